@@ -1,0 +1,44 @@
+# make demo   pre-train, select, fine-tune, evaluate and report on synthetic people (CPU, under 20 minutes on 2 cores)
+# make test   the whole test suite (under 15 minutes on 2 cores)
+# make lint   ruff and mypy
+# make clean  remove the environment and the demo's run
+#
+# The first call makes .venv with the locked dependencies; later calls reuse it.
+# GPU machines: make EXTRA=gpu env
+
+PYTHON ?= $(or $(shell command -v python3.11),python3)
+EXTRA ?= cpu
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed-$(EXTRA)
+DEMO_RUN ?= runs/demo
+
+.PHONY: demo test lint bench env clean check
+
+demo: env
+	$(RUN) -m platform.pipeline output=$(DEMO_RUN)
+
+test: env
+	$(RUN) -m pytest
+
+lint: env
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+env: $(STAMP)
+
+$(STAMP): pyproject.toml requirements.lock | check
+	@echo "Installing the locked dependencies into $(VENV) (once; a few minutes)"
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/pip install --quiet --no-input torch==$$(sed -n 's/^torch==//p' requirements.lock) torchvision==$$(sed -n 's/^torchvision==//p' requirements.lock)
+	@$(VENV)/bin/pip install --quiet --no-input --constraint requirements.lock --editable '.[$(EXTRA),dev]'
+	@touch $@
+
+check:
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found: install Python 3.11, or name it: make PYTHON=/path/to/python3.11 ..."; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "error: $(PYTHON) is not Python 3.11"; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: this Python cannot make environments: install its venv module (Debian: python3.11-venv)"; exit 2; }
+	@for tool in gcc git; do command -v $$tool >/dev/null || { echo "error: $$tool not found: install it"; exit 2; }; done
+
+clean:
+	rm -rf $(VENV) $(DEMO_RUN)

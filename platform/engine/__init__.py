@@ -1,0 +1,1 @@
+"""What the programs stand on: Ray, object storage, shards, the sample stream and training."""

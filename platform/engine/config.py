@@ -1,0 +1,149 @@
+"""From `configs/<program>.yaml` and the command line to one validated dataclass.
+
+Hydra composes (groups, `experiment=...`, `key=value` overrides); the program's dataclass is the schema. Below this
+edge there are only dataclasses: no program hands a Hydra object to the engine or the library.
+"""
+
+import difflib
+import json
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from platform.engine.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG_FOLDER = ROOT / "configs"
+Schema = TypeVar("Schema")
+
+
+class ConfigError(UserError):
+    """A key that does not exist or a value that cannot be."""
+
+
+def load_config(schema: type[Schema], name: str, overrides: Sequence[str] = ()) -> Schema:
+    """Compose `configs/<name>.yaml` with `key=value` overrides and validate it against the dataclass `schema`.
+
+    Raises ConfigError naming the key for unknown keys, wrong types and values refused by the dataclass.
+    """
+    try:
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+            composed = compose(name, overrides=list(overrides))
+        OmegaConf.set_struct(composed, False)
+        return to_dataclass(schema, composed)
+    except HydraException as error:
+        raise ConfigError(_explain(error, schema)) from None
+
+
+def to_dataclass(schema: type[Schema], values: Any) -> Schema:
+    """Check a mapping against `schema` and build the dataclass, nested ones included. Raises ConfigError."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ConfigError(_explain(error, schema)) from None
+    except ValueError as error:  # raised by a dataclass's own __post_init__
+        raise ConfigError(f"configuration: {error}") from None
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """The dataclass as JSON-compatible nested dicts and lists (what is stored beside a run)."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def run_program(schema: type[Schema], name: str, function: Callable[[Schema], object], doc: str | None) -> None:
+    """The `__main__` of every program: `--help`, `--show-config`, overrides, and errors a user can read."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    arguments = sys.argv[1:]
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(help_text(schema, name, doc))
+        return
+    show = "--show-config" in arguments
+    try:
+        config = load_config(schema, name, [a for a in arguments if a != "--show-config"])
+        if show:
+            print(OmegaConf.to_yaml(OmegaConf.create(to_plain(config))), end="")
+        else:
+            function(config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        sys.exit(130)
+
+
+def help_text(schema: type, name: str, doc: str | None) -> str:
+    """Docstring, usage, config groups and every option with its default and meaning."""
+    groups = sorted(p.name for p in CONFIG_FOLDER.iterdir() if p.is_dir())
+    lines = [(doc or "").strip(), "", f"usage: python -m platform.{name} [group=choice ...] [key=value ...]",
+             "       --show-config prints the resolved configuration and stops", "", "groups:"]
+    for group in groups:
+        choices = ", ".join(sorted(p.stem for p in (CONFIG_FOLDER / group).glob("*.yaml")))
+        lines.append(f"  {group:<12} {choices}")
+    lines += ["", "options (defaults of the schema; configs/ may set others):"]
+    lines += [f"  {key:<44} {text}" for key, text in _options(schema)]
+    return "\n".join(lines)
+
+
+def _options(schema: type, prefix: str = "") -> list[tuple[str, str]]:
+    hints, meanings, rows = get_type_hints(schema), _field_docs(schema), []
+    for field in fields(schema):
+        kind = hints[field.name]
+        if is_dataclass(kind):
+            rows += _options(kind, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+            continue
+        if field.default is not MISSING:
+            default = field.default
+        else:
+            default = field.default_factory() if field.default_factory is not MISSING else "required"
+        rows.append((f"{prefix}{field.name}={default}", meanings.get(field.name, "")))
+    return rows
+
+
+def _field_docs(schema: type) -> dict[str, str]:
+    """Docstrings written under the fields of a dataclass, read from its source."""
+    import ast
+    import inspect
+    import textwrap
+
+    found: dict[str, str] = {}
+    for owner in reversed(schema.__mro__):
+        if not is_dataclass(owner):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body  # type: ignore[attr-defined]
+        for statement, following in zip(body, body[1:], strict=False):
+            if (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+                    and isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)):
+                found[statement.target.id] = " ".join(str(following.value.value).split())
+    return found
+
+
+def _keys(schema: type, prefix: str = "") -> list[str]:
+    return [key.split("=", 1)[0] for key, _ in _options(schema, prefix)]
+
+
+def _explain(error: Exception, schema: type) -> str:
+    """One clear paragraph out of Hydra's and OmegaConf's multi-line messages."""
+    text = str(error).strip()
+    cause = error.__cause__
+    key = getattr(error, "full_key", None) or getattr(cause, "full_key", None)
+    found = re.search(r"Could not override '([^']+)'|Key '([^']+)' not in|Key '([^']+)' is not in struct", text)
+    if found:
+        key = key or next(group for group in found.groups() if group)
+        close = difflib.get_close_matches(str(key), _keys(schema), n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(close)}?" if close else "; --help lists the keys"
+        return f"configuration: there is no key '{key}'{hint}"
+    first = text.splitlines()[0]
+    if key:
+        return f"configuration: {key}: {first}"
+    return f"configuration: {' '.join(text.split())}"

@@ -1,0 +1,47 @@
+"""A k-NN probe during pre-training: does the backbone recognise people, or only cameras?"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from platform.engine.device import device
+from platform.engine.images import ImageSet
+from platform.engine.storage import open_storage
+from reidssl.augment.multicrop import MultiCropConfig
+from reidssl.augment.reid import normalise
+from reidssl.metrics.ranking import leave_one_out, same_camera_share
+from reidssl.models.vit import Vit, VitConfig
+
+
+@dataclass(kw_only=True)
+class ProbeConfig:
+    """A small labelled set that is only looked at, never trained on."""
+
+    uri: str = ""
+    """Labelled shards; empty: no probe."""
+    split: str = "gallery"
+    """Which split of it."""
+    every_steps: int = 100
+    """Optimiser steps between probes (a multiple of tracking.every_steps)."""
+
+
+class Probe:
+    """Call it with a backbone in eval mode: {"probe_mAP", "probe_same_camera"}.
+
+    probe_mAP: cross-camera identity retrieval, in [0, 1]. probe_same_camera: share of nearest neighbours that come from the
+    same camera, in [0, 1]; rising while the mAP stands still means that backgrounds are being learnt.
+    """
+
+    def __init__(self, config: ProbeConfig, model: VitConfig, augment: MultiCropConfig, storage: Any) -> None:
+        self.images = ImageSet(open_storage(config.uri, storage), [config.split], tuple(model.image_size))
+        self.mean, self.std = augment.mean, augment.std
+
+    @torch.no_grad()
+    def __call__(self, backbone: Vit) -> dict[str, float]:
+        features = torch.cat([backbone(normalise(batch.to(device()), self.mean, self.std)).cpu()
+                              for batch in self.images.batches(128)])
+        pids, camids = np.asarray(self.images.pids), np.asarray(self.images.camids)
+        return {"probe_mAP": float(leave_one_out(features, pids, camids).mAP),
+                "probe_same_camera": float(same_camera_share(features, camids))}

@@ -1,0 +1,94 @@
+"""A run is a folder: its resolved configuration at the start, its summary at the end.
+
+The summary is written last, so a folder with a summary is complete and is not done again; a folder without one is
+continued. Continuing under another configuration is refused, because the result would belong to neither.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
+from typing import Any
+
+from platform.engine.config import ROOT, to_plain
+from platform.engine.errors import UserError
+from platform.engine.storage import Location, open_storage
+
+CONFIG, SUMMARY = "config.json", "summary.json"
+# Settings that change how a run is carried out and never what it computes.
+VOLATILE = ("runtime", "scaling", "tracking", "checkpoint", "storage")
+PACKAGES = ("torch", "timm", "ray", "deepspeed", "faiss-cpu", "faiss-gpu", "pyarrow", "numpy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run folder."""
+
+    location: Location
+    program: str
+    config: dict[str, Any]
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """What the finished run reported; None while it is incomplete."""
+        file = self.location / SUMMARY
+        return file.read_json() if file.exists() else None
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Mark the run complete."""
+        (self.location / SUMMARY).write_json({"program": self.program, "environment": environment(), **summary})
+
+
+def open_run(program: str, output: str, config: Any, storage: Any, volatile: Iterable[str] = VOLATILE) -> Run:
+    """Create or re-open the run folder `output` for `config` (a program's dataclass).
+
+    Raises UserError listing the settings that differ if the folder belongs to a run with another configuration.
+    """
+    if not output:
+        raise UserError("output is empty: name the folder or bucket path of the run, e.g. output=runs/my-run")
+    location = open_storage(output, storage)
+    plain = to_plain(config)
+    file = location / CONFIG
+    if file.exists():
+        stored = file.read_json()["config"]
+        ignored = set(volatile)
+        differences = [f"{key}: {old!r} -> {new!r}" for key, old, new in _differences(stored, plain)
+                       if key.split(".")[0] not in ignored]
+        if differences:
+            shown = "\n  ".join(differences[:12])
+            raise UserError(f"{location.uri} holds a run with another configuration:\n  {shown}\n"
+                            "Choose another output, repeat the old settings, or delete that folder")
+    else:
+        file.write_json({"program": program, "config": plain, "environment": environment()})
+    return Run(location, program, plain)
+
+
+@lru_cache(maxsize=1)
+def environment() -> dict[str, str]:
+    """Versions that a result depends on."""
+    found = {"python": sys.version.split()[0], "code": _code_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _code_version() -> str:
+    try:
+        return subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, check=True, text=True,
+                              capture_output=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"  # shipped without its repository, e.g. as a job's working directory
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        rows = []
+        for key in sorted(old.keys() | new.keys()):
+            rows += _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+        return rows
+    return [] if old == new else [(prefix, old, new)]

@@ -1,0 +1,159 @@
+"""Connect to Ray or start it, and keep the terminal for our own lines.
+
+Three ways to run, one function:
+- inside `ray job submit`: the job's cluster, code shipped by the job's working directory;
+- with an address (or RAY_ADDRESS): that cluster, code shipped from this checkout;
+- otherwise: a Ray of our own on this machine, gone when the program ends.
+"""
+
+import logging
+import os
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from platform.engine.config import ROOT
+from platform.engine.errors import UserError
+
+# What workers inherit: no warnings of other people's libraries, Train visible in the dashboard.
+WORKER_ENVIRONMENT = {
+    "PYTHONWARNINGS": "ignore",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    "DS_IGNORE_CUDA_DETECTION": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "DeepSpeed", "torch.distributed")
+SHIPPED_EXCLUDES = [".git", ".venv", "runs", "tests/.cache", "*.parquet", "*.ckpt"]
+
+
+@dataclass(kw_only=True)
+class RuntimeConfig:
+    """How to reach Ray."""
+
+    address: str = ""
+    """Cluster to connect to ("auto" for the one on this machine); empty: RAY_ADDRESS, the job's, or a local start."""
+    num_cpus: int = 0
+    """Logical CPUs of a local start; 0: the cores of this machine, at least 4, so that reading overlaps training."""
+    num_gpus: int = -1
+    """GPUs of a local start; -1: all there are."""
+    dashboard: bool = False
+    """Start the dashboard (on localhost only) with a local Ray."""
+    object_store_gib: float = 0.0
+    """Object store of a local start in GiB; 0: Ray's default, at most 2."""
+
+    def __post_init__(self) -> None:
+        if self.num_cpus < 0:
+            raise ValueError(f"num_cpus must be 0 (all cores) or more: got {self.num_cpus}")
+        if self.object_store_gib < 0:
+            raise ValueError(f"object_store_gib must be 0 (default) or more: got {self.object_store_gib}")
+
+
+def connect(config: RuntimeConfig) -> None:
+    """Connect to or start Ray once per process; a second call does nothing.
+
+    Raises UserError when the given address does not answer.
+    """
+    quiet()
+    if ray.is_initialized():
+        return
+    os.environ.update({key: os.environ.get(key, value) for key, value in WORKER_ENVIRONMENT.items()})
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    address = config.address or os.environ.get("RAY_ADDRESS", "")
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if address or in_job:
+        environment: dict[str, Any] = {"env_vars": WORKER_ENVIRONMENT}
+        if not in_job:
+            environment |= {"working_dir": str(ROOT), "excludes": SHIPPED_EXCLUDES}
+        try:
+            ray.init(address=address or "auto", runtime_env=environment, **common)
+        except (ConnectionError, RuntimeError) as error:
+            raise UserError(
+                f"no Ray cluster answers at '{address or 'auto'}': {str(error).splitlines()[0]}. Start one with "
+                "`ray start --head`, correct runtime.address / RAY_ADDRESS, or leave both empty to start a local Ray"
+            ) from None
+    else:
+        gib = config.object_store_gib or 2.0
+        ray.init(
+            num_cpus=config.num_cpus or max(4, os.cpu_count() or 1),
+            num_gpus=None if config.num_gpus < 0 else config.num_gpus,
+            include_dashboard=config.dashboard,
+            dashboard_host="127.0.0.1",
+            object_store_memory=int(gib * 2**30),
+            # A locally started worker has imported the standard `platform` before it sees this folder.
+            runtime_env={"env_vars": WORKER_ENVIRONMENT | {"PYTHONPATH": str(ROOT)}},
+            **common,
+        )
+    _quiet_ray_data()
+
+
+def quiet() -> None:
+    """Silence other libraries' information lines and deprecation warnings in this process."""
+    warnings.filterwarnings("ignore")
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _quiet_ray_data() -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+class LineBoard:
+    """Actor that carries finished terminal lines, and an error that trying again cannot mend, to the driver."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._fatal = ""
+
+    def fail(self, text: str) -> None:
+        self._fatal = self._fatal or text
+
+    def fatal(self) -> str:
+        return self._fatal
+
+    def push(self, line: str) -> None:
+        self._lines.append(line)
+
+    def drain(self) -> list[str]:
+        lines, self._lines = self._lines, []
+        return lines
+
+
+@contextmanager
+def relayed_lines() -> Iterator[Any]:
+    """Yields the handle of a LineBoard; what workers push to it is printed here within half a second."""
+    board = ray.remote(num_cpus=0)(LineBoard).remote()
+    stop = threading.Event()
+
+    def relay() -> None:
+        while True:
+            last = stop.is_set()
+            try:
+                for line in ray.get(board.drain.remote(), timeout=30):
+                    say(line)
+            except Exception:  # the board dies with the cluster; the driver's own error tells the story
+                return
+            if last:
+                return
+            stop.wait(0.5)
+
+    thread = threading.Thread(target=relay, daemon=True)
+    thread.start()
+    try:
+        yield board
+    finally:
+        stop.set()
+        thread.join(timeout=10)
+        ray.kill(board)
+
+
+def say(line: str) -> None:
+    """One line on the terminal, with the time of day, at once."""
+    print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True)

@@ -1,0 +1,193 @@
+"""S3-compatible object stores: settings, credentials, the two clients and what boto3 alone can do.
+
+pyarrow reads (ranged requests, in C++); boto3 writes, lists and administrates (an interrupted boto3 upload is never
+published, while closing a pyarrow stream publishes whatever it got). Both take their credentials from boto3's standard
+chain (environment, shared files and profiles, SSO, web identity, container and instance roles). Credentials live only
+in the process that uses them: what is pickled, printed or written down is the StorageConfig, which holds none.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import astuple, dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+import botocore.exceptions as boto_errors
+import pyarrow.fs as pafs
+from botocore.config import Config as BotoConfig
+
+# Sources of credentials that pyarrow's own chain finds and refreshes by itself.
+NATIVE_METHODS = {"env", "iam-role", "container-role"}
+PAGE_SIZE = 1000  # the most that S3 lists or deletes in one request
+
+
+@dataclass(kw_only=True)
+class StorageConfig:
+    """How to reach object storage. Never holds credentials: those come from the standard AWS chain."""
+
+    endpoint_url: str = ""
+    """S3-compatible server ("http://host:9000"); empty: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, else AWS."""
+    region: str = ""
+    """Region; empty: the profile's or the environment's, else the bucket's."""
+    profile: str = ""
+    """Profile of the AWS configuration files; empty: AWS_PROFILE or the default."""
+    anonymous: bool = False
+    """Send unsigned requests, for public buckets."""
+    create_bucket: bool = False
+    """Create the bucket of an output when it does not exist."""
+    max_attempts: int = 5
+    """Tries of one request, with growing pauses between them."""
+    connect_timeout_s: float = 5.0
+    """Seconds to wait for a connection."""
+    request_timeout_s: float = 60.0
+    """Seconds to wait for an answer."""
+
+    def __post_init__(self) -> None:
+        if self.endpoint_url:
+            parts = urlsplit(self.endpoint_url)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError("endpoint_url must begin with http:// or https:// and name a host: "
+                                 f"got {parts.scheme!r} and host {parts.hostname!r}")
+            if "@" in parts.netloc:
+                raise ValueError("endpoint_url must not hold credentials: leave out the part before '@'; use the "
+                                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY variables or a profile")
+        if self.max_attempts < 1:
+            raise ValueError(f"max_attempts must be at least 1: got {self.max_attempts}")
+        for name in ("connect_timeout_s", "request_timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0: got {getattr(self, name)}")
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint in force, or "" for AWS itself."""
+        found = self.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+        return found.rstrip("/")
+
+
+class _S3FileSystem(pafs.S3FileSystem):
+    """pyarrow's S3 filesystem that pickles as its configuration, so that credentials stay in this process."""
+
+    def __init__(self, config: StorageConfig, bucket: str, **options: Any) -> None:
+        super().__init__(**options)
+        self._recipe = (config, bucket)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return filesystem, self._recipe
+
+
+def filesystem(config: StorageConfig, bucket: str) -> pafs.S3FileSystem:
+    """The pyarrow filesystem for `bucket`, made once per process and again when temporary credentials change."""
+    keys: tuple[str, ...] | None = None
+    if not config.anonymous:
+        credentials = _session(config.profile).get_credentials()
+        if credentials is None:
+            raise boto_errors.NoCredentialsError()
+        if credentials.method not in NATIVE_METHODS or config.profile:
+            frozen = credentials.get_frozen_credentials()
+            keys = (frozen.access_key, frozen.secret_key, frozen.token or "")
+    return _filesystem(astuple(config), config.endpoint, bucket, keys)
+
+
+@lru_cache(maxsize=8)
+def _filesystem(values: tuple[Any, ...], endpoint: str, bucket: str, keys: tuple[str, ...] | None) -> pafs.S3FileSystem:
+    config = _config(values)
+    parts = urlsplit(endpoint)
+    options: dict[str, Any] = {
+        "anonymous": config.anonymous,
+        "region": _region(config, bucket),
+        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=config.max_attempts),
+        "connect_timeout": config.connect_timeout_s,
+        "request_timeout": config.request_timeout_s,
+    }
+    if endpoint:
+        options |= {"scheme": parts.scheme, "endpoint_override": parts.netloc + parts.path}
+    if os.environ.get("AWS_CA_BUNDLE"):
+        options["tls_ca_file_path"] = os.environ["AWS_CA_BUNDLE"]
+    if keys:
+        options |= {"access_key": keys[0], "secret_key": keys[1], "session_token": keys[2] or None}
+    return _S3FileSystem(config, bucket, **options)
+
+
+def client(config: StorageConfig) -> Any:
+    """The boto3 S3 client for `config`, made once per process (boto3 clients are thread-safe)."""
+    return _client(astuple(config), config.endpoint)
+
+
+@lru_cache(maxsize=8)
+def _client(values: tuple[Any, ...], endpoint: str) -> Any:
+    from botocore import UNSIGNED
+
+    config = _config(values)
+    options: dict[str, Any] = {
+        "retries": {"mode": "standard", "total_max_attempts": config.max_attempts},
+        "connect_timeout": config.connect_timeout_s,
+        "read_timeout": config.request_timeout_s,
+    }
+    if endpoint:  # many S3-compatible servers know neither virtual hosts nor the newer checksums
+        options |= {"s3": {"addressing_style": "path"}, "request_checksum_calculation": "when_required",
+                    "response_checksum_validation": "when_required"}
+    if config.anonymous:
+        options["signature_version"] = UNSIGNED
+    session = _session(config.profile)
+    region = config.region or session.region_name or ("us-east-1" if endpoint else None)
+    return session.client("s3", endpoint_url=endpoint or None, region_name=region, config=BotoConfig(**options))
+
+
+@lru_cache(maxsize=8)
+def _session(profile: str) -> Any:
+    return boto3.Session(profile_name=profile or None)
+
+
+def _config(values: tuple[Any, ...]) -> StorageConfig:
+    return StorageConfig(**dict(zip(StorageConfig.__dataclass_fields__, values, strict=True)))
+
+
+def _region(config: StorageConfig, bucket: str) -> str:
+    """Configured, else the environment's or profile's, else the one AWS names for the bucket."""
+    region = config.region or os.environ.get("AWS_REGION") or _session(config.profile).region_name
+    if region or config.endpoint:
+        return region or "us-east-1"
+    return pafs.resolve_s3_region(bucket)
+
+
+def list_objects(config: StorageConfig, bucket: str, prefix: str, recursive: bool = True) -> Iterator[tuple[str, int]]:
+    """(key, bytes) of every object whose key begins with `prefix`, a thousand per request."""
+    options: dict[str, Any] = {"PaginationConfig": {"PageSize": PAGE_SIZE}}
+    if not recursive:
+        options["Delimiter"] = "/"
+    for page in client(config).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **options):
+        yield from ((item["Key"], item["Size"]) for item in page.get("Contents", []))
+
+
+def delete_objects(config: StorageConfig, bucket: str, keys: list[str]) -> None:
+    """Delete objects, a thousand per request; keys that are not there are no error. Raises OSError."""
+    for start in range(0, len(keys), PAGE_SIZE):
+        chunk = [{"Key": key} for key in keys[start : start + PAGE_SIZE]]
+        answer = client(config).delete_objects(Bucket=bucket, Delete={"Objects": chunk, "Quiet": True})
+        if answer.get("Errors"):
+            first = answer["Errors"][0]
+            raise OSError(f"{first.get('Key')}: {first.get('Code')} {first.get('Message', '')}")
+
+
+def make_bucket(config: StorageConfig, bucket: str) -> None:
+    """Create `bucket` in the configured region; nothing happens when it is ours already."""
+    s3 = client(config)
+    region = s3.meta.region_name
+    place = {} if region in (None, "us-east-1", "aws-global") else {
+        "CreateBucketConfiguration": {"LocationConstraint": region}}
+    with suppress(s3.exceptions.BucketAlreadyOwnedByYou):
+        s3.create_bucket(Bucket=bucket, **place)
+
+
+def abort_uploads(config: StorageConfig, bucket: str, prefix: str, older_than_h: float) -> int:
+    """Abort the multipart uploads below `prefix` begun more than `older_than_h` hours ago; returns how many."""
+    s3, before = client(config), datetime.now(UTC) - timedelta(hours=older_than_h)
+    pages = s3.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix)
+    old = [upload for page in pages for upload in page.get("Uploads", []) if upload["Initiated"] <= before]
+    for upload in old:
+        s3.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+    return len(old)

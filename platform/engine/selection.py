@@ -1,0 +1,38 @@
+"""Which rows of a data set are trained on: all of them, or those of a selection, without copying an image."""
+
+from collections import defaultdict
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from platform.engine.errors import UserError
+from platform.engine.shards import read_manifest
+from platform.engine.storage import Location
+from platform.engine.stream import Unit
+
+INDEX = "index.parquet"
+
+
+def read_units(root: Location, selection: Location | None = None) -> list[Unit]:
+    """The row groups of the data set at `root`, cut down to the rows of `selection`.
+
+    Raises UserError if the selection was made from another data set.
+    """
+    manifest = read_manifest(root)
+    units = [Unit(entry.name, group, rows) for entry in manifest.files for group, rows in enumerate(entry.row_groups)]
+    if selection is None:
+        return units
+    about = (selection / "manifest.json").read_json()
+    if about["data_checksum"] != manifest.checksum:
+        raise UserError(f"the selection {selection.uri} was made from {about['data']} as it was then (checksum "
+                        f"{about['data_checksum'][:12]}), not from {root.uri} (checksum {manifest.checksum[:12]}); "
+                        "run platform.select on this data set")
+    with (selection / INDEX).open_input() as file:
+        table = pq.read_table(file, columns=["file", "row_group", "row"])
+    rows: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for name, group, row in zip(table["file"].to_pylist(), table["row_group"].to_pylist(), table["row"].to_pylist(),
+                                strict=True):
+        rows[name, group].append(row)
+    return [Unit(unit.file, unit.row_group, len(rows[unit.file, unit.row_group]),
+                 np.sort(np.asarray(rows[unit.file, unit.row_group], np.int32)))
+            for unit in units if (unit.file, unit.row_group) in rows]

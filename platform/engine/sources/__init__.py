@@ -1,0 +1,105 @@
+"""Where images come from: `source.kind` chooses the reader."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from platform.engine.config import to_plain
+from platform.engine.errors import UserError
+from platform.engine.sources.base import Candidate, Plan, Source
+from platform.engine.sources.files import FileSource, Indexer
+from platform.engine.sources.luperson import LmdbSource
+from platform.engine.sources.synthetic import SyntheticSource
+from platform.engine.sources.tar import TarSource
+from platform.engine.sources.video import VideoSource
+from platform.engine.storage import StorageConfig, open_storage
+from reidssl.data import folder, luperson, market1501, msmt17
+from reidssl.data.mot import CropConfig
+from reidssl.data.synthetic import SyntheticConfig
+
+__all__ = ["Candidate", "Plan", "Source", "SourceConfig", "open_source"]
+
+LAYOUTS: dict[str, Indexer] = {
+    "folder": folder.index, "market1501": market1501.index, "msmt17": msmt17.index, "luperson": luperson.index,
+}
+KINDS = (*LAYOUTS, "luperson_lmdb", "webdataset", "video", "synthetic")
+PARTS = ("pretrain", "source", "target")
+FORMATS = ("jpeg", "png")
+
+
+@dataclass(kw_only=True)
+class SourceConfig:
+    """What to read. Which fields matter depends on `kind`."""
+
+    kind: str = "folder"
+    """folder, market1501, msmt17, luperson (images/ tree), luperson_lmdb, webdataset, video or synthetic."""
+    path: str = ""
+    """Folder, file or s3:// prefix; not for synthetic."""
+    labelled: bool = False
+    """folder: take <identity>/<image> or <split>/<identity>/<image> as labels."""
+    detections: str = ""
+    """video: MOTChallenge file of the video; for a folder of videos the folder with <video's name>.txt each."""
+    crops: CropConfig = field(default_factory=CropConfig)
+    part: str = "pretrain"
+    """synthetic: pretrain (unlabelled), source or target (labelled)."""
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    image_format: str = "jpeg"
+    """video, synthetic: jpeg or png; other kinds keep the original bytes."""
+    jpeg_quality: int = 95
+    """video, synthetic: quality of the JPEGs."""
+    unit_images: int = 256
+    """Images that one reading task takes."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("kind", KINDS), ("part", PARTS), ("image_format", FORMATS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}: got {getattr(self, name)!r}")
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ValueError(f"jpeg_quality must be in 1..100: got {self.jpeg_quality}")
+        if self.unit_images < 1:
+            raise ValueError(f"unit_images must be at least 1: got {self.unit_images}")
+
+    def arguments(self) -> dict[str, Any]:
+        """What determines the images, as JSON-compatible values: the fields that matter for this kind."""
+        names = {"synthetic": ("kind", "part", "synthetic", "image_format", "jpeg_quality"),
+                 "video": ("kind", "path", "detections", "crops", "image_format", "jpeg_quality"),
+                 "folder": ("kind", "path", "labelled")}.get(self.kind, ("kind", "path"))
+        values = {name: value for name, value in to_plain(self).items() if name in names}
+        for name in {"path", "detections"} & set(values):
+            values[name] = open_storage(values[name]).uri if values[name] else ""
+        return _finite(values)
+
+
+def open_source(config: SourceConfig, storage: StorageConfig) -> Source:
+    """The reader for `config`. Raises UserError when a field it needs is empty."""
+    # Hydra hands tuples over as lists.
+    crops = replace(config.crops, recorded_size=tuple(config.crops.recorded_size))
+    synthetic = replace(config.synthetic, image_size=tuple(config.synthetic.image_size))
+    common: dict[str, Any] = {"image_format": config.image_format, "jpeg_quality": config.jpeg_quality}
+    if config.kind == "synthetic":
+        return SyntheticSource(synthetic, config.part, config.unit_images, **common)
+    if not config.path:
+        raise UserError(f"source.path is empty: say where the {config.kind} source is")
+    root = open_storage(config.path, storage)
+    if config.kind == "video":
+        if not config.detections:
+            raise UserError("source.detections is empty: a video needs person detections in MOTChallenge form "
+                            "(frame, track, left, top, width, height, score)")
+        return VideoSource(root, open_storage(config.detections, storage), crops, **common)
+    if config.kind == "luperson_lmdb":
+        return LmdbSource(root, config.unit_images)
+    if config.kind == "webdataset":
+        return TarSource(root)
+    index: Callable[..., Any] = LAYOUTS[config.kind]
+    if config.kind == "folder":
+        index = partial(index, labelled=config.labelled)
+    return FileSource(root, index, config.unit_images)
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,208 @@
+"""The sample stream: deterministic, exactly once, independent of the number of workers.
+
+    stream       epochs back to back; epoch e is an order of all samples, a function of (seed, e) alone
+    unit         one row group of one shard (or its selected rows): what one ranged read fetches
+    window       several units, drawn by the epoch's permutation, read together and shuffled by f(seed, e, window)
+    micro-batch  a fixed number of consecutive samples: the unit of computation. Micro-batch j goes to worker
+                 j mod world_size, so who computes what never changes what is computed
+    position     samples seen; a run resumes at any multiple of the global batch, with any allowed world size
+
+Ray Data reads, decodes and resizes on any CPU of the cluster and delivers compact uint8 images; random augmentation
+happens on the training device, seeded per sample by (seed, epoch, key).
+"""
+
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from platform.engine.errors import UserError
+from platform.engine.storage import Location
+
+
+class Unit(NamedTuple):
+    """One row group, or the rows of it that a selection keeps."""
+
+    file: str
+    row_group: int
+    num_rows: int
+    rows: np.ndarray | None = None
+    """Indices of the selected rows within the row group, ascending; None = all."""
+
+
+class Task(NamedTuple):
+    """Rows [low, high) of one shuffled window of one epoch."""
+
+    epoch: int
+    window: int
+    low: int
+    high: int
+
+
+@dataclass(kw_only=True)
+class StreamConfig:
+    """How samples are grouped; only `micro_batch` and `micro_batches_per_step` change the mathematics."""
+
+    micro_batch: int = 64
+    """Samples computed together (batch-norm statistics are per micro-batch)."""
+    micro_batches_per_step: int = 8
+    """Micro-batches in one optimiser step; the global batch is their product. The number of workers must divide it."""
+    window_row_groups: int = 16
+    """Row groups read and shuffled together; more mixes better and needs more memory."""
+    seed: int = 0
+    """Seed of the order of the samples and of their augmentation."""
+
+    def __post_init__(self) -> None:
+        for name in ("micro_batch", "micro_batches_per_step", "window_row_groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
+
+    @property
+    def global_batch(self) -> int:
+        return self.micro_batch * self.micro_batches_per_step
+
+    @property
+    def allowed_world_sizes(self) -> list[int]:
+        per_step = self.micro_batches_per_step
+        return [world for world in range(1, per_step + 1) if per_step % world == 0]
+
+    def check_world_size(self, world_size: int) -> None:
+        """Raises UserError naming the allowed numbers of workers if `world_size` is none of them."""
+        if world_size not in self.allowed_world_sizes:
+            raise UserError(
+                f"{world_size} workers cannot share {self.micro_batches_per_step} micro-batches per step evenly; "
+                f"allowed numbers of workers: {self.allowed_world_sizes} (or change stream.micro_batches_per_step)"
+            )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole order of a run as pure functions; a few bytes per row group, sent to the reading tasks."""
+
+    units: tuple[Unit, ...]
+    seed: int
+    window_row_groups: int
+    num_epochs: int
+
+    @cached_property
+    def samples_per_epoch(self) -> int:
+        return sum(unit.num_rows for unit in self.units)
+
+    @property
+    def windows_per_epoch(self) -> int:
+        return -(-len(self.units) // self.window_row_groups)
+
+    def window_units(self, epoch: int, window: int) -> list[Unit]:
+        order = _permutation(self.seed, epoch, len(self.units))
+        chosen = order[window * self.window_row_groups : (window + 1) * self.window_row_groups]
+        return [self.units[index] for index in chosen]
+
+    def window_order(self, epoch: int, window: int, num_rows: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch, window, 1]).permutation(num_rows)
+
+    def tasks(self, position: int, end: int) -> list[Task]:
+        """The windows, cut at both ends, that make up the samples [position, end) of the stream."""
+        tasks = []
+        for epoch in range(position // self.samples_per_epoch, self.num_epochs):
+            start = epoch * self.samples_per_epoch
+            for window in range(self.windows_per_epoch):
+                num_rows = sum(unit.num_rows for unit in self.window_units(epoch, window))
+                low, high = max(0, position - start), min(num_rows, end - start)
+                if low < high:
+                    tasks.append(Task(epoch, window, low, high))
+                start += num_rows
+                if start >= end:
+                    return tasks
+        return tasks
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def read_window(plan: Plan, task: Task, root: Location, threads: int = 4) -> pa.Table:
+    """The rows of `task` in stream order: key, image, epoch.
+
+    Rows outside [low, high) are dropped after the shuffle, so a resumed stream is the tail of the uninterrupted one.
+    """
+    units = plan.window_units(task.epoch, task.window)
+
+    def read(unit: Unit) -> pa.Table:
+        with root.joinpath(unit.file).open_input() as file:
+            table = pq.ParquetFile(file).read_row_group(unit.row_group, columns=["key", "image"])
+        return table if unit.rows is None else table.take(pa.array(unit.rows))
+
+    with ThreadPoolExecutor(threads) as pool:
+        table = pa.concat_tables(pool.map(read, units))
+    order = plan.window_order(task.epoch, task.window, table.num_rows)[task.low : task.high]
+    table = table.take(pa.array(order))
+    return table.append_column("epoch", pa.array(np.full(len(order), task.epoch, np.int32)))
+
+
+def decode_image(data: bytes, image_size: tuple[int, int], resample: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
+    """Encoded image -> uint8 (3, H, W), resized to `image_size` (height, width)."""
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft("RGB", (image_size[1], image_size[0]))  # JPEG: decode near the size that is needed
+        rgb = image.convert("RGB")
+        if rgb.size != (image_size[1], image_size[0]):
+            rgb = rgb.resize((image_size[1], image_size[0]), resample)
+        return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+
+
+class Decoder:
+    """Encoded micro-batch -> {"image": uint8 (B, 3, H, W), "key", "epoch"}."""
+
+    def __init__(self, image_size: tuple[int, int]) -> None:
+        self.image_size = image_size
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        images = np.empty((len(batch["key"]), 3, *self.image_size), np.uint8)
+        for index, (key, data) in enumerate(zip(batch["key"], batch["image"], strict=True)):
+            try:
+                images[index] = decode_image(data, self.image_size)
+            except Exception as error:
+                raise UserError(f"image '{key}' in the shards cannot be decoded any more ({error}); the shard has "
+                                "changed since it was written: ingest it again") from None
+        return {"image": images, "key": batch["key"], "epoch": batch["epoch"]}
+
+
+def build_dataset(plan: Plan, config: StreamConfig, root: Location, image_size: tuple[int, int],
+                  position: int, end: int) -> Any:
+    """Ray Data pipeline whose block j is micro-batch j of the stream after `position`.
+
+    Leans on `repartition(strict=True)` and `preserve_order`; tests/platform/engine/test_stream.py holds both in place.
+    """
+    import ray
+
+    tasks = plan.tasks(position, end)
+    if not tasks:
+        raise UserError(f"the stream is at its end already: position {position}, end {end}")
+
+    def read(batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
+        for index in batch["id"]:
+            yield read_window(plan, tasks[index], root)
+
+    dataset = ray.data.range(len(tasks), override_num_blocks=len(tasks))
+    dataset = dataset.map_batches(read, batch_size=1, num_cpus=0.25)
+    dataset = dataset.repartition(target_num_rows_per_block=config.micro_batch, strict=True)
+    dataset = dataset.map_batches(Decoder(image_size).__call__, batch_size=config.micro_batch,
+                                  zero_copy_batch=True, num_cpus=0.5)
+    dataset.context.execution_options.preserve_order = True
+    return dataset
+
+
+def micro_batches(iterator: Any, config: StreamConfig, prefetch: int = 2) -> Iterator[dict[str, np.ndarray]]:
+    """This worker's micro-batches in order. Raises RuntimeError if Ray Data delivered another block size."""
+    for batch in iterator.iter_batches(batch_size=None, prefetch_batches=prefetch, batch_format="numpy"):
+        if len(batch["key"]) != config.micro_batch:
+            raise RuntimeError(f"the stream delivered a block of {len(batch['key'])} samples instead of "
+                               f"{config.micro_batch}: Ray Data no longer keeps strict blocks")
+        yield batch

@@ -1,0 +1,86 @@
+"""The one place where metrics leave a run: `metrics.jsonl` beside it, Ray's Prometheus port, TensorBoard.
+
+Written by rank 0 alone. Object storage cannot append, so the log is kept in memory (one small dict an interval) and
+published whole; a resumed run continues the log up to its checkpoint.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from platform.engine.storage import Location
+
+FILE = "metrics.jsonl"
+
+
+@dataclass(kw_only=True)
+class TrackingConfig:
+    """How often a run speaks and to whom."""
+
+    every_steps: int = 20
+    """Optimiser steps between log lines."""
+    tensorboard: str = ""
+    """Local folder for TensorBoard event files; empty: none."""
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise ValueError(f"every_steps must be at least 1: got {self.every_steps}")
+
+
+class Tracker:
+    """Collects rows {"position": ..., metric: float, ...}."""
+
+    def __init__(self, root: Location, config: TrackingConfig, resume_position: int = 0, labels: str = "") -> None:
+        self.file = root / FILE
+        self.rows: list[dict[str, Any]] = []
+        if resume_position and self.file.exists():
+            self.rows = [row for row in read_metrics(root) if row["position"] <= resume_position]
+        self._gauges: dict[str, Any] = {}
+        self._run = labels
+        self._writer = None
+        if config.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(config.tensorboard)
+
+    def add(self, position: int, metrics: dict[str, float]) -> None:
+        """One row; also to the Prometheus port as `ray_reidssl_<name>` and to TensorBoard."""
+        self.rows.append({"position": position, "time": time.time(), **metrics})
+        for name, value in metrics.items():
+            self._gauge(name).set(value, {"run": self._run})
+            if self._writer:
+                self._writer.add_scalar(name, value, position)
+
+    def publish(self) -> None:
+        """Write the whole log to storage."""
+        self.file.write_bytes("".join(json.dumps(row) + "\n" for row in self.rows).encode())
+        if self._writer:
+            self._writer.flush()
+
+    def _gauge(self, name: str) -> Any:
+        from ray.util.metrics import Gauge
+
+        if name not in self._gauges:
+            safe = "".join(char if char.isalnum() else "_" for char in name)
+            self._gauges[name] = Gauge(f"reidssl_{safe}", description=f"re-ID training: {name}", tag_keys=("run",))
+        return self._gauges[name]
+
+
+def read_metrics(root: Location) -> list[dict[str, Any]]:
+    """The rows of a run's `metrics.jsonl`, empty if it has none."""
+    file = root / FILE
+    return [json.loads(line) for line in file.read_bytes().splitlines()] if file.exists() else []
+
+
+def format_row(row: dict[str, float]) -> str:
+    """'loss 6.213  lr 0.0005  192 images/s' for a terminal."""
+    words = []
+    for name, value in row.items():
+        if name == "images_per_second":
+            words.append(f"{value:,.0f} images/s")
+        elif name == "learning_rate":
+            words.append(f"lr {value:.2e}")
+        else:
+            words.append(f"{name.replace('_', ' ')} {value:.4g}")
+    return "  ".join(words)

@@ -1,0 +1,245 @@
+"""Ray Train around a training loop: launch it, make its numbers independent of the number of workers, report.
+
+A loop is a plain function of its configuration that runs on every worker. It finds its own newest checkpoint, so a crash,
+a preemption, a resize and running the same command again are all the same thing: start, restore, continue.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from platform.engine import device as devices
+from platform.engine.errors import UserError
+from platform.engine.runtime import quiet, relayed_lines
+from platform.engine.storage import Location
+
+
+@dataclass(kw_only=True)
+class ScalingConfig:
+    """Workers of a run and what happens when they fail."""
+
+    workers: int = 1
+    """Most workers; fewer are used while fewer fit, down to min_workers."""
+    min_workers: int = 0
+    """Fewest workers to go on with; 0: the same as workers, i.e. not elastic."""
+    cpus_per_worker: float = 1.0
+    """CPUs reserved for each worker; leave some for reading."""
+    gpus_per_worker: float = 0.0
+    """GPUs reserved for each worker."""
+    threads: int = 0
+    """Torch threads of a worker; 0: its CPUs, at least the machine's cores divided by the workers when it is local."""
+    max_failures: int = 3
+    """Restarts after crashes before giving up."""
+    max_preemptions: int = -1
+    """Restarts after announced preemptions; -1: no limit."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1: got {self.workers}")
+        if not 0 <= self.min_workers <= self.workers:
+            raise ValueError(f"min_workers must be between 0 and workers ({self.workers}): got {self.min_workers}")
+
+    @property
+    def num_workers(self) -> int | tuple[int, int]:
+        fewest = self.min_workers or self.workers
+        return self.workers if fewest == self.workers else (fewest, self.workers)
+
+
+def launch(loop: Callable[[dict[str, Any]], None], arguments: dict[str, Any], *, name: str, storage: Location,
+           scaling: ScalingConfig, datasets: dict[str, Any] | None = None) -> None:
+    """Run `loop(arguments)` on Ray Train workers until it ends; its lines appear on this terminal.
+
+    `datasets` maps names to functions that build a Ray dataset; they are called again whenever the workers start, so a
+    dataset can begin where the newest checkpoint stands. Raises UserError with the loop's own words when it fails.
+    """
+    import ray
+    from ray.data import ExecutionOptions
+    from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig
+    from ray.train import ScalingConfig as RayScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    _check_resources(scaling)
+    resources = {"CPU": scaling.cpus_per_worker}
+    if scaling.gpus_per_worker:
+        resources["GPU"] = scaling.gpus_per_worker
+    with relayed_lines() as board:
+        trainer = TorchTrainer(
+            _guarded,
+            train_loop_config={"loop": loop, "arguments": arguments, "board": board, "threads": scaling.threads},
+            torch_config=TorchConfig(backend="nccl" if scaling.gpus_per_worker else "gloo"),
+            scaling_config=RayScalingConfig(num_workers=scaling.num_workers, use_gpu=scaling.gpus_per_worker > 0,
+                                            resources_per_worker=resources),
+            run_config=RunConfig(
+                name=name, storage_path=storage.path, storage_filesystem=storage.filesystem,
+                failure_config=FailureConfig(max_failures=scaling.max_failures,
+                                             max_preemption_failures=scaling.max_preemptions),
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+            datasets=datasets,
+            dataset_config=DataConfig(datasets_to_split="all",
+                                      execution_options=ExecutionOptions(preserve_order=True)),
+        )
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise UserError(ray.get(board.fatal.remote()) or _unexpected(error)) from None
+        fatal = ray.get(board.fatal.remote())
+        if fatal:
+            raise UserError(fatal)
+
+
+def _guarded(config: dict[str, Any]) -> None:
+    """Runs on every worker: quiet process, threads, line relay, and user errors that are not tried again.
+
+    Train restarts the workers after any exception. A user error would come back every time, so it is left on the board:
+    alone, the worker simply ends; with others that may be waiting in a collective it raises, and the restarted ones end.
+    """
+    quiet()
+    import ray
+    import ray.train
+
+    context = ray.train.get_context()
+    threads = config["threads"] or max(1, (os.cpu_count() or 1) // context.get_local_world_size())
+    devices.use_threads(threads)
+    global _board
+    _board = config["board"]
+    if ray.get(_board.fatal.remote()):
+        return
+    try:
+        config["loop"](config["arguments"])
+    except UserError as error:
+        ray.get(_board.fail.remote(str(error)))
+        if context.get_world_size() > 1:
+            raise
+
+
+_board: Any = None
+
+
+def _unexpected(error: BaseException) -> str:
+    """The last line of what went wrong; the trace goes to stderr for whoever mends it."""
+    failures = getattr(error, "worker_failures", {})
+    text = "\n".join(str(failure) for failure in failures.values()) or "".join(traceback.format_exception(error))
+    print(text, file=sys.stderr)
+    last = [line for line in text.strip().splitlines() if line.strip()][-1]
+    return f"training failed on a worker: {last.strip()}"
+
+
+def report_line(line: str) -> None:
+    """From rank 0 of a loop: one line on the driver's terminal."""
+    if _board is not None:
+        _board.push.remote(line)
+    else:
+        print(line, flush=True)
+
+
+def _check_resources(scaling: ScalingConfig) -> None:
+    import ray
+
+    total = ray.cluster_resources()
+    fewest = scaling.min_workers or scaling.workers
+    needed = {"CPU": fewest * scaling.cpus_per_worker, "GPU": fewest * scaling.gpus_per_worker}
+    autoscaling = "RAY_CLUSTER_AUTOSCALES" in os.environ or len(ray.nodes()) > 1
+    for kind, amount in needed.items():
+        if amount > total.get(kind, 0) and not autoscaling:
+            raise UserError(f"{fewest} workers need {amount:g} {kind}, this Ray has {total.get(kind, 0):g}: lower "
+                            "scaling.workers or scaling.cpus_per_worker/gpus_per_worker, or connect to a larger cluster")
+
+
+@dataclass
+class StepMeans:
+    """Averages over all micro-batches of an optimiser step, whoever computed them."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    count: int = 0
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
+        self.count += 1
+
+    def reduce(self) -> dict[str, Tensor]:
+        """Collective: the means over all workers' micro-batches; starts afresh."""
+        names = sorted(self.sums)
+        flat = torch.cat([self.sums[name].flatten() for name in names] + [torch.tensor([float(self.count)]).to(
+            self.sums[names[0]].device)])
+        if dist.is_initialized():
+            dist.all_reduce(flat)
+        flat = flat[:-1] / flat[-1]
+        pieces = flat.split([self.sums[name].numel() for name in names])
+        means = {name: piece.view_as(self.sums[name]) for name, piece in zip(names, pieces, strict=True)}
+        self.sums, self.count = {}, 0
+        return means
+
+
+class StepBatchNorm:
+    """Advances batch-norm running statistics once per optimiser step, from the mean over all its micro-batches.
+
+    Ordinary layers move at every forward pass, so the result would depend on who computed which micro-batch in which order.
+    Here each forward leaves its own batch statistics in the buffers (momentum 1), a hook collects them, and `commit` makes
+    the one step. Normalisation itself stays per micro-batch.
+    """
+
+    def __init__(self, *models: nn.Module) -> None:
+        self.layers = [layer for model in models for layer in model.modules()
+                       if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+        self.momenta = [0.1 if layer.momentum is None else layer.momentum for layer in self.layers]
+        self.committed = [self._buffers(layer) for layer in self.layers]
+        self.means = StepMeans()
+        self._collected: list[list[Tensor]] = [[] for _ in self.layers]
+        for index, layer in enumerate(self.layers):
+            layer.momentum = 1.0
+            layer.register_forward_hook(self._collector(index))
+
+    def _collector(self, index: int) -> Callable[..., None]:
+        def collect(layer: nn.Module, inputs: Any, output: Any) -> None:
+            if layer.training:
+                self._collected[index].append(torch.cat(self._buffers(layer)))
+        return collect
+
+    def micro_batch_done(self) -> None:
+        """After each micro-batch: fold what its forward passes left."""
+        folded = {str(i): torch.stack(seen).mean(0) for i, seen in enumerate(self._collected) if seen}
+        self._collected = [[] for _ in self.layers]
+        if folded:
+            self.means.add(folded)
+
+    def commit(self) -> None:
+        """Collective: running <- (1 - momentum) running + momentum * mean over the step."""
+        if not self.means.sums:
+            return
+        for name, statistics in self.means.reduce().items():
+            index = int(name)
+            mean, variance = statistics.chunk(2)
+            old_mean, old_variance = self.committed[index]
+            momentum = self.momenta[index]
+            self.committed[index] = [old_mean.lerp(mean, momentum), old_variance.lerp(variance, momentum)]
+            layer = self.layers[index]
+            layer.running_mean.copy_(self.committed[index][0])  # type: ignore[union-attr]
+            layer.running_var.copy_(self.committed[index][1])  # type: ignore[union-attr]
+
+    def reload(self) -> None:
+        """After a checkpoint was restored into the layers."""
+        self.committed = [self._buffers(layer) for layer in self.layers]
+
+    @staticmethod
+    def _buffers(layer: Any) -> list[Tensor]:
+        return [layer.running_mean.detach().clone(), layer.running_var.detach().clone()]
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's value on every worker."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

@@ -1,0 +1,264 @@
+"""DeepSpeed: build the engine, and turn its partitioned state into plain tensors and back.
+
+A plain ZeRO checkpoint can only be loaded by as many workers as wrote it. The payload here holds full fp32 parameters
+and per-parameter optimizer moments by name, so any number of workers and any ZeRO stage can continue from it, and so can
+ordinary PyTorch.
+"""
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from platform.engine.errors import UserError
+
+
+@dataclass(kw_only=True)
+class DeepSpeedConfig:
+    """How the optimiser's state is partitioned and in which precision the model computes."""
+
+    zero_stage: int = 1
+    """0: replicated; 1: optimizer states partitioned; 2: gradients too; 3: parameters too."""
+    precision: str = "fp32"
+    """fp32 or bf16 (the EMA teacher is always fp32)."""
+    clip: float = 3.0
+    """Largest gradient norm; 0 switches clipping off."""
+    clip_per_tensor: bool = False
+    """Clip every parameter tensor on its own, as the released pre-training does; only ZeRO stage 0."""
+
+    def __post_init__(self) -> None:
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise ValueError(f"zero_stage must be 0, 1, 2 or 3: got {self.zero_stage}")
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision must be fp32 or bf16: got '{self.precision}'")
+        if self.clip < 0:
+            raise ValueError(f"clip must be 0 (off) or positive: got {self.clip}")
+        if self.clip_per_tensor and self.zero_stage != 0:
+            raise ValueError("clip_per_tensor needs zero_stage=0, where every worker holds whole gradients; "
+                             f"got zero_stage={self.zero_stage}. Use zero_stage=0 or clip_per_tensor=false")
+
+
+def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: DeepSpeedConfig, *,
+                 micro_batch: int, accumulation: int) -> Any:
+    """DeepSpeed engine around `model`; each of `accumulation` backward passes counts 1 / accumulation."""
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    settings = {
+        "train_batch_size": micro_batch * accumulation * dist.get_world_size(),
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "zero_optimization": {"stage": config.zero_stage, "stage3_param_persistence_threshold": 1000},
+        "bf16": {"enabled": config.precision == "bf16"},
+        "gradient_clipping": 0.0 if config.clip_per_tensor else config.clip,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    return engine
+
+
+@contextlib.contextmanager
+def full_parameter(parameter: Tensor) -> Iterator[Tensor]:
+    """The whole parameter on every worker, one at a time (ZeRO-3 gathers it; else it is already there)."""
+    if hasattr(parameter, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter]):
+            yield parameter.data
+    else:
+        yield parameter.data
+
+
+def named_full_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(name, whole parameter) pairs; each tensor is valid until the next one is asked for."""
+    for name, parameter in model.named_parameters():
+        with full_parameter(parameter) as full:
+            yield name, full
+
+
+def consolidate(engine: Any) -> dict[str, Any]:
+    """Collective: every worker calls it. Full fp32 parameters, buffers and moments by name; empty except on rank 0."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    first = dist.get_rank() == 0
+    partitioned = _is_partitioned(engine)
+    if partitioned:
+        _link_optimizer_state(engine)
+    step, moments = _optimizer_layout(engine)
+    parameters: dict[str, Tensor] = {}
+    optimizer: dict[str, dict[str, Tensor]] = {name: {} for name in moments}
+    for name, parameter in engine.module.named_parameters():
+        if not parameter.requires_grad:
+            with full_parameter(parameter) as full:
+                if first:
+                    parameters[name] = _host_copy(full)
+            continue
+        value = safe_get_full_fp32_param(parameter) if partitioned else parameter.data
+        if first:
+            parameters[name] = _host_copy(value)
+        for moment in moments:
+            if partitioned:
+                value = safe_get_full_optimizer_state(parameter, moment)
+            else:
+                value = engine.optimizer.state[parameter].get(moment)
+            if first and value is not None:
+                optimizer[moment][name] = _host_copy(value)
+    buffers = {name: buffer.detach().cpu().clone() for name, buffer in engine.module.named_buffers()}
+    return {"parameters": parameters, "buffers": buffers, "moments": optimizer, "optimizer_step": step} if first else {}
+
+
+def restore(engine: Any, payload: dict[str, Any]) -> None:
+    """Collective: put a payload of `consolidate` into an engine of any ZeRO stage and number of workers.
+
+    Raises UserError listing the parameters that differ in name or shape.
+    """
+    _check_fits(engine, payload)
+    parameters, moments = payload["parameters"], payload["moments"]
+    if _is_partitioned(engine):
+        _create_optimizer_state(engine, list(moments), payload["optimizer_step"])
+        _link_optimizer_state(engine)
+    with torch.no_grad():
+        for name, parameter in engine.module.named_parameters():
+            own_moments = {moment: values[name] for moment, values in moments.items() if name in values}
+            _restore_parameter(engine, parameter, parameters[name], own_moments, payload["optimizer_step"])
+        if hasattr(engine.optimizer, "update_lp_params") and not _is_stage3(engine):
+            engine.optimizer.update_lp_params()
+        for name, buffer in engine.module.named_buffers():
+            buffer.copy_(payload["buffers"][name])
+
+
+def clip_gradients_per_tensor(engine: Any, config: DeepSpeedConfig) -> None:
+    """Between the last backward pass and the step; does nothing unless configured."""
+    if config.clip_per_tensor and config.clip > 0:
+        from reidssl.optim import clip_per_tensor_
+
+        clip_per_tensor_(engine.module.parameters(), config.clip)
+
+
+def set_schedules(engine: Any, learning_rate: float, weight_decay: float | None = None) -> None:
+    """Hand-set hyperparameters of this step; only groups that decay at all follow the weight decay."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+        if weight_decay is not None and group["weight_decay"] > 0:
+            group["weight_decay"] = weight_decay
+
+
+def _is_partitioned(engine: Any) -> bool:
+    return hasattr(engine.optimizer, "fp16_groups") or hasattr(engine.optimizer, "bit16_groups") \
+        or hasattr(engine.optimizer, "bf16_groups")
+
+
+def _is_stage3(engine: Any) -> bool:
+    return hasattr(engine.optimizer, "fp32_partitioned_groups_flat")
+
+
+def _torch_optimizer(engine: Any) -> torch.optim.Optimizer:
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
+def _flat_partitions(engine: Any) -> list[Tensor]:
+    """The fp32 tensors that the wrapped torch optimizer steps on this worker."""
+    for attribute in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups",
+                      "fp32_groups_flat_partition"):
+        if hasattr(engine.optimizer, attribute):
+            return list(getattr(engine.optimizer, attribute))
+    return [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
+
+
+def _optimizer_layout(engine: Any) -> tuple[float, list[str]]:
+    """(optimiser steps taken, names of the per-element moments)."""
+    states = [_torch_optimizer(engine).state.get(flat, {}) for flat in _flat_partitions(engine)]
+    moments = sorted({key for state in states for key, value in state.items()
+                      if isinstance(value, Tensor) and value.dim() > 0})
+    steps = [float(state["step"]) for state in states if "step" in state]
+    return (max(steps) if steps else 0.0), moments
+
+
+def _link_optimizer_state(engine: Any) -> None:
+    # DeepSpeed links the optimizer state to parameters after the first group's step only; with several groups the
+    # others stay empty until it is done again.
+    if hasattr(engine.optimizer, "_hp_optimizer_states_linked"):
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _create_optimizer_state(engine: Any, moments: Iterable[str], step: float) -> None:
+    """A fresh engine has no optimizer state; make it before filling it."""
+    optimizer = _torch_optimizer(engine)
+    for flat in _flat_partitions(engine):
+        state = optimizer.state[flat]
+        for moment in moments:
+            state[moment] = torch.zeros_like(flat, dtype=torch.float32)
+        if "exp_avg" in moments:
+            state["step"] = torch.tensor(float(step))
+
+
+def _restore_parameter(engine: Any, parameter: Tensor, value: Tensor, moments: dict[str, Tensor], step: float) -> None:
+    from deepspeed.utils import (
+        safe_set_full_fp32_param,
+        safe_set_full_optimizer_state,
+        safe_set_local_fp32_param,
+        safe_set_local_optimizer_state,
+    )
+
+    if _is_stage3(engine):
+        with _gathered_for_writing(parameter):
+            parameter.data.copy_(value) if parameter.data.shape == value.shape else None
+        if parameter.requires_grad:
+            safe_set_local_fp32_param(parameter, _own_slice(value, parameter))
+            for moment, state in moments.items():
+                safe_set_local_optimizer_state(parameter, _own_slice(state, parameter), moment)
+    elif not parameter.requires_grad or not _is_partitioned(engine):
+        parameter.data.copy_(value)
+        if parameter.requires_grad and moments:
+            state_of = engine.optimizer.state[parameter]
+            state_of.update({name: state.to(parameter.device).clone() for name, state in moments.items()})
+            if "exp_avg" in moments:
+                state_of["step"] = torch.tensor(float(step))
+    else:
+        safe_set_full_fp32_param(parameter, value.to(parameter.device))
+        for moment, state in moments.items():
+            safe_set_full_optimizer_state(parameter, state.to(parameter.device), moment)
+
+
+def _gathered_for_writing(parameter: Tensor) -> Any:
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
+
+
+def _own_slice(value: Tensor, parameter: Any) -> Tensor:
+    # safe_set_full_* fails under ZeRO-3 where the size is not divisible by the workers: cut the padded slice here.
+    size = parameter.partition_numel()
+    flat = value.flatten()
+    padded = torch.nn.functional.pad(flat, (0, size * dist.get_world_size() - flat.numel()))
+    return padded.narrow(0, size * dist.get_rank(), size).to(parameter.device)
+
+
+def _check_fits(engine: Any, payload: dict[str, Any]) -> None:
+    shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in engine.module.named_parameters()}
+    stored = {name: tuple(value.shape) for name, value in payload["parameters"].items()}
+    differences = [f"{name}: checkpoint {stored.get(name, 'has none')}, model {shapes.get(name, 'has none')}"
+                   for name in sorted(shapes.keys() | stored.keys()) if shapes.get(name) != stored.get(name)]
+    if differences:
+        shown = "\n  ".join(differences[:10])
+        raise UserError(f"the checkpoint does not fit the model ({len(differences)} differences):\n  {shown}\n"
+                        "Give this run another output, or the configuration it was started with")
+
+
+def _host_copy(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", torch.float32, copy=True)
+
+
+def is_finite(value: float) -> bool:
+    return math.isfinite(value)

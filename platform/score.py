@@ -1,0 +1,158 @@
+"""Catastrophic Forgetting Scores of a data set: how little a model forgot of each image when it was tuned to the target.
+
+  python -m platform.score data.uri=runs/demo/data/pretrain source=runs/proxy target=runs/target-proxy output=runs/scores
+
+source: a pre-training run (or .safetensors), the source proxy. target: the same model fine-tuned on target data.
+score = cosine of the two proxies' features of the image, in [-1, 1]; high = close to the target domain (TransReID-SSL, 3.3).
+Scores are written shard by shard as Parquet (key, score); an interrupted run continues with the shards that are missing.
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from platform.engine.config import run_program
+from platform.engine.device import device, use_threads
+from platform.engine.errors import UserError
+from platform.engine.inference import PoolConfig, stream_through_actors
+from platform.engine.models import load_model
+from platform.engine.runs import open_run
+from platform.engine.runtime import RuntimeConfig, connect, say
+from platform.engine.shards import FileEntry, Manifest, read_manifest
+from platform.engine.storage import Location, StorageConfig, open_storage
+from reidssl.augment.reid import normalise
+from reidssl.selection.cfs import auc, cfs_scores
+
+PARTS = "parts"
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """What is scored."""
+
+    uri: str = "runs/demo/data/pretrain"
+    """Shards with a manifest."""
+
+
+@dataclass(kw_only=True)
+class ScoreConfig:
+    """Everything a scoring run depends on."""
+
+    output: str = "runs/scores"
+    """Folder of the scores."""
+    source: str = ""
+    """Source proxy: the run folder of platform.pretrain, or a .safetensors file."""
+    target: str = ""
+    """Target proxy: the run folder of platform.finetune, started from the source proxy."""
+    measure: str = "cosine"
+    """How two features are compared; cosine."""
+    data: DataConfig = field(default_factory=DataConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        if self.measure != "cosine":
+            raise ValueError(f"measure must be cosine: got '{self.measure}'")
+
+
+class Scorer:
+    """Actor: both proxies, one forward pass each, one number per image."""
+
+    def __init__(self, source: str, target: str, measure: str, storage: StorageConfig, threads: int) -> None:
+        use_threads(threads)
+        self.source = load_model(source, storage)
+        self.target = load_model(target, storage)
+        self.measure = measure
+
+    @torch.inference_mode()
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        images = torch.from_numpy(np.ascontiguousarray(batch["image"])).to(device())
+        features = [model.backbone(normalise(images, model.mean, model.std)) for model in (self.source, self.target)]
+        scores = cfs_scores(*features, measure=self.measure)
+        return {"key": batch["key"], "file": batch["file"], "score": np.asarray(scores.cpu(), np.float32)}
+
+
+def main(config: ScoreConfig) -> dict[str, Any]:
+    """Score what is not scored yet; returns the summary."""
+    for name in ("source", "target"):
+        if not getattr(config, name):
+            raise UserError(f"{name} is empty: name the {name} proxy's run folder, e.g. {name}=runs/demo/{name}-proxy")
+    run = open_run("score", config.output, config, config.storage, volatile=("runtime", "storage", "pool"))
+    if run.summary:
+        say(f"score: {run.location.uri} is complete already")
+        return run.summary
+    root = open_storage(config.data.uri, config.storage)
+    manifest = read_manifest(root)
+    source = load_model(config.source, config.storage)
+    load_model(config.target, config.storage)  # a wrong path fails here, not in an actor
+    pending = [entry for entry in manifest.files if not (run.location / PARTS / entry.name).exists()]
+    done = manifest.num_rows - sum(entry.rows for entry in pending)
+    say(f"score: {manifest.num_rows:,} images in {len(manifest.files)} shards, {done:,} scored before")
+    connect(config.runtime)
+    arguments = {"source": config.source, "target": config.target, "measure": config.measure,
+                 "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor))}
+    batches = stream_through_actors(root, pending, Scorer, arguments, source.image_size, config.pool)
+    write_parts(run.location, pending, batches, done, manifest.num_rows)
+    summary = summarise(run.location, root, manifest)
+    run.finish(summary | {"source": config.source, "target": config.target, "data": config.data.uri,
+                          "data_checksum": manifest.checksum, "measure": config.measure})
+    return run.summary or {}
+
+
+def write_parts(output: Location, pending: list[FileEntry], batches: Any, done: int, total: int) -> None:
+    """Collect batches and publish one part per shard as soon as the shard is whole."""
+    rows_of = {entry.name: entry.rows for entry in pending}
+    waiting: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    started, spoken, first = time.perf_counter(), time.perf_counter(), done
+    for batch in batches:
+        for name in dict.fromkeys(batch["file"].tolist()):
+            chosen = batch["file"] == name
+            waiting.setdefault(name, []).append((batch["key"][chosen], batch["score"][chosen]))
+            if sum(len(keys) for keys, _ in waiting[name]) == rows_of[name]:
+                keys, scores = (np.concatenate(column) for column in zip(*waiting.pop(name), strict=True))
+                write_table(output / PARTS / name, pa.table({"key": keys.tolist(), "score": pa.array(scores)}))
+        done += len(batch["key"])
+        if time.perf_counter() - spoken > 5 or done == total:
+            spoken = time.perf_counter()
+            say(f"scored {done:,}/{total:,}  {(done - first) / (spoken - started):,.0f} images/s")
+    if waiting:
+        raise UserError(f"{len(waiting)} shards came back incomplete; run the same command again")
+
+
+def summarise(output: Location, root: Location, manifest: Manifest) -> dict[str, Any]:
+    """Distribution of the scores; with a `planted` column also how well they rank planted images low."""
+    scores = read_scores(output, manifest)["score"].to_numpy()
+    summary: dict[str, Any] = {"total": len(scores), "mean": float(scores.mean()), "std": float(scores.std()),
+                               "quantiles": [float(q) for q in np.quantile(scores, [0, .05, .25, .5, .75, .95, 1])]}
+    if "planted" in manifest.extra_columns:
+        from platform.engine.shards import read_rows
+
+        planted = read_rows(root, ["planted"])["planted"].to_numpy().astype(bool)
+        if planted.any() and not planted.all():
+            summary["auc_planted"] = float(auc(scores, ~planted))
+    return summary
+
+
+def read_scores(output: Location, manifest: Manifest) -> pa.Table:
+    """(key, score) of every image in the order of the shards."""
+    tables = []
+    for entry in manifest.files:
+        with (output / PARTS / entry.name).open_input() as file:
+            tables.append(pq.read_table(file))
+    return pa.concat_tables(tables)
+
+
+def write_table(file: Location, table: pa.Table) -> None:
+    """One Parquet file, published atomically."""
+    with file.open_output() as sink:
+        pq.write_table(table, sink, compression="zstd")
+
+
+if __name__ == "__main__":
+    run_program(ScoreConfig, "score", main, __doc__)

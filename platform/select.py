@@ -1,0 +1,124 @@
+"""The selected subset: the best-scored share of a data set as an index, without copying an image.
+
+  python -m platform.select data.uri=runs/demo/data/pretrain scores=runs/scores output=runs/selection fraction=0.5
+  python -m platform.select data.uri=s3://b/luperson list=cfs_list.pkl fraction=0.5 output=s3://b/selection
+  python -m platform.select ... reference=cfs_list.pkl      (also: how far the scores agree with a published order)
+
+list: a published order, best first (a pickled list of paths; read without executing anything), in place of scores.
+The index (file, row_group, row, key, score) is what `platform.pretrain data.selection=...` reads.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from platform.engine.config import run_program
+from platform.engine.errors import UserError
+from platform.engine.runs import open_run
+from platform.engine.runtime import say
+from platform.engine.selection import INDEX
+from platform.engine.shards import Manifest, read_manifest, read_rows
+from platform.engine.storage import StorageConfig, open_storage
+from platform.score import DataConfig, read_scores, write_table
+from reidssl.selection.cfs import agreement
+from reidssl.selection.subset import load_published_list, select_top
+
+
+@dataclass(kw_only=True)
+class SelectConfig:
+    """Everything a selection depends on."""
+
+    output: str = "runs/selection"
+    """Folder of the index."""
+    scores: str = ""
+    """Folder written by platform.score."""
+    list: str = ""
+    """Published order instead of scores: a pickled list of keys, best first."""
+    reference: str = ""
+    """Published order to compare the scores with."""
+    fraction: float = 0.5
+    """Share of the images to keep."""
+    data: DataConfig = field(default_factory=DataConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction must be in (0, 1]: got {self.fraction}")
+        if self.scores and self.list:
+            raise ValueError("list and scores exclude each other: got both")
+
+
+def main(config: SelectConfig) -> dict[str, Any]:
+    """Write the index and its manifest; returns the summary."""
+    if not (config.scores or config.list):
+        raise UserError("nothing to select by: give scores=<folder of platform.score> or list=<published order>")
+    run = open_run("select", config.output, config, config.storage)
+    if run.summary:
+        say(f"select: {run.location.uri} is complete already")
+        return run.summary
+    root = open_storage(config.data.uri, config.storage)
+    manifest = read_manifest(root)
+    keys, scores = scored_keys(config, manifest)
+    summary: dict[str, Any] = {}
+    if config.reference:
+        order = load_published_list(open_storage(config.reference, config.storage).read_bytes())
+        summary["agreement"] = agreement(keys, scores, order)
+        say(f"agreement with {config.reference}: {summary['agreement']}")
+    chosen = select_top(keys, scores, config.fraction)
+    index = locate(manifest, keys, scores, chosen)
+    write_table(run.location / INDEX, index)
+    summary |= {"data": config.data.uri, "data_checksum": manifest.checksum, "total": len(keys),
+                "selected": len(chosen), "fraction": config.fraction, "threshold": float(np.min(scores[chosen]))}
+    if "planted" in manifest.extra_columns:
+        planted = read_rows(root, ["planted"])["planted"].to_numpy().astype(bool)
+        summary["planted_share"] = {"all": float(planted.mean()), "selected": float(planted[chosen].mean())}
+    (run.location / "manifest.json").write_json(summary)
+    run.finish(summary)
+    say(f"select: kept {len(chosen):,} of {len(keys):,} images ({config.fraction:.0%}) in {run.location.uri}")
+    return run.summary or {}
+
+
+def scored_keys(config: SelectConfig, manifest: Manifest) -> tuple[list[str], np.ndarray]:
+    """Keys in the order of the shards, and a score for each (with a published list: minus its rank)."""
+    root = open_storage(config.data.uri, config.storage)
+    keys = read_rows(root, ["key"])["key"].to_pylist()
+    if config.scores:
+        folder = open_storage(config.scores, config.storage)
+        if not (folder / "summary.json").exists():
+            raise UserError(f"{folder.uri} holds no finished scores: run platform.score to its end first")
+        if (folder / "summary.json").read_json()["data_checksum"] != manifest.checksum:
+            raise UserError(f"the scores in {folder.uri} belong to another data set than {root.uri}: score this one")
+        table = read_scores(folder, manifest)
+        if table["key"].to_pylist() != keys:
+            raise UserError(f"the keys in {folder.uri} are not those of {root.uri}: score this data set again")
+        return keys, table["score"].to_numpy()
+    order = load_published_list(open_storage(config.list, config.storage).read_bytes())
+    rank = {key.removeprefix("images/"): position for position, key in enumerate(order)}
+    found = np.asarray([rank.get(key.removeprefix("images/"), -1) for key in keys])
+    missing = int((found < 0).sum())
+    if missing == len(keys):
+        raise UserError(f"none of the {len(keys):,} keys of {root.uri} is in {config.list} (first key '{keys[0]}', first "
+                        f"entry '{order[0] if order else ''}'): the list belongs to another data set")
+    if missing:
+        say(f"select: {missing:,} of {len(keys):,} images are not in the list and rank last")
+    return keys, np.where(found < 0, -float(len(order) + 1), -found.astype(float))
+
+
+def locate(manifest: Manifest, keys: list[str], scores: np.ndarray, chosen: np.ndarray) -> pa.Table:
+    """Where the chosen rows stand: file, row_group, row (within it), key, score; in the order of the shards."""
+    files, groups, rows = [], [], []
+    for entry in manifest.files:
+        for group, count in enumerate(entry.row_groups):
+            files.append(np.full(count, entry.name, object))
+            groups.append(np.full(count, group, np.int32))
+            rows.append(np.arange(count, dtype=np.int32))
+    where = np.sort(np.asarray(chosen))
+    return pa.table({"file": pa.array(np.concatenate(files)[where].tolist()),
+                     "row_group": np.concatenate(groups)[where], "row": np.concatenate(rows)[where],
+                     "key": [keys[index] for index in where], "score": np.asarray(scores, np.float64)[where]})
+
+
+if __name__ == "__main__":
+    run_program(SelectConfig, "select", main, __doc__)

@@ -1,0 +1,205 @@
+"""Multi-crop augmentation of pre-training (DINO, arXiv 2104.14294; TransReID-SSL, arXiv 2111.12084).
+
+Two large ("global") and several small ("local") crops of every image, each with its own flip, colour jitter,
+greyscale, blur and, on the second global crop, solarisation. Whole batches of uint8 images go in; the work is
+done on the device they are on. What happens to an image depends on its seed alone, not on its batch.
+
+    crops = MultiCrop(MultiCropConfig())(images, sample_seeds(seed, epoch, keys))
+
+Legend: B images, V crops of one size, H x W source size, h x w crop size, `planes` (3, V * B, h, w) as in
+`colour.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reidssl.augment import colour, geometry
+from reidssl.augment.checks import check_images, check_positive_size, check_probability, check_statistics
+from reidssl.seeding import uniforms
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# On a CPU a batch is worked through in parts whose crops take about this much memory.
+_PART_BYTES = 2**24
+
+
+@dataclass(kw_only=True)
+class MultiCropConfig:
+    """The released recipe's augmentation; strengths are meant as in torchvision."""
+
+    global_size: tuple[int, int] = (256, 128)
+    """Size of the two global crops."""
+    local_size: tuple[int, int] = (128, 64)
+    """Size of the local crops."""
+    num_local: int = 8
+    """Number of local crops; 0 leaves the two global ones."""
+    global_scale: tuple[float, float] = (0.4, 1.0)
+    """Smallest and largest share of the image's area in a global crop."""
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    """Smallest and largest share of the image's area in a local crop."""
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Range of width / height of the crops. The released 3/4..4/3 never shows more than some 60 % of a tall
+    image's height, and makes most global crops the same central one; 1/3..1/2 suits person images better."""
+    flip: float = 0.5
+    """Probability of mirroring a crop left to right."""
+    jitter: float = 0.8
+    """Probability of the colour jitter."""
+    brightness: float = 0.4
+    """Brightness factors are drawn from [1 - this, 1 + this]."""
+    contrast: float = 0.4
+    """Contrast factors are drawn from [1 - this, 1 + this]."""
+    saturation: float = 0.2
+    """Saturation factors are drawn from [1 - this, 1 + this]."""
+    hue: float = 0.1
+    """The hue is turned by a share of the circle drawn from [-this, this]; at most 0.5."""
+    greyscale: float = 0.2
+    """Probability of a grey crop."""
+    blur_global1: float = 1.0
+    """Probability of blurring the first global crop."""
+    blur_global2: float = 0.1
+    """Probability of blurring the second global crop."""
+    blur_local: float = 0.5
+    """Probability of blurring a local crop."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Range of the blur's standard deviation in pixels of the crop."""
+    solarise: float = 0.2
+    """Probability of solarising the second global crop."""
+    mean: list[float] = field(default_factory=lambda: list(IMAGENET_MEAN))
+    """Mean of each channel, subtracted at the end."""
+    std: list[float] = field(default_factory=lambda: list(IMAGENET_STD))
+    """Standard deviation of each channel, divided by at the end."""
+
+    def __post_init__(self) -> None:
+        check_positive_size("global_size", self.global_size)
+        check_positive_size("local_size", self.local_size)
+        if self.num_local < 0:
+            raise ValueError(f"num_local must not be negative: got {self.num_local}")
+        for name in ("global_scale", "local_scale"):
+            low, high = getattr(self, name)
+            if not 0.0 < low <= high <= 1.0:
+                raise ValueError(f"{name} must be an increasing pair within (0, 1]: got {(low, high)}")
+        for name in ("aspect", "blur_sigma"):
+            low, high = getattr(self, name)
+            if not 0.0 < low <= high:
+                raise ValueError(f"{name} must be an increasing pair of positive numbers: got {(low, high)}")
+        for name in ("flip", "jitter", "greyscale", "blur_global1", "blur_global2", "blur_local", "solarise"):
+            check_probability(name, getattr(self, name))
+        for name, limit in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.5)):
+            if not 0.0 <= getattr(self, name) <= limit:
+                raise ValueError(f"{name} must be in [0, {limit}]: got {getattr(self, name)}")
+        check_statistics(self.mean, self.std)
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """What happens to each of N crops of one size."""
+
+    boxes: NDArray[np.int64]  # (N, 4) top, left, height, width in the source image
+    flipped: NDArray[np.bool_]  # (N,)
+    jittered: NDArray[np.bool_]  # (N,)
+    orders: NDArray[np.int64]  # (N,) index into colour.JITTER_ORDERS
+    factors: NDArray[np.float64]  # (N, 4) of colour.JITTER_OPERATORS
+    grey: NDArray[np.bool_]  # (N,)
+    sigmas: NDArray[np.float64]  # (N,) of the blur, 0 for none
+    solarised: NDArray[np.bool_]  # (N,)
+
+
+class MultiCrop:
+    """Draws and makes the crops of a batch; holds no state besides its configuration."""
+
+    def __init__(self, config: MultiCropConfig) -> None:
+        self.config = config
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, seeds: NDArray[np.uint64]) -> list[Tensor]:
+        """The crops [global 1, global 2, local 1, ...] of `images`, normalised: float32 (B, 3, h, w) each.
+
+        `images`: uint8 (B, 3, H, W), RGB, of any size, on any device. `seeds`: uint64 (B,) from `sample_seeds`.
+        Raises ValueError for other types or shapes.
+        """
+        check_images(images, seeds)
+        config = self.config
+        groups = [(config.global_size, [0, 1])]
+        if config.num_local:
+            groups.append((config.local_size, list(range(2, 2 + config.num_local))))
+        crops: list[Tensor] = []
+        for size, views in groups:
+            # One block of memory for all crops of one size: each crop is a contiguous slice of it.
+            out = torch.empty(len(views), len(images), 3, *size, device=images.device)
+            for part in self._parts(images, len(views) * size[0] * size[1]):
+                self._make(images[part], seeds[part], size, views, out[:, part])
+            crops.extend(out.unbind(0))
+        return crops
+
+    def _parts(self, images: Tensor, pixels_per_image: int) -> list[slice]:
+        longest = len(images)
+        if images.device.type == "cpu":
+            longest = max(1, _PART_BYTES // (12 * max(pixels_per_image, images.shape[2] * images.shape[3])))
+        return [slice(start, start + longest) for start in range(0, len(images), max(1, longest))]
+
+    def _make(
+        self,
+        images: Tensor,
+        seeds: NDArray[np.uint64],
+        size: tuple[int, int],
+        views: Sequence[int],
+        out: Tensor,
+    ) -> None:
+        """Make the crops `views`, all of one size, into `out` (V, B, 3, h, w)."""
+        num_images, height, width = len(images), images.shape[2], images.shape[3]
+        draws = self._draw(seeds, height, width, views)
+        source = images.transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format)
+        planes = torch.empty(3, len(views), num_images, *size, device=images.device)
+        for position in range(len(views)):
+            crop = slice(position * num_images, (position + 1) * num_images)
+            boxes, flipped = draws.boxes[crop], draws.flipped[crop]
+            target = planes[:, position]
+            geometry.crop_and_resize(source, boxes, size, flips=flipped, gain=1 / 255, out=target)
+        planes = planes.flatten(1, 2).clamp_(0.0, 1.0)
+        colour.jitter_(planes, draws.jittered, draws.orders, draws.factors)
+        colour.greyscale_(planes, draws.grey)
+        colour.gaussian_blur_(planes, draws.sigmas)
+        colour.solarise_(planes, draws.solarised)
+        planes = planes.unflatten(1, (len(views), num_images))
+        # (x - mean) / std in one pass, which also brings the channels behind the samples.
+        for channel, (mean, std) in enumerate(zip(self.config.mean, self.config.std, strict=True)):
+            offset = torch.tensor(-mean / std)
+            torch.add(offset, planes[channel], alpha=1 / std, out=out[:, :, channel])
+
+    def _draw(self, seeds: NDArray[np.uint64], height: int, width: int, views: Sequence[int]) -> _Draws:
+        """The parameters of V * B crops, view after view; each view has its own stream of random numbers."""
+        config = self.config
+        draws = np.concatenate([uniforms(seeds, geometry.CROP_UNIFORMS + 11, stream=view) for view in views])
+        (flip, jitter, order, brightness, contrast, saturation, hue, grey, blur, sigma, solarise) = draws[
+            :, geometry.CROP_UNIFORMS :
+        ].T
+        view = np.repeat(views, len(seeds))
+        blur_probability = np.where(
+            view == 0, config.blur_global1, np.where(view == 1, config.blur_global2, config.blur_local)
+        )
+        sigmas = config.blur_sigma[0] + (config.blur_sigma[1] - config.blur_sigma[0]) * sigma
+        factors = np.stack(
+            [
+                1 + config.brightness * (2 * brightness - 1),
+                1 + config.contrast * (2 * contrast - 1),
+                1 + config.saturation * (2 * saturation - 1),
+                config.hue * (2 * hue - 1),
+            ],
+            axis=1,
+        )
+        scale = config.global_scale if views[0] < 2 else config.local_scale
+        return _Draws(
+            boxes=geometry.random_crop_boxes(draws[:, : geometry.CROP_UNIFORMS], height, width, scale, config.aspect),
+            flipped=flip < config.flip,
+            jittered=jitter < config.jitter,
+            orders=(order * len(colour.JITTER_ORDERS)).astype(np.int64),
+            factors=factors,
+            grey=grey < config.greyscale,
+            sigmas=np.where(blur < blur_probability, sigmas, 0.0),
+            solarised=(solarise < config.solarise) & (view == 1),
+        )

@@ -1,0 +1,1 @@
+"""Pseudo-labels from features, and the cluster memory that learns from them."""

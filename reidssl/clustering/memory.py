@@ -1,0 +1,85 @@
+"""Cluster memory: one vector per pseudo-identity, contrasted with features (Cluster Contrast, 2103.11568).
+
+Shapes: B features of width D, C clusters.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ClusterMemory(nn.Module):
+    """Contrastive loss against the clusters' vectors, and their momentum update.
+
+    The loss is pure and the update is a call of its own, so gradient accumulation and several workers change
+    nothing: collect the features of the whole step, then update once.
+
+    Args:
+        centroids: float (C, D), a mean feature per cluster; normalised here.
+        temperature: of the softmax over clusters.
+        momentum: weight of the old vector in an update, in [0, 1].
+        hard: update each cluster with its least similar feature only, instead of with every feature in turn.
+    """
+
+    centroids: Tensor
+
+    def __init__(self, centroids: Tensor, temperature: float = 0.05, momentum: float = 0.1, hard: bool = False) -> None:
+        super().__init__()
+        if centroids.ndim != 2 or not len(centroids):
+            raise ValueError(
+                f"centroids must be (clusters, width) with at least one cluster: got {tuple(centroids.shape)}"
+            )
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive: got {temperature}")
+        if not 0.0 <= momentum <= 1.0:
+            raise ValueError(f"momentum must be in [0, 1]: got {momentum}")
+        self.temperature = temperature
+        self.momentum = momentum
+        self.hard = hard
+        self.register_buffer("centroids", F.normalize(centroids.detach().float(), dim=1))
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Mean over features of - log softmax(cos(feature, cluster) / temperature)[label].
+
+        Args:
+            features: float (B, D), normalised here.
+            labels: int64 (B,) in [0, C).
+        """
+        self._check(labels)
+        similarities = F.normalize(features.float(), dim=1) @ self.centroids.T
+        return F.cross_entropy(similarities / self.temperature, labels)
+
+    @torch.no_grad()
+    def update(self, features: Tensor, labels: Tensor) -> None:
+        """Move the vectors of the labels that occur: new = unit(momentum * old + (1 - momentum) * feature).
+
+        Plain: feature by feature in the order given, for each cluster by itself. Hard: once per cluster, with
+        the feature least similar to the old vector (the first of equal ones). Arguments as in `forward`.
+        """
+        self._check(labels)
+        features = F.normalize(features.detach().float(), dim=1)
+        if self.hard:
+            similarities = (features * self.centroids[labels]).sum(dim=1)
+            order = similarities.argsort(stable=True)
+        else:
+            order = torch.arange(len(labels), device=labels.device)
+        # Clusters do not touch each other, so one round takes the next feature of every cluster at once.
+        order = order[labels[order].argsort(stable=True)]
+        grouped = labels[order]
+        first = torch.searchsorted(grouped, grouped)  # position at which each one's cluster begins
+        turn = torch.arange(len(grouped), device=labels.device) - first
+        num_rounds = 1 if self.hard else int(turn.max()) + 1 if len(turn) else 0
+        for round_number in range(num_rounds):
+            chosen = order[turn == round_number]
+            old = self.centroids[labels[chosen]]
+            new = self.momentum * old + (1.0 - self.momentum) * features[chosen]
+            self.centroids[labels[chosen]] = F.normalize(new, dim=1)
+
+    def _check(self, labels: Tensor) -> None:
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.centroids):
+            raise ValueError(
+                f"labels must be in [0, {len(self.centroids)}): got {int(labels.min())} to "
+                f"{int(labels.max())}; drop outliers (-1) first"
+            )

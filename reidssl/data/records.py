@@ -1,0 +1,58 @@
+"""What a data set's layout says about each image, and the words all layouts share."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+SPLITS = ("train", "query", "gallery")
+
+
+class Record(NamedTuple):
+    """One image: path relative to the root, identity (-1 unlabelled), camera (-1 unknown) and split."""
+
+    key: str
+    pid: int
+    camid: int
+    split: str  # one of SPLITS; unlabelled images are "train"
+
+
+class LayoutError(ValueError):
+    """The files are not laid out as the data set's description says."""
+
+
+class LayoutWarning(UserWarning):
+    """The layout can be read, but it is not the data set as published."""
+
+
+def is_image(path: str) -> bool:
+    """Whether `path` names an image, judged by its suffix; hidden files and archive litter do not count."""
+    parts = PurePosixPath(path).parts
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return path.lower().endswith(IMAGE_SUFFIXES) and not hidden
+
+
+def warn_unless_published(name: str, records: Iterable[Record], published: Mapping[str, int]) -> None:
+    """Warn (`LayoutWarning`) when a split's number of images is not the published one."""
+    counts = dict.fromkeys(published, 0)
+    for record in records:
+        counts[record.split] += 1
+    for split, expected in published.items():
+        if counts[split] != expected:
+            warnings.warn(
+                f"{name}: {counts[split]:,} {split} images found, {expected:,} were published: "
+                "results will not be comparable. Was a download or unpacking interrupted?",
+                LayoutWarning,
+                stacklevel=3,
+            )
+
+
+def describe(files: Iterable[str], limit: int = 6) -> str:
+    """The first folders and files of a listing, for error messages."""
+    tops = sorted({path.split("/", 1)[0] + ("/" if "/" in path else "") for path in files})
+    if not tops:
+        return "no files at all"
+    return ", ".join(tops[:limit]) + (f" and {len(tops) - limit} more" if len(tops) > limit else "")

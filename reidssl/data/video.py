@@ -1,0 +1,63 @@
+"""Frames of a video, one after the other, in bounded memory (PyAV)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import IO
+
+import av
+import numpy as np
+from av.error import FFmpegError
+
+
+class VideoError(ValueError):
+    """A video cannot be read, or not to its end. `frames_read` frames came before the damage."""
+
+    def __init__(self, message: str, frames_read: int):
+        super().__init__(message)
+        self.frames_read = frames_read
+
+
+def frames(
+    source: str | Path | IO[bytes], wanted: Collection[int] | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (number from 1, image uint8 (H, W, 3) RGB) of the wanted frames, all for None, in order.
+
+    `source` is a path or a binary file. Decodes up to the last wanted frame and no further, and holds
+    one frame at a time. Raises `VideoError` where the video cannot be opened, is damaged, or ends before
+    the last wanted frame. The frames before the damage have been yielded by then, so a caller may keep
+    them and report the error; decoding does not go on behind damage, since the numbers of later frames
+    would be uncertain.
+    """
+    wanted = None if wanted is None else set(wanted)
+    last = None if wanted is None else max(wanted, default=0)
+    if last == 0:
+        return
+    name = str(source) if isinstance(source, str | Path) else getattr(source, "name", "the video")
+    number = 0
+    try:
+        with av.open(str(source) if isinstance(source, Path) else source, mode="r") as container:
+            # FFmpeg takes any text file for terminal art ("tty") and draws it.
+            if not container.streams.video or container.format.name == "tty":
+                raise VideoError(f"{name} holds no video stream", 0)
+            expected = container.streams.video[0].frames
+            for frame in container.decode(video=0):
+                if frame.is_corrupt:
+                    raise VideoError(
+                        f"{name}: frame {number + 1} is damaged; {number} frames were read", number
+                    )
+                number += 1
+                if wanted is None or number in wanted:
+                    yield number, frame.to_ndarray(format="rgb24")
+                if number == last:
+                    return
+    except (FFmpegError, OSError, EOFError) as error:
+        what = f"is damaged after frame {number}" if number else "cannot be read as a video"
+        raise VideoError(f"{name} {what}: {error}", number) from error
+    if last is not None:
+        raise VideoError(
+            f"{name} ends after frame {number}; frame {last} is wanted. Is it the right video?", number
+        )
+    if number < expected:
+        raise VideoError(f"{name} ends after frame {number} of {expected}: it is cut off", number)

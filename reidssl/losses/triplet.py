@@ -1,0 +1,49 @@
+"""Batch-hard triplet loss (arXiv 1703.07737), with a margin or soft."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def batch_hard(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance of each anchor to its farthest positive and to its nearest negative.
+
+    An anchor counts as its own positive (distance 1e-6), so an identity with a single image is allowed.
+
+    Args:
+        features: float (B, D), not normalised in the recipe.
+        labels: int64 (B,); at least two different ones.
+
+    Returns:
+        Two float (B,): hardest positive and hardest negative Euclidean distance.
+    """
+    same = labels[:, None] == labels[None, :]
+    if bool(same.all(dim=1).any()):
+        raise ValueError(
+            f"a triplet needs images of another identity: the batch of {len(labels)} has only one; "
+            "sample several identities per batch"
+        )
+    squares = features.square().sum(dim=1)
+    squared = squares[:, None] + squares[None, :] - 2 * features @ features.T
+    distances = squared.clamp(min=1e-12).sqrt()  # the clamp keeps the gradient of the root finite at 0
+    farthest_positive = distances.masked_fill(~same, -torch.inf).amax(dim=1)
+    nearest_negative = distances.masked_fill(same, torch.inf).amin(dim=1)
+    return farthest_positive, nearest_negative
+
+
+def triplet_loss(features: Tensor, labels: Tensor, margin: float | None = None) -> Tensor:
+    """Mean over anchors of max(0, positive - negative + margin), or, without margin, of its soft version.
+
+    The soft version is log(1 + exp(positive - negative)).
+
+    Args:
+        features: float (B, D): in the recipe the feature before the batch-norm neck.
+        labels: int64 (B,); at least two different ones.
+        margin: None for the soft margin, the recipe's choice.
+    """
+    positive, negative = batch_hard(features, labels)
+    if margin is None:
+        return F.softplus(positive - negative).mean()
+    return (positive - negative + margin).clamp(min=0.0).mean()

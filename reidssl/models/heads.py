@@ -1,0 +1,57 @@
+"""Projection heads of the self-supervised objectives."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reidssl.models.initialisation import seeded
+
+
+class PrototypeLayer(nn.Module):
+    """Weight-normed linear layer with a fixed gain of 1: each output is the dot product with a unit vector.
+
+    Input float (B, D), output (B, K). `weight_v` (K, D) is trained; only its directions matter.
+    """
+
+    def __init__(self, width: int, out_dim: int) -> None:
+        super().__init__()
+        self.weight_v = nn.Parameter(torch.empty(out_dim, width))
+        bound = width**-0.5
+        nn.init.uniform_(self.weight_v, -bound, bound)
+
+    def forward(self, features: Tensor, freeze: bool = False) -> Tensor:
+        weight: Tensor = self.weight_v
+        if freeze:
+            # A gradient of exactly zero, with the parameter still in the graph: sharded optimisers wait for
+            # the gradient of every parameter.
+            weight = weight.detach() + 0.0 * (weight - weight.detach())
+        return F.linear(features, F.normalize(weight, dim=-1))
+
+
+class DinoHead(nn.Module):
+    """DINO's projection head: 3-layer GELU MLP, L2 norm, weight-normed last layer (arXiv 2104.14294, appendix
+    C).
+
+    Input float (B, width), output logits (B, out_dim) in [-1, 1].
+    """
+
+    def __init__(self, width: int, out_dim: int, hidden: int = 2048, bottleneck: int = 256, seed: int = 0) -> None:
+        super().__init__()
+        with seeded(seed):
+            self.mlp = nn.Sequential(
+                nn.Linear(width, hidden),
+                nn.GELU(),
+                nn.Linear(hidden, hidden),
+                nn.GELU(),
+                nn.Linear(hidden, bottleneck),
+            )
+            for layer in self.mlp:
+                if isinstance(layer, nn.Linear):
+                    nn.init.trunc_normal_(layer.weight, std=0.02)
+                    nn.init.zeros_(layer.bias)
+            self.last_layer = PrototypeLayer(bottleneck, out_dim)
+
+    def forward(self, features: Tensor, freeze_last_layer: bool = False) -> Tensor:
+        return self.last_layer(F.normalize(self.mlp(features), dim=-1), freeze=freeze_last_layer)

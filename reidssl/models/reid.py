@@ -1,0 +1,70 @@
+"""The re-ID model: backbone, batch-norm neck (BNNeck, arXiv 1903.07071) and identity classifier.
+
+Shapes: B images, D the backbone's width, C identities.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reidssl.models.initialisation import seeded
+from reidssl.models.vit import Vit
+
+NECKS = ("before", "after")
+
+
+class ReidOutput(NamedTuple):
+    """What `ReidModel` gives for B images."""
+
+    before: Tensor
+    """(B, D) the backbone's feature: triplet loss, and supervised retrieval."""
+    after: Tensor
+    """(B, D) its batch norm: identity loss, and Cluster Contrast (L2-normalised)."""
+    logits: Tensor | None
+    """(B, C) identity scores of `after`; None for a model without classes."""
+
+    def embedding(self, neck: str = "before") -> Tensor:
+        """The L2-normalised feature (B, D) on the chosen side of the neck, "before" or "after"."""
+        if neck not in NECKS:
+            raise ValueError(f"neck must be one of {', '.join(NECKS)}: got {neck!r}")
+        return F.normalize(self.before if neck == "before" else self.after, dim=-1)
+
+
+class ReidModel(nn.Module):
+    """Backbone with a batch-norm neck and, for num_classes > 0, a linear classifier without bias.
+
+    The neck's bias stays 0 and is not trained, so that identities spread around the origin and cosine fits.
+    """
+
+    def __init__(self, backbone: Vit, num_classes: int = 0, seed: int = 0) -> None:
+        super().__init__()
+        if num_classes < 0:
+            raise ValueError(f"num_classes must be 0 (no classifier) or more: got {num_classes}")
+        width = backbone.config.width
+        self.num_classes = num_classes
+        self.backbone = backbone
+        self.bottleneck = nn.BatchNorm1d(width)
+        self.bottleneck.bias.requires_grad_(False)
+        self.classifier: nn.Linear | None = None
+        if num_classes:
+            with seeded(seed):
+                self.classifier = nn.Linear(width, num_classes, bias=False)
+                nn.init.normal_(self.classifier.weight, std=0.001)
+
+    def forward(self, images: Tensor, camids: Tensor | None = None) -> ReidOutput:
+        """Features and scores of float (B, 3, H, W) images; camids as the backbone takes them."""
+        before = self.backbone(images, camids)
+        after = self.bottleneck(before)
+        return ReidOutput(before, after, None if self.classifier is None else self.classifier(after))
+
+    @torch.no_grad()
+    def reset_classifier(self, num_classes: int, seed: int = 0) -> None:
+        """Replace the classifier for a data set with another number of identities; 0 removes it."""
+        fresh = ReidModel(self.backbone, num_classes, seed)
+        device = self.bottleneck.weight.device
+        self.classifier = None if fresh.classifier is None else fresh.classifier.to(device)
+        self.num_classes = num_classes

@@ -1,0 +1,235 @@
+"""The backbone: timm's VisionTransformer for person images, with the ICS stem and crops of any size.
+
+Shapes: B images, D width, (h, w) the grid of patches, N = h * w. Image size is (height, width).
+The output is the class token after the final layer norm (eps 1e-6); activations are exact GELU.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from reidssl.models.ics import IcsStem
+from reidssl.models.initialisation import seeded
+
+STEMS = ("ics", "patch")
+
+
+@dataclass(kw_only=True)
+class VitConfig:
+    """Everything that is needed to build a backbone; saved in the header of its checkpoints. Default: ViT-S + ICS."""
+
+    width: int = 384
+    """Embedding width D: 384 for ViT-S, 768 for ViT-B."""
+    depth: int = 12
+    """Number of transformer blocks."""
+    heads: int = 6
+    """Attention heads; must divide width."""
+    mlp_ratio: float = 4.0
+    """Hidden width of each block's MLP, as a multiple of width."""
+    patch_size: int = 16
+    """Side of a patch in pixels; even for the ics stem."""
+    stride: int = 0
+    """Distance between patches in pixels; smaller than patch_size makes them overlap; 0 means patch_size."""
+    image_size: tuple[int, int] = (256, 128)
+    """(height, width) whose grid the position embeddings belong to; other sizes interpolate them."""
+    stem: str = "ics"
+    """"ics" (IBN convolution stem) or "patch" (one linear projection of each patch)."""
+    stem_width: int = 64
+    """Channels inside the ics stem."""
+    drop_path: float = 0.0
+    """Stochastic depth rate of the last block, rising linearly from 0 at the first."""
+    gem_pooling: bool = False
+    """Add the generalised mean (p 3) of the patch tokens to the class token."""
+    num_cameras: int = 0
+    """Learn one embedding for each camera and add it to every token; 0 switches it off."""
+    camera_weight: float = 3.0
+    """Weight of the camera embedding."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads", "patch_size", "stem_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
+        if self.width % self.heads:
+            raise ValueError(f"width must be a multiple of heads: got width {self.width} and {self.heads} heads")
+        if self.mlp_ratio <= 0:
+            raise ValueError(f"mlp_ratio must be positive: got {self.mlp_ratio}")
+        if not 0 <= self.stride <= self.patch_size:
+            raise ValueError(f"stride must be in [0, patch_size = {self.patch_size}]: got {self.stride}")
+        if self.stem not in STEMS:
+            raise ValueError(f"stem must be one of {', '.join(STEMS)}: got {self.stem!r}")
+        if self.stem == "ics" and (self.patch_size % 2 or self.stride % 2):
+            raise ValueError(
+                f"patch_size and stride must be even for stem=ics: got {self.patch_size} and {self.stride}"
+            )
+        if self.stem == "ics" and self.stem_width % 2:
+            raise ValueError(f"stem_width must be even: got {self.stem_width}")
+        if not 0.0 <= self.drop_path < 1.0:
+            raise ValueError(f"drop_path must be in [0, 1): got {self.drop_path}")
+        if self.num_cameras < 0:
+            raise ValueError(f"num_cameras must be 0 or more: got {self.num_cameras}")
+        self.image_size = (int(self.image_size[0]), int(self.image_size[1]))  # JSON and YAML give lists
+        try:
+            self.grid(*self.image_size)
+        except ValueError as error:
+            raise ValueError(f"image_size does not fit: {error}") from None
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches for an image of this size; ValueError where the size does not fit."""
+        stride = self.stride or self.patch_size
+        for size in (height, width):
+            if size < self.patch_size or (size - self.patch_size) % stride:
+                raise ValueError(
+                    f"an image of {height} x {width} (height x width) cannot be cut into patches of "
+                    f"{self.patch_size} every {stride} pixels: each side must be {self.patch_size} plus "
+                    f"a multiple of {stride}"
+                )
+        return (height - self.patch_size) // stride + 1, (width - self.patch_size) // stride + 1
+
+
+class PatchProjection(nn.Module):
+    """The plain stem, one linear map of each patch: float (B, 3, H, W) -> (B, D, h, w)."""
+
+    def __init__(self, width: int, patch_size: int, stride: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=stride)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images)
+
+
+def _build_stem(config: VitConfig) -> nn.Module:
+    stride = config.stride or config.patch_size
+    if config.stem == "ics":
+        stem: nn.Module = IcsStem(config.width, config.patch_size, stride, config.stem_width)
+    else:
+        stem = PatchProjection(config.width, config.patch_size, stride)
+    rows, columns = config.grid(*config.image_size)
+    stem.num_patches = rows * columns  # type: ignore[assignment]  # timm sizes the position embeddings by it
+    return stem
+
+
+class Vit(VisionTransformer):
+    """A vision transformer for person images. Build it with `build_vit`."""
+
+    cls_token: nn.Parameter
+    pos_embed: nn.Parameter
+
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__(
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            num_classes=0,
+            embed_dim=config.width,
+            depth=config.depth,
+            num_heads=config.heads,
+            mlp_ratio=config.mlp_ratio,
+            drop_path_rate=config.drop_path,
+            norm_layer=lambda width, **options: nn.LayerNorm(width, eps=1e-6, **options),
+            act_layer=nn.GELU,
+            embed_layer=lambda **_: _build_stem(config),
+        )
+        self.config = config
+        nn.init.trunc_normal_(self.cls_token, std=0.02)  # as DINO does; timm's default is nearly zero
+        self.camera_embed: nn.Parameter | None = None
+        if config.num_cameras:
+            self.camera_embed = nn.Parameter(torch.empty(config.num_cameras, 1, config.width))
+            nn.init.trunc_normal_(self.camera_embed, std=0.02)
+
+    def forward(self, images: Tensor, camids: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Features of images.
+
+        Args:
+            images: float (B, 3, H, W), normalised; any H and W that `config.grid` accepts.
+            camids: int64 (B,) in [0, num_cameras); needed with camera embeddings, ignored without.
+
+        Returns:
+            float (B, D), the class token (plus the pooled patch tokens with `gem_pooling`).
+        """
+        tokens = self.forward_tokens(images, camids)
+        features = tokens[:, 0]
+        if self.config.gem_pooling:
+            features = features + tokens[:, 1:].clamp(min=1e-6).pow(3).mean(dim=1).pow(1 / 3)
+        return features
+
+    def forward_tokens(self, images: Tensor, camids: Tensor | None = None) -> Tensor:
+        """All tokens after the final norm, (B, 1 + N, D), class token first. Arguments as in `forward`."""
+        tokens = self._embed(images, camids)
+        for block in self.blocks:
+            # timm's set_grad_checkpointing(True) trades one more forward pass for the memory of the
+            # activations
+            tokens = checkpoint(block, tokens, use_reentrant=False) if self.grad_checkpointing else block(tokens)
+        return self.norm(tokens)
+
+    def forward_features(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        """timm's name for `forward_tokens`."""
+        return self.forward_tokens(x)
+
+    @torch.no_grad()
+    def class_attention(self, images: Tensor, camids: Tensor | None = None) -> Tensor:
+        """Attention of the last block's class token to the patches.
+
+        Returns:
+            float (B, heads, N), row by row of the grid; with the class token's share of itself a head sums to
+            1.
+        """
+        tokens = self._embed(images, camids)
+        for block in self.blocks[:-1]:
+            tokens = block(tokens)
+        last: Any = self.blocks[-1]
+        channels = self.config.width // self.config.heads
+        qkv = last.attn.qkv(last.norm1(tokens)).unflatten(-1, (3, -1, channels))  # (B, 1 + N, 3, heads, channels)
+        query, keys = qkv[:, 0, 0], qkv[:, :, 1]
+        weights = torch.einsum("bhd,bnhd->bhn", query * channels**-0.5, keys).softmax(dim=-1)
+        return weights[:, :, 1:]
+
+    def _embed(self, images: Tensor, camids: Tensor | None) -> Tensor:
+        """Stem, class token, position and camera embeddings: (B, 3, H, W) -> (B, 1 + N, D)."""
+        rows, columns = self.config.grid(*images.shape[-2:])
+        patches = self.patch_embed(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat((self.cls_token.expand(len(images), -1, -1), patches), dim=1)
+        tokens = tokens + self._positions(rows, columns)
+        if self.camera_embed is not None:
+            cameras = self._check_cameras(camids, len(images))
+            tokens = tokens + self.config.camera_weight * self.camera_embed[cameras]
+        return tokens
+
+    def _positions(self, rows: int, columns: int) -> Tensor:
+        """Position embeddings for a grid, (1, 1 + rows * columns, D).
+
+        Another grid than the configured one is interpolated (bicubic, align_corners off) with the scale
+        factors ((rows + 0.1) / rows0, (columns + 0.1) / columns0), which also set the sampling points. The
+        0.1 guards against rounding down in the method's code; giving the size instead would move the outputs
+        by 2e-2, away from the released weights.
+        """
+        own_rows, own_columns = self.config.grid(*self.config.image_size)
+        if (rows, columns) == (own_rows, own_columns):
+            return self.pos_embed
+        grid = self.pos_embed[:, 1:].unflatten(1, (own_rows, own_columns)).permute(0, 3, 1, 2)
+        scale = ((rows + 0.1) / own_rows, (columns + 0.1) / own_columns)
+        grid = F.interpolate(grid, scale_factor=scale, mode="bicubic", align_corners=False)
+        return torch.cat((self.pos_embed[:, :1], grid.flatten(2).transpose(1, 2)), dim=1)
+
+    def _check_cameras(self, camids: Tensor | None, count: int) -> Tensor:
+        cameras = self.config.num_cameras
+        if camids is None or camids.shape != (count,):
+            seen = "none" if camids is None else f"shape {tuple(camids.shape)}"
+            raise ValueError(
+                f"a backbone with num_cameras={cameras} needs one camid for each of {count} images: got {seen}"
+            )
+        if count and not 0 <= int(camids.min()) <= int(camids.max()) < cameras:
+            raise ValueError(
+                f"camids must be in [0, {cameras}): got {int(camids.min())} to {int(camids.max())}; "
+                "number the cameras from 0, or build the backbone with num_cameras=0"
+            )
+        return camids
+
+
+def build_vit(config: VitConfig, seed: int = 0) -> Vit:
+    """A new backbone whose weights are a function of (config, seed); the global random state is left as it was."""
+    with seeded(seed):
+        return Vit(config)

@@ -1,0 +1,1 @@
+"""Self-supervised objectives, all with the interface of `reidssl.objectives.base`."""

@@ -1,0 +1,160 @@
+"""What every self-supervised objective offers to a training loop.
+
+The loop owns the optimiser, the devices and the processes; an objective owns the maths. A step goes
+
+    for each micro-batch:  output = objective(student_call, crops, progress);  backward(output.loss)
+    once:                  optimiser step;  objective.update(mean of output.statistics);
+    objective.update_teacher(...)
+
+so nothing that an objective remembers depends on how many micro-batches or workers a step is cut into.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from reidssl.models.vit import Vit
+
+
+class StudentOutput(NamedTuple):
+    """What `MultiCropModel` returns for V crops of B images each."""
+
+    logits: Tensor  # (V * B, K), crop by crop
+    features: Tensor  # (V * B, D), the backbone's features, before the head
+
+
+class StudentCall(Protocol):
+    """The student itself, or an engine that wraps it and gives the same result."""
+
+    def __call__(self, crops: Sequence[Tensor], **options: Any) -> StudentOutput: ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Position in a run, in samples. All schedules are functions of it."""
+
+    samples_seen: int
+    samples_per_epoch: int
+    samples_total: int
+
+    @property
+    def epoch(self) -> int:
+        """Whole epochs that are behind us: 0 during the first."""
+        return self.samples_seen // self.samples_per_epoch
+
+    @property
+    def exact_epoch(self) -> float:
+        """Epochs that are behind us, with the part of the current one."""
+        return self.samples_seen / self.samples_per_epoch
+
+    @property
+    def fraction(self) -> float:
+        """Part of the run that is behind us, in [0, 1]."""
+        return self.samples_seen / self.samples_total
+
+
+@dataclass(frozen=True)
+class ObjectiveOutput:
+    """Result of one micro-batch. `terms` and `statistics` carry no gradient."""
+
+    loss: Tensor
+    """Scalar to call backward on."""
+    terms: dict[str, Tensor]
+    """Scalars to report, the loss among them."""
+    statistics: dict[str, Tensor]
+    """What `update` needs, each averaged over all micro-batches of the step first."""
+
+
+class MultiCropModel(nn.Module):
+    """Backbone and head over crops of several sizes.
+
+    Neighbouring crops of equal size go through the backbone in one batch; the head sees all at once.
+    """
+
+    def __init__(self, backbone: Vit, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, crops: Sequence[Tensor], **head_options: Any) -> StudentOutput:
+        """V crops float (B, 3, h, w) each -> logits (V * B, K) and features (V * B, D), in the order of the crops."""
+        dtype = self.backbone.cls_token.dtype  # a bf16 student takes the fp32 crops that its fp32 teacher takes
+        groups: list[list[Tensor]] = []
+        for crop in crops:
+            if groups and groups[-1][0].shape == crop.shape:
+                groups[-1].append(crop)
+            else:
+                groups.append([crop])
+        features = torch.cat([self.backbone(torch.cat(group).to(dtype)) for group in groups])
+        return StudentOutput(self.head(features, **head_options), features)
+
+
+class Objective(nn.Module):
+    """Base class: a student that is trained and a teacher that follows it as an exponential moving average.
+
+    The teacher stays fp32 (a momentum near 1 is lost in bf16), has no gradient, and runs in train mode
+    because the batch norms of its stem keep statistics of their own.
+    """
+
+    student: nn.Module
+    teacher: nn.Module | None
+
+    def forward(self, student_call: StudentCall, crops: list[Tensor], progress: Progress) -> ObjectiveOutput:
+        """Loss of one micro-batch; pure, except for the running statistics of batch norms."""
+        raise NotImplementedError
+
+    def update(self, statistics: Mapping[str, Tensor]) -> None:
+        """Take in the statistics of a whole step (their means over its micro-batches), once per step."""
+        raise NotImplementedError
+
+    def export_backbone(self) -> Vit:
+        """A copy of the backbone worth keeping, in eval mode."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def update_teacher(self, student_parameters: Iterable[tuple[str, Tensor]], momentum: float) -> None:
+        """teacher = momentum * teacher + (1 - momentum) * student, for parameters and not for buffers.
+
+        Args:
+            student_parameters: (name within the student, full tensor of any float type); may come in several
+            calls.
+            momentum: in [0, 1].
+        """
+        if not 0.0 <= momentum <= 1.0:
+            raise ValueError(f"momentum must be in [0, 1]: got {momentum}")
+        if self.teacher is None:
+            return
+        own = dict(self.teacher.named_parameters())
+        for name, value in student_parameters:
+            if name not in own:
+                raise ValueError(f"the teacher has no parameter {name!r}; names are those of objective.student")
+            own[name].lerp_(value.to(own[name]), 1.0 - momentum)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """All that the objective remembers besides the student: its own buffers and all of the teacher.
+
+        The tensors are the live ones, detached: copy them if they must outlive the next step.
+        """
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("student.")}
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `state_tensors` gave; ValueError where names or shapes differ."""
+        own = self.state_tensors()
+        if own.keys() != tensors.keys():
+            missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+            raise ValueError(
+                f"the saved state belongs to another objective or model: missing {missing[:3]}, unknown "
+                f"{unknown[:3]} ({len(missing)} and {len(unknown)} in all); resume with the configuration of the run"
+            )
+        for name, value in tensors.items():
+            if own[name].shape != value.shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(value.shape)} in the saved state and {tuple(own[name].shape)} "
+                    "here; resume with the configuration of the run"
+                )
+            own[name].copy_(value)

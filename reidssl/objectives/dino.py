@@ -1,0 +1,157 @@
+"""DINO: self-distillation with no labels (arXiv 2104.14294), as TransReID-SSL uses it on person images.
+
+Shapes: B images, V crops, T = 2 teacher views (the global crops, which come first), K = out_dim.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from reidssl.models.heads import DinoHead
+from reidssl.models.vit import Vit, VitConfig, build_vit
+from reidssl.objectives.base import MultiCropModel, Objective, ObjectiveOutput, Progress, StudentCall
+
+TEACHER_VIEWS = 2
+
+
+@dataclass(kw_only=True)
+class DinoConfig:
+    """Settings of DINO; the defaults are those of TransReID-SSL on LUPerson."""
+
+    out_dim: int = 65536
+    """Number of prototypes K."""
+    hidden: int = 2048
+    """Hidden width of the head's MLP."""
+    bottleneck: int = 256
+    """Width of the head before its last layer."""
+    student_temperature: float = 0.1
+    """Temperature of the student's softmax."""
+    teacher_temperature: float = 0.04
+    """Temperature of the teacher's softmax after warm-up; lower is sharper."""
+    warmup_teacher_temperature: float = 0.04
+    """Teacher temperature at the start."""
+    warmup_teacher_temperature_epochs: float = 0.0
+    """Epochs over which the teacher temperature goes linearly to its final value."""
+    center_momentum: float = 0.9
+    """Weight of the old centre in each step's update."""
+    teacher_momentum: float = 0.996
+    """Weight of the old teacher at the start; the training loop raises it to 1 on a cosine."""
+    freeze_last_layer_epochs: int = 1
+    """Epochs in which the last layer gets no gradient."""
+
+    def __post_init__(self) -> None:
+        for name in ("out_dim", "hidden", "bottleneck"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
+        for name in ("student_temperature", "teacher_temperature", "warmup_teacher_temperature"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive: got {getattr(self, name)}")
+        for name in ("warmup_teacher_temperature_epochs", "freeze_last_layer_epochs"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more: got {getattr(self, name)}")
+        for name in ("center_momentum", "teacher_momentum"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must be in [0, 1]: got {getattr(self, name)}")
+
+    def teacher_temperature_at(self, progress: Progress) -> float:
+        """The teacher's temperature at a position of the run."""
+        if progress.exact_epoch >= self.warmup_teacher_temperature_epochs:
+            return self.teacher_temperature
+        share = progress.exact_epoch / self.warmup_teacher_temperature_epochs
+        return (1.0 - share) * self.warmup_teacher_temperature + share * self.teacher_temperature
+
+
+def dino_loss(
+    student_logits: Tensor, teacher_probabilities: Tensor, num_crops: int, student_temperature: float
+) -> Tensor:
+    """Mean cross-entropy over all pairs (teacher view t, student crop v) with t != v.
+
+        loss = mean over t != v and images of  - sum_k  q[t, k] * log softmax(s[v] / temperature)[k]
+
+    Since each q sums to 1 this is logsumexp(s[v] / temperature) - <q[t], s[v] / temperature>: one matrix
+    product gives all pairs, and no log-softmax of the size of the logits is kept.
+
+    Args:
+        student_logits: (V * B, K), crop by crop, the teacher's views first and in the same order.
+        teacher_probabilities: float (T * B, K), rows sum to 1, no gradient.
+        num_crops: V, at least 2.
+        student_temperature: positive.
+
+    Returns:
+        Scalar float32, 0 or more.
+    """
+    num_images = len(student_logits) // num_crops
+    num_views = len(teacher_probabilities) // num_images
+    with torch.autocast(student_logits.device.type, enabled=False):  # sums of 65,536 terms: always fp32
+        logits = student_logits.float() / student_temperature
+        log_partition = logits.logsumexp(dim=-1).view(num_crops, num_images).mean(dim=1)  # (V,)
+        products = logits.view(num_crops, -1) @ teacher_probabilities.view(num_views, -1).T  # (V, T)
+    cross_entropy = log_partition[:, None] - products / num_images
+    same_view = torch.eye(num_crops, num_views, dtype=torch.bool, device=logits.device)
+    return cross_entropy.masked_fill(same_view, 0.0).sum() / (num_crops * num_views - num_views)
+
+
+class Dino(Objective):
+    """The DINO objective. The teacher starts as a copy of the student, without drop path.
+
+    `center` (1, K) is subtracted from the teacher's logits so that no prototype dominates. The loss uses the
+    centre of the previous step; `update` moves it once per step.
+    """
+
+    center: Tensor
+
+    def __init__(self, backbone_config: VitConfig, config: DinoConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        head = DinoHead(backbone_config.width, config.out_dim, config.hidden, config.bottleneck, seed + 1)
+        self.student = MultiCropModel(build_vit(backbone_config, seed), head)
+        teacher_backbone = build_vit(replace(backbone_config, drop_path=0.0), seed)
+        self.teacher: MultiCropModel = MultiCropModel(teacher_backbone, copy.deepcopy(head))
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.teacher.requires_grad_(False)
+        self.register_buffer("center", torch.zeros(1, config.out_dim))
+
+    def forward(self, student_call: StudentCall, crops: list[Tensor], progress: Progress) -> ObjectiveOutput:
+        """Loss of one micro-batch.
+
+        Args:
+            student_call: `self.student`, or an engine around it.
+            crops: V >= 2 tensors float (B, 3, h, w), the two global crops first.
+            progress: position in the run; sets the teacher's temperature and whether the last layer is
+            frozen.
+
+        Returns:
+            Terms "loss", "teacher_entropy" (nats, mean over images; near 0 or ln K means collapse),
+            "center_norm" and "feature_std" (over images, of the teacher's unit features, mean over D; near 0
+            means collapse). Statistic "teacher_mean" (1, K), the mean of the teacher's logits.
+        """
+        if len(crops) < TEACHER_VIEWS:
+            raise ValueError(f"DINO needs at least its {TEACHER_VIEWS} global crops: got {len(crops)} crops")
+        frozen = progress.epoch < self.config.freeze_last_layer_epochs
+        student = student_call(crops, freeze_last_layer=frozen)
+        with torch.no_grad():
+            teacher = self.teacher(crops[:TEACHER_VIEWS])
+            temperature = self.config.teacher_temperature_at(progress)
+            targets = ((teacher.logits - self.center) / temperature).softmax(dim=-1)
+        loss = dino_loss(student.logits, targets, len(crops), self.config.student_temperature)
+        with torch.no_grad():
+            unit_features = torch.nn.functional.normalize(teacher.features, dim=-1)
+            terms = {
+                "loss": loss.detach(),
+                "teacher_entropy": torch.special.entr(targets).sum(dim=-1).mean(),
+                "center_norm": self.center.norm(),
+                "feature_std": unit_features.std(dim=0, correction=0).mean(),
+            }
+        return ObjectiveOutput(loss, terms, {"teacher_mean": teacher.logits.mean(dim=0, keepdim=True)})
+
+    @torch.no_grad()
+    def update(self, statistics: Mapping[str, Tensor]) -> None:
+        """Move the centre towards the step's mean teacher logits, {"teacher_mean": (1, K)}."""
+        self.center.lerp_(statistics["teacher_mean"].to(self.center), 1.0 - self.config.center_momentum)
+
+    def export_backbone(self) -> Vit:
+        """A copy of the teacher's backbone, in eval mode, with the statistics of its own batch norms."""
+        return copy.deepcopy(self.teacher.backbone).requires_grad_(True).eval()

@@ -1,0 +1,69 @@
+"""Seeds and uniforms that depend on what they are for, never on when or where they are drawn.
+
+A sample's seed is a hash of (seed, epoch, key), and its random numbers are a function of that seed and a
+counter. The augmentation of an image is therefore the same on every worker, in every batch and after every
+restart. The counter-based generator is splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom
+number generators", OOPSLA 2014): the i-th value is a bijective mix of `state + (i + 1) * golden ratio`, so
+that no value needs the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)
+_FIRST_FACTOR = np.uint64(0xBF58476D1CE4E5B9)
+_SECOND_FACTOR = np.uint64(0x94D049BB133111EB)
+
+
+def mix(*values: int) -> int:
+    """One stable seed in [0, 2**63) from any integers; order and number of the integers matter."""
+    if not values:
+        raise ValueError("mix needs at least one integer to make a seed from: got none")
+    text = ",".join(str(int(value)) for value in values)
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def sample_seeds(seed: int, epoch: int, keys: Sequence[str]) -> NDArray[np.uint64]:
+    """Seeds, uint64 (B,), of the samples named by `keys` in one epoch: a stable hash of (seed, epoch, key)."""
+    if isinstance(keys, str):
+        raise ValueError(f"keys must be a sequence of strings, one for each sample: got the single string {keys!r}")
+    prefix = hashlib.blake2b(f"{int(seed)},{int(epoch)},".encode(), digest_size=8)
+    seeds = np.empty(len(keys), dtype="<u8")
+    for position, key in enumerate(keys):
+        state = prefix.copy()
+        state.update(key.encode("utf-8", "surrogatepass"))
+        seeds[position] = int.from_bytes(state.digest(), "little")
+    return seeds.astype(np.uint64, copy=False)
+
+
+def uniforms(seeds: NDArray[np.uint64], count: int, stream: int = 0) -> NDArray[np.float64]:
+    """`count` uniform numbers for each seed: float64 (B, count) in [0, 1), with 53 random bits each.
+
+    Row b depends on `seeds[b]` and `stream` alone, and its first values do not depend on `count`. Different
+    streams of one seed are independent: give each use of a seed (each crop, say) a stream of its own.
+    """
+    seeds = np.asarray(seeds)
+    if seeds.ndim != 1 or seeds.dtype != np.uint64:
+        raise ValueError(
+            f"seeds must be a one-dimensional uint64 array, as sample_seeds gives: got {seeds.dtype} {seeds.shape}"
+        )
+    if count < 0 or stream < 0:
+        raise ValueError(f"count and stream must not be negative: got count {count}, stream {stream}")
+    # Unsigned arithmetic is meant to wrap around; arrays do so silently, scalars would warn.
+    state = _scramble(seeds ^ _scramble(np.array([stream], dtype=np.uint64) * GOLDEN_RATIO + GOLDEN_RATIO))
+    steps = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN_RATIO
+    bits = _scramble(state[:, None] + steps[None, :])
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _scramble(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The output function of splitmix64, a bijection of the 64-bit integers."""
+    values = (values ^ (values >> np.uint64(30))) * _FIRST_FACTOR
+    values = (values ^ (values >> np.uint64(27))) * _SECOND_FACTOR
+    return values ^ (values >> np.uint64(31))

@@ -1,0 +1,247 @@
+"""The launch recipes against what will read them: Ray's own checks, EC2's API model, the CRDs, Ray's command line."""
+
+import ast
+import copy
+import importlib
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import boto3
+import botocore.session
+import botocore.validate
+import click
+import jsonschema
+import pytest
+import ray
+import yaml
+from moto import mock_aws
+from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.scripts.scripts import cli
+
+from platform.engine.config import load_config
+from tests.cluster.kuberay_schema import SCHEMAS
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "cluster"
+LAUNCHER = ("aws.yaml", "gcp.yaml", "on-prem.yaml")
+KUBERAY = ("kuberay/raycluster.yaml", "kuberay/rayjob.yaml")
+SECRETS = re.compile(
+    r"(AKIA|ASIA)[0-9A-Z]{16}|-----BEGIN|gh[pousr]_[A-Za-z0-9]{20}|\b[0-9a-f]{64}\b"
+    r"|(?i:aws_secret_access_key|aws_session_token|password|RAY_AUTH_TOKEN)\s*[:=]\s*['\"]?[^\s'\"$]",
+)
+
+
+def documents(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((FOLDER / name).read_text(encoding="utf-8")))
+
+
+def launcher(name: str) -> dict[str, Any]:
+    (document,) = documents(name)
+    return document
+
+
+def ray_commands(text: str) -> list[list[str]]:
+    """The words of every `ray ...` call in a shell command, without `ray` itself."""
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=";&|<>")
+    lexer.whitespace_split = True
+    calls: list[list[str]] = []
+    previous, inside = ";", False
+    for word in lexer:
+        if set(word) <= set(";&|<>"):
+            inside = False
+        elif not inside and word.rsplit("/", 1)[-1] == "ray" and (set(previous) <= set(";&|") or previous.isdigit()):
+            calls.append([])
+            inside = True
+        elif inside:
+            calls[-1].append(word)
+        previous = word
+    return calls
+
+
+def parse(call: list[str]) -> click.Context:
+    """Let Ray's own command line read the options (nothing is run). Raises click.UsageError."""
+    return cli.commands[call[0]].make_context(call[0], call[1:])
+
+
+def check_kubernetes(document: dict[str, Any]) -> None:
+    jsonschema.validate(document, SCHEMAS[document["kind"]])
+
+
+def run_instances_error(node_config: dict[str, Any]) -> str:
+    """What EC2's API model has against a node configuration ("" if nothing); SubnetIds is Ray's own key."""
+    shape = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    parameters = {key: value for key, value in node_config.items() if key != "SubnetIds"}
+    parameters |= {"MinCount": 1, "MaxCount": 1}
+    return botocore.validate.ParamValidator().validate(parameters, shape).generate_report()
+
+
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_ray_accepts_the_launcher_recipe(name):
+    recipe = launcher(name)
+    prepared = prepare_config(copy.deepcopy(recipe))
+    validate_config(prepared)
+    workers = {key: value for key, value in prepared["available_node_types"].items() if key != "head"}
+    assert all(0 <= kind["min_workers"] <= kind["max_workers"] for kind in workers.values())
+    # What the repository's side of the mounts names is there (the token is made by the user).
+    for local in recipe["file_mounts"].values():
+        assert local.startswith("~/") or (ROOT / local).exists(), local
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [((), "upscaling_sped"), (("available_node_types", "gpu"), "max_worker"), (("docker",), "imag")],
+)
+def test_a_misspelt_key_in_a_launcher_recipe_is_refused(path, key):
+    recipe = launcher("aws.yaml")
+    place = recipe
+    for step in path:
+        place = place[step]
+    place[key] = "1"
+    with pytest.raises(jsonschema.ValidationError, match=key):
+        validate_config(prepare_config(recipe))
+
+
+def test_ec2_accepts_the_node_configurations_and_they_are_spot_except_the_head():
+    kinds = launcher("aws.yaml")["available_node_types"]
+    for kind in kinds.values():
+        assert run_instances_error(kind["node_config"]) == ""
+    options = {name: kind["node_config"].get("InstanceMarketOptions", {}) for name, kind in kinds.items()}
+    markets = {name: option.get("MarketType") for name, option in options.items()}
+    assert markets == {"head": None, "gpu": "spot", "decode": "spot"}
+    assert "IamInstanceProfil" in run_instances_error(kinds["gpu"]["node_config"] | {"IamInstanceProfil": {}})
+
+
+@mock_aws
+def test_the_aws_launcher_completes_the_recipe(tmp_path, monkeypatch):
+    """Ray's bootstrap on an empty account: key pair, subnets, security group; and resources as EC2 states them."""
+    from ray.autoscaler._private.aws.config import bootstrap_aws
+
+    monkeypatch.setenv("HOME", str(tmp_path))  # the launcher writes a key to ~/.ssh
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    done = bootstrap_aws(prepare_config(launcher("aws.yaml")))
+    assert oct((next((tmp_path / ".ssh").iterdir())).stat().st_mode & 0o777) == "0o600"
+    ec2 = boto3.client("ec2", region_name=done["provider"]["region"])
+    for name, kind in done["available_node_types"].items():
+        node = kind["node_config"]
+        assert node["SubnetIds"] and node["SecurityGroupIds"] and node["KeyName"], name
+        assert run_instances_error(node) == ""
+        if name == "head":
+            continue
+        (facts,) = ec2.describe_instance_types(InstanceTypes=[node["InstanceType"]])["InstanceTypes"]
+        gpus = sum(gpu["Count"] for gpu in facts.get("GpuInfo", {}).get("Gpus", []))
+        assert kind["resources"] == {"CPU": facts["VCpuInfo"]["DefaultVCpus"]} | ({"GPU": gpus} if gpus else {})
+        (start,) = [c for text in done["worker_start_ray_commands"] for c in ray_commands(text) if c[0] == "start"]
+        assert parse(start).params["object_store_memory"] <= 0.3 * facts["MemoryInfo"]["SizeInMiB"] * 2**20
+
+
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_ray_start_knows_the_options_and_the_dashboard_stays_local(name):
+    recipe = launcher(name)
+    starts = {}
+    for role in ("head", "worker"):
+        calls = [call for text in recipe[f"{role}_start_ray_commands"] for call in ray_commands(text)]
+        assert [call[0] for call in calls] == ["stop", "start"]
+        starts[role] = parse(calls[1]).params
+        assert "export RAY_AUTH_MODE=token" in recipe[f"{role}_start_ray_commands"][1]
+    head, worker = starts["head"], starts["worker"]
+    assert head["head"] and head["dashboard_host"] == "127.0.0.1" and head["num_cpus"] == 0
+    assert head["autoscaling_config"] == "~/ray_bootstrap_config.yaml"
+    assert worker["address"] == f"$RAY_HEAD_IP:{head['port']}"
+    assert any(local == "~/.ray/auth_token" for local in recipe["file_mounts"].values())
+
+
+def test_a_misspelt_option_of_ray_start_is_refused():
+    (call,) = ray_commands("ulimit -n 65536; ray start --head --dashbord-host=127.0.0.1")
+    with pytest.raises(click.NoSuchOption):
+        parse(call)
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_kubernetes_accepts_the_recipe(name):
+    found = documents(name)
+    for document in found:
+        check_kubernetes(document)
+    spec = found[-1]["spec"].get("rayClusterSpec", found[-1]["spec"])
+    assert spec["authOptions"] == {"mode": "token"} and spec["rayVersion"] == ray.__version__
+    groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+    accounts = {document["metadata"]["name"] for document in found if document["kind"] == "ServiceAccount"}
+    for group in groups:
+        options = [f"--{key}={value}" for key, value in group["rayStartParams"].items()]
+        parse(["start", *options])
+        assert group["template"]["spec"]["serviceAccountName"] in accounts
+    for group in spec["workerGroupSpecs"]:
+        pod = group["template"]["spec"]
+        *_, script = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        (drain,) = ray_commands(script)
+        deadline = parse(drain).params["deadline_remaining_seconds"]
+        assert f"sleep {deadline}" in script and deadline < pod["terminationGracePeriodSeconds"] < 120
+        assert group["minReplicas"] == 0 and pod["nodeSelector"]["eks.amazonaws.com/capacityType"] == "SPOT"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [(), ("autoscalerOptions",), ("workerGroupSpecs", 0), ("workerGroupSpecs", 0, "template", "spec")],
+)
+def test_a_misspelt_field_of_a_kubernetes_recipe_is_refused(path):
+    document = documents("kuberay/raycluster.yaml")[-1]
+    place = document["spec"]
+    for step in path:
+        place = place[step]
+    place["replicaz"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="replicaz"):
+        check_kubernetes(document)
+
+
+def test_the_job_has_the_cluster_of_the_cluster_recipe():
+    (cluster_account, cluster), (job_account, job) = documents(KUBERAY[0]), documents(KUBERAY[1])
+    assert job_account == cluster_account and job["spec"]["rayClusterSpec"] == cluster["spec"]
+
+
+def program_calls() -> list[str]:
+    """Every `python -m platform.<program> ...` in the job recipe and in the guide."""
+    texts = [documents("kuberay/rayjob.yaml")[-1]["spec"]["entrypoint"]]
+    texts.append((FOLDER / "README.md").read_text(encoding="utf-8").replace("\\\n", " "))
+    calls = [call for text in texts for call in re.findall(r"python -m platform\.\w+[^\n`]*", text)]
+    return sorted({" ".join(call.split()) for call in calls})
+
+
+@pytest.mark.parametrize("call", program_calls())
+def test_the_programs_in_the_recipes_exist_and_accept_their_options(call):
+    _, _, module, *overrides = shlex.split(call)
+    source = (ROOT / module.replace(".", "/")).with_suffix(".py")
+    assert source.is_file(), f"{call}: there is no {source.relative_to(ROOT)}"
+    starts = [node for node in ast.walk(ast.parse(source.read_text(encoding="utf-8")))
+              if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "run_program"]
+    assert len(starts) == 1, f"{source}: one run_program(...) call expected"
+    schema, name = (argument for argument in starts[0].args[:2])
+    load_config(getattr(importlib.import_module(module), schema.id), ast.literal_eval(name), overrides)
+
+
+def test_images_and_lock_agree_with_the_installed_ray():
+    tags = {tag for path in FOLDER.rglob("*") if path.is_file()
+            for tag in re.findall(r"rayproject/ray:(\d+\.\d+\.\d+)", path.read_text(encoding="utf-8"))}
+    assert tags == {ray.__version__}
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    assert re.search(rf"(?m)^ray(\[[\w,]+\])?=={re.escape(ray.__version__)}\b", lock)
+    pinned_torch = re.search(r"(?m)^torch==(\S+)", lock)
+    assert pinned_torch and "+" not in pinned_torch[1], "a +cpu build in the lock would leave the GPUs unused"
+
+
+def test_the_dockerfile_names_what_it_copies_and_runs_as_a_user():
+    lines = (FOLDER / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    sources = [word for line in lines if line.startswith("COPY") for word in line.split()[1:-1] if word[:2] != "--"]
+    assert sources and all((ROOT / source).exists() for source in sources), sources
+    assert "." not in sources
+    sent = {line[1:] for line in (FOLDER / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"}
+    assert sent == set(sources)
+    assert [line for line in lines if line.startswith("USER")] == ["USER ray"]
+
+
+def test_no_credentials_in_any_file():
+    for path in FOLDER.rglob("*"):
+        if path.is_file() and (found := SECRETS.search(path.read_text(encoding="utf-8"))):
+            pytest.fail(f"{path.relative_to(ROOT)} seems to hold a secret near {found.start()}")
+    assert SECRETS.search("key: AKIA" + "ABCDEFGH12345678") and SECRETS.search("RAY_AUTH_TOKEN: " + "abc")

@@ -1,0 +1,30 @@
+"""Shared fixtures: the programs' package, one Ray for the whole session, an S3 server on loopback."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+import platform  # noqa: E402
+
+# pytest's own executable has imported the standard module before it saw this folder.
+if not hasattr(platform, "__path__"):
+    platform.__path__ = [str(ROOT / "platform")]
+
+import pytest  # noqa: E402
+
+pytest_plugins = ["tests.fixtures_s3"]
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """One local Ray with 4 logical CPUs for every test that needs a cluster."""
+    import ray
+
+    from platform.engine.runtime import RuntimeConfig, connect
+
+    connect(RuntimeConfig(num_cpus=4, object_store_gib=0.5))
+    yield ray
+    ray.shutdown()

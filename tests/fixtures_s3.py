@@ -1,0 +1,49 @@
+"""An S3 server on loopback (moto's), shared by the tests that need object storage."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+# At import, before any Ray of the session starts: its workers inherit these, and no test sees anybody's real ones.
+for _name in [name for name in os.environ if name.startswith("AWS_")]:
+    del os.environ[_name]
+os.environ.update(AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY="testing-secret", AWS_DEFAULT_REGION="us-east-1",
+                  AWS_EC2_METADATA_DISABLED="true", AWS_SHARED_CREDENTIALS_FILE="/nonexistent",
+                  AWS_CONFIG_FILE="/nonexistent")
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """Where the server is and a bucket of its own."""
+
+    endpoint_url: str
+    bucket: str
+
+    @property
+    def uri(self) -> str:
+        return f"s3://{self.bucket}"
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """URL of a moto server in this process."""
+    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_endpoint: str) -> S3Server:
+    """The server with a fresh, empty bucket."""
+    from platform.engine.storage import StorageConfig, create_bucket
+
+    bucket = f"test-{uuid.uuid4().hex[:12]}"
+    create_bucket(f"s3://{bucket}", StorageConfig(endpoint_url=s3_endpoint))
+    return S3Server(endpoint_url=s3_endpoint, bucket=bucket)

@@ -1,0 +1,59 @@
+"""Batch-hard triplet loss against the released code and a loop over all triplets."""
+
+import math
+
+import pytest
+import torch
+
+from reidssl.losses.identity import identity_loss
+from reidssl.losses.triplet import batch_hard, triplet_loss
+from tests.reference.fill_weights import arrays
+
+
+def test_soft_margin_equals_released():
+    reference = arrays("supervised.npz")
+    features, labels = reference["feat"].requires_grad_(), reference["labels"]
+    loss = triplet_loss(features, labels)
+    loss.backward()
+    positive, negative = batch_hard(features, labels)
+    torch.testing.assert_close(loss.double(), reference["soft_loss"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(features.grad, reference["soft_grad"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(positive, reference["soft_dist_ap"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(negative, reference["soft_dist_an"], atol=1e-5, rtol=0)
+
+
+def test_recipe_equals_released():
+    """Identity cross-entropy plus triplet loss, equally weighted."""
+    reference = arrays("supervised.npz")
+    scores, labels = reference["score"].requires_grad_(), reference["labels"]
+    loss = identity_loss(scores, labels) + triplet_loss(reference["feat"], labels)
+    loss.backward()
+    torch.testing.assert_close(loss.double(), reference["make_loss_ls_off"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores.grad, reference["make_loss_ls_off_score_grad"], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("margin", [None, 0.3, 5.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_a_loop(margin, seed):
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(10, 4, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([0, 0, 1, 1, 1, 2, 2, 3, 3, 3])[torch.randperm(10, generator=generator)]
+    total = 0.0
+    for i in range(10):
+        distances = [math.dist(features[i].tolist(), features[j].tolist()) for j in range(10)]
+        positive = max(d for j, d in enumerate(distances) if labels[j] == labels[i])
+        negative = min(d for j, d in enumerate(distances) if labels[j] != labels[i])
+        difference = positive - negative
+        total += math.log1p(math.exp(difference)) if margin is None else max(0.0, difference + margin)
+    assert triplet_loss(features, labels, margin).item() == pytest.approx(total / 10, rel=1e-9)
+
+
+def test_equal_features_have_a_finite_gradient():
+    features = torch.ones(4, 3, requires_grad=True)
+    triplet_loss(features, torch.tensor([0, 0, 1, 1])).backward()
+    assert features.grad.isfinite().all()
+
+
+def test_one_identity_is_refused():
+    with pytest.raises(ValueError, match="batch of 3 has only one"):
+        triplet_loss(torch.randn(3, 2), torch.zeros(3, dtype=torch.int64))

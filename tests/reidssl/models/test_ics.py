@@ -1,0 +1,43 @@
+"""The convolution stem, against its definition written out."""
+
+import pytest
+import torch
+
+from reidssl.models.ics import IcsStem, InstanceBatchNorm
+
+
+def test_first_half_is_normalised_per_image_and_second_half_per_batch():
+    maps = torch.randn(4, 6, 5, 3, generator=torch.Generator().manual_seed(0)) * 3 + 2
+    norm = InstanceBatchNorm(6)
+    with torch.no_grad():
+        for parameter in norm.parameters():
+            parameter.copy_(torch.randn(3, generator=torch.Generator().manual_seed(parameter.ndim)))
+    normalised = norm(maps)
+    for half, layer, dims in ((maps[:, :3], norm.instance, (2, 3)), (maps[:, 3:], norm.batch, (0, 2, 3))):
+        mean, variance = half.mean(dims, keepdim=True), half.var(dims, correction=0, keepdim=True)
+        expected = (half - mean) / (variance + 1e-5).sqrt() * layer.weight.view(3, 1, 1) + layer.bias.view(3, 1, 1)
+        position = slice(0, 3) if layer is norm.instance else slice(3, 6)
+        torch.testing.assert_close(normalised[:, position], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_only_batch_norm_keeps_statistics():
+    stem = IcsStem(width=12, patch_size=8, stride=8, stem_width=4)
+    kept = {name for name, _ in stem.named_buffers() if name.endswith("running_mean")}
+    assert kept == {"norm1.batch.running_mean", "norm2.batch.running_mean", "norm3.running_mean"}
+    images = torch.randn(3, 3, 16, 8)
+    stem(images)
+    assert all(stem.get_buffer(name).abs().sum() > 0 for name in kept)
+
+
+@pytest.mark.parametrize(("patch_size", "stride", "grid"), [(16, 16, (4, 2)), (8, 8, (8, 4)), (8, 4, (15, 7))])
+def test_grid(patch_size, stride, grid):
+    stem = IcsStem(width=10, patch_size=patch_size, stride=stride, stem_width=4)
+    assert stem(torch.randn(2, 3, 64, 32)).shape == (2, 10, *grid)
+    assert stem.proj.kernel_size == (patch_size // 2, patch_size // 2)
+
+
+def test_odd_sizes_are_refused():
+    with pytest.raises(ValueError, match="even"):
+        IcsStem(width=10, patch_size=7, stride=7)
+    with pytest.raises(ValueError, match="stem_width must be even"):
+        InstanceBatchNorm(5)

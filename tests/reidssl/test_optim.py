@@ -1,0 +1,55 @@
+"""Parameter groups and clipping."""
+
+import pytest
+import torch
+
+from reidssl.models.reid import ReidModel
+from reidssl.models.vit import VitConfig, build_vit
+from reidssl.optim import clip_per_tensor_, parameter_groups, sgd_groups
+
+CONFIG = VitConfig(width=24, depth=1, heads=3, patch_size=8, image_size=(32, 16), stem_width=8)
+
+
+def names_in(group, model):
+    members = {id(parameter) for parameter in group["params"]}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in members}
+
+
+def test_decay_spares_biases_and_norms_only():
+    vit = build_vit(CONFIG)
+    vit.blocks[0].mlp.fc1.weight.requires_grad_(False)
+    decayed, plain = parameter_groups(vit.named_parameters(), 0.04)
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.04, 0.0)
+    decayed_names, plain_names = names_in(decayed, vit), names_in(plain, vit)
+    assert {"cls_token", "pos_embed", "patch_embed.conv1.weight", "blocks.0.attn.qkv.weight"} <= decayed_names
+    assert {"norm.weight", "patch_embed.norm1.batch.weight", "blocks.0.attn.qkv.bias"} <= plain_names
+    trained = {name for name, parameter in vit.named_parameters() if parameter.requires_grad}
+    assert decayed_names | plain_names == trained and not decayed_names & plain_names
+
+
+def test_sgd_doubles_the_rate_of_biases_and_leaves_frozen_ones_out():
+    model = ReidModel(build_vit(CONFIG), num_classes=4)
+    weights, biases = sgd_groups(model.named_parameters(), lr=4e-4, weight_decay=1e-4)
+    assert (weights["lr"], biases["lr"]) == (4e-4, 8e-4)
+    assert weights["weight_decay"] == biases["weight_decay"] == 1e-4
+    assert all(name.endswith(".bias") for name in names_in(biases, model))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert names_in(weights, model) | names_in(biases, model) == trained
+    assert "bottleneck.bias" not in trained
+    torch.optim.SGD([weights, biases], momentum=0.9)
+
+
+def test_each_tensor_is_clipped_by_itself():
+    small, large, unused = (torch.nn.Parameter(torch.zeros(4)) for _ in range(3))
+    small.grad, large.grad = torch.full((4,), 0.5), torch.full((4,), 50.0)
+    largest = clip_per_tensor_([small, large, unused], max_norm=3.0)
+    assert largest.item() == pytest.approx(100.0)
+    assert torch.equal(small.grad, torch.full((4,), 0.5))  # norm 1: as it was
+    torch.testing.assert_close(large.grad, torch.full((4,), 1.5))
+    assert unused.grad is None
+
+
+def test_clipping_nothing():
+    assert clip_per_tensor_([torch.nn.Parameter(torch.zeros(1))], max_norm=1.0) == 0
+    with pytest.raises(ValueError, match="max_norm"):
+        clip_per_tensor_([], max_norm=0.0)

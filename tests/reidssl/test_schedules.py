@@ -1,0 +1,63 @@
+"""Schedules against the recipes' formulas."""
+
+import math
+
+import pytest
+
+from reidssl.schedules import Cosine, ReidCosine, Steps
+
+
+def test_cosine_corners():
+    schedule = Cosine(base=5e-4, final=1e-6, total=100, warmup=10, start=1e-5)
+    assert schedule(0) == 1e-5
+    assert schedule(5) == pytest.approx((1e-5 + 5e-4) / 2)
+    assert schedule(10) == 5e-4
+    assert schedule(55) == pytest.approx((5e-4 + 1e-6) / 2)
+    assert schedule(100) == schedule(1000) == 1e-6
+    assert schedule(32.5) == pytest.approx(1e-6 + (5e-4 - 1e-6) * (1 + math.cos(math.pi / 4)) / 2)
+
+
+def test_cosine_may_rise():
+    momentum = Cosine(base=0.996, final=1.0, total=50)
+    values = [momentum(seen) for seen in range(51)]
+    assert values[0] == 0.996 and values[-1] == 1.0 and values == sorted(values)
+
+
+def test_whole_run_may_be_warmup():
+    assert Cosine(base=1.0, final=0.0, total=10, warmup=10)(9) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("factor", [1, 2], ids=["weights", "biases"])
+def test_supervised_rate_equals_the_released_formula(factor):
+    base_rate = 4e-4
+    base = factor * base_rate
+    schedule = ReidCosine(base=base, floor=0.002 * base_rate, total=120, warmup=20)
+    for t in range(120):
+        expected = (
+            0.01 * base + t * (0.99 * base) / 20
+            if t < 20
+            else 0.002 * base_rate + 0.5 * (base - 0.002 * base_rate) * (1 + math.cos(math.pi * t / 120))
+        )
+        assert schedule(t) == pytest.approx(expected, rel=1e-12)
+    assert schedule(20) < 0.94 * base  # the drop after warm-up
+    assert schedule(500) == pytest.approx(0.002 * base_rate)
+
+
+def test_steps():
+    schedule = Steps(base=3.5e-4, interval=20)
+    assert [schedule(t) for t in (0, 19.9, 20, 49)] == pytest.approx([3.5e-4, 3.5e-4, 3.5e-5, 3.5e-6])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Cosine(1, 0, total=0),
+        lambda: Cosine(1, 0, total=10, warmup=11),
+        lambda: ReidCosine(1, 0, total=-1),
+        lambda: ReidCosine(1, 0, total=10, warmup=-1),
+        lambda: Steps(1, interval=0),
+    ],
+)
+def test_impossible_lengths_are_refused(make):
+    with pytest.raises(ValueError, match=r"total|warmup|interval"):
+        make()
