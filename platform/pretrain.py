@@ -300,4 +300,4 @@ def finish(run: Run, objective: Dino, config: PretrainConfig, tracker: Tracker, 
 
 
 if __name__ == "__main__":
-    run_program(PretrainConfig, "pretrain", main, __doc__)
+    run_program("pretrain")

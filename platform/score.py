@@ -18,7 +18,7 @@ import torch
 
 from platform.engine.config import run_program
 from platform.engine.device import device, use_threads
-from platform.engine.errors import UserError
+from platform.engine.errors import UserError, user_error_of
 from platform.engine.inference import PoolConfig, stream_through_actors
 from platform.engine.models import load_model
 from platform.engine.runs import open_run
@@ -98,7 +98,10 @@ def main(config: ScoreConfig) -> dict[str, Any]:
     arguments = {"source": config.source, "target": config.target, "measure": config.measure,
                  "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor))}
     batches = stream_through_actors(root, pending, Scorer, arguments, source.image_size, config.pool)
-    write_parts(run.location, pending, batches, done, manifest.num_rows)
+    try:
+        write_parts(run.location, pending, batches, done, manifest.num_rows)
+    except Exception as error:
+        raise user_error_of(error) or error from None
     summary = summarise(run.location, root, manifest)
     run.finish(summary | {"source": config.source, "target": config.target, "data": config.data.uri,
                           "data_checksum": manifest.checksum, "measure": config.measure})
@@ -155,4 +158,4 @@ def write_table(file: Location, table: pa.Table) -> None:
 
 
 if __name__ == "__main__":
-    run_program(ScoreConfig, "score", main, __doc__)
+    run_program("score")

@@ -121,4 +121,4 @@ def locate(manifest: Manifest, keys: list[str], scores: np.ndarray, chosen: np.n
 
 
 if __name__ == "__main__":
-    run_program(SelectConfig, "select", main, __doc__)
+    run_program("select")

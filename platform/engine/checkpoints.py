@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -56,11 +55,11 @@ class CheckpointStore:
         buffer = io.BytesIO()
         torch.save(payload, buffer)
         data = buffer.getvalue()
-        folder = self.root / f"position-{position:012d}"
+        folder = self.root / _folder(position)
         (folder / STATE).write_bytes(data)
         manifest = {"position": position, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(),
                     "metadata": metadata}
-        (folder / MANIFEST).write_bytes(json.dumps(manifest, indent=1).encode())
+        (folder / MANIFEST).write_json(manifest)
         for old in self._complete()[self.keep :]:
             (self.root / _folder(old) / MANIFEST).delete()  # first, so that a half-deleted one is not there
             (self.root / _folder(old)).delete()
@@ -91,10 +90,9 @@ class CheckpointStore:
 
     def _complete(self) -> list[int]:
         """Positions that have a manifest, newest first."""
-        if not self.root.exists():
-            return []
-        names = {entry.split("/")[-2] for entry in self.root.list(recursive=True) if entry.endswith("/" + MANIFEST)}
-        return sorted((int(name.split("-")[1]) for name in names if name.startswith("position-")), reverse=True)
+        folders = [item.name.partition("/") for item in self.root.list()]
+        return sorted((int(folder.removeprefix("position-")) for folder, _, file in folders
+                       if file == MANIFEST and folder.startswith("position-")), reverse=True)
 
     def _data(self, position: int) -> bytes | None:
         folder = self.root / _folder(position)

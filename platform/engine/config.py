@@ -5,16 +5,18 @@ edge there are only dataclasses: no program hands a Hydra object to the engine o
 """
 
 import difflib
+import importlib
 import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -35,6 +37,8 @@ def load_config(schema: type[Schema], name: str, overrides: Sequence[str] = ()) 
 
     Raises ConfigError naming the key for unknown keys, wrong types and values refused by the dataclass.
     """
+    # Every configs/<program>.yaml begins with `- schema`: the dataclass gives it all keys and their types.
+    ConfigStore.instance().store(name="schema", node=schema)
     try:
         with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
             composed = compose(name, overrides=list(overrides))
@@ -46,13 +50,42 @@ def load_config(schema: type[Schema], name: str, overrides: Sequence[str] = ()) 
 
 def to_dataclass(schema: type[Schema], values: Any) -> Schema:
     """Check a mapping against `schema` and build the dataclass, nested ones included. Raises ConfigError."""
+    plain = OmegaConf.to_container(values) if OmegaConf.is_config(values) else values
+    _refuse_unknown(schema, plain)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
-        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+        merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
+        return _with_tuples(OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error, schema)) from None
     except ValueError as error:  # raised by a dataclass's own __post_init__
         raise ConfigError(f"configuration: {error}") from None
+
+
+def _refuse_unknown(schema: type, values: Any, prefix: str = "") -> None:
+    """`+key=value` adds keys behind the schema's back; ConfigError for the first that is not in it."""
+    hints = get_type_hints(schema)
+    for key, value in values.items():
+        if key not in hints:
+            raise ConfigError(_no_such_key(f"{prefix}{key}", schema, prefix))
+        if is_dataclass(hints[key]) and isinstance(value, dict):
+            _refuse_unknown(hints[key], value, f"{prefix}{key}.")  # type: ignore[arg-type]
+
+
+def _no_such_key(key: str, schema: type, prefix: str = "") -> str:
+    close = difflib.get_close_matches(key, _keys(schema, prefix), n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(close)}?" if close else "; --help lists the keys"
+    return f"configuration: there is no key '{key}'{hint}"
+
+
+def _with_tuples(config: Any) -> Any:
+    """OmegaConf gives lists for fields declared as tuples; make them tuples, as the declaration promises."""
+    for field, hint in get_type_hints(type(config)).items():
+        value = getattr(config, field)
+        if is_dataclass(value):
+            _with_tuples(value)
+        elif get_origin(hint) is tuple and isinstance(value, list):
+            setattr(config, field, tuple(value))
+    return config
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -60,12 +93,18 @@ def to_plain(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(config)))
 
 
-def run_program(schema: type[Schema], name: str, function: Callable[[Schema], object], doc: str | None) -> None:
-    """The `__main__` of every program: `--help`, `--show-config`, overrides, and errors a user can read."""
+def run_program(name: str) -> None:
+    """The `__main__` of every program: `--help`, `--show-config`, overrides, and errors a user can read.
+
+    Calls `platform.<name>.main(config)`, whose annotation is the schema. The module is imported under its own name: what
+    is pickled to Ray workers must not belong to `__main__`, which they do not have.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    module = importlib.import_module(f"platform.{name}")
+    schema = get_type_hints(module.main)["config"]
     arguments = sys.argv[1:]
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(help_text(schema, name, doc))
+        print(help_text(schema, name, module.__doc__))
         return
     show = "--show-config" in arguments
     try:
@@ -73,7 +112,7 @@ def run_program(schema: type[Schema], name: str, function: Callable[[Schema], ob
         if show:
             print(OmegaConf.to_yaml(OmegaConf.create(to_plain(config))), end="")
         else:
-            function(config)
+            module.main(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -140,9 +179,7 @@ def _explain(error: Exception, schema: type) -> str:
     found = re.search(r"Could not override '([^']+)'|Key '([^']+)' not in|Key '([^']+)' is not in struct", text)
     if found:
         key = key or next(group for group in found.groups() if group)
-        close = difflib.get_close_matches(str(key), _keys(schema), n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(close)}?" if close else "; --help lists the keys"
-        return f"configuration: there is no key '{key}'{hint}"
+        return _no_such_key(str(key), schema)
     first = text.splitlines()[0]
     if key:
         return f"configuration: {key}: {first}"

@@ -11,7 +11,6 @@ from platform.engine.images import ImageSet
 from platform.engine.storage import open_storage
 from reidssl.augment.multicrop import MultiCropConfig
 from reidssl.augment.reid import normalise
-from reidssl.metrics.ranking import leave_one_out, same_camera_share
 from reidssl.models.vit import Vit, VitConfig
 
 
@@ -40,6 +39,8 @@ class Probe:
 
     @torch.no_grad()
     def __call__(self, backbone: Vit) -> dict[str, float]:
+        from reidssl.metrics.ranking import leave_one_out, same_camera_share  # compiles on import: only when probing
+
         features = torch.cat([backbone(normalise(batch.to(device()), self.mean, self.std)).cpu()
                               for batch in self.images.batches(128)])
         pids, camids = np.asarray(self.images.pids), np.asarray(self.images.camids)

@@ -1,6 +1,5 @@
 """Progress of a distributed job on one terminal line."""
 
-import logging
 import sys
 import threading
 import time
@@ -28,20 +27,13 @@ class Counter:
         return dict(self._counts)
 
 
-def quiet_ray_data() -> None:
-    """Keep Ray Data's stack traces off the terminal (they stay in its log file); the caller reports the error."""
-    for handler in logging.getLogger("ray.data").handlers:
-        if not hasattr(handler, "baseFilename") and type(handler).__name__ != "SessionFileHandler":
-            handler.setLevel(logging.CRITICAL)
-
-
 @contextmanager
 def progress(label: str, unit: str, total: int | None, every_s: float = 5.0) -> Iterator[Any]:
     """Yields the handle of a Counter; tasks call `counter.add.remote(<unit>=rows, rejected=bad)` on it.
 
     Shows a bar on a terminal, otherwise one line every `every_s` seconds.
     """
-    counter = ray.remote(num_cpus=0)(Counter).remote()
+    counter: Any = ray.remote(num_cpus=0)(Counter).remote()
     bar = tqdm(desc=label, unit=f" {unit}", total=total, disable=not sys.stderr.isatty(), leave=False)
     stop, start = threading.Event(), time.monotonic()
 

@@ -103,6 +103,10 @@ def _quiet_ray_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Its stack traces stay in its log file; the program that fails reports the error.
+    for handler in logging.getLogger("ray.data").handlers:
+        if type(handler).__name__ != "SessionFileHandler":
+            handler.setLevel(logging.CRITICAL)
 
 
 class LineBoard:
@@ -129,7 +133,7 @@ class LineBoard:
 @contextmanager
 def relayed_lines() -> Iterator[Any]:
     """Yields the handle of a LineBoard; what workers push to it is printed here within half a second."""
-    board = ray.remote(num_cpus=0)(LineBoard).remote()
+    board: Any = ray.remote(num_cpus=0)(LineBoard).remote()  # type: ignore[call-overload]
     stop = threading.Event()
 
     def relay() -> None:

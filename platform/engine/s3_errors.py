@@ -39,9 +39,9 @@ def explain(uri: str, bucket: str, config: StorageConfig, action: str, error: Ex
         client(config).head_bucket(Bucket=bucket)
     except NO_CREDENTIALS as cause:
         detail = "" if isinstance(cause, boto_errors.NoCredentialsError) else f" ({_first_line(cause)})"
-        return StorageError(f"{failed}: no credentials were found{detail}. Set AWS_ACCESS_KEY_ID and "
-                            "AWS_SECRET_ACCESS_KEY, choose a profile with storage.profile, run on a machine with a role, or set "
-                            "storage.anonymous=true for a public bucket")
+        return StorageError(f"{failed}: no credentials were found{detail}. Set AWS_ACCESS_KEY_ID "
+                            "and AWS_SECRET_ACCESS_KEY, choose a profile with storage.profile, run on a machine with a "
+                            "role, or set storage.anonymous=true for a public bucket")
     except boto_errors.ProfileNotFound:
         return StorageError(f"{failed}: the AWS configuration files have no profile '{config.profile}'. "
                             "Correct storage.profile or AWS_PROFILE")
@@ -74,8 +74,8 @@ def _explain_bucket(cause: Any, failed: str, bucket: str, where: str) -> Storage
 
 def _denied(failed: str, what: str) -> StorageError:
     return StorageError(f"{failed}: permission denied for {what}. The credentials in use need s3:ListBucket, "
-                        "s3:GetObject and, for outputs, s3:PutObject and s3:DeleteObject; check storage.profile and the "
-                        "bucket's policy")
+                        "s3:GetObject and, for outputs, s3:PutObject and s3:DeleteObject; check storage.profile and "
+                        "the bucket's policy")
 
 
 def _code(error: Exception) -> str:

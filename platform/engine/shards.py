@@ -129,7 +129,8 @@ def read_manifest(location: Location) -> Manifest:
         values = file.read_json()
     except NotFoundError:
         raise NotFoundError(f"there is no data set at {location}: it has no {MANIFEST}. Make one "
-                            "with `python -m platform.ingest`; an interrupted ingest leaves none until it is run again") from None
+                            "with `python -m platform.ingest`; an interrupted ingest leaves none "
+                            "until it is run again") from None
     if not isinstance(values, Mapping) or values.get("version") != VERSION:
         found = values.get("version") if isinstance(values, Mapping) else None
         raise StorageError(f"{file} is of version {found}; this program reads version {VERSION}: ingest the data again")

@@ -5,7 +5,8 @@
     open_storage("s3://bucket/x")     AWS or any S3-compatible server (storage.endpoint_url)
 
 A Location is a URI and a StorageConfig: it holds no credentials and no connection, so it travels to Ray workers as it
-is. Every write is atomic: readers see the old content or the new one, never a part. Errors are StorageError in plain words.
+is. Every write is atomic: readers see the old content or the new one, never a part. Errors are StorageError in plain
+words.
 """
 
 import json

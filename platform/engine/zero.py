@@ -148,7 +148,7 @@ def clip_gradients_per_tensor(engine: Any, config: DeepSpeedConfig) -> None:
 def set_schedules(engine: Any, learning_rate: float, weight_decay: float | None = None) -> None:
     """Hand-set hyperparameters of this step; only groups that decay at all follow the weight decay."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+        group["lr"] = learning_rate * group.get("lr_factor", 1.0)
         if weight_decay is not None and group["weight_decay"] > 0:
             group["weight_decay"] = weight_decay
 

@@ -103,7 +103,7 @@ class ReidAugment:
         corners = np.floor(noise_draws * (height, width)).astype(np.int64)
         if config.erasing_noise:
             self._noise = self._noise.to(images.device)
-        for sample in np.flatnonzero(chosen & (boxes[:, 2] > 0)):
+        for sample in np.flatnonzero(chosen):  # an empty box erases nothing
             top, left, box_height, box_width = boxes[sample]
             target = images[sample, :, top : top + box_height, left : left + box_width]
             if config.erasing_noise:

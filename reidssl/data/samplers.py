@@ -3,7 +3,7 @@
 An epoch's batches are a pure function of (identities, cameras, seed, epoch), so that every worker draws the same
 list and a resumed run continues it.
 
-Two ways to choose an identity's images, after TransReID-SSL's supervised recipe and Cluster Contrast (arXiv 2103.11568):
+Two ways to choose an identity's images, after TransReID-SSL's recipe and Cluster Contrast's (arXiv 2103.11568):
 - default: its images are shuffled and dealt in hands of K, so that a pass sees each image at most once;
 - cross_camera: one image, and K - 1 others from other cameras than that image's; one hand for each identity and pass.
 """

@@ -55,6 +55,10 @@ class SyntheticConfig:
     """How many of a set's cameras see each of its people."""
     images_per_camera: int = 3
     """Images of each person in each camera that sees them; for people of the test split one is a query."""
+    camera_strength: float = 0.5
+    """Faults of the cameras (colour cast, blur, noise, resolution), 0 none .. 1 severe."""
+    background_strength: float = 0.5
+    """Contrast of the backgrounds, 0 plain grey .. 1 as strong as the people."""
     train_fraction: float = 0.5
     """Share of the labelled people whose images are for training."""
 
@@ -76,6 +80,9 @@ class SyntheticConfig:
             raise ValueError(f"cameras_per_identity must be at least 2: got {self.cameras_per_identity}")
         if not 0 <= self.planted_fraction < 1:
             raise ValueError(f"planted_fraction must be in [0, 1): got {self.planted_fraction}")
+        for name in ("camera_strength", "background_strength"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1]: got {getattr(self, name)}")
         if not 0 < self.train_fraction < 1:
             raise ValueError(f"train_fraction must be in (0, 1): got {self.train_fraction}")
 
@@ -167,10 +174,10 @@ def _labelled(config: SyntheticConfig, part: str) -> list[SyntheticSpec]:
 def render(spec: SyntheticSpec, config: SyntheticConfig) -> np.ndarray:
     """Draw one image: uint8 (height, width, 3), RGB. A pure function of its arguments."""
     rng = random.Random(spec.image_seed)
-    camera = draw_camera(spec.scene_seed, spec.domain)
+    camera = draw_camera(spec.scene_seed, spec.domain, config.camera_strength)
     height, width = config.image_size
     canvas = Image.new("RGB", (width * SUPERSAMPLING, height * SUPERSAMPLING))
-    paint_place(canvas, camera, rng)
+    paint_place(canvas, camera, rng, config.background_strength)
     blur = (
         _paint_planted(canvas, spec, camera, rng) if spec.planted else _paint_crop(canvas, spec, camera, rng)
     )

@@ -18,12 +18,13 @@ from PIL import Image
 
 from platform.engine.config import ConfigError, load_config
 from platform.engine.errors import UserError
+from platform.engine.shard_tasks import check_image
 from platform.engine.shards import read_manifest, read_rejected, read_rows, verify, write_shard
 from platform.engine.sources import SourceConfig, open_source
 from platform.engine.sources.base import Candidate, Plan
 from platform.engine.sources.tar import TarSource
 from platform.engine.storage import StorageConfig, StorageError, open_storage
-from platform.ingest import IngestConfig, check_image, ingest, main
+from platform.ingest import IngestConfig, ingest, main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -364,7 +365,7 @@ def test_command_line(tmp_path):
     done = command(f"source.path={tmp_path}/in", f"output={tmp_path}/out", "runtime.num_cpus=2",
                    "runtime.object_store_gib=0.2")
     assert done.returncode == 0, done.stderr
-    assert "1 images (train 1) in 1 shards" in done.stdout and "1 rejected" in done.stdout
+    assert "1 images (train 1) in 1 shard," in done.stdout and "1 rejected" in done.stdout
     assert done.stderr == "" and len(done.stdout.splitlines()) < 6
     assert json.loads((tmp_path / "out/manifest.json").read_text())["num_rows"] == 1
 

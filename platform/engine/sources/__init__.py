@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -74,12 +74,9 @@ class SourceConfig:
 
 def open_source(config: SourceConfig, storage: StorageConfig) -> Source:
     """The reader for `config`. Raises UserError when a field it needs is empty."""
-    # Hydra hands tuples over as lists.
-    crops = replace(config.crops, recorded_size=tuple(config.crops.recorded_size))
-    synthetic = replace(config.synthetic, image_size=tuple(config.synthetic.image_size))
     common: dict[str, Any] = {"image_format": config.image_format, "jpeg_quality": config.jpeg_quality}
     if config.kind == "synthetic":
-        return SyntheticSource(synthetic, config.part, config.unit_images, **common)
+        return SyntheticSource(config.synthetic, config.part, config.unit_images, **common)
     if not config.path:
         raise UserError(f"source.path is empty: say where the {config.kind} source is")
     root = open_storage(config.path, storage)
@@ -87,7 +84,7 @@ def open_source(config: SourceConfig, storage: StorageConfig) -> Source:
         if not config.detections:
             raise UserError("source.detections is empty: a video needs person detections in MOTChallenge form "
                             "(frame, track, left, top, width, height, score)")
-        return VideoSource(root, open_storage(config.detections, storage), crops, **common)
+        return VideoSource(root, open_storage(config.detections, storage), config.crops, **common)
     if config.kind == "luperson_lmdb":
         return LmdbSource(root, config.unit_images)
     if config.kind == "webdataset":

@@ -1,13 +1,14 @@
 """What every source of images offers, and what they share."""
 
 import io
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+Item = TypeVar("Item")
 LARGEST_IMAGE = 64 << 20  # bytes; what is larger is no person crop, and must not fill a worker's memory
 
 
@@ -47,11 +48,13 @@ class Source(Protocol):
         """In a task: the unit's images in order. What cannot be had is a Candidate with an error."""
 
 
-def limited(items: Sequence[Any], limit: int) -> Sequence[Any]:
+def limited(items: list[Item], limit: int) -> list[Item]:
+    """The first `limit` items; all for 0."""
     return items[:limit] if limit else items
 
 
-def in_units(items: Sequence[Any], size: int) -> list[Any]:
+def in_units(items: list[Item], size: int) -> list[list[Item]]:
+    """`items` in lists of `size`, the last one shorter."""
     return [list(items[start : start + size]) for start in range(0, len(items), size)]
 
 

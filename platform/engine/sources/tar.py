@@ -96,6 +96,6 @@ def _labelled(group: list[tuple[str, bytes, str]], prefix: str) -> Iterator[Cand
                            "split": str(values.get("split", "train"))}
             except (ValueError, AttributeError, TypeError) as error:
                 problem = f"labels in {name} cannot be read: {error}"
-    for name, data, error in group:
+    for name, data, reason in group:
         if not name.lower().endswith(".json"):
-            yield Candidate(f"{prefix}/{name}", data, error=error or problem, **labels)  # type: ignore[arg-type]
+            yield Candidate(f"{prefix}/{name}", data, error=reason or problem, **labels)  # type: ignore[arg-type]

@@ -36,8 +36,11 @@ class Camera(NamedTuple):
     light: float  # -1 from the left .. 1 from the right
 
 
-def draw_camera(seed: int, domain: str) -> Camera:
-    """The camera that `seed` stands for in `domain`, one of `DOMAINS`."""
+def draw_camera(seed: int, domain: str, strength: float = 1.0) -> Camera:
+    """The camera that `seed` stands for in `domain`, one of `DOMAINS`.
+
+    `strength` in [0, 1] scales every fault: 0 is a neutral camera, 1 the whole range of the domain.
+    """
     rng = random.Random(seed)
     span = rng.uniform
     if domain == "source":
@@ -58,19 +61,23 @@ def draw_camera(seed: int, domain: str) -> Camera:
         (g, g + rng.randint(-8, 8), g + rng.randint(-14, 10)) for g in rng.sample(range(60, 215), 4)
     )
     return Camera(
-        gains=gains,
-        gamma=gamma,
-        brightness=brightness,
-        contrast=contrast,
-        blur=blur,
-        noise=noise,
-        resolution=resolution,
+        gains=(_scaled(gains[0], strength), _scaled(gains[1], strength), _scaled(gains[2], strength)),
+        gamma=_scaled(gamma, strength),
+        brightness=_scaled(brightness, strength),
+        contrast=_scaled(contrast, strength),
+        blur=blur * strength,
+        noise=noise * strength,
+        resolution=_scaled(resolution, strength),
         quality=rng.choice((0, 40, 60, 80)),
         palette=painted + greys,
         yaw=span(0, 2 * math.pi),
         horizon=span(0.35, 0.7),
         light=span(-1, 1),
     )
+
+
+def _scaled(factor: float, strength: float) -> float:
+    return 1.0 + strength * (factor - 1.0)
 
 
 def _blend(a: Colour, b: Colour, share: float) -> Colour:

@@ -14,8 +14,19 @@ from reidssl.data.drawing.appearance import shade
 from reidssl.data.drawing.camera import Camera
 
 
-def paint_place(canvas: Image.Image, camera: Camera, rng: random.Random) -> None:
-    """Cover `canvas` with a stretch of wall and ground, and clutter, in the camera's colours."""
+NEUTRAL = (126, 126, 122)
+
+
+def paint_place(canvas: Image.Image, camera: Camera, rng: random.Random, strength: float = 1.0) -> None:
+    """Cover `canvas` with a stretch of wall and ground, and clutter, in the camera's colours.
+
+    `strength` in [0, 1] is the contrast of it all: towards 0 every place fades to the same grey.
+    """
+    _paint(canvas, camera, rng)
+    canvas.paste(Image.blend(Image.new("RGB", canvas.size, NEUTRAL), canvas, strength))
+
+
+def _paint(canvas: Image.Image, camera: Camera, rng: random.Random) -> None:
     width, height = canvas.size
     pen = ImageDraw.Draw(canvas)
     horizon = int((camera.horizon + rng.uniform(-0.2, 0.2)) * height)

@@ -1,8 +1,8 @@
 """Storage: one suite on a local folder and on an S3 server.
 
-The S3 server is moto's, in this process: a real HTTP server that both clients (pyarrow's C++ one and boto3) reach over
-a socket, with buckets, listings, multipart uploads and S3's own error codes. Of the small servers that install without a
-download of their own, it is the one that passed listing, directory markers and checksums.
+The S3 server is moto's, in this process: a real HTTP server that both clients (pyarrow's C++ one and boto3) reach
+over a socket, with buckets, listings, multipart uploads and S3's own error codes. Of the small servers that install
+as a Python package, it is the one that passed listing, directory markers and checksums.
 """
 
 import pickle

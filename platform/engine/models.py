@@ -1,0 +1,78 @@
+"""Models in storage: find one by the run that made it, load it with what it needs to be used."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from platform.engine.device import device
+from platform.engine.errors import UserError
+from platform.engine.storage import Location, StorageConfig, open_storage
+from reidssl.augment.reid import normalise
+from reidssl.models.checkpoints import load_reid, load_vit, read_metadata
+from reidssl.models.reid import ReidModel
+from reidssl.models.vit import Vit
+
+BACKBONE, REID = "backbone.safetensors", "model.safetensors"
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in eval mode on the device, and how images go into it."""
+
+    backbone: Vit
+    reid: ReidModel | None
+    mean: list[float]
+    std: list[float]
+    neck: str
+    """Which side of the neck retrieval uses: before or after."""
+    metadata: dict[str, str]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.backbone.config.image_size
+
+    def embed(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> L2-normalised float32 (B, D), the feature used for retrieval."""
+        inputs = normalise(images.to(device()), self.mean, self.std)
+        if self.reid is None:
+            return F.normalize(self.backbone(inputs), dim=-1)
+        return self.reid(inputs).embedding(self.neck)
+
+
+def model_file(uri: str, storage: StorageConfig) -> Location:
+    """The model in a run folder, or the file itself. Raises UserError saying what was looked for."""
+    location = open_storage(uri, storage)
+    if location.is_file():
+        return location
+    for name in (REID, BACKBONE):
+        if (location / name).exists():
+            return location / name
+    raise UserError(f"there is no model at {location.uri}: neither {REID} nor {BACKBONE}. Name a finished run of "
+                    "platform.pretrain or platform.finetune, or a checkpoint file")
+
+
+def load_model(uri: str, storage: StorageConfig, **changes: Any) -> LoadedModel:
+    """Load our own or a released checkpoint; `changes` to the backbone's configuration (e.g. drop_path)."""
+    file = model_file(uri, storage)
+    data = file.read_bytes()
+    try:
+        metadata = read_metadata(data)
+        reid = load_reid(data, **changes).to(device()).eval() if metadata.get("kind") == "reid" else None
+        backbone = reid.backbone if reid else load_vit(data, **changes).to(device()).eval()
+    except ValueError as error:
+        raise UserError(f"{file.uri}: {error}") from None
+    return LoadedModel(
+        backbone=backbone, reid=reid, metadata=metadata, neck=metadata.get("neck", "before"),
+        mean=json.loads(metadata["mean"]) if "mean" in metadata else IMAGENET_MEAN,
+        std=json.loads(metadata["std"]) if "std" in metadata else IMAGENET_STD)
+
+
+@torch.inference_mode()
+def embed_all(model: LoadedModel, images: Any, batch: int = 256) -> Tensor:
+    """Features of an ImageSet in order: float32 (N, D) on the CPU."""
+    return torch.cat([model.embed(part).float().cpu() for part in images.batches(batch)])

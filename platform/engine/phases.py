@@ -1,0 +1,240 @@
+"""What fine-tuning does in an epoch: with identity labels, or with pseudo-labels from clustering.
+
+A phase decides which images form the batches, what the loss of a batch is and what happens after a step; the loop around
+it (platform/finetune.py) owns the engine, the workers and the checkpoints.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from platform.engine.device import device
+from platform.engine.errors import UserError
+from platform.engine.images import ImageSet
+from platform.engine.training import broadcast_object
+from reidssl.clustering.memory import ClusterMemory
+from reidssl.clustering.pseudo_labels import ClusterConfig, cluster_centroids, pseudo_labels
+from reidssl.data.samplers import identity_batches
+from reidssl.losses.identity import identity_loss
+from reidssl.losses.triplet import triplet_loss
+from reidssl.models.reid import ReidModel, ReidOutput
+from reidssl.schedules import ReidCosine, Steps
+
+Features = Callable[[ImageSet], Tensor]
+
+
+@dataclass(kw_only=True)
+class BatchConfig:
+    """Identity batches: P identities with K images each are one micro-batch."""
+
+    identities: int = 16
+    """P."""
+    instances: int = 4
+    """K."""
+    micro_batches_per_step: int = 1
+    """Micro-batches in one optimiser step; the number of workers must divide it."""
+
+    def __post_init__(self) -> None:
+        for name in ("identities", "instances", "micro_batches_per_step"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
+
+
+@dataclass(kw_only=True)
+class SupervisedConfig:
+    """Fine-tuning with identity labels (TransReID-SSL, section 4): identity + soft-margin batch-hard triplet loss."""
+
+    epochs: int = 120
+    """Passes over the identities."""
+    optimizer: str = "sgd"
+    """sgd (momentum 0.9, biases twice the rate) or adamw."""
+    learning_rate: float = 4e-4
+    """Peak learning rate."""
+    weight_decay: float = 1e-4
+    """Weight decay."""
+    warmup_epochs: float = 20.0
+    """Epochs of linear warm-up."""
+    label_smoothing: float = 0.0
+    """Of the identity loss."""
+    drop_path: float = 0.1
+    """Stochastic depth rate of the backbone."""
+    neck: str = "before"
+    """Side of the neck whose feature is used for retrieval."""
+    batch: BatchConfig = field(default_factory=BatchConfig)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(kw_only=True)
+class UnsupervisedConfig:
+    """Fine-tuning without labels: Cluster Contrast (arXiv 2103.11568)."""
+
+    epochs: int = 50
+    """Rounds of clustering and training."""
+    iterations: int = 200
+    """Optimiser steps in an epoch."""
+    optimizer: str = "sgd"
+    """sgd or adamw."""
+    learning_rate: float = 3.5e-4
+    """Learning rate at the start."""
+    weight_decay: float = 5e-4
+    """Weight decay."""
+    decay_epochs: int = 20
+    """The learning rate falls to a tenth every so many epochs."""
+    temperature: float = 0.05
+    """Of the cluster memory's softmax."""
+    momentum: float = 0.1
+    """Weight of the old vector in the memory's update."""
+    hard: bool = True
+    """Update a cluster with its least similar feature only."""
+    drop_path: float = 0.3
+    """Stochastic depth rate of the backbone."""
+    neck: str = "after"
+    """Side of the neck whose feature is clustered and used for retrieval."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    batch: BatchConfig = field(default_factory=lambda: BatchConfig(identities=32, instances=8))
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if self.iterations < 1 or self.decay_epochs < 1:
+            raise ValueError(f"iterations and decay_epochs must be at least 1: got {self.iterations}, {self.decay_epochs}")
+
+
+def _check(config: Any) -> None:
+    if config.epochs < 0:
+        raise ValueError(f"epochs must be 0 or more: got {config.epochs}")
+    if config.optimizer not in ("sgd", "adamw"):
+        raise ValueError(f"optimizer must be sgd or adamw: got '{config.optimizer}'")
+    if config.learning_rate <= 0:
+        raise ValueError(f"learning_rate must be positive: got {config.learning_rate}")
+    if config.neck not in ("before", "after"):
+        raise ValueError(f"neck must be before or after: got '{config.neck}'")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch's work."""
+
+    batches: list[np.ndarray]
+    """Positions in the image set, one array a micro-batch."""
+    labels: np.ndarray
+    """int64 (N,), -1 where an image is not used."""
+    log: dict[str, float]
+    """What is worth a line."""
+
+
+class Phase(Protocol):
+    """A part of a fine-tuning run."""
+
+    name: str
+    images: ImageSet
+    config: Any
+
+    def prepare(self, model: ReidModel) -> None:
+        """Shape the model for this phase (its classifier)."""
+
+    def learning_rate(self, epoch: int) -> float:
+        """Of weights, for a whole epoch."""
+
+    def begin(self, epoch: int, features: Features) -> Epoch:
+        """Collective: the batches of an epoch; `features` extracts those of all images."""
+
+    def loss(self, output: ReidOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar loss of a micro-batch and its terms."""
+
+    def after_step(self, features: Tensor, labels: Tensor) -> None:
+        """Once per optimiser step, with all its features (B, D) in the order of the micro-batches."""
+
+
+class Supervised:
+    """Identity and triplet loss on labelled images."""
+
+    name = "supervised"
+
+    def __init__(self, config: SupervisedConfig, images: ImageSet, seed: int) -> None:
+        self.config, self.images, self.seed = config, images, seed
+        identities, self.classes = np.unique(images.pids, return_inverse=True)
+        if images.pids.min() < 0:
+            raise UserError(f"{images.location.uri} has unlabelled images in split {', '.join(images.splits)}: supervised "
+                            "fine-tuning needs identities; use setting=usl")
+        self.num_classes = len(identities)
+        floor = 0.002 * config.learning_rate
+        self.schedule = ReidCosine(config.learning_rate, floor, max(config.epochs, 1),
+                                   min(config.warmup_epochs, config.epochs))
+
+    def prepare(self, model: ReidModel) -> None:
+        model.reset_classifier(self.num_classes, self.seed)
+
+    def learning_rate(self, epoch: int) -> float:
+        return self.schedule(epoch)
+
+    def begin(self, epoch: int, features: Features) -> Epoch:
+        batch = self.config.batch
+        batches = identity_batches(self.classes, None, batch.identities, batch.instances, self.seed, epoch,
+                                   allow_fewer=True)
+        return Epoch(batches, self.classes, {})
+
+    def loss(self, output: ReidOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        assert output.logits is not None
+        identity = identity_loss(output.logits.float(), labels, self.config.label_smoothing)
+        triplet = triplet_loss(output.before.float(), labels)
+        accuracy = (output.logits.argmax(1) == labels).float().mean()
+        return identity + triplet, {"identity": identity, "triplet": triplet, "accuracy": accuracy}
+
+    def after_step(self, features: Tensor, labels: Tensor) -> None:
+        """Nothing to remember."""
+
+
+class Unsupervised:
+    """Cluster, contrast with the clusters' memory, cluster again."""
+
+    name = "unsupervised"
+    memory: ClusterMemory
+
+    def __init__(self, config: UnsupervisedConfig, images: ImageSet, seed: int) -> None:
+        self.config, self.images, self.seed = config, images, seed
+        self.schedule = Steps(config.learning_rate, config.decay_epochs)
+
+    def prepare(self, model: ReidModel) -> None:
+        model.reset_classifier(0)
+
+    def learning_rate(self, epoch: int) -> float:
+        return self.schedule(epoch)
+
+    def begin(self, epoch: int, features: Features) -> Epoch:
+        everything = features(self.images)
+        # one worker clusters, all use its labels
+        found = broadcast_object(pseudo_labels(everything, self.config.cluster) if _is_first() else None)
+        if found.num_clusters < 2:
+            raise UserError(f"clustering found {found.num_clusters} clusters among {len(self.images)} images in epoch "
+                            f"{epoch} (eps {self.config.cluster.eps}, min_samples {self.config.cluster.min_samples}): "
+                            "nothing to contrast. Raise or lower unsupervised.cluster.eps, or start from a better model")
+        centroids = cluster_centroids(everything, found.labels)
+        self.memory = ClusterMemory(centroids, self.config.temperature, self.config.momentum, self.config.hard).to(device())
+        batch = self.config.batch
+        batches = identity_batches(found.labels, self.images.camids, batch.identities, batch.instances, self.seed, epoch,
+                                   self.config.iterations * batch.micro_batches_per_step, cross_camera=True,
+                                   allow_fewer=True)
+        log = {"clusters": found.num_clusters, "outliers": found.num_outliers,
+               "cluster_seconds": sum(found.seconds.values())}
+        if self.images.pids.min() >= 0:  # labels are known: judge the clusters, never train on them
+            from sklearn.metrics import adjusted_rand_score
+
+            log["adjusted_rand_index"] = float(adjusted_rand_score(self.images.pids, found.labels))
+        return Epoch(batches, found.labels, log)
+
+    def loss(self, output: ReidOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = self.memory(output.embedding(self.config.neck), labels)
+        return loss, {"contrast": loss}
+
+    def after_step(self, features: Tensor, labels: Tensor) -> None:
+        self.memory.update(features, labels)
+
+
+def _is_first() -> bool:
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0

@@ -1,0 +1,139 @@
+"""What the tasks of an ingest do: read and check units of a source, write blocks of rows as shards."""
+
+import io
+import pickle
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image, UnidentifiedImageError
+
+from platform.engine.shards import SCHEMA, FileEntry, write_shard
+from platform.engine.sources.base import LARGEST_IMAGE, Candidate, Source
+from platform.engine.storage import Location
+
+BLOCK_BYTES = 16 << 20  # what a reading task hands on at a time
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+
+
+class Written(NamedTuple):
+    """What write tasks have done."""
+
+    entries: list[FileEntry]
+    rejected: list[tuple[str, str]]
+    """(key, reason)"""
+    splits: Counter[str]
+    """Rows of each split."""
+
+
+class ReadUnits:
+    """Units -> blocks of rows, one column more than the shards': `error`, empty for good rows."""
+
+    def __init__(self, source: Source, counter: Any) -> None:
+        self.source, self.counter = source, counter
+        self.no_extras = (None,) * (len(source.extra_columns) - 1)  # for what a source could not read
+        extras = [pa.field(name, kind) for name, kind in source.extra_columns.items()]
+        # Rejected rows have no image; large_binary because Ray may join blocks beyond 2 GiB.
+        fields = [field.with_nullable(True) for field in SCHEMA]
+        fields[1] = pa.field("image", pa.large_binary())
+        self.schema = pa.schema([*fields, *extras, pa.field("error", pa.string())])
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        for packed in batch["unit"].to_pylist():
+            unit = pickle.loads(packed)  # made by `ingest` in this job, never read from a file
+            seen: set[str] = set()
+            rows: list[tuple[Any, ...]] = []
+            size = 0
+            for candidate in self.source.read(unit):
+                rows.append(checked_row(candidate._replace(extras=candidate.extras or self.no_extras), seen))
+                size += len(candidate.image)
+                if size >= BLOCK_BYTES:
+                    yield self._block(rows)
+                    rows, size = [], 0
+            if rows:
+                yield self._block(rows)
+
+    def _block(self, rows: list[tuple[Any, ...]]) -> pa.Table:
+        columns = list(zip(*rows, strict=True))
+        arrays = [pa.array(column, kind) for column, kind in zip(columns, self.schema.types, strict=True)]
+        table = pa.Table.from_arrays(arrays, schema=self.schema)
+        rejected = len(rows) - columns[-1].count("")
+        self.counter.add.remote(images=len(rows), rejected=rejected)
+        return table
+
+
+def checked_row(candidate: Candidate, seen: set[str]) -> tuple[Any, ...]:
+    """The candidate as a row, with its size, or with the reason why it is set aside."""
+    error, height, width = candidate.error, 0, 0
+    if not error and candidate.key in seen:
+        error = "duplicate key"
+    if not error:
+        try:
+            height, width = check_image(candidate.image)
+        except ValueError as problem:
+            error = str(problem)
+    seen.add(candidate.key)
+    image = None if error else candidate.image
+    labels = (candidate.pid, candidate.camid, candidate.split, *candidate.extras)
+    return (candidate.key, image, height, width, *labels, error)
+
+
+def check_image(data: bytes) -> tuple[int, int]:
+    """(height, width) of an encoded image, decoded in full. Raises ValueError with the reason why it cannot be."""
+    if not data:
+        raise ValueError("empty file")
+    if len(data) > LARGEST_IMAGE:
+        raise ValueError(f"{len(data):,} bytes are too many for a person image")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            image.verify()  # checksums of the container
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            image.load()  # every pixel: finds truncated files
+            return image.height, image.width
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... on damaged files
+        unknown = f"not an image in a known format ({', '.join(FORMATS)})"
+        reason = unknown if isinstance(error, UnidentifiedImageError) else str(error)
+        raise ValueError(f"cannot be decoded: {reason}") from None
+
+
+def shard_sink(output: Location, shard_bytes: int, row_group_rows: int) -> Any:
+    """Ray Data sink whose write tasks get about `shard_bytes` of rows each and publish them as shards.
+
+    After the job its `written` holds what all of them did, in the order of the source.
+    """
+    from ray.data import Datasink
+
+    class ShardSink(Datasink[Written]):
+        written: Written
+
+        @property
+        def min_bytes_per_write(self) -> int:
+            return shard_bytes
+
+        def write(self, blocks: Iterable[Any], ctx: Any) -> Written:
+            return write_blocks(output, list(blocks), shard_bytes, row_group_rows)
+
+        def on_write_complete(self, write_result: Any) -> None:
+            returns = write_result.write_returns
+            self.written = Written([entry for part in returns for entry in part.entries],
+                                   [pair for part in returns for pair in part.rejected],
+                                   sum((part.splits for part in returns), Counter()))
+
+    return ShardSink()
+
+
+def write_blocks(output: Location, blocks: list[pa.Table], shard_bytes: int, row_group_rows: int) -> Written:
+    """Blocks of ReadUnits -> one shard, or several where the blocks came larger than asked for."""
+    table = pa.concat_tables(blocks)
+    bad = table.filter(pc.not_equal(table["error"], ""))
+    good = table.filter(pc.equal(table["error"], "")).drop_columns(["error"])
+    rejected = list(zip(bad["key"].to_pylist(), bad["error"].to_pylist(), strict=True))
+    extras = [field for field in good.schema if field.name not in SCHEMA.names]
+    target = pa.schema([*SCHEMA, *extras])
+    pieces = max(1, round(good.nbytes / shard_bytes))
+    rows = -(-good.num_rows // pieces)
+    entries = [write_shard(output, good.slice(start, rows).cast(target), row_group_rows)
+               for start in range(0, good.num_rows, max(rows, 1))]
+    return Written(entries, rejected, Counter(good["split"].to_pylist()))

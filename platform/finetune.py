@@ -1,0 +1,293 @@
+"""Fine-tuning to a target set: supervised, UDA (labels of another set) or USL (no labels), then evaluation.
+
+  python -m platform.finetune setting=supervised init=runs/first target=runs/demo/data/target output=runs/supervised
+  python -m platform.finetune setting=usl init=runs/first target=s3://bucket/market output=s3://bucket/runs/usl
+  python -m platform.finetune setting=uda init=runs/first source=runs/msmt target=runs/market output=runs/uda
+
+init: a pre-training run, or a checkpoint file (ours or a released one); empty: random weights.
+UDA = supervised on the source's train split, then the unsupervised procedure on the target's. Running the same command
+again continues after the last finished epoch. Results: model.safetensors, metrics.jsonl, rankings.json, summary.json.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from platform.engine import zero
+from platform.engine.checkpoints import CheckpointStore, Found
+from platform.engine.config import run_program, to_dataclass
+from platform.engine.device import device
+from platform.engine.errors import UserError
+from platform.engine.evaluation import EvaluateConfig, evaluate_features
+from platform.engine.images import ImageSet
+from platform.engine.models import REID, load_model
+from platform.engine.phases import Phase, Supervised, SupervisedConfig, Unsupervised, UnsupervisedConfig
+from platform.engine.runs import Run, open_run
+from platform.engine.runtime import RuntimeConfig, connect, say
+from platform.engine.shards import read_manifest
+from platform.engine.storage import StorageConfig, open_storage
+from platform.engine.tracking import Tracker, TrackingConfig, format_row
+from platform.engine.training import ScalingConfig, StepBatchNorm, StepMeans, launch, report_line
+from reidssl.augment.reid import ReidAugment, ReidAugmentConfig, normalise
+from reidssl.models.checkpoints import model_bytes, weights_hash
+from reidssl.models.reid import ReidModel
+from reidssl.models.vit import Vit, VitConfig, build_vit
+from reidssl.optim import parameter_groups, sgd_groups
+from reidssl.seeding import mix, sample_seeds
+
+SETTINGS = ("supervised", "uda", "usl")
+EXTRACTION_BATCH = 128
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig:
+    """Everything a fine-tuning run depends on."""
+
+    output: str = "runs/finetune"
+    """Run folder, local or s3://."""
+    setting: str = "supervised"
+    """supervised, uda or usl."""
+    init: str = ""
+    """Pre-training run or checkpoint file to start from; empty: random weights."""
+    source: str = ""
+    """Labelled shards of the source set (uda only)."""
+    target: str = "runs/demo/data/target"
+    """Shards of the target set with splits train, query and gallery."""
+    seed: int = 0
+    """Seed of batches, augmentation, drop path and new layers."""
+    evaluate_every: int = 0
+    """Also evaluate every so many epochs; 0: at the end only."""
+    model: VitConfig = field(default_factory=VitConfig)
+    """Backbone for random weights; with init its own configuration counts."""
+    supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
+    unsupervised: UnsupervisedConfig = field(default_factory=UnsupervisedConfig)
+    augment: ReidAugmentConfig = field(default_factory=ReidAugmentConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    deepspeed: zero.DeepSpeedConfig = field(default_factory=lambda: zero.DeepSpeedConfig(clip=0.0))
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        if self.setting not in SETTINGS:
+            raise ValueError(f"setting must be one of {', '.join(SETTINGS)}: got '{self.setting}'")
+        if self.setting == "uda" and not self.source:
+            raise ValueError("source must name the labelled source set for setting=uda: got ''")
+        if self.evaluate_every < 0:
+            raise ValueError(f"evaluate_every must be 0 (end only) or more: got {self.evaluate_every}")
+
+
+def main(config: FinetuneConfig) -> dict[str, Any]:
+    """Fine-tune, evaluate, return the summary; a complete run is only reported."""
+    run = open_run("finetune", config.output, config, config.storage)
+    if run.summary:
+        say(f"finetune: {run.location.uri} is complete already")
+        return run.summary
+    for uri in filter(None, (config.source if config.setting == "uda" else "", config.target)):
+        read_manifest(open_storage(uri, config.storage))
+    if config.init:
+        load_model(config.init, config.storage)  # a wrong path or checkpoint fails here, not in a worker
+    connect(config.runtime)
+    say(f"finetune: {config.setting} from {config.init or 'random weights'} on {config.target}; output {run.location.uri}")
+    launch(finetune, {"config": run.config}, name="ray_train", storage=run.location, scaling=config.scaling)
+    summary = run.summary
+    if summary is None:
+        raise UserError("fine-tuning ended without a summary; run the same command again to continue")
+    say(f"finetune: {config.setting}  mAP {summary['mAP']:.1%}  Rank-1 {summary['rank1']:.1%}")
+    return summary
+
+
+def finetune(arguments: dict[str, Any]) -> None:
+    """The whole run; every worker does it."""
+    config = to_dataclass(FinetuneConfig, arguments["config"])
+    run = Run(open_storage(config.output, config.storage), "finetune", arguments["config"])
+    store = CheckpointStore(run.location / "checkpoints", keep=1)
+    found = store.newest()
+    if found and dist.get_rank() == 0:
+        report_line(f"continuing after phase {found.payload['phase'] + 1}, epoch {found.payload['epoch']}")
+    model = initial_model(config)
+    phases = phases_of(config, model.backbone)
+    tracker = Tracker(run.location, config.tracking, found.position if found else 0, run.location.uri) \
+        if dist.get_rank() == 0 else None
+    query, gallery = (image_set(config, config.target, split, model.backbone) for split in ("query", "gallery"))
+
+    def judge(phase: Phase) -> dict[str, Any]:
+        features = [extract(model, images, phase.config.neck, config) for images in (query, gallery)]
+        return evaluate_features(query, gallery, *features, config.evaluate)
+
+    for number, phase in enumerate(phases):
+        phase.prepare(model)
+        if not found or number >= found.payload["phase"]:
+            train_phase(config, model, phase, number, store, found, tracker, judge)
+    result = judge(phases[-1])
+    if tracker:
+        finish(run, config, model, phases[-1], tracker, result)
+    dist.barrier()
+
+
+def initial_model(config: FinetuneConfig) -> ReidModel:
+    """Backbone from `init`, or random; a fresh neck."""
+    drop_path = (config.unsupervised if config.setting == "usl" else config.supervised).drop_path
+    if config.init:
+        backbone = load_model(config.init, config.storage, drop_path=drop_path).backbone
+    else:
+        config.model.drop_path = drop_path
+        backbone = build_vit(config.model, config.seed)
+    return ReidModel(backbone).to(device())
+
+
+def phases_of(config: FinetuneConfig, backbone: Vit) -> list[Phase]:
+    """Supervised, unsupervised, or one after the other."""
+    phases: list[Phase] = []
+    if config.setting != "usl":
+        labelled = config.source if config.setting == "uda" else config.target
+        phases.append(Supervised(config.supervised, image_set(config, labelled, "train", backbone), config.seed))
+    if config.setting != "supervised":
+        phases.append(Unsupervised(config.unsupervised, image_set(config, config.target, "train", backbone), config.seed))
+    return phases
+
+
+def image_set(config: FinetuneConfig, uri: str, split: str, backbone: Vit) -> ImageSet:
+    return ImageSet(open_storage(uri, config.storage), [split], backbone.config.image_size)
+
+
+def train_phase(config: FinetuneConfig, model: ReidModel, phase: Phase, number: int, store: CheckpointStore,
+                found: Found | None, tracker: Tracker | None, judge: Any) -> None:
+    """Epoch after epoch: batches, steps, checkpoint."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    batch = phase.config.batch
+    check_world_size(world, batch.micro_batches_per_step)
+    accumulation = batch.micro_batches_per_step // world
+    norms = StepBatchNorm(model)
+    engine = zero.build_engine(model, optimizer_of(phase.config, model), config.deepspeed,
+                               micro_batch=batch.identities * batch.instances, accumulation=accumulation)
+    augment = ReidAugment(config.augment)
+    first = 0
+    if found and found.payload["phase"] == number:
+        zero.restore(engine, found.payload["student"])
+        norms.reload()
+        first = found.payload["epoch"]
+    for epoch in range(first, phase.config.epochs):
+        started = time.perf_counter()
+        work = phase.begin(epoch, lambda images: extract(model, images, phase.config.neck, config))
+        model.train()
+        means, steps = StepMeans(), 0
+        zero.set_schedules(engine, phase.learning_rate(epoch))
+        for step in grouped(work.batches, batch.micro_batches_per_step):
+            features, labels = [], []
+            for index, positions in list(enumerate(step))[rank::world]:
+                images = augment(phase.images.batch(positions).to(device()),
+                                 seeds_of(config.seed, phase, epoch, steps, positions))
+                torch.manual_seed(mix(config.seed, number, epoch, steps, index))  # drop path
+                target = torch.from_numpy(work.labels[positions]).to(device())
+                output = engine(images)
+                loss, terms = phase.loss(output, target)
+                if not torch.isfinite(loss):
+                    raise UserError(f"the loss is not finite in {phase.name} epoch {epoch} step {steps} on rank {rank} "
+                                    f"({ {k: float(v) for k, v in terms.items()} }); lower {phase.name}.learning_rate")
+                engine.backward(loss)
+                engine.step()
+                norms.micro_batch_done()
+                means.add({"loss": loss} | terms)
+                features.append(output.embedding(phase.config.neck).detach())
+                labels.append(target)
+            norms.commit()
+            phase.after_step(*in_stream_order(features, labels))
+            steps += 1
+        row = {key: float(value) for key, value in means.reduce().items()} | work.log
+        row |= {"learning_rate": phase.learning_rate(epoch),
+                "images_per_second": sum(map(len, work.batches)) / (time.perf_counter() - started)}
+        if config.evaluate_every and (epoch + 1) % config.evaluate_every == 0:
+            row |= {key: value for key, value in judge(phase).items() if key in ("mAP", "rank1")}
+        position = (number + 1) * 1_000_000 + epoch + 1
+        if tracker:
+            tracker.add(position, {"phase": number, "epoch": epoch + 1, **row})
+            report_line(f"{config.setting} {phase.name} epoch {epoch + 1}/{phase.config.epochs}  {format_row(row)}")
+        student = zero.consolidate(engine)
+        if tracker:
+            store.save(position, {"student": student, "phase": number, "epoch": epoch + 1}, {})
+            tracker.publish()
+
+
+def check_world_size(world: int, micro_batches: int) -> None:
+    if micro_batches % world:
+        allowed = [n for n in range(1, micro_batches + 1) if micro_batches % n == 0]
+        raise UserError(f"{world} workers cannot share {micro_batches} micro-batches per step evenly; allowed numbers of "
+                        f"workers: {allowed} (or change batch.micro_batches_per_step)")
+
+
+def grouped(batches: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    """Whole steps of `size` micro-batches; a rest that does not fill a step is left out."""
+    for start in range(0, len(batches) - size + 1, size):
+        yield batches[start : start + size]
+
+
+def optimizer_of(config: Any, model: ReidModel) -> torch.optim.Optimizer:
+    """SGD as released, or AdamW. The rate is set by hand every epoch."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(sgd_groups(model.named_parameters(), config.learning_rate, config.weight_decay),
+                               lr=config.learning_rate, momentum=0.9)
+    return torch.optim.AdamW(parameter_groups(model.named_parameters(), config.weight_decay), lr=config.learning_rate)
+
+
+def seeds_of(seed: int, phase: Phase, epoch: int, step: int, positions: np.ndarray) -> Any:
+    """Augmentation seeds; the same image may stand in a batch twice and is then augmented twice."""
+    keys = [f"{phase.images.keys[position]}#{step}.{place}" for place, position in enumerate(positions)]
+    return sample_seeds(seed, epoch, keys)
+
+
+def in_stream_order(features: list[Tensor], labels: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Collective: the step's features and labels in the order of its micro-batches, whoever computed them."""
+    own = [(feature.cpu(), label.cpu()) for feature, label in zip(features, labels, strict=True)]
+    world = dist.get_world_size()
+    gathered: list[Any] = [own]
+    if world > 1:
+        gathered = [None] * world
+        dist.all_gather_object(gathered, own)
+    ordered = [pair for turn in zip(*gathered, strict=True) for pair in turn]
+    return (torch.cat([feature for feature, _ in ordered]).to(device()),
+            torch.cat([label for _, label in ordered]).to(device()))
+
+
+@torch.no_grad()
+def extract(model: ReidModel, images: ImageSet, neck: str, config: FinetuneConfig) -> Tensor:
+    """Collective: L2-normalised features (N, D) of all images on every worker; each computes its share."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    training = model.training
+    model.eval()
+    starts = list(range(0, len(images), EXTRACTION_BATCH))
+    own = []
+    for start in starts[rank::world]:
+        batch = images.batch(np.arange(start, min(start + EXTRACTION_BATCH, len(images)))).to(device())
+        inputs = normalise(batch, config.augment.mean, config.augment.std).to(next(model.parameters()).dtype)
+        own.append(model(inputs).embedding(neck).float().cpu())
+    model.train(training)
+    parts: list[Any] = [own]
+    if world > 1:
+        parts = [None] * world
+        dist.all_gather_object(parts, own)
+    return torch.cat([parts[number % world][number // world] for number in range(len(starts))])
+
+
+def finish(run: Run, config: FinetuneConfig, model: ReidModel, phase: Phase, tracker: Tracker, result: dict[str, Any]) -> None:
+    """Publish the model, the rankings and the summary (which marks the run complete)."""
+    metadata = {"mean": config.augment.mean, "std": config.augment.std, "neck": phase.config.neck,
+                "setting": config.setting, "init": config.init, "target": config.target, "source": config.source}
+    (run.location / REID).write_bytes(model_bytes(model, metadata))
+    (run.location / "rankings.json").write_json(result.pop("rankings"))
+    clusters = [row["clusters"] for row in tracker.rows if "clusters" in row]
+    tracker.publish()
+    run.finish({"setting": config.setting, "init": config.init, "target": config.target, "source": config.source,
+                "image_size": list(model.backbone.config.image_size), "seed": config.seed, "neck": phase.config.neck,
+                "weights": weights_hash(model)[:12], "clusters": int(clusters[-1]) if clusters else None, **result})
+
+
+if __name__ == "__main__":
+    run_program("finetune")

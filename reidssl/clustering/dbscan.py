@@ -1,0 +1,76 @@
+"""DBSCAN on a sparse distance graph (Ester et al., KDD 1996): time and memory follow the stored pairs, not N x N.
+
+Labels are those of scikit-learn's `DBSCAN(metric="precomputed")` on the dense matrix, number for number: clusters are
+numbered by their first core point, and a border point belongs to the first cluster with a core point that reaches it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+
+from reidssl.clustering.compiled import kernel
+from reidssl.clustering.neighbours import Array
+
+
+def dbscan(distances: sp.csr_matrix, eps: float, min_samples: int) -> Array:
+    """Cluster labels from distances in [0, 1].
+
+    Args:
+        distances: float CSR (N, N), symmetric; a pair without an entry is further apart than eps. Each point is at
+            distance 0 of itself, whether its entry is stored or not.
+        eps: largest distance between neighbours, in [0, 1); compared in the distances' own precision.
+        min_samples: neighbours, itself included, that make a point a core point.
+
+    Returns:
+        int64 (N,): 0..C-1, or -1 for outliers.
+
+    Raises:
+        ValueError: eps or min_samples out of range, a matrix that is not square or holds NaN.
+    """
+    if not 0.0 <= eps < 1.0:
+        raise ValueError(f"eps must be in [0, 1): got {eps}; pairs at distance 1 are not stored")
+    if min_samples < 1:
+        raise ValueError(f"min_samples must be at least 1: got {min_samples}")
+    if not sp.issparse(distances) or distances.shape[0] != distances.shape[1]:
+        raise ValueError(f"distances must be a square sparse matrix: got {type(distances).__name__} {distances.shape}")
+    graph = distances.tocsr()
+    if np.isnan(graph.data).any():
+        row = int(np.searchsorted(graph.indptr, np.isnan(graph.data).argmax(), side="right")) - 1
+        raise ValueError(f"distances must be numbers: row {row} holds NaN")
+    near = graph.data <= graph.data.dtype.type(eps)
+    return _expand(graph.indptr, graph.indices, near, min_samples)
+
+
+@kernel
+def _expand(pointers, indices, near, min_samples):  # type: ignore[no-untyped-def]
+    """Grow each cluster from its first core point; non-core points are reached but reach nobody."""
+    num = len(pointers) - 1
+    core = np.zeros(num, np.bool_)
+    for i in range(num):
+        others = 0
+        for place in range(pointers[i], pointers[i + 1]):
+            if near[place] and indices[place] != i:
+                others += 1
+        core[i] = others + 1 >= min_samples
+    labels = np.full(num, -1, np.int64)
+    waiting = np.empty(num, np.int64)  # each point is labelled once, so it waits at most once
+    cluster = 0
+    for seed in range(num):
+        if not core[seed] or labels[seed] >= 0:
+            continue
+        labels[seed] = cluster
+        waiting[0] = seed
+        num_waiting = 1
+        while num_waiting:
+            num_waiting -= 1
+            i = waiting[num_waiting]
+            for place in range(pointers[i], pointers[i + 1]):
+                j = indices[place]
+                if near[place] and labels[j] < 0:
+                    labels[j] = cluster
+                    if core[j]:
+                        waiting[num_waiting] = j
+                        num_waiting += 1
+        cluster += 1
+    return labels

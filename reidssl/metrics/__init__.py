@@ -1,0 +1,1 @@
+"""How well features find people: ranking metrics, with or without re-ranking."""

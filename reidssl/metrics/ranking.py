@@ -1,0 +1,300 @@
+"""Ranking metrics of person re-identification: mAP, CMC (Rank-k), mINP; also galleries for looking at and probes.
+
+Protocol (Zheng et al., Market-1501, ICCV 2015; mINP: Ye et al., arXiv 2001.04193): gallery images of the query's identity
+and camera are junk for that query, and so is everything of identity -1. Queries without a true match are left out. A
+camera of -1 is unknown and equals no camera. Features are compared by cosine, the order of the Euclidean distance of
+rows of length one.
+
+Ties: of equal scores the earlier gallery image ranks first, as in a stable sort, so results are the same everywhere.
+
+Nothing is sorted: the rank of a true match is the number of images that score higher, counted for all true matches of
+a query in one pass. Memory is one block of queries x gallery.
+
+Shapes: Q queries, G gallery images, D feature width, q queries of one block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reidssl.clustering.compiled import kernel, over_blocks
+from reidssl.clustering.neighbours import Array, knn, top_scores, unit_rows
+
+ScoreBlocks = Iterable[tuple[int, Tensor]]
+"""(first query, float32 scores (q, G), higher is nearer) of consecutive query blocks."""
+
+
+@dataclass(frozen=True)
+class RankingMetrics:
+    """Results in [0, 1], not per cent."""
+
+    mAP: float
+    cmc: Array
+    """float64 (max_rank,): share of queries with a true match among the first 1, 2, ... images."""
+    mINP: float
+    """Mean over queries of (number of true matches / rank of the last of them)."""
+    average_precision: Array
+    """float64 (Q,), NaN for queries left out."""
+    num_valid_queries: int
+
+    @property
+    def rank1(self) -> float:
+        return float(self.cmc[0])
+
+    @property
+    def rank5(self) -> float:
+        return float(self.cmc[4])
+
+    @property
+    def rank10(self) -> float:
+        return float(self.cmc[9])
+
+    def as_dict(self) -> dict[str, float]:
+        """{"mAP", "rank1", "rank5", "rank10", "mINP", "num_valid_queries"} as plain numbers."""
+        values = {name: float(getattr(self, name)) for name in ("mAP", "rank1", "rank5", "rank10", "mINP")}
+        return values | {"num_valid_queries": self.num_valid_queries}
+
+
+class BestMatches(NamedTuple):
+    """The first gallery images of each query, junk removed."""
+
+    indices: Array
+    """int64 (Q, top) into the gallery, best first; -1 where fewer images are left."""
+    correct: Array
+    """bool (Q, top): of the query's identity."""
+    similarities: Array
+    """float32 (Q, top); minus infinity where the index is -1."""
+
+
+def rank(
+    query_features: Tensor | Array,
+    query_pids: Array,
+    query_camids: Array,
+    gallery_features: Tensor | Array,
+    gallery_pids: Array,
+    gallery_camids: Array,
+    block: int = 256,
+    max_rank: int = 50,
+    num_threads: int | None = None,
+) -> RankingMetrics:
+    """Rank the gallery for every query.
+
+    Args:
+        query_features, gallery_features: float (Q, D) and (G, D); rows are normalised here. The products run on their
+            device.
+        query_pids, query_camids, gallery_pids, gallery_camids: integers (Q,) and (G,).
+        block: queries at a time; memory is about block x G x 4 bytes (82 MB for MSMT17's gallery by default).
+        max_rank: length of the CMC curve, at least 10.
+        num_threads: of the counting pass; None: as many as torch uses.
+
+    Raises:
+        ValueError: arrays that do not fit, features that are not finite, or no query with a true match.
+    """
+    blocks = cosine_blocks(query_features, gallery_features, block)
+    return rank_blocks(blocks, query_pids, query_camids, gallery_pids, gallery_camids, max_rank, num_threads=num_threads)
+
+
+def leave_one_out(
+    features: Tensor | Array, pids: Array, camids: Array, block: int = 256, max_rank: int = 50, num_threads: int | None = None
+) -> RankingMetrics:
+    """Cross-camera probe: each image in turn is the query and all the others are the gallery.
+
+    Arguments as in `rank`, of one labelled set. Images of identity -1 are neither queries nor gallery.
+    """
+    own = np.arange(len(features))
+    blocks = cosine_blocks(features, features, block)
+    return rank_blocks(blocks, pids, camids, pids, camids, max_rank, left_out=own, num_threads=num_threads)
+
+
+def cosine_blocks(
+    query_features: Tensor | Array, gallery_features: Tensor | Array, block: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Cosine similarities of consecutive query blocks with the whole gallery; checks its arguments at once."""
+    if block < 1:
+        raise ValueError(f"block must be at least 1 query: got {block}")
+    queries = unit_rows(query_features, "query_features")
+    gallery = unit_rows(gallery_features, "gallery_features")
+    if queries.shape[1] != gallery.shape[1]:
+        raise ValueError(
+            f"query and gallery features must have one width: got {queries.shape[1]} and {gallery.shape[1]}"
+        )
+    return ((start, queries[start : start + block] @ gallery.T) for start in range(0, len(queries), block))
+
+
+def rank_blocks(
+    blocks: ScoreBlocks,
+    query_pids: Array,
+    query_camids: Array,
+    gallery_pids: Array,
+    gallery_camids: Array,
+    max_rank: int = 50,
+    left_out: Array | None = None,
+    num_threads: int | None = None,
+) -> RankingMetrics:
+    """Metrics from scores of any kind, block by block; other arguments and errors as in `rank`.
+
+    Args:
+        left_out: int (Q,), a gallery image that is junk for each query whatever its labels; None: none.
+    """
+    if max_rank < 10:
+        raise ValueError(f"max_rank must be at least 10: got {max_rank}")
+    q_pids, q_camids = labels_of("query", query_pids, query_camids)
+    g_pids, g_camids = labels_of("gallery", gallery_pids, gallery_camids)
+    own = np.full(len(q_pids), -1, np.int64) if left_out is None else np.asarray(left_out, np.int64)
+    precision = np.full(len(q_pids), np.nan)
+    penalty = np.full(len(q_pids), np.nan)
+    first = np.zeros(len(q_pids), np.int64)
+    done = 0
+    for start, scores in blocks:
+        host = np.ascontiguousarray(scores.float().cpu().numpy())
+        if start != done or start + len(host) > len(q_pids) or host.shape[1] != len(g_pids):
+            raise ValueError(
+                f"features and labels must be of the same images: got scores {host.shape} from query {start} for "
+                f"{len(q_pids)} query and {len(g_pids)} gallery labels"
+            )
+        done += len(host)
+        here = slice(start, done)
+        results = precision[here], penalty[here], first[here]
+        work = partial(_count, host, q_pids[here], q_camids[here], g_pids, g_camids, own[here], *results)
+        over_blocks(work, len(host), 16, num_threads)
+    if done != len(q_pids):
+        raise ValueError(f"features and labels must be of the same images: got {done} query rows, {len(q_pids)} labels")
+    valid = ~np.isnan(precision)
+    if not valid.any():
+        shared = len(np.intersect1d(q_pids[q_pids >= 0], g_pids[g_pids >= 0]))
+        raise ValueError(
+            f"no query has a true match in another camera: {len(q_pids)} queries and {len(g_pids)} gallery images share "
+            f"{shared} identities; check the split and the labels"
+        )
+    counts = np.bincount(np.minimum(first[valid], max_rank), minlength=max_rank + 1)
+    return RankingMetrics(
+        mAP=float(precision[valid].mean()),
+        cmc=np.cumsum(counts)[:max_rank] / valid.sum(),
+        mINP=float(penalty[valid].mean()),
+        average_precision=precision,
+        num_valid_queries=int(valid.sum()),
+    )
+
+
+@torch.no_grad()
+def best_matches(
+    query_features: Tensor | Array,
+    query_pids: Array,
+    query_camids: Array,
+    gallery_features: Tensor | Array,
+    gallery_pids: Array,
+    gallery_camids: Array,
+    top: int = 10,
+    block: int = 256,
+) -> BestMatches:
+    """The `top` nearest gallery images of every query (with or without a true match), junk removed.
+
+    Arguments and errors as in `rank`.
+    """
+    if top < 1:
+        raise ValueError(f"top must be at least 1: got {top}")
+    q_pids, q_camids = (torch.from_numpy(each) for each in labels_of("query", query_pids, query_camids))
+    g_pids, g_camids = (torch.from_numpy(each) for each in labels_of("gallery", gallery_pids, gallery_camids))
+    if (len(query_features), len(gallery_features)) != (len(q_pids), len(g_pids)):
+        raise ValueError(
+            f"features and labels must be of the same images: got {len(query_features)} and {len(gallery_features)} "
+            f"features, {len(q_pids)} and {len(g_pids)} labels"
+        )
+    indices = np.full((len(q_pids), top), -1, np.int64)
+    similarities = np.full((len(q_pids), top), -np.inf, np.float32)
+    for start, scores in cosine_blocks(query_features, gallery_features, block):
+        pids, camids = q_pids[start : start + block, None], q_camids[start : start + block, None]
+        junk = (g_pids == -1) | ((g_pids == pids) & (g_camids == camids) & (camids != -1))
+        scores[junk.to(scores.device)] = -torch.inf
+        values, columns = (each.cpu().numpy() for each in top_scores(scores, top))
+        rows = slice(start, start + len(scores))
+        indices[rows, : columns.shape[1]] = np.where(np.isinf(values), -1, columns)
+        similarities[rows, : columns.shape[1]] = values
+    correct = (indices >= 0) & (g_pids.numpy()[indices] == q_pids.numpy()[:, None])
+    return BestMatches(indices, correct, similarities)
+
+
+def same_camera_share(features: Tensor | Array, camids: Array, k: int = 1) -> float:
+    """Share, in [0, 1], of the k nearest other images that come from the image's own camera.
+
+    Far above the share by chance, the features describe the camera's background rather than the person. Images of an
+    unknown camera (-1) are left out.
+
+    Args:
+        features: float (N, D).
+        camids: integers (N,).
+        k: neighbours of each image, at most one less than there are images with a known camera.
+    """
+    cameras = np.asarray(camids)
+    known = np.flatnonzero(cameras != -1)
+    if cameras.shape != (len(features),):
+        raise ValueError(f"camids must have one number per image: got {cameras.shape} for {len(features)} images")
+    if not 1 <= k < len(known):
+        raise ValueError(f"k must be in [1, images with a known camera - 1 = {len(known) - 1}]: got {k}")
+    tensor = torch.as_tensor(features)
+    neighbours = knn(tensor[torch.from_numpy(known).to(tensor.device)], k + 1)[0][:, 1:]
+    cameras = cameras[known]
+    return float((cameras[neighbours] == cameras[:, None]).mean())
+
+
+def labels_of(name: str, pids: Array, camids: Array) -> tuple[Array, Array]:
+    """Identities and cameras as int64 arrays of one length, checked."""
+    pids, camids = np.asarray(pids), np.asarray(camids)
+    if pids.ndim != 1 or pids.shape != camids.shape or not len(pids):
+        raise ValueError(f"{name} pids and camids must be of one length, at least 1: got {pids.shape} and {camids.shape}")
+    if not (np.issubdtype(pids.dtype, np.integer) and np.issubdtype(camids.dtype, np.integer)):
+        raise ValueError(f"{name} pids and camids must be integers: got {pids.dtype} and {camids.dtype}")
+    return np.ascontiguousarray(pids, np.int64), np.ascontiguousarray(camids, np.int64)
+
+
+@kernel
+def _count(scores, q_pids, q_camids, g_pids, g_camids, own, precision, penalty, first, start, stop):  # type: ignore[no-untyped-def]
+    """Fill average precision, inverse negative penalty and the first match's rank (from 0) of the rows start..stop."""
+    num = len(g_pids)
+    matches = np.empty(num, np.int64)
+    for q in range(start, stop):
+        pid, camid, row = q_pids[q], q_camids[q], scores[q]
+        if pid == -1:
+            continue
+        num_matches = 0
+        for g in range(num):
+            if g_pids[g] == pid and (g_camids[g] != camid or camid == -1) and g != own[q]:
+                matches[num_matches] = g
+                num_matches += 1
+        if num_matches == 0:
+            continue
+        # Best first; a stable sort of rising indices puts the earlier of equal scores first.
+        order = np.argsort(-row[matches[:num_matches]], kind="mergesort")
+        places = matches[:num_matches][order]
+        lowest = row[places[num_matches - 1]]
+        before = np.zeros(num_matches, np.int64)  # images that rank between the previous match and this one
+        for g in range(num):
+            score = row[g]
+            if score < lowest or g_pids[g] == -1 or g_pids[g] == pid:
+                continue  # behind every match, or junk, or a match itself
+            low, high = 0, num_matches
+            while low < high:  # the first match behind image g
+                middle = (low + high) // 2
+                at = places[middle]
+                if row[at] < score or (row[at] == score and at > g):
+                    high = middle
+                else:
+                    low = middle + 1
+            if low < num_matches:
+                before[low] += 1
+        total = 0.0
+        position = 0
+        for number in range(num_matches):
+            position += before[number] + 1
+            total += (number + 1) / position
+            if number == 0:
+                first[q] = position - 1
+        precision[q] = total / num_matches
+        penalty[q] = num_matches / position
