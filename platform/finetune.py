@@ -178,9 +178,9 @@ def train_phase(config: FinetuneConfig, model: ReidModel, phase: Phase, number: 
         started = time.perf_counter()
         work = phase.begin(epoch, lambda images: extract(model, images, phase.config.neck, config))
         model.train()
-        means, steps = StepMeans(), 0
+        means = StepMeans()
         zero.set_schedules(engine, phase.learning_rate(epoch))
-        for step in grouped(work.batches, batch.micro_batches_per_step):
+        for steps, step in enumerate(grouped(work.batches, batch.micro_batches_per_step)):
             features, labels = [], []
             for index, positions in list(enumerate(step))[rank::world]:
                 images = augment(phase.images.batch(positions).to(device()),
@@ -200,8 +200,11 @@ def train_phase(config: FinetuneConfig, model: ReidModel, phase: Phase, number: 
                 labels.append(target)
             norms.commit()
             phase.after_step(*in_stream_order(features, labels))
-            steps += 1
-        row = {key: float(value) for key, value in means.reduce().items()} | work.log
+        row = {key: float(value) for key, value in means.reduce().items()} if work.batches else {}
+        if not work.batches and tracker:
+            report_line(f"{phase.name} epoch {epoch + 1}: {work.log}: fewer than two clusters, nothing to contrast; this "
+                        "epoch changes nothing. Another unsupervised.cluster.eps or a better init may help")
+        row |= work.log
         row |= {"learning_rate": phase.learning_rate(epoch),
                 "images_per_second": sum(map(len, work.batches)) / (time.perf_counter() - started)}
         if config.evaluate_every and (epoch + 1) % config.evaluate_every == 0:

@@ -26,15 +26,15 @@ from platform.engine.runs import Run, open_run
 from platform.engine.runtime import RuntimeConfig, connect, say
 from platform.engine.selection import read_units
 from platform.engine.shards import read_manifest
-from platform.engine.storage import Location, StorageConfig, open_storage
+from platform.engine.storage import StorageConfig, open_storage
 from platform.engine.stream import Plan, StreamConfig, build_dataset, micro_batches
 from platform.engine.tracking import Tracker, TrackingConfig, format_row
 from platform.engine.training import ScalingConfig, StepBatchNorm, StepMeans, launch, report_line
 from reidssl.augment.multicrop import MultiCrop, MultiCropConfig
 from reidssl.models.checkpoints import model_bytes
 from reidssl.models.vit import VitConfig
-from reidssl.objectives.base import Progress
-from reidssl.objectives.dino import Dino, DinoConfig
+from reidssl.objectives import ObjectiveConfig, build_objective
+from reidssl.objectives.base import Objective, Progress
 from reidssl.optim import parameter_groups
 from reidssl.schedules import Cosine
 from reidssl.seeding import mix, sample_seeds
@@ -96,7 +96,7 @@ class PretrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     length: LengthConfig = field(default_factory=LengthConfig)
     model: VitConfig = field(default_factory=VitConfig)
-    objective: DinoConfig = field(default_factory=DinoConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     augment: MultiCropConfig = field(default_factory=MultiCropConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
@@ -168,7 +168,7 @@ def train(arguments: dict[str, Any]) -> None:
     plan, total = plan_of(config)
     batch, accumulation = config.stream.global_batch, config.stream.micro_batches_per_step // world
 
-    objective = Dino(config.model, config.objective, config.stream.seed).to(device())
+    objective = build_objective(config.model, config.objective, config.stream.seed).to(device())
     objective.train()
     norms = StepBatchNorm(objective)
     optimizer = torch.optim.AdamW(
@@ -211,8 +211,7 @@ def train(arguments: dict[str, Any]) -> None:
         if tracker and (step % config.tracking.every_steps == 0 or last):
             row = {"loss": float(step_means["loss"]), "learning_rate": schedules.learning_rate(seen - batch),
                    "images_per_second": (seen - interval_start) / (time.perf_counter() - started),
-                   "teacher_entropy": float(step_means["teacher_entropy"]),
-                   "feature_std": float(step_means["feature_std"]),
+                   **{name: float(step_means[name]) for name in output.terms if name != "loss"},
                    "teacher_momentum": schedules.teacher_momentum(seen - batch),
                    "weight_decay": schedules.weight_decay(seen - batch)}
             started, interval_start = time.perf_counter(), seen
@@ -262,7 +261,7 @@ def check_finite(loss: torch.Tensor, terms: dict[str, torch.Tensor], step: int, 
                         "another output")
 
 
-def save(store: CheckpointStore, seen: int, engine: Any, objective: Dino, config: PretrainConfig) -> None:
+def save(store: CheckpointStore, seen: int, engine: Any, objective: Objective, config: PretrainConfig) -> None:
     """Collective: publish a checkpoint that any number of workers can continue from."""
     student = zero.consolidate(engine)
     if student:
@@ -270,7 +269,7 @@ def save(store: CheckpointStore, seen: int, engine: Any, objective: Dino, config
         store.save(seen, {"student": student, "objective": objective_state}, {"config": to_plain(config)})
 
 
-def restore(store: CheckpointStore, engine: Any, objective: Dino, norms: StepBatchNorm) -> int:
+def restore(store: CheckpointStore, engine: Any, objective: Objective, norms: StepBatchNorm) -> int:
     """Continue from the newest readable checkpoint, if any; returns samples seen."""
     found = store.newest()
     if found is None:
@@ -285,7 +284,7 @@ def restore(store: CheckpointStore, engine: Any, objective: Dino, norms: StepBat
     return found.position
 
 
-def finish(run: Run, objective: Dino, config: PretrainConfig, tracker: Tracker, seen: int) -> None:
+def finish(run: Run, objective: Objective, config: PretrainConfig, tracker: Tracker, seen: int) -> None:
     """Publish the backbone and the summary (which marks the run complete)."""
     metadata = {"kind": "backbone", "mean": config.augment.mean, "std": config.augment.std, "samples_seen": seen,
                 "data": config.data.uri, "selection": config.data.selection,

@@ -15,7 +15,7 @@ if not hasattr(platform, "__path__"):
 
 import pytest  # noqa: E402
 
-pytest_plugins = ["tests.fixtures_s3"]
+pytest_plugins = ["tests.fixtures_s3", "tests.fixtures_shards"]
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ edge there are only dataclasses: no program hands a Hydra object to the engine o
 
 import difflib
 import importlib
+import itertools
 import json
 import logging
 import re
@@ -160,7 +161,7 @@ def _field_docs(schema: type) -> dict[str, str]:
         if not is_dataclass(owner):
             continue
         body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body  # type: ignore[attr-defined]
-        for statement, following in zip(body, body[1:], strict=False):
+        for statement, following in itertools.pairwise(body):
             if (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
                     and isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)):
                 found[statement.target.id] = " ".join(str(following.value.value).split())

@@ -1,5 +1,8 @@
 """The error a user is meant to read."""
 
+import re
+
+USER_ERROR_LINE = re.compile(r"^platform\.engine\.(?:errors\.UserError|config\.ConfigError|s3_errors\.\w+): (.+)$", re.MULTILINE)
 
 class UserError(Exception):
     """Something the user can mend: the text says what happened, the value seen, what is allowed and what to do.
@@ -17,4 +20,6 @@ def user_error_of(error: BaseException) -> UserError | None:
         if isinstance(seen, UserError) and not isinstance(seen, RayTaskError):
             return UserError(str(seen).splitlines()[0])  # Ray Data appends advice of its own
         seen = getattr(seen, "cause", None) or seen.__cause__
-    return None
+    # Pickling drops __cause__: what Ray Data raised in a task of a task is left as text alone.
+    named = USER_ERROR_LINE.findall(str(error)) if isinstance(error, RayTaskError) else []
+    return UserError(named[-1]) if named else None

@@ -9,7 +9,7 @@ from torch import Tensor
 from platform.engine.errors import UserError
 from platform.engine.images import ImageSet
 from reidssl.metrics.ranking import best_matches, rank
-from reidssl.metrics.reranking import rerank
+from reidssl.metrics.reranking import rank_reranked
 
 SHOWN_QUERIES, SHOWN_MATCHES = 8, 10
 
@@ -25,15 +25,14 @@ class EvaluateConfig:
 def evaluate_features(query: ImageSet, gallery: ImageSet, query_features: Tensor, gallery_features: Tensor,
                       config: EvaluateConfig) -> dict[str, Any]:
     """{"mAP", "rank1", "rank5", "rank10", "mINP", "queries", "gallery", ["reranked"], "rankings"}, all shares in [0, 1]."""
-    labels = (query.pids, query.camids, gallery.pids, gallery.camids)
-    metrics = rank(query_features, query.pids, query.camids, gallery_features, gallery.pids, gallery.camids)
+    arguments = (query_features, query.pids, query.camids, gallery_features, gallery.pids, gallery.camids)
+    metrics = rank(*arguments)
     if metrics.num_valid_queries == 0:
         raise UserError(f"no query of {query.location.uri} has a match from another camera in the gallery: nothing to judge")
-    found: dict[str, Any] = {"mAP": float(metrics.mAP), "rank1": float(metrics.rank1), "rank5": float(metrics.rank5),
-                             "rank10": float(metrics.rank10), "mINP": float(metrics.mINP),
-                             "queries": int(metrics.num_valid_queries), "gallery": len(gallery)}
+    found: dict[str, Any] = metrics.as_dict()
+    found |= {"queries": int(found.pop("num_valid_queries")), "gallery": len(gallery)}
     if config.reranking:
-        reranked = rerank(query_features, gallery_features, labels)
+        reranked = rank_reranked(*arguments)
         found["reranked"] = {"mAP": float(reranked.mAP), "rank1": float(reranked.rank1)}
     found["rankings"] = _rankings(query, gallery, query_features, gallery_features)
     return found
@@ -42,8 +41,8 @@ def evaluate_features(query: ImageSet, gallery: ImageSet, query_features: Tensor
 def _rankings(query: ImageSet, gallery: ImageSet, query_features: Tensor, gallery_features: Tensor) -> list[dict[str, Any]]:
     """Top matches of a few queries, evenly spread over the identities."""
     chosen = np.linspace(0, len(query) - 1, min(SHOWN_QUERIES, len(query))).astype(int)
-    indices, correct = best_matches(query_features[chosen], query.pids[chosen], query.camids[chosen], gallery_features,
-                                    gallery.pids, gallery.camids, top=SHOWN_MATCHES)
-    return [{"query": query.keys[row], "matches": [gallery.keys[i] for i in indices[n] if i >= 0],
-             "correct": [bool(c) for i, c in zip(indices[n], correct[n], strict=True) if i >= 0]}
+    found = best_matches(query_features[chosen], query.pids[chosen], query.camids[chosen], gallery_features,
+                         gallery.pids, gallery.camids, top=SHOWN_MATCHES)
+    return [{"query": query.keys[row], "matches": [gallery.keys[i] for i in found.indices[n] if i >= 0],
+             "correct": [bool(c) for i, c in zip(found.indices[n], found.correct[n], strict=True) if i >= 0]}
             for n, row in enumerate(chosen)]

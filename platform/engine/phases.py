@@ -121,7 +121,7 @@ class Epoch:
     """One epoch's work."""
 
     batches: list[np.ndarray]
-    """Positions in the image set, one array a micro-batch."""
+    """Positions in the image set, one array a micro-batch; none: there is nothing to learn from in this epoch."""
     labels: np.ndarray
     """int64 (N,), -1 where an image is not used."""
     log: dict[str, float]
@@ -210,18 +210,16 @@ class Unsupervised:
         everything = features(self.images)
         # one worker clusters, all use its labels
         found = broadcast_object(pseudo_labels(everything, self.config.cluster) if _is_first() else None)
-        if found.num_clusters < 2:
-            raise UserError(f"clustering found {found.num_clusters} clusters among {len(self.images)} images in epoch "
-                            f"{epoch} (eps {self.config.cluster.eps}, min_samples {self.config.cluster.min_samples}): "
-                            "nothing to contrast. Raise or lower unsupervised.cluster.eps, or start from a better model")
+        log = {"clusters": found.num_clusters, "outliers": found.num_outliers,
+               "cluster_seconds": sum(found.seconds.values())}
+        if found.num_clusters < 2:  # nothing to contrast with: the features do not tell images apart (yet)
+            return Epoch([], found.labels, log)
         centroids = cluster_centroids(everything, found.labels)
         self.memory = ClusterMemory(centroids, self.config.temperature, self.config.momentum, self.config.hard).to(device())
         batch = self.config.batch
         batches = identity_batches(found.labels, self.images.camids, batch.identities, batch.instances, self.seed, epoch,
                                    self.config.iterations * batch.micro_batches_per_step, cross_camera=True,
                                    allow_fewer=True)
-        log = {"clusters": found.num_clusters, "outliers": found.num_outliers,
-               "cluster_seconds": sum(found.seconds.values())}
         if self.images.pids.min() >= 0:  # labels are known: judge the clusters, never train on them
             from sklearn.metrics import adjusted_rand_score
 

@@ -158,6 +158,18 @@ def relayed_lines() -> Iterator[Any]:
         ray.kill(board)
 
 
+_forward_to: Any = None
+
+
+def forward_lines(board: Any) -> None:
+    """Make `say` in this process (a Tune trial) push to a LineBoard instead of printing where nobody looks."""
+    global _forward_to
+    _forward_to = board
+
+
 def say(line: str) -> None:
     """One line on the terminal, with the time of day, at once."""
-    print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True)
+    if _forward_to is not None:
+        _forward_to.push.remote(line)
+    else:
+        print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from platform.engine import device as devices
-from platform.engine.errors import UserError
+from platform.engine.errors import UserError, user_error_of
 from platform.engine.runtime import quiet, relayed_lines
 from platform.engine.storage import Location
 
@@ -115,8 +115,11 @@ def _guarded(config: dict[str, Any]) -> None:
         return
     try:
         config["loop"](config["arguments"])
-    except UserError as error:
-        ray.get(_board.fail.remote(str(error)))
+    except Exception as error:
+        found = error if isinstance(error, UserError) else user_error_of(error)
+        if found is None:
+            raise
+        ray.get(_board.fail.remote(str(found)))
         if context.get_world_size() > 1:
             raise
 

@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reidssl.clustering.compiled import kernel, over_blocks
+from reidssl.clustering.compiled import over_blocks
 from reidssl.clustering.neighbours import Array, knn, top_scores, unit_rows
+from reidssl.metrics.counting import count_rows
 
 ScoreBlocks = Iterable[tuple[int, Tensor]]
 """(first query, float32 scores (q, G), higher is nearer) of consecutive query blocks."""
@@ -162,7 +163,7 @@ def rank_blocks(
         done += len(host)
         here = slice(start, done)
         results = precision[here], penalty[here], first[here]
-        work = partial(_count, host, q_pids[here], q_camids[here], g_pids, g_camids, own[here], *results)
+        work = partial(count_rows, host, q_pids[here], q_camids[here], g_pids, g_camids, own[here], *results)
         over_blocks(work, len(host), 16, num_threads)
     if done != len(q_pids):
         raise ValueError(f"features and labels must be of the same images: got {done} query rows, {len(q_pids)} labels")
@@ -252,49 +253,3 @@ def labels_of(name: str, pids: Array, camids: Array) -> tuple[Array, Array]:
     if not (np.issubdtype(pids.dtype, np.integer) and np.issubdtype(camids.dtype, np.integer)):
         raise ValueError(f"{name} pids and camids must be integers: got {pids.dtype} and {camids.dtype}")
     return np.ascontiguousarray(pids, np.int64), np.ascontiguousarray(camids, np.int64)
-
-
-@kernel
-def _count(scores, q_pids, q_camids, g_pids, g_camids, own, precision, penalty, first, start, stop):  # type: ignore[no-untyped-def]
-    """Fill average precision, inverse negative penalty and the first match's rank (from 0) of the rows start..stop."""
-    num = len(g_pids)
-    matches = np.empty(num, np.int64)
-    for q in range(start, stop):
-        pid, camid, row = q_pids[q], q_camids[q], scores[q]
-        if pid == -1:
-            continue
-        num_matches = 0
-        for g in range(num):
-            if g_pids[g] == pid and (g_camids[g] != camid or camid == -1) and g != own[q]:
-                matches[num_matches] = g
-                num_matches += 1
-        if num_matches == 0:
-            continue
-        # Best first; a stable sort of rising indices puts the earlier of equal scores first.
-        order = np.argsort(-row[matches[:num_matches]], kind="mergesort")
-        places = matches[:num_matches][order]
-        lowest = row[places[num_matches - 1]]
-        before = np.zeros(num_matches, np.int64)  # images that rank between the previous match and this one
-        for g in range(num):
-            score = row[g]
-            if score < lowest or g_pids[g] == -1 or g_pids[g] == pid:
-                continue  # behind every match, or junk, or a match itself
-            low, high = 0, num_matches
-            while low < high:  # the first match behind image g
-                middle = (low + high) // 2
-                at = places[middle]
-                if row[at] < score or (row[at] == score and at > g):
-                    high = middle
-                else:
-                    low = middle + 1
-            if low < num_matches:
-                before[low] += 1
-        total = 0.0
-        position = 0
-        for number in range(num_matches):
-            position += before[number] + 1
-            total += (number + 1) / position
-            if number == 0:
-                first[q] = position - 1
-        precision[q] = total / num_matches
-        penalty[q] = num_matches / position

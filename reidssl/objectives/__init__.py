@@ -1,1 +1,36 @@
-"""Self-supervised objectives, all with the interface of `reidssl.objectives.base`."""
+"""Self-supervised objectives, all with the interface of `reidssl.objectives.base.Objective`; one config chooses one."""
+
+from dataclasses import dataclass, field
+
+from reidssl.models.vit import VitConfig
+from reidssl.objectives.base import Objective
+from reidssl.objectives.dino import Dino, DinoConfig
+from reidssl.objectives.moco_v3 import MocoV3, MocoV3Config
+
+NAMES = ("dino", "moco_v3")
+
+
+@dataclass(kw_only=True)
+class ObjectiveConfig:
+    """Which objective, and the settings of each."""
+
+    name: str = "dino"
+    """dino or moco_v3."""
+    dino: DinoConfig = field(default_factory=DinoConfig)
+    moco_v3: MocoV3Config = field(default_factory=MocoV3Config)
+
+    def __post_init__(self) -> None:
+        if self.name not in NAMES:
+            raise ValueError(f"name must be one of {', '.join(NAMES)}: got {self.name!r}")
+
+    @property
+    def teacher_momentum(self) -> float:
+        """Of the chosen objective: weight of the old teacher at the start of a run."""
+        return (self.dino if self.name == "dino" else self.moco_v3).teacher_momentum
+
+
+def build_objective(backbone: VitConfig, config: ObjectiveConfig, seed: int = 0) -> Objective:
+    """A new objective whose weights are a function of the arguments."""
+    if config.name == "dino":
+        return Dino(backbone, config.dino, seed)
+    return MocoV3(backbone, config.moco_v3, seed)

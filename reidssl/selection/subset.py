@@ -37,7 +37,7 @@ def select_top(keys: Sequence[str], scores: Array | Sequence[float], fraction: f
         ValueError: no images, different lengths, a repeated key, a NaN score (its key is named), a fraction out of
             range.
     """
-    values = np.asarray(scores)
+    values = np.asarray(scores, np.float64)
     if values.shape != (len(keys),) or not len(keys):
         raise ValueError(f"keys and scores must be of one length, at least 1: got {len(keys)} and {values.shape}")
     count = count_of(len(keys), fraction)

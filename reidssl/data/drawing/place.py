@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw
 from reidssl.data.drawing.appearance import shade
 from reidssl.data.drawing.camera import Camera
 
-
 NEUTRAL = (126, 126, 122)
 
 

@@ -1,0 +1,143 @@
+"""The report's charts: which numbers of which runs go into one frame."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from platform.engine.report.folder import Member, RunFolder
+from platform.engine.report.tables import SETTINGS, result_rows, setting_title
+from platform.engine.shards import read_rows
+from platform.engine.storage import StorageError
+from reidssl.plots.bars import grouped_bars, histogram
+from reidssl.plots.curves import Series, line_chart
+
+STYLES = {"random": 0, "full": 1, "selected": 2, "proxy": 3}
+INIT_ORDER = ("random", "full", "selected")
+PRETRAIN_METRICS = [
+    ("loss", "Loss"), ("probe_mAP", "Probe: cross-camera mAP"), ("probe_same_camera", "Probe: nearest neighbour, same camera"),
+    ("teacher_entropy", "Teacher entropy (nats)"), ("feature_std", "Feature standard deviation"),
+    ("images_per_second", "Images per second"), ("learning_rate", "Learning rate"),
+    ("teacher_momentum", "Teacher momentum"), ("weight_decay", "Weight decay"),
+]
+CLUSTER_METRICS = [("clusters", "Clusters"), ("outliers", "Images in no cluster"),
+                   ("adjusted_rand_index", "Agreement with the true identities (adjusted Rand index)")]
+FINETUNE_METRICS = [("loss", "Loss"), ("accuracy", "Training accuracy"), ("mAP", "mAP on the test set"),
+                    ("images_per_second", "Images per second")]
+FROM_ZERO = {"images_per_second", "outliers", "clusters", "probe_mAP", "accuracy", "mAP"}
+
+
+def style_of(name: str, others: Sequence[str]) -> int:
+    """A colour that is the same in every chart: fixed for the usual names, else by the place among the unusual ones."""
+    unusual = sorted(set(others) - STYLES.keys())
+    return STYLES[name] if name in STYLES else 1 + (unusual.index(name) + (3 if STYLES.keys() & set(others) else 0)) % 5
+
+
+def pretrain_charts(folder: RunFolder) -> list[Markup]:
+    """One chart a metric, all pre-training runs in it."""
+    runs = [one for one in folder.of("pretrain") if one.metrics]
+    names = [one.short_name for one in runs]
+    runs.sort(key=lambda one: (style_of(one.short_name, names), one.name))
+    charts = []
+    for metric, title in PRETRAIN_METRICS:
+        series = [_series(one.short_name, one.metrics, "position", metric, style_of(one.short_name, names)) for one in runs]
+        reference = None
+        if metric == "teacher_entropy" and runs:
+            outputs = (runs[0].config.get("objective") or {}).get("out_dim", 0)
+            reference = (f"uniform: ln {outputs:,}", math.log(outputs)) if outputs > 1 else None
+        charts += _chart(series, title, "images seen", metric, reference)
+    return charts
+
+
+def cluster_charts(folder: RunFolder) -> list[tuple[str, list[Markup]]]:
+    """(setting, charts) of the unsupervised settings, the inits in one frame."""
+    return _by_setting(folder, CLUSTER_METRICS, lambda row: "clusters" in row)
+
+
+def finetune_charts(folder: RunFolder) -> list[tuple[str, list[Markup]]]:
+    """(setting and phase, charts) of all fine-tuning runs; UDA's two phases have losses of different kinds."""
+    found = []
+    for title, wanted in (("{}", None), ("{}, labelled source", False), ("{}, unlabelled target", True)):
+        for setting in SETTINGS:
+            if (setting == "uda") == (wanted is not None):
+                def chosen(row: dict[str, Any], wanted: bool | None = wanted) -> bool:
+                    return wanted is None or ("contrast" in row) == wanted
+
+                charts = _by_setting(folder, FINETUNE_METRICS, chosen, [setting])
+                found += [(title.format(name), own) for name, own in charts]
+    return found
+
+
+def _by_setting(folder: RunFolder, metrics: list[tuple[str, str]], chosen: Any,
+                settings: Sequence[str] = SETTINGS) -> list[tuple[str, list[Markup]]]:
+    found = []
+    for setting in settings:
+        runs = [one for one in folder.of("finetune") if one.setting == setting]
+        names = [_label(one) for one in runs]
+        runs.sort(key=lambda one: (style_of(_label(one), names), one.name))
+        charts: list[Markup] = []
+        for metric, title in metrics:
+            series = [_series(_label(one), [row for row in one.metrics if chosen(row)], "epoch", metric,
+                              style_of(_label(one), names)) for one in runs]
+            reference = None
+            if metric == "clusters" and (people := _training_people(folder)):
+                reference = (f"people in the training set: {people:,}", float(people))
+            charts += _chart(series, title, "epoch", metric, reference)
+        if charts:
+            found.append((setting_title(setting), charts))
+    return found
+
+
+def _label(member: Member) -> str:
+    return "proxy" if member.name == "proxy/target" else member.init
+
+
+def _training_people(folder: RunFolder) -> int:
+    data = folder.data.get("target")
+    if data is None or "train" not in data.manifest.splits:
+        return 0
+    try:
+        pids = read_rows(data.location, ["pid"], split="train")["pid"].to_numpy()
+    except StorageError:
+        return 0  # the table of the data sets says why
+    return len(np.unique(pids[pids >= 0]))
+
+
+def _series(name: str, rows: list[dict[str, Any]], x: str, y: str, style: int) -> Series:
+    kept = [row for row in rows if y in row and x in row]
+    return Series(name, [row[x] for row in kept], [row[y] for row in kept], style)
+
+
+def _chart(series: list[Series], title: str, x_label: str, metric: str, reference: tuple[str, float] | None) -> list[Markup]:
+    drawn = [one for one in series if any(math.isfinite(value) for value in one.y)]
+    if not drawn:
+        return []
+    low = 0.0 if metric in FROM_ZERO else None
+    return [Markup(line_chart(drawn, title=title, x_label=x_label, reference=reference, y_low=low))]
+
+
+def result_bars(folder: RunFolder) -> Markup | None:
+    """mAP of every setting and init."""
+    rows = result_rows(folder)
+    inits = [row.init for row in rows]
+    groups = []
+    for setting in dict.fromkeys(row.setting for row in rows):
+        members = [(row.init, row.values["mAP"], style_of(row.init, inits)) for row in rows if row.setting == setting]
+        groups.append((setting_title(setting), members))
+    bars = sum(len(members) for _, members in groups)
+    size = (min(880.0, max(320.0, 90 + 84.0 * bars + 40 * len(groups))), 290.0)
+    return Markup(grouped_bars(groups, title="mAP in per cent, by setting and start", size=size)) if groups else None
+
+
+def score_histogram(scores: np.ndarray, planted: np.ndarray | None, selection: dict[str, Any] | None) -> Markup:
+    """Distribution of the scores, useless images apart where they are known, with the threshold of the selection."""
+    groups = {"images": scores} if planted is None else {"people": scores[~planted], "planted useless images": scores[planted]}
+    threshold, label = None, ""
+    if selection and "threshold" in selection:
+        threshold = float(selection["threshold"])
+        label = f"kept from {threshold:.3f}: {selection['selected']:,} images ({selection['fraction']:.0%})"
+    return Markup(histogram(groups, title="Catastrophic Forgetting Score of the pre-training images",
+                            x_label="score (cosine of the two proxies' features); high = close to the target domain",
+                            threshold=threshold, threshold_label=label))

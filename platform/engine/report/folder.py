@@ -1,0 +1,185 @@
+"""A run folder, read once: its runs, their metrics, the data sets they used, and what is missing.
+
+Works on a pipeline's folder (data/, proxy/, scores/, selection/, pretrain/, finetune/), finished or not, and on the folder
+of a single program. What cannot be read becomes a note on the page, not an error; only a folder without any run is one.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from platform.engine.errors import UserError
+from platform.engine.shards import MANIFEST, Manifest, read_manifest
+from platform.engine.storage import Location, StorageConfig, StorageError, open_storage
+from platform.engine.tracking import read_metrics
+
+RESULTS, CONFIG, SUMMARY = "results.json", "config.json", "summary.json"
+INSIDE_RUNS = {"ray_train", "checkpoints", "parts", "data"}  # never a run of their own
+EXPECTED = {
+    "proxy/source": "the source proxy", "proxy/target": "the target proxy", "scores": "the scores of the images",
+    "selection": "the selected subset", "pretrain/full": "pre-training on all images",
+    "pretrain/selected": "pre-training on the selected images",
+}
+DATA_ROLES = ("pretrain", "source", "target")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of one program."""
+
+    name: str
+    """Place in the folder, e.g. finetune/usl-full; the folder's own name for a single run."""
+    location: Location
+    program: str
+    config: dict[str, Any]
+    environment: dict[str, str]
+    summary: dict[str, Any] | None
+    metrics: list[dict[str, Any]]
+
+    @property
+    def short_name(self) -> str:
+        """full, selected, proxy, usl-full, ..."""
+        return "proxy" if self.name == "proxy/source" else self.name.rpartition("/")[2]
+
+    @property
+    def setting(self) -> str:
+        """supervised, uda or usl (fine-tuning only)."""
+        return str(self.config.get("setting", ""))
+
+    @property
+    def init(self) -> str:
+        """Where fine-tuning started: random, full, selected, or the name of another run or file."""
+        setting, _, init = self.name.rpartition("/")[2].partition("-")
+        if init and setting == self.setting:
+            return init
+        given = str(self.config.get("init", "")).rstrip("/")
+        return given.rpartition("/")[2] or "random"
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Shards that a run used."""
+
+    role: str
+    location: Location
+    manifest: Manifest
+
+
+@dataclass
+class RunFolder:
+    """Everything the page is made from."""
+
+    location: Location
+    members: list[Member]
+    data: dict[str, DataSet]
+    results: dict[str, Any] = field(default_factory=dict)
+    is_pipeline: bool = False
+    notes: list[str] = field(default_factory=list)
+    """What is missing or could not be read, one sentence each."""
+
+    def of(self, program: str, under: str = "") -> list[Member]:
+        """The runs of a program, in order of their names."""
+        return [one for one in self.members if one.program == program and one.name.startswith(under)]
+
+    def named(self, name: str) -> Member | None:
+        return next((one for one in self.members if one.name == name), None)
+
+
+def read_folder(uri: str, storage: StorageConfig) -> RunFolder:
+    """Read the run folder at `uri`. Raises UserError if no run is there."""
+    location = open_storage(uri, storage)
+    if not location.exists():
+        raise UserError(f"{location.uri} does not exist: name the folder of a run, e.g. run=runs/demo")
+    if location.is_file():
+        raise UserError(f"{location.uri} is a file: name the folder of a run, e.g. run=runs/demo")
+    names = [item.name for item in location.list()]
+    found = RunFolder(location, [], {})
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        if file == CONFIG and folder.count("/") <= 2 and not INSIDE_RUNS & set(folder.split("/")):
+            member = _read_member(location, folder, found.notes)
+            if member:
+                found.members.append(member)
+    found.results = _read_results(location, found.notes) if RESULTS in names else {}
+    # a pipeline's own config.json describes the whole, its stages are the runs
+    own = next((one for one in found.members if one.location == location), None)
+    found.is_pipeline = bool(found.results) or (own is not None and own.program == "pipeline") \
+        or any(one.location != location for one in found.members)
+    if not found.members and not found.results:
+        raise UserError(f"there is no run in {location.uri}: neither {CONFIG} nor {RESULTS}, here or in its folders. Name "
+                        "the output of platform.pipeline, platform.pretrain or platform.finetune")
+    found.members.sort(key=lambda one: one.name)
+    _find_data(found, names, storage)
+    _note_missing(found)
+    return found
+
+
+def _read_member(root: Location, folder: str, notes: list[str]) -> Member | None:
+    location = root / folder if folder else root
+    try:
+        about = (location / CONFIG).read_json()
+        if not isinstance(about, dict) or "program" not in about:
+            return None
+        file = location / SUMMARY
+        summary = file.read_json() if file.exists() else None
+        return Member(folder or root.name, location, str(about["program"]), dict(about.get("config") or {}),
+                      dict(about.get("environment") or {}), summary, read_metrics(location))
+    except (StorageError, ValueError) as error:
+        notes.append(f"The run {folder or root.name} cannot be read: {error}")
+        return None
+
+
+def _read_results(location: Location, notes: list[str]) -> dict[str, Any]:
+    try:
+        results = (location / RESULTS).read_json()
+    except StorageError as error:
+        notes.append(f"The results cannot be read: {error}")
+        return {}
+    return results if isinstance(results, dict) else {}
+
+
+def _find_data(found: RunFolder, names: list[str], storage: StorageConfig) -> None:
+    """Data sets inside the folder first; then those that the runs' configurations name."""
+    for role in DATA_ROLES:
+        if f"data/{role}/{MANIFEST}" in names:
+            _add_data(found, role, found.location.joinpath("data", role))
+    for one in found.members:
+        if one.program in ("pretrain", "score", "select"):
+            named = {"pretrain": (one.config.get("data") or {}).get("uri", "")}
+        elif one.program in ("finetune", "evaluate"):
+            named = {"target": one.config.get("target", "")}
+            if one.setting == "uda":
+                named["source"] = one.config.get("source", "")
+        else:
+            continue
+        for role, uri in named.items():
+            if uri and role not in found.data:
+                try:
+                    _add_data(found, role, open_storage(uri, storage))
+                except StorageError as error:
+                    found.notes.append(f"The {role} data set cannot be read: {error}")
+    found.notes[:] = dict.fromkeys(found.notes)  # several runs name the same data set
+
+
+def _add_data(found: RunFolder, role: str, location: Location) -> None:
+    try:
+        found.data[role] = DataSet(role, location, read_manifest(location))
+    except StorageError as error:
+        found.notes.append(f"The {role} data set cannot be read: {error}")
+
+
+def _note_missing(found: RunFolder) -> None:
+    if found.is_pipeline:
+        for name, meaning in EXPECTED.items():
+            if found.named(name) is None:
+                found.notes.append(f"Not there: {meaning} ({name}).")
+        if not found.of("finetune", "finetune/"):
+            found.notes.append("Not there: fine-tuning (finetune/<setting>-<init>), and with it all results.")
+    for one in found.members:
+        if one.summary is None and one.program != "pipeline":
+            reached = f"; its log ends at {_reached(one)}" if one.metrics else ""
+            found.notes.append(f"Not finished: {one.name}{reached}.")
+
+
+def _reached(member: Member) -> str:
+    last = member.metrics[-1]
+    return f"epoch {int(last['epoch'])}" if "epoch" in last else f"{int(last['position']):,} images seen"

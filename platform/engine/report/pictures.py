@@ -1,0 +1,163 @@
+"""The report's pictures: sample images by score, ranking galleries, attention maps.
+
+Only the row groups that hold a wanted image are read, so the page costs the same for a thousand images and for millions.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from markupsafe import Markup
+
+from platform.engine.device import device
+from platform.engine.errors import UserError
+from platform.engine.models import LoadedModel, load_model
+from platform.engine.report.folder import DataSet, Member, RunFolder
+from platform.engine.report.tables import INITS, SETTINGS, setting_title
+from platform.engine.shards import read_rows
+from platform.engine.storage import StorageError
+from platform.engine.stream import decode_image
+from reidssl.augment.reid import normalise
+from reidssl.models.checkpoints import weights_hash
+from reidssl.plots.pictures import attention_overlay, data_uri, encode, thumbnail
+from reidssl.plots.strips import Match, ranking_strip
+
+SAMPLES, QUERIES, ATTENTION_IMAGES = 18, 4, 8
+THUMBNAIL_HEIGHT, ATTENTION_HEIGHT = 128, 160
+MOST_CHARACTERS = 6_000_000
+"""Of all pictures together; what does not fit is left out and said so."""
+
+
+def images_of(data: DataSet, keys: Iterable[str]) -> dict[str, bytes]:
+    """Encoded images by key; keys that the data set does not have are left out. Raises StorageError."""
+    wanted = set(keys)
+    rows = np.flatnonzero(np.fromiter((key in wanted for key in read_rows(data.location, ["key"])["key"].to_pylist()), bool))
+    places: dict[tuple[str, int], list[int]] = defaultdict(list)
+    groups = [(entry.name, group, count) for entry in data.manifest.files for group, count in enumerate(entry.row_groups)]
+    starts = np.cumsum([0] + [count for _, _, count in groups])
+    for row in rows:
+        at = int(np.searchsorted(starts, row, side="right")) - 1
+        places[groups[at][0], groups[at][1]].append(int(row - starts[at]))
+    found: dict[str, bytes] = {}
+    for (name, group), inside in places.items():
+        file = data.location / name
+        with file.open_input() as opened, file.errors("read"):
+            table = pq.ParquetFile(opened).read_row_group(group, columns=["key", "image"]).take(inside)
+        found |= dict(zip(table["key"].to_pylist(), table["image"].to_pylist(), strict=True))
+    return found
+
+
+def samples(data: DataSet, keys: list[str], scores: np.ndarray, planted: np.ndarray | None) -> dict[str, list[dict[str, Any]]]:
+    """{"top", "bottom"}: thumbnails of the images with the best and the worst scores, both from the outside in."""
+    order = np.argsort(-scores, kind="stable")
+    count = min(SAMPLES, len(order) // 2 or 1)
+    chosen = {"top": order[:count], "bottom": order[::-1][:count]}
+    images = images_of(data, [keys[row] for rows in chosen.values() for row in rows])
+    return {side: [{"key": keys[row], "score": float(scores[row]), "image": _picture(images[keys[row]]),
+                    "planted": planted is not None and bool(planted[row])} for row in rows if keys[row] in images]
+            for side, rows in chosen.items()}
+
+
+def galleries(folder: RunFolder) -> tuple[str, list[dict[str, Any]]]:
+    """(setting, queries) with, for each query, the ranking of every init of that setting below each other.
+
+    The setting is the first of usl, uda, supervised that has rankings.
+    """
+    for setting in (*reversed(SETTINGS), ""):
+        runs = [one for one in folder.members if one.program in ("finetune", "evaluate") and one.setting == setting
+                and not (folder.is_pipeline and one.name.startswith("proxy/"))]
+        runs.sort(key=lambda one: (INITS.index(one.init) if one.init in INITS else len(INITS), one.name))
+        rankings = {one: found for one in runs if (found := _rankings(one, folder.notes))}
+        if rankings:
+            return setting, _gallery(folder, rankings)
+    return "", []
+
+
+def _rankings(member: Member, notes: list[str]) -> dict[str, dict[str, Any]]:
+    file = member.location / "rankings.json"
+    try:
+        return {entry["query"]: entry for entry in file.read_json()} if file.exists() else {}
+    except (StorageError, KeyError, TypeError) as error:
+        notes.append(f"The rankings of {member.name} cannot be read: {error}")
+        return {}
+
+
+def _gallery(folder: RunFolder, rankings: dict[Any, dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    queries = list(next(iter(rankings.values())))
+    queries = [queries[at] for at in np.unique(np.linspace(0, len(queries) - 1, min(QUERIES, len(queries))).astype(int))]
+    entries = {query: [(one, found[query]) for one, found in rankings.items() if query in found] for query in queries}
+    keys = {key for query, own in entries.items() for _, entry in own for key in (query, *entry["matches"])}
+    images: dict[str, bytes] = {}
+    if "target" in folder.data:
+        try:
+            images = images_of(folder.data["target"], keys)
+        except StorageError as error:
+            folder.notes.append(f"The images of the rankings cannot be read: {error}")
+    small = {key: thumbnail(data, THUMBNAIL_HEIGHT) for key, data in images.items()}
+    shown = []
+    for query, own in entries.items():
+        strips = []
+        for one, entry in own:
+            matches = [Match(key, small.get(key), bool(right)) for key, right in zip(entry["matches"], entry["correct"], strict=True)]
+            strips.append({"label": one.init, "right": sum(match.correct for match in matches), "of": len(matches),
+                           "strip": Markup(ranking_strip(matches))})
+        shown.append({"key": query, "image": data_uri(small[query]) if query in small else "", "strips": strips})
+    return shown
+
+
+def attention_models(folder: RunFolder, setting: str) -> tuple[list[tuple[str, LoadedModel]], dict[str, str]]:
+    """((label, model) of those worth looking at, hashes of the pre-trained weights by run)."""
+    models, hashes = [], {}
+    for one in folder.members:
+        chosen = one.program == "pretrain" or (one.program == "finetune" and one.setting == setting and not one.name.startswith("proxy/"))
+        if not chosen or one.summary is None:
+            continue
+        try:
+            model = load_model(one.location.uri, folder.location.config)
+        except (UserError, StorageError) as error:
+            folder.notes.append(f"The model of {one.name} cannot be loaded: {error}")
+            continue
+        if one.program == "pretrain":
+            hashes[one.name] = weights_hash(model.backbone)[:12]
+            models.append((f"pre-trained, {one.short_name}", model))
+        else:
+            models.append((f"{setting_title(one.setting)} from {one.init}", model))
+    models.sort(key=lambda pair: not pair[0].startswith("pre-trained"))
+    return models, hashes
+
+
+def attention_maps(folder: RunFolder, models: list[tuple[str, LoadedModel]]) -> dict[str, Any] | None:
+    """{"images": thumbnails, "rows": [(label, overlays)], "role"} for a few images of the target (else pre-training) set."""
+    data = folder.data.get("target") or folder.data.get("pretrain")
+    if data is None or not models:
+        return None
+    try:
+        split = "query" if "query" in data.manifest.splits else None
+        keys = read_rows(data.location, ["key"], split=split)["key"].to_pylist()
+        chosen = [keys[at] for at in np.unique(np.linspace(0, len(keys) - 1, ATTENTION_IMAGES).astype(int))]
+        images = images_of(data, chosen)
+    except StorageError as error:
+        folder.notes.append(f"The images of the attention maps cannot be read: {error}")
+        return None
+    rows = [(label, [data_uri(encode(overlay)) for overlay in _overlays(model, [images[key] for key in chosen])])
+            for label, model in models]
+    return {"role": data.role, "keys": chosen, "rows": rows, "images": [_picture(images[key], ATTENTION_HEIGHT) for key in chosen]}
+
+
+@torch.inference_mode()
+def _overlays(model: LoadedModel, encoded: list[bytes]) -> list[np.ndarray]:
+    images = np.stack([decode_image(data, model.image_size) for data in encoded])
+    inputs = normalise(torch.from_numpy(images).to(device()), model.mean, model.std)
+    config = model.backbone.config
+    camids = torch.zeros(len(images), dtype=torch.int64, device=device()) if config.num_cameras else None
+    attention = model.backbone.class_attention(inputs, camids).mean(dim=1).float().cpu().numpy()
+    grid = config.grid(*model.image_size)
+    return [attention_overlay(image.transpose(1, 2, 0), own.reshape(grid), ATTENTION_HEIGHT)
+            for image, own in zip(images, attention, strict=True)]
+
+
+def _picture(data: bytes, height: int = THUMBNAIL_HEIGHT) -> str:
+    return data_uri(thumbnail(data, height))

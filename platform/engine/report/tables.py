@@ -1,0 +1,182 @@
+"""The report's tables as plain rows: results, data sets, stages, provenance, configurations."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from platform.engine.report.folder import DataSet, Member, RunFolder
+from platform.engine.shards import read_rows
+from platform.engine.storage import StorageError
+
+SETTINGS = ("supervised", "uda", "usl")
+TITLES = {"supervised": "Supervised", "uda": "UDA", "usl": "USL"}
+SHARES = ("mAP", "rank1", "rank5", "rank10", "mINP")
+INITS = ("random", "full", "selected")
+
+
+def setting_title(setting: str) -> str:
+    return TITLES.get(setting, setting or "Evaluation")
+
+
+@dataclass
+class ResultRow:
+    """One line of the result table."""
+
+    setting: str
+    init: str
+    run: str
+    values: dict[str, float]
+    clusters: int | None
+    reranked: float | None = None
+    gain: float | None = None
+    """mAP minus that of random weights in the same setting; None where there is none."""
+    is_best: bool = False
+    first_of: int = 0
+    """On the first row of a setting: how many rows it has."""
+
+
+def result_rows(folder: RunFolder) -> list[ResultRow]:
+    """Every judged run, by setting and init; the proxies' own results are not results of the study."""
+    rows = [_row(one.setting, one.init, one.name, one.summary) for one in folder.members
+            if one.program in ("finetune", "evaluate") and one.summary and "mAP" in one.summary
+            and not one.name.startswith("proxy/")]
+    known = {(row.setting, row.init) for row in rows}
+    rows += [_row(entry["setting"], entry["init"], RESULTS_ONLY, entry) for entry in folder.results.get("finetune") or []
+             if "mAP" in entry and (entry["setting"], entry["init"]) not in known]
+    rows.sort(key=lambda row: (_place(row.setting, SETTINGS), row.setting, _place(row.init, INITS), row.init, row.run))
+    for setting in dict.fromkeys(row.setting for row in rows):
+        own = [row for row in rows if row.setting == setting]
+        own[0].first_of = len(own)
+        if len(own) > 1:
+            best = max(row.values["mAP"] for row in own)
+            for row in own:
+                row.is_best = row.values["mAP"] == best
+        baseline = next((row.values["mAP"] for row in own if row.init == "random"), None)
+        for row in own:
+            row.gain = None if baseline is None or row.init == "random" else row.values["mAP"] - baseline
+    return rows
+
+
+RESULTS_ONLY = "results.json"
+
+
+def _row(setting: str, init: str, run: str, values: dict[str, Any]) -> ResultRow:
+    clusters = values.get("clusters")
+    shares = {name: float(values[name]) for name in SHARES if values.get(name) is not None}
+    return ResultRow(setting, init, run, shares, None if clusters is None else int(clusters),
+                     (values.get("reranked") or {}).get("mAP"))
+
+
+def _place(name: str, order: Iterable[str]) -> int:
+    listed = list(order)
+    return listed.index(name) if name in listed else len(listed)
+
+
+@dataclass(frozen=True)
+class DataRow:
+    """One data set."""
+
+    role: str
+    kind: str
+    images: int
+    splits: str
+    people: int
+    cameras: int
+    size: str
+    rejected: int
+    version: str
+
+
+def data_rows(folder: RunFolder) -> list[DataRow]:
+    """The data sets with their counts; one that cannot be read is noted."""
+    rows = []
+    for role, data in folder.data.items():
+        try:
+            rows.append(_data_row(role, data))
+        except StorageError as error:
+            folder.notes.append(f"The {role} data set cannot be read: {error}")
+    return rows
+
+
+def _data_row(role: str, data: DataSet) -> DataRow:
+    table = read_rows(data.location, ["pid", "camid", "height", "width"])
+    pids, cameras = table["pid"].to_numpy(), table["camid"].to_numpy()
+    sizes, counts = np.unique(np.stack([table["height"].to_numpy(), table["width"].to_numpy()]), axis=1, return_counts=True)
+    height, width = sizes[:, counts.argmax()]
+    size = f"{height} × {width}" + ("" if len(counts) == 1 else " (most common)")
+    splits = ", ".join(f"{name} {count:,}" for name, count in data.manifest.splits.items())
+    return DataRow(role, str(data.manifest.source.get("kind", "unknown")), data.manifest.num_rows, splits,
+                   len(np.unique(pids[pids >= 0])), len(np.unique(cameras[cameras >= 0])), size,
+                   data.manifest.num_rejected, data.manifest.checksum[:12])
+
+
+def stage_rows(folder: RunFolder) -> list[dict[str, Any]]:
+    """{"name", "status", "seconds", "share"} of the pipeline's stages; share of the longest, for a bar."""
+    stages = folder.results.get("stages") or {}
+    longest = max((float(one.get("seconds") or 0) for one in stages.values()), default=0.0)
+    return [{"name": name, "status": str(one.get("status", "")), "seconds": float(one.get("seconds") or 0),
+             "share": float(one.get("seconds") or 0) / longest if longest else 0.0} for name, one in stages.items()]
+
+
+def provenance_rows(folder: RunFolder, hashes: dict[str, str]) -> list[dict[str, str]]:
+    """What a number depends on, for every run that has a model. `hashes`: weights by run name, where computed here."""
+    rows = []
+    for one in folder.members:
+        if one.program not in ("pretrain", "finetune", "evaluate"):
+            continue
+        summary = one.summary or {}
+        model = one.config.get("model") or {}
+        size = summary.get("image_size") or model.get("image_size") or []
+        seed = one.config.get("seed", (one.config.get("stream") or {}).get("seed", ""))
+        role = "pretrain" if one.program == "pretrain" else "target"
+        data = folder.data.get(role)
+        rows.append({
+            "run": one.name, "program": one.program, "seed": str(seed), "image_size": " × ".join(map(str, size)),
+            "neck": {"before": "before the neck", "after": "after the neck"}.get(str(summary.get("neck", "")), ""),
+            "reranking": _reranking(one), "split": _split(one), "data": data.manifest.checksum[:12] if data else "not read",
+            "weights": str(summary.get("weights") or hashes.get(one.name, "")), "state": "finished" if summary else "not finished",
+        })
+    return rows
+
+
+def _reranking(member: Member) -> str:
+    if member.program == "pretrain":
+        return ""
+    return "also with" if (member.summary or {}).get("reranked") else "without"
+
+
+def _split(member: Member) -> str:
+    if member.program == "pretrain":
+        return "selected images" if (member.config.get("data") or {}).get("selection") else "all images"
+    summary = member.summary or {}
+    return f"{summary['queries']:,} queries, {summary['gallery']:,} gallery" if "queries" in summary else ""
+
+
+def configurations(folder: RunFolder) -> list[tuple[str, str, str]]:
+    """(run, program, resolved configuration as YAML) of every run."""
+    return [(one.name, one.program, OmegaConf.to_yaml(OmegaConf.create(one.config))) for one in folder.members]
+
+
+def environments(folder: RunFolder) -> dict[str, list[str]]:
+    """Every version that occurs, by package: more than one where runs differ."""
+    found: dict[str, list[str]] = {}
+    for about in [*(one.environment for one in folder.members), folder.results.get("environment") or {}]:
+        for name, version in about.items():
+            if str(version) not in found.setdefault(str(name), []):
+                found[str(name)].append(str(version))
+    return found
+
+
+def duration(seconds: float) -> str:
+    """'3 s', '4 min 12 s', '2 h 5 min'."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,114 @@
+"""Retrieval metrics of models on labelled test sets: mAP, Rank-1/5/10, mINP, with or without re-ranking.
+
+  python -m platform.evaluate models=[runs/usl] test_sets=[runs/demo/data/target]
+  python -m platform.evaluate models=[runs/a,runs/b] test_sets=[runs/market,runs/msmt] evaluate.reranking=true output=runs/table
+
+Several models and test sets give a table of all pairs. A model is a run folder or a checkpoint file, ours or a released
+one; a test set is shards with splits query and gallery. Features are computed by a pool of actors through Ray Data.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from platform.engine.config import run_program
+from platform.engine.device import use_threads
+from platform.engine.errors import UserError, user_error_of
+from platform.engine.evaluation import EvaluateConfig, evaluate_features
+from platform.engine.images import ImageSet
+from platform.engine.inference import PoolConfig, stream_through_actors
+from platform.engine.models import load_model
+from platform.engine.runtime import RuntimeConfig, connect, say
+from platform.engine.shards import read_manifest
+from platform.engine.storage import Location, StorageConfig, open_storage
+from reidssl.models.checkpoints import weights_hash
+
+COLUMNS = ("mAP", "rank1", "rank5", "rank10", "mINP")
+
+
+@dataclass(kw_only=True)
+class EvaluateProgramConfig:
+    """Which models, on which test sets."""
+
+    models: list[str] = field(default_factory=list)
+    """Run folders or checkpoint files."""
+    test_sets: list[str] = field(default_factory=lambda: ["runs/demo/data/target"])
+    """Shards with splits query and gallery."""
+    output: str = ""
+    """Folder for evaluation.json (table and rankings); empty: print only."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+class Embedder:
+    """Actor: one model, L2-normalised features."""
+
+    def __init__(self, model: str, storage: StorageConfig, threads: int) -> None:
+        use_threads(threads)
+        self.model = load_model(model, storage)
+
+    @torch.inference_mode()
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        features = self.model.embed(torch.from_numpy(np.ascontiguousarray(batch["image"])))
+        return {"key": batch["key"], "file": batch["file"], "feature": features.float().cpu().numpy()}
+
+
+def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
+    """Evaluate every model on every test set; returns one row a pair."""
+    if not config.models or not config.test_sets:
+        raise UserError("nothing to evaluate: give models=[<run folder>,...] and test_sets=[<shards>,...]")
+    sets = [open_storage(uri, config.storage) for uri in config.test_sets]
+    for location in sets:
+        read_manifest(location)
+    loaded = [load_model(uri, config.storage) for uri in config.models]  # a wrong path fails before any work
+    connect(config.runtime)
+    rows = []
+    for uri, model in zip(config.models, loaded, strict=True):
+        for location in sets:
+            result = evaluate(uri, model.image_size, location, config)
+            row = {"model": uri, "data": location.uri, "image_size": list(model.image_size),
+                   "weights": weights_hash(model.reid or model.backbone)[:12], **result}
+            rows.append(row)
+            say(f"{uri} on {location.uri}: mAP {row['mAP']:.1%}  Rank-1 {row['rank1']:.1%}")
+    print(table(rows))
+    if config.output:
+        (open_storage(config.output, config.storage) / "evaluation.json").write_json(rows)
+    return rows
+
+
+def evaluate(uri: str, image_size: tuple[int, int], location: Location, config: EvaluateProgramConfig) -> dict[str, Any]:
+    """Features of query and gallery through the actors, then the metrics."""
+    arguments = {"model": uri, "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor))}
+    files = read_manifest(location).files
+    images, features = [], []
+    for split in ("query", "gallery"):
+        images.append(ImageSet(location, [split], image_size, cache_gib=0.0))
+        try:
+            batches = list(stream_through_actors(location, files, Embedder, arguments, image_size, config.pool, split))
+        except Exception as error:
+            raise user_error_of(error) or error from None
+        features.append(torch.from_numpy(np.concatenate([batch["feature"] for batch in batches])))
+    return evaluate_features(images[0], images[1], features[0], features[1], config.evaluate)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Fixed-width text, percentages."""
+    width = max(len(row["model"]) for row in rows)
+    data_width = max(len(row["data"]) for row in rows)
+    lines = [f"{'model':<{width}}  {'test set':<{data_width}}  " + "  ".join(f"{name:>7}" for name in COLUMNS)]
+    for row in rows:
+        lines.append(f"{row['model']:<{width}}  {row['data']:<{data_width}}  "
+                     + "  ".join(f"{100 * row[name]:7.1f}" for name in COLUMNS))
+        if "reranked" in row:
+            reranked = row["reranked"]
+            lines.append(f"{'  re-ranked':<{width}}  {'':<{data_width}}  {100 * reranked['mAP']:7.1f}  "
+                         f"{100 * reranked['rank1']:7.1f}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_program("evaluate")

@@ -1,0 +1,223 @@
+"""All stages in order, from images to a re-ID model with numbers and a report; each is skipped when it is complete.
+
+  python -m platform.pipeline                                    (synthetic people, local folder: what `make demo` runs)
+  python -m platform.pipeline source.kind=video source.path=street.avi source.detections=street.txt output=runs/street
+  python -m platform.pipeline source.kind=luperson source.path=s3://bucket/LUPerson output=s3://bucket/run storage=s3 \\
+      target.kind=market1501 target.path=s3://bucket/Market-1501
+
+Stages: ingest the pre-training, source and target sets; pre-train on everything; score every image with the source and
+target proxies (CFS) and select the best part; pre-train on it for the same number of images seen; fine-tune the target
+supervised, UDA and USL from random weights, from the full and from the selected pre-training; report.
+Results: report.html and results.json in the output folder. The same command again continues where it was interrupted.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from platform import finetune, ingest, pretrain, report, score, select
+from platform.engine.config import run_program
+from platform.engine.evaluation import EvaluateConfig
+from platform.engine.inference import PoolConfig
+from platform.engine.phases import SupervisedConfig, UnsupervisedConfig
+from platform.engine.runs import environment, open_run
+from platform.engine.runtime import RuntimeConfig, connect, say
+from platform.engine.sources import SourceConfig
+from platform.engine.storage import Location, StorageConfig, open_storage
+from platform.engine.tracking import TrackingConfig
+from platform.engine.training import ScalingConfig
+from reidssl.augment.reid import ReidAugmentConfig
+
+SETTINGS, INITS = ("supervised", "uda", "usl"), ("random", "full", "selected")
+PARTS = ("pretrain", "source", "target")
+
+
+@dataclass(kw_only=True)
+class FinetuneStageConfig:
+    """Shared by all fine-tuning stages."""
+
+    supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
+    unsupervised: UnsupervisedConfig = field(default_factory=UnsupervisedConfig)
+    augment: ReidAugmentConfig = field(default_factory=ReidAugmentConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    seed: int = 0
+    """Seed of batches, augmentation and new layers."""
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
+
+
+@dataclass(kw_only=True)
+class CfsConfig:
+    """How the selected subset comes about."""
+
+    proxy_samples: int = 0
+    """Images the source proxy sees; 0: a fifth of the pre-training (20 of 100 epochs in the paper)."""
+    fraction: float = 0.5
+    """Share of the images to keep."""
+    target_proxy: str = "supervised"
+    """supervised (as published: uses the target's labels) or usl (label-free)."""
+
+    def __post_init__(self) -> None:
+        if self.target_proxy not in ("supervised", "usl"):
+            raise ValueError(f"target_proxy must be supervised or usl: got '{self.target_proxy}'")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction must be in (0, 1]: got {self.fraction}")
+
+
+@dataclass(kw_only=True)
+class PipelineConfig:
+    """The whole job. pretrain.data, pretrain.output and the like are set by the pipeline."""
+
+    output: str = "runs/demo"
+    """Folder of everything."""
+    source: SourceConfig = field(default_factory=lambda: SourceConfig(kind="synthetic", part="pretrain"))
+    """The unlabelled pre-training images."""
+    labelled: SourceConfig = field(default_factory=lambda: SourceConfig(kind="synthetic", part="source"))
+    """The labelled source set (UDA)."""
+    target: SourceConfig = field(default_factory=lambda: SourceConfig(kind="synthetic", part="target"))
+    """The target set with train, query and gallery."""
+    row_group_rows: int = 256
+    """Images in a row group of the shards."""
+    settings: list[str] = field(default_factory=lambda: list(SETTINGS))
+    """Fine-tuning settings to run."""
+    pretrain: pretrain.PretrainConfig = field(default_factory=pretrain.PretrainConfig)
+    finetune: FinetuneStageConfig = field(default_factory=FinetuneStageConfig)
+    cfs: CfsConfig = field(default_factory=CfsConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        unknown = set(self.settings) - set(SETTINGS)
+        if unknown or not self.settings:
+            raise ValueError(f"settings must be some of {', '.join(SETTINGS)}: got {list(self.settings)}")
+
+
+def main(config: PipelineConfig) -> dict[str, Any]:
+    """Run every stage that is not complete; write results.json after each."""
+    run = open_run("pipeline", config.output, config, config.storage, volatile=("runtime", "storage", "pool"))
+    root = run.location
+    story = stages(config, root)
+    results = Results(root)
+    connect(config.runtime)
+    for number, (name, stage) in enumerate(story, 1):
+        started = time.perf_counter()
+        say(f"--- stage {number}/{len(story)}: {name}")
+        stage()
+        results.stage_done(name, time.perf_counter() - started)
+    final = results.collect()
+    run.finish({"results": final})
+    say(f"--- report: {(root / 'report.html').uri}")
+    print(table(final))
+    return final
+
+
+def stages(config: PipelineConfig, root: Location) -> list[tuple[str, Callable[[], Any]]]:
+    """Name and function of every stage, in order. Each function is a program's main and skips itself when complete."""
+    def at(*parts: str) -> str:
+        return root.joinpath(*parts).uri
+
+    sources = {"pretrain": config.source, "source": config.labelled, "target": config.target}
+    story: list[tuple[str, Callable[[], Any]]] = [
+        (f"ingest-{part}", lambda part=part: ingest.main(ingest.IngestConfig(
+            source=sources[part], output=at("data", part), row_group_rows=config.row_group_rows,
+            storage=config.storage, runtime=config.runtime)))
+        for part in PARTS]
+    story += [
+        ("source-proxy", lambda: pretrain.main(pretraining(config, root, "proxy/source"))),
+        ("target-proxy", lambda: finetune.main(fine_tuning(config, root, config.cfs.target_proxy, "proxy/source",
+                                                           at("proxy", "target")))),
+        ("score", lambda: score.main(score.ScoreConfig(
+            data=score.DataConfig(uri=at("data", "pretrain")), source=at("proxy", "source"), target=at("proxy", "target"),
+            output=at("scores"), pool=config.pool, storage=config.storage, runtime=config.runtime))),
+        ("select", lambda: select.main(select.SelectConfig(
+            data=score.DataConfig(uri=at("data", "pretrain")), scores=at("scores"), output=at("selection"),
+            fraction=config.cfs.fraction, storage=config.storage))),
+        ("pretrain-full", lambda: pretrain.main(pretraining(config, root, "pretrain/full"))),
+        ("pretrain-selected", lambda: pretrain.main(pretraining(config, root, "pretrain/selected", at("selection")))),
+    ]
+    for setting in config.settings:
+        for init in INITS:
+            from_run = "" if init == "random" else f"pretrain/{init}"
+            story.append((f"finetune-{setting}-{init}", lambda s=setting, i=init, f=from_run: finetune.main(
+                fine_tuning(config, root, s, f, at("finetune", f"{s}-{i}")))))
+    story.append(("report", lambda: report.main(report.ReportConfig(run=root.uri, storage=config.storage))))
+    return story
+
+
+def pretraining(config: PipelineConfig, root: Location, name: str, selection: str = "") -> pretrain.PretrainConfig:
+    """One of the three pre-trainings; full and selected see the same number of images."""
+    data = open_storage(root.joinpath("data", "pretrain").uri, config.storage)
+    length = config.pretrain.length
+    total = length.samples or round(length.epochs * pretrain.read_manifest(data).num_rows)
+    samples = (config.cfs.proxy_samples or total // 5) if name == "proxy/source" else total
+    return replace(config.pretrain, output=root.joinpath(name).uri, storage=config.storage, runtime=config.runtime,
+                   data=pretrain.DataConfig(uri=data.uri, selection=selection),
+                   length=pretrain.LengthConfig(epochs=length.epochs, samples=samples),
+                   probe=replace(config.pretrain.probe, uri=root.joinpath("data", "target").uri))
+
+
+def fine_tuning(config: PipelineConfig, root: Location, setting: str, init: str, output: str) -> finetune.FinetuneConfig:
+    """One fine-tuning run."""
+    stage = config.finetune
+    return finetune.FinetuneConfig(
+        output=output, setting=setting, init=root.joinpath(init).uri if init else "", seed=stage.seed,
+        source=root.joinpath("data", "source").uri if setting == "uda" else "", target=root.joinpath("data", "target").uri,
+        model=replace(config.pretrain.model), supervised=stage.supervised, unsupervised=stage.unsupervised,
+        augment=stage.augment, evaluate=stage.evaluate, scaling=stage.scaling, tracking=TrackingConfig(),
+        storage=config.storage, runtime=config.runtime)
+
+
+class Results:
+    """results.json: kept up to date after every stage, so that an interrupted run shows what it has."""
+
+    def __init__(self, root: Location) -> None:
+        self.root = root
+        self.file = root / "results.json"
+        self.stages: dict[str, dict[str, Any]] = self.file.read_json()["stages"] if self.file.exists() else {}
+
+    def stage_done(self, name: str, seconds: float) -> None:
+        """Note the time of a stage; one that was complete already keeps the time it really took."""
+        if name not in self.stages or name == "report":
+            self.stages[name] = {"status": "complete", "seconds": round(seconds, 1)}
+        self.file.write_json(self.collect())
+
+    def collect(self) -> dict[str, Any]:
+        """Everything known so far, read from the summaries of the finished runs."""
+        found: dict[str, Any] = {"stages": self.stages, "cfs": {}, "pretrain": {}, "finetune": [],
+                                 "environment": environment()}
+        scores, selection = self._summary("scores"), self._summary("selection")
+        if scores and selection:
+            found["cfs"] = {"total": scores["total"], "selected": selection["selected"],
+                            "auc_planted": scores.get("auc_planted")}
+        full = self._summary("pretrain/full")
+        if full:
+            found["pretrain"] = {name: full[name] for name in ("images_per_second", "steps", "final_loss")}
+        for setting in SETTINGS:
+            for init in INITS:
+                summary = self._summary(f"finetune/{setting}-{init}")
+                if summary:
+                    names = ("mAP", "rank1", "rank5", "rank10", "mINP", "clusters")
+                    found["finetune"].append({"setting": setting, "init": init} | {n: summary[n] for n in names})
+        return found
+
+    def _summary(self, name: str) -> dict[str, Any] | None:
+        file = self.root.joinpath(name, "summary.json")
+        return file.read_json() if file.exists() else None
+
+
+def table(results: dict[str, Any]) -> str:
+    """The final table."""
+    cfs = results["cfs"]
+    auc = "" if cfs.get("auc_planted") is None else f", AUC against planted images {cfs['auc_planted']:.3f}"
+    lines = ["", f"CFS kept {cfs['selected']:,} of {cfs['total']:,} images{auc}", "",
+             f"{'setting':<12}{'init':<10}{'mAP':>7}{'Rank-1':>8}{'Rank-5':>8}{'Rank-10':>9}{'mINP':>7}{'clusters':>10}"]
+    for row in results["finetune"]:
+        lines.append(f"{row['setting']:<12}{row['init']:<10}{100 * row['mAP']:>7.1f}{100 * row['rank1']:>8.1f}"
+                     f"{100 * row['rank5']:>8.1f}{100 * row['rank10']:>9.1f}{100 * row['mINP']:>7.1f}"
+                     f"{row['clusters'] or '-':>10}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_program("pipeline")

@@ -1,0 +1,136 @@
+"""MoCo v3: contrast of two views with a momentum encoder (arXiv 2104.02057), one of the paper's comparisons to DINO.
+
+Shapes: B images, V crops, T = 2 momentum views (the global crops, which come first), C = out_dim. Negatives are the other
+images of the micro-batch, so the loss of a micro-batch depends on nothing outside it.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reidssl.models.initialisation import seeded
+from reidssl.models.vit import Vit, VitConfig, build_vit
+from reidssl.objectives.base import MultiCropModel, Objective, ObjectiveOutput, Progress, StudentCall
+
+MOMENTUM_VIEWS = 2
+
+
+@dataclass(kw_only=True)
+class MocoV3Config:
+    """Settings of MoCo v3; the defaults are the paper's for ViT-S."""
+
+    out_dim: int = 256
+    """Width C of the embedding in which views are contrasted."""
+    hidden: int = 4096
+    """Hidden width of projector and predictor."""
+    projector_layers: int = 3
+    """Layers of the projector; 0 contrasts the backbone's own features, for very small models."""
+    temperature: float = 0.2
+    """Of the softmax over the images of a micro-batch."""
+    teacher_momentum: float = 0.99
+    """Weight of the old momentum encoder at the start; the training loop raises it to 1 on a cosine."""
+
+    def __post_init__(self) -> None:
+        for name in ("out_dim", "hidden"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
+        if self.projector_layers < 0:
+            raise ValueError(f"projector_layers must be 0 or more: got {self.projector_layers}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive: got {self.temperature}")
+        if not 0.0 <= self.teacher_momentum <= 1.0:
+            raise ValueError(f"teacher_momentum must be in [0, 1]: got {self.teacher_momentum}")
+
+
+class MocoHead(nn.Module):
+    """Projector and, for the student, predictor: float (B, width) -> (B, C). Batch norm after every layer but outputs."""
+
+    def __init__(self, width: int, config: MocoV3Config, predict: bool, seed: int) -> None:
+        super().__init__()
+        with seeded(seed):
+            self.projector = _mlp(width, config.hidden, config.out_dim, config.projector_layers)
+            between = config.out_dim if config.projector_layers else width
+            self.predictor = _mlp(between, config.hidden, between, 2) if predict and config.projector_layers else nn.Identity()
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.predictor(self.projector(features))
+
+
+def _mlp(width: int, hidden: int, out_dim: int, layers: int) -> nn.Module:
+    if layers == 0:
+        return nn.Identity()
+    widths = [width, *[hidden] * (layers - 1), out_dim]
+    parts: list[nn.Module] = []
+    for number, (before, after) in enumerate(zip(widths, widths[1:], strict=False), 1):
+        parts.append(nn.Linear(before, after, bias=False))
+        parts.append(nn.BatchNorm1d(after, affine=number < layers))
+        if number < layers:
+            parts.append(nn.ReLU())
+    return nn.Sequential(*parts)
+
+
+class MocoV3(Objective):
+    """Symmetric InfoNCE between the student's crops and the momentum encoder's global views."""
+
+    def __init__(self, backbone_config: VitConfig, config: MocoV3Config, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.student = MultiCropModel(build_vit(backbone_config, seed), MocoHead(backbone_config.width, config, True, seed + 1))
+        teacher_backbone = build_vit(replace(backbone_config, drop_path=0.0), seed)
+        self.teacher: MultiCropModel = MultiCropModel(
+            teacher_backbone, MocoHead(backbone_config.width, config, False, seed + 1))
+        self.teacher.requires_grad_(False)
+
+    def forward(self, student_call: StudentCall, crops: list[Tensor], progress: Progress) -> ObjectiveOutput:
+        """Loss of one micro-batch.
+
+            loss = 2 t * mean over momentum views m and crops v != m of  - log softmax(q[v] . k[m]^T / t)[same image]
+
+        Args:
+            student_call: `self.student`, or an engine around it.
+            crops: V >= 2 tensors float (B, 3, h, w), the two global crops first; B >= 2.
+            progress: position in the run (unused: nothing here changes over a run).
+
+        Returns:
+            Terms "loss", "accuracy" (how often the same image is the nearest), "teacher_entropy" (nats, of the momentum
+            views' softmax over the micro-batch; near ln B means collapse) and "feature_std" (as in DINO). No statistics.
+        """
+        if len(crops) < MOMENTUM_VIEWS or len(crops[0]) < 2:
+            raise ValueError(f"MoCo v3 needs 2 global crops of at least 2 images: got {len(crops)} crops of {len(crops[0])}")
+        temperature, num_images = self.config.temperature, len(crops[0])
+        queries = F.normalize(student_call(crops).logits.float(), dim=-1).view(len(crops), num_images, -1)
+        with torch.no_grad():
+            teacher = self.teacher(crops[:MOMENTUM_VIEWS])
+            keys = F.normalize(teacher.logits.float(), dim=-1).view(MOMENTUM_VIEWS, num_images, -1)
+        scores = torch.einsum("vbc,tnc->vtbn", queries, keys) / temperature
+        pairs = [(v, t) for v in range(len(crops)) for t in range(MOMENTUM_VIEWS) if v != t]
+        chosen = torch.stack([scores[v, t] for v, t in pairs]).flatten(0, 1)  # (pairs * B, B)
+        same = torch.arange(num_images, device=chosen.device).repeat(len(pairs))
+        loss = 2 * temperature * F.cross_entropy(chosen, same)
+        with torch.no_grad():
+            likeness = (keys[0] @ keys[1].T / temperature).softmax(dim=-1)
+            terms = {
+                "loss": loss.detach(),
+                "accuracy": (chosen.argmax(dim=-1) == same).float().mean(),
+                "teacher_entropy": torch.special.entr(likeness).sum(dim=-1).mean(),
+                "feature_std": F.normalize(teacher.features, dim=-1).std(dim=0, correction=0).mean(),
+            }
+        return ObjectiveOutput(loss, terms, {})
+
+    def update(self, statistics: Mapping[str, Tensor]) -> None:
+        """Nothing to remember between steps but the momentum encoder."""
+
+    @torch.no_grad()
+    def update_teacher(self, student_parameters: Any, momentum: float) -> None:
+        """As in the base class; the predictor belongs to the student alone."""
+        super().update_teacher(
+            ((name, value) for name, value in student_parameters if not name.startswith("head.predictor.")), momentum)
+
+    def export_backbone(self) -> Vit:
+        """A copy of the momentum encoder's backbone, in eval mode, with the statistics of its own batch norms."""
+        return copy.deepcopy(self.teacher.backbone).requires_grad_(True).eval()

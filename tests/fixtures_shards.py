@@ -1,0 +1,53 @@
+"""Two tiny data sets of synthetic people, made once a session and never written to by a test."""
+
+import pyarrow as pa
+import pytest
+
+from platform.engine.shard_tasks import check_image
+from platform.engine.shards import SCHEMA, Manifest, write_manifest, write_rejected, write_shard
+from platform.engine.sources.synthetic import SyntheticSource
+from platform.engine.storage import Location, open_storage
+from reidssl.data.synthetic import SyntheticConfig, specifications
+
+
+def write_data_set(location: Location, config: SyntheticConfig, part: str, shard_rows: list[int],
+                   row_group_rows: int) -> None:
+    """Shards of `shard_rows` rows each, which must add up to the images of the part."""
+    source = SyntheticSource(config, part, unit_images=1, image_format="jpeg", jpeg_quality=90)
+    rows = []
+    for found in source.read(specifications(config, part)):
+        rows.append((found.key, found.image, *check_image(found.image), found.pid, found.camid, found.split, found.extras[0]))
+    schema = pa.schema([*SCHEMA, *[pa.field(name, kind) for name, kind in source.extra_columns.items()]])
+    columns = list(zip(*rows, strict=True))
+    table = pa.Table.from_arrays([pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)],
+                                 schema=schema)
+    assert sum(shard_rows) == table.num_rows
+    entries, start = [], 0
+    for count in shard_rows:
+        entries.append(write_shard(location, table.slice(start, count), row_group_rows))
+        start += count
+    write_rejected(location, [])
+    splits = table["split"].to_pylist()
+    write_manifest(location, Manifest(
+        files=entries, source={"kind": "synthetic"}, arguments={"part": part},
+        splits={name: splits.count(name) for name in sorted(set(splits))},
+        extra_columns={name: str(kind) for name, kind in source.extra_columns.items()}))
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory) -> Location:
+    """90 unlabelled images of 64 x 32 in two shards with ragged row groups: 12 12 12 12 7 and 12 12 11."""
+    location = open_storage(str(tmp_path_factory.mktemp("data") / "tiny"))
+    config = SyntheticConfig(image_size=(64, 32), num_pretrain=90, pretrain_identities=30, pretrain_scenes=8)
+    write_data_set(location, config, "pretrain", [55, 35], row_group_rows=12)
+    return location
+
+
+@pytest.fixture(scope="session")
+def tiny_labelled(tmp_path_factory) -> Location:
+    """12 people in 3 cameras, 2 images each: 36 train, 18 query, 18 gallery images of 64 x 32."""
+    location = open_storage(str(tmp_path_factory.mktemp("data") / "labelled"))
+    config = SyntheticConfig(image_size=(64, 32), target_identities=12, target_cameras=3, cameras_per_identity=3,
+                             images_per_camera=2)
+    write_data_set(location, config, "target", [40, 32], row_group_rows=16)
+    return location

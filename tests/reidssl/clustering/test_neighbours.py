@@ -1,0 +1,80 @@
+"""Exact search: against a full sort, with ties, blocks, duplicates and broken input."""
+
+import numpy as np
+import pytest
+import torch
+
+from reidssl.clustering.neighbours import knn, self_first, top_scores, unit_rows
+
+
+def full_sort(features: np.ndarray, k: int) -> np.ndarray:
+    """Self first, then falling cosine, equal ones by rising index; every step spelled out on an N x N array."""
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    similarities = unit @ unit.T
+    table = []
+    for i, row in enumerate(similarities):
+        others = sorted((j for j in range(len(row)) if j != i), key=lambda j: (-row[j], j))
+        table.append([i, *others][:k])
+    return np.asarray(table)
+
+
+@pytest.mark.parametrize(("block", "column_block"), [(1024, 65536), (7, 65536), (1024, 13), (5, 9), (200, 1)])
+def test_equal_to_a_full_sort_for_any_block(block, column_block):
+    features = np.random.default_rng(0).normal(size=(83, 12)).astype(np.float32)
+    indices, similarities = knn(features, 10, block, column_block)
+    assert indices.dtype == np.int64 and similarities.dtype == np.float32
+    np.testing.assert_array_equal(indices, full_sort(features.astype(np.float64), 10))
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    np.testing.assert_allclose(similarities, np.einsum("nd,nkd->nk", unit, unit[indices]), atol=1e-6)
+
+
+@pytest.mark.parametrize("column_block", [65536, 7])
+@pytest.mark.parametrize("k", [1, 3, 8, 40])
+def test_ties_by_rising_index(k, column_block):
+    # One-hot rows: every cosine is exactly 0 or 1, so nearly everything is tied.
+    features = np.eye(6, dtype=np.float32)[np.random.default_rng(1).integers(6, size=31)]
+    np.testing.assert_array_equal(knn(features, k, 8, column_block)[0], full_sort(features, min(k, 31)))
+
+
+def test_all_equal_rows_keep_themselves_first():
+    indices, similarities = knn(np.ones((9, 4), np.float32), 3)
+    assert indices[0].tolist() == [0, 1, 2] and indices[7].tolist() == [7, 0, 1]
+    np.testing.assert_allclose(similarities, 1.0, atol=1e-6)
+
+
+def test_torch_and_half_precision_input():
+    features = torch.randn(20, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    np.testing.assert_array_equal(knn(features, 4)[0], knn(features.detach().numpy(), 4)[0])
+    assert knn(features.bfloat16(), 4)[1].dtype == np.float32
+
+
+def test_top_scores_with_infinities_and_ties():
+    scores = torch.tensor([[1.0, -torch.inf, 1.0, 1.0, torch.inf], [0.0, 2.0, 0.0, 0.0, 0.0]])
+    values, columns = top_scores(scores, 3)
+    assert columns.tolist() == [[4, 0, 2], [1, 0, 2]]
+    assert values.tolist() == [[torch.inf, 1.0, 1.0], [2.0, 0.0, 0.0]]
+
+
+def test_broken_input_is_refused():
+    features = np.ones((5, 3), np.float32)
+    features[3, 1] = np.nan
+    with pytest.raises(ValueError, match=r"row 3 holds NaN"):
+        knn(features, 2)
+    features[2, 0] = np.inf
+    with pytest.raises(ValueError, match=r"row 2 .*2 such rows of 5"):
+        unit_rows(features)
+    with pytest.raises(ValueError, match=r"got shape \(4,\)"):
+        knn(np.ones(4), 2)
+    with pytest.raises(ValueError, match="k must be at least 1: got 0"):
+        knn(np.ones((4, 2)), 0)
+
+
+def test_self_first_mends_an_approximate_table():
+    table = np.asarray([[0, 2, 1], [2, 1, 0], [0, 1, 3], [3, -1, -1], [-1, -1, -1]])
+    assert self_first(table, 5).tolist() == [[0, 2, 1], [1, 2, 0], [2, 0, 1], [3, -1, -1], [4, -1, -1]]
+    exact = knn(np.random.default_rng(0).normal(size=(30, 4)), 6)[0]
+    np.testing.assert_array_equal(self_first(exact, 30), exact)
+    with pytest.raises(ValueError, match=r"must be \(4, k\)"):
+        self_first(table, 4)
+    with pytest.raises(ValueError, match="got -1 to 5"):
+        self_first(np.full((5, 1), 5) - np.eye(5, 1, dtype=int) * 6, 5)
