@@ -16,17 +16,29 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from platform import finetune, ingest, pretrain, report, score, select
 from platform.engine.config import run_program
 from platform.engine.evaluation import EvaluateConfig
 from platform.engine.inference import PoolConfig
 from platform.engine.phases import SupervisedConfig, UnsupervisedConfig
 from platform.engine.runs import environment, open_run
 from platform.engine.runtime import RuntimeConfig, connect, say
+from platform.engine.shards import read_manifest
 from platform.engine.sources import SourceConfig
 from platform.engine.storage import Location, StorageConfig, open_storage
 from platform.engine.tracking import TrackingConfig
 from platform.engine.training import ScalingConfig
+from platform.finetune import FinetuneConfig
+from platform.finetune import main as run_finetune
+from platform.ingest import IngestConfig
+from platform.ingest import main as run_ingest
+from platform.pretrain import DataConfig, LengthConfig, PretrainConfig
+from platform.pretrain import main as run_pretrain
+from platform.report import ReportConfig
+from platform.report import main as run_report
+from platform.score import ScoreConfig
+from platform.score import main as run_score
+from platform.select import SelectConfig
+from platform.select import main as run_select
 from reidssl.augment.reid import ReidAugmentConfig
 
 SETTINGS, INITS = ("supervised", "uda", "usl"), ("random", "full", "selected")
@@ -80,7 +92,7 @@ class PipelineConfig:
     """Images in a row group of the shards."""
     settings: list[str] = field(default_factory=lambda: list(SETTINGS))
     """Fine-tuning settings to run."""
-    pretrain: pretrain.PretrainConfig = field(default_factory=pretrain.PretrainConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     finetune: FinetuneStageConfig = field(default_factory=FinetuneStageConfig)
     cfs: CfsConfig = field(default_factory=CfsConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
@@ -119,48 +131,48 @@ def stages(config: PipelineConfig, root: Location) -> list[tuple[str, Callable[[
 
     sources = {"pretrain": config.source, "source": config.labelled, "target": config.target}
     story: list[tuple[str, Callable[[], Any]]] = [
-        (f"ingest-{part}", lambda part=part: ingest.main(ingest.IngestConfig(
+        (f"ingest-{part}", lambda part=part: run_ingest(IngestConfig(
             source=sources[part], output=at("data", part), row_group_rows=config.row_group_rows,
             storage=config.storage, runtime=config.runtime)))
         for part in PARTS]
     story += [
-        ("source-proxy", lambda: pretrain.main(pretraining(config, root, "proxy/source"))),
-        ("target-proxy", lambda: finetune.main(fine_tuning(config, root, config.cfs.target_proxy, "proxy/source",
+        ("source-proxy", lambda: run_pretrain(pretraining(config, root, "proxy/source"))),
+        ("target-proxy", lambda: run_finetune(fine_tuning(config, root, config.cfs.target_proxy, "proxy/source",
                                                            at("proxy", "target")))),
-        ("score", lambda: score.main(score.ScoreConfig(
-            data=score.DataConfig(uri=at("data", "pretrain")), source=at("proxy", "source"), target=at("proxy", "target"),
+        ("score", lambda: run_score(ScoreConfig(
+            data=at("data", "pretrain"), source=at("proxy", "source"), target=at("proxy", "target"),
             output=at("scores"), pool=config.pool, storage=config.storage, runtime=config.runtime))),
-        ("select", lambda: select.main(select.SelectConfig(
-            data=score.DataConfig(uri=at("data", "pretrain")), scores=at("scores"), output=at("selection"),
+        ("select", lambda: run_select(SelectConfig(
+            data=at("data", "pretrain"), scores=at("scores"), output=at("selection"),
             fraction=config.cfs.fraction, storage=config.storage))),
-        ("pretrain-full", lambda: pretrain.main(pretraining(config, root, "pretrain/full"))),
-        ("pretrain-selected", lambda: pretrain.main(pretraining(config, root, "pretrain/selected", at("selection")))),
+        ("pretrain-full", lambda: run_pretrain(pretraining(config, root, "pretrain/full"))),
+        ("pretrain-selected", lambda: run_pretrain(pretraining(config, root, "pretrain/selected", at("selection")))),
     ]
     for setting in config.settings:
         for init in INITS:
             from_run = "" if init == "random" else f"pretrain/{init}"
-            story.append((f"finetune-{setting}-{init}", lambda s=setting, i=init, f=from_run: finetune.main(
+            story.append((f"finetune-{setting}-{init}", lambda s=setting, i=init, f=from_run: run_finetune(
                 fine_tuning(config, root, s, f, at("finetune", f"{s}-{i}")))))
-    story.append(("report", lambda: report.main(report.ReportConfig(run=root.uri, storage=config.storage))))
+    story.append(("report", lambda: run_report(ReportConfig(run=root.uri, storage=config.storage))))
     return story
 
 
-def pretraining(config: PipelineConfig, root: Location, name: str, selection: str = "") -> pretrain.PretrainConfig:
+def pretraining(config: PipelineConfig, root: Location, name: str, selection: str = "") -> PretrainConfig:
     """One of the three pre-trainings; full and selected see the same number of images."""
     data = open_storage(root.joinpath("data", "pretrain").uri, config.storage)
     length = config.pretrain.length
-    total = length.samples or round(length.epochs * pretrain.read_manifest(data).num_rows)
+    total = length.samples or round(length.epochs * read_manifest(data).num_rows)
     samples = (config.cfs.proxy_samples or total // 5) if name == "proxy/source" else total
     return replace(config.pretrain, output=root.joinpath(name).uri, storage=config.storage, runtime=config.runtime,
-                   data=pretrain.DataConfig(uri=data.uri, selection=selection),
-                   length=pretrain.LengthConfig(epochs=length.epochs, samples=samples),
+                   data=DataConfig(uri=data.uri, selection=selection),
+                   length=LengthConfig(epochs=length.epochs, samples=samples),
                    probe=replace(config.pretrain.probe, uri=root.joinpath("data", "target").uri))
 
 
-def fine_tuning(config: PipelineConfig, root: Location, setting: str, init: str, output: str) -> finetune.FinetuneConfig:
+def fine_tuning(config: PipelineConfig, root: Location, setting: str, init: str, output: str) -> FinetuneConfig:
     """One fine-tuning run."""
     stage = config.finetune
-    return finetune.FinetuneConfig(
+    return FinetuneConfig(
         output=output, setting=setting, init=root.joinpath(init).uri if init else "", seed=stage.seed,
         source=root.joinpath("data", "source").uri if setting == "uda" else "", target=root.joinpath("data", "target").uri,
         model=replace(config.pretrain.model), supervised=stage.supervised, unsupervised=stage.unsupervised,

@@ -1,6 +1,6 @@
 """Catastrophic Forgetting Scores of a data set: how little a model forgot of each image when it was tuned to the target.
 
-  python -m platform.score data.uri=runs/demo/data/pretrain source=runs/proxy target=runs/target-proxy output=runs/scores
+  python -m platform.score data=runs/demo/data/pretrain source=runs/proxy target=runs/target-proxy output=runs/scores
 
 source: a pre-training run (or .safetensors), the source proxy. target: the same model fine-tuned on target data.
 score = cosine of the two proxies' features of the image, in [-1, 1]; high = close to the target domain (TransReID-SSL, 3.3).
@@ -32,14 +32,6 @@ PARTS = "parts"
 
 
 @dataclass(kw_only=True)
-class DataConfig:
-    """What is scored."""
-
-    uri: str = "runs/demo/data/pretrain"
-    """Shards with a manifest."""
-
-
-@dataclass(kw_only=True)
 class ScoreConfig:
     """Everything a scoring run depends on."""
 
@@ -51,7 +43,8 @@ class ScoreConfig:
     """Target proxy: the run folder of platform.finetune, started from the source proxy."""
     measure: str = "cosine"
     """How two features are compared; cosine."""
-    data: DataConfig = field(default_factory=DataConfig)
+    data: str = "runs/demo/data/pretrain"
+    """Shards to score."""
     pool: PoolConfig = field(default_factory=PoolConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
@@ -87,7 +80,7 @@ def main(config: ScoreConfig) -> dict[str, Any]:
     if run.summary:
         say(f"score: {run.location.uri} is complete already")
         return run.summary
-    root = open_storage(config.data.uri, config.storage)
+    root = open_storage(config.data, config.storage)
     manifest = read_manifest(root)
     source = load_model(config.source, config.storage)
     load_model(config.target, config.storage)  # a wrong path fails here, not in an actor
@@ -103,7 +96,7 @@ def main(config: ScoreConfig) -> dict[str, Any]:
     except Exception as error:
         raise user_error_of(error) or error from None
     summary = summarise(run.location, root, manifest)
-    run.finish(summary | {"source": config.source, "target": config.target, "data": config.data.uri,
+    run.finish(summary | {"source": config.source, "target": config.target, "data": config.data,
                           "data_checksum": manifest.checksum, "measure": config.measure})
     return run.summary or {}
 

@@ -1,7 +1,7 @@
 """The selected subset: the best-scored share of a data set as an index, without copying an image.
 
-  python -m platform.select data.uri=runs/demo/data/pretrain scores=runs/scores output=runs/selection fraction=0.5
-  python -m platform.select data.uri=s3://b/luperson list=cfs_list.pkl fraction=0.5 output=s3://b/selection
+  python -m platform.select data=runs/demo/data/pretrain scores=runs/scores output=runs/selection fraction=0.5
+  python -m platform.select data=s3://b/luperson list=cfs_list.pkl fraction=0.5 output=s3://b/selection
   python -m platform.select ... reference=cfs_list.pkl      (also: how far the scores agree with a published order)
 
 list: a published order, best first (a pickled list of paths; read without executing anything), in place of scores.
@@ -21,7 +21,7 @@ from platform.engine.runtime import say
 from platform.engine.selection import INDEX
 from platform.engine.shards import Manifest, read_manifest, read_rows
 from platform.engine.storage import StorageConfig, open_storage
-from platform.score import DataConfig, read_scores, write_table
+from platform.score import read_scores, write_table
 from reidssl.selection.cfs import agreement
 from reidssl.selection.subset import load_published_list, select_top
 
@@ -40,7 +40,8 @@ class SelectConfig:
     """Published order to compare the scores with."""
     fraction: float = 0.5
     """Share of the images to keep."""
-    data: DataConfig = field(default_factory=DataConfig)
+    data: str = "runs/demo/data/pretrain"
+    """Shards to select from."""
     storage: StorageConfig = field(default_factory=StorageConfig)
 
     def __post_init__(self) -> None:
@@ -58,7 +59,7 @@ def main(config: SelectConfig) -> dict[str, Any]:
     if run.summary:
         say(f"select: {run.location.uri} is complete already")
         return run.summary
-    root = open_storage(config.data.uri, config.storage)
+    root = open_storage(config.data, config.storage)
     manifest = read_manifest(root)
     keys, scores = scored_keys(config, manifest)
     summary: dict[str, Any] = {}
@@ -69,7 +70,7 @@ def main(config: SelectConfig) -> dict[str, Any]:
     chosen = select_top(keys, scores, config.fraction)
     index = locate(manifest, keys, scores, chosen)
     write_table(run.location / INDEX, index)
-    summary |= {"data": config.data.uri, "data_checksum": manifest.checksum, "total": len(keys),
+    summary |= {"data": config.data, "data_checksum": manifest.checksum, "total": len(keys),
                 "selected": len(chosen), "fraction": config.fraction, "threshold": float(np.min(scores[chosen]))}
     if "planted" in manifest.extra_columns:
         planted = read_rows(root, ["planted"])["planted"].to_numpy().astype(bool)
@@ -82,7 +83,7 @@ def main(config: SelectConfig) -> dict[str, Any]:
 
 def scored_keys(config: SelectConfig, manifest: Manifest) -> tuple[list[str], np.ndarray]:
     """Keys in the order of the shards, and a score for each (with a published list: minus its rank)."""
-    root = open_storage(config.data.uri, config.storage)
+    root = open_storage(config.data, config.storage)
     keys = read_rows(root, ["key"])["key"].to_pylist()
     if config.scores:
         folder = open_storage(config.scores, config.storage)

@@ -26,7 +26,7 @@ class DeepSpeedConfig:
     zero_stage: int = 1
     """0: replicated; 1: optimizer states partitioned; 2: gradients too; 3: parameters too."""
     precision: str = "fp32"
-    """fp32 or bf16 (the EMA teacher is always fp32)."""
+    """fp32, or bf16: the student computes in bf16 by autocast, while weights, moments, norms and the teacher stay fp32."""
     clip: float = 3.0
     """Largest gradient norm; 0 switches clipping off."""
     clip_per_tensor: bool = False
@@ -56,7 +56,8 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: Dee
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
         "zero_optimization": {"stage": config.zero_stage, "stage3_param_persistence_threshold": 1000},
-        "bf16": {"enabled": config.precision == "bf16"},
+        # Not DeepSpeed's "bf16": it casts the weights of batch norms and not their statistics, which then do not fit.
+        "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16", "lower_precision_safe_modules": []},
         "gradient_clipping": 0.0 if config.clip_per_tensor else config.clip,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -154,8 +155,7 @@ def set_schedules(engine: Any, learning_rate: float, weight_decay: float | None 
 
 
 def _is_partitioned(engine: Any) -> bool:
-    return hasattr(engine.optimizer, "fp16_groups") or hasattr(engine.optimizer, "bit16_groups") \
-        or hasattr(engine.optimizer, "bf16_groups")
+    return hasattr(engine.optimizer, "fp16_groups") or hasattr(engine.optimizer, "bit16_groups")
 
 
 def _is_stage3(engine: Any) -> bool:
@@ -168,8 +168,7 @@ def _torch_optimizer(engine: Any) -> torch.optim.Optimizer:
 
 def _flat_partitions(engine: Any) -> list[Tensor]:
     """The fp32 tensors that the wrapped torch optimizer steps on this worker."""
-    for attribute in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups",
-                      "fp32_groups_flat_partition"):
+    for attribute in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):
         if hasattr(engine.optimizer, attribute):
             return list(getattr(engine.optimizer, attribute))
     return [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]

@@ -22,7 +22,7 @@ EXPECTED = {
 DATA_ROLES = ("pretrain", "source", "target")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Member:
     """One run of one program."""
 

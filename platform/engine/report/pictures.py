@@ -26,9 +26,8 @@ from reidssl.plots.pictures import attention_overlay, data_uri, encode, thumbnai
 from reidssl.plots.strips import Match, ranking_strip
 
 SAMPLES, QUERIES, ATTENTION_IMAGES = 18, 4, 8
+MOST_MODELS = 8  # keeps the page small for folders with many runs
 THUMBNAIL_HEIGHT, ATTENTION_HEIGHT = 128, 160
-MOST_CHARACTERS = 6_000_000
-"""Of all pictures together; what does not fit is left out and said so."""
 
 
 def images_of(data: DataSet, keys: Iterable[str]) -> dict[str, bytes]:
@@ -69,7 +68,7 @@ def galleries(folder: RunFolder) -> tuple[str, list[dict[str, Any]]]:
     for setting in (*reversed(SETTINGS), ""):
         runs = [one for one in folder.members if one.program in ("finetune", "evaluate") and one.setting == setting
                 and not (folder.is_pipeline and one.name.startswith("proxy/"))]
-        runs.sort(key=lambda one: (INITS.index(one.init) if one.init in INITS else len(INITS), one.name))
+        runs = sorted(runs, key=lambda one: (INITS.index(one.init) if one.init in INITS else len(INITS), one.name))[:MOST_MODELS]
         rankings = {one: found for one in runs if (found := _rankings(one, folder.notes))}
         if rankings:
             return setting, _gallery(folder, rankings)
@@ -85,7 +84,7 @@ def _rankings(member: Member, notes: list[str]) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _gallery(folder: RunFolder, rankings: dict[Any, dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+def _gallery(folder: RunFolder, rankings: dict[Member, dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
     queries = list(next(iter(rankings.values())))
     queries = [queries[at] for at in np.unique(np.linspace(0, len(queries) - 1, min(QUERIES, len(queries))).astype(int))]
     entries = {query: [(one, found[query]) for one, found in rankings.items() if query in found] for query in queries}
@@ -126,7 +125,7 @@ def attention_models(folder: RunFolder, setting: str) -> tuple[list[tuple[str, L
         else:
             models.append((f"{setting_title(one.setting)} from {one.init}", model))
     models.sort(key=lambda pair: not pair[0].startswith("pre-trained"))
-    return models, hashes
+    return models[:MOST_MODELS], hashes
 
 
 def attention_maps(folder: RunFolder, models: list[tuple[str, LoadedModel]]) -> dict[str, Any] | None:

@@ -1,0 +1,146 @@
+"""A run folder as one self-contained HTML page: results, curves, scores, rankings, attention, configuration.
+
+  python -m platform.report run=runs/demo                       -> runs/demo/report.html
+  python -m platform.report run=s3://bucket/runs/first storage=s3
+  python -m platform.report run=runs/first output=first.html    (one pre-training or fine-tuning run)
+
+The page needs no network and no file beside it. It works on a pipeline's folder, finished or not, and on the folder of a
+single run: it has the sections that exist and says what is missing.
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from platform.engine.config import ROOT, run_program
+from platform.engine.errors import UserError
+from platform.engine.report import charts, pictures, tables
+from platform.engine.report.folder import Member, RunFolder, read_folder
+from platform.engine.runtime import say
+from platform.engine.shards import read_rows
+from platform.engine.storage import Location, StorageConfig, StorageError, open_storage
+from platform.score import read_scores
+
+TEMPLATES, TEMPLATE, PAGE = ROOT / "platform" / "templates", "report.html.j2", "report.html"
+
+
+@dataclass(kw_only=True)
+class ReportConfig:
+    """What is reported and where the page goes."""
+
+    run: str = "runs/demo"
+    """Run folder of platform.pipeline, or of a single program; local or s3://."""
+    output: str = ""
+    """The page: a .html file, or a folder for report.html; empty: in the run folder."""
+    storage: StorageConfig = field(default_factory=StorageConfig)
+
+
+def main(config: ReportConfig) -> Location:
+    """Write the page and return where it is. Raises UserError for a folder without any run."""
+    if not config.run:
+        raise UserError("run is empty: name the folder of a run, e.g. run=runs/demo")
+    folder = read_folder(config.run, config.storage)
+    page = render(folder).encode("utf-8")
+    target = open_storage(config.output or config.run, config.storage)
+    if not target.name.endswith((".html", ".htm")):
+        target = target / PAGE
+    target.write_bytes(page)
+    say(f"report: {target.uri} ({len(page) / 1e6:.1f} MB)")
+    return target
+
+
+def render(folder: RunFolder) -> str:
+    """The page as HTML; everything that comes from files is escaped by the template."""
+    setting, queries = pictures.galleries(folder)
+    models, hashes = pictures.attention_models(folder, setting)
+    results = tables.result_rows(folder)
+    context: dict[str, Any] = {
+        "title": folder.location.name, "uri": folder.location.uri, "kind": kind_of(folder),
+        "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "results": results, "result_bars": charts.result_bars(folder) if results else None,
+        "has_reranked": any(row.reranked is not None for row in results),
+        "has_clusters": any(row.clusters is not None for row in results),
+        "cfs": cfs_section(folder), "pretrain_charts": charts.pretrain_charts(folder),
+        "cluster_charts": charts.cluster_charts(folder), "finetune_charts": charts.finetune_charts(folder),
+        "gallery_setting": tables.setting_title(setting), "queries": queries,
+        "attention": pictures.attention_maps(folder, models),
+        "data": tables.data_rows(folder), "stages": tables.stage_rows(folder),
+        "provenance": tables.provenance_rows(folder, hashes), "environment": tables.environments(folder),
+        "configurations": tables.configurations(folder), "facts": facts(folder, results),
+        "synthetic": [role for role, data in folder.data.items() if data.manifest.source.get("kind") == "synthetic"],
+    }
+    context["total_seconds"] = sum(stage["seconds"] for stage in context["stages"])
+    context["notes"] = folder.notes  # last: every section may have added to them
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": lambda share: f"{100 * share:.1f}", "points": lambda gain: f"{100 * gain:+.1f}",
+                            "number": lambda count: f"{count:,}", "duration": tables.duration}
+    return environment.get_template(TEMPLATE).render(context)
+
+
+def kind_of(folder: RunFolder) -> str:
+    """What was run, in words."""
+    if not folder.is_pipeline:
+        one = folder.members[0]
+        names = {"pretrain": "Self-supervised pre-training", "score": "Catastrophic Forgetting Scores", "select": "Selection"}
+        return names.get(one.program, f"Fine-tuning: {tables.setting_title(one.setting)}" if one.setting else one.program)
+    return "Pre-training, image selection, fine-tuning and evaluation"
+
+
+def facts(folder: RunFolder, results: list[tables.ResultRow]) -> list[tuple[str, str, str]]:
+    """(value, label, detail) of the few numbers to see first."""
+    found = []
+    for setting in dict.fromkeys(row.setting for row in results):
+        best = max((row for row in results if row.setting == setting), key=lambda row: row.values["mAP"])
+        gain = f", {100 * best.gain:+.1f} against random" if best.gain is not None else ""
+        found.append((f"{100 * best.values['mAP']:.1f} %", f"{tables.setting_title(setting)}: best mAP", f"from {best.init}{gain}"))
+    score = next(iter(folder.of("score")), None)
+    if score and score.summary and "auc_planted" in score.summary:
+        found.append((f"{score.summary['auc_planted']:.3f}", "AUC of the scores", "people against planted useless images"))
+    for one in folder.of("pretrain"):
+        if one.summary and not one.name.startswith("proxy/"):
+            found.append((f"{one.summary['samples_seen']:,}", f"images seen, {one.short_name}",
+                          f"{one.summary['images_per_second']:,.0f} images/s, final loss {one.summary['final_loss']:.3f}"))
+    return found
+
+
+def cfs_section(folder: RunFolder) -> dict[str, Any] | None:
+    """Histogram, numbers and sample images of the scores; None without finished scores."""
+    run = next((one for one in folder.of("score") if one.summary), None)
+    if run is None:
+        return None
+    select = next((one.summary for one in folder.of("select") if one.summary), None)
+    section: dict[str, Any] = {"summary": run.summary, "selection": select, "histogram": None, "samples": None,
+                               "label_free": _label_free(folder.named("proxy/target"))}
+    data = folder.data.get("pretrain")
+    if data is None:
+        folder.notes.append("The scores' distribution is not shown: the images that were scored are not at hand.")
+        return section
+    try:
+        table = read_scores(run.location, data.manifest)
+        planted = None
+        if "planted" in data.manifest.extra_columns:
+            column = read_rows(data.location, ["planted"])["planted"].to_numpy().astype(bool)
+            planted = column if column.any() and not column.all() else None
+        keys, scores = table["key"].to_pylist(), table["score"].to_numpy().astype(np.float64)
+        section["histogram"] = charts.score_histogram(scores, planted, select)
+        section["samples"] = pictures.samples(data, keys, scores, planted)
+    except StorageError as error:
+        folder.notes.append(f"The scores cannot be read: {error}")
+    return section
+
+
+def _label_free(target_proxy: Member | None) -> str:
+    """Whether the target proxy, and so the selection, used identity labels."""
+    if target_proxy is None:
+        return ""
+    return {"usl": "The target proxy was tuned without labels (USL), so the selection is label-free.",
+            "supervised": "The target proxy was tuned with the target's identity labels, so the selection is not label-free.",
+            }.get(target_proxy.setting, "")
+
+
+if __name__ == "__main__":
+    run_program("report")
