@@ -11,7 +11,7 @@ again continues after the last finished epoch. Results: model.safetensors, metri
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from platform.engine.evaluation import EvaluateConfig, evaluate_features
 from platform.engine.images import ImageSet
 from platform.engine.models import REID, load_model
 from platform.engine.phases import Phase, Supervised, SupervisedConfig, Unsupervised, UnsupervisedConfig
-from platform.engine.runs import Run, open_run
+from platform.engine.runs import SUMMARY, Run, open_run
 from platform.engine.runtime import RuntimeConfig, connect, say
 from platform.engine.shards import read_manifest
 from platform.engine.storage import StorageConfig, open_storage
@@ -64,7 +64,7 @@ class FinetuneConfig:
     evaluate_every: int = 0
     """Also evaluate every so many epochs; 0: at the end only."""
     model: VitConfig = field(default_factory=VitConfig)
-    """Backbone for random weights; with init its own configuration counts."""
+    """Backbone for random weights; with init its own configuration counts, but for the image size: augment.image_size."""
     supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
     unsupervised: UnsupervisedConfig = field(default_factory=UnsupervisedConfig)
     augment: ReidAugmentConfig = field(default_factory=ReidAugmentConfig)
@@ -80,20 +80,24 @@ class FinetuneConfig:
             raise ValueError(f"setting must be one of {', '.join(SETTINGS)}: got '{self.setting}'")
         if self.setting == "uda" and not self.source:
             raise ValueError("source must name the labelled source set for setting=uda: got ''")
+        if not self.init and tuple(self.augment.image_size) != tuple(self.model.image_size):
+            raise ValueError(f"augment.image_size must equal model.image_size {tuple(self.model.image_size)}: "
+                             f"got {tuple(self.augment.image_size)}")
+        if self.deepspeed.zero_stage == 3:
+            raise ValueError("deepspeed.zero_stage must be 0, 1 or 2: got 3. Fine-tuning evaluates and exports the model between "
+                             "its phases, for which every worker holds it whole")
         if self.evaluate_every < 0:
             raise ValueError(f"evaluate_every must be 0 (end only) or more: got {self.evaluate_every}")
 
 
 def main(config: FinetuneConfig) -> dict[str, Any]:
     """Fine-tune, evaluate, return the summary; a complete run is only reported."""
+    if not (open_storage(config.output, config.storage) / SUMMARY).exists():
+        check_inputs(config)  # first: a mistyped path must not become the configuration of the output folder
     run = open_run("finetune", config.output, config, config.storage)
     if run.summary:
         say(f"finetune: {run.location.uri} is complete already")
         return run.summary
-    for uri in filter(None, (config.source if config.setting == "uda" else "", config.target)):
-        read_manifest(open_storage(uri, config.storage))
-    if config.init:
-        load_model(config.init, config.storage)  # a wrong path or checkpoint fails here, not in a worker
     connect(config.runtime)
     say(f"finetune: {config.setting} from {config.init or 'random weights'} on {config.target}; output {run.location.uri}")
     launch(finetune, {"config": run.config}, name="ray_train", storage=run.location, scaling=config.scaling)
@@ -102,6 +106,16 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
         raise UserError("fine-tuning ended without a summary; run the same command again to continue")
     say(f"finetune: {config.setting}  mAP {summary['mAP']:.1%}  Rank-1 {summary['rank1']:.1%}")
     return summary
+
+
+def check_inputs(config: FinetuneConfig) -> None:
+    """UserError for a wrong path or checkpoint here, not in a worker."""
+    for uri in filter(None, (config.source if config.setting == "uda" else "", config.target)):
+        read_manifest(open_storage(uri, config.storage))
+    own_size = load_model(config.init, config.storage).image_size if config.init else config.augment.image_size
+    if own_size != config.augment.image_size:
+        say(f"finetune: {config.init} was trained on {own_size} images; its position embeddings are resized to "
+            f"augment.image_size={config.augment.image_size}")
 
 
 def finetune(arguments: dict[str, Any]) -> None:
@@ -119,11 +133,11 @@ def finetune(arguments: dict[str, Any]) -> None:
     query, gallery = (image_set(config, config.target, split, model.backbone) for split in ("query", "gallery"))
 
     def judge(phase: Phase) -> dict[str, Any]:
-        features = [extract(model, images, phase.config.neck, config) for images in (query, gallery)]
-        return evaluate_features(query, gallery, *features, config.evaluate)
+        of_query, of_gallery = (extract(model, images, phase.config.neck, config) for images in (query, gallery))
+        return evaluate_features(query, gallery, of_query, of_gallery, config.evaluate)
 
     for number, phase in enumerate(phases):
-        phase.prepare(model)
+        model = model_for(phase, model)
         if not found or number >= found.payload["phase"]:
             train_phase(config, model, phase, number, store, found, tracker, judge)
     result = judge(phases[-1])
@@ -133,14 +147,20 @@ def finetune(arguments: dict[str, Any]) -> None:
 
 
 def initial_model(config: FinetuneConfig) -> ReidModel:
-    """Backbone from `init`, or random; a fresh neck."""
-    drop_path = (config.unsupervised if config.setting == "usl" else config.supervised).drop_path
-    if config.init:
-        backbone = load_model(config.init, config.storage, drop_path=drop_path).backbone
-    else:
-        config.model.drop_path = drop_path
-        backbone = build_vit(config.model, config.seed)
-    return ReidModel(backbone).to(device())
+    """Backbone from `init` (position embeddings resized to augment.image_size), or random; a fresh neck."""
+    if not config.init:
+        return ReidModel(build_vit(config.model, config.seed)).to(device())
+    return ReidModel(load_model(config.init, config.storage, image_size=config.augment.image_size).backbone).to(device())
+
+
+def model_for(phase: Phase, before: ReidModel) -> ReidModel:
+    """The weights so far in new modules: the phase's own drop path, and no hooks of the engine of the phase before."""
+    backbone = build_vit(replace(before.backbone.config, drop_path=phase.config.drop_path))
+    backbone.load_state_dict(before.backbone.state_dict())
+    model = ReidModel(backbone)
+    model.bottleneck.load_state_dict(before.bottleneck.state_dict())
+    phase.prepare(model)
+    return model.to(device())
 
 
 def phases_of(config: FinetuneConfig, backbone: Vit) -> list[Phase]:
@@ -177,6 +197,10 @@ def train_phase(config: FinetuneConfig, model: ReidModel, phase: Phase, number: 
     for epoch in range(first, phase.config.epochs):
         started = time.perf_counter()
         work = phase.begin(epoch, lambda images: extract(model, images, phase.config.neck, config))
+        if 0 < len(work.batches) < batch.micro_batches_per_step:
+            raise UserError(f"an epoch of {phase.images.location.uri} has {len(work.batches)} micro-batches of "
+                            f"{batch.identities} x {batch.instances} images, a step needs {batch.micro_batches_per_step}: lower "
+                            f"{phase.name}.batch.micro_batches_per_step or {phase.name}.batch.identities")
         model.train()
         means = StepMeans()
         zero.set_schedules(engine, phase.learning_rate(epoch))
@@ -193,6 +217,8 @@ def train_phase(config: FinetuneConfig, model: ReidModel, phase: Phase, number: 
                     raise UserError(f"the loss is not finite in {phase.name} epoch {epoch} step {steps} on rank {rank} "
                                     f"({ {k: float(v) for k, v in terms.items()} }); lower {phase.name}.learning_rate")
                 engine.backward(loss)
+                if engine.is_gradient_accumulation_boundary():
+                    zero.clip_gradients_per_tensor(engine, config.deepspeed)
                 engine.step()
                 norms.micro_batch_done()
                 means.add({"loss": loss} | terms)
@@ -215,8 +241,8 @@ def train_phase(config: FinetuneConfig, model: ReidModel, phase: Phase, number: 
             report_line(f"{config.setting} {phase.name} epoch {epoch + 1}/{phase.config.epochs}  {format_row(row)}")
         student = zero.consolidate(engine)
         if tracker:
+            tracker.publish()  # first: a log may be ahead of the checkpoint, never behind it
             store.save(position, {"student": student, "phase": number, "epoch": epoch + 1}, {})
-            tracker.publish()
 
 
 def check_world_size(world: int, micro_batches: int) -> None:

@@ -5,26 +5,28 @@
   python -m platform.pipeline source.kind=luperson source.path=s3://bucket/LUPerson output=s3://bucket/run storage=s3 \\
       target.kind=market1501 target.path=s3://bucket/Market-1501
 
-Stages: ingest the pre-training, source and target sets; pre-train on everything; score every image with the source and
-target proxies (CFS) and select the best part; pre-train on it for the same number of images seen; fine-tune the target
-supervised, UDA and USL from random weights, from the full and from the selected pre-training; report.
+Stages: ingest the pre-training, source and target sets; pre-train on everything; fine-tune that (or a shorter source
+proxy) to the target; score every image with the two (CFS) and select the best part; pre-train on it for the same number
+of images seen; fine-tune to the target supervised, UDA and USL from random weights, from the full and from the selected
+pre-training; report.
 Results: report.html and results.json in the output folder. The same command again continues where it was interrupted.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from platform.engine.config import run_program
 from platform.engine.evaluation import EvaluateConfig
 from platform.engine.inference import PoolConfig
 from platform.engine.phases import SupervisedConfig, UnsupervisedConfig
-from platform.engine.runs import environment, open_run
+from platform.engine.runs import VOLATILE, environment, open_run
 from platform.engine.runtime import RuntimeConfig, connect, say
 from platform.engine.shards import read_manifest
 from platform.engine.sources import SourceConfig
-from platform.engine.storage import Location, StorageConfig, open_storage
+from platform.engine.storage import Location, StorageConfig
 from platform.engine.tracking import TrackingConfig
 from platform.engine.training import ScalingConfig
 from platform.finetune import FinetuneConfig
@@ -63,7 +65,7 @@ class CfsConfig:
     """How the selected subset comes about."""
 
     proxy_samples: int = 0
-    """Images the source proxy sees; 0: a fifth of the pre-training (20 of 100 epochs in the paper)."""
+    """Images that a source proxy of its own sees (the paper's: 20 of 100 epochs); 0: the full pre-training is the proxy."""
     fraction: float = 0.5
     """Share of the images to keep."""
     target_proxy: str = "supervised"
@@ -107,7 +109,7 @@ class PipelineConfig:
 
 def main(config: PipelineConfig) -> dict[str, Any]:
     """Run every stage that is not complete; write results.json after each."""
-    run = open_run("pipeline", config.output, config, config.storage, volatile=("runtime", "storage", "pool"))
+    run = open_run("pipeline", config.output, config, config.storage, volatile=(*VOLATILE, "pool"))
     root = run.location
     story = stages(config, root)
     results = Results(root)
@@ -125,59 +127,74 @@ def main(config: PipelineConfig) -> dict[str, Any]:
 
 
 def stages(config: PipelineConfig, root: Location) -> list[tuple[str, Callable[[], Any]]]:
-    """Name and function of every stage, in order. Each function is a program's main and skips itself when complete."""
-    def at(*parts: str) -> str:
-        return root.joinpath(*parts).uri
-
-    sources = {"pretrain": config.source, "source": config.labelled, "target": config.target}
-    story: list[tuple[str, Callable[[], Any]]] = [
-        (f"ingest-{part}", lambda part=part: run_ingest(IngestConfig(
-            source=sources[part], output=at("data", part), row_group_rows=config.row_group_rows,
-            storage=config.storage, runtime=config.runtime)))
-        for part in PARTS]
+    """Name and function of every stage, in order. Each ends in a program's main, which skips itself when complete."""
+    story: list[tuple[str, Callable[[], Any]]] = [(f"ingest-{part}", partial(ingest, config, root, part)) for part in PARTS]
+    proxy = source_proxy(config)
+    story.append(("pretrain-full", partial(pretrain, config, root, "pretrain/full")))
+    if proxy != "pretrain/full":
+        story.append(("source-proxy", partial(pretrain, config, root, proxy)))
     story += [
-        ("source-proxy", lambda: run_pretrain(pretraining(config, root, "proxy/source"))),
-        ("target-proxy", lambda: run_finetune(fine_tuning(config, root, config.cfs.target_proxy, "proxy/source",
-                                                           at("proxy", "target")))),
-        ("score", lambda: run_score(ScoreConfig(
-            data=at("data", "pretrain"), source=at("proxy", "source"), target=at("proxy", "target"),
-            output=at("scores"), pool=config.pool, storage=config.storage, runtime=config.runtime))),
-        ("select", lambda: run_select(SelectConfig(
-            data=at("data", "pretrain"), scores=at("scores"), output=at("selection"),
-            fraction=config.cfs.fraction, storage=config.storage))),
-        ("pretrain-full", lambda: run_pretrain(pretraining(config, root, "pretrain/full"))),
-        ("pretrain-selected", lambda: run_pretrain(pretraining(config, root, "pretrain/selected", at("selection")))),
+        ("target-proxy", partial(fine_tune, config, root, config.cfs.target_proxy, proxy, "proxy/target")),
+        ("score", partial(score, config, root)),
+        ("select", partial(select, config, root)),
+        ("pretrain-selected", partial(pretrain, config, root, "pretrain/selected", selection="selection")),
     ]
     for setting in config.settings:
         for init in INITS:
             from_run = "" if init == "random" else f"pretrain/{init}"
-            story.append((f"finetune-{setting}-{init}", lambda s=setting, i=init, f=from_run: run_finetune(
-                fine_tuning(config, root, s, f, at("finetune", f"{s}-{i}")))))
-    story.append(("report", lambda: run_report(ReportConfig(run=root.uri, storage=config.storage))))
+            stage = partial(fine_tune, config, root, setting, from_run, f"finetune/{setting}-{init}")
+            story.append((f"finetune-{setting}-{init}", stage))
+    story.append(("report", partial(run_report, ReportConfig(run=root.uri, storage=config.storage))))
     return story
 
 
-def pretraining(config: PipelineConfig, root: Location, name: str, selection: str = "") -> PretrainConfig:
+def source_proxy(config: PipelineConfig) -> str:
+    """The run that serves as source proxy."""
+    return "proxy/source" if config.cfs.proxy_samples else "pretrain/full"
+
+
+def ingest(config: PipelineConfig, root: Location, part: str) -> None:
+    """One of the three data sets."""
+    source = {"pretrain": config.source, "source": config.labelled, "target": config.target}[part]
+    run_ingest(IngestConfig(source=source, output=(root / "data" / part).uri, row_group_rows=config.row_group_rows,
+                            storage=config.storage, runtime=config.runtime))
+
+
+def pretrain(config: PipelineConfig, root: Location, name: str, selection: str = "") -> None:
     """One of the three pre-trainings; full and selected see the same number of images."""
-    data = open_storage(root.joinpath("data", "pretrain").uri, config.storage)
+    data = root / "data" / "pretrain"
     length = config.pretrain.length
     total = length.samples or round(length.epochs * read_manifest(data).num_rows)
-    samples = (config.cfs.proxy_samples or total // 5) if name == "proxy/source" else total
-    return replace(config.pretrain, output=root.joinpath(name).uri, storage=config.storage, runtime=config.runtime,
-                   data=DataConfig(uri=data.uri, selection=selection),
-                   length=LengthConfig(epochs=length.epochs, samples=samples),
-                   probe=replace(config.pretrain.probe, uri=root.joinpath("data", "target").uri))
+    samples = config.cfs.proxy_samples if name == "proxy/source" else total
+    run_pretrain(replace(
+        config.pretrain, output=(root / name).uri, storage=config.storage, runtime=config.runtime,
+        data=DataConfig(uri=data.uri, selection=(root / selection).uri if selection else ""),
+        length=LengthConfig(epochs=length.epochs, samples=samples),
+        probe=replace(config.pretrain.probe, uri=(root / "data" / "target").uri)))
 
 
-def fine_tuning(config: PipelineConfig, root: Location, setting: str, init: str, output: str) -> FinetuneConfig:
-    """One fine-tuning run."""
+def score(config: PipelineConfig, root: Location) -> None:
+    """CFS of every pre-training image."""
+    run_score(ScoreConfig(
+        data=(root / "data" / "pretrain").uri, source=(root / source_proxy(config)).uri, target=(root / "proxy" / "target").uri,
+        output=(root / "scores").uri, pool=config.pool, storage=config.storage, runtime=config.runtime))
+
+
+def select(config: PipelineConfig, root: Location) -> None:
+    """The best part of them."""
+    run_select(SelectConfig(data=(root / "data" / "pretrain").uri, scores=(root / "scores").uri,
+                            output=(root / "selection").uri, fraction=config.cfs.fraction, storage=config.storage))
+
+
+def fine_tune(config: PipelineConfig, root: Location, setting: str, init: str, name: str) -> None:
+    """One fine-tuning run and its evaluation."""
     stage = config.finetune
-    return FinetuneConfig(
-        output=output, setting=setting, init=root.joinpath(init).uri if init else "", seed=stage.seed,
-        source=root.joinpath("data", "source").uri if setting == "uda" else "", target=root.joinpath("data", "target").uri,
+    run_finetune(FinetuneConfig(
+        output=(root / name).uri, setting=setting, init=(root / init).uri if init else "", seed=stage.seed,
+        source=(root / "data" / "source").uri if setting == "uda" else "", target=(root / "data" / "target").uri,
         model=replace(config.pretrain.model), supervised=stage.supervised, unsupervised=stage.unsupervised,
         augment=stage.augment, evaluate=stage.evaluate, scaling=stage.scaling, tracking=TrackingConfig(),
-        storage=config.storage, runtime=config.runtime)
+        storage=config.storage, runtime=config.runtime))
 
 
 class Results:

@@ -22,7 +22,7 @@ from platform.engine.config import run_program, to_dataclass, to_plain
 from platform.engine.device import device
 from platform.engine.errors import UserError
 from platform.engine.probe import Probe, ProbeConfig
-from platform.engine.runs import Run, open_run
+from platform.engine.runs import Run, environment, open_run
 from platform.engine.runtime import RuntimeConfig, connect, say
 from platform.engine.selection import read_units
 from platform.engine.shards import read_manifest
@@ -153,7 +153,9 @@ def stream_from_newest_checkpoint(config: PretrainConfig, plan: Plan, total: int
     """Called whenever workers start: the stream goes on where the newest checkpoint stands."""
     store = CheckpointStore(open_storage(config.output, config.storage) / "checkpoints")
     root = open_storage(config.data.uri, config.storage)
-    return build_dataset(plan, config.stream, root, tuple(config.model.image_size), store.newest_position(), total)
+    # A run that was stopped between its last checkpoint and its summary still gets a stream; it takes nothing from it.
+    position = min(store.newest_position(), total - config.stream.global_batch)
+    return build_dataset(plan, config.stream, root, config.model.image_size, position, total)
 
 
 def train(arguments: dict[str, Any]) -> None:
@@ -172,14 +174,14 @@ def train(arguments: dict[str, Any]) -> None:
     objective.train()
     norms = StepBatchNorm(objective)
     optimizer = torch.optim.AdamW(
-        parameter_groups(objective.student.named_parameters(), config.optimizer.weight_decay),
+        parameter_groups(objective.student.named_parameters(), 1.0),  # 1: this group follows the schedule
         lr=0.0, betas=(0.9, config.optimizer.beta2))
     engine = zero.build_engine(objective.student, optimizer, config.deepspeed,
                                micro_batch=config.stream.micro_batch, accumulation=accumulation)
     crop = MultiCrop(config.augment)
     schedules = Schedules(config, plan.samples_per_epoch, total)
     store = CheckpointStore(run.location / "checkpoints", config.checkpoint.keep)
-    seen = restore(store, engine, objective, norms)
+    seen = restore(store, engine, objective, norms, plan)
     tracker = Tracker(run.location, config.tracking, seen, labels=run.location.uri) if rank == 0 else None
     probe = Probe(config.probe, config.model, config.augment, config.storage) if rank == 0 and config.probe.uri else None
 
@@ -221,9 +223,9 @@ def train(arguments: dict[str, Any]) -> None:
             tracker.add(seen, row)
             report_line(f"step {step}/{total // batch}  epoch {seen / plan.samples_per_epoch:.2f}  {format_row(row)}")
         if step % config.checkpoint.every_steps == 0 or last:
-            save(store, seen, engine, objective, config)
             if tracker:
-                tracker.publish()
+                tracker.publish()  # first: a log may be ahead of the checkpoint, never behind it
+            save(store, seen, engine, objective, config, plan)
     if tracker:
         finish(run, objective, config, tracker, seen)
     dist.barrier()
@@ -261,19 +263,25 @@ def check_finite(loss: torch.Tensor, terms: dict[str, torch.Tensor], step: int, 
                         "another output")
 
 
-def save(store: CheckpointStore, seen: int, engine: Any, objective: Objective, config: PretrainConfig) -> None:
+def save(store: CheckpointStore, seen: int, engine: Any, objective: Objective, config: PretrainConfig,
+         plan: Plan) -> None:
     """Collective: publish a checkpoint that any number of workers can continue from."""
     student = zero.consolidate(engine)
     if student:
         objective_state = {name: value.cpu() for name, value in objective.state_tensors().items()}
-        store.save(seen, {"student": student, "objective": objective_state}, {"config": to_plain(config)})
+        store.save(seen, {"student": student, "objective": objective_state},
+                   {"config": to_plain(config), "data": plan.checksum, "environment": environment()})
 
 
-def restore(store: CheckpointStore, engine: Any, objective: Objective, norms: StepBatchNorm) -> int:
+def restore(store: CheckpointStore, engine: Any, objective: Objective, norms: StepBatchNorm,
+            plan: Plan) -> int:
     """Continue from the newest readable checkpoint, if any; returns samples seen."""
     found = store.newest()
     if found is None:
         return 0
+    if found.metadata["data"] != plan.checksum:
+        raise UserError(f"the images under data.uri, or their selection, are not those that {store.root.uri} was trained "
+                        "on: bring them back, or choose another output")
     zero.restore(engine, found.payload["student"])
     objective.load_state_tensors(found.payload["objective"])
     norms.reload()

@@ -60,10 +60,12 @@ def render(folder: RunFolder) -> str:
     context: dict[str, Any] = {
         "title": folder.location.name, "uri": folder.location.uri, "kind": kind_of(folder),
         "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "results": results, "result_bars": charts.result_bars(folder) if results else None,
+        "results": results, "result_bars": charts.result_bars(folder) if len(results) > 1 else None,
         "has_reranked": any(row.reranked is not None for row in results),
         "has_clusters": any(row.clusters is not None for row in results),
         "cfs": cfs_section(folder), "pretrain_charts": charts.pretrain_charts(folder),
+        "objectives": sorted({str(one.setting_of("objective", "name")) for one in folder.of("pretrain")} - {"None"}),
+        "has_proxy": folder.named("proxy/source") is not None,
         "cluster_charts": charts.cluster_charts(folder), "finetune_charts": charts.finetune_charts(folder),
         "gallery_setting": tables.setting_title(setting), "queries": queries,
         "attention": pictures.attention_maps(folder, models),
@@ -76,7 +78,7 @@ def render(folder: RunFolder) -> str:
     context["notes"] = folder.notes  # last: every section may have added to them
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": lambda share: f"{100 * share:.1f}", "points": lambda gain: f"{100 * gain:+.1f}",
+    environment.filters |= {"percent": lambda share: f"{100 * share:.1f}", "points": _points,
                             "number": lambda count: f"{count:,}", "duration": tables.duration}
     return environment.get_template(TEMPLATE).render(context)
 
@@ -84,26 +86,34 @@ def render(folder: RunFolder) -> str:
 def kind_of(folder: RunFolder) -> str:
     """What was run, in words."""
     if not folder.is_pipeline:
+        if len(folder.members) > 1:
+            return f"{len(folder.members)} runs"
         one = folder.members[0]
         names = {"pretrain": "Self-supervised pre-training", "score": "Catastrophic Forgetting Scores", "select": "Selection"}
         return names.get(one.program, f"Fine-tuning: {tables.setting_title(one.setting)}" if one.setting else one.program)
     return "Pre-training, image selection, fine-tuning and evaluation"
 
 
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", "−")
+
+
 def facts(folder: RunFolder, results: list[tables.ResultRow]) -> list[tuple[str, str, str]]:
     """(value, label, detail) of the few numbers to see first."""
     found = []
     for setting in dict.fromkeys(row.setting for row in results):
-        best = max((row for row in results if row.setting == setting), key=lambda row: row.values["mAP"])
-        gain = f", {100 * best.gain:+.1f} against random" if best.gain is not None else ""
-        found.append((f"{100 * best.values['mAP']:.1f} %", f"{tables.setting_title(setting)}: best mAP", f"from {best.init}{gain}"))
+        own = [row for row in results if row.setting == setting]
+        best = max(own, key=lambda row: row.values["mAP"])
+        gain = f", {_points(best.gain)} against random" if best.gain is not None else ""
+        label = f"{tables.setting_title(setting)}: {'best ' if len(own) > 1 else ''}mAP"
+        found.append((f"{100 * best.values['mAP']:.1f} %", label, f"from {best.init}{gain}"))
     score = next(iter(folder.of("score")), None)
     if score and score.summary and "auc_planted" in score.summary:
         found.append((f"{score.summary['auc_planted']:.3f}", "AUC of the scores", "people against planted useless images"))
     for one in folder.of("pretrain"):
         if one.summary and not one.name.startswith("proxy/"):
-            found.append((f"{one.summary['samples_seen']:,}", f"images seen, {one.short_name}",
-                          f"{one.summary['images_per_second']:,.0f} images/s, final loss {one.summary['final_loss']:.3f}"))
+            found.append((f"{one.summary['images_per_second']:,.0f} / s", f"images pre-trained, {one.short_name}",
+                          f"{one.summary['samples_seen']:,} seen, final loss {one.summary['final_loss']:.3f}"))
     return found
 
 
@@ -112,7 +122,8 @@ def cfs_section(folder: RunFolder) -> dict[str, Any] | None:
     run = next((one for one in folder.of("score") if one.summary), None)
     if run is None:
         return None
-    select = next((one.summary for one in folder.of("select") if one.summary), None)
+    # a selection by a published order has no threshold among these scores
+    select = next((one.summary for one in folder.of("select") if one.summary and one.config.get("scores")), None)
     section: dict[str, Any] = {"summary": run.summary, "selection": select, "histogram": None, "samples": None,
                                "label_free": _label_free(folder.named("proxy/target"))}
     data = folder.data.get("pretrain")

@@ -21,7 +21,7 @@ from platform.engine.device import device, use_threads
 from platform.engine.errors import UserError, user_error_of
 from platform.engine.inference import PoolConfig, stream_through_actors
 from platform.engine.models import load_model
-from platform.engine.runs import open_run
+from platform.engine.runs import SUMMARY, VOLATILE, open_run
 from platform.engine.runtime import RuntimeConfig, connect, say
 from platform.engine.shards import FileEntry, Manifest, read_manifest
 from platform.engine.storage import Location, StorageConfig, open_storage
@@ -66,8 +66,8 @@ class Scorer:
     @torch.inference_mode()
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         images = torch.from_numpy(np.ascontiguousarray(batch["image"])).to(device())
-        features = [model.backbone(normalise(images, model.mean, model.std)) for model in (self.source, self.target)]
-        scores = cfs_scores(*features, measure=self.measure)
+        source, target = (model.backbone(normalise(images, model.mean, model.std)) for model in (self.source, self.target))
+        scores = cfs_scores(source, target, measure=self.measure)
         return {"key": batch["key"], "file": batch["file"], "score": np.asarray(scores.cpu(), np.float32)}
 
 
@@ -76,25 +76,29 @@ def main(config: ScoreConfig) -> dict[str, Any]:
     for name in ("source", "target"):
         if not getattr(config, name):
             raise UserError(f"{name} is empty: name the {name} proxy's run folder, e.g. {name}=runs/demo/{name}-proxy")
-    run = open_run("score", config.output, config, config.storage, volatile=("runtime", "storage", "pool"))
+    if not (open_storage(config.output, config.storage) / SUMMARY).exists():
+        for uri in (config.source, config.target):  # a wrong path fails before it becomes the folder's configuration
+            load_model(uri, config.storage)
+        read_manifest(open_storage(config.data, config.storage))
+    run = open_run("score", config.output, config, config.storage, volatile=(*VOLATILE, "pool"))
     if run.summary:
         say(f"score: {run.location.uri} is complete already")
         return run.summary
     root = open_storage(config.data, config.storage)
     manifest = read_manifest(root)
-    source = load_model(config.source, config.storage)
-    load_model(config.target, config.storage)  # a wrong path fails here, not in an actor
+    image_size = load_model(config.source, config.storage).image_size
     pending = [entry for entry in manifest.files if not (run.location / PARTS / entry.name).exists()]
     done = manifest.num_rows - sum(entry.rows for entry in pending)
     say(f"score: {manifest.num_rows:,} images in {len(manifest.files)} shards, {done:,} scored before")
     connect(config.runtime)
     arguments = {"source": config.source, "target": config.target, "measure": config.measure,
                  "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor))}
-    batches = stream_through_actors(root, pending, Scorer, arguments, source.image_size, config.pool)
-    try:
-        write_parts(run.location, pending, batches, done, manifest.num_rows)
-    except Exception as error:
-        raise user_error_of(error) or error from None
+    if pending:
+        batches = stream_through_actors(root, pending, Scorer, arguments, image_size, config.pool)
+        try:
+            write_parts(run.location, pending, batches, done, manifest.num_rows)
+        except Exception as error:
+            raise user_error_of(error) or error from None
     summary = summarise(run.location, root, manifest)
     run.finish(summary | {"source": config.source, "target": config.target, "data": config.data,
                           "data_checksum": manifest.checksum, "measure": config.measure})

@@ -8,6 +8,8 @@ list: a published order, best first (a pickled list of paths; read without execu
 The index (file, row_group, row, key, score) is what `platform.pretrain data.selection=...` reads.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +18,7 @@ import pyarrow as pa
 
 from platform.engine.config import run_program
 from platform.engine.errors import UserError
-from platform.engine.runs import open_run
+from platform.engine.runs import SUMMARY, open_run
 from platform.engine.runtime import say
 from platform.engine.selection import INDEX
 from platform.engine.shards import Manifest, read_manifest, read_rows
@@ -55,30 +57,55 @@ def main(config: SelectConfig) -> dict[str, Any]:
     """Write the index and its manifest; returns the summary."""
     if not (config.scores or config.list):
         raise UserError("nothing to select by: give scores=<folder of platform.score> or list=<published order>")
+    complete = (open_storage(config.output, config.storage) / SUMMARY).exists()
+    # What can be refused is refused before the folder takes this configuration for its own.
+    index, summary = (None, {}) if complete else select(config)
     run = open_run("select", config.output, config, config.storage)
-    if run.summary:
+    if index is None:
         say(f"select: {run.location.uri} is complete already")
-        return run.summary
+        return run.summary or {}
+    write_table(run.location / INDEX, index)
+    (run.location / "manifest.json").write_json(summary)
+    run.finish(summary)
+    say(f"select: kept {summary['selected']:,} of {summary['total']:,} images ({config.fraction:.0%}) in {run.location.uri}")
+    return run.summary or {}
+
+
+def select(config: SelectConfig) -> tuple[pa.Table, dict[str, Any]]:
+    """The index and what there is to say about it. Raises UserError for input that belongs to other data or is broken."""
     root = open_storage(config.data, config.storage)
     manifest = read_manifest(root)
     keys, scores = scored_keys(config, manifest)
     summary: dict[str, Any] = {}
     if config.reference:
-        order = load_published_list(open_storage(config.reference, config.storage).read_bytes())
-        summary["agreement"] = agreement(keys, scores, order)
+        order = published_list(config.reference, config.storage)
+        with refused_as_user_error(config.reference):
+            summary["agreement"] = agreement(keys, scores, order, config.fraction)
         say(f"agreement with {config.reference}: {summary['agreement']}")
-    chosen = select_top(keys, scores, config.fraction)
-    index = locate(manifest, keys, scores, chosen)
-    write_table(run.location / INDEX, index)
+    with refused_as_user_error(config.scores or config.list):
+        chosen = select_top(keys, scores, config.fraction)
     summary |= {"data": config.data, "data_checksum": manifest.checksum, "total": len(keys),
                 "selected": len(chosen), "fraction": config.fraction, "threshold": float(np.min(scores[chosen]))}
     if "planted" in manifest.extra_columns:
         planted = read_rows(root, ["planted"])["planted"].to_numpy().astype(bool)
         summary["planted_share"] = {"all": float(planted.mean()), "selected": float(planted[chosen].mean())}
-    (run.location / "manifest.json").write_json(summary)
-    run.finish(summary)
-    say(f"select: kept {len(chosen):,} of {len(keys):,} images ({config.fraction:.0%}) in {run.location.uri}")
-    return run.summary or {}
+    return locate(manifest, keys, scores, chosen), summary
+
+
+def published_list(uri: str, storage: StorageConfig) -> list[str]:
+    """Keys, best first. UserError for anything but a list of strings, code in the pickle above all."""
+    file = open_storage(uri, storage)
+    with refused_as_user_error(file.uri):
+        return load_published_list(file.read_bytes())
+
+
+@contextmanager
+def refused_as_user_error(name: str) -> Iterator[None]:
+    """The library refuses bad input with ValueError; here it is the user's file, so name it."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def scored_keys(config: SelectConfig, manifest: Manifest) -> tuple[list[str], np.ndarray]:
@@ -87,15 +114,15 @@ def scored_keys(config: SelectConfig, manifest: Manifest) -> tuple[list[str], np
     keys = read_rows(root, ["key"])["key"].to_pylist()
     if config.scores:
         folder = open_storage(config.scores, config.storage)
-        if not (folder / "summary.json").exists():
+        if not (folder / SUMMARY).exists():
             raise UserError(f"{folder.uri} holds no finished scores: run platform.score to its end first")
-        if (folder / "summary.json").read_json()["data_checksum"] != manifest.checksum:
+        if (folder / SUMMARY).read_json()["data_checksum"] != manifest.checksum:
             raise UserError(f"the scores in {folder.uri} belong to another data set than {root.uri}: score this one")
         table = read_scores(folder, manifest)
         if table["key"].to_pylist() != keys:
             raise UserError(f"the keys in {folder.uri} are not those of {root.uri}: score this data set again")
         return keys, table["score"].to_numpy()
-    order = load_published_list(open_storage(config.list, config.storage).read_bytes())
+    order = published_list(config.list, config.storage)
     rank = {key.removeprefix("images/"): position for position, key in enumerate(order)}
     found = np.asarray([rank.get(key.removeprefix("images/"), -1) for key in keys])
     missing = int((found < 0).sum())

@@ -16,7 +16,7 @@ from typing import Any
 
 from platform.engine.config import run_program, to_dataclass, to_plain
 from platform.engine.errors import UserError
-from platform.engine.runs import open_run
+from platform.engine.runs import VOLATILE, open_run
 from platform.engine.runtime import RuntimeConfig, connect, forward_lines, relayed_lines, say
 from platform.engine.shards import read_manifest
 from platform.engine.storage import Location, StorageConfig, open_storage
@@ -53,9 +53,8 @@ class TuneConfig:
 
 def main(config: TuneConfig) -> dict[str, Any]:
     """Run the grid; returns {"best", "trials"}."""
-    run = open_run("tune", config.output, config, config.storage,
-                   volatile=("runtime", "storage", "concurrent"))
-    trials = grid(config)
+    trials = grid(config)  # first: a misspelt setting must not become the configuration of the output folder
+    run = open_run("tune", config.output, config, config.storage, volatile=(*VOLATILE, "concurrent"))
     if run.summary:
         say(f"tune: {run.location.uri} is complete already")
     else:

@@ -15,7 +15,7 @@ if not hasattr(platform, "__path__"):
 
 import pytest  # noqa: E402
 
-pytest_plugins = ["tests.fixtures_s3", "tests.fixtures_shards"]
+pytest_plugins = ["tests.fixtures_s3", "tests.fixtures_shards", "tests.fixtures_runs"]
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from platform.engine.errors import UserError
-from platform.engine.storage import Location
+from platform.engine.storage import Location, NotFoundError
 
 STATE, MANIFEST = "state.pt", "manifest.json"
 
@@ -60,7 +61,10 @@ class CheckpointStore:
         manifest = {"position": position, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(),
                     "metadata": metadata}
         (folder / MANIFEST).write_json(manifest)
-        for old in self._complete()[self.keep :]:
+        complete = self._complete()
+        # What lies ahead is torn, or this run would have continued from it.
+        stale = [other for other in complete if other > position] + [p for p in complete if p <= position][self.keep :]
+        for old in stale:
             (self.root / _folder(old) / MANIFEST).delete()  # first, so that a half-deleted one is not there
             (self.root / _folder(old)).delete()
         return {"mebibytes": len(data) / 2**20, "seconds": time.perf_counter() - started}
@@ -68,7 +72,7 @@ class CheckpointStore:
     def newest_position(self) -> int:
         """Samples seen at the newest readable checkpoint; 0 without one."""
         for position in self._complete():
-            if self._data(position) is not None:
+            if self._read(position) is not None:
                 return position
         return 0
 
@@ -76,11 +80,11 @@ class CheckpointStore:
         """The newest checkpoint whose bytes match its manifest; None if there is none."""
         torn = []
         for position in self._complete():
-            data = self._data(position)
-            if data is None:
+            read = self._read(position)
+            if read is None:
                 torn.append(_folder(position))
                 continue
-            manifest = (self.root / _folder(position) / MANIFEST).read_json()
+            manifest, data = read
             payload = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
             return Found(position, payload, manifest["metadata"], tuple(torn))
         if torn:
@@ -94,16 +98,16 @@ class CheckpointStore:
         return sorted((int(folder.removeprefix("position-")) for folder, _, file in folders
                        if file == MANIFEST and folder.startswith("position-")), reverse=True)
 
-    def _data(self, position: int) -> bytes | None:
+    def _read(self, position: int) -> tuple[dict[str, Any], bytes] | None:
+        """(manifest, state); None if they are torn. A store that does not answer is an error, not a torn checkpoint."""
         folder = self.root / _folder(position)
         try:
-            manifest = (folder / MANIFEST).read_json()
+            manifest = json.loads((folder / MANIFEST).read_bytes())
             data = (folder / STATE).read_bytes()
-        except (UserError, OSError, ValueError):
+            whole = len(data) == manifest["bytes"] and hashlib.sha256(data).hexdigest() == manifest["sha256"]
+        except (NotFoundError, ValueError, KeyError, TypeError):
             return None
-        if len(data) != manifest["bytes"] or hashlib.sha256(data).hexdigest() != manifest["sha256"]:
-            return None
-        return data
+        return (manifest, data) if whole else None
 
 
 def _folder(position: int) -> str:

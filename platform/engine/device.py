@@ -10,9 +10,17 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def backend() -> str:
-    """Collective backend that fits the device."""
-    return "nccl" if torch.cuda.is_available() else "gloo"
+def claim() -> None:
+    """In a Ray Train worker: make the GPU that Train gave to it the current one."""
+    if torch.cuda.is_available():
+        from ray.train.torch import get_device
+
+        torch.cuda.set_device(get_device())
+
+
+def backend(gpus_per_worker: float) -> str:
+    """Collective backend of workers with so many GPUs each."""
+    return "nccl" if gpus_per_worker else "gloo"
 
 
 def use_threads(count: int) -> None:

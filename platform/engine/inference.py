@@ -17,6 +17,8 @@ from platform.engine.shards import FileEntry
 from platform.engine.storage import Location
 from platform.engine.stream import decode_image
 
+Batch = dict[str, np.ndarray]
+
 
 @dataclass(kw_only=True)
 class PoolConfig:
@@ -38,7 +40,7 @@ class PoolConfig:
 
 
 def stream_through_actors(root: Location, files: Sequence[FileEntry], actor: type, arguments: dict[str, Any],
-                          image_size: tuple[int, int], pool: PoolConfig, split: str | None = None) -> Iterator[dict[str, np.ndarray]]:
+                          image_size: tuple[int, int], pool: PoolConfig, split: str | None = None) -> Iterator[Batch]:
     """Rows of `files` through `actor(**arguments)` called with {"image": uint8 (B, 3, H, W), "key", ...}.
 
     Yields the actor's batches in the order of the shards. The actor must return "key" and "file" unchanged.
@@ -49,7 +51,7 @@ def stream_through_actors(root: Location, files: Sequence[FileEntry], actor: typ
     units = [(entry.name, group) for entry in files for group in range(len(entry.row_groups))]
     actors = _pool_size(pool, len(units))
 
-    def read(batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    def read(batch: Batch) -> Iterator[Batch]:
         for index in batch["id"]:
             name, group = units[index]
             yield _read_and_decode(root, name, group, image_size, split)
@@ -64,7 +66,7 @@ def stream_through_actors(root: Location, files: Sequence[FileEntry], actor: typ
     yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
 
 
-def _read_and_decode(root: Location, name: str, group: int, image_size: tuple[int, int], split: str | None) -> dict[str, np.ndarray]:
+def _read_and_decode(root: Location, name: str, group: int, image_size: tuple[int, int], split: str | None) -> Batch:
     columns = ["key", "image", "pid", "camid"]
     with root.joinpath(name).open_input() as opened:
         file = pq.ParquetFile(opened)

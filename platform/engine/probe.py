@@ -34,7 +34,7 @@ class Probe:
     """
 
     def __init__(self, config: ProbeConfig, model: VitConfig, augment: MultiCropConfig, storage: Any) -> None:
-        self.images = ImageSet(open_storage(config.uri, storage), [config.split], tuple(model.image_size))
+        self.images = ImageSet(open_storage(config.uri, storage), [config.split], model.image_size)
         self.mean, self.std = augment.mean, augment.std
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ from platform.engine.storage import Location, open_storage
 
 CONFIG, SUMMARY = "config.json", "summary.json"
 # Settings that change how a run is carried out and never what it computes.
-VOLATILE = ("runtime", "scaling", "tracking", "checkpoint", "storage")
+VOLATILE = ("output", "runtime", "scaling", "tracking", "checkpoint", "storage")
 PACKAGES = ("torch", "timm", "ray", "deepspeed", "faiss-cpu", "faiss-gpu", "pyarrow", "numpy")
 
 

@@ -11,6 +11,7 @@ Ray Data reads, decodes and resizes on any CPU of the cluster and delivers compa
 happens on the training device, seeded per sample by (seed, epoch, key).
 """
 
+import hashlib
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -94,6 +95,15 @@ class Plan:
     @cached_property
     def samples_per_epoch(self) -> int:
         return sum(unit.num_rows for unit in self.units)
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of what is trained on: shards are named after their content, so it follows data and selection."""
+        digest = hashlib.sha256()
+        for unit in self.units:
+            digest.update(f"{unit.file} {unit.row_group} {unit.num_rows}\n".encode())
+            digest.update(b"" if unit.rows is None else unit.rows.tobytes())
+        return digest.hexdigest()
 
     @property
     def windows_per_epoch(self) -> int:

@@ -71,15 +71,17 @@ def launch(loop: Callable[[dict[str, Any]], None], arguments: dict[str, Any], *,
     if scaling.gpus_per_worker:
         resources["GPU"] = scaling.gpus_per_worker
     with relayed_lines() as board:
+        # The ignored types: Ray annotates the first version of Train and runs the second.
         trainer = TorchTrainer(
             _guarded,
             train_loop_config={"loop": loop, "arguments": arguments, "board": board, "threads": scaling.threads},
-            torch_config=TorchConfig(backend="nccl" if scaling.gpus_per_worker else "gloo"),
-            scaling_config=RayScalingConfig(num_workers=scaling.num_workers, use_gpu=scaling.gpus_per_worker > 0,
+            torch_config=TorchConfig(backend=devices.backend(scaling.gpus_per_worker)),
+            scaling_config=RayScalingConfig(num_workers=scaling.num_workers,  # type: ignore[arg-type]
+                                            use_gpu=scaling.gpus_per_worker > 0,
                                             resources_per_worker=resources),
-            run_config=RunConfig(
+            run_config=RunConfig(  # type: ignore[call-arg]
                 name=name, storage_path=storage.path, storage_filesystem=storage.filesystem,
-                failure_config=FailureConfig(max_failures=scaling.max_failures,
+                failure_config=FailureConfig(max_failures=scaling.max_failures,  # type: ignore[call-arg]
                                              max_preemption_failures=scaling.max_preemptions),
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
@@ -109,6 +111,7 @@ def _guarded(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     threads = config["threads"] or max(1, (os.cpu_count() or 1) // context.get_local_world_size())
     devices.use_threads(threads)
+    devices.claim()
     global _board
     _board = config["board"]
     if ray.get(_board.fatal.remote()):

@@ -147,11 +147,11 @@ def clip_gradients_per_tensor(engine: Any, config: DeepSpeedConfig) -> None:
 
 
 def set_schedules(engine: Any, learning_rate: float, weight_decay: float | None = None) -> None:
-    """Hand-set hyperparameters of this step; only groups that decay at all follow the weight decay."""
+    """Hand-set hyperparameters of this step; only groups that were made with a weight decay follow it."""
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate * group.get("lr_factor", 1.0)
-        if weight_decay is not None and group["weight_decay"] > 0:
-            group["weight_decay"] = weight_decay
+        if weight_decay is not None and group.setdefault("decays", group["weight_decay"] > 0):
+            group["weight_decay"] = weight_decay  # may pass through 0 and come back
 
 
 def _is_partitioned(engine: Any) -> bool:

@@ -12,7 +12,7 @@ from reidssl.plots.svg import COLOURS, INK, MUTED, axes, axis, document, line, s
 
 def histogram(groups: Mapping[str, np.ndarray], *, title: str, x_label: str, threshold: float | None = None,
               threshold_label: str = "", num_bins: int = 48, styles: Sequence[int] = (1, 2, 3, 4),
-              size: tuple[float, float] = (880, 300)) -> str:
+              size: tuple[float, float] = (1000, 300)) -> str:
     """Counts of each group's values over common bins, one translucent shape a group; inline SVG.
 
     groups: name -> float (N,), finite. threshold: where a labelled vertical line stands. Raises ValueError without values.

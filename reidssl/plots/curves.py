@@ -29,10 +29,10 @@ class Series:
 
 
 def line_chart(series: Sequence[Series], *, title: str, x_label: str, reference: tuple[str, float] | None = None,
-               y_low: float | None = None, size: tuple[float, float] = (430, 260)) -> str:
+               x_low: float | None = None, y_low: float | None = None, size: tuple[float, float] = (430, 260)) -> str:
     """Inline SVG of all series in one frame, with a legend if there are several.
 
-    reference: (label, value) of a horizontal line to compare with. y_low: where the y axis begins at the latest.
+    reference: (label, value) of a horizontal line to compare with. x_low, y_low: where the axes begin at the latest.
     Long series are thinned to MAX_POINTS without losing peaks. Raises ValueError without a single finite point.
     """
     points = [[(float(x), float(y)) for x, y in zip(one.x, one.y, strict=True)] for one in series]
@@ -42,10 +42,10 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, reference:
     width, height = size
     legend, legend_rows = _legend(series, width)
     values = [y for _, y in finite] + ([reference[1]] if reference else []) + ([y_low] if y_low is not None else [])
-    xs = [x for x, _ in finite]
+    xs = [x for x, _ in finite] + ([x_low] if x_low is not None else [])
     y_axis = axis(min(values), max(values), height - 42, 34 + 16 * legend_rows)
     left = 18 + max(text_width(short_number(value), 10.5) for value in y_axis.ticks)
-    x_axis = axis(min(xs), max(xs), left, width - 18, snap=False)
+    x_axis = axis(min(xs), max(xs), left, width - 18, snap=False, whole=all(x == int(x) for x in xs))
     parts = [text(4, 15, title, size=13, weight=600), *legend, *axes(x_axis, y_axis, x_label)]
     if reference:
         parts += _reference(reference, x_axis, y_axis)

@@ -39,8 +39,8 @@ def attention_overlay(image: np.ndarray, attention: np.ndarray, height: int = 19
 
     Args:
         image: uint8 (H, W, 3).
-        attention: float (rows, columns), at least 0: each patch's share. The scale ends at the map's largest share, but
-            not below twice the even share, so that an indifferent map looks indifferent.
+        attention: float (rows, columns), at least 0: each patch's share. The scale runs from half the even share to the
+            map's largest one, but at least to three times the even share, so that an indifferent map looks indifferent.
         height: rows of the result; the width follows.
 
     Returns:
@@ -51,13 +51,13 @@ def attention_overlay(image: np.ndarray, attention: np.ndarray, height: int = 19
     width = max(1, round(image.shape[1] * height / image.shape[0]))
     total = float(attention.sum())
     relative = attention * (attention.size / total) if total > 0 else np.zeros_like(attention)
-    strength = relative / max(float(relative.max()), 2.0)
+    strength = (relative - 0.5) / (max(float(relative.max()), 3.0) - 0.5)
     smooth = Image.fromarray(strength.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
     heat = np.clip(np.asarray(smooth), 0.0, 1.0)[..., None]
     grey = Image.fromarray(image).convert("L").resize((width, height), Image.Resampling.BICUBIC)
     base = np.asarray(grey, np.float64)[..., None]
-    opacity = 0.25 + 0.6 * heat
-    return (base * 0.75 * (1 - opacity) + _colours(heat[..., 0]) * opacity).clip(0, 255).astype(np.uint8)
+    opacity = 0.85 * heat**0.7
+    return (base * 0.7 * (1 - opacity) + _colours(heat[..., 0]) * opacity).clip(0, 255).astype(np.uint8)
 
 
 def _colours(values: np.ndarray) -> np.ndarray:

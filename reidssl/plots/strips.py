@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from reidssl.plots.pictures import data_uri
 from reidssl.plots.svg import MUTED, RIGHT, WRONG, document, text
 
-TILE_HEIGHT, GAP, FRAME = 116.0, 9.0, 3.5
+TILE_HEIGHT, GAP, FRAME = 136.0, 10.0, 3.5
 
 
 @dataclass(frozen=True)

@@ -30,16 +30,22 @@ class Axis:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
-def axis(low: float, high: float, start: float, end: float, *, num_ticks: int = 5, snap: bool = True) -> Axis:
-    """An axis over [low, high]; with `snap` the ends move outwards to ticks. Equal ends are spread a little."""
+def axis(low: float, high: float, start: float, end: float, *, num_ticks: int = 5, snap: bool = True,
+         whole: bool = False) -> Axis:
+    """An axis over [low, high]; with `snap` the ends move outwards to ticks, with `whole` ticks are whole numbers.
+
+    Equal ends are spread a little. Raises ValueError for ends that are not finite.
+    """
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"an axis needs finite ends: got {low}, {high}")
     if high - low <= 1e-12 * max(abs(low), abs(high), 1e-12):
-        spread = abs(low) * 0.05 or 1.0
-        low, high = low - spread, high + spread
+        spread = abs(low) * 0.05
+        low, high = (low - spread, high + spread) if spread else (0.0, 1.0)
     raw = (high - low) / max(num_ticks - 1, 1)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+    if whole:
+        step = max(1.0, math.ceil(step))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     if snap:
         low, high = first * step, last * step

@@ -11,21 +11,22 @@ from platform.engine.evaluation import EvaluateConfig, evaluate_features
 from platform.engine.images import ImageSet
 from platform.engine.models import BACKBONE, REID, embed_all, load_model
 from platform.engine.runs import Run, environment, open_run
-from platform.engine.shards import Manifest, write_manifest, write_rejected, write_shard
+from platform.engine.shards import Manifest, read_manifest, write_manifest, write_rejected, write_shard
 from platform.engine.sources.base import encode_image
 from platform.engine.storage import Location, StorageConfig, open_storage
 from platform.engine.tracking import Tracker, TrackingConfig
 from platform.finetune import FinetuneConfig
 from platform.pretrain import DataConfig, PretrainConfig
 from platform.score import PARTS, ScoreConfig, summarise, write_table
-from platform.score import DataConfig as ScoredConfig
 from platform.select import SelectConfig
 from platform.select import main as select
 from reidssl.augment.multicrop import MultiCropConfig
+from reidssl.augment.reid import ReidAugmentConfig
 from reidssl.data.synthetic import SyntheticConfig, render, specifications
 from reidssl.models.checkpoints import model_bytes, weights_hash
 from reidssl.models.reid import ReidModel
 from reidssl.models.vit import VitConfig, build_vit
+from reidssl.objectives import ObjectiveConfig
 from reidssl.objectives.dino import DinoConfig
 from reidssl.selection.cfs import cfs_scores
 
@@ -37,11 +38,11 @@ SYNTHETIC = SyntheticConfig(image_size=SIZE, num_pretrain=48, pretrain_identitie
 
 
 def write_data(root: Path, part: str, synthetic: SyntheticConfig = SYNTHETIC, hostile: str = "") -> Location:
-    """A part of the synthetic people as shards; `hostile` is put into the first query's key."""
+    """A part of the synthetic people as shards; `hostile` is put into the key of the first query (else image)."""
     location = open_storage(str(root))
-    specs = [spec for spec in specifications(synthetic, part)]
+    specs = specifications(synthetic, part)
     if hostile:
-        first = next(place for place, spec in enumerate(specs) if spec.split in ("query", "train"))
+        first = next((place for place, spec in enumerate(specs) if spec.split == "query"), 0)
         specs[first] = specs[first]._replace(key=specs[first].key + hostile)
     images = [encode_image(render(spec, synthetic), "jpeg", 90) for spec in specs]
     height, width = synthetic.image_size
@@ -64,16 +65,19 @@ def write_log(run: Run, rows: list[dict[str, Any]]) -> None:
     tracker.publish()
 
 
-def write_pretraining(output: Path, data: Path, *, seed: int = 0, vit: VitConfig = VIT, steps: int = 12, finished: bool = True) -> Run:
+def write_pretraining(output: Path, data: Path, *, seed: int = 0, vit: VitConfig = VIT, steps: int = 12,
+                      finished: bool = True) -> Run:
     """A pre-training run folder with a real backbone of random weights and a log of smooth curves."""
-    config = PretrainConfig(output=str(output), data=DataConfig(uri=str(data)), model=vit, objective=DinoConfig(out_dim=256),
+    config = PretrainConfig(output=str(output), data=DataConfig(uri=str(data)), model=vit,
+                            objective=ObjectiveConfig(dino=DinoConfig(out_dim=256)),
                             augment=MultiCropConfig(global_size=vit.image_size, local_size=vit.image_size))
     run = open_run("pretrain", str(output), config, STORAGE)
     wave = np.random.default_rng(seed).normal(0, 0.05, (steps, 4))
     rows = []
     for step in range(steps):
         done = (step + 1) / steps
-        row = {"position": 64 * (step + 1), "loss": 4.0 + 1.6 * math.exp(-3 * done) + wave[step, 0], "learning_rate": 1e-3 * (1 - done),
+        row = {"position": 64 * (step + 1), "loss": 4.0 + 1.6 * math.exp(-3 * done) + wave[step, 0],
+               "learning_rate": 1e-3 * (1 - done),
                "images_per_second": 190 + 60 * wave[step, 1], "teacher_entropy": 4.4 - 1.5 * done + wave[step, 2],
                "feature_std": 0.1 + 0.02 * done, "teacher_momentum": 0.996 + 0.004 * done, "weight_decay": 0.04 + 0.36 * done}
         if step % 4 == 3:
@@ -87,10 +91,11 @@ def write_pretraining(output: Path, data: Path, *, seed: int = 0, vit: VitConfig
     return run
 
 
-def write_finetuning(output: Path, target: Path, setting: str, init: str, *, seed: int = 0, vit: VitConfig = VIT, source: str = "",
-                     finished: bool = True) -> Run:
+def write_finetuning(output: Path, target: Path, setting: str, init: str, *, seed: int = 0, vit: VitConfig = VIT,
+                     source: str = "", finished: bool = True) -> Run:
     """A fine-tuning run folder: real model, real metrics and rankings of it, a log of smooth curves."""
-    config = FinetuneConfig(output=str(output), setting=setting, init=init, target=str(target), source=source, model=vit, seed=seed)
+    config = FinetuneConfig(output=str(output), setting=setting, init=init, target=str(target), source=source, model=vit,
+                            seed=seed, augment=ReidAugmentConfig(image_size=vit.image_size))
     run = open_run("finetune", str(output), config, STORAGE)
     rows: list[dict[str, Any]] = []
     for phase, labelled in enumerate({"supervised": [True], "usl": [False], "uda": [True, False]}[setting]):
@@ -99,7 +104,8 @@ def write_finetuning(output: Path, target: Path, setting: str, init: str, *, see
             own = {"identity": loss / 2, "triplet": loss / 2, "accuracy": epoch / 6} if labelled else \
                 {"contrast": loss, "clusters": 9 - epoch + seed, "outliers": 12 - 2 * epoch, "cluster_seconds": 0.1,
                  "adjusted_rand_index": 0.2 + 0.1 * epoch}
-            rows.append({"phase": phase, "epoch": epoch + 1, "loss": loss, "learning_rate": 3e-4, "images_per_second": 80.0, **own})
+            rows.append({"phase": phase, "epoch": epoch + 1, "loss": loss, "learning_rate": 3e-4, "images_per_second": 80.0}
+                        | own)
     write_log(run, rows)
     if not finished:
         return run
@@ -109,18 +115,17 @@ def write_finetuning(output: Path, target: Path, setting: str, init: str, *, see
     query, gallery = (ImageSet(open_storage(str(target)), [split], vit.image_size) for split in ("query", "gallery"))
     result = evaluate_features(query, gallery, embed_all(loaded, query), embed_all(loaded, gallery), EvaluateConfig())
     (run.location / "rankings.json").write_json(result.pop("rankings"))
-    run.finish({"setting": setting, "init": init, "target": str(target), "image_size": list(vit.image_size), "seed": seed, "neck": "before",
-                "weights": weights_hash(model)[:12], "clusters": None if setting == "supervised" else 4 + seed, **result})
+    run.finish({"setting": setting, "init": init, "target": str(target), "image_size": list(vit.image_size), "seed": seed,
+                "neck": "before", "weights": weights_hash(model)[:12],
+                "clusters": None if setting == "supervised" else 4 + seed, **result})
     return run
 
 
 def write_scores(output: Path, data: Path, source: Path, target: Path) -> Run:
     """Real scores of the images by the two proxies."""
-    config = ScoreConfig(output=str(output), source=str(source), target=str(target), data=ScoredConfig(uri=str(data)))
+    config = ScoreConfig(output=str(output), source=str(source), target=str(target), data=str(data))
     run = open_run("score", str(output), config, STORAGE)
     root = open_storage(str(data))
-    from platform.engine.shards import read_manifest
-
     manifest = read_manifest(root)
     proxies = [load_model(str(uri), STORAGE) for uri in (source, target)]
     images = ImageSet(root, ["train"], proxies[0].image_size)
@@ -131,7 +136,8 @@ def write_scores(output: Path, data: Path, source: Path, target: Path) -> Run:
 
 
 def write_pipeline(root: Path, *, vit: VitConfig = VIT, synthetic: SyntheticConfig = SYNTHETIC, hostile: str = "",
-                   inits: tuple[str, ...] = ("random", "full", "selected"), settings: tuple[str, ...] = ("supervised", "uda", "usl")) -> Path:
+                   inits: tuple[str, ...] = ("random", "full", "selected"),
+                   settings: tuple[str, ...] = ("supervised", "uda", "usl")) -> Path:
     """A finished pipeline's folder."""
     for part in ("pretrain", "source", "target"):
         write_data(root / "data" / part, part, synthetic, hostile if part != "source" else "")
@@ -139,7 +145,7 @@ def write_pipeline(root: Path, *, vit: VitConfig = VIT, synthetic: SyntheticConf
     write_pretraining(root / "proxy" / "source", data, seed=1, vit=vit, steps=6)
     write_finetuning(root / "proxy" / "target", target, "supervised", str(root / "proxy" / "source"), seed=2, vit=vit)
     write_scores(root / "scores", data, root / "proxy" / "source", root / "proxy" / "target")
-    select(SelectConfig(output=str(root / "selection"), scores=str(root / "scores"), data=ScoredConfig(uri=str(data))))
+    select(SelectConfig(output=str(root / "selection"), scores=str(root / "scores"), data=str(data)))
     for seed, name in enumerate(("full", "selected")):
         write_pretraining(root / "pretrain" / name, data, seed=3 + seed, vit=vit)
     finetuned = []

@@ -1,7 +1,7 @@
 """The report's charts: which numbers of which runs go into one frame."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,14 @@ from reidssl.plots.bars import grouped_bars, histogram
 from reidssl.plots.curves import Series, line_chart
 
 STYLES = {"random": 0, "full": 1, "selected": 2, "proxy": 3}
-INIT_ORDER = ("random", "full", "selected")
 PRETRAIN_METRICS = [
     ("loss", "Loss"), ("probe_mAP", "Probe: cross-camera mAP"), ("probe_same_camera", "Probe: nearest neighbour, same camera"),
     ("teacher_entropy", "Teacher entropy (nats)"), ("feature_std", "Feature standard deviation"),
+    ("accuracy", "Contrast: own other view is the nearest"), ("center_norm", "Norm of the centre"),
     ("images_per_second", "Images per second"), ("learning_rate", "Learning rate"),
     ("teacher_momentum", "Teacher momentum"), ("weight_decay", "Weight decay"),
 ]
+NO_METRICS = {"position", "time"}
 CLUSTER_METRICS = [("clusters", "Clusters"), ("outliers", "Images in no cluster"),
                    ("adjusted_rand_index", "Agreement with the true identities (adjusted Rand index)")]
 FINETUNE_METRICS = [("loss", "Loss"), ("accuracy", "Training accuracy"), ("mAP", "mAP on the test set"),
@@ -40,15 +41,24 @@ def pretrain_charts(folder: RunFolder) -> list[Markup]:
     runs = [one for one in folder.of("pretrain") if one.metrics]
     names = [one.short_name for one in runs]
     runs.sort(key=lambda one: (style_of(one.short_name, names), one.name))
+    logged = dict.fromkeys(name for one in runs for row in one.metrics for name in row if name not in NO_METRICS)
+    others = [(name, name.replace("_", " ").capitalize()) for name in logged if name not in dict(PRETRAIN_METRICS)]
     charts = []
-    for metric, title in PRETRAIN_METRICS:
+    for metric, title in PRETRAIN_METRICS + others:
         series = [_series(one.short_name, one.metrics, "position", metric, style_of(one.short_name, names)) for one in runs]
         reference = None
         if metric == "teacher_entropy" and runs:
-            outputs = (runs[0].config.get("objective") or {}).get("out_dim", 0)
-            reference = (f"uniform: ln {outputs:,}", math.log(outputs)) if outputs > 1 else None
+            choices = entropy_choices(runs[0])
+            reference = (f"indifferent: ln {choices:,}", math.log(choices)) if choices > 1 else None
         charts += _chart(series, title, "images seen", metric, reference)
     return charts
+
+
+def entropy_choices(run: Member) -> int:
+    """Among how many the teacher's softmax chooses: DINO's prototypes, the micro-batch with MoCo v3; 0 if unknown."""
+    keys = {"dino": ("objective", "dino", "out_dim"), "moco_v3": ("stream", "micro_batch")}
+    value = run.setting_of(*keys.get(str(run.setting_of("objective", "name")), ("",)))
+    return value if isinstance(value, int) else 0
 
 
 def cluster_charts(folder: RunFolder) -> list[tuple[str, list[Markup]]]:
@@ -59,18 +69,17 @@ def cluster_charts(folder: RunFolder) -> list[tuple[str, list[Markup]]]:
 def finetune_charts(folder: RunFolder) -> list[tuple[str, list[Markup]]]:
     """(setting and phase, charts) of all fine-tuning runs; UDA's two phases have losses of different kinds."""
     found = []
-    for title, wanted in (("{}", None), ("{}, labelled source", False), ("{}, unlabelled target", True)):
-        for setting in SETTINGS:
-            if (setting == "uda") == (wanted is not None):
-                def chosen(row: dict[str, Any], wanted: bool | None = wanted) -> bool:
-                    return wanted is None or ("contrast" in row) == wanted
-
-                charts = _by_setting(folder, FINETUNE_METRICS, chosen, [setting])
-                found += [(title.format(name), own) for name, own in charts]
+    for setting in SETTINGS:
+        phases: list[tuple[str, Callable[[dict[str, Any]], bool]]] = [("", lambda row: True)]
+        if setting == "uda":
+            phases = [(", labelled source", lambda row: "contrast" not in row),
+                      (", unlabelled target", lambda row: "contrast" in row)]
+        for suffix, chosen in phases:
+            found += [(name + suffix, charts) for name, charts in _by_setting(folder, FINETUNE_METRICS, chosen, [setting])]
     return found
 
 
-def _by_setting(folder: RunFolder, metrics: list[tuple[str, str]], chosen: Any,
+def _by_setting(folder: RunFolder, metrics: list[tuple[str, str]], chosen: Callable[[dict[str, Any]], bool],
                 settings: Sequence[str] = SETTINGS) -> list[tuple[str, list[Markup]]]:
     found = []
     for setting in settings:
@@ -115,11 +124,11 @@ def _chart(series: list[Series], title: str, x_label: str, metric: str, referenc
     if not drawn:
         return []
     low = 0.0 if metric in FROM_ZERO else None
-    return [Markup(line_chart(drawn, title=title, x_label=x_label, reference=reference, y_low=low))]
+    return [Markup(line_chart(drawn, title=title, x_label=x_label, reference=reference, x_low=0.0, y_low=low))]
 
 
-def result_bars(folder: RunFolder) -> Markup | None:
-    """mAP of every setting and init."""
+def result_bars(folder: RunFolder) -> Markup:
+    """mAP of every setting and init; there must be at least one result."""
     rows = result_rows(folder)
     inits = [row.init for row in rows]
     groups = []
@@ -128,14 +137,14 @@ def result_bars(folder: RunFolder) -> Markup | None:
         groups.append((setting_title(setting), members))
     bars = sum(len(members) for _, members in groups)
     size = (min(880.0, max(320.0, 90 + 84.0 * bars + 40 * len(groups))), 290.0)
-    return Markup(grouped_bars(groups, title="mAP in per cent, by setting and start", size=size)) if groups else None
+    return Markup(grouped_bars(groups, title="mAP in per cent, by setting and start", size=size))
 
 
 def score_histogram(scores: np.ndarray, planted: np.ndarray | None, selection: dict[str, Any] | None) -> Markup:
     """Distribution of the scores, useless images apart where they are known, with the threshold of the selection."""
     groups = {"images": scores} if planted is None else {"people": scores[~planted], "planted useless images": scores[planted]}
     threshold, label = None, ""
-    if selection and "threshold" in selection:
+    if selection:
         threshold = float(selection["threshold"])
         label = f"kept from {threshold:.3f}: {selection['selected']:,} images ({selection['fraction']:.0%})"
     return Markup(histogram(groups, title="Catastrophic Forgetting Score of the pre-training images",

@@ -20,6 +20,7 @@ EXPECTED = {
     "pretrain/selected": "pre-training on the selected images",
 }
 DATA_ROLES = ("pretrain", "source", "target")
+SETTINGS, INITS = ("supervised", "uda", "usl"), ("random", "full", "selected")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +48,20 @@ class Member:
 
     @property
     def init(self) -> str:
-        """Where fine-tuning started: random, full, selected, or the name of another run or file."""
+        """Where fine-tuning started: random, full, selected; a trial's name in a sweep, else the run or file it came from."""
         setting, _, init = self.name.rpartition("/")[2].partition("-")
         if init and setting == self.setting:
             return init
-        given = str(self.config.get("init", "")).rstrip("/")
-        return given.rpartition("/")[2] or "random"
+        if self.name.startswith("trials/"):
+            return self.short_name
+        return str(self.setting_of("init") or "random").rstrip("/").rpartition("/")[2]
+
+    def setting_of(self, *keys: str) -> Any:
+        """A value of the configuration, None where it has no such key: folders of older versions are read, too."""
+        value: Any = self.config
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,7 @@ class RunFolder:
     data: dict[str, DataSet]
     results: dict[str, Any] = field(default_factory=dict)
     is_pipeline: bool = False
+    """True for the folder of a pipeline (or what there is of one), False for single runs."""
     notes: list[str] = field(default_factory=list)
     """What is missing or could not be read, one sentence each."""
 
@@ -100,17 +110,23 @@ def read_folder(uri: str, storage: StorageConfig) -> RunFolder:
             if member:
                 found.members.append(member)
     found.results = _read_results(location, found.notes) if RESULTS in names else {}
-    # a pipeline's own config.json describes the whole, its stages are the runs
-    own = next((one for one in found.members if one.location == location), None)
-    found.is_pipeline = bool(found.results) or (own is not None and own.program == "pipeline") \
-        or any(one.location != location for one in found.members)
+    found.is_pipeline = bool(found.results) or any(one.program == "pipeline" or one.name in EXPECTED for one in found.members)
     if not found.members and not found.results:
         raise UserError(f"there is no run in {location.uri}: neither {CONFIG} nor {RESULTS}, here or in its folders. Name "
                         "the output of platform.pipeline, platform.pretrain or platform.finetune")
-    found.members.sort(key=lambda one: one.name)
+    found.members.sort(key=_story_order)
     _find_data(found, names, storage)
     _note_missing(found)
     return found
+
+
+def _story_order(member: Member) -> tuple[Any, ...]:
+    """The order of the pipeline's stages; settings and starts in their usual order, the rest by name."""
+    order = ["", "proxy", "scores", "selection", "pretrain", "finetune"]
+    place = order.index(member.name.split("/")[0]) if member.name.split("/")[0] in order else 0
+    setting, init = (names.index(name) if name in names else len(names)
+                     for name, names in ((member.setting, SETTINGS), (member.init, INITS)))
+    return (place, setting, init, member.name) if member.name.startswith("finetune/") else (place, 0, 0, member.name)
 
 
 def _read_member(root: Location, folder: str, notes: list[str]) -> Member | None:
@@ -143,20 +159,21 @@ def _find_data(found: RunFolder, names: list[str], storage: StorageConfig) -> No
         if f"data/{role}/{MANIFEST}" in names:
             _add_data(found, role, found.location.joinpath("data", role))
     for one in found.members:
-        if one.program in ("pretrain", "score", "select"):
-            named = {"pretrain": (one.config.get("data") or {}).get("uri", "")}
-        elif one.program in ("finetune", "evaluate"):
-            named = {"target": one.config.get("target", "")}
-            if one.setting == "uda":
-                named["source"] = one.config.get("source", "")
+        if one.program == "pretrain":
+            named = {"pretrain": one.setting_of("data", "uri")}
+        elif one.program in ("score", "select"):
+            named = {"pretrain": one.setting_of("data")}
+        elif one.program == "finetune":
+            named = {"target": one.setting_of("target"), "source": one.setting_of("source")}
         else:
             continue
         for role, uri in named.items():
-            if uri and role not in found.data:
+            if isinstance(uri, str) and uri and role not in found.data:
                 try:
                     _add_data(found, role, open_storage(uri, storage))
                 except StorageError as error:
                     found.notes.append(f"The {role} data set cannot be read: {error}")
+    found.data = {role: found.data[role] for role in DATA_ROLES if role in found.data}
     found.notes[:] = dict.fromkeys(found.notes)  # several runs name the same data set
 
 
@@ -172,8 +189,11 @@ def _note_missing(found: RunFolder) -> None:
         for name, meaning in EXPECTED.items():
             if found.named(name) is None:
                 found.notes.append(f"Not there: {meaning} ({name}).")
-        if not found.of("finetune", "finetune/"):
-            found.notes.append("Not there: fine-tuning (finetune/<setting>-<init>), and with it all results.")
+        pipeline = next(iter(found.of("pipeline")), None)
+        for setting in pipeline.config.get("settings", SETTINGS) if pipeline else SETTINGS:
+            absent = [init for init in INITS if found.named(f"finetune/{setting}-{init}") is None]
+            if absent:
+                found.notes.append(f"Not there: fine-tuning, {setting}, from {', '.join(absent)}.")
     for one in found.members:
         if one.summary is None and one.program != "pipeline":
             reached = f"; its log ends at {_reached(one)}" if one.metrics else ""

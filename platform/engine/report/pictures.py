@@ -25,8 +25,8 @@ from reidssl.models.checkpoints import weights_hash
 from reidssl.plots.pictures import attention_overlay, data_uri, encode, thumbnail
 from reidssl.plots.strips import Match, ranking_strip
 
-SAMPLES, QUERIES, ATTENTION_IMAGES = 18, 4, 8
-MOST_MODELS = 8  # keeps the page small for folders with many runs
+SAMPLES, QUERIES, ATTENTION_IMAGES = 16, 4, 10
+MOST_MODELS = 6  # keeps the page small for folders with many runs
 THUMBNAIL_HEIGHT, ATTENTION_HEIGHT = 128, 160
 
 
@@ -63,16 +63,20 @@ def samples(data: DataSet, keys: list[str], scores: np.ndarray, planted: np.ndar
 def galleries(folder: RunFolder) -> tuple[str, list[dict[str, Any]]]:
     """(setting, queries) with, for each query, the ranking of every init of that setting below each other.
 
-    The setting is the first of usl, uda, supervised that has rankings.
+    The setting with the most rankings; of equals the one with the fewest labels.
     """
-    for setting in (*reversed(SETTINGS), ""):
-        runs = [one for one in folder.members if one.program in ("finetune", "evaluate") and one.setting == setting
-                and not (folder.is_pipeline and one.name.startswith("proxy/"))]
-        runs = sorted(runs, key=lambda one: (INITS.index(one.init) if one.init in INITS else len(INITS), one.name))[:MOST_MODELS]
-        rankings = {one: found for one in runs if (found := _rankings(one, folder.notes))}
-        if rankings:
-            return setting, _gallery(folder, rankings)
-    return "", []
+    rankings: dict[str, dict[Member, dict[str, dict[str, Any]]]] = {}
+    for setting in reversed(SETTINGS):
+        found = {one: _rankings(one, folder.notes) for one in _tuned(folder, setting)}
+        rankings[setting] = {one: entries for one, entries in found.items() if entries}
+    chosen = max(rankings, key=lambda setting: len(rankings[setting]))  # the first of equals
+    return (chosen, _gallery(folder, rankings[chosen])) if rankings[chosen] else ("", [])
+
+
+def _tuned(folder: RunFolder, setting: str) -> list[Member]:
+    """The fine-tuning runs of a setting but for the proxy, by where they started."""
+    runs = [one for one in folder.of("finetune") if one.setting == setting and not one.name.startswith("proxy/")]
+    return sorted(runs, key=lambda one: (INITS.index(one.init) if one.init in INITS else len(INITS), one.name))[:MOST_MODELS]
 
 
 def _rankings(member: Member, notes: list[str]) -> dict[str, dict[str, Any]]:
@@ -100,7 +104,8 @@ def _gallery(folder: RunFolder, rankings: dict[Member, dict[str, dict[str, Any]]
     for query, own in entries.items():
         strips = []
         for one, entry in own:
-            matches = [Match(key, small.get(key), bool(right)) for key, right in zip(entry["matches"], entry["correct"], strict=True)]
+            pairs = zip(entry["matches"], entry["correct"], strict=True)
+            matches = [Match(key, small.get(key), bool(right)) for key, right in pairs]
             strips.append({"label": one.init, "right": sum(match.correct for match in matches), "of": len(matches),
                            "strip": Markup(ranking_strip(matches))})
         shown.append({"key": query, "image": data_uri(small[query]) if query in small else "", "strips": strips})
@@ -110,10 +115,7 @@ def _gallery(folder: RunFolder, rankings: dict[Member, dict[str, dict[str, Any]]
 def attention_models(folder: RunFolder, setting: str) -> tuple[list[tuple[str, LoadedModel]], dict[str, str]]:
     """((label, model) of those worth looking at, hashes of the pre-trained weights by run)."""
     models, hashes = [], {}
-    for one in folder.members:
-        chosen = one.program == "pretrain" or (one.program == "finetune" and one.setting == setting and not one.name.startswith("proxy/"))
-        if not chosen or one.summary is None:
-            continue
+    for one in filter(lambda run: run.summary is not None, [*folder.of("pretrain")[:MOST_MODELS], *_tuned(folder, setting)]):
         try:
             model = load_model(one.location.uri, folder.location.config)
         except (UserError, StorageError) as error:
@@ -124,8 +126,7 @@ def attention_models(folder: RunFolder, setting: str) -> tuple[list[tuple[str, L
             models.append((f"pre-trained, {one.short_name}", model))
         else:
             models.append((f"{setting_title(one.setting)} from {one.init}", model))
-    models.sort(key=lambda pair: not pair[0].startswith("pre-trained"))
-    return models[:MOST_MODELS], hashes
+    return models, hashes
 
 
 def attention_maps(folder: RunFolder, models: list[tuple[str, LoadedModel]]) -> dict[str, Any] | None:
@@ -143,7 +144,8 @@ def attention_maps(folder: RunFolder, models: list[tuple[str, LoadedModel]]) -> 
         return None
     rows = [(label, [data_uri(encode(overlay)) for overlay in _overlays(model, [images[key] for key in chosen])])
             for label, model in models]
-    return {"role": data.role, "keys": chosen, "rows": rows, "images": [_picture(images[key], ATTENTION_HEIGHT) for key in chosen]}
+    thumbnails = [_picture(images[key], ATTENTION_HEIGHT) for key in chosen]
+    return {"role": data.role, "keys": chosen, "rows": rows, "images": thumbnails}
 
 
 @torch.inference_mode()

@@ -7,18 +7,16 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from platform.engine.report.folder import DataSet, Member, RunFolder
+from platform.engine.report.folder import INITS, SETTINGS, DataSet, Member, RunFolder
 from platform.engine.shards import read_rows
 from platform.engine.storage import StorageError
 
-SETTINGS = ("supervised", "uda", "usl")
 TITLES = {"supervised": "Supervised", "uda": "UDA", "usl": "USL"}
 SHARES = ("mAP", "rank1", "rank5", "rank10", "mINP")
-INITS = ("random", "full", "selected")
 
 
 def setting_title(setting: str) -> str:
-    return TITLES.get(setting, setting or "Evaluation")
+    return TITLES.get(setting, setting)
 
 
 @dataclass
@@ -41,7 +39,7 @@ class ResultRow:
 def result_rows(folder: RunFolder) -> list[ResultRow]:
     """Every judged run, by setting and init; the proxies' own results are not results of the study."""
     rows = [_row(one.setting, one.init, one.name, one.summary) for one in folder.members
-            if one.program in ("finetune", "evaluate") and one.summary and "mAP" in one.summary
+            if one.program == "finetune" and one.summary and "mAP" in one.summary
             and not one.name.startswith("proxy/")]
     known = {(row.setting, row.init) for row in rows}
     rows += [_row(entry["setting"], entry["init"], RESULTS_ONLY, entry) for entry in folder.results.get("finetune") or []
@@ -107,7 +105,8 @@ def _data_row(role: str, data: DataSet) -> DataRow:
     sizes, counts = np.unique(np.stack([table["height"].to_numpy(), table["width"].to_numpy()]), axis=1, return_counts=True)
     height, width = sizes[:, counts.argmax()]
     size = f"{height} × {width}" + ("" if len(counts) == 1 else " (most common)")
-    splits = ", ".join(f"{name} {count:,}" for name, count in data.manifest.splits.items())
+    order = sorted(data.manifest.splits.items(), key=lambda item: _place(item[0], ("train", "query", "gallery")))
+    splits = ", ".join(f"{name} {count:,}" for name, count in order)
     return DataRow(role, str(data.manifest.source.get("kind", "unknown")), data.manifest.num_rows, splits,
                    len(np.unique(pids[pids >= 0])), len(np.unique(cameras[cameras >= 0])), size,
                    data.manifest.num_rejected, data.manifest.checksum[:12])
@@ -125,19 +124,19 @@ def provenance_rows(folder: RunFolder, hashes: dict[str, str]) -> list[dict[str,
     """What a number depends on, for every run that has a model. `hashes`: weights by run name, where computed here."""
     rows = []
     for one in folder.members:
-        if one.program not in ("pretrain", "finetune", "evaluate"):
+        if one.program not in ("pretrain", "finetune"):
             continue
         summary = one.summary or {}
-        model = one.config.get("model") or {}
-        size = summary.get("image_size") or model.get("image_size") or []
-        seed = one.config.get("seed", (one.config.get("stream") or {}).get("seed", ""))
+        size = summary.get("image_size") or one.setting_of("model", "image_size") or []
+        seed = one.setting_of("stream", "seed") if one.program == "pretrain" else one.setting_of("seed")
         role = "pretrain" if one.program == "pretrain" else "target"
         data = folder.data.get(role)
         rows.append({
-            "run": one.name, "program": one.program, "seed": str(seed), "image_size": " × ".join(map(str, size)),
+            "run": one.name, "seed": "" if seed is None else str(seed), "image_size": " × ".join(map(str, size)),
             "neck": {"before": "before the neck", "after": "after the neck"}.get(str(summary.get("neck", "")), ""),
             "reranking": _reranking(one), "split": _split(one), "data": data.manifest.checksum[:12] if data else "not read",
-            "weights": str(summary.get("weights") or hashes.get(one.name, "")), "state": "finished" if summary else "not finished",
+            "weights": str(summary.get("weights") or hashes.get(one.name, "")),
+            "state": "finished" if summary else "not finished",
         })
     return rows
 
@@ -150,7 +149,7 @@ def _reranking(member: Member) -> str:
 
 def _split(member: Member) -> str:
     if member.program == "pretrain":
-        return "selected images" if (member.config.get("data") or {}).get("selection") else "all images"
+        return "selected images" if member.setting_of("data", "selection") else "all images"
     summary = member.summary or {}
     return f"{summary['queries']:,} queries, {summary['gallery']:,} gallery" if "queries" in summary else ""
 

@@ -25,9 +25,9 @@ STEPS, CUT, MICRO_BATCHES, MICRO = 6, 3, 4, 3
 DeepSpeed = zero.DeepSpeedConfig
 SETTINGS = {
     **{f"zero{stage}-adamw": (DeepSpeed(zero_stage=stage, clip=0.5), "adamw") for stage in range(4)},
-    **{f"zero{stage}-sgd": (DeepSpeed(zero_stage=stage, clip=0.5), "sgd") for stage in (0, 2, 3)},
+    **{f"zero{stage}-sgd": (DeepSpeed(zero_stage=stage, clip=0.5), "sgd") for stage in (0, 3)},
     "zero0-adamw-per-tensor": (DeepSpeed(zero_stage=0, clip=0.2, clip_per_tensor=True), "adamw"),
-    **{f"zero{stage}-adamw-bf16": (DeepSpeed(zero_stage=stage, clip=0.5, precision="bf16"), "adamw") for stage in (0, 1, 3)},
+    **{f"zero{stage}-adamw-bf16": (DeepSpeed(zero_stage=stage, clip=0.5, precision="bf16"), "adamw") for stage in (1, 3)},
 }
 
 

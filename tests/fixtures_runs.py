@@ -1,0 +1,60 @@
+"""A tiny backbone and models fine-tuned from it, made once a session; what the tests of the programs share."""
+
+from pathlib import Path
+
+import pytest
+
+from platform.engine.storage import Location, open_storage
+from reidssl.data.synthetic import SyntheticConfig
+from reidssl.models.checkpoints import save_model
+from reidssl.models.vit import VitConfig, build_vit
+from tests.fixtures_shards import write_data_set
+
+TINY_VIT = VitConfig(width=32, depth=2, heads=2, patch_size=16, image_size=(64, 32), stem_width=8)
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+# Small batches of everybody, a few seconds a run.
+TINY_FINETUNE = [
+    "augment.image_size=[64,32]", "augment.pad=2", "augment.erasing=0.2", "scaling.threads=1", "scaling.max_failures=0",
+    "supervised.epochs=3", "supervised.optimizer=adamw", "supervised.learning_rate=1e-3", "supervised.warmup_epochs=0",
+    "supervised.batch.identities=3", "supervised.batch.instances=2",
+    "unsupervised.epochs=2", "unsupervised.iterations=3", "unsupervised.batch.identities=4", "unsupervised.batch.instances=2",
+    "unsupervised.cluster.k1=6", "unsupervised.cluster.k2=2", "unsupervised.cluster.eps=0.7",
+    "unsupervised.cluster.min_samples=2",
+]
+FITTING = ["supervised.epochs=30", "supervised.learning_rate=3e-3", "supervised.drop_path=0", "augment.erasing=0",
+           "supervised.batch.identities=6", "supervised.batch.instances=3"]
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory) -> Path:
+    """Folder like a pre-training run's, with a backbone of random weights."""
+    folder = tmp_path_factory.mktemp("backbone")
+    save_model(build_vit(TINY_VIT, seed=3), {"kind": "backbone", **IMAGENET}, folder / "backbone.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_source(tmp_path_factory) -> Location:
+    """A labelled source set for UDA: 10 people in 3 cameras, 64 x 32."""
+    location = open_storage(str(tmp_path_factory.mktemp("data") / "source"))
+    config = SyntheticConfig(image_size=(64, 32), source_identities=10, source_cameras=3, cameras_per_identity=3,
+                             images_per_camera=2)
+    write_data_set(location, config, "source", [60], row_group_rows=16)
+    return location
+
+
+def finetune_config(target: Location, output, *overrides: str):
+    """The configuration of a tiny fine-tuning, composed as the command line does."""
+    from platform.engine.config import load_config
+    from platform.finetune import FinetuneConfig
+
+    return load_config(FinetuneConfig, "finetune", [f"target={target.uri}", f"output={output}", *TINY_FINETUNE, *overrides])
+
+
+@pytest.fixture(scope="session")
+def supervised_run(tmp_path_factory, ray_session, tiny_backbone, tiny_labelled) -> tuple[Path, dict]:
+    """A supervised fine-tuning of the tiny backbone, long enough to fit: (its folder, its summary)."""
+    from platform.finetune import main
+
+    output = tmp_path_factory.mktemp("runs") / "supervised"
+    return output, main(finetune_config(tiny_labelled, output, f"init={tiny_backbone}", *FITTING))

@@ -1,0 +1,190 @@
+"""Configuration: what is composed, what is refused, and in which words."""
+
+import importlib
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from platform.__main__ import programs
+from platform.engine import config as configuration
+from platform.engine.config import CONFIG_FOLDER, ConfigError, help_text, load_config, to_dataclass, to_plain
+from platform.finetune import FinetuneConfig
+from platform.pretrain import PretrainConfig
+
+ROOT = Path(__file__).resolve().parents[3]
+EXPERIMENTS = sorted(path.stem for path in (CONFIG_FOLDER / "experiment").glob("*.yaml"))
+
+
+def schema_of(program: str) -> type:
+    return get_type_hints(importlib.import_module(f"platform.{program}").main)["config"]
+
+
+# ---- composing
+
+
+def test_defaults_groups_and_overrides():
+    config = load_config(PretrainConfig, "pretrain", ["model=vit_base", "stream.micro_batch=16", "deepspeed=zero3",
+                                                      "deepspeed.clip=1.5", "output=s3://b/x"])
+    assert (config.model.width, config.model.stem) == (768, "patch")
+    assert config.stream.micro_batch == 16 and config.deepspeed.zero_stage == 3 and config.deepspeed.clip == 1.5
+    assert config.output == "s3://b/x"
+    assert config.augment.global_size == config.model.image_size == (256, 128)  # an interpolation in the file
+
+
+def test_tuples_are_tuples_at_every_depth():
+    config = load_config(PretrainConfig, "pretrain", ["model.image_size=[64,32]", "augment.local_scale=[0.1,0.3]"])
+    assert config.model.image_size == (64, 32) and isinstance(config.model.image_size, tuple)
+    assert config.augment.global_size == (64, 32) and isinstance(config.augment.global_size, tuple)
+    assert config.augment.local_scale == (0.1, 0.3) and isinstance(config.augment.mean, list)
+
+
+def test_nothing_leaks_from_one_composition_to_the_next():
+    before = load_config(PretrainConfig, "pretrain")
+    load_config(FinetuneConfig, "finetune", ["seed=5"])
+    load_config(PretrainConfig, "pretrain", ["model=vit_base", "stream.seed=9"])
+    assert load_config(PretrainConfig, "pretrain") == before
+
+
+def test_plain_and_back():
+    config = load_config(PretrainConfig, "pretrain", ["model.image_size=[64,32]"])
+    plain = to_plain(config)
+    assert plain["model"]["image_size"] == [64, 32]
+    assert to_dataclass(PretrainConfig, plain) == config
+
+
+@pytest.mark.parametrize("program", sorted(programs()))
+def test_every_program_composes(program):
+    """Its file and every choice of every group that it has."""
+    schema = schema_of(program)
+    composed = load_config(schema, program)
+    assert isinstance(composed, schema)
+    names = {part.name for part in fields(schema)}
+    for group in sorted(path.name for path in CONFIG_FOLDER.iterdir() if path.is_dir()):
+        defaults = yaml.safe_load((CONFIG_FOLDER / f"{program}.yaml").read_text())["defaults"]
+        if group in names and any(isinstance(entry, dict) and group in entry for entry in defaults):
+            for choice in (CONFIG_FOLDER / group).glob("*.yaml"):
+                assert load_config(schema, program, [f"{group}={choice.stem}"])
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_for_the_program_it_names(experiment):
+    text = (CONFIG_FOLDER / "experiment" / f"{experiment}.yaml").read_text()
+    named = [program for program in programs() if f"platform.{program}" in text]
+    if not named:  # built on another experiment, which names it
+        base = next(entry for entry in yaml.safe_load(text)["defaults"] if isinstance(entry, str))
+        inherited = (CONFIG_FOLDER / "experiment" / f"{base}.yaml").read_text()
+        named = [program for program in programs() if f"platform.{program}" in inherited]
+    assert named, "an experiment shows its own command line"
+    for program in named:
+        schema = schema_of(program)
+        config = load_config(schema, program, [f"experiment={experiment}"])
+        assert to_plain(config) != to_plain(load_config(schema, program)), "changes nothing"
+
+
+def test_experiments_exist():
+    assert EXPERIMENTS
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("stream.micro_bacth=3", r"there is no key 'stream\.micro_bacth'; did you mean stream\.micro_batch"),
+    ("outptu=x", r"there is no key 'outptu'; did you mean output"),
+    ("modell.width=3", r"there is no key 'modell.*did you mean model"),
+    ("+stream.extra=3", r"there is no key 'stream\.extra'"),
+    ("+extra=3", r"there is no key 'extra'"),
+    ("++model.extra.deep=3", r"there is no key 'model\.extra'"),
+    ("stream.micro_batch=many", r"stream\.micro_batch: .*'many'"),
+    ("stream.micro_batch=1.5", r"stream\.micro_batch"),
+    ("probe.every_steps=null", r"probe\.every_steps"),
+    ("model.image_size=[64]", r"image_size"),
+    ("model.image_size=[64,32,16]", r"image_size"),
+    ("model.image_size=big", r"image_size"),
+    ("stream=5", r"stream"),
+    ("stream.micro_batch=0", r"configuration: stream: micro_batch must be at least 1: got 0"),
+    ("model.drop_path=1.5", r"configuration: model: drop_path must be in \[0, 1\): got 1\.5"),
+    ("model=vit_huge", r"(?s)vit_huge.*vit_base"),
+    ("experiment=nothing", r"nothing"),
+    ("stream.micro_batch", r"stream\.micro_batch"),
+    ("model.width=${nowhere}", r"nowhere"),
+])
+def test_refused_with_the_key_in_the_message(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(PretrainConfig, "pretrain", [override])
+
+
+@dataclass(kw_only=True)
+class LeafConfig:
+    size: tuple[int, int] = (1, 2)
+    names: list[str] = field(default_factory=lambda: ["a"])
+    """What they
+    are called."""
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.size[0] < 1:
+            raise ValueError(f"size must be positive: got {self.size}")
+
+
+@dataclass(kw_only=True)
+class RootConfig:
+    leaf: LeafConfig = field(default_factory=LeafConfig)
+    on: bool = False
+
+
+def test_mappings_are_checked_like_files():
+    built = to_dataclass(RootConfig, {"leaf": {"size": [3, 4], "limit": 5}, "on": True})
+    assert built == RootConfig(leaf=LeafConfig(size=(3, 4), limit=5), on=True)
+    assert to_dataclass(RootConfig, OmegaConf.create({"on": "yes"})).on is True
+    for values, message in [({"leaf": {"sise": [1, 2]}}, r"no key 'leaf\.sise'; did you mean leaf\.size"),
+                            ({"leaf": {"size": [0, 1]}}, r"leaf: size must be positive: got [(\[]0, 1"),
+                            ({"on": "perhaps"}, r"on: .*perhaps")]:
+        with pytest.raises(ConfigError, match=message):
+            to_dataclass(RootConfig, values)
+
+
+# ---- help and the edge of a program
+
+
+def test_help_lists_every_option_with_default_and_meaning():
+    text = help_text(RootConfig, "x", "What it does.\n\nMore.")
+    assert text.startswith("What it does.")
+    assert "leaf.names=['a']" in text and "What they are called." in text and "on=False" in text
+    text = help_text(PretrainConfig, "pretrain", None)
+    for key in leaves(asdict(PretrainConfig())):
+        assert f"  {key}=" in text, key
+
+
+def leaves(values: dict, prefix: str = ""):
+    for key, value in values.items():
+        yield from leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+
+
+@pytest.mark.parametrize("program", sorted(programs()))
+def test_every_option_of_every_program_says_what_it_means(program):
+    silent = [key for key, meaning in configuration._options(schema_of(program)) if not meaning]
+    assert silent == []
+
+
+@pytest.mark.parametrize("program", sorted(programs()))
+def test_schemas_hold_only_what_omegaconf_checks(program):
+    def check(schema: type) -> None:
+        assert OmegaConf.structured(schema) is not None
+        for name, hint in get_type_hints(schema).items():
+            check(hint) if is_dataclass(hint) else None
+            assert hint is not dict, name
+
+    check(schema_of(program))
+
+
+def test_a_users_mistake_ends_with_its_text_and_status_2():
+    ended = subprocess.run([sys.executable, "-m", "platform.select", "fractoin=0.5"], cwd=ROOT, text=True, capture_output=True)
+    assert ended.returncode == 2 and ended.stdout == ""
+    assert ended.stderr.strip() == "error: configuration: there is no key 'fractoin'; did you mean fraction?"

@@ -1,0 +1,74 @@
+"""Run folders: created, continued, complete, refused."""
+
+import json
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from platform.engine.errors import UserError
+from platform.engine.runs import environment, open_run
+from platform.engine.storage import StorageConfig
+from platform.engine.training import ScalingConfig
+
+
+@dataclass(kw_only=True)
+class InnerConfig:
+    size: tuple[int, int] = (4, 2)
+    rate: float = 0.5
+
+
+@dataclass(kw_only=True)
+class OuterConfig:
+    output: str = ""
+    inner: InnerConfig = field(default_factory=InnerConfig)
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request, tmp_path):
+    """(output, storage configuration)"""
+    if request.param == "local":
+        return str(tmp_path / "run"), StorageConfig()
+    server = request.getfixturevalue("s3")
+    return f"{server.uri}/run", StorageConfig(endpoint_url=server.endpoint_url)
+
+
+def test_new_continued_complete(place):
+    output, storage = place
+    run = open_run("pretrain", output, OuterConfig(output=output), storage)
+    stored = (run.location / "config.json").read_json()
+    assert stored["program"] == "pretrain" and stored["config"]["inner"] == {"size": [4, 2], "rate": 0.5}
+    assert stored["environment"] == environment()
+    assert run.summary is None
+    again = open_run("pretrain", output, OuterConfig(output=output), storage)
+    assert again == run and again.summary is None
+    again.finish({"mAP": 0.5})
+    assert run.summary == {"program": "pretrain", "environment": environment(), "mAP": 0.5}
+
+
+def test_another_configuration_is_refused_with_the_differences(place):
+    output, storage = place
+    open_run("pretrain", output, OuterConfig(), storage)
+    changed = OuterConfig(inner=InnerConfig(size=(8, 2), rate=0.25))
+    with pytest.raises(UserError, match=r"(?s)another configuration:\n  inner\.rate: 0\.5 -> 0\.25\n"
+                                        r"  inner\.size: \[4, 2\] -> \[8, 2\]\nChoose another output"):
+        open_run("pretrain", output, changed, storage)
+
+
+def test_how_a_run_is_carried_out_may_change(tmp_path):
+    config = OuterConfig(output="a/../run")
+    open_run("pretrain", str(tmp_path), config, StorageConfig())
+    open_run("pretrain", str(tmp_path), replace(config, output="run", scaling=ScalingConfig(workers=5)), StorageConfig())
+    with pytest.raises(UserError, match=r"scaling\.workers: 1 -> 5"):
+        open_run("pretrain", str(tmp_path), replace(config, scaling=ScalingConfig(workers=5)), StorageConfig(), volatile=())
+
+
+def test_output_is_needed():
+    with pytest.raises(UserError, match="output is empty"):
+        open_run("pretrain", "", OuterConfig(), StorageConfig())
+
+
+def test_environment_names_what_results_depend_on():
+    found = environment()
+    assert {"python", "code", "torch", "ray", "deepspeed", "timm"} <= found.keys()
+    json.dumps(found)

@@ -1,0 +1,45 @@
+"""Where metrics go."""
+
+import pytest
+
+from platform.engine.storage import open_storage
+from platform.engine.tracking import Tracker, TrackingConfig, format_row, read_metrics
+
+
+def test_rows_are_published_and_continued_up_to_the_checkpoint(tmp_path):
+    root = open_storage(str(tmp_path))
+    assert read_metrics(root) == []
+    tracker = Tracker(root, TrackingConfig(), labels="run")
+    for position in (10, 20, 30):
+        tracker.add(position, {"loss": position / 7, "probe_mAP": 0.1})
+    assert read_metrics(root) == []  # nothing half-written is ever there
+    tracker.publish()
+    rows = read_metrics(root)
+    assert [row["position"] for row in rows] == [10, 20, 30] and rows[0]["loss"] == 10 / 7 and rows[0]["time"] > 0
+    again = Tracker(root, TrackingConfig(), resume_position=20)
+    again.add(30, {"loss": 1.0})
+    again.publish()
+    assert [(row["position"], row["loss"]) for row in read_metrics(root)] == [(10, 10 / 7), (20, 20 / 7), (30, 1.0)]
+    fresh = Tracker(root, TrackingConfig())
+    assert fresh.rows == []  # started over: the old log belongs to nothing
+
+
+def test_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tracker = Tracker(open_storage(str(tmp_path / "run")), TrackingConfig(tensorboard=str(tmp_path / "events")))
+    tracker.add(5, {"loss": 0.25})
+    tracker.publish()
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(5, 0.25)]
+
+
+def test_a_row_for_the_terminal():
+    row = {"loss": 6.2134567, "learning_rate": 0.0005, "images_per_second": 1234.5, "teacher_entropy": 2.0}
+    assert format_row(row) == "loss 6.213  lr 5.00e-04  1,234 images/s  teacher entropy 2"
+
+
+def test_impossible_settings():
+    with pytest.raises(ValueError, match="^every_steps must be at least 1: got 0"):
+        TrackingConfig(every_steps=0)

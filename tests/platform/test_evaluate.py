@@ -1,0 +1,82 @@
+"""Evaluation through its `main`: the table equals metrics computed in this process; bad paths are said."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from platform.engine.config import load_config
+from platform.engine.errors import UserError
+from platform.engine.images import ImageSet
+from platform.engine.models import embed_all, load_model
+from platform.engine.storage import StorageConfig, StorageError
+from platform.evaluate import EvaluateProgramConfig, main
+from reidssl.metrics.ranking import rank
+from reidssl.metrics.reranking import rank_reranked
+
+NAMES = ("mAP", "rank1", "rank5", "rank10", "mINP")
+
+
+def config_of(models, sets, *overrides: str) -> EvaluateProgramConfig:
+    return load_config(EvaluateProgramConfig, "evaluate", [
+        f"models=[{','.join(map(str, models))}]", f"test_sets=[{','.join(str(each) for each in sets)}]", "pool.actors=1",
+        "pool.batch=16", *overrides])
+
+
+def in_process(model, data) -> tuple:
+    """Arguments of the metrics, features computed here without Ray."""
+    loaded = load_model(str(model), StorageConfig())
+    query, gallery = (ImageSet(data, [split], (64, 32)) for split in ("query", "gallery"))
+    return (embed_all(loaded, query), query.pids, query.camids, embed_all(loaded, gallery), gallery.pids, gallery.camids)
+
+
+@pytest.mark.slow
+def test_a_table_of_two_models(tmp_path, ray_session, tiny_backbone, supervised_run, tiny_labelled, capsys):
+    models = [supervised_run[0], tiny_backbone]
+    rows = main(config_of(models, [tiny_labelled.uri], f"output={tmp_path}", "evaluate.reranking=true"))
+    assert [(row["model"], row["data"]) for row in rows] == [(str(model), tiny_labelled.uri) for model in models]
+    for model, row in zip(models, rows, strict=True):
+        arguments = in_process(model, tiny_labelled)
+        expected, reranked = rank(*arguments), rank_reranked(*arguments)
+        assert [row[name] for name in NAMES] == pytest.approx([getattr(expected, name) for name in NAMES], abs=1e-6)
+        assert row["reranked"] == pytest.approx({"mAP": reranked.mAP, "rank1": reranked.rank1}, abs=1e-6)
+        assert row["queries"] == row["gallery"] == 18 and row["image_size"] == [64, 32]
+    # The number that fine-tuning itself reported, from features that its workers computed.
+    summary = supervised_run[1]
+    assert [rows[0][name] for name in NAMES] == pytest.approx([summary[name] for name in NAMES], abs=1e-6)
+    assert rows[0]["weights"] == summary["weights"] != rows[1]["weights"]
+    stored = json.loads((tmp_path / "evaluation.json").read_text())
+    assert [{name: row[name] for name in NAMES} for row in stored] == [{name: row[name] for name in NAMES} for row in rows]
+    assert stored[0]["rankings"] == json.loads((supervised_run[0] / "rankings.json").read_text())
+    printed = capsys.readouterr().out
+    for row in rows:
+        assert f"{100 * row['mAP']:7.1f}  {100 * row['rank1']:7.1f}" in printed
+    assert printed.count("re-ranked") == 2
+
+
+def test_metrics_of_the_protocol_by_hand(tiny_labelled, supervised_run):
+    """mAP from its definition, query by query: what the table rests on."""
+    query, qp, qc, gallery, gp, gc = in_process(supervised_run[0], tiny_labelled)
+    precisions = []
+    for row in range(len(query)):
+        kept = ~((gp == qp[row]) & (gc == qc[row]))  # same identity and camera: junk
+        order = np.argsort(-(query[row] @ gallery[torch.from_numpy(kept)].T).numpy(), kind="stable")
+        hits = (gp[kept] == qp[row])[order]
+        places = np.flatnonzero(hits) + 1
+        precisions.append(np.mean(np.arange(1, len(places) + 1) / places))
+    assert supervised_run[1]["mAP"] == pytest.approx(np.mean(precisions), abs=1e-6)
+
+
+def test_bad_paths(tmp_path, tiny_backbone, tiny_labelled):
+    with pytest.raises(UserError, match=r"there is no model at .*nowhere"):
+        main(config_of([tmp_path / "nowhere"], [tiny_labelled.uri]))
+    with pytest.raises(StorageError, match=r"there is no data set at .*empty"):
+        main(config_of([tiny_backbone], [tmp_path / "empty"]))
+    with pytest.raises(UserError, match=r"nothing to evaluate: give models=.* and test_sets="):
+        main(config_of([], [tiny_labelled.uri]))
+
+
+def test_a_set_without_query_and_gallery(ray_session, tiny_backbone, tiny_shards):
+    with pytest.raises(UserError, match=r"has no images of split query; its manifest.json lists the splits it has"):
+        main(config_of([tiny_backbone], [tiny_shards.uri]))

@@ -1,0 +1,251 @@
+"""Fine-tuning through its `main`, as a user runs it: three settings, more workers, killed and continued, refused."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from platform.engine.config import ConfigError
+from platform.engine.errors import UserError
+from platform.engine.shards import read_manifest, write_manifest, write_shard
+from platform.engine.storage import StorageError, open_storage
+from platform.engine.tracking import read_metrics
+from platform.finetune import check_world_size, grouped, main
+from reidssl.models.checkpoints import load_reid, weights_hash
+from tests.fixtures_runs import FITTING, TINY_FINETUNE, finetune_config
+
+ROOT = Path(__file__).resolve().parents[2]
+CHANCE_MAP = 0.25  # two of 17 gallery images are right: random rankings have an mAP of 0.2 and a little
+
+
+def rows_of(output) -> list[dict]:
+    return read_metrics(open_storage(str(output)))
+
+
+def losses(output) -> list[tuple]:
+    return [(row["position"], row["loss"]) for row in rows_of(output) if "loss" in row]
+
+
+# ---- what the settings do
+
+
+def test_supervised_learns_and_leaves_its_results(supervised_run, tiny_labelled):
+    output, summary = supervised_run
+    rows = rows_of(output)
+    assert [row["epoch"] for row in rows] == list(range(1, 31))
+    assert rows[-1]["accuracy"] > 0.9 and rows[0]["accuracy"] < 0.6  # of 6 identities, randomly cropped
+    assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
+    assert summary["mAP"] > CHANCE_MAP and 0 < summary["mINP"] <= summary["mAP"] <= 1
+    assert summary["rank1"] <= summary["rank5"] <= summary["rank10"] <= 1
+    assert summary["queries"] == summary["gallery"] == 18
+    assert (summary["setting"], summary["neck"], summary["clusters"]) == ("supervised", "before", None)
+    model = load_reid(output / "model.safetensors")
+    assert weights_hash(model).startswith(summary["weights"]) and model.num_classes == 6
+    rankings = json.loads((output / "rankings.json").read_text())
+    assert len(rankings) == 8 and all(len(row["matches"]) == len(row["correct"]) == 10 for row in rankings)
+
+
+def test_a_complete_run_is_not_done_again(supervised_run, tiny_backbone, tiny_labelled, capsys):
+    output, summary = supervised_run
+    before = (output / "model.safetensors").stat().st_mtime_ns
+    assert main(finetune_config(tiny_labelled, output, f"init={tiny_backbone}", *FITTING)) == summary
+    assert "is complete already" in capsys.readouterr().out
+    assert (output / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_another_configuration_is_refused(supervised_run, tiny_backbone, tiny_labelled):
+    with pytest.raises(UserError, match=r"(?s)another configuration:\n  seed: 0 -> 1\n"):
+        main(finetune_config(tiny_labelled, supervised_run[0], f"init={tiny_backbone}", *FITTING, "seed=1"))
+
+
+def test_usl_clusters_and_learns_from_the_clusters(tmp_path, ray_session, tiny_backbone, tiny_labelled):
+    output = tmp_path / "usl"
+    summary = main(finetune_config(tiny_labelled, output, "setting=usl", f"init={tiny_backbone}", "evaluate_every=2"))
+    rows = rows_of(output)
+    assert [row["epoch"] for row in rows] == [1, 2] and all(row["phase"] == 0 for row in rows)
+    for row in rows:
+        assert 2 <= row["clusters"] <= 18 and 0 <= row["outliers"] < 36 and row["contrast"] == row["loss"] > 0
+        assert -1 <= row["adjusted_rand_index"] <= 1 and row["cluster_seconds"] > 0
+    assert "mAP" not in rows[0] and rows[1]["mAP"] == summary["mAP"] and rows[1]["rank1"] == summary["rank1"]
+    assert summary["clusters"] == rows[-1]["clusters"] and summary["neck"] == "after"
+    assert load_reid(output / "model.safetensors").num_classes == 0
+
+
+def test_fewer_than_two_clusters_change_nothing_and_are_said(tmp_path, ray_session, tiny_backbone, tiny_labelled, capsys):
+    """Before the optimiser has taken any step, too: the checkpoint of such an epoch must be written and read."""
+    output = tmp_path / "usl"
+    overrides = ["setting=usl", f"init={tiny_backbone}", "unsupervised.cluster.min_samples=37"]
+    summary = main(finetune_config(tiny_labelled, output, *overrides))
+    said = capsys.readouterr().out
+    assert said.count("fewer than two clusters") == 2 and "unsupervised.cluster.eps" in said
+    assert [row["clusters"] for row in rows_of(output)] == [0, 0] and losses(output) == []
+    assert summary["clusters"] == 0 and 0 < summary["mAP"] <= 1
+    after = load_reid(output / "model.safetensors").backbone.state_dict()
+    before = torch.load(_state_of(tiny_backbone, tmp_path), weights_only=True)
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in after)
+    # The last checkpoint, of an engine that has taken no step, can be continued from.
+    (output / "summary.json").unlink()
+    again = main(finetune_config(tiny_labelled, output, *overrides))
+    assert again["weights"] == summary["weights"] and "continuing after" in capsys.readouterr().out
+
+
+def _state_of(folder: Path, tmp_path: Path) -> Path:
+    from reidssl.models.checkpoints import load_vit
+
+    torch.save(load_vit(folder / "backbone.safetensors").state_dict(), tmp_path / "state.pt")
+    return tmp_path / "state.pt"
+
+
+def test_the_image_size_of_the_backbone_can_change(tmp_path, ray_session, tiny_backbone, tiny_labelled, capsys):
+    summary = main(finetune_config(tiny_labelled, tmp_path / "run", f"init={tiny_backbone}", "supervised.epochs=1",
+                                   "augment.image_size=[96,32]"))
+    assert summary["image_size"] == [96, 32]
+    assert "trained on (64, 32) images; its position embeddings are resized" in capsys.readouterr().out
+
+
+# ---- the same numbers however it is carried out
+
+
+@pytest.mark.slow
+def test_two_workers_give_the_same_losses_as_one(tmp_path, ray_session, tiny_backbone, tiny_labelled):
+    for setting in ("supervised", "usl"):
+        outputs = [tmp_path / f"{setting}-{workers}" for workers in (1, 2)]
+        for workers, output in enumerate(outputs, 1):
+            main(finetune_config(tiny_labelled, output, f"setting={setting}", f"init={tiny_backbone}", "supervised.epochs=2",
+                                 "supervised.batch.micro_batches_per_step=2", "unsupervised.batch.micro_batches_per_step=2",
+                                 f"scaling.workers={workers}"))
+        one, two = map(losses, outputs)
+        assert len(one) == 2 and [place for place, _ in one] == [place for place, _ in two]
+        assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=1e-4)
+        one, two = (rows_of(output) for output in outputs)
+        assert [row.get("clusters") for row in one] == [row.get("clusters") for row in two]
+
+
+def start(overrides: list[str], log) -> subprocess.Popen:
+    """The command a user types, in a process group of its own."""
+    return subprocess.Popen([sys.executable, "-m", "platform.finetune", *overrides, "runtime.object_store_gib=0.2"], cwd=ROOT,
+                            stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                            env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": ""})
+
+
+def kill(process: subprocess.Popen) -> None:
+    """At once, with its Ray."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for member in family:
+        if member.is_running():
+            member.kill()
+    psutil.wait_procs(family, timeout=30)
+
+
+@pytest.mark.slow
+def test_uda_killed_in_its_second_phase_and_continued(tmp_path, ray_session, tiny_backbone, tiny_labelled, tiny_source):
+    """Equal to an uninterrupted run, in which the second phase follows the first in the same process."""
+    overrides = ["setting=uda", f"init={tiny_backbone}", f"source={tiny_source.uri}", "supervised.drop_path=0.1",
+                 "unsupervised.epochs=4", "unsupervised.drop_path=0.3"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    expected = main(finetune_config(tiny_labelled, whole, *overrides))
+    command = [f"target={tiny_labelled.uri}", f"output={killed}", *TINY_FINETUNE, *overrides]
+    log = tmp_path / "first.log"
+    with log.open("wb") as stream:
+        process = start(command, stream)
+        try:
+            deadline = time.monotonic() + 150
+            while not list(killed.glob("checkpoints/position-0000020000*/manifest.json")):  # phase 2 has an epoch
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+                time.sleep(0.02)
+        finally:
+            kill(process)
+    assert not (killed / "summary.json").exists()
+    found = main(finetune_config(tiny_labelled, killed, *overrides))
+    rows = rows_of(killed)
+    assert [(row["phase"], row["epoch"]) for row in rows] == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3), (1, 4)]
+    assert losses(killed) == [(place, pytest.approx(loss, rel=1e-4)) for place, loss in losses(whole)]
+    assert [row.get("clusters") for row in rows] == [row.get("clusters") for row in rows_of(whole)]
+    assert found["mAP"] == pytest.approx(expected["mAP"], abs=1e-3) and found["clusters"] == expected["clusters"]
+    pair = [load_reid(folder / "model.safetensors").state_dict() for folder in (whole, killed)]
+    assert all(torch.allclose(pair[0][name], pair[1][name], atol=1e-4) for name in pair[0])
+
+
+# ---- what cannot be done is said before anything starts
+
+
+def test_wrong_paths(tmp_path, tiny_labelled, tiny_backbone):
+    with pytest.raises(UserError, match=r"no model at .*nowhere: neither model.safetensors nor backbone.safetensors"):
+        main(finetune_config(tiny_labelled, tmp_path / "a", f"init={tmp_path}/nowhere"))
+    with pytest.raises(StorageError, match=r"there is no data set at .*nowhere"):
+        main(finetune_config(open_storage(str(tmp_path / "nowhere")), tmp_path / "b", f"init={tiny_backbone}"))
+    with pytest.raises(StorageError, match=r"there is no data set at .*source"):
+        main(finetune_config(tiny_labelled, tmp_path / "c", "setting=uda", f"source={tmp_path}/source"))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", b"\x80\x04cos\nsystem\n(S'true'\ntR."])
+def test_a_file_that_is_no_checkpoint(tmp_path, tiny_labelled, content):
+    (tmp_path / "weights.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"weights.pth"):
+        main(finetune_config(tiny_labelled, tmp_path / "run", f"init={tmp_path}/weights.pth"))
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path, tiny_labelled):
+    class Malicious:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    torch.save({"teacher": Malicious()}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"weights.pth"):
+        main(finetune_config(tiny_labelled, tmp_path / "run", f"init={tmp_path}/weights.pth"))
+    assert not (tmp_path / "owned").exists()
+
+
+def test_supervised_needs_labels_and_all_need_their_splits(tmp_path, ray_session, tiny_shards, tiny_labelled, tiny_backbone):
+    with pytest.raises(UserError, match=r"has no images of split query; its manifest.json lists"):
+        main(finetune_config(tiny_shards, tmp_path / "a", "setting=usl", f"init={tiny_backbone}"))
+    unlabelled = open_storage(str(tmp_path / "unlabelled"))
+    _without_labels(tiny_labelled, unlabelled)
+    with pytest.raises(UserError, match=r"has unlabelled images in split train: .*use setting=usl"):
+        main(finetune_config(unlabelled, tmp_path / "b", f"init={tiny_backbone}"))
+    with pytest.raises(UserError, match=r"has 6 micro-batches of 3 x 2 images, a step needs 7: lower supervised.batch"):
+        main(finetune_config(tiny_labelled, tmp_path / "c", f"init={tiny_backbone}", "supervised.batch.micro_batches_per_step=7"))
+
+
+def _without_labels(origin, location) -> None:
+    import pyarrow as pa
+
+    manifest = read_manifest(origin)
+    tables = [pq.read_table((origin / entry.name).path) for entry in manifest.files]
+    table = pa.concat_tables(tables)
+    train = pa.compute.equal(table["split"], "train")
+    pids = pa.compute.if_else(train, pa.scalar(-1, pa.int32()), table["pid"])
+    table = table.set_column(table.schema.get_field_index("pid"), table.schema.field("pid"), pids)
+    manifest.files = [write_shard(location, table, 16)]
+    write_manifest(location, manifest)
+
+
+def test_settings_that_contradict_each_other(tmp_path, tiny_labelled):
+    with pytest.raises(ConfigError, match=r"source must name the labelled source set for setting=uda: got ''"):
+        finetune_config(tiny_labelled, tmp_path, "setting=uda")
+    with pytest.raises(ConfigError, match=r"setting must be one of supervised, uda, usl: got 'semi'"):
+        finetune_config(tiny_labelled, tmp_path, "setting=semi")
+    with pytest.raises(ConfigError, match=r"augment.image_size must equal model.image_size \(256, 128\): got \(64, 32\)"):
+        finetune_config(tiny_labelled, tmp_path)
+    with pytest.raises(ConfigError, match=r"zero_stage must be 0, 1 or 2: got 3"):
+        finetune_config(tiny_labelled, tmp_path, "init=x", "deepspeed=zero3")
+    with pytest.raises(ConfigError, match=re.escape("there is no key 'supervised.epoch'; did you mean supervised.epochs")):
+        finetune_config(tiny_labelled, tmp_path, "init=x", "supervised.epoch=3")
+
+
+def test_whole_steps_only():
+    assert [step for step in grouped(list("abcdefg"), 3)] == [list("abc"), list("def")]
+    check_world_size(2, 4)
+    with pytest.raises(UserError, match=r"3 workers cannot share 4 micro-batches per step evenly; .*\[1, 2, 4\]"):
+        check_world_size(3, 4)

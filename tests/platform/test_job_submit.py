@@ -1,0 +1,116 @@
+"""`ray job submit --working-dir . -- python -m platform.pretrain ...` on a cluster of its own that asks for a token."""
+
+import contextlib
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from platform.engine.storage import open_storage
+from platform.engine.tracking import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+RAY = Path(sys.executable).parent / "ray"
+TINY = ["model.image_size=[64,32]", "model.width=16", "model.depth=1", "model.heads=2", "model.patch_size=16",
+        "model.stem_width=8", "objective.dino.out_dim=32", "objective.dino.hidden=16", "objective.dino.bottleneck=8",
+        "augment.local_size=[32,16]", "augment.num_local=1", "stream.micro_batch=8", "stream.micro_batches_per_step=2",
+        "length.epochs=2", "tracking.every_steps=2", "scaling.threads=1"]
+STEPS = 180 // 16  # of 90 images, twice
+OTHER_LINES = 10  # the command, what is going to happen, what Ray cannot be kept from saying: no wall of them
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running head node and the environment of those who know its token."""
+
+    environment: dict[str, str]
+
+    def ray(self, *arguments: str, timeout: int = 240, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([RAY, *arguments], cwd=ROOT, env=self.environment | environment, text=True, timeout=timeout,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """`ray start --head` with ports, folder and token of its own; at the end only its own processes are ended."""
+    folder = Path(tempfile.mkdtemp(prefix="rj"))  # short: Ray puts sockets below it, whose paths are limited
+    (folder / "token").write_text("a" * 64)
+    port, dashboard, client, agent = _free_ports(4)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
+        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"), "OMP_NUM_THREADS": "1",
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}", "PATH": f"{RAY.parent}:{os.environ['PATH']}"}
+    command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--dashboard-host=127.0.0.1",
+               f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
+               f"--temp-dir={folder}", "--num-cpus=4", f"--object-store-memory={200 << 20}", "--disable-usage-stats"]
+    with (folder / "head.log").open("wb") as log:
+        head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        running = Cluster(environment)
+        deadline = time.monotonic() + 90
+        while running.ray("job", "list").returncode:
+            assert head.poll() is None and time.monotonic() < deadline, (folder / "head.log").read_text()
+            time.sleep(1)
+        yield running
+    finally:
+        family = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
+        for signal_of in (psutil.Process.terminate, psutil.Process.kill):
+            for process in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    signal_of(process)
+            psutil.wait_procs(family, timeout=5)
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@pytest.mark.slow
+def test_a_submitted_pre_training_is_readable_and_succeeds(cluster, tiny_shards, tmp_path):
+    output = tmp_path / "run"
+    found = cluster.ray("job", "submit", "--working-dir", ".", "--submission-id", "tiny", "--", "python", "-m",
+                        "platform.pretrain", f"data.uri={tiny_shards.uri}", f"output={output}", *TINY)
+    log = found.stdout
+    assert found.returncode == 0 and re.search(r"Job 'tiny' succeeded", log), log
+    # One line an interval, with what a user wants to know.
+    lines = [line for line in log.splitlines() if re.search(r"\bstep \d+/", line)]
+    assert [int(re.search(r"step (\d+)/", line).group(1)) for line in lines] == [2, 4, 6, 8, 10, STEPS], log
+    for line in lines:
+        assert re.fullmatch(rf"\d\d:\d\d:\d\d  step \d+/{STEPS}  epoch [\d.]+  loss [\d.]+  lr [\d.e+-]+  [\d,]+ images/s  .*"
+                            r"teacher entropy [\d.]+\b.*", line), line
+    own = cluster.ray("job", "logs", "tiny").stdout  # without what submitting says
+    rest = [line for line in own.splitlines() if line.strip() and line not in lines]
+    assert len(rest) <= OTHER_LINES, "\n".join(rest)
+    ours = [line for line in rest if "(raylet)" not in line]  # remarks on a busy machine, a few at most
+    assert not re.search(r"(?i)warning|traceback|\berror\b", "\n".join(ours)), "\n".join(ours)
+    assert [row["position"] // 16 for row in read_metrics(open_storage(str(output)))] == [2, 4, 6, 8, 10, STEPS]
+    assert (output / "backbone.safetensors").exists() and (output / "summary.json").exists()
+
+
+def test_a_users_mistake_is_one_line_in_the_log_of_the_job(cluster, tmp_path):
+    found = cluster.ray("job", "submit", "--working-dir", ".", "--", "python", "-m", "platform.pretrain",
+                        f"data.uri={tmp_path}/nowhere", f"output={tmp_path}/run", *TINY)
+    assert found.returncode != 0 and "failed" in found.stdout
+    assert "error: there is no data set at" in found.stdout and "Traceback" not in found.stdout
+
+
+@pytest.mark.parametrize("token", ["b" * 64, ""])
+def test_without_the_token_nothing_is_submitted(cluster, token, tmp_path):
+    (tmp_path / "token").write_text(token)
+    found = cluster.ray("job", "submit", "--working-dir", ".", "--submission-id", "intruder", "--", "touch",
+                        str(tmp_path / "owned"), RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
+    assert found.returncode != 0 and re.search("(?i)token", found.stdout), found.stdout
+    assert not (tmp_path / "owned").exists()
+    assert "intruder" not in cluster.ray("job", "list").stdout

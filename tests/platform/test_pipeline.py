@@ -1,0 +1,116 @@
+"""The demo's pipeline at its smallest, from images to the report; again; and with stages deleted."""
+
+import json
+import shutil
+import time
+
+import pyarrow.parquet as pq
+import pytest
+
+from platform.engine.config import ConfigError, load_config
+from platform.engine.errors import UserError
+from platform.pipeline import PipelineConfig, main
+
+TINY = ["source.synthetic.num_pretrain=96", "source.synthetic.pretrain_identities=24", "source.synthetic.pretrain_scenes=8",
+        "labelled.synthetic.source_identities=8", "target.synthetic.target_identities=16", "row_group_rows=32",
+        "pretrain.model.width=32", "pretrain.model.depth=1", "pretrain.model.heads=2", "pretrain.model.patch_size=16",
+        "pretrain.model.stem_width=8", "pretrain.objective.moco_v3.hidden=32", "pretrain.objective.moco_v3.out_dim=16",
+        "pretrain.length.samples=192", "pretrain.stream.micro_batch=16", "pretrain.tracking.every_steps=2",
+        "pretrain.checkpoint.every_steps=6", "pretrain.probe.every_steps=6", "pretrain.scaling.threads=1", "cfs.proxy_samples=64",
+        "finetune.supervised.epochs=2", "finetune.supervised.batch.identities=4", "finetune.unsupervised.epochs=1",
+        "finetune.unsupervised.iterations=2", "finetune.unsupervised.cluster.k1=8", "finetune.unsupervised.cluster.eps=0.7",
+        "finetune.unsupervised.cluster.min_samples=2", "finetune.scaling.threads=1", "settings=[usl]"]
+STAGES = ["ingest-pretrain", "ingest-source", "ingest-target", "source-proxy", "target-proxy", "score", "select",
+          "pretrain-full", "pretrain-selected", "finetune-usl-random", "finetune-usl-full", "finetune-usl-selected", "report"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, ray_session):
+    """(folder, results) of one whole run."""
+    output = tmp_path_factory.mktemp("pipeline") / "run"
+    return output, main(load_config(PipelineConfig, "pipeline", [f"output={output}", *TINY]))
+
+
+def summaries(output) -> dict[str, int]:
+    """When each stage of the run was finished."""
+    return {str(file.parent.relative_to(output)): file.stat().st_mtime_ns for file in output.rglob("summary.json")
+            if file.parent != output}
+
+
+@pytest.mark.slow
+def test_all_stages_run_and_the_results_are_complete(finished):
+    output, results = finished
+    stored = json.loads((output / "results.json").read_text())
+    assert stored == json.loads(json.dumps(results))
+    assert list(stored["stages"]) == STAGES
+    assert all(stage["status"] == "complete" and stage["seconds"] >= 0 for stage in stored["stages"].values())
+    assert stored["cfs"]["total"] == 96 and stored["cfs"]["selected"] == 48 and 0 <= stored["cfs"]["auc_planted"] <= 1
+    assert stored["pretrain"]["steps"] == 12 and stored["pretrain"]["final_loss"] > 0 < stored["pretrain"]["images_per_second"]
+    assert [(row["setting"], row["init"]) for row in stored["finetune"]] == [
+        ("usl", "random"), ("usl", "full"), ("usl", "selected")]
+    for row in stored["finetune"]:
+        assert 0 < row["mAP"] <= 1 and 0 <= row["rank1"] <= row["rank5"] <= row["rank10"] <= 1 and 0 < row["mINP"] <= 1
+        assert row["clusters"] >= 0
+    assert stored["environment"]["ray"]
+    page = (output / "report.html").read_text()
+    assert len(page) > 10_000 and "usl" in page and "selected" in page
+
+
+@pytest.mark.slow
+def test_the_stages_feed_each_other(finished):
+    """Full and selected see equally many images; the proxies are a pair; the selection is what was trained on."""
+    output, _ = finished
+    configs = {name: json.loads((output / name / "config.json").read_text())["config"]
+               for name in ("proxy/source", "proxy/target", "scores", "pretrain/full", "pretrain/selected",
+                            "finetune/usl-selected")}
+    assert configs["proxy/target"]["init"] == configs["scores"]["source"] == str(output / "proxy/source")
+    assert configs["proxy/target"]["setting"] == "supervised" and configs["scores"]["target"] == str(output / "proxy/target")
+    assert configs["proxy/source"]["length"]["samples"] == 64
+    full, selected = configs["pretrain/full"], configs["pretrain/selected"]
+    assert full["data"]["selection"] == "" and selected["data"]["selection"] == str(output / "selection")
+    assert full["length"] == selected["length"] and full["length"]["samples"] == 192
+    assert configs["finetune/usl-selected"]["init"] == str(output / "pretrain/selected")
+    assert pq.read_table(output / "selection" / "index.parquet").num_rows == 48
+
+
+@pytest.mark.slow
+def test_a_second_call_does_nothing_again(finished, capsys):
+    output, results = finished
+    before, started = summaries(output), time.monotonic()
+    again = main(load_config(PipelineConfig, "pipeline", [f"output={output}", *TINY]))
+    assert time.monotonic() - started < 60  # the report alone; a single training run takes longer on a busy machine
+    said = capsys.readouterr().out
+    assert said.count("is complete already") == len(STAGES) - 1 and " step " not in said
+    assert summaries(output) == before and len(before) == 9
+    for name in STAGES[:-1]:
+        assert again["stages"][name] == results["stages"][name], "a stage keeps the time that it really took"
+    assert again["finetune"] == results["finetune"] and again["cfs"] == results["cfs"]
+
+
+@pytest.mark.slow
+def test_a_deleted_stage_is_done_again_and_no_other(finished):
+    output, results = finished
+    before = summaries(output)
+    for name in ("scores", "finetune/usl-random"):
+        shutil.rmtree(output / name)
+    again = main(load_config(PipelineConfig, "pipeline", [f"output={output}", *TINY]))
+    after = summaries(output)
+    assert after.keys() == before.keys()
+    assert {name for name in after if after[name] != before[name]} == {"scores", "finetune/usl-random"}
+    assert again["cfs"] == results["cfs"]
+    assert again["finetune"][1:] == results["finetune"][1:]
+    assert again["finetune"][0] == pytest.approx(results["finetune"][0], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_another_configuration_is_refused(finished):
+    with pytest.raises(UserError, match=r"(?s)another configuration:\n  cfs\.fraction: 0\.5 -> 0\.6\n"):
+        main(load_config(PipelineConfig, "pipeline", [f"output={finished[0]}", *TINY, "cfs.fraction=0.6"]))
+
+
+def test_settings_that_cannot_be(tmp_path):
+    for override, message in (("settings=[semi]", "settings must be some of supervised, uda, usl"),
+                              ("settings=[]", "settings must be some of"), ("cfs.fraction=0", r"fraction must be in \(0, 1\]"),
+                              ("cfs.target_proxy=moco", "target_proxy must be supervised or usl")):
+        with pytest.raises(ConfigError, match=message):
+            load_config(PipelineConfig, "pipeline", [override])

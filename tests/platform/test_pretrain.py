@@ -1,0 +1,259 @@
+"""Pre-training through its `main`, as a user runs it: one and more workers, resumed, killed, refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from platform.engine.checkpoints import CheckpointStore
+from platform.engine.config import ConfigError, load_config
+from platform.engine.errors import UserError
+from platform.engine.selection import read_units
+from platform.engine.shards import read_manifest
+from platform.engine.storage import StorageError, open_storage
+from platform.engine.stream import Plan, read_window
+from platform.engine.tracking import read_metrics
+from platform.pretrain import PretrainConfig, Schedules, check_finite, main, plan_of
+from reidssl.models.checkpoints import load_vit
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ["model.image_size=[64,32]", "model.width=16", "model.depth=1", "model.heads=2", "model.patch_size=16",
+        "model.stem_width=8", "model.drop_path=0.2", "objective.dino.out_dim=32", "objective.dino.hidden=16",
+        "objective.dino.bottleneck=8", "augment.local_size=[32,16]", "augment.num_local=1", "stream.micro_batch=8",
+        "stream.micro_batches_per_step=2", "stream.window_row_groups=3", "length.epochs=2",
+        "optimizer.warmup_epochs=0.5", "optimizer.learning_rate=0.05", "tracking.every_steps=1",
+        "checkpoint.every_steps=2", "scaling.threads=1", "scaling.max_failures=1"]
+STEPS = 180 // 16  # 90 images, 2 epochs: the second epoch begins within a micro-batch, 4 samples are never seen
+
+
+def config_of(tiny_shards, output, *overrides: str) -> PretrainConfig:
+    return load_config(PretrainConfig, "pretrain", [f"data.uri={tiny_shards.uri}", f"output={output}", *TINY, *overrides])
+
+
+def losses(output) -> dict[int, float]:
+    return {row["position"]: row["loss"] for row in read_metrics(open_storage(str(output)))}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, tiny_shards, ray_session):
+    """An uninterrupted run with one worker: (its folder, its summary)."""
+    output = tmp_path_factory.mktemp("pretrain") / "alone"
+    return output, main(config_of(tiny_shards, output))
+
+
+# ---- what a run leaves
+
+
+def test_a_run_leaves_backbone_log_checkpoints_and_summary(alone, tiny_shards):
+    output, summary = alone
+    rows = read_metrics(open_storage(str(output)))
+    assert [row["position"] for row in rows] == [16 * step for step in range(1, STEPS + 1)]
+    for name in ("time", "loss", "learning_rate", "images_per_second", "teacher_entropy", "feature_std",
+                 "teacher_momentum", "weight_decay"):
+        assert all(name in row for row in rows), name
+    assert summary["samples_seen"] == 16 * STEPS and summary["steps"] == STEPS
+    assert summary["final_loss"] == rows[-1]["loss"] and summary["environment"]["torch"] == version("torch")
+    assert [found.name for found in open_storage(str(output / "checkpoints")).list()] == [
+        f"position-{position:012d}/{name}" for position in (160, 176) for name in ("manifest.json", "state.pt")]
+    assert json.loads((output / "config.json").read_text())["config"]["stream"]["micro_batch"] == 8
+    backbone = load_vit(output / "backbone.safetensors")
+    state = CheckpointStore(open_storage(str(output / "checkpoints"))).newest().payload["objective"]
+    own = backbone.state_dict()
+    assert own and all(torch.equal(value, state[f"teacher.backbone.{name}"]) for name, value in own.items())
+
+
+def test_a_complete_run_is_not_done_again(alone, tiny_shards, capsys):
+    output, summary = alone
+    before = (output / "metrics.jsonl").stat().st_mtime_ns
+    assert main(config_of(tiny_shards, output)) == summary
+    assert "is complete already" in capsys.readouterr().out
+    assert (output / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_a_run_stopped_before_its_summary_is_finished(alone, tiny_shards, tmp_path, capsys):
+    output, summary = alone
+    copy = tmp_path / "stopped"
+    copy.mkdir()
+    subprocess.run(["cp", "-r", *(output / name for name in ("config.json", "metrics.jsonl", "checkpoints")), copy], check=True)
+    again = main(config_of(tiny_shards, copy))
+    assert f"continuing from {16 * STEPS} samples seen" in capsys.readouterr().out
+    assert again["final_loss"] == summary["final_loss"] and again["steps"] == STEPS
+    assert (copy / "backbone.safetensors").exists() and losses(copy) == losses(output)
+
+
+def test_another_configuration_is_refused(alone, tiny_shards):
+    output, _ = alone
+    with pytest.raises(UserError, match=r"(?s)another configuration:\n  model\.width: 16 -> 32\n"):
+        main(config_of(tiny_shards, output, "model.width=32"))
+
+
+# ---- the same numbers however it is carried out
+
+
+@pytest.mark.slow
+def test_two_workers_and_zero3_give_the_same_losses(alone, tiny_shards, tmp_path, ray_session):
+    reference = losses(alone[0])
+    for stage in (1, 3):
+        main(config_of(tiny_shards, tmp_path / f"zero{stage}", "scaling.workers=2", f"deepspeed.zero_stage={stage}"))
+        assert losses(tmp_path / f"zero{stage}") == pytest.approx(reference, rel=1e-4)
+
+
+def start(tiny_shards, output, log) -> subprocess.Popen:
+    """The command a user types, in a process group of its own."""
+    command = [sys.executable, "-m", "platform.pretrain", f"data.uri={tiny_shards.uri}", f"output={output}", *TINY,
+               "runtime.object_store_gib=0.2"]
+    return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                            env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": ""})
+
+
+@pytest.mark.slow
+def test_killed_and_started_again(alone, tiny_shards, tmp_path):
+    output = tmp_path / "killed"
+    with open(tmp_path / "first.log", "wb") as log:
+        process = start(tiny_shards, output, log)
+        family = [psutil.Process(process.pid)]
+        try:
+            deadline = time.monotonic() + 120
+            while not list(output.glob("checkpoints/*/manifest.json")):
+                assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "first.log").read_text()
+                time.sleep(0.05)
+        finally:
+            family += family[0].children(recursive=True)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            psutil.wait_procs(family, timeout=30)
+            for member in family:
+                if member.is_running():
+                    member.kill()
+    assert not (output / "summary.json").exists()
+    with open(tmp_path / "second.log", "wb") as log:
+        assert start(tiny_shards, output, log).wait(timeout=120) == 0, (tmp_path / "second.log").read_text()
+    said = (tmp_path / "second.log").read_text()
+    position = int(said.split("continuing from ")[1].split(" ")[0].replace(",", ""))
+    assert position % 32 == 0 and 0 < position < 16 * STEPS
+    assert "Traceback" not in said
+    assert (output / "summary.json").exists()
+    assert losses(output) == pytest.approx(losses(alone[0]), rel=1e-4)
+
+
+# ---- selections
+
+
+def test_a_selection_is_trained_on_in_place(tiny_shards, tmp_path, ray_session):
+    units, rows = read_units(tiny_shards), []
+    for unit in units[::2]:
+        rows += [(unit.file, unit.row_group, row) for row in range(0, unit.num_rows, 2)]
+    columns = list(zip(*rows, strict=True))
+    selection = open_storage(str(tmp_path / "selection"))
+    Path(selection.path).mkdir()
+    table = pa.table({"file": columns[0], "row_group": pa.array(columns[1], pa.int32()), "row": pa.array(columns[2], pa.int32())})
+    pq.write_table(table, (selection / "index.parquet").path)
+    about = {"data": tiny_shards.uri, "data_checksum": read_manifest(tiny_shards).checksum}
+    (selection / "manifest.json").write_json(about)
+    config = config_of(tiny_shards, tmp_path / "run", f"data.selection={selection.uri}", "length.epochs=1",
+                       "stream.micro_batches_per_step=1")
+    plan, total = plan_of(config)
+    assert plan.samples_per_epoch == len(rows) and total == len(rows) // 8 * 8
+    keys = [key for task in plan.tasks(0, len(rows)) for key in read_window(plan, task, tiny_shards)["key"].to_pylist()]
+    expected = []
+    for unit in units[::2]:
+        table = pq.ParquetFile((tiny_shards / unit.file).path).read_row_group(unit.row_group, columns=["key"])
+        expected += table["key"].to_pylist()[::2]
+    assert sorted(keys) == sorted(expected)
+    assert main(config)["samples_seen"] == total
+    (selection / "manifest.json").write_json(about | {"data_checksum": "0" * 64})
+    with pytest.raises(UserError, match=r"made from .* \(checksum 000000000000\)"):
+        plan_of(config)
+
+
+def test_plan_checksum_follows_data_and_selection(tiny_shards):
+    units = read_units(tiny_shards)
+    import numpy as np
+
+    plans = [Plan(tuple(units), 0, 4, 1), Plan(tuple(units[1:]), 0, 4, 1),
+             Plan((units[0]._replace(rows=np.array([1, 2], np.int32), num_rows=2),), 0, 4, 1),
+             Plan((units[0]._replace(rows=np.array([1, 3], np.int32), num_rows=2),), 0, 4, 1)]
+    assert len({plan.checksum for plan in plans}) == 4
+    assert Plan(tuple(units), 9, 2, 7).checksum == plans[0].checksum
+
+
+# ---- what cannot be done is said before anything starts
+
+
+def test_missing_data(tmp_path):
+    with pytest.raises(StorageError, match="there is no data set at .*python -m platform.ingest"):
+        main(config_of(open_storage(str(tmp_path / "nowhere")), tmp_path / "run"))
+
+
+def test_fewer_samples_than_a_batch(tiny_shards, tmp_path):
+    with pytest.raises(UserError, match="90 samples are fewer than one global batch of 128"):
+        main(config_of(tiny_shards, tmp_path / "run", "length.epochs=1", "stream.micro_batch=64"))
+
+
+def test_workers_that_do_not_share_evenly(tiny_shards, tmp_path):
+    with pytest.raises(UserError, match=r"3 workers cannot share 2 micro-batches per step evenly; .*\[1, 2\]"):
+        main(config_of(tiny_shards, tmp_path / "run", "scaling.workers=3"))
+
+
+def test_more_workers_than_the_cluster_holds(tiny_shards, tmp_path, ray_session):
+    with pytest.raises(UserError, match=r"16 workers need 16 CPU, this Ray has 4"):
+        main(config_of(tiny_shards, tmp_path / "run", "scaling.workers=16", "stream.micro_batches_per_step=16",
+                       "stream.micro_batch=1"))
+
+
+def test_crops_must_fit_the_model(tiny_shards, tmp_path):
+    with pytest.raises(ConfigError, match=r"augment\.global_size must equal model\.image_size \(64, 32\): got \(32, 32\)"):
+        config_of(tiny_shards, tmp_path / "run", "augment.global_size=[32,32]")
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_shards, tmp_path, ray_session):
+    output = tmp_path / "run"
+    config = config_of(tiny_shards, output, "optimizer.learning_rate=1e35", "optimizer.warmup_epochs=0.4",
+                       "checkpoint.every_steps=1", "checkpoint.keep=9")
+    with pytest.raises(UserError, match=r"the loss is not finite at step \d+ on rank 0 \(loss=nan"):
+        main(config)
+    assert not (output / "summary.json").exists()
+    found = CheckpointStore(open_storage(str(output / "checkpoints"))).newest()
+    assert found is not None and found.position >= 16
+
+
+def test_check_finite_names_step_rank_and_terms():
+    terms = {"loss": torch.tensor(float("inf")), "center_norm": torch.tensor(2.5)}
+    with pytest.raises(UserError, match=r"step 7 on rank 3 \(loss=inf, center_norm=2\.5\)"):
+        check_finite(terms["loss"], terms, 7, 3)
+    check_finite(torch.tensor(1.0), terms, 7, 3)
+
+
+def test_data_that_changed_under_a_run_is_refused(alone, tiny_shards, tmp_path, ray_session):
+    output = tmp_path / "run"
+    output.mkdir()
+    subprocess.run(["cp", "-r", alone[0] / "checkpoints", output], check=True)
+    for manifest in output.glob("checkpoints/*/manifest.json"):
+        content = json.loads(manifest.read_text())
+        content["metadata"]["data"] = "0" * 64
+        manifest.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="are not those that"):
+        main(config_of(tiny_shards, output))
+
+
+# ---- schedules
+
+
+def test_schedules_of_a_run(tiny_shards, tmp_path):
+    config = config_of(tiny_shards, tmp_path, "optimizer.weight_decay=0.0", "optimizer.weight_decay_final=0.4")
+    schedules = Schedules(config, samples_per_epoch=90, total=180)
+    assert schedules.learning_rate(0) == 0 and schedules.learning_rate(45) == pytest.approx(0.05 * 16 / 256)
+    assert schedules.learning_rate(180) == config.optimizer.learning_rate_final
+    assert schedules.weight_decay(0) == 0 and schedules.weight_decay(90) == pytest.approx(0.2)
+    assert schedules.teacher_momentum(0) == config.objective.teacher_momentum and schedules.teacher_momentum(180) == 1

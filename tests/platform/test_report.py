@@ -1,0 +1,323 @@
+"""The report page, made from small real run folders: what it says, that it is whole, and that it lets nothing in."""
+
+import base64
+import io
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from platform.engine.config import load_config
+from platform.engine.errors import UserError
+from platform.engine.report import charts, pictures, tables
+from platform.engine.report.folder import read_folder
+from platform.engine.storage import StorageConfig, open_storage
+from platform.report import ReportConfig, main, render
+from tests.platform.report_runs import SIZE, write_data, write_finetuning, write_pipeline, write_pretraining
+
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=y>.jpg'
+SECTIONS = ["results", "data", "cfs", "pretraining", "clusters", "finetuning", "rankings", "attention", "stages",
+            "provenance", "configuration"]
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pipeline(tmp_path_factory.mktemp("report") / "whole", hostile=HOSTILE)
+
+
+@pytest.fixture(scope="module")
+def page(pipeline: Path) -> str:
+    return Path(main(ReportConfig(run=str(pipeline))).path).read_text()
+
+
+class Elements(HTMLParser):
+    """Every element of a page as a browser would see it: `found` holds (name, attributes)."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, {name: value or "" for name, value in attrs}))
+
+
+def sections(html: str) -> list[str]:
+    return re.findall(r'<section id="(\w+)">', html)
+
+
+def section(html: str, name: str) -> str:
+    return html.partition(f'<section id="{name}">')[2].partition("</section>")[0]
+
+
+def figures(html: str) -> list[ElementTree.Element]:
+    return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL)]
+
+
+def pictures_in(html: str) -> list[Image.Image]:
+    found = re.findall(r'"data:image/jpeg;base64,([^"]+)"', html)
+    return [Image.open(io.BytesIO(base64.b64decode(data, validate=True))) for data in found]
+
+
+def summary(root: Path, name: str) -> dict:
+    return json.loads((root / name / "summary.json").read_text())
+
+
+def test_a_whole_pipeline_has_every_section_and_misses_nothing(page: str) -> None:
+    assert sections(page) == SECTIONS
+    assert 'id="missing"' not in page
+    for name in SECTIONS:
+        assert f'href="#{name}"' in page
+
+
+def test_the_page_stands_alone_and_is_small(pipeline: Path, page: str) -> None:
+    elements = Elements(page).found
+    assert not {name for name, _ in elements} & {"script", "link", "iframe", "object", "embed", "form", "base", "use"}
+    references = [value for _, attributes in elements for name, value in attributes.items()
+                  if name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster")]
+    assert len(references) > 60 and all(one.startswith(("data:image/jpeg;base64,", "#")) for one in references)
+    styles = page.partition("<style>")[2].partition("</style>")[0] + "".join(a.get("style", "") for _, a in elements)
+    assert "url(" not in styles and "@import" not in styles
+    assert "default-src 'none'" in page
+    assert (pipeline / "report.html").stat().st_size < 4_000_000
+
+
+def test_every_result_is_in_the_table(pipeline: Path, page: str) -> None:
+    table = section(page, "results").partition("<table>")[2].partition("</table>")[0]
+    rows = [re.sub(r"<[^>]+>", " ", row).split() for row in table.split("<tr")[2:]]
+    assert len(rows) == 9
+    for row, (setting, init) in zip(rows, [(s, i) for s in ("supervised", "uda", "usl") for i in ("random", "full", "selected")],
+                                    strict=True):
+        values = summary(pipeline, f"finetune/{setting}-{init}")
+        baseline = summary(pipeline, f"finetune/{setting}-random")["mAP"]
+        for name in ("mAP", "rank1", "rank5", "rank10", "mINP"):
+            assert f"{100 * values[name]:.1f}" in row
+        assert init in row
+        gain = "–" if init == "random" else f"{100 * (values['mAP'] - baseline):+.1f}".replace("-", "−")
+        assert gain in row
+        if setting != "supervised":
+            assert row[-1] == str(values["clusters"])
+
+
+def test_the_best_of_each_setting_is_marked(pipeline: Path) -> None:
+    rows = tables.result_rows(read_folder(str(pipeline), StorageConfig()))
+    for setting in ("supervised", "uda", "usl"):
+        own = [row for row in rows if row.setting == setting]
+        best = max(summary(pipeline, f"finetune/{setting}-{row.init}")["mAP"] for row in own)
+        assert [row.is_best for row in own] == [row.values["mAP"] == best for row in own]
+        assert own[0].first_of == 3
+
+
+def test_pictures_decode_and_every_ranking_is_shown(pipeline: Path, page: str) -> None:
+    found = pictures_in(page)
+    assert len(found) > 60
+    for image in found:
+        image.load()
+        assert 0 < image.width <= 128 and 0 < image.height <= pictures.ATTENTION_HEIGHT
+    rankings = section(page, "rankings")
+    strips = figures(rankings)
+    assert len(strips) == 3 * pictures.QUERIES  # each query with each of the three starts
+    files = [pipeline / "finetune" / f"usl-{init}" / "rankings.json" for init in ("random", "full", "selected")]
+    entries = [{entry["query"]: entry for entry in json.loads(file.read_text())} for file in files]
+    first = next(iter(entries[0]))
+    for strip, own in zip(strips[:3], entries, strict=True):
+        titles = [element.text or "" for element in strip.iter(f"{SVG}title")]
+        expected = [f"{place}. {'right' if right else 'wrong'}: {key}" for place, (key, right)
+                    in enumerate(zip(own[first]["matches"], own[first]["correct"], strict=True), 1)]
+        assert titles == expected
+        assert len(list(strip.iter(f"{SVG}image"))) == len(expected)
+
+
+def test_names_from_files_cannot_become_markup(page: str) -> None:
+    elements = Elements(page).found
+    assert "script" not in {name for name, _ in elements}
+    assert not [name for _, attributes in elements for name in attributes if name.startswith("on")]
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page  # the query whose key it is stands in the gallery
+
+
+def test_synthetic_people_are_called_a_test_bed(page: str) -> None:
+    assert "Synthetic people are a test bed." in page
+    assert "pretrain, source, target" in re.sub(r"\s+", " ", page)
+
+
+def test_scores_are_reported_as_they_are(pipeline: Path, page: str) -> None:
+    cfs, scores, chosen = section(page, "cfs"), summary(pipeline, "scores"), summary(pipeline, "selection")
+    assert f"AUC {scores['auc_planted']:.3f}" in cfs
+    assert f"from a score of {chosen['threshold']:.4f}" in cfs
+    assert f"{100 * chosen['planted_share']['selected']:.1f} % of the selected" in cfs
+    assert "not label-free" in cfs
+    histogram = figures(cfs)[0]
+    legend = [element.text for element in histogram.iter(f"{SVG}text")]
+    assert "people (36)" in legend and "planted useless images (12)" in legend
+    shown = [float(value) for value in re.findall(r'alt="[^"]*">(-?\d\.\d{3})', cfs)]
+    top, bottom = shown[: len(shown) // 2], shown[len(shown) // 2 :]
+    assert len(shown) == 2 * pictures.SAMPLES
+    assert top == sorted(top, reverse=True) and bottom == sorted(bottom) and min(top) >= max(bottom)
+
+
+def test_charts_hold_all_runs(pipeline: Path) -> None:
+    folder = read_folder(str(pipeline), StorageConfig())
+    titles = {}
+    for svg in charts.pretrain_charts(folder):
+        labels = [element.text for element in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+        titles[labels[0]] = labels
+    for title in ("Loss", "Learning rate", "Teacher momentum", "Weight decay", "Teacher entropy (nats)", "Images per second",
+                  "Feature standard deviation", "Probe: cross-camera mAP", "Probe: nearest neighbour, same camera"):
+        assert {"full", "selected", "proxy"} <= set(titles[title])
+    assert "indifferent: ln 256" in titles["Teacher entropy (nats)"]
+    clusters = dict(charts.cluster_charts(folder))
+    assert list(clusters) == ["UDA", "USL"] and all(len(own) == 3 for own in clusters.values())
+    phases = ["Supervised", "UDA, labelled source", "UDA, unlabelled target", "USL"]
+    assert [name for name, _ in charts.finetune_charts(folder)] == phases
+
+
+def test_unknown_metrics_get_a_chart_of_their_own(tmp_path: Path) -> None:
+    write_data(tmp_path / "data", "pretrain")
+    run = write_pretraining(tmp_path / "run", tmp_path / "data", steps=2)
+    rows = [{"position": 64, "loss": 1.0, "gate_share": 0.5}, {"position": 128, "loss": 0.5, "gate_share": 0.7}]
+    (run.location / "metrics.jsonl").write_bytes("\n".join(map(json.dumps, rows)).encode())
+    found = charts.pretrain_charts(read_folder(str(tmp_path / "run"), StorageConfig()))
+    assert any(">Gate share<" in svg for svg in found)
+
+
+def test_provenance_names_versions_splits_sizes_seeds_and_weights(pipeline: Path, page: str) -> None:
+    table = section(page, "provenance")
+    for name in ("finetune/usl-full", "finetune/supervised-random"):
+        assert summary(pipeline, name)["weights"] in table
+    manifest = json.loads((pipeline / "data" / "target" / "manifest.json").read_text())
+    assert manifest["checksum"][:12] in table and f"{SIZE[0]} × {SIZE[1]}" in table
+    assert "without" in table and "before the neck" in table
+    values = summary(pipeline, "finetune/usl-full")
+    assert f"{values['queries']:,} queries, {values['gallery']:,} gallery" in table
+    assert summary(pipeline, "finetune/usl-full")["environment"]["torch"] in table
+    configuration = section(page, "configuration")
+    assert configuration.count("<details>") == 15 and "teacher_temperature: 0.04" in configuration
+
+
+def test_stages_have_their_times(page: str) -> None:
+    stages = section(page, "stages")
+    assert "4 min 12 s" in stages and "3.2 s" in stages and "4 min 15 s" in stages
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0.04, "0.0 s"), (9.97, "10 s"), (59.7, "1 min 0 s"), (252, "4 min 12 s"),
+                                                   (3599.6, "1 h 0 min"), (7500, "2 h 5 min")])
+def test_duration(seconds: float, expected: str) -> None:
+    assert tables.duration(seconds) == expected
+
+
+def test_a_pipeline_in_the_middle_says_what_is_missing(pipeline: Path, tmp_path: Path) -> None:
+    root = tmp_path / "part"
+    shutil.copytree(pipeline, root)
+    for name in ("finetune", "selection", "pretrain/selected", "results.json", "report.html"):
+        path = root / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (root / "pretrain" / "full" / "summary.json").unlink()
+    page = Path(main(ReportConfig(run=str(root))).path).read_text()
+    assert sections(page) == ["data", "cfs", "pretraining", "finetuning", "attention", "provenance", "configuration"]
+    notes = page.partition('id="missing"')[2].partition("</div>")[0]
+    for note in ("the selected subset (selection)", "pre-training on the selected images",
+                 "fine-tuning, usl, from random, full, selected", "Not finished: pretrain/full; its log ends at 768 images seen"):
+        assert note in notes
+    assert "proxy/target" not in notes
+
+
+def test_broken_parts_are_noted_and_the_rest_is_shown(pipeline: Path, tmp_path: Path) -> None:
+    root = tmp_path / "broken"
+    shutil.copytree(pipeline, root)
+    (root / "pretrain" / "full" / "backbone.safetensors").write_bytes(b"not a model")
+    (root / "finetune" / "usl-random" / "rankings.json").write_text('[{"no query": 1}]')
+    (root / "pretrain" / "selected" / "config.json").write_text("{ torn")
+    for shard in (root / "data" / "target").glob("shard-*"):
+        shard.unlink()
+    page = Path(main(ReportConfig(run=str(root))).path).read_text()
+    notes = page.partition('id="missing"')[2].partition("</div>")[0]
+    for part in ("The model of pretrain/full cannot be loaded", "The rankings of finetune/usl-random cannot be read",
+                 "The run pretrain/selected cannot be read", "The target data set cannot be read",
+                 "The images of the rankings cannot be read"):
+        assert part in notes
+    assert "no image" in section(page, "rankings")  # who was right is known without the images
+    assert len(re.findall("<tr", section(page, "results"))) == 10
+
+
+def test_a_single_pretraining(tmp_path: Path) -> None:
+    write_data(tmp_path / "data", "pretrain")
+    write_pretraining(tmp_path / "first", tmp_path / "data")
+    target = main(ReportConfig(run=str(tmp_path / "first"), output=str(tmp_path / "elsewhere" / "first.html")))
+    assert target.uri == str(tmp_path / "elsewhere" / "first.html")
+    page = Path(target.path).read_text()
+    assert sections(page) == ["data", "pretraining", "attention", "provenance", "configuration"]
+    assert "Self-supervised pre-training" in page and 'id="missing"' not in page
+    # one row of overlays under the row of images, and they differ from them
+    images = pictures_in(section(page, "attention"))
+    assert len(images) == 2 * pictures.ATTENTION_IMAGES
+    assert np.asarray(images[0]).shape != np.asarray(images[-1]).shape or not np.array_equal(images[0], images[-1])
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_single_fine_tuning(tmp_path: Path, finished: bool) -> None:
+    write_data(tmp_path / "target", "target")
+    write_finetuning(tmp_path / "tuned", tmp_path / "target", "usl", "runs/first", finished=finished)
+    folder = read_folder(str(tmp_path / "tuned"), StorageConfig())
+    page = render(folder)
+    shown = ["data", "clusters", "finetuning", "provenance", "configuration"]
+    assert sections(page) == (["results", *shown[:3], "rankings", "attention", *shown[3:]] if finished else shown)
+    assert "Fine-tuning: USL" in page and folder.members[0].init == "first"
+    assert ("Not finished: tuned; its log ends at epoch 6" in page) is not finished
+
+
+def test_an_unreadable_data_set_is_noted(tmp_path: Path) -> None:
+    write_data(tmp_path / "data", "pretrain")
+    write_pretraining(tmp_path / "run", tmp_path / "data")
+    shutil.rmtree(tmp_path / "data")
+    page = render(read_folder(str(tmp_path / "run"), StorageConfig()))
+    assert "The pretrain data set cannot be read" in page
+    assert sections(page) == ["pretraining", "provenance", "configuration"]
+
+
+def test_images_are_found_by_key_across_row_groups(pipeline: Path) -> None:
+    data = read_folder(str(pipeline), StorageConfig()).data["pretrain"]
+    from platform.engine.shards import read_rows
+
+    rows = read_rows(data.location, ["key", "image"])
+    expected = dict(zip(rows["key"].to_pylist(), rows["image"].to_pylist(), strict=True))
+    keys = [rows["key"][place].as_py() for place in (0, 15, 16, 33, 47)]  # row groups hold 16
+    assert pictures.images_of(data, [*keys, "nobody.jpg"]) == {key: expected[key] for key in keys}
+
+
+def test_folders_without_a_run_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"there is no run in .*empty.*platform\.pretrain"):
+        main(ReportConfig(run=str(tmp_path / "empty")))
+    with pytest.raises(UserError, match="does not exist"):
+        main(ReportConfig(run=str(tmp_path / "absent")))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="is a file"):
+        main(ReportConfig(run=str(tmp_path / "file")))
+    with pytest.raises(UserError, match="run is empty"):
+        main(ReportConfig(run=""))
+
+
+def test_the_output_can_be_another_folder_and_the_configuration_composes(tmp_path: Path) -> None:
+    write_data(tmp_path / "data", "pretrain")
+    write_pretraining(tmp_path / "run", tmp_path / "data")
+    config = load_config(ReportConfig, "report", [f"run={tmp_path / 'run'}", f"output={tmp_path / 'pages'}"])
+    assert main(config) == open_storage(str(tmp_path / "pages" / "report.html"))
+    assert (tmp_path / "pages" / "report.html").exists() and not (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_run_in_object_storage_gives_the_same_page(pipeline: Path, page: str, s3) -> None:
+    storage = StorageConfig(endpoint_url=s3.endpoint_url)
+    root = open_storage(f"{s3.uri}/runs/whole", storage)
+    for file in filter(Path.is_file, pipeline.rglob("*")):
+        root.joinpath(*file.relative_to(pipeline).parts).write_bytes(file.read_bytes())
+    found = main(ReportConfig(run=root.uri, storage=storage)).read_text()
+    assert sections(found) == SECTIONS and 'id="missing"' not in found
+    for name in ("results", "cfs", "rankings", "attention", "stages", "provenance"):
+        assert section(found, name) == section(page, name)

@@ -1,0 +1,121 @@
+"""Scoring through its `main`: equal to a direct computation, continued shard by shard, refused."""
+
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from platform.engine.config import ConfigError, load_config
+from platform.engine.errors import UserError
+from platform.engine.shards import read_manifest, read_rows
+from platform.engine.storage import StorageError, open_storage
+from platform.engine.stream import decode_image
+from platform.score import ScoreConfig, main, read_scores
+from reidssl.models.checkpoints import load_reid, load_vit
+
+
+def config_of(data, source, target, output, *overrides: str) -> ScoreConfig:
+    return load_config(ScoreConfig, "score", [f"data={data.uri}", f"source={source}", f"target={target}", f"output={output}",
+                                              "pool.actors=1", "pool.batch=32", *overrides])
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory, ray_session, tiny_shards, tiny_backbone, supervised_run):
+    """(folder, summary) of the tiny data set's scores."""
+    output = tmp_path_factory.mktemp("score") / "scores"
+    return output, main(config_of(tiny_shards, tiny_backbone, supervised_run[0], output))
+
+
+def scores_in(output, data) -> dict[str, float]:
+    table = read_scores(open_storage(str(output)), read_manifest(data))
+    return dict(zip(table["key"].to_pylist(), table["score"].to_pylist(), strict=True))
+
+
+@torch.no_grad()
+def by_hand(data, source, target) -> dict[str, float]:
+    """Cosine of the two backbones' features, one image at a time, each with its own normalisation."""
+    proxies = [(load_vit(source / "backbone.safetensors"), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+               (load_reid(target / "model.safetensors").backbone, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))]
+    table, found = read_rows(data, ["key", "image"]), {}
+    for key, image in zip(table["key"].to_pylist(), table["image"].to_pylist(), strict=True):
+        pixels = torch.from_numpy(decode_image(image, (64, 32)))[None].double() / 255
+        features = []
+        for model, mean, std in proxies:
+            mean, std = (torch.tensor(values).double().view(3, 1, 1) for values in (mean, std))
+            features.append(model.eval()(((pixels - mean) / std).float())[0].double())
+        found[key] = float(features[0] @ features[1] / features[0].norm() / features[1].norm())
+    return found
+
+
+def test_scores_equal_a_direct_computation(scored, tiny_shards, tiny_backbone, supervised_run):
+    output, summary = scored
+    found, expected = scores_in(output, tiny_shards), by_hand(tiny_shards, tiny_backbone, supervised_run[0])
+    assert list(found) == list(expected)  # all images, in the order of the shards
+    assert found == pytest.approx(expected, abs=2e-5)
+    values = np.array(list(found.values()))
+    assert values.std() > 1e-4, "the proxies must differ, or the comparison shows nothing"
+    assert (summary["total"], summary["mean"], summary["std"]) == (90, pytest.approx(values.mean()), pytest.approx(values.std()))
+    assert summary["quantiles"] == pytest.approx(np.quantile(values, [0, .05, .25, .5, .75, .95, 1]).tolist())
+    planted = np.array(read_rows(tiny_shards, ["planted"])["planted"].to_pylist())
+    assert summary["auc_planted"] == pytest.approx(roc_auc_score(planted == 0, values))
+    assert summary["data_checksum"] == read_manifest(tiny_shards).checksum
+
+
+def copied(scored, tmp_path):
+    copy = tmp_path / "scores"
+    shutil.copytree(scored[0], copy)
+    (copy / "summary.json").unlink()
+    return copy
+
+
+def test_only_the_missing_shard_is_scored_again(scored, tiny_shards, tiny_backbone, supervised_run, tmp_path, capsys):
+    copy = copied(scored, tmp_path)
+    kept, lost = (copy / "parts" / entry.name for entry in read_manifest(tiny_shards).files)
+    lost.unlink()
+    # Numbers that no proxy gave show that a shard that is there is not touched.
+    marked = pq.read_table(kept)
+    marked = marked.set_column(1, "score", [np.full(len(marked), 0.5, np.float32)])
+    pq.write_table(marked, kept)
+    main(config_of(tiny_shards, tiny_backbone, supervised_run[0], copy))
+    assert "90 images in 2 shards, 55 scored before" in capsys.readouterr().out
+    before, after = scores_in(scored[0], tiny_shards), scores_in(copy, tiny_shards)
+    assert list(before) == list(after)
+    assert list(after.values())[:55] == [0.5] * 55
+    assert list(after.values())[55:] == pytest.approx(list(before.values())[55:], abs=1e-6)
+
+
+def test_a_run_stopped_before_its_summary_is_finished(scored, tiny_shards, tiny_backbone, supervised_run, tmp_path):
+    copy = copied(scored, tmp_path)
+    again = main(config_of(tiny_shards, tiny_backbone, supervised_run[0], copy))
+    assert again == scored[1] and (copy / "summary.json").exists()
+
+
+def test_a_complete_run_is_only_reported(scored, tiny_shards, tiny_backbone, supervised_run, capsys):
+    assert main(config_of(tiny_shards, tiny_backbone, supervised_run[0], scored[0])) == scored[1]
+    assert "is complete already" in capsys.readouterr().out
+
+
+def test_wrong_inputs_are_said_and_bind_nothing(tmp_path, tiny_shards, tiny_backbone, supervised_run):
+    output = tmp_path / "scores"
+    with pytest.raises(UserError, match=r"target is empty: name the target proxy's run folder"):
+        main(config_of(tiny_shards, tiny_backbone, "", output))
+    with pytest.raises(UserError, match=r"there is no model at .*nowhere"):
+        main(config_of(tiny_shards, tiny_backbone, tmp_path / "nowhere", output))
+    with pytest.raises(StorageError, match=r"there is no data set at .*empty"):
+        main(config_of(open_storage(str(tmp_path / "empty")), tiny_backbone, supervised_run[0], output))
+    assert not output.exists()  # the corrected command must not meet the configuration of the wrong one
+    with pytest.raises(ConfigError, match=r"measure must be cosine: got 'euclidean'"):
+        config_of(tiny_shards, tiny_backbone, supervised_run[0], output, "measure=euclidean")
+
+
+def test_a_pool_that_leaves_no_cpu_for_reading_is_refused(tmp_path, ray_session, tiny_shards, tiny_backbone):
+    with pytest.raises(UserError, match=r"one actor of 4 CPUs leaves no CPU of 4 for reading"):
+        main(config_of(tiny_shards, tiny_backbone, tiny_backbone, tmp_path / "scores", "pool.cpus_per_actor=4"))
+
+
+def test_other_scores_in_the_folder_are_refused(scored, tiny_labelled, tiny_backbone, supervised_run):
+    with pytest.raises(UserError, match=r"(?s)another configuration:\n  data: "):
+        main(config_of(tiny_labelled, tiny_backbone, supervised_run[0], scored[0]))

@@ -1,0 +1,191 @@
+"""The selected subset: exact, from scores or a published list, and what is refused."""
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from platform.engine.config import ConfigError, load_config
+from platform.engine.errors import UserError
+from platform.engine.selection import read_units
+from platform.engine.shards import read_manifest, read_rows
+from platform.engine.storage import open_storage
+from platform.score import write_table
+from platform.select import SelectConfig, main
+
+
+def config_of(data, output, *overrides: str) -> SelectConfig:
+    return load_config(SelectConfig, "select", [f"data={data.uri}", f"output={output}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def keys(tiny_shards) -> list[str]:
+    return read_rows(tiny_shards, ["key"])["key"].to_pylist()
+
+
+def write_scores(folder: Path, data, scores: np.ndarray, keys: list[str]) -> Path:
+    """A folder as platform.score leaves it."""
+    manifest, start = read_manifest(data), 0
+    for entry in manifest.files:
+        span = slice(start, start + entry.rows)
+        write_table(open_storage(str(folder / "parts" / entry.name)),
+                    pa.table({"key": keys[span], "score": pa.array(scores[span].astype(np.float32))}))
+        start += entry.rows
+    open_storage(str(folder / "summary.json")).write_json({"data_checksum": manifest.checksum})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scores(keys) -> np.ndarray:
+    """With ties, some of them where the subset ends."""
+    return np.round(np.random.default_rng(5).normal(size=len(keys)), 1).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory, tiny_shards, keys, scores) -> Path:
+    return write_scores(tmp_path_factory.mktemp("select") / "scores", tiny_shards, scores, keys)
+
+
+def best(keys: list[str], scores: np.ndarray, count: int) -> set[str]:
+    return {key for _, key in sorted(zip(-scores, keys, strict=True))[:count]}
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.5, 45), (0.25, 23), (0.011, 1), (1.0, 90)])
+def test_the_index_is_exact(scored, tiny_shards, keys, scores, tmp_path, fraction, count):
+    output = tmp_path / "selection"
+    summary = main(config_of(tiny_shards, output, f"scores={scored}", f"fraction={fraction}"))
+    index = pq.read_table(output / "index.parquet").to_pylist()
+    assert {row["key"] for row in index} == best(keys, scores, count) and len(index) == summary["selected"] == count
+    assert [row["key"] for row in index] == [key for key in keys if key in best(keys, scores, count)]  # as they are stored
+    score_of = dict(zip(keys, scores, strict=True))
+    assert all(row["score"] == score_of[row["key"]] for row in index)
+    for row in index:  # the row that the index names is the image that was chosen
+        group = pq.ParquetFile((tiny_shards / row["file"]).path).read_row_group(row["row_group"], columns=["key"])
+        assert group["key"][row["row"]].as_py() == row["key"]
+    assert summary["threshold"] == min(row["score"] for row in index) and summary["total"] == 90
+    planted = dict(zip(keys, read_rows(tiny_shards, ["planted"])["planted"].to_pylist(), strict=True))
+    assert summary["planted_share"]["all"] == pytest.approx(np.mean(list(planted.values())))
+    assert summary["planted_share"]["selected"] == pytest.approx(np.mean([planted[row["key"]] for row in index]))
+
+
+def test_pre_training_reads_exactly_the_selected_rows(scored, tiny_shards, keys, scores, tmp_path):
+    main(config_of(tiny_shards, tmp_path / "selection", f"scores={scored}", "fraction=0.2"))
+    units = read_units(tiny_shards, open_storage(str(tmp_path / "selection")))
+    found = []
+    for unit in units:
+        group = pq.ParquetFile((tiny_shards / unit.file).path).read_row_group(unit.row_group, columns=["key"])["key"].to_pylist()
+        assert unit.num_rows == len(unit.rows) > 0 and list(unit.rows) == sorted(set(unit.rows.tolist()))
+        found += [group[row] for row in unit.rows]
+    assert len(found) == 18 and set(found) == best(keys, scores, 18)
+
+
+def test_a_selection_of_another_data_set_is_refused(scored, tiny_shards, tiny_labelled, tmp_path):
+    main(config_of(tiny_shards, tmp_path / "selection", f"scores={scored}"))
+    with pytest.raises(UserError, match=r"was made from .*tiny as it was then .*run platform.select on this data set"):
+        read_units(tiny_labelled, open_storage(str(tmp_path / "selection")))
+
+
+def test_a_complete_selection_is_only_reported_and_another_refused(scored, tiny_shards, tmp_path, capsys):
+    first = main(config_of(tiny_shards, tmp_path / "selection", f"scores={scored}"))
+    assert main(config_of(tiny_shards, tmp_path / "selection", f"scores={scored}")) == first
+    assert "is complete already" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"(?s)another configuration:\n  fraction: 0.5 -> 0.4\n"):
+        main(config_of(tiny_shards, tmp_path / "selection", f"scores={scored}", "fraction=0.4"))
+
+
+# ---- published lists
+
+
+def published(folder: Path, entries: object) -> Path:
+    file = folder / "list.pkl"
+    file.write_bytes(pickle.dumps(entries))
+    return file
+
+
+def test_a_published_list_decides_alone(tiny_shards, keys, tmp_path, capsys):
+    order = [keys[place] for place in np.random.default_rng(1).permutation(len(keys))]
+    missing, listed = order[:5], order[5:]
+    file = published(tmp_path, [key.removeprefix("images/") for key in [*listed[:50], "of_another_crop.jpg", *listed[50:]]])
+    summary = main(config_of(tiny_shards, tmp_path / "a", f"list={file}", "fraction=0.5"))
+    assert {row["key"] for row in pq.read_table(tmp_path / "a" / "index.parquet").to_pylist()} == set(listed[:45])
+    assert summary["selected"] == 45 and "5 of 90 images are not in the list and rank last" in capsys.readouterr().out
+    main(config_of(tiny_shards, tmp_path / "b", f"list={file}", "fraction=0.95"))  # 86: all that are listed and one more
+    assert {row["key"] for row in pq.read_table(tmp_path / "b" / "index.parquet").to_pylist()} == {*listed, min(missing)}
+
+
+class Malicious:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("option", ["list", "reference"])
+def test_a_pickle_that_runs_code_is_refused(scored, tiny_shards, tmp_path, option):
+    file = published(tmp_path, ["a.jpg", Malicious(tmp_path / "owned")])
+    overrides = [f"{option}={file}"] + ([f"scores={scored}"] if option == "reference" else [])
+    with pytest.raises(UserError, match=r"list.pkl: .*refused: its pickle loads posix\.mkdir"):
+        main(config_of(tiny_shards, tmp_path / "selection", *overrides))
+    assert not (tmp_path / "owned").exists() and not (tmp_path / "selection").exists()
+
+
+@pytest.mark.parametrize(("entries", "message"), [
+    (["of/another.jpg", "data/set.jpg"], r"none of the 90 keys .*: the list belongs to another data set"),
+    ({"a.jpg": 1}, r"must hold a non-empty list of image paths: got dict"),
+    (["a.jpg", 7], r"must hold strings only: entry 1 is int"),
+    ([], r"must hold a non-empty list")])
+def test_other_lists_are_refused(tiny_shards, tmp_path, entries, message):
+    file = published(tmp_path, entries)
+    with pytest.raises(UserError, match=message):
+        main(config_of(tiny_shards, tmp_path / "selection", f"list={file}"))
+    assert not (tmp_path / "selection").exists()
+
+
+def test_a_list_that_is_no_pickle_or_not_there(tiny_shards, tmp_path):
+    (tmp_path / "list.pkl").write_text("a.jpg\nb.jpg\n")
+    for name, message in (("list.pkl", "is not a readable pickle"), ("nowhere.pkl", "nowhere.pkl")):
+        with pytest.raises(UserError, match=message):
+            main(config_of(tiny_shards, tmp_path / "selection", f"list={tmp_path / name}"))
+
+
+def test_agreement_with_a_reference(tiny_shards, keys, tmp_path):
+    distinct = np.random.default_rng(2).permutation(len(keys)).astype(np.float32)
+    folder = write_scores(tmp_path / "scores", tiny_shards, distinct, keys)
+    order = [keys[place] for place in np.argsort(-distinct)]
+    for name, entries, spearman, overlap in (("same", order, 1.0, 1.0), ("opposite", order[::-1], -1.0, 0.0)):
+        file = published(tmp_path, entries)
+        summary = main(config_of(tiny_shards, tmp_path / name, f"scores={folder}", f"reference={file}"))
+        assert summary["agreement"]["spearman"] == pytest.approx(spearman)
+        assert summary["agreement"]["top_overlap"] == overlap and summary["agreement"]["num_compared"] == 90
+    file = published(tmp_path, ["of/another.jpg", "data/set.jpg"])
+    with pytest.raises(UserError, match=r"list.pkl: the reference shares 0 of 90 images"):
+        main(config_of(tiny_shards, tmp_path / "other", f"scores={folder}", f"reference={file}"))
+
+
+# ---- scores that do not fit
+
+
+def test_scores_that_do_not_fit_are_refused(tiny_shards, tiny_labelled, scored, keys, scores, tmp_path):
+    output = tmp_path / "selection"
+    with pytest.raises(UserError, match=r"the scores in .* belong to another data set than .*labelled: score this one"):
+        main(config_of(tiny_labelled, output, f"scores={scored}"))
+    with pytest.raises(UserError, match=r"holds no finished scores: run platform.score to its end first"):
+        main(config_of(tiny_shards, output, f"scores={tmp_path}/nowhere"))
+    with pytest.raises(UserError, match=r"nothing to select by: give scores=.* or list="):
+        main(config_of(tiny_shards, output))
+    assert not output.exists()
+    broken = write_scores(tmp_path / "nan", tiny_shards, np.where(np.arange(90) == 7, np.nan, scores), keys)
+    with pytest.raises(UserError, match=rf"nan: 1 of 90 scores are NaN, the first that of '{keys[7]}'"):
+        main(config_of(tiny_shards, tmp_path / "a", f"scores={broken}"))
+    renamed = write_scores(tmp_path / "renamed", tiny_shards, scores, [key + "x" for key in keys])
+    with pytest.raises(UserError, match=r"the keys in .*renamed are not those of"):
+        main(config_of(tiny_shards, tmp_path / "b", f"scores={renamed}"))
+    with pytest.raises(ConfigError, match=r"list and scores exclude each other"):
+        config_of(tiny_shards, output, f"scores={scored}", "list=x.pkl")
+    with pytest.raises(ConfigError, match=r"fraction must be in \(0, 1\]: got 0.0"):
+        config_of(tiny_shards, output, "fraction=0")
