@@ -13,7 +13,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed-$(EXTRA)
 DEMO_RUN ?= runs/demo
 
-.PHONY: demo test lint bench env clean check
+.PHONY: demo test lint env clean check
 
 demo: env
 	$(RUN) -m platform.pipeline output=$(DEMO_RUN)

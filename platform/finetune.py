@@ -109,9 +109,16 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
 
 
 def check_inputs(config: FinetuneConfig) -> None:
-    """UserError for a wrong path or checkpoint here, not in a worker."""
-    for uri in filter(None, (config.source if config.setting == "uda" else "", config.target)):
-        read_manifest(open_storage(uri, config.storage))
+    """UserError for a wrong path, checkpoint or split here, not in a worker."""
+    needed = {config.target: ("train", "query", "gallery")}
+    if config.setting == "uda":
+        needed = {config.source: ("train",)} | needed
+    for uri, splits in needed.items():
+        found = read_manifest(open_storage(uri, config.storage)).splits
+        missing = [split for split in splits if not found.get(split)]
+        if missing:
+            raise UserError(f"{uri} has no images of split {', '.join(missing)}, which fine-tuning needs; its splits are "
+                            f"{', '.join(found) or 'none'}")
     own_size = load_model(config.init, config.storage).image_size if config.init else config.augment.image_size
     if own_size != config.augment.image_size:
         say(f"finetune: {config.init} was trained on {own_size} images; its position embeddings are resized to "

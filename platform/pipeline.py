@@ -70,6 +70,8 @@ class CfsConfig:
     """Share of the images to keep."""
     target_proxy: str = "supervised"
     """supervised (as published: uses the target's labels) or usl (label-free)."""
+    supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
+    """How the supervised target proxy is tuned."""
 
     def __post_init__(self) -> None:
         if self.target_proxy not in ("supervised", "usl"):
@@ -134,7 +136,8 @@ def stages(config: PipelineConfig, root: Location) -> list[tuple[str, Callable[[
     if proxy != "pretrain/full":
         story.append(("source-proxy", partial(pretrain, config, root, proxy)))
     story += [
-        ("target-proxy", partial(fine_tune, config, root, config.cfs.target_proxy, proxy, "proxy/target")),
+        ("target-proxy", partial(fine_tune, config, root, config.cfs.target_proxy, proxy, "proxy/target",
+                                 supervised=config.cfs.supervised)),
         ("score", partial(score, config, root)),
         ("select", partial(select, config, root)),
         ("pretrain-selected", partial(pretrain, config, root, "pretrain/selected", selection="selection")),
@@ -186,13 +189,14 @@ def select(config: PipelineConfig, root: Location) -> None:
                             output=(root / "selection").uri, fraction=config.cfs.fraction, storage=config.storage))
 
 
-def fine_tune(config: PipelineConfig, root: Location, setting: str, init: str, name: str) -> None:
-    """One fine-tuning run and its evaluation."""
+def fine_tune(config: PipelineConfig, root: Location, setting: str, init: str, name: str,
+              supervised: SupervisedConfig | None = None) -> None:
+    """One fine-tuning run and its evaluation; `supervised` in place of the common settings."""
     stage = config.finetune
     run_finetune(FinetuneConfig(
         output=(root / name).uri, setting=setting, init=(root / init).uri if init else "", seed=stage.seed,
         source=(root / "data" / "source").uri if setting == "uda" else "", target=(root / "data" / "target").uri,
-        model=replace(config.pretrain.model), supervised=stage.supervised, unsupervised=stage.unsupervised,
+        model=replace(config.pretrain.model), supervised=supervised or stage.supervised, unsupervised=stage.unsupervised,
         augment=stage.augment, evaluate=stage.evaluate, scaling=stage.scaling, tracking=TrackingConfig(),
         storage=config.storage, runtime=config.runtime))
 

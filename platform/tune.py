@@ -16,11 +16,10 @@ from typing import Any
 
 from platform.engine.config import run_program, to_dataclass, to_plain
 from platform.engine.errors import UserError
-from platform.engine.runs import VOLATILE, open_run
+from platform.engine.runs import SUMMARY, VOLATILE, open_run
 from platform.engine.runtime import RuntimeConfig, connect, forward_lines, relayed_lines, say
-from platform.engine.shards import read_manifest
 from platform.engine.storage import Location, StorageConfig, open_storage
-from platform.finetune import FinetuneConfig
+from platform.finetune import FinetuneConfig, check_inputs
 from platform.finetune import main as run_finetune
 
 DEFAULT_SPACE = {"unsupervised": {"cluster": {"eps": [0.4, 0.5, 0.6, 0.7]}}}
@@ -53,12 +52,14 @@ class TuneConfig:
 
 def main(config: TuneConfig) -> dict[str, Any]:
     """Run the grid; returns {"best", "trials"}."""
-    trials = grid(config)  # first: a misspelt setting must not become the configuration of the output folder
+    trials = grid(config)
+    if not (open_storage(config.output, config.storage) / SUMMARY).exists():
+        for point in trials:  # first: a mistyped path must not become the configuration of the output folder
+            check_inputs(trial_config(config, point))
     run = open_run("tune", config.output, config, config.storage, volatile=(*VOLATILE, "concurrent"))
     if run.summary:
         say(f"tune: {run.location.uri} is complete already")
     else:
-        read_manifest(open_storage(config.finetune.target, config.storage))
         connect(config.runtime)
         check_concurrency(config)
         say(f"tune: {len(trials)} trials, {config.concurrent} at a time; output {run.location.uri}")

@@ -11,10 +11,10 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -55,11 +55,10 @@ def to_dataclass(schema: type[Schema], values: Any) -> Schema:
     _refuse_unknown(schema, plain)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
-        return _with_tuples(OmegaConf.to_object(merged))
+        checked = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error, schema)) from None
-    except ValueError as error:  # raised by a dataclass's own __post_init__
-        raise ConfigError(f"configuration: {error}") from None
+    return _build(schema, checked)  # type: ignore[arg-type]
 
 
 def _refuse_unknown(schema: type, values: Any, prefix: str = "") -> None:
@@ -78,15 +77,22 @@ def _no_such_key(key: str, schema: type, prefix: str = "") -> str:
     return f"configuration: there is no key '{key}'{hint}"
 
 
-def _with_tuples(config: Any) -> Any:
-    """OmegaConf gives lists for fields declared as tuples; make them tuples, as the declaration promises."""
-    for field, hint in get_type_hints(type(config)).items():
-        value = getattr(config, field)
-        if is_dataclass(value):
-            _with_tuples(value)
+def _build(schema: type[Schema], values: Mapping[str, Any], prefix: str = "") -> Schema:
+    """The dataclass out of values of the right types: declared tuples become tuples, refusals get the full key."""
+    arguments = {}
+    for key, hint in get_type_hints(schema).items():
+        value = values[key]
+        if is_dataclass(hint):
+            value = _build(hint, value, f"{prefix}{key}.")  # type: ignore[arg-type]
         elif get_origin(hint) is tuple and isinstance(value, list):
-            setattr(config, field, tuple(value))
-    return config
+            if len(value) != len(get_args(hint)):
+                raise ConfigError(f"configuration: {prefix}{key} must have {len(get_args(hint))} values: got {value}")
+            value = tuple(value)
+        arguments[key] = value
+    try:
+        return schema(**arguments)
+    except ValueError as error:  # from __post_init__; begins with the field's name
+        raise ConfigError(f"configuration: {prefix}{error}") from None
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -181,7 +187,6 @@ def _explain(error: Exception, schema: type) -> str:
     if found:
         key = key or next(group for group in found.groups() if group)
         return _no_such_key(str(key), schema)
-    first = text.splitlines()[0]
-    if key:
-        return f"configuration: {key}: {first}"
+    if key:  # Hydra's own text is "Error merging override ..."; what was wrong is in OmegaConf's
+        return f"configuration: {key}: {str(cause or error).strip().splitlines()[0]}"
     return f"configuration: {' '.join(text.split())}"

@@ -26,10 +26,10 @@ def evaluate_features(query: ImageSet, gallery: ImageSet, query_features: Tensor
                       config: EvaluateConfig) -> dict[str, Any]:
     """{"mAP", "rank1", "rank5", "rank10", "mINP", "queries", "gallery", ["reranked"], "rankings"}, all shares in [0, 1]."""
     arguments = (query_features, query.pids, query.camids, gallery_features, gallery.pids, gallery.camids)
-    metrics = rank(*arguments)
-    if metrics.num_valid_queries == 0:
-        raise UserError(f"no query of {query.location.uri} has a match from another camera in the gallery: nothing to judge")
-    found: dict[str, Any] = metrics.as_dict()
+    try:
+        found: dict[str, Any] = rank(*arguments).as_dict()
+    except ValueError as error:  # no query has a match, features that are no numbers
+        raise UserError(f"{query.location.uri} cannot be judged: {error}") from None
     found |= {"queries": int(found.pop("num_valid_queries")), "gallery": len(gallery)}
     if config.reranking:
         reranked = rank_reranked(*arguments)

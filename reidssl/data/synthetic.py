@@ -24,7 +24,7 @@ from reidssl.data.drawing.objects import OBJECTS, paint_object, paint_occluder
 from reidssl.data.drawing.place import paint_place
 
 SUPERSAMPLING = 2
-PLANTED_KINDS = ("place", "object", "fragment", "halves", "smear")
+PLANTED_KINDS = ("place", "place", "object", "fragment", "smear")  # bare backgrounds are the most common
 
 
 @dataclass(kw_only=True)
@@ -234,9 +234,6 @@ def _paint_planted(canvas: Image.Image, spec: SyntheticSpec, camera: Camera, rng
             tall = height * rng.uniform(0.15, 0.3)
             top, centre = rng.uniform(0, 0.7) * height, width * rng.uniform(0, 1)
         draw_person(canvas, draw_appearance(spec.identity_seed), _pose(camera, rng), centre, top, tall)
-    elif kind == "halves":
-        for side in (-1, 1):
-            _paint_other(canvas, camera, rng, side * rng.uniform(0.45, 0.55))
     elif kind == "smear":
         draw_person(canvas, draw_appearance(spec.identity_seed), _pose(camera, rng), width / 2, 0, height)
         return rng.uniform(9, 16)

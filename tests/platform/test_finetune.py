@@ -116,18 +116,17 @@ def test_the_image_size_of_the_backbone_can_change(tmp_path, ray_session, tiny_b
 
 
 @pytest.mark.slow
-def test_two_workers_give_the_same_losses_as_one(tmp_path, ray_session, tiny_backbone, tiny_labelled):
-    for setting in ("supervised", "usl"):
-        outputs = [tmp_path / f"{setting}-{workers}" for workers in (1, 2)]
-        for workers, output in enumerate(outputs, 1):
-            main(finetune_config(tiny_labelled, output, f"setting={setting}", f"init={tiny_backbone}", "supervised.epochs=2",
-                                 "supervised.batch.micro_batches_per_step=2", "unsupervised.batch.micro_batches_per_step=2",
-                                 f"scaling.workers={workers}"))
-        one, two = map(losses, outputs)
-        assert len(one) == 2 and [place for place, _ in one] == [place for place, _ in two]
-        assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=1e-4)
-        one, two = (rows_of(output) for output in outputs)
-        assert [row.get("clusters") for row in one] == [row.get("clusters") for row in two]
+def test_two_workers_give_the_same_losses_as_one(tmp_path, ray_session, tiny_backbone, tiny_labelled, tiny_source):
+    outputs = [tmp_path / f"workers-{workers}" for workers in (1, 2)]
+    for workers, output in enumerate(outputs, 1):
+        main(finetune_config(tiny_labelled, output, "setting=uda", f"source={tiny_source.uri}", f"init={tiny_backbone}",
+                             "supervised.epochs=2", "supervised.batch.micro_batches_per_step=2",
+                             "unsupervised.batch.micro_batches_per_step=2", f"scaling.workers={workers}"))
+    one, two = map(losses, outputs)
+    assert len(one) == 4 and two == [(place, pytest.approx(loss, rel=1e-4)) for place, loss in one]
+    one, two = (rows_of(output) for output in outputs)
+    for name in ("phase", "clusters", "outliers"):
+        assert [row.get(name) for row in one] == [row.get(name) for row in two]
 
 
 def start(overrides: list[str], log) -> subprocess.Popen:
@@ -186,7 +185,8 @@ def test_wrong_paths(tmp_path, tiny_labelled, tiny_backbone):
     with pytest.raises(StorageError, match=r"there is no data set at .*nowhere"):
         main(finetune_config(open_storage(str(tmp_path / "nowhere")), tmp_path / "b", f"init={tiny_backbone}"))
     with pytest.raises(StorageError, match=r"there is no data set at .*source"):
-        main(finetune_config(tiny_labelled, tmp_path / "c", "setting=uda", f"source={tmp_path}/source"))
+        main(finetune_config(tiny_labelled, tmp_path / "c", "setting=uda", f"source={tmp_path}/source", f"init={tiny_backbone}"))
+    assert not list(tmp_path.iterdir())  # the corrected command must not meet the configuration of the wrong one
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", b"\x80\x04cos\nsystem\n(S'true'\ntR."])
@@ -208,7 +208,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, tiny_labelled):
 
 
 def test_supervised_needs_labels_and_all_need_their_splits(tmp_path, ray_session, tiny_shards, tiny_labelled, tiny_backbone):
-    with pytest.raises(UserError, match=r"has no images of split query; its manifest.json lists"):
+    with pytest.raises(UserError, match=r"tiny has no images of split query, gallery, .*; its splits are train"):
         main(finetune_config(tiny_shards, tmp_path / "a", "setting=usl", f"init={tiny_backbone}"))
     unlabelled = open_storage(str(tmp_path / "unlabelled"))
     _without_labels(tiny_labelled, unlabelled)

@@ -78,6 +78,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_submitted_pre_training_is_readable_and_succeeds(cluster, tiny_shards, tmp_path):
     output = tmp_path / "run"
     found = cluster.ray("job", "submit", "--working-dir", ".", "--submission-id", "tiny", "--", "python", "-m",

@@ -9,7 +9,8 @@ import pytest
 
 from platform.engine.config import ConfigError, load_config
 from platform.engine.errors import UserError
-from platform.pipeline import PipelineConfig, main
+from platform.engine.storage import open_storage
+from platform.pipeline import PipelineConfig, main, source_proxy, stages
 
 TINY = ["source.synthetic.num_pretrain=96", "source.synthetic.pretrain_identities=24", "source.synthetic.pretrain_scenes=8",
         "labelled.synthetic.source_identities=8", "target.synthetic.target_identities=16", "row_group_rows=32",
@@ -20,8 +21,10 @@ TINY = ["source.synthetic.num_pretrain=96", "source.synthetic.pretrain_identitie
         "finetune.supervised.epochs=2", "finetune.supervised.batch.identities=4", "finetune.unsupervised.epochs=1",
         "finetune.unsupervised.iterations=2", "finetune.unsupervised.cluster.k1=8", "finetune.unsupervised.cluster.eps=0.7",
         "finetune.unsupervised.cluster.min_samples=2", "finetune.scaling.threads=1", "settings=[usl]"]
-STAGES = ["ingest-pretrain", "ingest-source", "ingest-target", "source-proxy", "target-proxy", "score", "select",
-          "pretrain-full", "pretrain-selected", "finetune-usl-random", "finetune-usl-full", "finetune-usl-selected", "report"]
+STAGES = ["ingest-pretrain", "ingest-source", "ingest-target", "pretrain-full", "source-proxy", "target-proxy", "score",
+          "select", "pretrain-selected", "finetune-usl-random", "finetune-usl-full", "finetune-usl-selected", "report"]
+
+pytestmark = pytest.mark.timeout(900)  # two minutes alone, several times that beside other work
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +109,14 @@ def test_a_deleted_stage_is_done_again_and_no_other(finished):
 def test_another_configuration_is_refused(finished):
     with pytest.raises(UserError, match=r"(?s)another configuration:\n  cfs\.fraction: 0\.5 -> 0\.6\n"):
         main(load_config(PipelineConfig, "pipeline", [f"output={finished[0]}", *TINY, "cfs.fraction=0.6"]))
+
+
+def test_without_a_run_of_its_own_the_source_proxy_is_the_full_pre_training(tmp_path):
+    """As in the demo: one pre-training fewer."""
+    config = load_config(PipelineConfig, "pipeline", [f"output={tmp_path}", *TINY, "cfs.proxy_samples=0"])
+    story = stages(config, open_storage(str(tmp_path)))
+    assert [name for name, _ in story] == [name for name in STAGES if name != "source-proxy"]
+    assert source_proxy(config) == "pretrain/full"
 
 
 def test_settings_that_cannot_be(tmp_path):

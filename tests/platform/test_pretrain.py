@@ -191,7 +191,7 @@ def test_plan_checksum_follows_data_and_selection(tiny_shards):
 
 
 def test_missing_data(tmp_path):
-    with pytest.raises(StorageError, match="there is no data set at .*python -m platform.ingest"):
+    with pytest.raises(StorageError, match=r"there is no data set at .*python -m platform\.ingest"):
         main(config_of(open_storage(str(tmp_path / "nowhere")), tmp_path / "run"))
 
 

@@ -51,9 +51,10 @@ def test_every_name_of_the_standard_module_is_there_and_answers_the_same(tmp_pat
 
 def test_what_imports_the_standard_module_works_from_the_root():
     """In the order that finds the folder first and in the order that finds it late."""
-    code = "import {}; import platform; assert platform.system() and platform.__path__; import platform.engine.errors; print('fine')"
-    assert python(code.format("uuid, ray, torch, deepspeed")).strip().endswith("fine")
-    assert python("import platform.engine.errors; import uuid, platform; assert uuid.uuid4() and platform.node(); print('fine')") == "fine\n"
+    late = "import uuid, ray, torch, deepspeed, platform; assert platform.system() and platform.__path__"
+    assert python(f"{late}; import platform.engine.errors; print('fine')").strip().endswith("fine")
+    first = "import platform.engine.errors; import uuid, platform; assert uuid.uuid4() and platform.node()"
+    assert python(f"{first}; print('fine')") == "fine\n"
 
 
 def test_tasks_and_actors_import_programs(ray_session):

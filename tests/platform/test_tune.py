@@ -68,6 +68,16 @@ def test_a_wrong_space_is_refused_before_anything_runs(tmp_path, tiny_labelled, 
     assert not (tmp_path / "sweep").exists()
 
 
+def test_wrong_paths_are_refused_before_anything_runs(tmp_path, tiny_labelled, tiny_backbone):
+    with pytest.raises(UserError, match=r"there is no model at .*nowhere"):
+        main(config_of(tiny_labelled.uri, tmp_path / "nowhere", tmp_path / "sweep"))
+    with pytest.raises(UserError, match=r"there is no data set at .*empty"):
+        main(config_of(tmp_path / "empty", tiny_backbone, tmp_path / "sweep"))
+    with pytest.raises(UserError, match=r"there is no model at .*nowhere"):
+        main(config_of(tiny_labelled.uri, tiny_backbone, tmp_path / "sweep", f"+space.init=[{tiny_backbone},{tmp_path}/nowhere]"))
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_trials_whose_workers_cannot_all_start_are_refused(tmp_path, ray_session, tiny_labelled, tiny_backbone):
     with pytest.raises(UserError, match=r"3 trials at a time need 6 CPU, this Ray has 4: lower concurrent"):
         main(config_of(tiny_labelled.uri, tiny_backbone, tmp_path / "sweep", "concurrent=3", "finetune.scaling.workers=2"))

@@ -95,7 +95,7 @@ def test_code_in_a_checkpoint_is_not_executed(root):
 
     store = CheckpointStore(root)
     store.save(100, {"x": Evil()}, {})
-    with pytest.raises(Exception, match="[Ww]eights"):
+    with pytest.raises(Exception, match=r"[Ww]eights"):
         store.newest()
 
 

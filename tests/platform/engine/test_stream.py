@@ -21,7 +21,6 @@ from platform.engine.stream import (
     micro_batches,
     read_window,
 )
-from platform.pretrain import seeds_of
 from reidssl.seeding import sample_seeds
 
 SIZE = (16, 8)
@@ -136,6 +135,8 @@ def test_an_image_that_broke_later_is_named():
 
 
 def test_augmentation_seeds_follow_key_and_epoch_not_place_in_the_batch():
+    from platform.pretrain import seeds_of  # not above: Ray's workers import this file, and torch takes long
+
     keys = np.array(["a", "b", "c", "a"], object)
     seeds = seeds_of(3, {"key": keys, "epoch": np.array([0, 0, 0, 1], np.int32)})
     assert seeds.dtype == np.uint64 and len(set(seeds.tolist())) == 4

@@ -41,5 +41,5 @@ def test_a_row_for_the_terminal():
 
 
 def test_impossible_settings():
-    with pytest.raises(ValueError, match="^every_steps must be at least 1: got 0"):
+    with pytest.raises(ValueError, match=r"^every_steps must be at least 1: got 0"):
         TrackingConfig(every_steps=0)

@@ -195,7 +195,7 @@ def test_a_crash_is_tried_again_and_then_reported(tmp_path, ray_session, capsys)
             file.write("x")
         raise RuntimeError("the lights went out")
 
-    with pytest.raises(UserError, match="training failed on a worker: .*the lights went out"):
+    with pytest.raises(UserError, match=r"training failed on a worker: .*the lights went out"):
         launch(loop, {"attempts": str(attempts)}, name="train", storage=open_storage(str(tmp_path)),
                scaling=ScalingConfig(threads=1, max_failures=1))
     assert attempts.read_text() == "xx"

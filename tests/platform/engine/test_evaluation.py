@@ -1,0 +1,59 @@
+"""Metrics and rankings of a labelled test set, from features."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from platform.engine.errors import UserError
+from platform.engine.evaluation import EvaluateConfig, evaluate_features
+from platform.engine.images import ImageSet
+from reidssl.metrics.reranking import rank_reranked
+
+
+@pytest.fixture(scope="module")
+def sets(tiny_labelled) -> tuple[ImageSet, ImageSet]:
+    query, gallery = (ImageSet(tiny_labelled, [split], (64, 32)) for split in ("query", "gallery"))
+    return query, gallery
+
+
+def features_of(images: ImageSet, noise: float) -> torch.Tensor:
+    identities = torch.from_numpy(np.unique(images.pids, return_inverse=True)[1])
+    exact = F.one_hot(identities, 12).float()
+    return F.normalize(exact + noise * torch.randn(exact.shape, generator=torch.Generator().manual_seed(len(images))), dim=1)
+
+
+def test_perfect_features_give_perfect_numbers(sets):
+    found = evaluate_features(*sets, features_of(sets[0], 0.01), features_of(sets[1], 0.01), EvaluateConfig())
+    assert [found[name] for name in ("mAP", "rank1", "rank5", "rank10", "mINP")] == pytest.approx([1.0] * 5)
+    assert found["queries"] == found["gallery"] == 18 and "reranked" not in found
+
+
+def test_rankings_are_those_of_the_features(sets):
+    query, gallery = sets
+    features = features_of(query, 0.6), torch.roll(features_of(gallery, 0.6), 1, 0)
+    found = evaluate_features(query, gallery, *features, EvaluateConfig(reranking=True))
+    assert 0.05 < found["mAP"] < 0.95
+    place = {key: index for index, key in enumerate(gallery.keys)}
+    rows = {key: index for index, key in enumerate(query.keys)}
+    assert len(found["rankings"]) == 8 and len({entry["query"] for entry in found["rankings"]}) == 8
+    for entry in found["rankings"]:
+        row, matches = rows[entry["query"]], [place[key] for key in entry["matches"]]
+        similarity = features[0][row] @ features[1].T
+        kept = [i for i in similarity.argsort(descending=True).tolist()
+                if gallery.pids[i] != query.pids[row] or gallery.camids[i] != query.camids[row]]  # without junk
+        assert matches == kept[:10]
+        assert entry["correct"] == [bool(gallery.pids[i] == query.pids[row]) for i in matches]
+    assert any(any(entry["correct"]) for entry in found["rankings"])
+    reranked = rank_reranked(features[0], query.pids, query.camids, features[1], gallery.pids, gallery.camids)
+    assert found["reranked"] == {"mAP": pytest.approx(float(reranked.mAP)), "rank1": pytest.approx(float(reranked.rank1))}
+
+
+def test_a_gallery_without_any_match_is_an_error(sets, tiny_labelled):
+    query, gallery = sets[0], ImageSet(tiny_labelled, ["train"], (64, 32))  # other people
+    with pytest.raises(UserError, match=r"labelled cannot be judged: no query has a true match in another camera"):
+        evaluate_features(query, gallery, torch.randn(18, 4), torch.randn(36, 4), EvaluateConfig())
+    broken = features_of(sets[1], 0.1)
+    broken[3] = torch.nan
+    with pytest.raises(UserError, match=r"labelled cannot be judged: .*gallery"):
+        evaluate_features(*sets, features_of(sets[0], 0.1), broken, EvaluateConfig())

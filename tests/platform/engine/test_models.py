@@ -1,0 +1,82 @@
+"""Finding a model by its run, and using it the way it was trained."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from platform.engine.errors import UserError
+from platform.engine.images import ImageSet
+from platform.engine.models import embed_all, load_model, model_file
+from platform.engine.storage import StorageConfig
+from reidssl.models.checkpoints import save_model
+from reidssl.models.reid import ReidModel
+from reidssl.models.vit import build_vit
+from tests.fixtures_runs import TINY_VIT
+
+STORAGE = StorageConfig()
+
+
+@pytest.fixture
+def reid(tmp_path):
+    """A re-ID model with a neck that does something, saved for retrieval after it."""
+    model = ReidModel(build_vit(TINY_VIT, seed=1), num_classes=3).eval()
+    with torch.no_grad():
+        model.bottleneck.running_mean.uniform_(-1, 1)
+        model.bottleneck.running_var.uniform_(0.5, 2)
+    save_model(model, {"kind": "reid", "neck": "after", "mean": [0.5] * 3, "std": [0.25] * 3}, tmp_path / "model.safetensors")
+    return model
+
+
+def test_a_run_is_found_by_its_folder_and_by_its_file(tmp_path, tiny_backbone, reid):
+    assert model_file(str(tiny_backbone), STORAGE).name == "backbone.safetensors"
+    assert model_file(str(tiny_backbone / "backbone.safetensors"), STORAGE).name == "backbone.safetensors"
+    (tmp_path / "backbone.safetensors").write_bytes((tiny_backbone / "backbone.safetensors").read_bytes())
+    assert model_file(str(tmp_path), STORAGE).name == "model.safetensors"  # the more finished of two
+
+
+def test_nothing_there_says_what_was_looked_for(tmp_path):
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=r"neither model.safetensors nor backbone.safetensors. Name a finished run"):
+            load_model(str(path), STORAGE)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\x00" * 64, b"PK\x03\x04 torn"])
+def test_broken_files_name_themselves(tmp_path, content):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"model.safetensors"):
+        load_model(str(tmp_path), STORAGE)
+
+
+def test_images_go_in_as_they_did_in_training(tmp_path, reid):
+    loaded = load_model(str(tmp_path), STORAGE)
+    assert (loaded.neck, loaded.mean, loaded.std, loaded.image_size) == ("after", [0.5] * 3, [0.25] * 3, (64, 32))
+    images = torch.randint(0, 256, (5, 3, 64, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        output = reid((images.float() / 255 - 0.5) / 0.25)
+    assert torch.allclose(loaded.embed(images), F.normalize(output.after, dim=1), atol=1e-5)
+    assert not torch.allclose(loaded.embed(images), F.normalize(output.before, dim=1), atol=1e-2)
+    assert not loaded.backbone.training and loaded.backbone is loaded.reid.backbone
+
+
+def test_a_backbone_alone_is_used_as_it_was_pre_trained(tiny_backbone):
+    loaded = load_model(str(tiny_backbone), STORAGE)
+    assert loaded.reid is None and loaded.neck == "before" and loaded.mean == [0.485, 0.456, 0.406]
+    images = torch.randint(0, 256, (2, 3, 64, 32), dtype=torch.uint8)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (loaded.mean, loaded.std))
+    with torch.no_grad():
+        expected = F.normalize(loaded.backbone((images / 255 - mean) / std), dim=1)
+    assert torch.allclose(loaded.embed(images), expected, atol=1e-5)
+
+
+def test_features_are_in_order_whatever_the_batch(tiny_backbone, tiny_labelled):
+    loaded, images = load_model(str(tiny_backbone), STORAGE), ImageSet(tiny_labelled, ["query"], (64, 32))
+    whole = embed_all(loaded, images)
+    assert whole.shape == (18, 32) and torch.allclose(whole.norm(dim=1), torch.ones(18), atol=1e-5)
+    assert torch.allclose(embed_all(loaded, images, batch=5), whole, atol=1e-5)
+    assert torch.allclose(loaded.embed(images.batch(torch.tensor([7]).numpy())), whole[7:8], atol=1e-5)
+
+
+def test_the_backbone_can_be_loaded_with_changes(tiny_backbone):
+    loaded = load_model(str(tiny_backbone), STORAGE, drop_path=0.2, image_size=(96, 32))
+    assert loaded.backbone.config.drop_path == 0.2 and loaded.image_size == (96, 32)
+    assert loaded.embed(torch.zeros(1, 3, 96, 32, dtype=torch.uint8)).shape == (1, 32)

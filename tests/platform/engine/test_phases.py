@@ -1,0 +1,186 @@
+"""What fine-tuning does in an epoch: batches, pseudo-labels, memory, losses."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from platform.engine.errors import UserError
+from platform.engine.images import ImageSet
+from platform.engine.phases import BatchConfig, Supervised, SupervisedConfig, Unsupervised, UnsupervisedConfig
+from reidssl.clustering.memory import ClusterMemory
+from reidssl.clustering.pseudo_labels import ClusterConfig
+from reidssl.models.reid import ReidModel, ReidOutput
+from reidssl.models.vit import build_vit
+from tests.fixtures_runs import TINY_VIT
+
+
+@pytest.fixture(scope="module")
+def images(tiny_labelled) -> ImageSet:
+    """36 images of 6 people."""
+    return ImageSet(tiny_labelled, ["train"], (64, 32))
+
+
+def supervised(images, **changes) -> Supervised:
+    return Supervised(SupervisedConfig(batch=BatchConfig(identities=3, instances=2), **changes), images, seed=1)
+
+
+def unsupervised(images, **changes) -> Unsupervised:
+    config = UnsupervisedConfig(batch=BatchConfig(identities=4, instances=3, micro_batches_per_step=2), iterations=5,
+                                cluster=ClusterConfig(k1=6, k2=2, eps=0.6, min_samples=3), **changes)
+    return Unsupervised(config, images, seed=1)
+
+
+def by_identity(images, outliers: int = 0):
+    """Features that tell the people apart; the first `outliers` images resemble nobody, nor each other."""
+    identities = np.unique(images.pids, return_inverse=True)[1]
+    features = torch.zeros(len(images), 64)
+    features[torch.arange(len(images)), torch.from_numpy(identities)] = 1.0
+    features += 0.02 * torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
+    features[:outliers] = torch.eye(64)[20 : 20 + outliers]
+    return F.normalize(features, dim=1)
+
+
+# ---- supervised
+
+
+def test_supervised_batches_hold_whole_identities(images):
+    work = supervised(images).begin(0, features=None)
+    assert sorted(set(work.labels.tolist())) == list(range(6)) and len(work.labels) == 36
+    assert all((images.pids[work.labels == label] == images.pids[work.labels == label][0]).all() for label in range(6))
+    for batch in work.batches:
+        pids = images.pids[batch].reshape(3, 2)
+        assert (pids[:, 0] == pids[:, 1]).all() and len(set(pids[:, 0])) == 3
+    used = np.concatenate(work.batches)
+    assert len(set(used.tolist())) == len(used) > 24  # no image twice; a rest that fills no batch waits
+    again, other = supervised(images).begin(0, features=None), supervised(images).begin(1, features=None)
+    assert all((a == b).all() for a, b in zip(work.batches, again.batches, strict=True))
+    assert not all((a == b).all() for a, b in zip(work.batches, other.batches, strict=False))
+
+
+def test_supervised_loss_is_identity_plus_triplet(images):
+    phase = supervised(images)
+    model = ReidModel(build_vit(TINY_VIT, 0))
+    phase.prepare(model)
+    assert model.num_classes == 6
+    before, after = torch.randn(6, 8), torch.randn(6, 8)
+    logits, labels = torch.randn(6, 6), torch.tensor([0, 0, 4, 4, 2, 2])
+    loss, terms = phase.loss(ReidOutput(before, after, logits), labels)
+    distances = torch.cdist(before.double(), before.double())
+    same = labels[:, None] == labels
+    triplet = F.softplus(distances.masked_fill(~same, -1).amax(1) - distances.masked_fill(same, 1e9).amin(1)).mean()
+    assert float(terms["identity"]) == pytest.approx(float(F.cross_entropy(logits, labels)))
+    assert float(terms["triplet"]) == pytest.approx(float(triplet), rel=1e-4)
+    assert float(loss) == pytest.approx(float(terms["identity"] + terms["triplet"]))
+    assert float(terms["accuracy"]) == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+
+
+def test_supervised_learning_rate_of_the_released_recipe(images):
+    phase = supervised(images, epochs=120, warmup_epochs=20, learning_rate=4e-4)
+    rates = [phase.learning_rate(epoch) for epoch in range(120)]
+    assert rates[0] == pytest.approx(4e-6) and rates[19] == pytest.approx(4e-6 + 19 * 0.99 * 4e-4 / 20)
+    assert rates[60] == pytest.approx(0.002 * 4e-4 + 0.5 * (4e-4 - 0.002 * 4e-4) * (1 + np.cos(np.pi * 60 / 120)))
+    assert max(rates) < 4e-4 and all(a > b for a, b in itertools.pairwise(rates[20:]))
+
+
+def test_unlabelled_images_are_refused(images):
+    pids = images.pids
+    try:
+        images.pids = np.where(np.arange(36) == 3, -1, pids)
+        with pytest.raises(UserError, match=r"has unlabelled images in split train: .*use setting=usl"):
+            supervised(images)
+    finally:
+        images.pids = pids
+
+
+# ---- unsupervised
+
+
+def test_clusters_become_labels_batches_and_memory(images):
+    phase, features = unsupervised(images), by_identity(images, outliers=2)
+    work = phase.begin(0, lambda asked: features if asked is images else None)
+    assert work.log["clusters"] == 6 and work.log["outliers"] == 2 == (work.labels < 0).sum()
+    kept = work.labels >= 0
+    assert len({(a, b) for a, b in zip(work.labels[kept], images.pids[kept], strict=True)}) == 6  # one to one
+    assert 0.8 < work.log["adjusted_rand_index"] < 1
+    assert len(work.batches) == 5 * 2  # iterations x micro-batches of a step
+    for batch in work.batches:
+        labels = work.labels[batch].reshape(4, 3)
+        assert (labels >= 0).all() and (labels == labels[:, :1]).all() and len(set(labels[:, 0])) == 4
+        cameras = images.camids[batch].reshape(4, 3)
+        assert (cameras[:, 1:] != cameras[:, :1]).all()  # the others of an identity come from other cameras than the first
+    for label in range(6):
+        mean = features[torch.from_numpy(work.labels == label)].mean(0)
+        assert torch.allclose(phase.memory.centroids[label], mean / mean.norm(), atol=1e-6)
+
+
+def test_labels_are_judged_never_trained_on(images):
+    """The same batches whatever the identities say, as long as there are some."""
+    features = by_identity(images)
+    pids, first = images.pids, unsupervised(images).begin(3, lambda _: features)
+    try:
+        images.pids = np.arange(36)
+        second = unsupervised(images).begin(3, lambda _: features)
+        images.pids = np.full(36, -1)
+        third = unsupervised(images).begin(3, lambda _: features)
+    finally:
+        images.pids = pids
+    assert first.log["adjusted_rand_index"] == 1.0 and "adjusted_rand_index" not in third.log
+    for other in (second, third):
+        assert all((a == b).all() for a, b in zip(first.batches, other.batches, strict=True))
+
+
+ARC = torch.linspace(0, 0.5, 36)
+
+
+@pytest.mark.parametrize(("features", "clusters"), [(torch.stack([ARC.cos(), ARC.sin()], 1), 1), (torch.eye(36), 0)])
+def test_fewer_than_two_clusters_are_nothing_to_learn_from(images, features, clusters):
+    """A chain in which everybody is a neighbour's neighbour, and images of which none resembles another."""
+    phase = unsupervised(images)
+    phase.config.cluster = ClusterConfig(k1=6, k2=2, eps=0.95 if clusters else 0.3, min_samples=3)
+    work = phase.begin(0, lambda _: features)
+    assert work.batches == [] and work.log["clusters"] == clusters and "cluster_seconds" in work.log
+
+
+def test_the_memory_moves_once_a_step_with_all_its_features(images):
+    phase = unsupervised(images, momentum=0.2, hard=True)
+    phase.begin(0, lambda _: by_identity(images))
+    before = phase.memory.centroids.clone()
+    features = F.normalize(torch.randn(8, 64), dim=1)
+    labels = torch.tensor([0, 0, 3, 3, 0, 5, 3, 5])
+    loss, terms = phase.loss(ReidOutput(torch.zeros(8, 64), features, None), labels)
+    expected = F.cross_entropy(features @ before.T / 0.05, labels)
+    assert float(loss) == float(terms["contrast"]) == pytest.approx(float(expected), rel=1e-5)
+    assert torch.equal(phase.memory.centroids, before)  # the loss alone changes nothing
+    phase.after_step(features, labels)
+    for label in range(6):
+        mine = features[labels == label]
+        if len(mine):  # the least similar of the whole step, not one of each micro-batch
+            hardest = mine[(mine @ before[label]).argmin()]
+            expected = F.normalize(0.2 * before[label] + 0.8 * hardest, dim=0)
+            assert torch.allclose(phase.memory.centroids[label], expected, atol=1e-6)
+        else:
+            assert torch.equal(phase.memory.centroids[label], before[label])
+    twice = ClusterMemory(before, 0.05, 0.2, True)
+    for part in (slice(0, 4), slice(4, 8)):
+        twice.update(features[part], labels[part])
+    assert not torch.allclose(twice.centroids, phase.memory.centroids, atol=1e-3)  # updating per micro-batch would show
+
+
+def test_unsupervised_learning_rate_falls_in_steps(images):
+    phase = unsupervised(images, learning_rate=3.5e-4, decay_epochs=20)
+    assert [phase.learning_rate(epoch) for epoch in (0, 19, 20, 40)] == pytest.approx([3.5e-4, 3.5e-4, 3.5e-5, 3.5e-6])
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: BatchConfig(instances=0), "instances must be at least 1: got 0"),
+    (lambda: SupervisedConfig(epochs=-1), "epochs must be 0 or more: got -1"),
+    (lambda: SupervisedConfig(optimizer="adam"), "optimizer must be sgd or adamw: got 'adam'"),
+    (lambda: UnsupervisedConfig(neck="both"), "neck must be before or after: got 'both'"),
+    (lambda: UnsupervisedConfig(learning_rate=0.0), "learning_rate must be positive: got 0.0"),
+    (lambda: UnsupervisedConfig(iterations=0), "iterations and decay_epochs must be at least 1: got 0")])
+def test_settings_that_cannot_be(make, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make()
