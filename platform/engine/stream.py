@@ -201,10 +201,10 @@ def build_dataset(plan: Plan, config: StreamConfig, root: Location, image_size: 
             yield read_window(plan, tasks[index], root)
 
     dataset = ray.data.range(len(tasks), override_num_blocks=len(tasks))
-    dataset = dataset.map_batches(read, batch_size=1, num_cpus=0.25)
+    dataset = dataset.map_batches(read, batch_size=1, num_cpus=0.5)
     dataset = dataset.repartition(target_num_rows_per_block=config.micro_batch, strict=True)
     dataset = dataset.map_batches(Decoder(image_size).__call__, batch_size=config.micro_batch,
-                                  zero_copy_batch=True, num_cpus=0.5)
+                                  zero_copy_batch=True, num_cpus=1)
     dataset.context.execution_options.preserve_order = True
     return dataset
 

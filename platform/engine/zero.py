@@ -51,6 +51,8 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: Dee
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # gloo does the communication on CPU; DeepSpeed's shared-memory kernels would be compiled here on first use.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     settings = {
         "train_batch_size": micro_batch * accumulation * dist.get_world_size(),
         "train_micro_batch_size_per_gpu": micro_batch,

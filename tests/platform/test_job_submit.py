@@ -34,7 +34,7 @@ class Cluster:
 
     environment: dict[str, str]
 
-    def ray(self, *arguments: str, timeout: int = 240, **environment: str) -> subprocess.CompletedProcess[str]:
+    def ray(self, *arguments: str, timeout: int = 540, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([RAY, *arguments], cwd=ROOT, env=self.environment | environment, text=True, timeout=timeout,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
