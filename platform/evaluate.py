@@ -16,7 +16,7 @@ import torch
 from platform.engine.config import run_program
 from platform.engine.device import use_threads
 from platform.engine.errors import UserError, user_error_of
-from platform.engine.evaluation import EvaluateConfig, evaluate_features
+from platform.engine.evaluation import EvaluateConfig, evaluate_features, require_splits
 from platform.engine.images import ImageSet
 from platform.engine.inference import PoolConfig, stream_through_actors
 from platform.engine.models import load_model
@@ -63,7 +63,7 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
         raise UserError("nothing to evaluate: give models=[<run folder>,...] and test_sets=[<shards>,...]")
     sets = [open_storage(uri, config.storage) for uri in config.test_sets]
     for location in sets:
-        read_manifest(location)
+        require_splits(location, ["query", "gallery"])
     loaded = [load_model(uri, config.storage) for uri in config.models]  # a wrong path fails before any work
     connect(config.runtime)
     rows = []

@@ -24,13 +24,12 @@ from platform.engine.checkpoints import CheckpointStore, Found
 from platform.engine.config import run_program, to_dataclass
 from platform.engine.device import device
 from platform.engine.errors import UserError
-from platform.engine.evaluation import EvaluateConfig, evaluate_features
+from platform.engine.evaluation import EvaluateConfig, evaluate_features, require_splits
 from platform.engine.images import ImageSet
 from platform.engine.models import REID, load_model
 from platform.engine.phases import Phase, Supervised, SupervisedConfig, Unsupervised, UnsupervisedConfig
 from platform.engine.runs import SUMMARY, Run, open_run
 from platform.engine.runtime import RuntimeConfig, connect, say
-from platform.engine.shards import read_manifest
 from platform.engine.storage import StorageConfig, open_storage
 from platform.engine.tracking import Tracker, TrackingConfig, format_row
 from platform.engine.training import ScalingConfig, StepBatchNorm, StepMeans, launch, report_line
@@ -110,15 +109,9 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
 
 def check_inputs(config: FinetuneConfig) -> None:
     """UserError for a wrong path, checkpoint or split here, not in a worker."""
-    needed = {config.target: ("train", "query", "gallery")}
     if config.setting == "uda":
-        needed = {config.source: ("train",)} | needed
-    for uri, splits in needed.items():
-        found = read_manifest(open_storage(uri, config.storage)).splits
-        missing = [split for split in splits if not found.get(split)]
-        if missing:
-            raise UserError(f"{uri} has no images of split {', '.join(missing)}, which fine-tuning needs; its splits are "
-                            f"{', '.join(found) or 'none'}")
+        require_splits(open_storage(config.source, config.storage), ["train"])
+    require_splits(open_storage(config.target, config.storage), ["train", "query", "gallery"])
     own_size = load_model(config.init, config.storage).image_size if config.init else config.augment.image_size
     if own_size != config.augment.image_size:
         say(f"finetune: {config.init} was trained on {own_size} images; its position embeddings are resized to "

@@ -1,5 +1,6 @@
 """Retrieval metrics of features, with the rankings that the report shows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from platform.engine.errors import UserError
 from platform.engine.images import ImageSet
+from platform.engine.shards import read_manifest
+from platform.engine.storage import Location
 from reidssl.metrics.ranking import best_matches, rank
 from reidssl.metrics.reranking import rank_reranked
 
@@ -20,6 +23,15 @@ class EvaluateConfig:
 
     reranking: bool = False
     """Also report k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)."""
+
+
+def require_splits(location: Location, splits: Sequence[str]) -> None:
+    """UserError if the data set lacks images of one of the splits, before any work is done."""
+    found = read_manifest(location).splits
+    missing = [split for split in splits if not found.get(split)]
+    if missing:
+        raise UserError(f"{location.uri} has no images of split {', '.join(missing)}; its splits are {', '.join(found) or 'none'}. "
+                        "Name another data set, or ingest this one with its test images")
 
 
 def evaluate_features(query: ImageSet, gallery: ImageSet, query_features: Tensor, gallery_features: Tensor,

@@ -78,5 +78,5 @@ def test_bad_paths(tmp_path, tiny_backbone, tiny_labelled):
 
 
 def test_a_set_without_query_and_gallery(ray_session, tiny_backbone, tiny_shards):
-    with pytest.raises(UserError, match=r"has no images of split query; its manifest.json lists the splits it has"):
+    with pytest.raises(UserError, match=r"tiny has no images of split query, gallery; its splits are train"):
         main(config_of([tiny_backbone], [tiny_shards.uri]))
