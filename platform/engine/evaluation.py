@@ -30,8 +30,8 @@ def require_splits(location: Location, splits: Sequence[str]) -> None:
     found = read_manifest(location).splits
     missing = [split for split in splits if not found.get(split)]
     if missing:
-        raise UserError(f"{location.uri} has no images of split {', '.join(missing)}; its splits are {', '.join(found) or 'none'}. "
-                        "Name another data set, or ingest this one with its test images")
+        raise UserError(f"{location.uri} has no images of split {', '.join(missing)}; its splits are "
+                        f"{', '.join(found) or 'none'}. Name another data set, or ingest this one with its test images")
 
 
 def evaluate_features(query: ImageSet, gallery: ImageSet, query_features: Tensor, gallery_features: Tensor,

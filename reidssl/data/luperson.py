@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from reidssl.data.records import LayoutError, Record, describe, is_image, warn_unless_published
+import itertools
 
 PUBLISHED = {"train": 4_180_243}
 
@@ -35,7 +36,7 @@ def index(
 def records_of_keys(keys: Iterable[str], expect_published: bool = True) -> list[Record]:
     """Unlabelled records of the given keys, sorted. Raises `LayoutError` for a key that is there twice."""
     records = sorted(Record(key, -1, -1, "train") for key in keys)
-    for first, second in zip(records, records[1:], strict=False):
+    for first, second in itertools.pairwise(records):
         if first.key == second.key:
             raise LayoutError(f"the key {first.key!r} is there more than once")
     if expect_published:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from reidssl.models.initialisation import seeded
 from reidssl.models.vit import Vit, VitConfig, build_vit
 from reidssl.objectives.base import MultiCropModel, Objective, ObjectiveOutput, Progress, StudentCall
+import itertools
 
 MOMENTUM_VIEWS = 2
 
@@ -66,7 +67,7 @@ def _mlp(width: int, hidden: int, out_dim: int, layers: int) -> nn.Module:
         return nn.Identity()
     widths = [width, *[hidden] * (layers - 1), out_dim]
     parts: list[nn.Module] = []
-    for number, (before, after) in enumerate(zip(widths, widths[1:], strict=False), 1):
+    for number, (before, after) in enumerate(itertools.pairwise(widths), 1):
         parts.append(nn.Linear(before, after, bias=False))
         parts.append(nn.BatchNorm1d(after, affine=number < layers))
         if number < layers:

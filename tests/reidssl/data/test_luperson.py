@@ -29,7 +29,7 @@ def test_the_published_count_is_checked():
 
 
 def test_other_layouts_and_repeated_keys_are_refused():
-    with pytest.raises(LayoutError, match="no images below images/. Found pictures/"):
+    with pytest.raises(LayoutError, match=r"no images below images/. Found pictures/"):
         luperson.index(["pictures/a.jpg"])
     with pytest.raises(LayoutError, match="'a' is there more than once"):
         luperson.records_of_keys(["a", "b", "a"], expect_published=False)

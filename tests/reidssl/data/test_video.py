@@ -71,14 +71,14 @@ def test_files_that_are_no_video_are_refused_by_name(tmp_path, content):
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
     with pytest.raises(
-        VideoError, match="notes.txt (cannot be read as a video|holds no video stream)"
+        VideoError, match=r"notes.txt (cannot be read as a video|holds no video stream)"
     ) as caught:
         list(frames(path))
     assert caught.value.frames_read == 0
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(VideoError, match="missing.avi cannot be read as a video: .*No such file"):
+    with pytest.raises(VideoError, match=r"missing.avi cannot be read as a video: .*No such file"):
         list(frames(tmp_path / "missing.avi"))
 
 
@@ -91,5 +91,5 @@ def test_sound_without_pictures_is_refused(tmp_path):
         sound.sample_rate = 8000
         container.mux(stream.encode(sound))
         container.mux(stream.encode(None))
-    with pytest.raises(VideoError, match="sound.wav holds no video stream"):
+    with pytest.raises(VideoError, match=r"sound.wav holds no video stream"):
         list(frames(path))
