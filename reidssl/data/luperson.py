@@ -6,12 +6,12 @@ LUPerson is for research only and must not be redistributed.
 from __future__ import annotations
 
 import io
+import itertools
 import pickle
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from reidssl.data.records import LayoutError, Record, describe, is_image, warn_unless_published
-import itertools
 
 PUBLISHED = {"train": 4_180_243}
 

@@ -5,6 +5,7 @@ images of the micro-batch, so the loss of a micro-batch depends on nothing outsi
 """
 
 import copy
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,6 @@ from torch.nn import functional as F
 from reidssl.models.initialisation import seeded
 from reidssl.models.vit import Vit, VitConfig, build_vit
 from reidssl.objectives.base import MultiCropModel, Objective, ObjectiveOutput, Progress, StudentCall
-import itertools
 
 MOMENTUM_VIEWS = 2
 
