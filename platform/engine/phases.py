@@ -60,6 +60,8 @@ class SupervisedConfig:
     """Epochs of linear warm-up."""
     label_smoothing: float = 0.0
     """Of the identity loss."""
+    triplet_weight: float = 1.0
+    """Of the triplet loss; 0 leaves it out, for models too small to satisfy it (it stays at ln 2 and only disturbs)."""
     drop_path: float = 0.1
     """Stochastic depth rate of the backbone."""
     neck: str = "before"
@@ -184,7 +186,7 @@ class Supervised:
         identity = identity_loss(output.logits.float(), labels, self.config.label_smoothing)
         triplet = triplet_loss(output.before.float(), labels)
         accuracy = (output.logits.argmax(1) == labels).float().mean()
-        return identity + triplet, {"identity": identity, "triplet": triplet, "accuracy": accuracy}
+        return identity + self.config.triplet_weight * triplet, {"identity": identity, "triplet": triplet, "accuracy": accuracy}
 
     def after_step(self, features: Tensor, labels: Tensor) -> None:
         """Nothing to remember."""
