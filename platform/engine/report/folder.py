@@ -186,10 +186,12 @@ def _add_data(found: RunFolder, role: str, location: Location) -> None:
 
 def _note_missing(found: RunFolder) -> None:
     if found.is_pipeline:
-        for name, meaning in EXPECTED.items():
-            if found.named(name) is None:
-                found.notes.append(f"Not there: {meaning} ({name}).")
         pipeline = next(iter(found.of("pipeline")), None)
+        # a pipeline without proxy samples takes the full pre-training as its source proxy
+        own_proxy = pipeline is None or pipeline.config.get("cfs", {}).get("proxy_samples", 1)
+        for name, meaning in EXPECTED.items():
+            if found.named(name) is None and (own_proxy or name != "proxy/source"):
+                found.notes.append(f"Not there: {meaning} ({name}).")
         for setting in pipeline.config.get("settings", SETTINGS) if pipeline else SETTINGS:
             absent = [init for init in INITS if found.named(f"finetune/{setting}-{init}") is None]
             if absent:
