@@ -140,7 +140,7 @@ def relayed_lines() -> Iterator[Any]:
         while True:
             last = stop.is_set()
             try:
-                for line in ray.get(board.drain.remote(), timeout=30):
+                for line in ray.get(board.drain.remote(), timeout=300):
                     say(line)
             except Exception:  # the board dies with the cluster; the driver's own error tells the story
                 return
@@ -154,7 +154,7 @@ def relayed_lines() -> Iterator[Any]:
         yield board
     finally:
         stop.set()
-        thread.join(timeout=10)
+        thread.join(timeout=60)
         ray.kill(board)
 
 

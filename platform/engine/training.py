@@ -118,6 +118,7 @@ def _guarded(config: dict[str, Any]) -> None:
         return
     try:
         config["loop"](config["arguments"])
+        ray.get(_board.fatal.remote())  # calls arrive in order: what was pushed before is there
     except Exception as error:
         found = error if isinstance(error, UserError) else user_error_of(error)
         if found is None:

@@ -24,7 +24,7 @@ TINY = ["source.synthetic.num_pretrain=96", "source.synthetic.pretrain_identitie
 STAGES = ["ingest-pretrain", "ingest-source", "ingest-target", "pretrain-full", "source-proxy", "target-proxy", "score",
           "select", "pretrain-selected", "finetune-usl-random", "finetune-usl-full", "finetune-usl-selected", "report"]
 
-pytestmark = pytest.mark.timeout(900)  # two minutes alone, several times that beside other work
+pytestmark = pytest.mark.timeout(1800)  # two minutes alone, several times that beside other work
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,7 @@ def test_killed_and_started_again(alone, tiny_shards, tmp_path):
         process = start(tiny_shards, output, log)
         driver, family = psutil.Process(process.pid), set()
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 200
             while not list(output.glob("checkpoints/*/manifest.json")):
                 assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "first.log").read_text()
                 family |= set(driver.children(recursive=True))
@@ -138,7 +138,7 @@ def test_killed_and_started_again(alone, tiny_shards, tmp_path):
             psutil.wait_procs(family, timeout=30)
     assert not (output / "summary.json").exists()
     with open(tmp_path / "second.log", "wb") as log:
-        assert start(tiny_shards, output, log).wait(timeout=120) == 0, (tmp_path / "second.log").read_text()
+        assert start(tiny_shards, output, log).wait(timeout=200) == 0, (tmp_path / "second.log").read_text()
     said = (tmp_path / "second.log").read_text()
     position = int(said.split("continuing from ")[1].split(" ")[0].replace(",", ""))
     assert position % 32 == 0 and 0 < position < 16 * STEPS
