@@ -1,5 +1,5 @@
-# make demo   pre-train, select, fine-tune, evaluate and report on synthetic people (CPU, under 20 minutes on 2 cores)
-# make test   the whole test suite (under 15 minutes on 2 cores)
+# make demo   pre-train, select, fine-tune, evaluate and report on synthetic people (CPU; sized for 20 minutes on 2 idle cores)
+# make test   the whole test suite
 # make lint   ruff and mypy
 # make clean  remove the environment and the demo's run
 #
