@@ -301,6 +301,7 @@ def finish(run: Run, objective: Objective, config: PretrainConfig, tracker: Trac
     speeds = sorted(row["images_per_second"] for row in tracker.rows)
     last = tracker.rows[-1]
     tracker.publish()
+    tracker.close()
     run.finish({"samples_seen": seen, "steps": seen // config.stream.global_batch, "final_loss": last["loss"],
                 "images_per_second": speeds[len(speeds) // 2],
                 "probe": {k: v for k, v in last.items() if k.startswith("probe")}})

@@ -1,7 +1,8 @@
-"""The one place where metrics leave a run: `metrics.jsonl` beside it, Ray's Prometheus port, TensorBoard.
+"""The one place where metrics leave a run: `metrics.jsonl` beside it, Ray's Prometheus port, and trackers by wish.
 
 Written by rank 0 alone. Object storage cannot append, so the log is kept in memory (one small dict an interval) and
-published whole; a resumed run continues the log up to its checkpoint.
+published whole; a resumed run continues the log up to its checkpoint. Trackers (platform/engine/trackers.py) are told the
+same rows; what a crash made a run log twice stands twice in them, and once in `metrics.jsonl`.
 """
 
 import json
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from platform.engine.storage import Location
+from platform.engine.trackers import open_trackers
 
 FILE = "metrics.jsonl"
 
@@ -22,6 +24,12 @@ class TrackingConfig:
     """Optimiser steps between log lines."""
     tensorboard: str = ""
     """Local folder for TensorBoard event files; empty: none."""
+    wandb: str = ""
+    """Weights & Biases project; empty: none. The key comes from `wandb login` or WANDB_API_KEY on the worker's node."""
+    mlflow: str = ""
+    """MLflow tracking URI (http://host:5000, sqlite:///file.db); empty: none. Credentials: MLFLOW_TRACKING_* variables."""
+    experiment: str = "reidssl"
+    """MLflow's experiment."""
 
     def __post_init__(self) -> None:
         if self.every_steps < 1:
@@ -38,25 +46,26 @@ class Tracker:
             self.rows = [row for row in read_metrics(root) if row["position"] <= resume_position]
         self._gauges: dict[str, Any] = {}
         self._run = labels
-        self._writer = None
-        if config.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(config.tensorboard)
+        self._trackers = open_trackers(config, labels or root.uri)
 
     def add(self, position: int, metrics: dict[str, float]) -> None:
-        """One row; also to the Prometheus port as `ray_reidssl_<name>` and to TensorBoard."""
+        """One row; also to the Prometheus port as `ray_reidssl_<name>` and to the trackers."""
         self.rows.append({"position": position, "time": time.time(), **metrics})
         for name, value in metrics.items():
             self._gauge(name).set(value, {"run": self._run})
-            if self._writer:
-                self._writer.add_scalar(name, value, position)
+        for tracker in self._trackers:
+            tracker.add(position, metrics)
 
     def publish(self) -> None:
         """Write the whole log to storage."""
         self.file.write_bytes("".join(json.dumps(row) + "\n" for row in self.rows).encode())
-        if self._writer:
-            self._writer.flush()
+        for tracker in self._trackers:
+            tracker.flush()
+
+    def close(self) -> None:
+        """The run is complete: tell the trackers."""
+        for tracker in self._trackers:
+            tracker.close()
 
     def _gauge(self, name: str) -> Any:
         from ray.util.metrics import Gauge

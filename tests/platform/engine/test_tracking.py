@@ -1,7 +1,11 @@
 """Where metrics go."""
 
+import sys
+import time
+
 import pytest
 
+from platform.engine.errors import UserError
 from platform.engine.storage import open_storage
 from platform.engine.tracking import Tracker, TrackingConfig, format_row, read_metrics
 
@@ -43,3 +47,42 @@ def test_a_row_for_the_terminal():
 def test_impossible_settings():
     with pytest.raises(ValueError, match=r"^every_steps must be at least 1: got 0"):
         TrackingConfig(every_steps=0)
+
+
+def test_mlflow_continues_the_entry_of_the_same_run(tmp_path):
+    from mlflow.tracking import MlflowClient
+
+    root, uri = open_storage(str(tmp_path / "it's a run")), f"sqlite:///{tmp_path}/mlflow.db"
+    for position in (10, 20):  # the second is the run started again
+        tracker = Tracker(root, TrackingConfig(mlflow=uri, experiment="street"))
+        tracker.add(position, {"loss": position / 7, "probe_mAP": 0.5})
+        tracker.publish()
+    tracker.close()
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("street").experiment_id])
+    assert run.info.status == "FINISHED" and run.info.run_name == root.uri
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert [(each.step, each.value) for each in history] == [(10, 10 / 7), (20, 20 / 7)]
+
+
+def test_weights_and_biases_offline(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    tracker = Tracker(open_storage(str(tmp_path / "run")), TrackingConfig(wandb="people"))
+    tracker.add(5, {"loss": 0.25})
+    tracker.publish()
+    tracker.close()
+    (record,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    until = time.monotonic() + 30  # its service process writes on after finish() has returned
+    while b"loss" not in record.read_bytes():
+        assert time.monotonic() < until, record.read_bytes()
+        time.sleep(0.1)
+
+
+def test_a_tracker_that_cannot_be_used_says_so(tmp_path, monkeypatch):
+    root = open_storage(str(tmp_path / "run"))
+    with pytest.raises(UserError, match=r"tracking\.mlflow=what://ever cannot be used: .*what"):
+        Tracker(root, TrackingConfig(mlflow="what://ever"))
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"tracking\.wandb=people needs the package wandb"):
+        Tracker(root, TrackingConfig(wandb="people"))

@@ -1,0 +1,127 @@
+"""Experiment trackers that a run can speak to besides its own log: TensorBoard, Weights & Biases, MLflow.
+
+Each is told the same rows. A run is known to them by its folder's URI, so the same command again continues the same entry.
+They are optional (`pip install 'reidssl[tracking]'`), and a tracker that cannot be reached at the start is an error then and
+there rather than a run without its records.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from platform.engine.errors import UserError
+
+
+class ExperimentTracker(Protocol):
+    """One service."""
+
+    def add(self, position: int, metrics: dict[str, float]) -> None:
+        """A row at `position` samples (or epochs) seen."""
+
+    def flush(self) -> None:
+        """Make what was added durable."""
+
+    def close(self) -> None:
+        """The run is complete."""
+
+
+def open_trackers(config: Any, run: str) -> list[ExperimentTracker]:
+    """Those that `config` (a TrackingConfig) names, for the run folder `run`.
+
+    Raises UserError for a package that is not installed or a service that refuses.
+    """
+    chosen: list[tuple[str, str, Callable[[str, str], ExperimentTracker]]] = [
+        ("tensorboard", config.tensorboard, TensorBoard),
+        ("wandb", config.wandb, Wandb),
+        ("mlflow", config.mlflow, lambda where, run: Mlflow(where, run, config.experiment)),
+    ]
+    trackers: list[ExperimentTracker] = []
+    for name, where, build in chosen:
+        if not where:
+            continue
+        try:
+            trackers.append(build(where, run))
+        except ImportError:
+            raise UserError(f"tracking.{name}={where} needs the package {name}, which is not installed on the worker's node: "
+                            "pip install 'reidssl[tracking]' there, or leave the option out") from None
+        except Exception as error:
+            raise UserError(f"tracking.{name}={where} cannot be used: {type(error).__name__}: {error}") from None
+    return trackers
+
+
+class TensorBoard:
+    """Event files in a local folder."""
+
+    def __init__(self, folder: str, run: str) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(folder)
+
+    def add(self, position: int, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, value, position)
+
+    def flush(self) -> None:
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class Wandb:
+    """A run of a Weights & Biases project; WANDB_MODE=offline works as everywhere."""
+
+    def __init__(self, project: str, run: str) -> None:
+        import wandb
+
+        self.run = wandb.init(project=project, name=run, id=_identity(run), resume="allow",
+                              settings=wandb.Settings(silent=True, console="off"))
+        # Its own step may only grow; a run that went back to a checkpoint needs an axis of ours.
+        self.run.define_metric("position")
+        self.run.define_metric("*", step_metric="position")
+
+    def add(self, position: int, metrics: dict[str, float]) -> None:
+        self.run.log({"position": position, **metrics})
+
+    def flush(self) -> None:
+        """It sends in the background."""
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class Mlflow:
+    """A run of an MLflow experiment, found again by its tag."""
+
+    TAG = "reidssl.run"
+
+    def __init__(self, uri: str, run: str, experiment: str) -> None:
+        from mlflow.entities import Metric
+        from mlflow.tracking import MlflowClient
+
+        self.client, self.metric = MlflowClient(uri), Metric
+        found = self.client.get_experiment_by_name(experiment)
+        number = found.experiment_id if found else self.client.create_experiment(experiment)
+        wanted = _identity(run)  # a URI may hold quotes, a filter may not
+        known = self.client.search_runs([number], filter_string=f"tags.`{self.TAG}` = '{wanted}'", max_results=1)
+        self.run_id = (known[0] if known else
+                       self.client.create_run(number, run_name=run, tags={self.TAG: wanted})).info.run_id
+        self.waiting: list[Any] = []
+
+    def add(self, position: int, metrics: dict[str, float]) -> None:
+        now = int(1000 * time.time())
+        self.waiting += [self.metric(name, float(value), now, position) for name, value in metrics.items()]
+
+    def flush(self) -> None:
+        for start in range(0, len(self.waiting), 1000):  # the most that one request may hold
+            self.client.log_batch(self.run_id, metrics=self.waiting[start : start + 1000])
+        self.waiting.clear()
+
+    def close(self) -> None:
+        self.flush()
+        self.client.set_terminated(self.run_id)
+
+
+def _identity(run: str) -> str:
+    return hashlib.blake2b(run.encode(), digest_size=8).hexdigest()
