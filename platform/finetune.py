@@ -112,10 +112,8 @@ def check_inputs(config: FinetuneConfig) -> None:
     if config.setting == "uda":
         require_splits(open_storage(config.source, config.storage), ["train"])
     require_splits(open_storage(config.target, config.storage), ["train", "query", "gallery"])
-    own_size = load_model(config.init, config.storage).image_size if config.init else config.augment.image_size
-    if own_size != config.augment.image_size:
-        say(f"finetune: {config.init} was trained on {own_size} images; its position embeddings are resized to "
-            f"augment.image_size={config.augment.image_size}")
+    if config.init:
+        say(f"finetune: {config.init}: {load_model(config.init, config.storage, image_size=config.augment.image_size).report}")
 
 
 def finetune(arguments: dict[str, Any]) -> None:

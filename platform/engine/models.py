@@ -12,12 +12,15 @@ from platform.engine.device import device
 from platform.engine.errors import UserError
 from platform.engine.storage import Location, StorageConfig, open_storage
 from reidssl.augment.reid import normalise
-from reidssl.models.checkpoints import load_reid, load_vit, read_metadata
+from reidssl.models.checkpoints import LoadReport, load_reid, load_vit, read_checkpoint
 from reidssl.models.reid import ReidModel
 from reidssl.models.vit import Vit
 
 BACKBONE, REID = "backbone.safetensors", "model.safetensors"
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+# How the published code feeds and reads its models, for files that do not say it: mean, std, side of the neck.
+RELEASED = {"dino": (IMAGENET_MEAN, IMAGENET_STD, "before"), "reid": ([0.5] * 3, [0.5] * 3, "before"),
+            "cluster_contrast": (IMAGENET_MEAN, IMAGENET_STD, "after")}
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class LoadedModel:
     neck: str
     """Which side of the neck retrieval uses: before or after."""
     metadata: dict[str, str]
+    report: LoadReport
+    """What was loaded, skipped and resized."""
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -59,17 +64,20 @@ def model_file(uri: str, storage: StorageConfig) -> Location:
 def load_model(uri: str, storage: StorageConfig, **changes: Any) -> LoadedModel:
     """Load our own or a released checkpoint; `changes` to the backbone's configuration (e.g. drop_path)."""
     file = model_file(uri, storage)
-    data = file.read_bytes()
+    reports: list[LoadReport] = []
     try:
-        metadata = read_metadata(data)
-        reid = load_reid(data, **changes).to(device()).eval() if metadata.get("kind") == "reid" else None
-        backbone = reid.backbone if reid else load_vit(data, **changes).to(device()).eval()
+        checkpoint = read_checkpoint(file.read_bytes())
+        metadata = checkpoint.metadata
+        is_reid = metadata.get("kind", "reid") == "reid" and checkpoint.is_reid
+        reid = load_reid(checkpoint, on_load=reports.append, **changes).to(device()).eval() if is_reid else None
+        backbone = reid.backbone if reid else load_vit(checkpoint, on_load=reports.append, **changes).to(device()).eval()
     except ValueError as error:
         raise UserError(f"{file.uri}: {error}") from None
+    mean, std, neck = RELEASED[checkpoint.layout if is_reid and "kind" not in metadata else "dino"]
     return LoadedModel(
-        backbone=backbone, reid=reid, metadata=metadata, neck=metadata.get("neck", "before"),
-        mean=json.loads(metadata["mean"]) if "mean" in metadata else IMAGENET_MEAN,
-        std=json.loads(metadata["std"]) if "std" in metadata else IMAGENET_STD)
+        backbone=backbone, reid=reid, metadata=metadata, neck=metadata.get("neck", neck), report=reports[0],
+        mean=json.loads(metadata["mean"]) if "mean" in metadata else mean,
+        std=json.loads(metadata["std"]) if "std" in metadata else std)
 
 
 @torch.inference_mode()

@@ -4,10 +4,11 @@ The summary is written last, so a folder with a summary is complete and is not d
 continued. Continuing under another configuration is refused, because the result would belong to neither.
 """
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import lru_cache
 from importlib import metadata
 from typing import Any
@@ -52,7 +53,7 @@ def open_run(program: str, output: str, config: Any, storage: Any, volatile: Ite
     plain = to_plain(config)
     file = location / CONFIG
     if file.exists():
-        stored = file.read_json()["config"]
+        stored = _completed(config, file.read_json()["config"])
         ignored = set(volatile)
         differences = [f"{key}: {old!r} -> {new!r}" for key, old, new in _differences(stored, plain)
                        if key.split(".")[0] not in ignored]
@@ -83,6 +84,22 @@ def _code_version() -> str:
                               capture_output=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"  # shipped without its repository, e.g. as a job's working directory
+
+
+def _completed(config: Any, stored: Any) -> Any:
+    """`stored` with the defaults of the keys it lacks: a setting that came later does not make its run another one."""
+    if not (is_dataclass(config) and isinstance(stored, dict)):
+        return stored
+    found = dict(stored)
+    for item in fields(config):
+        if item.name in stored:
+            found[item.name] = _completed(getattr(config, item.name), stored[item.name])
+        elif item.default is not MISSING:
+            found[item.name] = json.loads(json.dumps(item.default))
+        elif item.default_factory is not MISSING:
+            default = item.default_factory()
+            found[item.name] = to_plain(default) if is_dataclass(default) else json.loads(json.dumps(default))
+    return found
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -7,41 +7,46 @@ in them.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import io
 import json
 import os
-import pickle
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
+from reidssl.models.files import Source, find_state_dict, read_content, read_header, read_source
+from reidssl.models.loading import CheckpointMismatch, LoadReport, load_into
 from reidssl.models.reid import ReidModel
-from reidssl.models.released import infer_vit_config, resize_pos_embed, to_flat
+from reidssl.models.released import infer_vit_config, layout_of, to_flat
 from reidssl.models.vit import Vit, VitConfig, build_vit
 
-Source = bytes | str | os.PathLike[str]
+__all__ = [
+    "Checkpoint", "CheckpointMismatch", "LoadReport", "Source", "load_into", "load_reid", "load_vit", "model_bytes",
+    "read_checkpoint", "read_metadata", "read_state_dict", "save_model", "weights_hash",
+]
 
 
-@dataclass(frozen=True)
-class LoadReport:
-    """What `load_into` did, as flat parameter names."""
+class Checkpoint(NamedTuple):
+    """A model file that was read."""
 
-    loaded: list[str]
-    """Copied into the model, the resized ones included."""
-    skipped: list[str]
-    """In the file and not used."""
-    resized: list[str]
-    """Interpolated to another grid of patches."""
-    missing: list[str]
-    """In the model and not in the file: left as they were."""
+    tensors: dict[str, Tensor]
+    """Under our flat names, on the CPU."""
+    metadata: dict[str, str]
+    """The header's entries of a safetensors file; empty for a torch file."""
+    layout: str
+    """The released layout of the names in the file, as `released.layout_of` tells it."""
+    name: str
+    """For messages."""
+
+    @property
+    def is_reid(self) -> bool:
+        """Whether there is a batch-norm neck, so that `load_reid` can make a re-ID model of it."""
+        return "bottleneck.weight" in self.tensors
 
 
 def model_bytes(module: Vit | ReidModel, metadata: Mapping[str, Any] | None = None) -> bytes:
@@ -78,167 +83,100 @@ def weights_hash(module: torch.nn.Module) -> str:
 
 def read_metadata(source: Source) -> dict[str, str]:
     """The header's entries of a safetensors file; empty for a torch file."""
-    data, name = _read(source)
-    return _metadata(data, name)
+    return read_header(*read_source(source))
 
 
-def read_state_dict(source: Source) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, on the CPU, under our flat names.
+def read_checkpoint(source: Source | Checkpoint, weights: str = "") -> Checkpoint:
+    """A model file of ours or of anybody who trains such backbones.
 
-    Understands our safetensors, and torch files in the released layouts: plain, wrapped in "teacher",
-    "state_dict" or "model", with `module.`, `backbone.` or `base.` before the names. Of a whole DINO
-    checkpoint it takes the teacher.
-    """
-    return _tensors(*_read(source))
-
-
-def load_into(
-    model: Vit | ReidModel,
-    state_dict: Mapping[str, Tensor],
-    source_name: str,
-    source_grid: tuple[int, int] | None = None,
-) -> LoadReport:
-    """Copy matching tensors into a model, the position embeddings resized where the grids of patches differ.
-
-    Heads and classifiers of another size are skipped, since a new data set needs new ones. A backbone tensor
-    (camera embeddings apart) that is missing or of another shape is an error: part of a backbone is no
-    backbone.
+    Understands safetensors, and torch files of plain tensors: DINO and DINOv2 training checkpoints, bare backbones, the
+    supervised re-ID model, Cluster Contrast's, timm's and torch-hub's ViTs. That is: names plain or under "teacher",
+    "state_dict", "model" or "student" (the first that is there), with `module.`, `backbone.` or `base.` before them.
 
     Args:
-        state_dict: flat names, as `read_state_dict` gives them.
-        source_name: for error messages.
-        source_grid: (rows, columns) of the source's position embeddings; guessed from their number if not given.
+        weights: the key to take instead, e.g. "student".
+
+    Raises ValueError that names the file and says what is wrong with it.
     """
-    own = {to_flat(name): value for name, value in model.state_dict().items()}
-    vit = model if isinstance(model, Vit) else model.backbone
-    prepared: dict[str, Tensor] = {}
-    resized = []
-    for name, target in own.items():
-        if name not in state_dict:
-            if _is_backbone(name):
-                raise ValueError(
-                    f"{source_name} has no {name!r}, so it does not fit this backbone "
-                    f"({_describe(vit.config)}); give the stem, depth and width that it was trained with"
-                )
-            continue
-        value = state_dict[name]
-        if name == "pos_embed" and value.shape != target.shape and value.shape[-1] == target.shape[-1]:
-            value = resize_pos_embed(value, vit.config.grid(*vit.config.image_size), source_grid)
-            resized.append(name)
-        if value.shape != target.shape:
-            if _is_backbone(name):
-                raise ValueError(
-                    f"{source_name}: {name} has shape {tuple(value.shape)} and this backbone "
-                    f"({_describe(vit.config)}) needs {tuple(target.shape)}; "
-                    "give the stem, depth and width that it was trained with"
-                )
-            continue
-        prepared[name] = value
-    with torch.no_grad():
-        for name, value in prepared.items():
-            own[name].copy_(value)
-    return LoadReport(
-        loaded=sorted(prepared),
-        skipped=sorted(state_dict.keys() - prepared.keys()),
-        resized=resized,
-        missing=sorted(own.keys() - prepared.keys()),
-    )
-
-
-def load_vit(source: Source, **changes: Any) -> Vit:
-    """The backbone of a file of ours or a released one, in eval mode.
-
-    Args:
-        changes: fields of VitConfig to change, e.g. drop_path=0.1 or image_size=(384, 128).
-    """
-    data, name = _read(source)
-    tensors, metadata = _tensors(data, name), _metadata(data, name)
-    if "vit" in metadata:
-        config = VitConfig(**json.loads(metadata["vit"]))
-    else:
-        config = infer_vit_config(tensors, name)
-    vit = build_vit(replace(config, **changes))
-    load_into(vit, tensors, name, config.grid(*config.image_size))
-    return vit.eval()
-
-
-def load_reid(source: Source, **changes: Any) -> ReidModel:
-    """The re-ID model of a file, in eval mode; `changes` as for `load_vit`.
-
-    ValueError if the file is a backbone alone.
-    """
-    data, name = _read(source)
-    tensors = _tensors(data, name)
-    if "bottleneck.weight" not in tensors:
-        raise ValueError(
-            f"{name} is a backbone without neck, not a re-ID model; load it with load_vit and fine-tune it first"
-        )
-    num_classes = len(tensors["classifier.weight"]) if "classifier.weight" in tensors else 0
-    model = ReidModel(load_vit(source, **changes), num_classes)
-    load_into(model, tensors | model.backbone.state_dict(), name)  # the backbone is loaded, and perhaps resized
-    return model.eval()
-
-
-def _read(source: Source) -> tuple[bytes, str]:
-    if isinstance(source, bytes):
-        return source, "the checkpoint"
-    return Path(source).read_bytes(), os.fspath(source)
-
-
-def _is_safetensors(data: bytes) -> bool:
-    return data[8:9] == b"{"  # after 8 bytes of header length comes JSON
-
-
-def _tensors(data: bytes, name: str) -> dict[str, Tensor]:
-    if _is_safetensors(data):
-        try:
-            content: Any = safetensors.torch.load(data)
-        except SafetensorError as error:
-            raise ValueError(f"{name} is a damaged safetensors file ({error}): fetch it again") from error
-    else:
-        content = _load_torch(data, name)
-    for key in ("teacher", "state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    is_state_dict = isinstance(content, dict) and all(isinstance(value, Tensor) for value in content.values())
-    if not content or not is_state_dict:
-        raise ValueError(
-            f"{name} holds no state dict: expected names with tensors, plain or under teacher, state_dict or model"
-        )
+    if isinstance(source, Checkpoint):
+        return source
+    data, name = read_source(source)
+    found = find_state_dict(read_content(data, name), name, weights)
     flat: dict[str, Tensor] = {}
-    for key, value in content.items():
+    for key, value in found.items():
         if to_flat(key) in flat:
             raise ValueError(
                 f"{name} has {to_flat(key)!r} twice (once as {key!r}): it holds several models; extract one first"
             )
         flat[to_flat(key)] = value
-    return flat
+    return Checkpoint(flat, read_header(data, name), layout_of(found), name)
 
 
-def _metadata(data: bytes, name: str) -> dict[str, str]:
-    if not _is_safetensors(data):
-        return {}
-    try:
-        return dict(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {}))
-    except ValueError as error:
-        raise ValueError(f"{name} is a damaged safetensors file ({error}): fetch it again") from error
+def read_state_dict(source: Source, weights: str = "") -> dict[str, Tensor]:
+    """The tensors of `read_checkpoint`: flat names, on the CPU."""
+    return read_checkpoint(source, weights).tensors
 
 
-def _load_torch(data: bytes, name: str) -> Any:
-    try:
-        # DINO's checkpoints carry their argparse.Namespace, a plain bag of values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+def load_vit(
+    source: Source | Checkpoint,
+    *,
+    hw_ratio: int | None = None,
+    on_load: Callable[[LoadReport], object] | None = None,
+    **changes: Any,
+) -> Vit:
+    """The backbone of a file of ours or a released one, in eval mode.
+
+    Args:
+        hw_ratio: height / width of the images that a released file was trained on, where its number of patches leaves
+            that open (16 could be 4 x 4 or 8 x 2) or is not understood. Our own files know it.
+        on_load: called with the report, e.g. `print`.
+        changes: fields of VitConfig to change, e.g. drop_path=0.1 or image_size=(384, 128).
+
+    Raises ValueError for a file that is no ViT, CheckpointMismatch for one that does not fit `changes`.
+    """
+    checkpoint = read_checkpoint(source)
+    vit, source_grid = _build(checkpoint, hw_ratio, changes)
+    report = load_into(vit, checkpoint.tensors, checkpoint.name, source_grid)
+    if on_load:
+        on_load(report)
+    return vit.eval()
+
+
+def load_reid(
+    source: Source | Checkpoint,
+    *,
+    hw_ratio: int | None = None,
+    on_load: Callable[[LoadReport], object] | None = None,
+    **changes: Any,
+) -> ReidModel:
+    """The re-ID model of a file, in eval mode; arguments as for `load_vit`.
+
+    ValueError if the file is a backbone alone.
+    """
+    checkpoint = read_checkpoint(source)
+    if not checkpoint.is_reid:
         raise ValueError(
-            f"{name} is neither safetensors nor a torch file of plain tensors, or it is damaged; files with "
-            f"other objects are refused because unpickling them can run code ({type(error).__name__})"
-        ) from error
+            f"{checkpoint.name} is a backbone without neck, not a re-ID model; load it with load_vit and fine-tune it first"
+        )
+    vit, source_grid = _build(checkpoint, hw_ratio, changes)
+    classifier = checkpoint.tensors.get("classifier.weight")
+    model = ReidModel(vit, 0 if classifier is None else len(classifier))
+    report = load_into(model, checkpoint.tensors, checkpoint.name, source_grid)
+    if on_load:
+        on_load(report)
+    return model.eval()
 
 
-def _is_backbone(name: str) -> bool:
-    return not name.startswith(("bottleneck.", "classifier.", "camera_embed"))
-
-
-def _describe(config: VitConfig) -> str:
-    return f"stem {config.stem}, width {config.width}, depth {config.depth}, patch_size {config.patch_size}"
+def _build(checkpoint: Checkpoint, hw_ratio: int | None, changes: dict[str, Any]) -> tuple[Vit, tuple[int, int]]:
+    """An empty backbone for the file with `changes`, and the grid of the file's position embeddings."""
+    if "vit" in checkpoint.metadata:
+        config = VitConfig(**json.loads(checkpoint.metadata["vit"]))
+    else:
+        config = infer_vit_config(
+            checkpoint.tensors,
+            checkpoint.name,
+            image_size=changes.get("image_size"),
+            stride=changes.get("stride", 0),
+            hw_ratio=hw_ratio,
+        )
+    return build_vit(replace(config, **changes)), config.grid(*config.image_size)

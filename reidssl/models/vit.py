@@ -17,6 +17,8 @@ from reidssl.models.ics import IcsStem
 from reidssl.models.initialisation import seeded
 
 STEMS = ("ics", "patch")
+SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
+LAYER_SCALE = 1e-5  # the initial value in DINOv2
 
 
 @dataclass(kw_only=True)
@@ -24,7 +26,7 @@ class VitConfig:
     """Everything that is needed to build a backbone; saved in the header of its checkpoints. Default: ViT-S + ICS."""
 
     width: int = 384
-    """Embedding width D: 384 for ViT-S, 768 for ViT-B."""
+    """Embedding width D: 192 for ViT-Ti, 384 for ViT-S, 768 for ViT-B, 1024 for ViT-L."""
     depth: int = 12
     """Number of transformer blocks."""
     heads: int = 6
@@ -49,6 +51,8 @@ class VitConfig:
     """Learn one embedding for each camera and add it to every token; 0 switches it off."""
     camera_weight: float = 3.0
     """Weight of the camera embedding."""
+    layer_scale: float = 0.0
+    """Initial value of a learned factor on each channel of every residual branch (CaiT; DINOv2 has it); 0 has none."""
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "patch_size", "stem_width"):
@@ -70,8 +74,9 @@ class VitConfig:
             raise ValueError(f"stem_width must be even: got {self.stem_width}")
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"drop_path must be in [0, 1): got {self.drop_path}")
-        if self.num_cameras < 0:
-            raise ValueError(f"num_cameras must be 0 or more: got {self.num_cameras}")
+        for name in ("num_cameras", "layer_scale"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more: got {getattr(self, name)}")
         self.image_size = (int(self.image_size[0]), int(self.image_size[1]))  # JSON and YAML give lists
         try:
             self.grid(*self.image_size)
@@ -79,16 +84,35 @@ class VitConfig:
             raise ValueError(f"image_size does not fit: {error}") from None
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of patches for an image of this size; ValueError where the size does not fit."""
+        """Rows and columns of patches for an image of this size; ValueError where the size does not fit.
+
+        Overlapping patches (stride < patch_size) may leave less than a stride of pixels over at the bottom and right, as
+        in the published 256 x 128 with stride 12: 21 x 10.
+        """
         stride = self.stride or self.patch_size
+        overlapping = stride < self.patch_size
         for size in (height, width):
-            if size < self.patch_size or (size - self.patch_size) % stride:
+            if size < self.patch_size or (not overlapping and size % stride):
                 raise ValueError(
                     f"an image of {height} x {width} (height x width) cannot be cut into patches of "
-                    f"{self.patch_size} every {stride} pixels: each side must be {self.patch_size} plus "
-                    f"a multiple of {stride}"
+                    f"{self.patch_size} every {stride} pixels: each side must be "
+                    + (f"at least {self.patch_size}" if overlapping else f"a multiple of {stride}")
                 )
+            if self.stem == "ics" and size % 2:
+                raise ValueError(f"the ics stem halves the image, so both sides must be even: got {height} x {width}")
         return (height - self.patch_size) // stride + 1, (width - self.patch_size) // stride + 1
+
+
+def vit_config(size: str, **fields: Any) -> VitConfig:
+    """The configuration of a "tiny", "small", "base" or "large" ViT; `fields` of VitConfig override or add.
+
+    >>> vit_config("base", image_size=(384, 128), stem="patch").width
+    768
+    """
+    if size not in SIZES:
+        raise ValueError(f"size must be one of {', '.join(SIZES)}: got {size!r}")
+    width, depth, heads = SIZES[size]
+    return VitConfig(**{"width": width, "depth": depth, "heads": heads, **fields})
 
 
 class PatchProjection(nn.Module):
@@ -129,6 +153,7 @@ class Vit(VisionTransformer):
             num_heads=config.heads,
             mlp_ratio=config.mlp_ratio,
             drop_path_rate=config.drop_path,
+            init_values=config.layer_scale or None,
             norm_layer=lambda width, **options: nn.LayerNorm(width, eps=1e-6, **options),
             act_layer=nn.GELU,
             embed_layer=lambda **_: _build_stem(config),

@@ -10,6 +10,7 @@ from platform.engine.models import embed_all, load_model, model_file
 from platform.engine.storage import StorageConfig
 from reidssl.models.checkpoints import save_model
 from reidssl.models.reid import ReidModel
+from reidssl.models.released import released_checkpoint
 from reidssl.models.vit import build_vit
 from tests.fixtures_runs import TINY_VIT
 
@@ -56,6 +57,25 @@ def test_images_go_in_as_they_did_in_training(tmp_path, reid):
     assert torch.allclose(loaded.embed(images), F.normalize(output.after, dim=1), atol=1e-5)
     assert not torch.allclose(loaded.embed(images), F.normalize(output.before, dim=1), atol=1e-2)
     assert not loaded.backbone.training and loaded.backbone is loaded.reid.backbone
+
+
+@pytest.mark.parametrize(("layout", "neck", "mean"), [("reid", "before", 0.5), ("cluster_contrast", "after", 0.485)])
+def test_released_models_are_used_as_their_authors_do(tmp_path, reid, layout, neck, mean):
+    """Which side of the neck and which normalisation stands in the code that published them, not in the file."""
+    torch.save(released_checkpoint(reid.state_dict(), layout), tmp_path / "released.pth")
+    loaded = load_model(str(tmp_path / "released.pth"), STORAGE, heads=2)
+    assert (loaded.neck, loaded.mean[0], loaded.image_size) == (neck, mean, (64, 32)) and loaded.reid is not None
+    with torch.no_grad():
+        expected = reid(torch.zeros(1, 3, 64, 32)).embedding(neck)
+        assert torch.allclose(loaded.reid(torch.zeros(1, 3, 64, 32)).embedding(neck), expected, atol=1e-6)
+
+
+def test_what_was_loaded_is_reported(tmp_path, reid):
+    torch.save(released_checkpoint(reid.state_dict(), "dino_teacher"), tmp_path / "released.pth")
+    report = load_model(str(tmp_path / "released.pth"), STORAGE, heads=2, image_size=(96, 32)).report
+    assert report.grids == ((4, 2), (6, 2)) and not report.skipped and not report.missing
+    with pytest.raises(UserError, match=r"released.pth: .* does not fit this backbone .* missing"):
+        load_model(str(tmp_path / "released.pth"), STORAGE, heads=2, depth=3)
 
 
 def test_a_backbone_alone_is_used_as_it_was_pre_trained(tiny_backbone):

@@ -55,6 +55,20 @@ def test_another_configuration_is_refused_with_the_differences(place):
         open_run("pretrain", output, changed, storage)
 
 
+def test_a_setting_that_came_later_has_its_default_in_older_runs(tmp_path):
+    """An unfinished run of an earlier version goes on, unless the new setting is used."""
+    open_run("pretrain", str(tmp_path), OuterConfig(), StorageConfig())
+    stored = json.loads((tmp_path / "config.json").read_text())
+    for older in ({"size": [4, 2]}, {"rate": 0.5}):
+        (tmp_path / "config.json").write_text(json.dumps(stored | {"config": stored["config"] | {"inner": older}}))
+        open_run("pretrain", str(tmp_path), OuterConfig(), StorageConfig())
+    del stored["config"]["inner"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    open_run("pretrain", str(tmp_path), OuterConfig(), StorageConfig())
+    with pytest.raises(UserError, match=r"inner\.rate: 0\.5 -> 0\.25\n"):
+        open_run("pretrain", str(tmp_path), OuterConfig(inner=InnerConfig(rate=0.25)), StorageConfig())
+
+
 def test_how_a_run_is_carried_out_may_change(tmp_path):
     config = OuterConfig(output="a/../run")
     open_run("pretrain", str(tmp_path), config, StorageConfig())

@@ -6,21 +6,22 @@ import io
 import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
 from reidssl.models.checkpoints import (
-    load_into,
     load_reid,
     load_vit,
     model_bytes,
+    read_checkpoint,
     read_metadata,
     read_state_dict,
     save_model,
     weights_hash,
 )
 from reidssl.models.reid import ReidModel
-from reidssl.models.released import to_released
+from reidssl.models.released import LAYOUTS, released_checkpoint, resize_pos_embed, to_released
 from reidssl.models.vit import VitConfig, build_vit
 from tests.reference.fill_weights import arrays, images, released_state_dict
 
@@ -118,25 +119,60 @@ def test_released_supervised_file_gives_the_released_features():
     torch.testing.assert_close(model(images()).after, expected, atol=1e-5, rtol=0)
 
 
-def test_report_names_what_happened():
-    source = read_state_dict(model_bytes(trained(num_classes=5)))
-    model = ReidModel(build_vit(dataclasses.replace(SMALL, image_size=(48, 16))), num_classes=6)
-    untouched = model.classifier.weight.clone()
-    report = load_into(model, source | {"fc.weight": torch.zeros(1)}, "file")
-    assert report.resized == ["pos_embed"] and "pos_embed" in report.loaded
-    assert report.skipped == ["classifier.weight", "fc.weight"]
-    assert report.missing == ["classifier.weight"]
-    assert torch.equal(model.classifier.weight, untouched)
+def test_one_of_several_models_in_a_training_checkpoint(tmp_path):
+    teacher, student = trained(), build_vit(SMALL, seed=9)
+    content = {"student": {"module.backbone." + n: v for n, v in student.state_dict().items()},
+               "teacher": {"backbone." + n: v for n, v in teacher.state_dict().items()}}
+    path = tmp_path / "checkpoint.pth"
+    path.write_bytes(torch_bytes(content))
+    for weights, expected in (("", teacher), ("teacher", teacher), ("student", student)):
+        tensors = read_checkpoint(path, weights).tensors
+        assert all(torch.equal(tensors[name], value) for name, value in expected.state_dict().items())
+    with pytest.raises(ValueError, match=r"no weights under 'ema'; it holds 2 entries \('student', 'teacher'\)"):
+        read_checkpoint(path, "ema")
 
 
-@pytest.mark.parametrize("changes", [{"stem": "patch"}, {"depth": 3}, {"width": 48}, {"patch_size": 16}])
-def test_another_backbone_is_refused_and_left_alone(changes):
-    source = read_state_dict(model_bytes(trained()))
-    vit = build_vit(dataclasses.replace(SMALL, **changes))
-    before = weights_hash(vit)
-    with pytest.raises(ValueError, match=r"^file.*(has no|has shape).*stem, depth and width"):
-        load_into(vit, source, "file")
-    assert weights_hash(vit) == before
+def test_cluster_contrast_checkpoint_with_its_score(tmp_path):
+    """The published training stores a NumPy number beside the weights, which is no reason to refuse the file."""
+    model = trained(dataclasses.replace(SMALL, width=64, heads=1), num_classes=0)
+    content = released_checkpoint(model.state_dict(), "cluster_contrast") | {"epoch": 50, "best_mAP": np.float64(0.5)}
+    checkpoint = read_checkpoint(torch_bytes(content))
+    assert checkpoint.layout == "cluster_contrast" and checkpoint.is_reid
+    assert weights_hash(load_reid(checkpoint)) == weights_hash(model)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("stem", ["ics", "patch"])
+def test_every_layout_comes_back_from_a_file(layout, stem, tmp_path):
+    model = trained(dataclasses.replace(SMALL, width=64, heads=1, stem=stem), num_classes=4)
+    torch.save(released_checkpoint(model.state_dict(), layout), tmp_path / "released.pth")
+    checkpoint = read_checkpoint(tmp_path / "released.pth")
+    if layout.startswith("dino"):
+        assert weights_hash(load_vit(checkpoint)) == weights_hash(model.backbone) and checkpoint.layout == "dino"
+        return
+    again = load_reid(checkpoint)
+    assert checkpoint.layout == layout and again.num_classes == (4 if layout == "reid" else 0)
+    torch.testing.assert_close(again(images(32, 16)).after, model(images(32, 16)).after)
+
+
+def test_hw_ratio_says_which_grid(tmp_path):
+    """16 patches: 4 x 4 for a reader who only counts, 8 x 2 for one who is told."""
+    vit = build_vit(dataclasses.replace(SMALL, width=64, heads=1, image_size=(64, 16)))
+    torch.save(vit.state_dict(), tmp_path / "backbone.pth")
+    assert load_vit(tmp_path / "backbone.pth").config.image_size == (32, 32)
+    assert load_vit(tmp_path / "backbone.pth", hw_ratio=4).config.image_size == (64, 16)
+    told, reports = load_vit(tmp_path / "backbone.pth", image_size=(64, 16), on_load=print), []
+    assert weights_hash(told) == weights_hash(vit)
+    larger = load_vit(tmp_path / "backbone.pth", hw_ratio=4, image_size=(96, 32), on_load=reports.append)
+    assert reports[0].grids == ((8, 2), (12, 4))
+    expected = resize_pos_embed(vit.pos_embed, (12, 4), (8, 2))
+    assert torch.equal(larger.pos_embed, expected) and torch.equal(expected, resize_pos_embed(vit.pos_embed, (12, 4), hw_ratio=4))
+
+
+def test_overlapping_patches_are_told_by_the_caller(tmp_path):
+    vit = build_vit(dataclasses.replace(SMALL, width=64, heads=1, stride=6, image_size=(64, 32)))
+    torch.save(vit.state_dict(), tmp_path / "backbone.pth")
+    assert weights_hash(load_vit(tmp_path / "backbone.pth", stride=6, image_size=(64, 32))) == weights_hash(vit)
 
 
 def test_backbone_is_not_a_reid_model():
@@ -151,8 +187,8 @@ class Harmful:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"not a model", torch_bytes({"a": Harmful()}), pickle.dumps(Harmful()), model_bytes(trained())[:-100]],
-    ids=["empty", "text", "torch-code", "pickle-code", "cut"],
+    [b"", b"not a model", b"\x80\x02}", torch_bytes({"a": Harmful()}), pickle.dumps(Harmful()), model_bytes(trained())[:-100]],
+    ids=["empty", "text", "half-pickle", "torch-code", "pickle-code", "cut"],
 )
 def test_damaged_and_dangerous_files_are_refused(data, tmp_path, capsys):
     path = tmp_path / "bad.pth"
@@ -160,6 +196,11 @@ def test_damaged_and_dangerous_files_are_refused(data, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"bad\.pth"):
         read_state_dict(path)
     assert "code ran" not in capsys.readouterr().out
+
+
+def test_an_object_in_the_file_is_named():
+    with pytest.raises(ValueError, match=r"holds an object of .*Harmful.* or|holds an object of builtins.print|of \S*print"):
+        read_state_dict(torch_bytes({"state_dict": {"a": torch.zeros(1)}, "hook": Harmful()}))
 
 
 @pytest.mark.parametrize("content", [{}, [1], {"epoch": 3}, {"a.b": torch.zeros(1), "module.a.b": torch.zeros(1)}])

@@ -57,8 +57,20 @@ def test_resized_position_embeddings_equal_released(case):
 
 def test_pos_grid():
     assert [pos_grid(n) for n in (196, 128, 192, 32)] == [(14, 14), (16, 8), (24, 8), (8, 4)]
+    assert [pos_grid(n, ratio) for n, ratio in ((196, 1), (128, 2), (16, 4))] == [(14, 14), (16, 8), (8, 2)]
     with pytest.raises(ValueError, match="13 patches"):
         pos_grid(13)
+    with pytest.raises(ValueError, match="hw_ratio must be 1"):
+        pos_grid(16, 0)
+
+
+def test_published_ratio_rule_equals_released():
+    """hw_ratio as the reference outputs were made with it."""
+    reference = arrays("pos_embed.npz")
+    for case in ("sq14_to_16x8_r1", "h16w8_to_24x8_r2"):
+        rows, columns, ratio = reference[f"{case}_hw"].tolist()
+        resized = resize_pos_embed(reference[f"{case}_in"], (rows, columns), hw_ratio=ratio)
+        torch.testing.assert_close(resized, reference[f"{case}_out"], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -76,3 +88,23 @@ def test_config_is_inferred_from_shapes(config):
 def test_strange_file_is_explained():
     with pytest.raises(ValueError, match=r"resnet\.pth is no vision transformer"):
         infer_vit_config({"conv1.weight": torch.zeros(1)}, "resnet.pth")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"reg_token": torch.zeros(1)}, "register tokens.*without registers"),
+        ({"register_tokens": torch.zeros(1)}, "register tokens.*without registers"),
+    ],
+)
+def test_registers_are_refused(tensors, words):
+    vit = build_vit(VitConfig(width=64, depth=1, heads=1, patch_size=8, stem="patch", image_size=(32, 16)))
+    with pytest.raises(ValueError, match=words):
+        infer_vit_config(vit.state_dict() | tensors, "file")
+
+
+def test_swiglu_blocks_are_refused():
+    vit = build_vit(VitConfig(width=64, depth=1, heads=1, patch_size=8, stem="patch", image_size=(32, 16)))
+    tensors = {name.replace("mlp.fc1", "mlp.w12"): value for name, value in vit.state_dict().items()}
+    with pytest.raises(ValueError, match="SwiGLU"):
+        infer_vit_config(tensors, "file")

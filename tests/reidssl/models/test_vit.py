@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from reidssl.models.checkpoints import load_into
 from reidssl.models.released import to_flat
-from reidssl.models.vit import Vit, VitConfig, build_vit
+from reidssl.models.vit import Vit, VitConfig, build_vit, vit_config
 from tests.reference.fill_weights import arrays, fill, images, released_state_dict
+from tests.reidssl.models.plain_vit import plain_vit
 
 SMALL = VitConfig(width=24, depth=3, heads=3, patch_size=8, image_size=(32, 16), stem_width=8)
 
@@ -55,6 +56,62 @@ def test_supervised_backbone_equals_released(reference):
     vit = build_vit(VitConfig())
     load_into(vit, {to_flat(name): value for name, value in state.items()}, "reference")
     torch.testing.assert_close(vit.eval()(images()), reference["transreid_vit_small_ics_out"], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_written_out_backbone_equals_released_too(ics_vit, reference):
+    """So that it may stand for the published code where there are no stored outputs, in the next test."""
+    for output, size, seed in (("cls", (256, 128), 0), ("cls_local", (128, 64), 1)):
+        found = plain_vit(ics_vit.state_dict(), images(*size, seed=seed), ics_vit.config)
+        torch.testing.assert_close(found, reference[f"dino_ours_vit_small_{output}"], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("size", "fields", "image"),
+    [
+        ("base", {"image_size": (384, 128)}, (384, 128)),
+        ("base", {"stem": "patch", "image_size": (384, 128)}, (128, 64)),
+        ("tiny", {"stride": 12}, (256, 128)),
+        ("tiny", {"stem": "patch", "stride": 14, "gem_pooling": True}, (384, 128)),
+        ("tiny", {"stem": "patch", "stride": 12, "layer_scale": 0.1}, (128, 64)),
+    ],
+)
+def test_other_sizes_equal_the_written_out_backbone(size, fields, image):
+    config = vit_config(size, **fields)
+    vit = build_vit(config)
+    vit.load_state_dict({name: fill(name, tuple(value.shape)) for name, value in vit.state_dict().items()})
+    expected = plain_vit(vit.state_dict(), images(*image), config)
+    torch.testing.assert_close(vit.eval()(images(*image)), expected, atol=1e-5, rtol=0)
+
+
+def test_sizes_have_the_published_numbers_of_parameters():
+    """In millions: ViT-Ti 5.5, ViT-S 21.6, ViT-B 85.8, ViT-L 303.3 at 224 x 224 with the patch projection."""
+    for size, millions in {"tiny": 5.5, "small": 21.7, "base": 85.8, "large": 303.3}.items():
+        with torch.device("meta"):
+            vit = Vit(vit_config(size, stem="patch", image_size=(224, 224)))
+        assert sum(parameter.numel() for parameter in vit.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
+    with pytest.raises(ValueError, match="size must be one of tiny, small, base, large: got 'huge'"):
+        vit_config("huge")
+
+
+@pytest.mark.parametrize(("stride", "grid"), [(16, (16, 8)), (14, (18, 9)), (12, (21, 10)), (8, (31, 15))])
+@pytest.mark.parametrize("stem", ["ics", "patch"])
+def test_overlapping_patches_have_the_published_grid(stem, stride, grid):
+    """What is left over at the bottom and right is not seen, as in the published overlapping models."""
+    config = vit_config("tiny", stem=stem, stride=stride, depth=1)
+    assert config.grid(256, 128) == grid
+    assert build_vit(config).patch_embed(torch.zeros(1, 3, 256, 128)).shape[2:] == grid
+
+
+@torch.no_grad()
+def test_layer_scale_is_there_and_changes_nothing_else():
+    plain = build_vit(SMALL).eval()
+    scaled = build_vit(dataclasses.replace(SMALL, layer_scale=1.0)).eval()
+    assert scaled.state_dict().keys() - plain.state_dict().keys() == {
+        f"blocks.{i}.ls{j}.gamma" for i in range(3) for j in (1, 2)}
+    scaled.load_state_dict(plain.state_dict(), strict=False)
+    torch.testing.assert_close(scaled(images(32, 16)), plain(images(32, 16)))
 
 
 @torch.no_grad()
@@ -170,6 +227,7 @@ def test_camera_embedding():
         ("stem_width", 7),
         ("drop_path", 1.0),
         ("num_cameras", -1),
+        ("layer_scale", -0.1),
         ("image_size", (33, 16)),
         ("image_size", (4, 16)),
     ],
