@@ -9,6 +9,7 @@ UDA = supervised on the source's train split, then the unsupervised procedure on
 again continues after the last finished epoch. Results: model.safetensors, metrics.jsonl, rankings.json, summary.json.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -30,9 +31,10 @@ from platform.engine.models import REID, load_model
 from platform.engine.phases import Phase, Supervised, SupervisedConfig, Unsupervised, UnsupervisedConfig
 from platform.engine.runs import SUMMARY, Run, open_run
 from platform.engine.runtime import RuntimeConfig, connect, say
+from platform.engine.scaling import ScalingConfig, check_size
 from platform.engine.storage import StorageConfig, open_storage
 from platform.engine.tracking import Tracker, TrackingConfig, format_row
-from platform.engine.training import ScalingConfig, StepBatchNorm, StepMeans, launch, report_line
+from platform.engine.training import StepBatchNorm, StepMeans, launch, report_line
 from reidssl.augment.reid import ReidAugment, ReidAugmentConfig, normalise
 from reidssl.models.checkpoints import model_bytes, weights_hash
 from reidssl.models.reid import ReidModel
@@ -99,7 +101,8 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
         return run.summary
     connect(config.runtime)
     say(f"finetune: {config.setting} from {config.init or 'random weights'} on {config.target}; output {run.location.uri}")
-    launch(finetune, {"config": run.config}, name="ray_train", storage=run.location, scaling=config.scaling)
+    launch(finetune, {"config": run.config}, name="ray_train", storage=run.location, scaling=config.scaling,
+           micro_batches_per_step=shared_micro_batches(config))
     summary = run.summary
     if summary is None:
         raise UserError("fine-tuning ended without a summary; run the same command again to continue")
@@ -114,6 +117,13 @@ def check_inputs(config: FinetuneConfig) -> None:
     require_splits(open_storage(config.target, config.storage), ["train", "query", "gallery"])
     if config.init:
         say(f"finetune: {config.init}: {load_model(config.init, config.storage, image_size=config.augment.image_size).report}")
+
+
+def shared_micro_batches(config: FinetuneConfig) -> int:
+    """What the numbers of workers must divide: the micro-batches per step of every phase of the setting."""
+    phases = {"supervised": [config.supervised], "usl": [config.unsupervised],
+              "uda": [config.supervised, config.unsupervised]}[config.setting]
+    return math.gcd(*(phase.batch.micro_batches_per_step for phase in phases))  # type: ignore[attr-defined]
 
 
 def finetune(arguments: dict[str, Any]) -> None:
@@ -181,7 +191,7 @@ def train_phase(config: FinetuneConfig, model: ReidModel, phase: Phase, number: 
     """Epoch after epoch: batches, steps, checkpoint."""
     rank, world = dist.get_rank(), dist.get_world_size()
     batch = phase.config.batch
-    check_world_size(world, batch.micro_batches_per_step)
+    check_size(world, batch.micro_batches_per_step)
     accumulation = batch.micro_batches_per_step // world
     norms = StepBatchNorm(model)
     engine = zero.build_engine(model, optimizer_of(phase.config, model), config.deepspeed,
@@ -241,13 +251,6 @@ def train_phase(config: FinetuneConfig, model: ReidModel, phase: Phase, number: 
         if tracker:
             tracker.publish()  # first: a log may be ahead of the checkpoint, never behind it
             store.save(position, {"student": student, "phase": number, "epoch": epoch + 1}, {})
-
-
-def check_world_size(world: int, micro_batches: int) -> None:
-    if micro_batches % world:
-        allowed = [n for n in range(1, micro_batches + 1) if micro_batches % n == 0]
-        raise UserError(f"{world} workers cannot share {micro_batches} micro-batches per step evenly; allowed numbers of "
-                        f"workers: {allowed} (or change batch.micro_batches_per_step)")
 
 
 def grouped(batches: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:

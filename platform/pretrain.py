@@ -22,14 +22,15 @@ from platform.engine.config import run_program, to_dataclass, to_plain
 from platform.engine.device import device
 from platform.engine.errors import UserError
 from platform.engine.probe import Probe, ProbeConfig
-from platform.engine.runs import Run, environment, open_run
+from platform.engine.runs import SUMMARY, Run, environment, open_run
 from platform.engine.runtime import RuntimeConfig, connect, say
+from platform.engine.scaling import ScalingConfig, allowed_sizes, check_size
 from platform.engine.selection import read_units
 from platform.engine.shards import read_manifest
 from platform.engine.storage import StorageConfig, open_storage
 from platform.engine.stream import Plan, StreamConfig, build_dataset, micro_batches
 from platform.engine.tracking import Tracker, TrackingConfig, format_row
-from platform.engine.training import ScalingConfig, StepBatchNorm, StepMeans, launch, report_line
+from platform.engine.training import StepBatchNorm, StepMeans, launch, report_line
 from reidssl.augment.multicrop import MultiCrop, MultiCropConfig
 from reidssl.models.checkpoints import model_bytes
 from reidssl.models.vit import VitConfig
@@ -116,23 +117,33 @@ class PretrainConfig:
 
 def main(config: PretrainConfig) -> dict[str, Any]:
     """Train until the end and return the summary; a complete run is only reported."""
+    complete = (open_storage(config.output, config.storage) / SUMMARY).exists()
+    if not complete:  # first: a mistyped path or number must not become the configuration of the output folder
+        plan, total = plan_of(config)
+        sizes = config.scaling.sizes(config.stream.micro_batches_per_step)
     run = open_run("pretrain", config.output, config, config.storage)
-    if run.summary:
+    if complete and run.summary:
         say(f"pretrain: {run.location.uri} is complete already")
         return run.summary
-    plan, total = plan_of(config)
-    for workers in {config.scaling.workers, config.scaling.min_workers or config.scaling.workers}:
-        config.stream.check_world_size(workers)
     connect(config.runtime)
     say(f"pretrain: {plan.samples_per_epoch:,} images, {total:,} to see in {total // config.stream.global_batch:,} "
-        f"steps of {config.stream.global_batch}; workers {config.scaling.num_workers} "
-        f"(allowed {config.stream.allowed_world_sizes}); output {run.location.uri}")
+        f"steps of {config.stream.global_batch}; {workers_text(sizes, config.stream.micro_batches_per_step)}; "
+        f"output {run.location.uri}")
     launch(train, {"config": run.config}, name="ray_train", storage=run.location, scaling=config.scaling,
+           micro_batches_per_step=config.stream.micro_batches_per_step,
            datasets={"stream": lambda: stream_from_newest_checkpoint(config, plan, total)})
     summary = run.summary
     if summary is None:
         raise UserError("training ended without a summary; run the same command again to continue")
     return summary
+
+
+def workers_text(sizes: list[int], micro_batches_per_step: int) -> str:
+    """'2, 4 or 8 workers (8 micro-batches a step; 1, 2, 4, 8 share them evenly)'"""
+    range_of = " or ".join(filter(None, [", ".join(str(size) for size in sizes[:-1]), str(sizes[-1])]))
+    shared = ", ".join(str(size) for size in allowed_sizes(micro_batches_per_step))
+    return (f"{range_of} worker{'s' if sizes[-1] > 1 else ''} ({micro_batches_per_step} micro-batches a step: {shared} "
+            "workers share them evenly)")
 
 
 def plan_of(config: PretrainConfig) -> tuple[Plan, int]:
@@ -155,7 +166,8 @@ def stream_from_newest_checkpoint(config: PretrainConfig, plan: Plan, total: int
     root = open_storage(config.data.uri, config.storage)
     # A run that was stopped between its last checkpoint and its summary still gets a stream; it takes nothing from it.
     position = min(store.newest_position(), total - config.stream.global_batch)
-    return build_dataset(plan, config.stream, root, config.model.image_size, position, total)
+    return build_dataset(plan, config.stream, root, config.model.image_size, position, total,
+                         config.scaling.decode_resource)
 
 
 def train(arguments: dict[str, Any]) -> None:
@@ -165,7 +177,7 @@ def train(arguments: dict[str, Any]) -> None:
 
     config = to_dataclass(PretrainConfig, arguments["config"])
     rank, world = dist.get_rank(), dist.get_world_size()
-    config.stream.check_world_size(world)
+    check_size(world, config.stream.micro_batches_per_step)
     run = Run(open_storage(config.output, config.storage), "pretrain", arguments["config"])
     plan, total = plan_of(config)
     batch, accumulation = config.stream.global_batch, config.stream.micro_batches_per_step // world

@@ -69,19 +69,6 @@ class StreamConfig:
     def global_batch(self) -> int:
         return self.micro_batch * self.micro_batches_per_step
 
-    @property
-    def allowed_world_sizes(self) -> list[int]:
-        per_step = self.micro_batches_per_step
-        return [world for world in range(1, per_step + 1) if per_step % world == 0]
-
-    def check_world_size(self, world_size: int) -> None:
-        """Raises UserError naming the allowed numbers of workers if `world_size` is none of them."""
-        if world_size not in self.allowed_world_sizes:
-            raise UserError(
-                f"{world_size} workers cannot share {self.micro_batches_per_step} micro-batches per step evenly; "
-                f"allowed numbers of workers: {self.allowed_world_sizes} (or change stream.micro_batches_per_step)"
-            )
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -185,8 +172,10 @@ class Decoder:
 
 
 def build_dataset(plan: Plan, config: StreamConfig, root: Location, image_size: tuple[int, int],
-                  position: int, end: int) -> Any:
+                  position: int, end: int, decode_resource: str = "") -> Any:
     """Ray Data pipeline whose block j is micro-batch j of the stream after `position`.
+
+    decode_resource: custom resource of the only nodes that may read and decode; empty: all may.
 
     Leans on `repartition(strict=True)` and `preserve_order`; tests/platform/engine/test_stream.py holds both in place.
     """
@@ -200,11 +189,13 @@ def build_dataset(plan: Plan, config: StreamConfig, root: Location, image_size: 
         for index in batch["id"]:
             yield read_window(plan, tasks[index], root)
 
+    # A sliver of the resource: it says where, the CPUs say how many.
+    where: dict[str, Any] = {"resources": {decode_resource: 0.001}} if decode_resource else {}
     dataset = ray.data.range(len(tasks), override_num_blocks=len(tasks))
-    dataset = dataset.map_batches(read, batch_size=1, num_cpus=0.5)
+    dataset = dataset.map_batches(read, batch_size=1, num_cpus=0.5, **where)
     dataset = dataset.repartition(target_num_rows_per_block=config.micro_batch, strict=True)
     dataset = dataset.map_batches(Decoder(image_size).__call__, batch_size=config.micro_batch,
-                                  zero_copy_batch=True, num_cpus=1)
+                                  zero_copy_batch=True, num_cpus=1, **where)
     dataset.context.execution_options.preserve_order = True
     return dataset
 

@@ -19,44 +19,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from platform.engine import device as devices
 from platform.engine.errors import UserError, user_error_of
 from platform.engine.runtime import quiet, relayed_lines
+from platform.engine.scaling import ScalingConfig
 from platform.engine.storage import Location
 
 
-@dataclass(kw_only=True)
-class ScalingConfig:
-    """Workers of a run and what happens when they fail."""
-
-    workers: int = 1
-    """Most workers; fewer are used while fewer fit, down to min_workers."""
-    min_workers: int = 0
-    """Fewest workers to go on with; 0: the same as workers, i.e. not elastic."""
-    cpus_per_worker: float = 1.0
-    """CPUs reserved for each worker; leave some for reading."""
-    gpus_per_worker: float = 0.0
-    """GPUs reserved for each worker."""
-    threads: int = 0
-    """Torch threads of a worker; 0: its CPUs, at least the machine's cores divided by the workers when it is local."""
-    max_failures: int = 3
-    """Restarts after crashes before giving up."""
-    max_preemptions: int = -1
-    """Restarts after announced preemptions; -1: no limit."""
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError(f"workers must be at least 1: got {self.workers}")
-        if not 0 <= self.min_workers <= self.workers:
-            raise ValueError(f"min_workers must be between 0 and workers ({self.workers}): got {self.min_workers}")
-
-    @property
-    def num_workers(self) -> int | tuple[int, int]:
-        fewest = self.min_workers or self.workers
-        return self.workers if fewest == self.workers else (fewest, self.workers)
-
-
 def launch(loop: Callable[[dict[str, Any]], None], arguments: dict[str, Any], *, name: str, storage: Location,
-           scaling: ScalingConfig, datasets: dict[str, Any] | None = None) -> None:
+           scaling: ScalingConfig, micro_batches_per_step: int = 1, datasets: dict[str, Any] | None = None) -> None:
     """Run `loop(arguments)` on Ray Train workers until it ends; its lines appear on this terminal.
 
+    An elastic group only ever has a number of workers that divides `micro_batches_per_step`.
     `datasets` maps names to functions that build a Ray dataset; they are called again whenever the workers start, so a
     dataset can begin where the newest checkpoint stands. Raises UserError with the loop's own words when it fails.
     """
@@ -64,7 +35,9 @@ def launch(loop: Callable[[dict[str, Any]], None], arguments: dict[str, Any], *,
     from ray.data import ExecutionOptions
     from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig
     from ray.train import ScalingConfig as RayScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
+
+    from platform.engine.elastic import ElasticTrainer
 
     _check_resources(scaling)
     resources = {"CPU": scaling.cpus_per_worker}
@@ -72,12 +45,14 @@ def launch(loop: Callable[[dict[str, Any]], None], arguments: dict[str, Any], *,
         resources["GPU"] = scaling.gpus_per_worker
     with relayed_lines() as board:
         # The ignored types: Ray annotates the first version of Train and runs the second.
-        trainer = TorchTrainer(
+        trainer = ElasticTrainer(
             _guarded,
+            allowed=scaling.sizes(micro_batches_per_step),
             train_loop_config={"loop": loop, "arguments": arguments, "board": board, "threads": scaling.threads},
             torch_config=TorchConfig(backend=devices.backend(scaling.gpus_per_worker)),
             scaling_config=RayScalingConfig(num_workers=scaling.num_workers,  # type: ignore[arg-type]
                                             use_gpu=scaling.gpus_per_worker > 0,
+                                            elastic_resize_monitor_interval_s=scaling.resize_check_s,  # type: ignore[call-arg]
                                             resources_per_worker=resources),
             run_config=RunConfig(  # type: ignore[call-arg]
                 name=name, storage_path=storage.path, storage_filesystem=storage.filesystem,
@@ -152,13 +127,16 @@ def _check_resources(scaling: ScalingConfig) -> None:
     import ray
 
     total = ray.cluster_resources()
-    fewest = scaling.min_workers or scaling.workers
+    fewest = scaling.fewest
     needed = {"CPU": fewest * scaling.cpus_per_worker, "GPU": fewest * scaling.gpus_per_worker}
     autoscaling = "RAY_CLUSTER_AUTOSCALES" in os.environ or len(ray.nodes()) > 1
     for kind, amount in needed.items():
         if amount > total.get(kind, 0) and not autoscaling:
             raise UserError(f"{fewest} workers need {amount:g} {kind}, this Ray has {total.get(kind, 0):g}: lower "
                             "scaling.workers or scaling.cpus_per_worker/gpus_per_worker, or connect to a larger cluster")
+    if scaling.decode_resource and not total.get(scaling.decode_resource) and not autoscaling:
+        raise UserError(f"no node offers the resource '{scaling.decode_resource}' of scaling.decode_resource: start decode nodes "
+                        f"with `ray start --resources='{{\"{scaling.decode_resource}\": 1}}'`, or leave it empty")
 
 
 @dataclass

@@ -24,7 +24,7 @@ from platform.engine.shards import read_manifest
 from platform.engine.storage import StorageError, open_storage
 from platform.engine.stream import Plan, read_window
 from platform.engine.tracking import read_metrics
-from platform.pretrain import PretrainConfig, Schedules, check_finite, main, plan_of
+from platform.pretrain import PretrainConfig, Schedules, check_finite, main, plan_of, workers_text
 from reidssl.models.checkpoints import load_vit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -194,6 +194,7 @@ def test_plan_checksum_follows_data_and_selection(tiny_shards):
 def test_missing_data(tmp_path):
     with pytest.raises(StorageError, match=r"there is no data set at .*python -m platform\.ingest"):
         main(config_of(open_storage(str(tmp_path / "nowhere")), tmp_path / "run"))
+    assert not (tmp_path / "run").exists()  # a mistyped path does not become the folder's configuration
 
 
 def test_fewer_samples_than_a_batch(tiny_shards, tmp_path):
@@ -202,6 +203,8 @@ def test_fewer_samples_than_a_batch(tiny_shards, tmp_path):
 
 
 def test_workers_that_do_not_share_evenly(tiny_shards, tmp_path):
+    assert workers_text([2, 4, 8], 8) == "2, 4 or 8 workers (8 micro-batches a step: 1, 2, 4, 8 workers share them evenly)"
+    assert workers_text([1], 2).startswith("1 worker (2 micro-batches")
     with pytest.raises(UserError, match=r"3 workers cannot share 2 micro-batches per step evenly; .*\[1, 2\]"):
         main(config_of(tiny_shards, tmp_path / "run", "scaling.workers=3"))
 

@@ -101,17 +101,6 @@ def test_selected_rows_of_a_row_group(tiny_shards):
 # ---- settings
 
 
-def test_world_sizes():
-    config = StreamConfig(micro_batch=8, micro_batches_per_step=6)
-    assert config.global_batch == 48
-    assert config.allowed_world_sizes == [1, 2, 3, 6]
-    for world in (1, 2, 3, 6):
-        config.check_world_size(world)
-    for world in (4, 5, 7, 12):
-        with pytest.raises(UserError, match=rf"{world} workers .*\[1, 2, 3, 6\]"):
-            config.check_world_size(world)
-
-
 @pytest.mark.parametrize("name", ["micro_batch", "micro_batches_per_step", "window_row_groups"])
 def test_impossible_settings(name):
     with pytest.raises(ValueError, match=f"^{name} must be at least 1: got 0"):

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from platform.engine.errors import UserError
+from platform.engine.scaling import ScalingConfig
 from platform.engine.storage import open_storage
-from platform.engine.training import ScalingConfig, StepBatchNorm, StepMeans, broadcast_object, launch
+from platform.engine.training import StepBatchNorm, StepMeans, broadcast_object, launch
 
 
 def batches(count: int = 4, size: int = 6) -> list[torch.Tensor]:
@@ -154,21 +155,6 @@ def test_broadcast_alone_is_the_value():
 
 
 # ---- launching
-
-
-@pytest.mark.parametrize(("values", "message"), [
-    ({"workers": 0}, "workers must be at least 1: got 0"),
-    ({"workers": 2, "min_workers": 3}, r"min_workers must be between 0 and workers \(2\): got 3"),
-])
-def test_impossible_scaling(values, message):
-    with pytest.raises(ValueError, match=f"^{message}"):
-        ScalingConfig(**values)
-
-
-def test_number_of_workers():
-    assert ScalingConfig(workers=4).num_workers == 4
-    assert ScalingConfig(workers=4, min_workers=2).num_workers == (2, 4)
-    assert ScalingConfig(workers=4, min_workers=4).num_workers == 4
 
 
 def test_a_user_error_of_a_worker_is_raised_once_in_its_own_words(tmp_path, ray_session):

@@ -1,0 +1,67 @@
+"""Elastic worker groups for Ray Train: only sizes that share a step evenly, only on nodes that are there and stay.
+
+Train offers any number between two bounds and counts nodes as they were up to 20 s ago. A group of 3 workers cannot share
+8 micro-batches, and a group sized for a node that has just gone waits for it until the start timeout. Both are decided
+here. The classes lean on Train's internal policy interface; tests/platform/engine/test_elastic.py holds it in place.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import AUTOSCALING_REQUESTS_GET_TIMEOUT_S
+
+
+def largest_allowed(count: int, allowed: Sequence[int]) -> int:
+    """The largest allowed number of workers that is not above `count`; 0 if there is none."""
+    return max((size for size in allowed if size <= count), default=0)
+
+
+def staying_nodes() -> set[str]:
+    """Ids of the nodes that are alive and not being drained."""
+    draining = ray._private.state.state.get_draining_nodes()
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]} - set(draining)
+
+
+class AllowedSizesPolicy(ElasticScalingPolicy):
+    """Train's elastic policy, restricted to allowed sizes and to nodes that stay."""
+
+    def __init__(self, scaling_config: Any, allowed: Sequence[int]) -> None:
+        super().__init__(scaling_config)
+        self.allowed = tuple(allowed)
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        staying = staying_nodes()
+        kept = {node: amount for node, amount in reserved_resources.items() if node in staying}
+        return largest_allowed(super()._count_possible_workers(kept), self.allowed)
+
+    def _get_reserved_resources(self) -> Any:
+        """As Train's, but counted now: a node that came or went in the last 20 s is seen. None if nobody answers."""
+        from ray.train.v2._internal.util import time_monotonic
+
+        now = time_monotonic()
+        if now - self._latest_reserved_resources_query_time < self.GET_RESERVED_RESOURCES_INTERVAL_S:
+            return self._latest_reserved_resources
+        self._latest_reserved_resources_query_time = now
+        try:
+            self._latest_reserved_resources = ray.get(
+                self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True),
+                timeout=AUTOSCALING_REQUESTS_GET_TIMEOUT_S)
+        except Exception:  # a busy cluster; asked again a second later
+            self._latest_reserved_resources = None
+        return self._latest_reserved_resources
+
+
+class ElasticTrainer(TorchTrainer):
+    """TorchTrainer whose elastic groups have allowed sizes only."""
+
+    def __init__(self, *arguments: Any, allowed: Sequence[int], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.allowed = tuple(allowed)
+
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
+        if isinstance(options["scaling_policy"], ElasticScalingPolicy):
+            options["scaling_policy"] = AllowedSizesPolicy(self.scaling_config, self.allowed)
+        return super()._initialize_and_run_controller(**options)  # type: ignore[misc]

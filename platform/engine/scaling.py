@@ -1,0 +1,72 @@
+"""How many workers a run has, what each gets, and what happens when they fail.
+
+A step is a fixed number of micro-batches, so only numbers of workers that divide it are allowed, also while a run grows
+and shrinks with its cluster.
+"""
+
+from dataclasses import dataclass
+
+from platform.engine.errors import UserError
+
+
+@dataclass(kw_only=True)
+class ScalingConfig:
+    """Workers of a run and what happens when they fail."""
+
+    workers: int = 1
+    """Most workers; fewer are used while fewer fit, down to min_workers."""
+    min_workers: int = 0
+    """Fewest workers to go on with; 0: the same as workers, i.e. not elastic."""
+    cpus_per_worker: float = 1.0
+    """CPUs reserved for each worker; leave some for reading."""
+    gpus_per_worker: float = 0.0
+    """GPUs reserved for each worker."""
+    threads: int = 0
+    """Torch threads of a worker; 0: its CPUs, at least the machine's cores divided by the workers when it is local."""
+    max_failures: int = 3
+    """Restarts after crashes before giving up."""
+    max_preemptions: int = -1
+    """Restarts after announced preemptions; -1: no limit."""
+    resize_check_s: float = 20.0
+    """Seconds between looks for more room while fewer than `workers` run."""
+    decode_resource: str = ""
+    """Custom resource of CPU-only decode nodes (`ray start --resources='{"decode": 1}'`): images are read and decoded on nodes
+    that offer it and nowhere else; empty: on any CPU that the workers leave."""
+
+    def __post_init__(self) -> None:
+        if self.max_failures < -1 or self.max_preemptions < -1:
+            raise ValueError("max_failures and max_preemptions must be -1 (no limit) or more: "
+                             f"got {self.max_failures}, {self.max_preemptions}")
+        if self.resize_check_s <= 0:
+            raise ValueError(f"resize_check_s must be above 0: got {self.resize_check_s}")
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1: got {self.workers}")
+        if not 0 <= self.min_workers <= self.workers:
+            raise ValueError(f"min_workers must be between 0 and workers ({self.workers}): got {self.min_workers}")
+
+    @property
+    def fewest(self) -> int:
+        return self.min_workers or self.workers
+
+    @property
+    def num_workers(self) -> int | tuple[int, int]:
+        """As Ray Train takes it: a number, or (fewest, most)."""
+        return self.workers if self.fewest == self.workers else (self.fewest, self.workers)
+
+    def sizes(self, micro_batches_per_step: int) -> list[int]:
+        """The numbers of workers that a run may have. Raises UserError if a bound cannot share a step evenly."""
+        for bound in (self.workers, self.fewest):
+            check_size(bound, micro_batches_per_step)
+        return [size for size in allowed_sizes(micro_batches_per_step) if self.fewest <= size <= self.workers]
+
+
+def allowed_sizes(micro_batches_per_step: int) -> list[int]:
+    """Numbers of workers that share so many micro-batches evenly, ascending."""
+    return [size for size in range(1, micro_batches_per_step + 1) if micro_batches_per_step % size == 0]
+
+
+def check_size(workers: int, micro_batches_per_step: int) -> None:
+    """Raises UserError naming the allowed numbers of workers if `workers` is none of them."""
+    if micro_batches_per_step % workers:
+        raise UserError(f"{workers} workers cannot share {micro_batches_per_step} micro-batches per step evenly; allowed numbers "
+                        f"of workers: {allowed_sizes(micro_batches_per_step)} (or change micro_batches_per_step)")
