@@ -1,5 +1,6 @@
 # make demo   pre-train, select, fine-tune, evaluate and report on synthetic people (CPU; sized for 20 minutes on 2 idle cores)
 # make test   the whole test suite
+# make bench  speed and memory against what one would install instead (make bench BENCH=--full: the published sizes, many minutes)
 # make lint   ruff and mypy
 # make clean  remove the environment and the demo's run
 #
@@ -12,14 +13,20 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed-$(EXTRA)
 DEMO_RUN ?= runs/demo
+BENCH ?=
 
-.PHONY: demo test lint env clean check
+.PHONY: demo test bench lint env clean check
 
 demo: env
 	$(RUN) -m platform.pipeline output=$(DEMO_RUN)
 
 test: env
 	$(RUN) -m pytest
+
+bench: env
+	$(RUN) -m benchmarks.pseudo_labels $(BENCH)
+	$(RUN) -m benchmarks.ranking $(BENCH)
+	$(RUN) -m benchmarks.reranking $(BENCH)
 
 lint: env
 	$(RUN) -m ruff check .

@@ -102,18 +102,23 @@ def query_expansion(vectors: sp.csr_matrix, table: Array) -> sp.csr_matrix:
 
 
 def jaccard_rows(
-    vectors: sp.csr_matrix, num_rows: int, max_distance: float = 1.0, block: int = 256, num_threads: int | None = None
+    vectors: sp.csr_matrix,
+    num_rows: int,
+    max_distance: float = 1.0,
+    block: int = 256,
+    num_threads: int | None = None,
+    first_column: int = 0,
 ) -> sp.csr_matrix:
-    """Step 5 for the first `num_rows` images against all: float32 CSR (num_rows, N), sorted indices."""
-    columns = vectors.tocsc()  # by image: who gives it weight
+    """Step 5 for the first `num_rows` images against those from `first_column` on: float32 CSR, sorted indices."""
+    columns = vectors[first_column:].tocsc()  # by image: who gives it weight
     columns.sort_indices()
     work = partial(
         _distances,
         vectors.indptr, vectors.indices, vectors.data,
         columns.indptr, columns.indices, columns.data,
-        np.float32(max_distance), max_distance >= 1.0,
+        len(vectors.indptr) - 1 - first_column, first_column, np.float32(max_distance), max_distance >= 1.0,
     )  # fmt: skip
-    return _stack(over_blocks(work, num_rows, block, num_threads), vectors.shape[1])
+    return _stack(over_blocks(work, num_rows, block, num_threads), columns.shape[0])
 
 
 def _stack(parts: list[tuple[Array, Array, Array]], num_columns: int) -> sp.csr_matrix:
@@ -196,13 +201,15 @@ def _weights(unit, full, full_counts, halves, half_counts, scales, start, stop):
 
 
 @kernel
-def _distances(pointers, indices, data, by_pointers, by_indices, by_data, most, everything, start, stop):  # type: ignore[no-untyped-def]
-    """Jaccard distances of the rows start..stop, below 1 if `everything`, else up to `most`."""
+def _distances(  # type: ignore[no-untyped-def]
+    pointers, indices, data, by_pointers, by_indices, by_data, num, first_column, most, everything, start, stop
+):
+    """Jaccard distances of the rows start..stop to the `num` images from `first_column` on, below 1 or up to `most`."""
     counts = np.zeros(stop - start, np.int64)
     out_indices = np.empty(256 * (stop - start), np.int32)
     out_data = np.empty(256 * (stop - start), np.float32)
-    shared = np.zeros(len(by_pointers) - 1, np.float32)
-    touched = np.empty(len(by_pointers) - 1, np.int32)
+    shared = np.zeros(num, np.float32)
+    touched = np.empty(num, np.int32)
     used = 0
     for i in range(start, stop):
         num_touched = 0
@@ -229,7 +236,7 @@ def _distances(pointers, indices, data, by_pointers, by_indices, by_data, most, 
             j = touched[place]
             distance = max(np.float32(0), np.float32(1) - shared[j] / (np.float32(2) - shared[j]))
             shared[j] = 0
-            if j == i:
+            if j + first_column == i:
                 distance = np.float32(0)
             if (distance < 1) if everything else (distance <= most):
                 out_indices[used] = j

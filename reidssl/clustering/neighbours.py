@@ -5,10 +5,15 @@ Shapes: N images, D feature width, k neighbours, b rows and c columns of one blo
 
 from __future__ import annotations
 
+from functools import partial
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from reidssl.clustering.compiled import kernel, over_blocks
 
 Array = np.ndarray
 Neighbours = tuple[Array, Array]
@@ -57,8 +62,20 @@ def top_scores(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, indices.gather(1, order)
 
 
-@torch.no_grad()
-def knn(features: Tensor | Array, k: int, block: int = 1024, column_block: int = 65536) -> Neighbours:
+class Nearest(NamedTuple):
+    """Neighbours of Q queries in a set of N images."""
+
+    indices: Array
+    """int64 (Q, min(k, N)), nearest first, equal similarities by rising index."""
+    similarities: Array
+    """float32 (Q, min(k, N)), cosines."""
+    lowest: Array
+    """float32 (Q,), the cosine of the farthest image."""
+
+
+def knn(
+    features: Tensor | Array, k: int, block: int = 1024, column_block: int = 4096, num_threads: int | None = None
+) -> Neighbours:
     """The k nearest neighbours of every image by cosine, the image itself always first.
 
     Equal similarities are ordered by rising index. Runs on the features' device, with torch's threads.
@@ -66,7 +83,8 @@ def knn(features: Tensor | Array, k: int, block: int = 1024, column_block: int =
     Args:
         features: float (N, D); rows are normalised here.
         k: neighbours including the image itself; N where there are fewer images.
-        block, column_block: a block of scores is `block x column_block` float32 (256 MiB by default).
+        block, column_block: a block of scores is `block x column_block` float32 (16 MiB by default).
+        num_threads: of the selection; None: as many as torch uses.
 
     Returns:
         indices int64 (N, min(k, N)) and similarities float32 of the same shape, in [-1, 1] up to rounding.
@@ -74,31 +92,95 @@ def knn(features: Tensor | Array, k: int, block: int = 1024, column_block: int =
     Raises:
         ValueError: features that are not finite (the row is named), or k, block or column_block below 1.
     """
+    unit = unit_rows(features)
+    found = nearest(unit, unit, k, np.arange(len(unit)), block, column_block, num_threads)
+    return found.indices, found.similarities
+
+
+@torch.no_grad()
+def nearest(
+    queries: Tensor,
+    images: Tensor,
+    k: int,
+    own: Array | None = None,
+    block: int = 1024,
+    column_block: int = 4096,
+    num_threads: int | None = None,
+) -> Nearest:
+    """The k nearest of `images` to every query, and how far the farthest is; other arguments as in `knn`.
+
+    Args:
+        queries, images: float32 (Q, D) and (N, D) on one device, rows of length one.
+        own: int (Q,), the image that is the query itself, which then comes first; -1 where there is none. None: none at all.
+    """
     for name, value in (("k", k), ("block", block), ("column_block", column_block)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1: got {value}")
-    unit = unit_rows(features)
-    num, k = len(unit), min(k, len(unit))
-    indices = np.empty((num, k), np.int64)
-    similarities = np.empty((num, k), np.float32)
-    for start in range(0, num, block):
-        rows = unit[start : start + block]
-        own = torch.arange(start, start + len(rows), device=unit.device)
-        best = torch.empty(len(rows), 0, device=unit.device)
-        which = torch.empty(len(rows), 0, dtype=torch.int64, device=unit.device)
-        for first in range(0, num, column_block):
-            scores = rows @ unit[first : first + column_block].T
-            here = ((own >= first) & (own < first + scores.shape[1])).nonzero().flatten()
-            scores[here, own[here] - first] = torch.inf  # before all duplicates of itself
-            values, columns = top_scores(scores, k)
-            # Columns rise from block to block, so a stable sort keeps equal scores in order of index.
-            best, order = torch.cat([best, values], 1).sort(dim=1, descending=True, stable=True)
-            which = torch.cat([which, columns + first], 1).gather(1, order)
-            best, which = best[:, :k], which[:, :k]
-        best[:, 0] = (rows * rows).sum(dim=1)
-        indices[start : start + len(rows)] = which.cpu().numpy()
-        similarities[start : start + len(rows)] = best.cpu().numpy()
-    return indices, similarities
+    k = min(k, len(images))
+    selves = torch.full((len(queries),), -1) if own is None else torch.from_numpy(np.asarray(own, np.int64))
+    selves = selves.to(queries.device)
+    found = Nearest(
+        np.full((len(queries), k), -1, np.int64),
+        np.full((len(queries), k), -np.inf, np.float32),
+        np.full(len(queries), np.inf, np.float32),
+    )
+    products = queries.new_empty(min(block, len(queries)) * min(column_block, len(images)))
+    for start in range(0, len(queries), block):
+        rows, mine = queries[start : start + block], selves[start : start + block]
+        part = Nearest(*(array[start : start + len(rows)] for array in found))
+        for first in range(0, len(images), column_block):
+            columns = images[first : first + column_block]
+            shape = (len(rows), len(columns))
+            scores = torch.mm(rows, columns.T, out=products[: shape[0] * shape[1]].view(shape))
+            here = ((mine >= first) & (mine < first + len(columns))).nonzero().flatten()
+            scores[here, mine[here] - first] = torch.inf  # before all duplicates of itself
+            if scores.device.type == "cpu":
+                work = partial(_select, scores.numpy(), first, part.similarities, part.indices, part.lowest)
+                over_blocks(work, len(rows), 64, num_threads)
+            else:
+                _merge(scores, first, k, part)
+        known = (mine >= 0).nonzero().flatten()
+        part.similarities[known.cpu().numpy(), 0] = (rows[known] ** 2).sum(dim=1).cpu().numpy()
+    return found
+
+
+def _merge(scores: Tensor, first: int, k: int, best: Nearest) -> None:
+    """Merge a block of scores (b, c) on any device, of the images from `first` on, into the best so far."""
+    values, columns = (each.cpu().numpy() for each in top_scores(scores, k))
+    wide = np.concatenate([best.similarities, values], axis=1)
+    # Columns rise from block to block, so a stable sort keeps equal scores in order of index.
+    order = np.argsort(-wide, axis=1, kind="stable")[:, :k]
+    best.similarities[:] = np.take_along_axis(wide, order, axis=1)
+    best.indices[:] = np.take_along_axis(np.concatenate([best.indices, columns + first], axis=1), order, axis=1)
+    np.minimum(best.lowest, scores.amin(dim=1).cpu().numpy(), out=best.lowest)
+
+
+@kernel
+def _select(scores, first, values, indices, lowest, start, stop):  # type: ignore[no-untyped-def]
+    """`_merge` on the CPU: most stretches of scores hold nothing of interest, which is seen many scores at a time."""
+    num, k = scores.shape[1], values.shape[1]
+    for r in range(start, stop):
+        smallest, low = values[r, k - 1], lowest[r]
+        for begin in range(0, num, 64):
+            end = min(begin + 64, num)
+            interesting = 0
+            for c in range(begin, end):
+                interesting += (scores[r, c] > smallest) | (scores[r, c] < low)
+            if interesting == 0:
+                continue
+            for c in range(begin, end):
+                score = scores[r, c]
+                low = min(low, score)
+                if score > smallest:
+                    place = k - 1
+                    while place > 0 and values[r, place - 1] < score:
+                        values[r, place] = values[r, place - 1]
+                        indices[r, place] = indices[r, place - 1]
+                        place -= 1
+                    values[r, place] = score
+                    indices[r, place] = first + c
+                    smallest = values[r, k - 1]
+        lowest[r] = low
 
 
 def self_first(indices: Array, num_images: int) -> Array:

@@ -1,7 +1,7 @@
-"""The one pass over a query's scores from which all ranking metrics follow, without sorting them.
+"""The pass over a query's scores from which all ranking metrics follow, without sorting them.
 
-The rank of a true match is the number of gallery images in front of it. So only the few true matches are put in order, and
-every other image is looked up among them: most score below the last match and cost one comparison.
+The rank of a true match is the number of gallery images in front of it. So nothing is put in order: for each of the few
+true matches the row is run through once, and how many scores are larger is counted, many at a time.
 """
 
 from __future__ import annotations
@@ -13,59 +13,60 @@ from reidssl.clustering.compiled import kernel
 
 @kernel
 def count_rows(  # type: ignore[no-untyped-def]
-    scores, q_pids, q_camids, g_pids, g_camids, own, precision, penalty, first, start, stop
+    scores, q_pids, q_camids, g_camids, by_pid, begin, end, nobody, own, precision, penalty, first, start, stop
 ):
     """Fill the results of the rows start..stop; rows without a true match are left alone.
 
+    Of equal scores the earlier gallery image is in front.
+
     Args:
-        scores: float32 (Q, G). q_pids, q_camids, g_pids, g_camids: int64 (Q,) and (G,).
+        scores: float32 (Q, G), no NaN. q_pids, q_camids, g_camids: int64 (Q,) and (G,).
+        by_pid: int64, gallery images in order of identity; by_pid[begin[q] : end[q]] are those of q's identity.
+        nobody: int64, gallery images of identity -1.
         own: int64 (Q,), a gallery image that is junk for the query, or -1.
         precision, penalty: float64 (Q,), filled with the average precision and matches / rank of the last match.
         first: int64 (Q,), filled with the rank, from 0, of the first match.
     """
-    num = len(g_pids)
-    places = np.empty(num, np.int64)  # of the true matches
+    num = scores.shape[1]
+    row = np.empty(num, np.float32)
     for q in range(start, stop):
-        pid, camid, row = q_pids[q], q_camids[q], scores[q]
-        if pid == -1:
+        if q_pids[q] == -1 or begin[q] == end[q]:
             continue
-        num_matches = 0
+        camid = q_camids[q]
         for g in range(num):
-            if g_pids[g] == pid and (g_camids[g] != camid or camid == -1) and g != own[q]:
-                places[num_matches] = g
+            row[g] = scores[q, g]
+        # Junk becomes NaN, which is in front of nothing.
+        for place in nobody:
+            row[place] = np.nan
+        if own[q] >= 0:
+            row[own[q]] = np.nan
+        num_matches = 0
+        for number in range(begin[q], end[q]):
+            g = by_pid[number]
+            if g == own[q] or (camid != -1 and g_camids[g] == camid):
+                row[g] = np.nan
+            else:
                 num_matches += 1
         if num_matches == 0:
             continue
-        # Best first, the earlier of equal scores first: insertion, since a query has few true matches.
-        for number in range(1, num_matches):
-            match = places[number]
-            spot = number
-            while spot > 0 and row[places[spot - 1]] < row[match]:
-                places[spot] = places[spot - 1]
-                spot -= 1
-            places[spot] = match
-        lowest = row[places[num_matches - 1]]
-        before = np.zeros(num_matches, np.int64)  # images that rank between the previous match and this one
-        for g in range(num):
-            score = row[g]
-            if score < lowest or g_pids[g] == -1 or g_pids[g] == pid:
-                continue  # behind every match, or junk, or a match itself
-            low, high = 0, num_matches
-            while low < high:  # the first match behind image g
-                middle = (low + high) // 2
-                at = places[middle]
-                if row[at] < score or (row[at] == score and at > g):
-                    high = middle
-                else:
-                    low = middle + 1
-            if low < num_matches:
-                before[low] += 1
+        ranks = np.empty(num_matches, np.int64)
+        found = 0
+        for number in range(begin[q], end[q]):
+            match = by_pid[number]
+            score = row[match]
+            if np.isnan(score):
+                continue
+            ahead = 0
+            for g in range(match):
+                ahead += row[g] >= score
+            for g in range(match + 1, num):
+                ahead += row[g] > score
+            ranks[found] = ahead
+            found += 1
+        ranks.sort()
         total = 0.0
-        position = 0
         for number in range(num_matches):
-            position += before[number] + 1
-            total += (number + 1) / position
-            if number == 0:
-                first[q] = position - 1
+            total += (number + 1) / (ranks[number] + 1)
         precision[q] = total / num_matches
-        penalty[q] = num_matches / position
+        penalty[q] = num_matches / (ranks[num_matches - 1] + 1)
+        first[q] = ranks[0]

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reidssl.clustering.compiled import kernel
 from reidssl.clustering.jaccard import jaccard_rows, query_expansion, reciprocal_vectors
-from reidssl.clustering.neighbours import Array, knn, unit_rows
+from reidssl.clustering.neighbours import Array, nearest, unit_rows
 from reidssl.metrics.ranking import RankingMetrics, labels_of, rank_blocks
 
 
@@ -30,7 +31,7 @@ def rank_reranked(
     k1: int = 20,
     k2: int = 6,
     weight: float = 0.3,
-    block: int = 256,
+    block: int = 128,
     max_rank: int = 50,
     num_threads: int | None = None,
 ) -> RankingMetrics:
@@ -58,10 +59,12 @@ def reranked_blocks(
     k1: int = 20,
     k2: int = 6,
     weight: float = 0.3,
-    block: int = 256,
+    block: int = 128,
     num_threads: int | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Minus the re-ranked distances of consecutive query blocks: (first query, float32 (block, G)), for `rank_blocks`.
+
+    A block is overwritten by the next one.
 
     Args:
         query_features, gallery_features: float (Q, D) and (G, D); rows are normalised here.
@@ -84,26 +87,26 @@ def reranked_blocks(
         )
     both = torch.cat([queries, gallery])
     num = len(queries)
-    farthest = _largest_distances(both, block)
-    table = knn(both, k1 + 1)[0].astype(np.int32)
-    vectors = reciprocal_vectors(
-        both, table, round(k1 / 2) + 1, (1.0 / farthest).cpu().numpy(), num_threads=num_threads
-    )
+    found = nearest(both, both, k1 + 1, np.arange(len(both)), num_threads=num_threads)
+    farthest = np.maximum(2 - 2 * found.lowest, np.float32(1e-12))
+    table = found.indices.astype(np.int32)
+    vectors = reciprocal_vectors(both, table, round(k1 / 2) + 1, 1 / farthest, num_threads=num_threads)
     vectors = query_expansion(vectors, np.ascontiguousarray(table[:, :k2]))
-    jaccard = jaccard_rows(vectors, num, num_threads=num_threads)[:, num:].tocsr()
+    jaccard = jaccard_rows(vectors, num, num_threads=num_threads, first_column=num)
+    scale = torch.from_numpy(2 * weight / farthest[:num, None]).to(queries.device)
+    out = queries.new_empty(min(block, num), len(gallery))
     for start in range(0, num, block):
-        rows = queries[start : start + block]
-        distances = (2 - 2 * (rows @ gallery.T)).clamp_(min=0) / farthest[start : start + len(rows), None]
-        part = jaccard[start : start + block].tocoo()
-        nearer = torch.zeros_like(distances)  # 1 - J, zero for pairs that share nothing
-        places = (torch.from_numpy(axis.astype(np.int64)).to(rows.device) for axis in (part.row, part.col))
-        nearer[tuple(places)] = torch.from_numpy(1 - part.data).to(rows.device)
-        yield start, (1 - weight) * (nearer - 1) - weight * distances
+        rows, factor = queries[start : start + block], scale[start : start + block]
+        # Minus the distances as if J were 1 everywhere, in one product; then the pairs for which it is not.
+        scores = torch.addmm(weight - 1 - factor, rows * factor, gallery.T, out=out[: len(rows)]).cpu()
+        pointers = jaccard.indptr[start : start + len(rows) + 1]
+        _add_nearness(scores.numpy(), pointers, jaccard.indices, jaccard.data, np.float32(1 - weight))
+        yield start, scores
 
 
-def _largest_distances(unit: Tensor, block: int) -> Tensor:
-    """The largest squared distance of each row to any other, float32 (N,); tiny instead of zero."""
-    largest = [
-        2 - 2 * (unit[start : start + block] @ unit.T).min(dim=1).values for start in range(0, len(unit), block)
-    ]
-    return torch.cat(largest).clamp_(min=1e-12)
+@kernel
+def _add_nearness(scores, pointers, indices, data, factor):  # type: ignore[no-untyped-def]
+    """scores[i, j] += factor * (1 - J(i, j)) for the stored pairs."""
+    for row in range(len(scores)):
+        for place in range(pointers[row], pointers[row + 1]):
+            scores[row, indices[place]] += factor * (np.float32(1) - data[place])

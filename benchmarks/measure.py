@@ -1,0 +1,115 @@
+"""Time and memory of one function in a process of its own.
+
+A side is a function `side(arguments) -> (work, check)`: making it imports, prepares and warms up (compiles) what it needs;
+`work()` is what is timed; `check(result)` turns its result into a few numbers that are compared between the sides.
+Memory is the resident set of the process, sampled from outside: at the start of `work`, and its peak while `work` runs.
+"""
+
+import argparse
+import importlib
+import multiprocessing
+import os
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import platform
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run of one side."""
+
+    seconds: float
+    start_mib: float
+    """Resident memory when the work began: imports, compiled code and the input."""
+    peak_mib: float
+    """Largest resident memory while it ran."""
+    numbers: dict[str, Any]
+
+    @property
+    def grown_mib(self) -> float:
+        return max(self.peak_mib - self.start_mib, 1.0)
+
+
+def measure(module: str, side: str, arguments: dict[str, Any], repeats: int = 1) -> Measured:
+    """The fastest of `repeats` runs, each in a fresh process; peaks are the largest."""
+    runs = [_once(module, side, arguments) for _ in range(repeats)]
+    best = min(runs, key=lambda run: run.seconds)
+    return Measured(best.seconds, best.start_mib, max(run.peak_mib for run in runs), best.numbers)
+
+
+def _once(module: str, side: str, arguments: dict[str, Any]) -> Measured:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_run, args=(module, side, arguments, there), daemon=True)
+    process.start()
+    there.close()
+    try:
+        here.recv()  # ready
+        start = peak = _resident_mib(process.pid)
+        here.send("go")
+        while not here.poll(0.002):
+            peak = max(peak, _resident_mib(process.pid))
+        seconds, numbers = here.recv()
+    except EOFError:
+        process.join()
+        raise SystemExit(f"{module}: side {side} died (exit code {process.exitcode}); out of memory?") from None
+    process.join()
+    return Measured(seconds, start, peak, numbers)
+
+
+def _run(module: str, side: str, arguments: dict[str, Any], pipe: Connection) -> None:
+    work, check = getattr(importlib.import_module(module), side)(arguments)
+    pipe.send("ready")
+    pipe.recv()
+    started = time.perf_counter()
+    result = work()
+    seconds = time.perf_counter() - started
+    pipe.send((seconds, check(result)))
+
+
+def _resident_mib(pid: int | None) -> float:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE / 2**20
+    except (OSError, IndexError):  # it has just ended
+        return 0.0
+
+
+def arguments_of(doc: str | None) -> argparse.Namespace:
+    """The command line that all benchmarks share."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="the published sizes instead of quick ones")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each side; the fastest counts (default 1)")
+    return parser.parse_args()
+
+
+def print_machine() -> None:
+    """What the figures were measured on."""
+    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                  if line.startswith("model name")), "unknown processor")
+    load = os.getloadavg()[0]
+    print(f"{os.cpu_count()} cores, {model}, Python {platform.python_version()}, load before {load:.1f}")
+
+
+def print_sides(title: str, ours: Measured, theirs: Measured, name: str) -> None:
+    """Both sides and their ratios, and whether they computed the same."""
+    print(f"\n{title}")
+    print(f"  {'':<34}{'seconds':>9}{'peak MiB':>10}{'above its start':>17}")
+    for label, run in (("this project", ours), (name, theirs)):
+        print(f"  {label:<34}{run.seconds:>9.2f}{run.peak_mib:>10,.0f}{run.grown_mib:>17,.0f}")
+    print(f"  ratio{'':<29}{theirs.seconds / ours.seconds:>8.1f}x{theirs.peak_mib / ours.peak_mib:>9.1f}x"
+          f"{theirs.grown_mib / ours.grown_mib:>16.1f}x")
+    for key in ours.numbers:
+        print(f"  {key}: {ours.numbers[key]} against {theirs.numbers.get(key)}")
+
+
+def print_one(title: str, run: Measured) -> None:
+    """A size at which the other side does not fit into memory."""
+    print(f"\n{title}: {run.seconds:.2f} s, peak {run.peak_mib:,.0f} MiB, {run.grown_mib:,.0f} above its start")
+    for key, value in run.numbers.items():
+        print(f"  {key}: {value}")

@@ -1,0 +1,61 @@
+"""Ranking metrics: this project against the usual sort of the whole gallery (distances included on both sides).
+
+  python -m benchmarks.ranking          1,000 x 5,000
+  python -m benchmarks.ranking --full   Market-1501's size (3,368 x 15,913), and MSMT17's (11,659 x 82,161) for this project
+                                        alone: there the other side's arrays take about 19 GB
+
+The other side stands in for torchreid's Cython evaluator, whose source distribution lacks the Cython file: its steps, with
+NumPy's sort as there and the loop compiled by numba (benchmarks/dense.py).
+"""
+
+from benchmarks.measure import arguments_of, measure, print_machine, print_one, print_sides
+from benchmarks.people import query_and_gallery
+
+SMALL = dict(num_query=40, num_gallery=200, num_identities=9, num_cameras=4)
+QUICK = {"1,000 x 5,000": dict(num_query=1000, num_gallery=5000, num_identities=300, num_cameras=6)}
+FULL = {"3,368 x 15,913 (Market-1501)": dict(num_query=3368, num_gallery=15913, num_identities=751, num_cameras=6)}
+ALONE = {"11,659 x 82,161 (MSMT17)": dict(num_query=11659, num_gallery=82161, num_identities=3060, num_cameras=15)}
+
+
+def ours(size):
+    """rank of this project."""
+    from reidssl.metrics.ranking import rank
+
+    rank(*query_and_gallery(**SMALL))
+    arrays = query_and_gallery(**size)
+
+    def check(found):
+        return {"mAP": round(found.mAP, 5), "Rank-1": round(found.rank1, 5), "Rank-10": round(found.rank10, 5)}
+
+    return lambda: rank(*arrays), check
+
+
+def sorting(size):
+    """Distances, a full sort, a compiled loop."""
+    from benchmarks.dense import sorted_ranking, squared_distances
+
+    def work(arrays):
+        queries, q_pids, q_camids, gallery, g_pids, g_camids = arrays
+        return sorted_ranking(squared_distances(queries, gallery), q_pids, g_pids, q_camids, g_camids)
+
+    work(query_and_gallery(**SMALL))
+    arrays = query_and_gallery(**size)
+
+    def check(found):
+        return {"mAP": round(found[1], 5), "Rank-1": round(found[0][0], 5), "Rank-10": round(found[0][9], 5)}
+
+    return lambda: work(arrays), check
+
+
+def main() -> None:
+    arguments = arguments_of(__doc__)
+    print_machine()
+    for name, size in (FULL if arguments.full else QUICK).items():
+        runs = [measure(__spec__.name, side, size, arguments.repeats) for side in ("ours", "sorting")]
+        print_sides(f"ranking {name} x 384", *runs, "sort + compiled loop (torchreid's)")
+    for name, size in ALONE.items() if arguments.full else ():
+        print_one(f"ranking {name} x 384, this project", measure(__spec__.name, "ours", size, arguments.repeats))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""k-reciprocal re-ranking with metrics: this project against the published dense algorithm.
+
+  python -m benchmarks.reranking          500 x 3,000
+  python -m benchmarks.reranking --full   Market-1501's size (3,368 x 15,913); the dense side takes minutes and 8 GB
+
+Both sides end in mAP and CMC; the dense one takes the sort and the compiled loop of benchmarks/dense.py for that. It keeps its
+weights in float16, as published, which moves mAP by about 2e-5.
+"""
+
+from benchmarks.measure import arguments_of, measure, print_machine, print_sides
+from benchmarks.people import query_and_gallery
+from benchmarks.ranking import SMALL
+
+QUICK = {"500 x 3,000": dict(num_query=500, num_gallery=3000, num_identities=150, num_cameras=6)}
+FULL = {"3,368 x 15,913 (Market-1501)": dict(num_query=3368, num_gallery=15913, num_identities=751, num_cameras=6)}
+
+
+def ours(size):
+    """rank_reranked of this project."""
+    from reidssl.metrics.reranking import rank_reranked
+
+    rank_reranked(*query_and_gallery(**SMALL))
+    arrays = query_and_gallery(**size)
+    return lambda: rank_reranked(*arrays), lambda found: {"mAP": round(found.mAP, 4), "Rank-1": round(found.rank1, 4)}
+
+
+def dense(size):
+    """The published algorithm."""
+    from benchmarks.dense import rerank, sorted_ranking
+
+    def work(arrays):
+        queries, q_pids, q_camids, gallery, g_pids, g_camids = arrays
+        return sorted_ranking(rerank(queries, gallery), q_pids, g_pids, q_camids, g_camids)
+
+    work(query_and_gallery(**SMALL))
+    arrays = query_and_gallery(**size)
+    return lambda: work(arrays), lambda found: {"mAP": round(found[1], 4), "Rank-1": round(found[0][0], 4)}
+
+
+def main() -> None:
+    arguments = arguments_of(__doc__)
+    print_machine()
+    for name, size in (FULL if arguments.full else QUICK).items():
+        runs = [measure(__spec__.name, side, size, arguments.repeats) for side in ("ours", "dense")]
+        print_sides(f"re-ranking {name} x 384", *runs, "dense, as published")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Benchmarks compare like with like: both sides compute the same numbers, and memory is what the work took."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import dense
+from benchmarks.measure import measure
+from benchmarks.people import query_and_gallery, unlabelled
+from reidssl.clustering.pseudo_labels import ClusterConfig, pseudo_labels
+from reidssl.metrics.ranking import rank
+from reidssl.metrics.reranking import rank_reranked
+
+
+def test_pseudo_labels_equal_the_dense_algorithm():
+    features = unlabelled(500, 17, 4, seed=1)[0]
+    found = pseudo_labels(features, ClusterConfig())
+    np.testing.assert_array_equal(found.labels, dense.pseudo_labels(features, 30, 6, 0.6, 4))
+    assert 5 < found.num_clusters < 60 and found.num_outliers > 0  # there was something to compare
+
+
+def test_ranking_and_reranking_equal_the_other_side():
+    arrays = query_and_gallery(60, 400, 15, 4, seed=2, noise=2.0)
+    queries, q_pids, q_camids, gallery, g_pids, g_camids = arrays
+    for ours, distances in ((rank(*arrays), dense.squared_distances(queries, gallery)),
+                            (rank_reranked(*arrays), dense.rerank(queries, gallery))):
+        cmc, m_ap = dense.sorted_ranking(distances, q_pids, g_pids, q_camids, g_camids)
+        assert ours.mAP == pytest.approx(m_ap, abs=3e-4) and 0.2 < m_ap < 0.99  # float16 weights over there
+        np.testing.assert_allclose(ours.cmc, cmc, atol=1 / 60)
+
+
+def grows(arguments):
+    """A side whose memory is known."""
+    def work():
+        block = np.ones(arguments["mib"] * 2**17)
+        return block[:1000]
+
+    return work, lambda result: {"sum": float(result.sum())}
+
+
+def test_memory_is_that_of_the_work(monkeypatch):
+    # The other process imports this module by name.
+    monkeypatch.setitem(sys.modules, "tests.benchmarks.test_sides", sys.modules[__name__])
+    found = measure("tests.benchmarks.test_sides", "grows", {"mib": 300})
+    assert 280 < found.grown_mib < 340 and found.numbers == {"sum": 1000.0} and found.seconds > 0
