@@ -216,7 +216,8 @@ class Vit(VisionTransformer):
         """Stem, class token, position and camera embeddings: (B, 3, H, W) -> (B, 1 + N, D)."""
         rows, columns = self.config.grid(*images.shape[-2:])
         patches = self.patch_embed(images).flatten(2).transpose(1, 2)
-        tokens = torch.cat((self.cls_token.expand(len(images), -1, -1), patches), dim=1)
+        # shape[0], not len(): a traced or exported graph keeps the batch size open
+        tokens = torch.cat((self.cls_token.expand(images.shape[0], -1, -1), patches), dim=1)
         tokens = tokens + self._positions(rows, columns)
         if self.camera_embed is not None:
             cameras = self._check_cameras(camids, len(images))

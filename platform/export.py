@@ -1,0 +1,184 @@
+"""A model for others: safetensors with a model card, a folder for timm, ONNX, the layouts of the published code.
+
+  python -m platform.export input=runs/supervised output=exports/supervised
+  python -m platform.export input=runs/supervised output=s3://bucket/exports/model formats=[timm,onnx,released]
+
+input: a run of platform.pretrain or platform.finetune, or a checkpoint file, ours or a released one. Each format gets a
+folder of its own below output, with a README.md that says what the model is and how to use it:
+  safetensors  model.safetensors, which `reidssl.models.checkpoints.load_vit` and `load_reid` rebuild
+  timm         model.safetensors and config.json for timm.create_model("local-dir:...") (projection stem only)
+  onnx         model.onnx, any batch size, pixels in, normalised feature out; checked in onnxruntime (needs the onnx extra)
+  released     torch files that the published code reads
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import safetensors.torch
+
+from platform.engine.config import run_program
+from platform.engine.errors import UserError
+from platform.engine.models import LoadedModel, load_model, model_file
+from platform.engine.runs import SUMMARY
+from platform.engine.runtime import say
+from platform.engine.storage import Location, StorageConfig, open_storage
+from reidssl.models.checkpoints import model_bytes, weights_hash
+from reidssl.models.export import Embedder, onnx_bytes, timm_config, timm_state_dict, torch_bytes
+from reidssl.models.released import released_checkpoint
+
+FORMATS = ("safetensors", "timm", "onnx", "released")
+METRICS = {"mAP": "mAP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mINP": "mINP"}
+
+
+@dataclass(kw_only=True)
+class ExportConfig:
+    """What to export, where to, and as what."""
+
+    input: str = ""
+    """Run folder or checkpoint file."""
+    output: str = ""
+    """Folder of the exported model, local or s3://."""
+    formats: list[str] = field(default_factory=lambda: ["safetensors", "released"])
+    """Any of safetensors, timm, onnx, released."""
+    storage: StorageConfig = field(default_factory=StorageConfig)
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.formats if name not in FORMATS]
+        if unknown or not self.formats:
+            raise ValueError(f"formats must be one or more of {', '.join(FORMATS)}: got {', '.join(unknown) or 'none'}")
+
+
+def main(config: ExportConfig) -> list[str]:
+    """Write every format; returns the names of the files below output."""
+    for name in ("input", "output"):
+        if not getattr(config, name):
+            raise UserError(f"{name} is empty: give input=<run folder or checkpoint> and output=<folder>")
+    model = load_model(config.input, config.storage)
+    (model.reid or model.backbone).cpu()
+    output = open_storage(config.output, config.storage).prepare_output()
+    about = facts(config.input, config.storage, model)
+    # All of it in memory first: a format that cannot be made must not leave a folder with the others.
+    files: dict[str, bytes] = {}
+    for name in config.formats:
+        try:
+            made = {"safetensors": as_safetensors, "timm": as_timm, "onnx": as_onnx, "released": as_released}[name](model)
+        except (ValueError, ImportError, RuntimeError) as error:
+            raise UserError(f"formats={name}: {error}") from None
+        card = model_card(name, sorted(made), about)
+        files |= {f"{name}/{file}": data for file, data in {**made, "README.md": card.encode()}.items()}
+    for file, data in files.items():
+        (output / file).write_bytes(data)
+    say(f"export: {config.input} -> {output.uri}: {', '.join(sorted(files))}")
+    return sorted(files)
+
+
+def as_safetensors(model: LoadedModel) -> dict[str, bytes]:
+    """Our own file, with all that its header had."""
+    metadata = model.metadata | {"mean": model.mean, "std": model.std, "neck": model.neck}
+    return {"model.safetensors": model_bytes(model.reid or model.backbone, metadata)}
+
+
+def as_timm(model: LoadedModel) -> dict[str, bytes]:
+    """What timm.create_model reads from a folder or from the Hugging Face hub."""
+    tensors = timm_state_dict(model.reid or model.backbone, model.neck)
+    config = json.dumps(timm_config(model.backbone, model.mean, model.std), indent=2)
+    return {"model.safetensors": safetensors.torch.save(tensors, {"format": "pt"}), "config.json": config.encode()}
+
+
+def as_onnx(model: LoadedModel) -> dict[str, bytes]:
+    """One graph from pixels to the retrieval feature."""
+    return {"model.onnx": onnx_bytes(Embedder(model.reid or model.backbone, model.mean, model.std, model.neck))}
+
+
+def as_released(model: LoadedModel) -> dict[str, bytes]:
+    """Every published layout that the model has the parts for."""
+    whole = model.reid or model.backbone
+    layouts = ["dino", "dino_teacher"]
+    if model.reid:
+        layouts.append("reid" if model.reid.num_classes else "cluster_contrast")
+    return {f"{name}.pth": torch_bytes(released_checkpoint(whole.state_dict(), name)) for name in layouts}
+
+
+def facts(uri: str, storage: StorageConfig, model: LoadedModel) -> dict[str, Any]:
+    """What the card tells: the model, how it was made, and its results where the run has them."""
+    config = model.backbone.config
+    stride = f", stride {config.stride}" if config.stride not in (0, config.patch_size) else ""
+    found: dict[str, Any] = {
+        "model": f"vision transformer, width {config.width}, depth {config.depth}, {config.heads} heads, patch "
+                 f"{config.patch_size}{stride}, stem {config.stem}",
+        "image size (height x width)": "{} x {}".format(*config.image_size),
+        "mean, std": f"{model.mean}, {model.std}",
+        "feature": f"{model.neck} the neck, L2-normalised" if model.reid else "class token after the last norm, L2-normalised",
+        "weights": weights_hash(model.reid or model.backbone)[:12],
+    }
+    # Names only: a card is for the public, the paths of whoever trained are not.
+    for key in ("setting", "init", "source", "target"):
+        if model.metadata.get(key):
+            found[key] = model.metadata[key].rstrip("/").rpartition("/")[2]
+    folder = model_file(uri, storage).uri.rpartition("/")[0] or "/"
+    results = _results(open_storage(folder, storage))
+    return found | ({"results on the target": results} if results else {})
+
+
+def _results(run: Location) -> str:
+    """Metrics of the run that the model lies in; "" where there are none."""
+    file = run / SUMMARY
+    if not file.exists():
+        return ""
+    summary = file.read_json()
+    return ", ".join(f"{name} {summary[key]:.1%}" for key, name in METRICS.items() if key in summary)
+
+
+USAGE = {
+    "safetensors": """from reidssl.models.checkpoints import load_vit   # load_reid for the neck and classifier
+
+vit = load_vit("model.safetensors")
+features = vit(images)   # float (B, 3, height, width), normalised with the mean and std above""",
+    "timm": """import timm
+
+model = timm.create_model("local-dir:<this folder>", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+features = torch.nn.functional.normalize(model(transform(image)[None]), dim=-1)""",
+    "onnx": """import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+(features,) = session.run(["embedding"], {"images": pixels})   # float32 (B, 3, height, width), RGB, 0 to 255""",
+    "released": """\
+# dino.pth: the backbone under the names of the published code (TransReID-SSL); dino_teacher.pth: the same as in a
+# DINO training checkpoint; reid.pth, cluster_contrast.pth: with the neck
+state_dict = torch.load("dino.pth", weights_only=True)""",
+}
+
+
+def model_card(name: str, files: list[str], about: dict[str, Any]) -> str:
+    """README.md with the header that model hubs read."""
+    library = {"timm": "timm", "onnx": "onnx"}.get(name, "reidssl")
+    rows = "\n".join(f"| {key} | {value} |" for key, value in about.items())
+    return f"""---
+library_name: {library}
+pipeline_tag: image-feature-extraction
+tags: [person-re-identification, self-supervised-learning, vision-transformer]
+---
+# Person re-identification model
+
+Features of person crops: images of the same person have a high cosine similarity. Made with reidssl, an implementation of
+*Self-Supervised Pre-Training for Transformer-Based Person Re-Identification* (arXiv 2111.12084).
+
+| | |
+|---|---|
+{rows}
+
+Files: {', '.join(files)}. Images are resized to the size above (bicubic), without keeping their aspect ratio.
+
+```python
+{USAGE[name]}
+```
+
+The weights carry the terms of the data that they were trained on: LUPerson, Market-1501 and MSMT17 allow research only.
+Recognising people touches their rights; whoever uses this model answers for a lawful purpose.
+"""
+
+
+if __name__ == "__main__":
+    run_program("export")

@@ -1,0 +1,87 @@
+"""Exporting: from runs and files, every format usable by whom it is for, nothing half-written."""
+
+import json
+
+import pytest
+import timm
+import torch
+from torch.nn import functional as F
+
+from platform.engine.config import load_config
+from platform.engine.errors import UserError
+from platform.engine.models import load_model
+from platform.engine.storage import StorageConfig, open_storage
+from platform.export import ExportConfig, main
+from reidssl.models.checkpoints import load_reid, save_model, weights_hash
+from reidssl.models.export import run_onnx
+from reidssl.models.reid import ReidModel
+from reidssl.models.vit import VitConfig, build_vit
+
+VIT = VitConfig(width=64, depth=2, heads=1, patch_size=16, image_size=(64, 32), stem="patch")
+
+
+def config_of(source, output, *overrides) -> ExportConfig:
+    return load_config(ExportConfig, "export", [f"input={source}", f"output={output}", *overrides])
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder of a fine-tuning whose retrieval uses the feature after the neck."""
+    model = ReidModel(build_vit(VIT, seed=1), num_classes=3).eval()
+    with torch.no_grad():
+        model.bottleneck.running_mean.uniform_(-1, 1)
+        model.bottleneck.running_var.uniform_(0.5, 2)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    save_model(model, {"neck": "after", "mean": [0.5] * 3, "std": [0.25] * 3, "setting": "usl"}, folder / "model.safetensors")
+    (folder / "summary.json").write_text(json.dumps({"mAP": 0.512, "rank1": 0.75}))
+    return folder
+
+
+def test_all_formats(tmp_path, run, capsys):
+    names = main(config_of(run, tmp_path / "out", "formats=[safetensors,timm,onnx,released]"))
+    assert names == [
+        "onnx/README.md", "onnx/model.onnx", "released/README.md", "released/dino.pth", "released/dino_teacher.pth",
+        "released/reid.pth", "safetensors/README.md", "safetensors/model.safetensors", "timm/README.md",
+        "timm/config.json", "timm/model.safetensors"]
+    assert all((tmp_path / "out" / name).is_file() for name in names)
+    pixels = torch.randint(0, 256, (3, 3, 64, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    original = load_model(str(run), StorageConfig())
+    with torch.inference_mode():
+        expected = original.embed(pixels).cpu()
+        ours = load_model(str(tmp_path / "out/safetensors/model.safetensors"), StorageConfig())
+        assert ours.metadata["setting"] == "usl" and torch.equal(ours.embed(pixels).cpu(), expected)
+        timms = timm.create_model(f"local-dir:{tmp_path}/out/timm", pretrained=True).eval()
+        torch.testing.assert_close(F.normalize(timms((pixels / 255 - 0.5) / 0.25)), expected, atol=1e-5, rtol=0)
+    onnx = run_onnx((tmp_path / "out/onnx/model.onnx").read_bytes(), pixels.float().numpy())
+    torch.testing.assert_close(torch.from_numpy(onnx), expected, atol=1e-4, rtol=0)
+    again = load_reid(tmp_path / "out/released/reid.pth")
+    assert weights_hash(again) == weights_hash(original.reid)
+    card = (tmp_path / "out/timm/README.md").read_text()
+    for words in ("library_name: timm", "64 x 32", "after the neck", "setting | usl", "mAP 51.2%, Rank-1 75.0%", "local-dir:"):
+        assert words in card
+    assert "export:" in capsys.readouterr().out
+
+
+def test_a_released_file_to_object_storage(tmp_path, s3):
+    torch.save({"state_dict": {"module." + n: v for n, v in build_vit(VIT).state_dict().items()}}, tmp_path / "theirs.pth")
+    storage = [f"storage.endpoint_url={s3.endpoint_url}"]
+    assert main(config_of(tmp_path / "theirs.pth", f"{s3.uri}/out", *storage))
+    found = {item.name for item in open_storage(f"{s3.uri}/out", StorageConfig(endpoint_url=s3.endpoint_url)).list()}
+    assert found == {"safetensors/model.safetensors", "safetensors/README.md", "released/dino.pth",
+                     "released/dino_teacher.pth", "released/README.md"}
+
+
+def test_what_cannot_be_made_leaves_nothing(tmp_path, tiny_backbone):
+    with pytest.raises(UserError, match=r"formats=timm: timm's vision transformer does not have the ics stem, so timm cannot"):
+        main(config_of(tiny_backbone, tmp_path / "out", "formats=[safetensors,timm]"))
+    assert not list((tmp_path / "out").rglob("*.*"))
+
+
+def test_bad_settings(tmp_path, tiny_backbone):
+    with pytest.raises(UserError, match=r"formats must be one or more of safetensors, timm, onnx, released: got tflite"):
+        config_of(tiny_backbone, tmp_path, "formats=[tflite]")
+    with pytest.raises(UserError, match="output is empty"):
+        main(config_of(tiny_backbone, ""))
+    with pytest.raises(UserError, match="there is no model at"):
+        main(config_of(tmp_path / "nowhere", tmp_path / "out"))
