@@ -1,5 +1,5 @@
 # make demo   pre-train, select, fine-tune, evaluate and report on synthetic people (CPU; sized for 20 minutes on 2 idle cores)
-# make test   the whole test suite
+# make test   the test suite; make test-slow: the faults on a whole cluster and the rare variants, about as long again
 # make bench  speed and memory against what one would install instead (make bench BENCH=--full: the published sizes, many minutes)
 # make lint   ruff and mypy
 # make clean  remove the environment and the demo's run
@@ -15,13 +15,16 @@ STAMP := $(VENV)/.installed-$(EXTRA)
 DEMO_RUN ?= runs/demo
 BENCH ?=
 
-.PHONY: demo test bench lint env clean check
+.PHONY: demo test test-slow bench lint env clean check
 
 demo: env
 	$(RUN) -m platform.pipeline output=$(DEMO_RUN)
 
 test: env
 	$(RUN) -m pytest
+
+test-slow: env
+	$(RUN) -m pytest -m slow
 
 bench: env
 	$(RUN) -m benchmarks.pseudo_labels $(BENCH)

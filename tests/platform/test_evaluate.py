@@ -31,7 +31,6 @@ def in_process(model, data) -> tuple:
     return (embed_all(loaded, query), query.pids, query.camids, embed_all(loaded, gallery), gallery.pids, gallery.camids)
 
 
-@pytest.mark.slow
 def test_a_table_of_two_models(tmp_path, ray_session, tiny_backbone, supervised_run, tiny_labelled, capsys):
     models = [supervised_run[0], tiny_backbone]
     rows = main(config_of(models, [tiny_labelled.uri], f"output={tmp_path}", "evaluate.reranking=true"))

@@ -113,7 +113,6 @@ def _state_of(folder: Path, tmp_path: Path) -> Path:
 # ---- the same numbers however it is carried out
 
 
-@pytest.mark.slow
 def test_two_workers_give_the_same_losses_as_one(tmp_path, ray_session, tiny_backbone, tiny_labelled, tiny_source):
     outputs = [tmp_path / f"workers-{workers}" for workers in (1, 2)]
     for workers, output in enumerate(outputs, 1):
@@ -145,7 +144,6 @@ def kill(process: subprocess.Popen) -> None:
     psutil.wait_procs(family, timeout=30)
 
 
-@pytest.mark.slow
 def test_uda_killed_in_its_second_phase_and_continued(tmp_path, ray_session, tiny_backbone, tiny_labelled, tiny_source):
     """Equal to an uninterrupted run, in which the second phase follows the first in the same process."""
     overrides = ["setting=uda", f"init={tiny_backbone}", f"source={tiny_source.uri}", "supervised.drop_path=0.1",

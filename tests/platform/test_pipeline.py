@@ -40,7 +40,6 @@ def summaries(output) -> dict[str, int]:
             if file.parent != output}
 
 
-@pytest.mark.slow
 def test_all_stages_run_and_the_results_are_complete(finished):
     output, results = finished
     stored = json.loads((output / "results.json").read_text())
@@ -59,7 +58,6 @@ def test_all_stages_run_and_the_results_are_complete(finished):
     assert len(page) > 10_000 and "usl" in page and "selected" in page
 
 
-@pytest.mark.slow
 def test_the_stages_feed_each_other(finished):
     """Full and selected see equally many images; the proxies are a pair; the selection is what was trained on."""
     output, _ = finished
@@ -76,7 +74,6 @@ def test_the_stages_feed_each_other(finished):
     assert pq.read_table(output / "selection" / "index.parquet").num_rows == 48
 
 
-@pytest.mark.slow
 def test_a_second_call_does_nothing_again(finished, capsys):
     output, results = finished
     before, started = summaries(output), time.monotonic()
@@ -90,7 +87,6 @@ def test_a_second_call_does_nothing_again(finished, capsys):
     assert again["finetune"] == results["finetune"] and again["cfs"] == results["cfs"]
 
 
-@pytest.mark.slow
 def test_a_deleted_stage_is_done_again_and_no_other(finished):
     output, results = finished
     before = summaries(output)
@@ -105,7 +101,6 @@ def test_a_deleted_stage_is_done_again_and_no_other(finished):
     assert again["finetune"][0] == pytest.approx(results["finetune"][0], abs=1e-3)
 
 
-@pytest.mark.slow
 def test_another_configuration_is_refused(finished):
     with pytest.raises(UserError, match=r"(?s)another configuration:\n  cfs\.fraction: 0\.5 -> 0\.6\n"):
         main(load_config(PipelineConfig, "pipeline", [f"output={finished[0]}", *TINY, "cfs.fraction=0.6"]))

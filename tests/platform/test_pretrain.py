@@ -101,7 +101,6 @@ def test_another_configuration_is_refused(alone, tiny_shards):
 # ---- the same numbers however it is carried out
 
 
-@pytest.mark.slow
 def test_two_workers_and_zero3_give_the_same_losses(alone, tiny_shards, tmp_path, ray_session):
     reference = losses(alone[0])
     for stage in (1, 3):
@@ -117,7 +116,6 @@ def start(tiny_shards, output, log) -> subprocess.Popen:
                             env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": ""})
 
 
-@pytest.mark.slow
 def test_killed_and_started_again(alone, tiny_shards, tmp_path):
     output = tmp_path / "killed"
     with open(tmp_path / "first.log", "wb") as log:
@@ -220,7 +218,6 @@ def test_crops_must_fit_the_model(tiny_shards, tmp_path):
         config_of(tiny_shards, tmp_path / "run", "augment.global_size=[32,32]")
 
 
-@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_shards, tmp_path, ray_session):
     output = tmp_path / "run"
     config = config_of(tiny_shards, output, "optimizer.learning_rate=1e35", "optimizer.warmup_epochs=0.4",

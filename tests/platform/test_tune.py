@@ -19,7 +19,6 @@ def config_of(target, init, output, *overrides: str) -> TuneConfig:
 SPACE = "+space.unsupervised.cluster={eps:[0.5,0.8]}"
 
 
-@pytest.mark.slow
 def test_a_sweep_runs_every_point_and_is_read_the_second_time(tmp_path, ray_session, tiny_backbone, tiny_labelled, capsys):
     output = tmp_path / "sweep"
     config = config_of(tiny_labelled.uri, tiny_backbone, output, SPACE, "metric=rank1")
