@@ -1,6 +1,6 @@
 """LUPerson (Fu et al., CVPR 2021): unlabelled person crops, as an `images/` tree or LMDB with a list of keys.
 
-LUPerson is for research only and must not be redistributed.
+The count is the paper's: 4,180,243 images. LUPerson is for research only and must not be redistributed.
 """
 
 from __future__ import annotations

@@ -298,6 +298,24 @@ def test_wrong_settings(override, text):
 # ---- readers alone
 
 
+@pytest.mark.parametrize(("kind", "names", "camids"), [
+    ("dukemtmc", ["bounding_box_train/0001_c2_f0046182.jpg", "query/0005_c2_f0046985.jpg",
+                  "bounding_box_test/0005_c8_f0052565.jpg"], [2, 2, 8]),
+    ("cuhk03", ["labeled/bounding_box_train/0001_c1_1.png", "labeled/query/0003_c1_21.png",
+                "labeled/bounding_box_test/0003_c2_26.png"], [1, 1, 2])])
+def test_further_labelled_sets(tmp_path, kind, names, camids, capsys):
+    """Planned and read without Ray: their layouts only differ from Market-1501's in names."""
+    write_all(open_storage(str(tmp_path)), {name: picture(index) for index, name in enumerate(names)})
+    config = SourceConfig(kind=kind, path=str(tmp_path), boxes="labeled")
+    source = open_source(config, StorageConfig())
+    (unit,) = source.plan(limit=0).units
+    found = {item.key: (item.image, item.camid, item.split) for item in source.read(unit)}
+    assert found == {name: (picture(index), camids[index], split)
+                     for index, (name, split) in enumerate(zip(names, ("train", "query", "gallery"), strict=True))}
+    assert ("boxes" in config.arguments()) == (kind == "cuhk03")
+    assert capsys.readouterr().out.count("were published") == 3
+
+
 def read_all(source, limit: int = 0) -> list[Candidate]:
     units = pickle.loads(pickle.dumps(source.plan(limit).units))
     return [candidate for unit in units for candidate in source.read(unit)]

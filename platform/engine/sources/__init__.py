@@ -15,14 +15,15 @@ from platform.engine.sources.synthetic import SyntheticSource
 from platform.engine.sources.tar import TarSource
 from platform.engine.sources.video import VideoSource
 from platform.engine.storage import StorageConfig, open_storage
-from reidssl.data import folder, luperson, market1501, msmt17
+from reidssl.data import cuhk03, dukemtmc, folder, luperson, market1501, msmt17
 from reidssl.data.mot import CropConfig
 from reidssl.data.synthetic import SyntheticConfig
 
 __all__ = ["Candidate", "Plan", "Source", "SourceConfig", "open_source"]
 
 LAYOUTS: dict[str, Indexer] = {
-    "folder": folder.index, "market1501": market1501.index, "msmt17": msmt17.index, "luperson": luperson.index,
+    "folder": folder.index, "market1501": market1501.index, "msmt17": msmt17.index, "dukemtmc": dukemtmc.index,
+    "cuhk03": cuhk03.index, "luperson": luperson.index,
 }
 KINDS = (*LAYOUTS, "luperson_lmdb", "webdataset", "video", "synthetic")
 PARTS = ("pretrain", "source", "target")
@@ -34,11 +35,14 @@ class SourceConfig:
     """What to read. Which fields matter depends on `kind`."""
 
     kind: str = "folder"
-    """folder, market1501, msmt17, luperson (images/ tree), luperson_lmdb, webdataset, video or synthetic."""
+    """folder, market1501, msmt17, dukemtmc, cuhk03 (new protocol), luperson (images/ tree), luperson_lmdb, webdataset, video
+    or synthetic."""
     path: str = ""
     """Folder, file or s3:// prefix; not for synthetic."""
     labelled: bool = False
     """folder: take <identity>/<image> or <split>/<identity>/<image> as labels."""
+    boxes: str = ""
+    """cuhk03: labeled or detected; may be empty where only one of them is there."""
     detections: str = ""
     """video: MOTChallenge file of the video; for a folder of videos the folder with <video's name>.txt each."""
     crops: CropConfig = field(default_factory=CropConfig)
@@ -56,6 +60,8 @@ class SourceConfig:
         for name, allowed in (("kind", KINDS), ("part", PARTS), ("image_format", FORMATS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}: got {getattr(self, name)!r}")
+        if self.boxes not in ("", *cuhk03.BOXES):
+            raise ValueError(f"boxes must be empty or one of {', '.join(cuhk03.BOXES)}: got {self.boxes!r}")
         if not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f"jpeg_quality must be in 1..100: got {self.jpeg_quality}")
         if self.unit_images < 1:
@@ -65,7 +71,7 @@ class SourceConfig:
         """What determines the images, as JSON-compatible values: the fields that matter for this kind."""
         names = {"synthetic": ("kind", "part", "synthetic", "image_format", "jpeg_quality"),
                  "video": ("kind", "path", "detections", "crops", "image_format", "jpeg_quality"),
-                 "folder": ("kind", "path", "labelled")}.get(self.kind, ("kind", "path"))
+                 "folder": ("kind", "path", "labelled"), "cuhk03": ("kind", "path", "boxes")}.get(self.kind, ("kind", "path"))
         values = {name: value for name, value in to_plain(self).items() if name in names}
         for name in {"path", "detections"} & set(values):
             values[name] = open_storage(values[name]).uri if values[name] else ""
@@ -92,6 +98,8 @@ def open_source(config: SourceConfig, storage: StorageConfig) -> Source:
     index: Callable[..., Any] = LAYOUTS[config.kind]
     if config.kind == "folder":
         index = partial(index, labelled=config.labelled)
+    if config.kind == "cuhk03":
+        index = partial(index, boxes=config.boxes)
     return FileSource(root, index, config.unit_images)
 
 

@@ -1,0 +1,26 @@
+"""DukeMTMC-reID (Ristani et al., ECCVW 2016; Zheng et al., ICCV 2017): `0005_c2_f0046985.jpg` in three folders.
+
+The name gives identity 5, camera 2 (1..8), frame 46985. The counts are those of the data set's description: 16,522 images
+of 702 people to train, 2,228 queries of 702 others, and a gallery of 17,661 with 408 more people as distractors, which
+have identities of their own. The authors have taken the data set down and ask not to use it for new work: it is read
+here to reproduce published numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from reidssl.data import three_folders
+from reidssl.data.records import Record
+
+PUBLISHED = {"train": 16_522, "query": 2_228, "gallery": 17_661}
+_NAMES = re.compile(r"(\d{1,6})_c(\d{1,3})_f\d+")
+
+
+def index(
+    files: Sequence[str], read_text: Callable[[str], str] | None = None, expect_published: bool = True
+) -> list[Record]:
+    """The images of a DukeMTMC-reID layout, sorted by path; arguments and errors as in `market1501.index`."""
+    example = "<identity>_c<camera>_f<frame>.jpg"
+    return three_folders.read(files, "DukeMTMC-reID", _NAMES, example, PUBLISHED if expect_published else None)
