@@ -8,7 +8,8 @@
 Stages: ingest the pre-training, source and target sets; pre-train on everything; fine-tune that (or a shorter source
 proxy) to the target; score every image with the two (CFS) and select the best part; pre-train on it for the same number
 of images seen; fine-tune to the target supervised, UDA and USL from random weights, from the full and from the selected
-pre-training; report.
+pre-training; report. cfs.control=true adds a pre-training on a random part of the same size, seen as often: what the
+selected part must beat.
 Results: report.html and results.json in the output folder. The same command again continues where it was interrupted.
 """
 
@@ -43,7 +44,7 @@ from platform.select import SelectConfig
 from platform.select import main as run_select
 from reidssl.augment.reid import ReidAugmentConfig
 
-SETTINGS, INITS = ("supervised", "uda", "usl"), ("random", "full", "selected")
+SETTINGS, INITS = ("supervised", "uda", "usl"), ("random", "full", "selected", "control")
 PARTS = ("pretrain", "source", "target")
 
 
@@ -68,6 +69,8 @@ class CfsConfig:
     """Images that a source proxy of its own sees (the paper's: 20 of 100 epochs); 0: the full pre-training is the proxy."""
     fraction: float = 0.5
     """Share of the images to keep."""
+    control: bool = False
+    """Also pre-train on a random part of the same size."""
     target_proxy: str = "supervised"
     """supervised (as published: uses the target's labels) or usl (label-free)."""
     supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
@@ -142,8 +145,11 @@ def stages(config: PipelineConfig, root: Location) -> list[tuple[str, Callable[[
         ("select", partial(select, config, root)),
         ("pretrain-selected", partial(pretrain, config, root, "pretrain/selected", selection="selection")),
     ]
+    if config.cfs.control:
+        story += [("select-control", partial(select_control, config, root)),
+                  ("pretrain-control", partial(pretrain, config, root, "pretrain/control", selection="selection-control"))]
     for setting in config.settings:
-        for init in INITS:
+        for init in INITS if config.cfs.control else INITS[:-1]:
             from_run = "" if init == "random" else f"pretrain/{init}"
             stage = partial(fine_tune, config, root, setting, from_run, f"finetune/{setting}-{init}")
             story.append((f"finetune-{setting}-{init}", stage))
@@ -164,7 +170,7 @@ def ingest(config: PipelineConfig, root: Location, part: str) -> None:
 
 
 def pretrain(config: PipelineConfig, root: Location, name: str, selection: str = "") -> None:
-    """One of the three pre-trainings; full and selected see the same number of images."""
+    """One of the pre-trainings; full, selected and control see the same number of images."""
     data = root / "data" / "pretrain"
     length = config.pretrain.length
     total = length.samples or round(length.epochs * read_manifest(data).num_rows)
@@ -187,6 +193,12 @@ def select(config: PipelineConfig, root: Location) -> None:
     """The best part of them."""
     run_select(SelectConfig(data=(root / "data" / "pretrain").uri, scores=(root / "scores").uri,
                             output=(root / "selection").uri, fraction=config.cfs.fraction, storage=config.storage))
+
+
+def select_control(config: PipelineConfig, root: Location) -> None:
+    """As many of them by chance."""
+    run_select(SelectConfig(data=(root / "data" / "pretrain").uri, random=True, seed=config.pretrain.stream.seed,
+                            output=(root / "selection-control").uri, fraction=config.cfs.fraction, storage=config.storage))
 
 
 def fine_tune(config: PipelineConfig, root: Location, setting: str, init: str, name: str,

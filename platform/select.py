@@ -1,8 +1,9 @@
-"""The selected subset: the best-scored share of a data set as an index, without copying an image.
+"""The selected subset: the best-scored share of a data set, or a random one, as an index, without copying an image.
 
   python -m platform.select data=runs/demo/data/pretrain scores=runs/scores output=runs/selection fraction=0.5
   python -m platform.select data=s3://b/luperson list=cfs_list.pkl fraction=0.5 output=s3://b/selection
   python -m platform.select ... reference=cfs_list.pkl      (also: how far the scores agree with a published order)
+  python -m platform.select data=runs/demo/data/pretrain random=true output=runs/control      (the control of any selection)
 
 list: a published order, best first (a pickled list of paths; read without executing anything), in place of scores.
 The index (file, row_group, row, key, score) is what `platform.pretrain data.selection=...` reads.
@@ -24,6 +25,7 @@ from platform.engine.selection import INDEX
 from platform.engine.shards import Manifest, read_manifest, read_rows
 from platform.engine.storage import StorageConfig, open_storage
 from platform.score import read_scores, write_table
+from reidssl.seeding import sample_seeds, uniforms
 from reidssl.selection.cfs import agreement
 from reidssl.selection.subset import load_published_list, select_top
 
@@ -38,6 +40,10 @@ class SelectConfig:
     """Folder written by platform.score."""
     list: str = ""
     """Published order instead of scores: a pickled list of keys, best first."""
+    random: bool = False
+    """A random subset instead: what a selection must beat, since a smaller set is also seen more often."""
+    seed: int = 0
+    """Of the random subset."""
     reference: str = ""
     """Published order to compare the scores with."""
     fraction: float = 0.5
@@ -49,14 +55,15 @@ class SelectConfig:
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction must be in (0, 1]: got {self.fraction}")
-        if self.scores and self.list:
-            raise ValueError("list and scores exclude each other: got both")
+        given = [name for name in ("scores", "list", "random") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"scores, list and random exclude each other: got {' and '.join(given)}")
 
 
 def main(config: SelectConfig) -> dict[str, Any]:
     """Write the index and its manifest; returns the summary."""
-    if not (config.scores or config.list):
-        raise UserError("nothing to select by: give scores=<folder of platform.score> or list=<published order>")
+    if not (config.scores or config.list or config.random):
+        raise UserError("nothing to select by: give scores=<folder of platform.score>, list=<published order> or random=true")
     complete = (open_storage(config.output, config.storage) / SUMMARY).exists()
     # What can be refused is refused before the folder takes this configuration for its own.
     index, summary = (None, {}) if complete else select(config)
@@ -82,7 +89,7 @@ def select(config: SelectConfig) -> tuple[pa.Table, dict[str, Any]]:
         with refused_as_user_error(config.reference):
             summary["agreement"] = agreement(keys, scores, order, config.fraction)
         say(f"agreement with {config.reference}: {summary['agreement']}")
-    with refused_as_user_error(config.scores or config.list):
+    with refused_as_user_error(config.scores or config.list or config.data):
         chosen = select_top(keys, scores, config.fraction)
     summary |= {"data": config.data, "data_checksum": manifest.checksum, "total": len(keys),
                 "selected": len(chosen), "fraction": config.fraction, "threshold": float(np.min(scores[chosen]))}
@@ -109,9 +116,11 @@ def refused_as_user_error(name: str) -> Iterator[None]:
 
 
 def scored_keys(config: SelectConfig, manifest: Manifest) -> tuple[list[str], np.ndarray]:
-    """Keys in the order of the shards, and a score for each (with a published list: minus its rank)."""
+    """Keys in the order of the shards, and a score for each (with a published list: minus its rank; random: any in [0, 1))."""
     root = open_storage(config.data, config.storage)
     keys = read_rows(root, ["key"])["key"].to_pylist()
+    if config.random:
+        return keys, uniforms(sample_seeds(config.seed, 0, keys), 1)[:, 0]
     if config.scores:
         folder = open_storage(config.scores, config.storage)
         if not (folder / SUMMARY).exists():

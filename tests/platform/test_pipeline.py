@@ -114,6 +114,12 @@ def test_without_a_run_of_its_own_the_source_proxy_is_the_full_pre_training(tmp_
     assert source_proxy(config) == "pretrain/full"
 
 
+def test_the_control_is_a_random_part_pre_trained_as_the_selected_one(tmp_path):
+    config = load_config(PipelineConfig, "pipeline", [f"output={tmp_path}", *TINY, "cfs.control=true"])
+    names = [name for name, _ in stages(config, open_storage(str(tmp_path)))]
+    assert [name for name in names if name not in STAGES] == ["select-control", "pretrain-control", "finetune-usl-control"]
+
+
 def test_settings_that_cannot_be(tmp_path):
     for override, message in (("settings=[semi]", "settings must be some of supervised, uda, usl"),
                               ("settings=[]", "settings must be some of"), ("cfs.fraction=0", r"fraction must be in \(0, 1\]"),

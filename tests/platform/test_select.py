@@ -176,7 +176,7 @@ def test_scores_that_do_not_fit_are_refused(tiny_shards, tiny_labelled, scored, 
         main(config_of(tiny_labelled, output, f"scores={scored}"))
     with pytest.raises(UserError, match=r"holds no finished scores: run platform.score to its end first"):
         main(config_of(tiny_shards, output, f"scores={tmp_path}/nowhere"))
-    with pytest.raises(UserError, match=r"nothing to select by: give scores=.* or list="):
+    with pytest.raises(UserError, match=r"nothing to select by: give scores=.*, list=.* or random=true"):
         main(config_of(tiny_shards, output))
     assert not output.exists()
     broken = write_scores(tmp_path / "nan", tiny_shards, np.where(np.arange(90) == 7, np.nan, scores), keys)
@@ -185,7 +185,19 @@ def test_scores_that_do_not_fit_are_refused(tiny_shards, tiny_labelled, scored, 
     renamed = write_scores(tmp_path / "renamed", tiny_shards, scores, [key + "x" for key in keys])
     with pytest.raises(UserError, match=r"the keys in .*renamed are not those of"):
         main(config_of(tiny_shards, tmp_path / "b", f"scores={renamed}"))
-    with pytest.raises(ConfigError, match=r"list and scores exclude each other"):
+    with pytest.raises(ConfigError, match=r"scores, list and random exclude each other"):
         config_of(tiny_shards, output, f"scores={scored}", "list=x.pkl")
     with pytest.raises(ConfigError, match=r"fraction must be in \(0, 1\]: got 0.0"):
         config_of(tiny_shards, output, "fraction=0")
+
+
+def test_a_random_subset_is_the_control(tiny_shards, keys, tmp_path):
+    """A function of the seed and the keys, spread over all images, with nothing of the scores in it."""
+    runs = {}
+    for name, seed in (("a", 3), ("again", 3), ("b", 4)):
+        assert main(config_of(tiny_shards, tmp_path / name, "random=true", f"seed={seed}"))["selected"] == 45
+        runs[name] = set(pq.read_table(tmp_path / name / "index.parquet")["key"].to_pylist())
+    assert runs["a"] == runs["again"] != runs["b"] and len(runs["a"]) == 45
+    assert 10 <= len(runs["a"] & set(keys[:45])) <= 35  # not the first half, not the second
+    with pytest.raises(ConfigError, match="scores, list and random exclude each other: got scores and random"):
+        config_of(tiny_shards, tmp_path / "c", "random=true", "scores=x")

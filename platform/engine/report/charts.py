@@ -14,7 +14,7 @@ from platform.engine.storage import StorageError
 from reidssl.plots.bars import grouped_bars, histogram
 from reidssl.plots.curves import Series, line_chart
 
-STYLES = {"random": 0, "full": 1, "selected": 2, "proxy": 3}
+STYLES = {"random": 0, "full": 1, "selected": 2, "proxy": 3, "control": 4}
 PRETRAIN_METRICS = [
     ("loss", "Loss"), ("probe_mAP", "Probe: cross-camera mAP"), ("probe_same_camera", "Probe: nearest neighbour, same camera"),
     ("teacher_entropy", "Teacher entropy (nats)"), ("feature_std", "Feature standard deviation"),

@@ -17,10 +17,10 @@ INSIDE_RUNS = {"ray_train", "checkpoints", "parts", "data"}  # never a run of th
 EXPECTED = {
     "proxy/source": "the source proxy", "proxy/target": "the target proxy", "scores": "the scores of the images",
     "selection": "the selected subset", "pretrain/full": "pre-training on all images",
-    "pretrain/selected": "pre-training on the selected images",
+    "pretrain/selected": "pre-training on the selected images", "pretrain/control": "pre-training on a random part",
 }
 DATA_ROLES = ("pretrain", "source", "target")
-SETTINGS, INITS = ("supervised", "uda", "usl"), ("random", "full", "selected")
+SETTINGS, INITS = ("supervised", "uda", "usl"), ("random", "full", "selected", "control")
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +122,7 @@ def read_folder(uri: str, storage: StorageConfig) -> RunFolder:
 
 def _story_order(member: Member) -> tuple[Any, ...]:
     """The order of the pipeline's stages; settings and starts in their usual order, the rest by name."""
-    order = ["", "proxy", "scores", "selection", "pretrain", "finetune"]
+    order = ["", "proxy", "scores", "selection", "selection-control", "pretrain", "finetune"]
     place = order.index(member.name.split("/")[0]) if member.name.split("/")[0] in order else 0
     setting, init = (names.index(name) if name in names else len(names)
                      for name, names in ((member.setting, SETTINGS), (member.init, INITS)))
@@ -188,12 +188,14 @@ def _note_missing(found: RunFolder) -> None:
     if found.is_pipeline:
         pipeline = next(iter(found.of("pipeline")), None)
         # a pipeline without proxy samples takes the full pre-training as its source proxy
-        own_proxy = pipeline is None or pipeline.config.get("cfs", {}).get("proxy_samples", 1)
+        own_proxy = pipeline is None or pipeline.setting_of("cfs", "proxy_samples") != 0
+        control = bool(pipeline and pipeline.setting_of("cfs", "control"))
         for name, meaning in EXPECTED.items():
-            if found.named(name) is None and (own_proxy or name != "proxy/source"):
+            wanted = {"proxy/source": own_proxy, "pretrain/control": control}.get(name, True)
+            if found.named(name) is None and wanted:
                 found.notes.append(f"Not there: {meaning} ({name}).")
         for setting in pipeline.config.get("settings", SETTINGS) if pipeline else SETTINGS:
-            absent = [init for init in INITS if found.named(f"finetune/{setting}-{init}") is None]
+            absent = [init for init in (INITS if control else INITS[:-1]) if found.named(f"finetune/{setting}-{init}") is None]
             if absent:
                 found.notes.append(f"Not there: fine-tuning, {setting}, from {', '.join(absent)}.")
     for one in found.members:

@@ -149,6 +149,8 @@ def _reranking(member: Member) -> str:
 
 def _split(member: Member) -> str:
     if member.program == "pretrain":
+        if member.short_name == "control":
+            return "a random part"
         return "selected images" if member.setting_of("data", "selection") else "all images"
     summary = member.summary or {}
     return f"{summary['queries']:,} queries, {summary['gallery']:,} gallery" if "queries" in summary else ""
