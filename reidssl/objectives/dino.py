@@ -13,8 +13,11 @@ from torch import Tensor
 from reidssl.models.heads import DinoHead
 from reidssl.models.vit import Vit, VitConfig, build_vit
 from reidssl.objectives.base import MultiCropModel, Objective, ObjectiveOutput, Progress, StudentCall
+from reidssl.objectives.koleo import koleo_loss
+from reidssl.objectives.sinkhorn import sinkhorn_knopp
 
 TEACHER_VIEWS = 2
+CENTERINGS = ("center", "sinkhorn_knopp")
 
 
 @dataclass(kw_only=True)
@@ -35,8 +38,13 @@ class DinoConfig:
     """Teacher temperature at the start."""
     warmup_teacher_temperature_epochs: float = 0.0
     """Epochs over which the teacher temperature goes linearly to its final value."""
+    centering: str = "center"
+    """What keeps one prototype from dominating: center (a running mean is subtracted) or sinkhorn_knopp (each
+    micro-batch's targets use all prototypes equally, 3 iterations)."""
     center_momentum: float = 0.9
     """Weight of the old centre in each step's update."""
+    koleo_weight: float = 0.0
+    """Weight of the KoLeo regulariser on the student's features of each global crop; 0.1 in DINOv2, 0 leaves it out."""
     teacher_momentum: float = 0.996
     """Weight of the old teacher at the start; the training loop raises it to 1 on a cosine."""
     freeze_last_layer_epochs: int = 1
@@ -49,7 +57,9 @@ class DinoConfig:
         for name in ("student_temperature", "teacher_temperature", "warmup_teacher_temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive: got {getattr(self, name)}")
-        for name in ("warmup_teacher_temperature_epochs", "freeze_last_layer_epochs"):
+        if self.centering not in CENTERINGS:
+            raise ValueError(f"centering must be one of {', '.join(CENTERINGS)}: got {self.centering!r}")
+        for name in ("warmup_teacher_temperature_epochs", "freeze_last_layer_epochs", "koleo_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more: got {getattr(self, name)}")
         for name in ("center_momentum", "teacher_momentum"):
@@ -98,7 +108,8 @@ class Dino(Objective):
     """The DINO objective. The teacher starts as a copy of the student, without drop path.
 
     `center` (1, K) is subtracted from the teacher's logits so that no prototype dominates. The loss uses the
-    centre of the previous step; `update` moves it once per step.
+    centre of the previous step; `update` moves it once per step. With centering="sinkhorn_knopp" the targets are
+    made from the T * B teacher rows of the micro-batch instead, and the centre is kept as a measure only.
     """
 
     center: Tensor
@@ -126,7 +137,8 @@ class Dino(Objective):
         Returns:
             Terms "loss", "teacher_entropy" (nats, mean over images; near 0 or ln K means collapse),
             "center_norm" and "feature_std" (over images, of the teacher's unit features, mean over D; near 0
-            means collapse). Statistic "teacher_mean" (1, K), the mean of the teacher's logits.
+            means collapse); with KoLeo also its unweighted "koleo", the sum over the two global crops. Statistic
+            "teacher_mean" (1, K), the mean of the teacher's logits.
         """
         if len(crops) < TEACHER_VIEWS:
             raise ValueError(f"DINO needs at least its {TEACHER_VIEWS} global crops: got {len(crops)} crops")
@@ -134,9 +146,13 @@ class Dino(Objective):
         student = student_call(crops, freeze_last_layer=frozen)
         with torch.no_grad():
             teacher = self.teacher(crops[:TEACHER_VIEWS])
-            temperature = self.config.teacher_temperature_at(progress)
-            targets = ((teacher.logits - self.center) / temperature).softmax(dim=-1)
+            targets = self.targets(teacher.logits, self.center, self.config.teacher_temperature_at(progress))
         loss = dino_loss(student.logits, targets, len(crops), self.config.student_temperature)
+        extra = {}
+        if self.config.koleo_weight:
+            views = student.features[: TEACHER_VIEWS * len(crops[0])].chunk(TEACHER_VIEWS)
+            extra["koleo"] = sum((koleo_loss(view) for view in views), torch.zeros((), device=loss.device))
+            loss = loss + self.config.koleo_weight * extra["koleo"]
         with torch.no_grad():
             unit_features = torch.nn.functional.normalize(teacher.features, dim=-1)
             terms = {
@@ -144,8 +160,16 @@ class Dino(Objective):
                 "teacher_entropy": torch.special.entr(targets).sum(dim=-1).mean(),
                 "center_norm": self.center.norm(),
                 "feature_std": unit_features.std(dim=0, correction=0).mean(),
+                **{name: value.detach() for name, value in extra.items()},
             }
         return ObjectiveOutput(loss, terms, {"teacher_mean": teacher.logits.mean(dim=0, keepdim=True)})
+
+    @torch.no_grad()
+    def targets(self, logits: Tensor, center: Tensor, temperature: float) -> Tensor:
+        """The teacher's probabilities (rows, K) out of its logits (rows, K) and a centre (1, K)."""
+        if self.config.centering == "sinkhorn_knopp":
+            return sinkhorn_knopp(logits, temperature)
+        return ((logits - center) / temperature).softmax(dim=-1)
 
     @torch.no_grad()
     def update(self, statistics: Mapping[str, Tensor]) -> None:

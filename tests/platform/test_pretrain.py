@@ -108,6 +108,36 @@ def test_two_workers_and_zero3_give_the_same_losses(alone, tiny_shards, tmp_path
         assert losses(tmp_path / f"zero{stage}") == pytest.approx(reference, rel=1e-4)
 
 
+OBJECTIVES = {
+    "dino with sinkhorn and koleo": ["objective.dino.centering=sinkhorn_knopp", "objective.dino.koleo_weight=0.1"],
+    "moco_v3": ["objective=moco_v3", "objective.moco_v3.out_dim=8", "objective.moco_v3.hidden=16"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_each_objective_resumes_on_two_workers_with_the_same_losses(name, tiny_shards, tmp_path, ray_session, capsys):
+    """A run by one worker; then its second half again, from its checkpoint, by two."""
+    settings = [*OBJECTIVES[name], "length.epochs=2", "checkpoint.every_steps=5", "checkpoint.keep=9"]
+    main(config_of(tiny_shards, tmp_path / "one", *settings))
+    (tmp_path / "two").mkdir()
+    for part in ("config.json", "metrics.jsonl", "checkpoints/position-000000000080"):
+        (tmp_path / "two" / part).parent.mkdir(exist_ok=True)
+        subprocess.run(["cp", "-r", tmp_path / "one" / part, tmp_path / "two" / part], check=True)
+    main(config_of(tiny_shards, tmp_path / "two", *settings, "scaling.workers=2"))
+    assert "continuing from 80 samples seen" in capsys.readouterr().out
+    reference = losses(tmp_path / "one")
+    assert len(reference) == 180 // 16 and len(set(reference.values())) == len(reference)
+    assert losses(tmp_path / "two") == pytest.approx(reference, rel=1e-4)
+    newest = [CheckpointStore(open_storage(str(tmp_path / run / "checkpoints"))).newest().payload["objective"]
+              for run in ("one", "two")]
+    assert newest[0].keys() == newest[1].keys()
+    for key, value in newest[0].items():
+        if not value.is_floating_point():
+            continue  # batch norms count their calls, which nothing reads
+        torch.testing.assert_close(newest[1][key], value, atol=1e-4, rtol=1e-3)
+
+
 def start(tiny_shards, output, log) -> subprocess.Popen:
     """The command a user types, in a process group of its own."""
     command = [sys.executable, "-m", "platform.pretrain", f"data.uri={tiny_shards.uri}", f"output={output}", *TINY,

@@ -90,6 +90,44 @@ def test_forward_uses_old_centre_and_reports_the_mean():
     assert output.terms["loss"] == output.loss and not any(term.requires_grad for term in output.terms.values())
 
 
+def test_sinkhorn_targets_come_from_the_micro_batch_alone():
+    """As `sinkhorn_knopp` of all teacher rows; the centre is measured and not used."""
+    objective = Dino(BACKBONE, dataclasses.replace(DINO, centering="sinkhorn_knopp"))
+    objective.student.backbone.eval(), objective.teacher.backbone.eval()
+    views = crops()
+    outputs = []
+    for shift in (0.0, 1.0):
+        with torch.no_grad():
+            objective.center.copy_(shift * torch.linspace(-1, 1, 20))
+        outputs.append(objective(objective.student, views, LATER))
+    student, teacher = objective.student(views).logits, objective.teacher(views[:2]).logits
+    q = (teacher.double() / 0.04).exp().T
+    for _ in range(3):
+        q = q / q.sum(1, keepdim=True) / 20
+        q = q / q.sum(0, keepdim=True) / 8
+    torch.testing.assert_close(outputs[0].loss, plain_loss(student, (8 * q.T).float(), 4, 0.1))
+    assert torch.equal(outputs[0].loss, outputs[1].loss)
+    objective.update(outputs[0].statistics)
+    torch.testing.assert_close(objective.center, 0.9 * torch.linspace(-1, 1, 20).view(1, -1) + 0.1 * teacher.mean(0))
+
+
+def test_koleo_is_added_for_each_global_crop_of_the_student():
+    plain, regularised = (Dino(BACKBONE, dataclasses.replace(DINO, koleo_weight=weight)) for weight in (0.0, 0.3))
+    views, outputs = crops(), []
+    for objective in (plain, regularised):
+        objective.student.backbone.eval(), objective.teacher.backbone.eval()
+        outputs.append(objective(objective.student, views, LATER))
+    expected = 0.0
+    for view in views[:2]:
+        unit = torch.nn.functional.normalize(plain.student([view]).features, dim=1)
+        expected -= (torch.cdist(unit, unit) + 9 * torch.eye(4)).amin(1).log().mean()
+    torch.testing.assert_close(outputs[1].terms["koleo"], expected.detach(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(outputs[1].loss, outputs[0].loss + 0.3 * outputs[1].terms["koleo"])
+    assert "koleo" not in outputs[0].terms and not outputs[1].terms["koleo"].requires_grad
+    outputs[1].loss.backward()
+    assert all(parameter.grad is not None for parameter in regularised.student.parameters())
+
+
 def test_centre_moves_once_with_the_mean_of_the_step():
     """Two micro-batches, then the update with the mean of their statistics: as one batch of both."""
     halves = [crops(images=2, seed=seed) for seed in (0, 1)]
@@ -187,7 +225,8 @@ def test_teacher_temperature_warms_up():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("out_dim", 0), ("student_temperature", 0.0), ("center_momentum", 1.1), ("freeze_last_layer_epochs", -1)],
+    [("out_dim", 0), ("student_temperature", 0.0), ("center_momentum", 1.1), ("freeze_last_layer_epochs", -1),
+     ("centering", "sinkhorn"), ("koleo_weight", -0.1)],
 )
 def test_bad_settings_are_named(field, value):
     with pytest.raises(ValueError, match=f"^{field} must be"):

@@ -1,0 +1,36 @@
+"""KoLeo regulariser: spread the features of a batch over the sphere (arXiv 1806.03198, as DINOv2 uses it)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+EPSILON = 1e-8
+
+
+def koleo_loss(features: Tensor) -> Tensor:
+    """Minus the mean logarithm of each unit feature's distance to its nearest neighbour in the batch.
+
+        loss = - mean_i  log( min_{j != i} || x_i - x_j + 1e-8 || + 1e-8 ),   x = features / || features ||
+
+    Which neighbour is nearest is a choice without gradient, as in DINOv2. Features of different views of an image must
+    not share a batch: they are meant to be close.
+
+    Args:
+        features: float (B, D), B >= 2; normalised here.
+
+    Returns:
+        Scalar float32, at least -ln 2 (opposite features) and at most 18.4 (equal ones).
+    """
+    if features.ndim != 2 or len(features) < 2:
+        raise ValueError(f"KoLeo needs the features (B, D) of at least 2 images: got shape {tuple(features.shape)}; "
+                         "raise stream.micro_batch, or set koleo_weight=0")
+    with torch.autocast(features.device.type, enabled=False):
+        unit = F.normalize(features.float(), dim=-1)
+        with torch.no_grad():
+            cosines = unit @ unit.T
+            nearest = cosines.fill_diagonal_(-2.0).argmax(dim=1)
+        # The small constant inside the norm keeps its gradient finite where two features are equal.
+        distances = (unit - unit[nearest] + EPSILON).norm(dim=-1)
+        return -(distances + EPSILON).log().mean()
