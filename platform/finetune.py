@@ -28,11 +28,12 @@ from platform.engine.errors import UserError
 from platform.engine.evaluation import EvaluateConfig, evaluate_features, require_splits
 from platform.engine.images import ImageSet
 from platform.engine.models import REID, load_model
-from platform.engine.phases import Phase, Supervised, SupervisedConfig, Unsupervised, UnsupervisedConfig
+from platform.engine.phases import Phase, Unsupervised, UnsupervisedConfig
 from platform.engine.runs import SUMMARY, Run, open_run
 from platform.engine.runtime import RuntimeConfig, connect, say
 from platform.engine.scaling import ScalingConfig, check_size
 from platform.engine.storage import StorageConfig, open_storage
+from platform.engine.supervised import Supervised, SupervisedConfig
 from platform.engine.tracking import Tracker, TrackingConfig, format_row
 from platform.engine.training import StepBatchNorm, StepMeans, launch, report_line
 from reidssl.augment.reid import ReidAugment, ReidAugmentConfig, normalise
@@ -200,6 +201,7 @@ def train_phase(config: FinetuneConfig, model: ReidModel, phase: Phase, number: 
     first = 0
     if found and found.payload["phase"] == number:
         zero.restore(engine, found.payload["student"])
+        phase.load_state_tensors(found.payload["phase_state"])
         norms.reload()
         first = found.payload["epoch"]
     for epoch in range(first, phase.config.epochs):
@@ -230,10 +232,13 @@ def train_phase(config: FinetuneConfig, model: ReidModel, phase: Phase, number: 
                 engine.step()
                 norms.micro_batch_done()
                 means.add({"loss": loss} | terms)
-                features.append(output.embedding(phase.config.neck).detach())
-                labels.append(target)
+                remembered = phase.remembered(output)
+                if remembered is not None:
+                    features.append(remembered.detach())
+                    labels.append(target)
             norms.commit()
-            phase.after_step(*in_stream_order(features, labels))
+            if features:
+                phase.after_step(*in_stream_order(features, labels))
         row = {key: float(value) for key, value in means.reduce().items()} if work.batches else {}
         if not work.batches and tracker:
             report_line(f"{phase.name} epoch {epoch + 1}: {work.log}: fewer than two clusters, nothing to contrast; this "
@@ -250,7 +255,8 @@ def train_phase(config: FinetuneConfig, model: ReidModel, phase: Phase, number: 
         student = zero.consolidate(engine)
         if tracker:
             tracker.publish()  # first: a log may be ahead of the checkpoint, never behind it
-            store.save(position, {"student": student, "phase": number, "epoch": epoch + 1}, {})
+            state = {name: value.cpu() for name, value in phase.state_tensors().items()}
+            store.save(position, {"student": student, "phase": number, "epoch": epoch + 1, "phase_state": state}, {})
 
 
 def grouped(batches: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:

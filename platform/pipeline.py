@@ -22,13 +22,14 @@ from typing import Any
 from platform.engine.config import run_program
 from platform.engine.evaluation import EvaluateConfig
 from platform.engine.inference import PoolConfig
-from platform.engine.phases import SupervisedConfig, UnsupervisedConfig
+from platform.engine.phases import UnsupervisedConfig
 from platform.engine.runs import VOLATILE, environment, open_run
 from platform.engine.runtime import RuntimeConfig, connect, say
 from platform.engine.scaling import ScalingConfig
 from platform.engine.shards import read_manifest
 from platform.engine.sources import SourceConfig
 from platform.engine.storage import Location, StorageConfig
+from platform.engine.supervised import SupervisedConfig
 from platform.engine.tracking import TrackingConfig
 from platform.finetune import FinetuneConfig
 from platform.finetune import main as run_finetune

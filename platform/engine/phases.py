@@ -1,7 +1,7 @@
-"""What fine-tuning does in an epoch: with identity labels, or with pseudo-labels from clustering.
+"""What fine-tuning does in an epoch, and the phase without labels: clustering and contrast with the clusters.
 
 A phase decides which images form the batches, what the loss of a batch is and what happens after a step; the loop around
-it (platform/finetune.py) owns the engine, the workers and the checkpoints.
+it (platform/finetune.py) owns the engine, the workers and the checkpoints. The phase with labels is in supervised.py.
 """
 
 from collections.abc import Callable
@@ -13,16 +13,13 @@ import torch
 from torch import Tensor
 
 from platform.engine.device import device
-from platform.engine.errors import UserError
 from platform.engine.images import ImageSet
 from platform.engine.training import broadcast_object
 from reidssl.clustering.memory import ClusterMemory
 from reidssl.clustering.pseudo_labels import ClusterConfig, cluster_centroids, pseudo_labels
 from reidssl.data.samplers import identity_batches
-from reidssl.losses.identity import identity_loss
-from reidssl.losses.triplet import triplet_loss
 from reidssl.models.reid import ReidModel, ReidOutput
-from reidssl.schedules import ReidCosine, Steps
+from reidssl.schedules import Steps
 
 Features = Callable[[ImageSet], Tensor]
 
@@ -42,34 +39,6 @@ class BatchConfig:
         for name in ("identities", "instances", "micro_batches_per_step"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
-
-
-@dataclass(kw_only=True)
-class SupervisedConfig:
-    """Fine-tuning with identity labels (TransReID-SSL, section 4): identity + soft-margin batch-hard triplet loss."""
-
-    epochs: int = 120
-    """Passes over the identities."""
-    optimizer: str = "sgd"
-    """sgd (momentum 0.9, biases twice the rate) or adamw."""
-    learning_rate: float = 4e-4
-    """Peak learning rate."""
-    weight_decay: float = 1e-4
-    """Weight decay."""
-    warmup_epochs: float = 20.0
-    """Epochs of linear warm-up."""
-    label_smoothing: float = 0.0
-    """Of the identity loss."""
-    triplet_weight: float = 1.0
-    """Of the triplet loss; 0 leaves it out, for models too small to satisfy it (it stays at ln 2 and only disturbs)."""
-    drop_path: float = 0.1
-    """Stochastic depth rate of the backbone."""
-    neck: str = "before"
-    """Side of the neck whose feature is used for retrieval."""
-    batch: BatchConfig = field(default_factory=BatchConfig)
-
-    def __post_init__(self) -> None:
-        _check(self)
 
 
 @dataclass(kw_only=True)
@@ -102,12 +71,13 @@ class UnsupervisedConfig:
     batch: BatchConfig = field(default_factory=lambda: BatchConfig(identities=32, instances=8))
 
     def __post_init__(self) -> None:
-        _check(self)
+        check_common(self)
         if self.iterations < 1 or self.decay_epochs < 1:
             raise ValueError(f"iterations and decay_epochs must be at least 1: got {self.iterations}, {self.decay_epochs}")
 
 
-def _check(config: Any) -> None:
+def check_common(config: Any) -> None:
+    """ValueError for what no phase can do."""
     if config.epochs < 0:
         raise ValueError(f"epochs must be 0 or more: got {config.epochs}")
     if config.optimizer not in ("sgd", "adamw"):
@@ -149,47 +119,17 @@ class Phase(Protocol):
     def loss(self, output: ReidOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar loss of a micro-batch and its terms."""
 
+    def remembered(self, output: ReidOutput) -> Tensor | None:
+        """The features (B, D) of a micro-batch that `after_step` wants; None: none, and it is not called."""
+
     def after_step(self, features: Tensor, labels: Tensor) -> None:
         """Once per optimiser step, with all its features (B, D) in the order of the micro-batches."""
 
+    def state_tensors(self) -> dict[str, Tensor]:
+        """What a later epoch needs besides the model."""
 
-class Supervised:
-    """Identity and triplet loss on labelled images."""
-
-    name = "supervised"
-
-    def __init__(self, config: SupervisedConfig, images: ImageSet, seed: int) -> None:
-        self.config, self.images, self.seed = config, images, seed
-        identities, self.classes = np.unique(images.pids, return_inverse=True)
-        if images.pids.min() < 0:
-            raise UserError(f"{images.location.uri} has unlabelled images in split {', '.join(images.splits)}: supervised "
-                            "fine-tuning needs identities; use setting=usl")
-        self.num_classes = len(identities)
-        floor = 0.002 * config.learning_rate
-        self.schedule = ReidCosine(config.learning_rate, floor, max(config.epochs, 1),
-                                   min(config.warmup_epochs, config.epochs))
-
-    def prepare(self, model: ReidModel) -> None:
-        model.reset_classifier(self.num_classes, self.seed)
-
-    def learning_rate(self, epoch: int) -> float:
-        return self.schedule(epoch)
-
-    def begin(self, epoch: int, features: Features) -> Epoch:
-        batch = self.config.batch
-        batches = identity_batches(self.classes, None, batch.identities, batch.instances, self.seed, epoch,
-                                   allow_fewer=True)
-        return Epoch(batches, self.classes, {})
-
-    def loss(self, output: ReidOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        assert output.logits is not None
-        identity = identity_loss(output.logits.float(), labels, self.config.label_smoothing)
-        triplet = triplet_loss(output.before.float(), labels)
-        accuracy = (output.logits.argmax(1) == labels).float().mean()
-        return identity + self.config.triplet_weight * triplet, {"identity": identity, "triplet": triplet, "accuracy": accuracy}
-
-    def after_step(self, features: Tensor, labels: Tensor) -> None:
-        """Nothing to remember."""
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `state_tensors` gave, after `prepare`; ValueError where it does not fit."""
 
 
 class Unsupervised:
@@ -232,8 +172,17 @@ class Unsupervised:
         loss = self.memory(output.embedding(self.config.neck), labels)
         return loss, {"contrast": loss}
 
+    def remembered(self, output: ReidOutput) -> Tensor | None:
+        return output.embedding(self.config.neck)
+
     def after_step(self, features: Tensor, labels: Tensor) -> None:
         self.memory.update(features, labels)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        return {}  # every epoch begins with clustering and a memory of its own
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Nothing to restore."""
 
 
 def _is_first() -> bool:

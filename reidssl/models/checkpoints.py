@@ -1,8 +1,8 @@
 """Model files: safetensors with the configuration in the header, and reading of released checkpoints.
 
 A file of ours rebuilds its model by itself: the header holds "kind" ("backbone" or "reid"), "vit" (VitConfig
-as JSON) and, for re-ID models, "num_classes". Released torch files are read without running any code stored
-in them.
+as JSON) and, for re-ID models, "num_classes" and "cosine" (the kind of classifier). Released torch files are
+read without running any code stored in them.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def model_bytes(module: Vit | ReidModel, metadata: Mapping[str, Any] | None = No
     header = dict(metadata or {})
     header |= {"format": "pt", "kind": "backbone" if module is vit else "reid", "vit": asdict(vit.config)}
     if isinstance(module, ReidModel):
-        header["num_classes"] = module.num_classes
+        header |= {"num_classes": module.num_classes, "cosine": module.cosine}
     text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in header.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     return safetensors.torch.save(tensors, metadata=text)
@@ -160,7 +160,8 @@ def load_reid(
         )
     vit, source_grid = _build(checkpoint, hw_ratio, changes)
     classifier = checkpoint.tensors.get("classifier.weight")
-    model = ReidModel(vit, 0 if classifier is None else len(classifier))
+    cosine = checkpoint.metadata.get("cosine") == "true"
+    model = ReidModel(vit, 0 if classifier is None else len(classifier), cosine=cosine)
     report = load_into(model, checkpoint.tensors, checkpoint.name, source_grid)
     if on_load:
         on_load(report)

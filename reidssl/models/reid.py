@@ -25,7 +25,7 @@ class ReidOutput(NamedTuple):
     after: Tensor
     """(B, D) its batch norm: identity loss, and Cluster Contrast (L2-normalised)."""
     logits: Tensor | None
-    """(B, C) identity scores of `after`; None for a model without classes."""
+    """(B, C) identity scores of `after` (cosines with a cosine classifier); None for a model without classes."""
 
     def embedding(self, neck: str = "before") -> Tensor:
         """The L2-normalised feature (B, D) on the chosen side of the neck, "before" or "after"."""
@@ -34,25 +34,33 @@ class ReidOutput(NamedTuple):
         return F.normalize(self.before if neck == "before" else self.after, dim=-1)
 
 
+class CosineClassifier(nn.Linear):
+    """Cosines (B, C) in [-1, 1] of features (B, D) to one vector for each identity, as the margin losses need them."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.linear(F.normalize(features, dim=-1), F.normalize(self.weight, dim=-1))
+
+
 class ReidModel(nn.Module):
-    """Backbone with a batch-norm neck and, for num_classes > 0, a linear classifier without bias.
+    """Backbone with a batch-norm neck and, for num_classes > 0, a classifier without bias: linear, or of cosines.
 
     The neck's bias stays 0 and is not trained, so that identities spread around the origin and cosine fits.
     """
 
-    def __init__(self, backbone: Vit, num_classes: int = 0, seed: int = 0) -> None:
+    def __init__(self, backbone: Vit, num_classes: int = 0, seed: int = 0, cosine: bool = False) -> None:
         super().__init__()
         if num_classes < 0:
             raise ValueError(f"num_classes must be 0 (no classifier) or more: got {num_classes}")
         width = backbone.config.width
         self.num_classes = num_classes
+        self.cosine = cosine
         self.backbone = backbone
         self.bottleneck = nn.BatchNorm1d(width)
         self.bottleneck.bias.requires_grad_(False)
         self.classifier: nn.Linear | None = None
         if num_classes:
             with seeded(seed):
-                self.classifier = nn.Linear(width, num_classes, bias=False)
+                self.classifier = (CosineClassifier if cosine else nn.Linear)(width, num_classes, bias=False)
                 nn.init.normal_(self.classifier.weight, std=0.001)
 
     def forward(self, images: Tensor, camids: Tensor | None = None) -> ReidOutput:
@@ -62,9 +70,10 @@ class ReidModel(nn.Module):
         return ReidOutput(before, after, None if self.classifier is None else self.classifier(after))
 
     @torch.no_grad()
-    def reset_classifier(self, num_classes: int, seed: int = 0) -> None:
+    def reset_classifier(self, num_classes: int, seed: int = 0, cosine: bool = False) -> None:
         """Replace the classifier for a data set with another number of identities; 0 removes it."""
-        fresh = ReidModel(self.backbone, num_classes, seed)
+        fresh = ReidModel(self.backbone, num_classes, seed, cosine)
         device = self.bottleneck.weight.device
         self.classifier = None if fresh.classifier is None else fresh.classifier.to(device)
         self.num_classes = num_classes
+        self.cosine = cosine

@@ -118,7 +118,8 @@ def test_two_workers_give_the_same_losses_as_one(tmp_path, ray_session, tiny_bac
     for workers, output in enumerate(outputs, 1):
         main(finetune_config(tiny_labelled, output, "setting=uda", f"source={tiny_source.uri}", f"init={tiny_backbone}",
                              "supervised.epochs=2", "supervised.batch.micro_batches_per_step=2",
-                             "unsupervised.batch.micro_batches_per_step=2", f"scaling.workers={workers}"))
+                             "unsupervised.batch.micro_batches_per_step=2", f"scaling.workers={workers}",
+                             "supervised.identity=arcface", "supervised.center_weight=0.05"))
     one, two = map(losses, outputs)
     assert len(one) == 4 and two == [(place, pytest.approx(loss, rel=1e-4)) for place, loss in one]
     one, two = (rows_of(output) for output in outputs)

@@ -1,30 +1,22 @@
-"""What fine-tuning does in an epoch: batches, pseudo-labels, memory, losses."""
+"""What fine-tuning without labels does in an epoch: pseudo-labels, batches, memory."""
 
-import itertools
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from platform.engine.errors import UserError
 from platform.engine.images import ImageSet
-from platform.engine.phases import BatchConfig, Supervised, SupervisedConfig, Unsupervised, UnsupervisedConfig
+from platform.engine.phases import BatchConfig, Unsupervised, UnsupervisedConfig
 from reidssl.clustering.memory import ClusterMemory
 from reidssl.clustering.pseudo_labels import ClusterConfig
-from reidssl.models.reid import ReidModel, ReidOutput
-from reidssl.models.vit import build_vit
-from tests.fixtures_runs import TINY_VIT
+from reidssl.models.reid import ReidOutput
 
 
 @pytest.fixture(scope="module")
 def images(tiny_labelled) -> ImageSet:
     """36 images of 6 people."""
     return ImageSet(tiny_labelled, ["train"], (64, 32))
-
-
-def supervised(images, **changes) -> Supervised:
-    return Supervised(SupervisedConfig(batch=BatchConfig(identities=3, instances=2), **changes), images, seed=1)
 
 
 def unsupervised(images, **changes) -> Unsupervised:
@@ -41,61 +33,6 @@ def by_identity(images, outliers: int = 0):
     features += 0.02 * torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
     features[:outliers] = torch.eye(64)[20 : 20 + outliers]
     return F.normalize(features, dim=1)
-
-
-# ---- supervised
-
-
-def test_supervised_batches_hold_whole_identities(images):
-    work = supervised(images).begin(0, features=None)
-    assert sorted(set(work.labels.tolist())) == list(range(6)) and len(work.labels) == 36
-    assert all((images.pids[work.labels == label] == images.pids[work.labels == label][0]).all() for label in range(6))
-    for batch in work.batches:
-        pids = images.pids[batch].reshape(3, 2)
-        assert (pids[:, 0] == pids[:, 1]).all() and len(set(pids[:, 0])) == 3
-    used = np.concatenate(work.batches)
-    assert len(set(used.tolist())) == len(used) > 24  # no image twice; a rest that fills no batch waits
-    again, other = supervised(images).begin(0, features=None), supervised(images).begin(1, features=None)
-    assert all((a == b).all() for a, b in zip(work.batches, again.batches, strict=True))
-    assert not all((a == b).all() for a, b in zip(work.batches, other.batches, strict=False))
-
-
-def test_supervised_loss_is_identity_plus_triplet(images):
-    phase = supervised(images)
-    model = ReidModel(build_vit(TINY_VIT, 0))
-    phase.prepare(model)
-    assert model.num_classes == 6
-    before, after = torch.randn(6, 8), torch.randn(6, 8)
-    logits, labels = torch.randn(6, 6), torch.tensor([0, 0, 4, 4, 2, 2])
-    loss, terms = phase.loss(ReidOutput(before, after, logits), labels)
-    distances = torch.cdist(before.double(), before.double())
-    same = labels[:, None] == labels
-    triplet = F.softplus(distances.masked_fill(~same, -1).amax(1) - distances.masked_fill(same, 1e9).amin(1)).mean()
-    assert float(terms["identity"]) == pytest.approx(float(F.cross_entropy(logits, labels)))
-    assert float(terms["triplet"]) == pytest.approx(float(triplet), rel=1e-4)
-    assert float(loss) == pytest.approx(float(terms["identity"] + terms["triplet"]))
-    assert float(terms["accuracy"]) == pytest.approx((logits.argmax(1) == labels).float().mean().item())
-
-
-def test_supervised_learning_rate_of_the_released_recipe(images):
-    phase = supervised(images, epochs=120, warmup_epochs=20, learning_rate=4e-4)
-    rates = [phase.learning_rate(epoch) for epoch in range(120)]
-    assert rates[0] == pytest.approx(4e-6) and rates[19] == pytest.approx(4e-6 + 19 * 0.99 * 4e-4 / 20)
-    assert rates[60] == pytest.approx(0.002 * 4e-4 + 0.5 * (4e-4 - 0.002 * 4e-4) * (1 + np.cos(np.pi * 60 / 120)))
-    assert max(rates) < 4e-4 and all(a > b for a, b in itertools.pairwise(rates[20:]))
-
-
-def test_unlabelled_images_are_refused(images):
-    pids = images.pids
-    try:
-        images.pids = np.where(np.arange(36) == 3, -1, pids)
-        with pytest.raises(UserError, match=r"has unlabelled images in split train: .*use setting=usl"):
-            supervised(images)
-    finally:
-        images.pids = pids
-
-
-# ---- unsupervised
 
 
 def test_clusters_become_labels_batches_and_memory(images):
@@ -176,8 +113,6 @@ def test_unsupervised_learning_rate_falls_in_steps(images):
 
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: BatchConfig(instances=0), "instances must be at least 1: got 0"),
-    (lambda: SupervisedConfig(epochs=-1), "epochs must be 0 or more: got -1"),
-    (lambda: SupervisedConfig(optimizer="adam"), "optimizer must be sgd or adamw: got 'adam'"),
     (lambda: UnsupervisedConfig(neck="both"), "neck must be before or after: got 'both'"),
     (lambda: UnsupervisedConfig(learning_rate=0.0), "learning_rate must be positive: got 0.0"),
     (lambda: UnsupervisedConfig(iterations=0), "iterations and decay_epochs must be at least 1: got 0")])

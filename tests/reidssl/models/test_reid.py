@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from reidssl.models.checkpoints import load_into
+from reidssl.models.checkpoints import load_into, load_reid, model_bytes
 from reidssl.models.reid import ReidModel
 from reidssl.models.released import to_flat
 from reidssl.models.vit import VitConfig, build_vit
@@ -65,3 +65,16 @@ def test_reset_classifier():
     assert model(images(32, 16)).logits is None
     with pytest.raises(ValueError, match="num_classes"):
         model.reset_classifier(-1)
+
+
+@torch.no_grad()
+def test_cosine_classifier_gives_cosines_and_is_rebuilt_from_its_file():
+    model = ReidModel(build_vit(SMALL), num_classes=5, seed=1, cosine=True).eval()
+    output = model(images(32, 16))
+    expected = F.cosine_similarity(output.after[:, None], model.classifier.weight[None], dim=2)
+    torch.testing.assert_close(output.logits, expected)
+    again = load_reid(model_bytes(model))
+    assert again.cosine and torch.equal(again(images(32, 16)).logits, output.logits)
+    model.reset_classifier(5, seed=1)
+    assert not model.cosine and not load_reid(model_bytes(model)).cosine
+    torch.testing.assert_close(model(images(32, 16)).logits, output.after @ model.classifier.weight.T)

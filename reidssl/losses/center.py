@@ -1,0 +1,58 @@
+"""Center loss: pull each feature to the centre of its identity (Wen et al., ECCV 2016)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class CenterLoss(nn.Module):
+    """Half the mean squared distance of features to the centres of their identities; the centres follow the features.
+
+    `centers` float (C, D) is a buffer without gradient that starts at 0. `forward` reads it, `update` moves it, once per
+    optimiser step with all its features, so that it does not depend on micro-batches or workers.
+
+    Args:
+        num_classes: C, at least 1.
+        width: D, at least 1.
+        rate: in [0, 1], how far a centre moves towards its features; 0.5 in the paper.
+    """
+
+    centers: Tensor
+
+    def __init__(self, num_classes: int, width: int, rate: float = 0.5) -> None:
+        super().__init__()
+        if num_classes < 1 or width < 1:
+            raise ValueError(f"num_classes and width must be at least 1: got {num_classes} and {width}")
+        if not 0.0 <= rate <= 1.0:
+            raise ValueError(f"rate must be in [0, 1]: got {rate}")
+        self.rate = rate
+        self.register_buffer("centers", torch.zeros(num_classes, width))
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """mean over images of || x - c[label] ||^2 / 2, a scalar float32.
+
+        Args:
+            features: float (B, D), not normalised in the paper.
+            labels: int64 (B,) in [0, C).
+        """
+        return 0.5 * (features.float() - self.centers[labels]).square().sum(dim=1).mean()
+
+    @torch.no_grad()
+    def update(self, features: Tensor, labels: Tensor) -> None:
+        """c_j <- c_j - rate * sum over images i of identity j of (c_j - x_i) / (1 + their number) (paper, equation 4)."""
+        counts = torch.zeros(len(self.centers), 1, device=self.centers.device)
+        counts.index_add_(0, labels, torch.ones(len(labels), 1, device=counts.device))
+        sums = torch.zeros_like(self.centers).index_add_(0, labels, features.to(self.centers))
+        self.centers -= self.rate * (counts * self.centers - sums) / (1.0 + counts)
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore `state_dict()`; ValueError where it belongs to other identities or another width."""
+        centers = tensors.get("centers")
+        if centers is None or centers.shape != self.centers.shape:
+            seen = "none" if centers is None else f"shape {tuple(centers.shape)}"
+            raise ValueError(f"expected saved centres of shape {tuple(self.centers.shape)}: got {seen}; resume with the "
+                             "configuration and data of the run")
+        self.centers.copy_(centers)

@@ -1,0 +1,83 @@
+"""Identity losses with a margin on the cosine to an identity's weight vector: ArcFace, CosFace, circle.
+
+Each takes the cosines of B features to C class vectors (`ReidModel` with cosine=True gives them as its logits), makes the
+own identity harder to reach by `margin`, scales by `scale`, and ends in the same cross-entropy as `identity_loss`.
+Shapes: B images, C identities.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from reidssl.losses.identity import identity_loss
+
+
+def arcface_loss(cosines: Tensor, labels: Tensor, scale: float, margin: float, label_smoothing: float = 0.0) -> Tensor:
+    """Additive angular margin (arXiv 1801.07698): the own identity's cosine cos(a) becomes cos(a + margin).
+
+    Past a = pi - margin, where cos(a + margin) would rise again, it goes on as cos(a) - margin * sin(margin), as in the
+    authors' code. Arguments as for all losses here:
+
+    Args:
+        cosines: float (B, C) in [-1, 1].
+        labels: int64 (B,) in [0, C).
+        scale: positive; 30 to 64 is usual.
+        margin: radians in [0, pi); 0.3 to 0.5 is usual.
+        label_smoothing: as in `identity_loss`.
+
+    Returns:
+        Scalar, 0 or more.
+    """
+    _check(cosines, labels, scale, margin, math.pi)
+    own = cosines.gather(1, labels[:, None])
+    sines = (1.0 - own.square()).clamp(min=1e-9).sqrt()  # the clamp keeps the gradient of the root finite at 0
+    moved = own * math.cos(margin) - sines * math.sin(margin)
+    moved = torch.where(own > -math.cos(margin), moved, own - margin * math.sin(margin))
+    return identity_loss(scale * cosines.scatter(1, labels[:, None], moved), labels, label_smoothing)
+
+
+def cosface_loss(cosines: Tensor, labels: Tensor, scale: float, margin: float, label_smoothing: float = 0.0) -> Tensor:
+    """Additive cosine margin (arXiv 1801.09414): the own identity's cosine c becomes c - margin.
+
+    Arguments as for `arcface_loss`; margin in [0, 2), 0.2 to 0.4 is usual.
+    """
+    _check(cosines, labels, scale, margin, 2.0)
+    own = F.one_hot(labels, cosines.shape[1]).to(cosines.dtype)
+    return identity_loss(scale * (cosines - margin * own), labels, label_smoothing)
+
+
+def circle_loss(cosines: Tensor, labels: Tensor, scale: float, margin: float, label_smoothing: float = 0.0) -> Tensor:
+    """Circle loss with class labels (arXiv 2002.10857, equation 6 for one positive).
+
+    The own cosine p and the others n enter the cross-entropy as
+
+        scale * relu(1 + margin - p) * (p - (1 - margin))   and   scale * relu(n + margin) * (n - margin)
+
+    where the relu factors are weights without gradient: what is far from its goal pulls harder. Arguments as for
+    `arcface_loss`; margin in [0, 1), 0.25 to 0.35 and a scale of 64 to 256 are usual.
+    """
+    _check(cosines, labels, scale, margin, 1.0)
+    own = F.one_hot(labels, cosines.shape[1]).bool()
+    constant = cosines.detach()
+    reached = (1.0 + margin - constant).clamp(min=0.0) * (cosines - (1.0 - margin))
+    avoided = (constant + margin).clamp(min=0.0) * (cosines - margin)
+    return identity_loss(scale * torch.where(own, reached, avoided), labels, label_smoothing)
+
+
+MarginLoss = Callable[[Tensor, Tensor, float, float, float], Tensor]
+MARGIN_LOSSES: dict[str, MarginLoss] = {"arcface": arcface_loss, "cosface": cosface_loss, "circle": circle_loss}
+LARGEST_MARGIN = {"arcface": math.pi, "cosface": 2.0, "circle": 1.0}
+
+
+def _check(cosines: Tensor, labels: Tensor, scale: float, margin: float, too_much: float) -> None:
+    if cosines.ndim != 2 or labels.shape != cosines.shape[:1]:
+        raise ValueError(f"expected cosines (B, C) and labels (B,): got {tuple(cosines.shape)} and {tuple(labels.shape)}")
+    if scale <= 0:
+        raise ValueError(f"scale must be positive: got {scale}")
+    if not 0.0 <= margin < too_much:
+        raise ValueError(f"margin must be in [0, {too_much:.4g}): got {margin}")

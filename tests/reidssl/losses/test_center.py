@@ -1,0 +1,59 @@
+"""Center loss against loops over images and identities."""
+
+import pytest
+import torch
+
+from reidssl.losses.center import CenterLoss
+
+LABELS = torch.tensor([2, 0, 2, 2, 0])
+
+
+def features(seed: int = 0) -> torch.Tensor:
+    return torch.randn(5, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def test_value_gradient_and_centres_equal_the_paper():
+    loss, rows = CenterLoss(4, 3, rate=0.7), features().requires_grad_()
+    with torch.no_grad():
+        loss.centers.copy_(torch.randn(4, 3, generator=torch.Generator().manual_seed(9)))
+    old = loss.centers.clone()
+    value = loss(rows, LABELS)
+    value.backward()
+    gaps = [rows.detach()[i] - old[label] for i, label in enumerate(LABELS)]
+    assert value.item() == pytest.approx(sum(float(gap @ gap) for gap in gaps) / 2 / 5, rel=1e-5)
+    torch.testing.assert_close(rows.grad, torch.stack(gaps) / 5)
+    assert torch.equal(loss.centers, old)  # the loss alone moves nothing
+    loss.update(rows.detach(), LABELS)
+    for identity in range(4):
+        own = [i for i, label in enumerate(LABELS) if label == identity]
+        delta = sum((old[identity] - rows.detach()[i] for i in own), torch.zeros(3)) / (1 + len(own))
+        torch.testing.assert_close(loss.centers[identity], old[identity] - 0.7 * delta)
+    assert not loss.centers.requires_grad
+
+
+def test_centres_do_not_depend_on_the_order_and_approach_the_mean():
+    one, other, order = CenterLoss(4, 3), CenterLoss(4, 3), torch.tensor([4, 2, 0, 1, 3])
+    for _ in range(60):
+        one.update(features(), LABELS)
+        other.update(features()[order].double(), LABELS[order])
+    torch.testing.assert_close(one.centers, other.centers)
+    torch.testing.assert_close(one.centers[2], features()[LABELS == 2].mean(0), atol=1e-5, rtol=1e-5)
+    assert not one.centers[1].any()  # nobody of that identity was seen
+
+
+def test_state_goes_round_and_another_is_refused():
+    one, other = CenterLoss(4, 3), CenterLoss(4, 3)
+    one.update(features(), LABELS)
+    other.load_state_tensors(one.state_dict())
+    assert torch.equal(one.centers, other.centers)
+    with pytest.raises(ValueError, match=r"shape \(4, 3\): got shape \(5, 3\)"):
+        other.load_state_tensors(CenterLoss(5, 3).state_dict())
+    with pytest.raises(ValueError, match="got none"):
+        other.load_state_tensors({})
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ((0, 3), "num_classes and width"), ((2, 3, 1.5), r"rate must be in \[0, 1\]")])
+def test_wrong_settings_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        CenterLoss(*arguments)
