@@ -30,7 +30,7 @@ from platform.engine.shards import read_manifest
 from platform.engine.storage import StorageConfig, open_storage
 from platform.engine.stream import Plan, StreamConfig, build_dataset, micro_batches
 from platform.engine.tracking import Tracker, TrackingConfig, format_row
-from platform.engine.training import StepBatchNorm, StepMeans, launch, report_line
+from platform.engine.training import StepBatchNorm, StepMeans, StepRows, launch, report_line
 from reidssl.augment.multicrop import MultiCrop, MultiCropConfig
 from reidssl.models.checkpoints import model_bytes
 from reidssl.models.vit import VitConfig
@@ -198,15 +198,15 @@ def train(arguments: dict[str, Any]) -> None:
     probe = Probe(config.probe, config.model, config.augment, config.storage) if rank == 0 and config.probe.uri else None
 
     stream = micro_batches(ray.train.get_dataset_shard("stream"), config.stream)
-    means, started, interval_start = StepMeans(), time.perf_counter(), seen
+    means, rows, started, interval_start = StepMeans(), StepRows(), time.perf_counter(), seen
     while seen < total:
-        progress = Progress(seen, plan.samples_per_epoch, total)
         zero.set_schedules(engine, schedules.learning_rate(seen), schedules.weight_decay(seen))
         for index in range(accumulation):
             images = next(stream)
             crops = crop(torch.from_numpy(images["image"]).to(device()), seeds_of(config.stream.seed, images))
+            progress = Progress(seen, plan.samples_per_epoch, total, index * world + rank)
             # drop path: a function of the micro-batch, not of the worker that computes it
-            torch.manual_seed(mix(config.stream.seed, seen, index * world + rank))
+            torch.manual_seed(mix(config.stream.seed, seen, progress.micro_batch))
             output = objective(engine, crops, progress)
             check_finite(output.loss, output.terms, seen // batch, rank)
             engine.backward(output.loss)
@@ -215,9 +215,10 @@ def train(arguments: dict[str, Any]) -> None:
             engine.step()
             norms.micro_batch_done()
             means.add({f"statistic/{k}": v for k, v in output.statistics.items()} | output.terms)
+            rows.add(output.rows)
         step_means = means.reduce()
         norms.commit()
-        objective.update({k[10:]: v for k, v in step_means.items() if k.startswith("statistic/")})
+        objective.update({k[10:]: v for k, v in step_means.items() if k.startswith("statistic/")}, rows.gather())
         objective.update_teacher(zero.named_full_parameters(engine.module), schedules.teacher_momentum(seen))
         seen += batch
 

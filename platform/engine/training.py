@@ -166,6 +166,32 @@ class StepMeans:
         return means
 
 
+class StepRows:
+    """Tensors of all micro-batches of an optimiser step in their order, whoever computed them."""
+
+    def __init__(self) -> None:
+        self._own: dict[str, list[Tensor]] = {}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Of one micro-batch, (B, ...) each; every micro-batch brings the same names and shapes."""
+        for name, value in values.items():
+            self._own.setdefault(name, []).append(value.detach())
+
+    def gather(self) -> dict[str, Tensor]:
+        """Collective: (micro-batches * B, ...) of each name; starts afresh."""
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        gathered = {}
+        for name in sorted(self._own):
+            own = torch.stack(self._own[name])
+            parts = [own]
+            if world > 1:
+                parts = [torch.empty_like(own) for _ in range(world)]
+                dist.all_gather(parts, own)
+            gathered[name] = torch.stack(parts, dim=1).flatten(0, 2)  # micro-batch j is the (j // world)-th of worker j % world
+        self._own = {}
+        return gathered
+
+
 class StepBatchNorm:
     """Advances batch-norm running statistics once per optimiser step, from the mean over all its micro-batches.
 

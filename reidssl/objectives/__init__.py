@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from reidssl.models.vit import VitConfig
 from reidssl.objectives.base import Objective
 from reidssl.objectives.dino import Dino, DinoConfig
+from reidssl.objectives.moby import Moby, MobyConfig
 from reidssl.objectives.moco_v3 import MocoV3, MocoV3Config
 
-NAMES = ("dino", "moco_v3")
+NAMES = ("dino", "moco_v3", "moby")
 
 
 @dataclass(kw_only=True)
@@ -15,9 +16,10 @@ class ObjectiveConfig:
     """Which objective, and the settings of each."""
 
     name: str = "dino"
-    """dino or moco_v3."""
+    """dino, moco_v3 or moby."""
     dino: DinoConfig = field(default_factory=DinoConfig)
     moco_v3: MocoV3Config = field(default_factory=MocoV3Config)
+    moby: MobyConfig = field(default_factory=MobyConfig)
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
@@ -26,11 +28,13 @@ class ObjectiveConfig:
     @property
     def teacher_momentum(self) -> float:
         """Of the chosen objective: weight of the old teacher at the start of a run."""
-        return (self.dino if self.name == "dino" else self.moco_v3).teacher_momentum
+        return float(getattr(self, self.name).teacher_momentum)
 
 
 def build_objective(backbone: VitConfig, config: ObjectiveConfig, seed: int = 0) -> Objective:
     """A new objective whose weights are a function of the arguments."""
     if config.name == "dino":
         return Dino(backbone, config.dino, seed)
+    if config.name == "moby":
+        return Moby(backbone, config.moby, seed)
     return MocoV3(backbone, config.moco_v3, seed)

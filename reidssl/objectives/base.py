@@ -3,8 +3,8 @@
 The loop owns the optimiser, the devices and the processes; an objective owns the maths. A step goes
 
     for each micro-batch:  output = objective(student_call, crops, progress);  backward(output.loss)
-    once:                  optimiser step;  objective.update(mean of output.statistics);
-    objective.update_teacher(...)
+    once:                  optimiser step;  objective.update(mean of output.statistics, all output.rows);
+                           objective.update_teacher(...)
 
 so nothing that an objective remembers depends on how many micro-batches or workers a step is cut into.
 """
@@ -12,7 +12,7 @@ so nothing that an objective remembers depends on how many micro-batches or work
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -26,6 +26,7 @@ class StudentOutput(NamedTuple):
 
     logits: Tensor  # (V * B, K), crop by crop
     features: Tensor  # (V * B, D), the backbone's features, before the head
+    patch_logits: Tensor | None = None  # (M, K) of the M masked patches, where patches are predicted
 
 
 class StudentCall(Protocol):
@@ -41,6 +42,8 @@ class Progress:
     samples_seen: int
     samples_per_epoch: int
     samples_total: int
+    micro_batch: int = 0
+    """Place of the micro-batch within its step; (samples_seen, micro_batch) names it, whoever computes it."""
 
     @property
     def epoch(self) -> int:
@@ -60,7 +63,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """Result of one micro-batch. `terms` and `statistics` carry no gradient."""
+    """Result of one micro-batch. All but the loss carry no gradient."""
 
     loss: Tensor
     """Scalar to call backward on."""
@@ -68,6 +71,8 @@ class ObjectiveOutput:
     """Scalars to report, the loss among them."""
     statistics: dict[str, Tensor]
     """What `update` needs, each averaged over all micro-batches of the step first."""
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    """What `update` needs one by one: (B, ...), without gradient, of equal shape in every micro-batch."""
 
 
 class MultiCropModel(nn.Module):
@@ -103,13 +108,20 @@ class Objective(nn.Module):
 
     student: nn.Module
     teacher: nn.Module | None
+    student_only: tuple[str, ...] = ()
+    """Beginnings of the names of parameters that the teacher does not have, such as a predictor's."""
 
     def forward(self, student_call: StudentCall, crops: list[Tensor], progress: Progress) -> ObjectiveOutput:
         """Loss of one micro-batch; pure, except for the running statistics of batch norms."""
         raise NotImplementedError
 
-    def update(self, statistics: Mapping[str, Tensor]) -> None:
-        """Take in the statistics of a whole step (their means over its micro-batches), once per step."""
+    def update(self, statistics: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> None:
+        """Take in what a whole step left, once per step.
+
+        Args:
+            statistics: means over its micro-batches.
+            rows: (micro-batches * B, ...) in the order of its micro-batches.
+        """
         raise NotImplementedError
 
     def export_backbone(self) -> Vit:
@@ -131,6 +143,8 @@ class Objective(nn.Module):
             return
         own = dict(self.teacher.named_parameters())
         for name, value in student_parameters:
+            if name.startswith(self.student_only):
+                continue
             if name not in own:
                 raise ValueError(f"the teacher has no parameter {name!r}; names are those of objective.student")
             own[name].lerp_(value.to(own[name]), 1.0 - momentum)

@@ -172,7 +172,7 @@ class Dino(Objective):
         return ((logits - center) / temperature).softmax(dim=-1)
 
     @torch.no_grad()
-    def update(self, statistics: Mapping[str, Tensor]) -> None:
+    def update(self, statistics: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> None:
         """Move the centre towards the step's mean teacher logits, {"teacher_mean": (1, K)}."""
         self.center.lerp_(statistics["teacher_mean"].to(self.center), 1.0 - self.config.center_momentum)
 

@@ -8,7 +8,6 @@ import copy
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +77,8 @@ def _mlp(width: int, hidden: int, out_dim: int, layers: int) -> nn.Module:
 class MocoV3(Objective):
     """Symmetric InfoNCE between the student's crops and the momentum encoder's global views."""
 
+    student_only = ("head.predictor.",)
+
     def __init__(self, backbone_config: VitConfig, config: MocoV3Config, seed: int = 0) -> None:
         super().__init__()
         self.config = config
@@ -123,14 +124,8 @@ class MocoV3(Objective):
             }
         return ObjectiveOutput(loss, terms, {})
 
-    def update(self, statistics: Mapping[str, Tensor]) -> None:
+    def update(self, statistics: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> None:
         """Nothing to remember between steps but the momentum encoder."""
-
-    @torch.no_grad()
-    def update_teacher(self, student_parameters: Any, momentum: float) -> None:
-        """As in the base class; the predictor belongs to the student alone."""
-        super().update_teacher(
-            ((name, value) for name, value in student_parameters if not name.startswith("head.predictor.")), momentum)
 
     def export_backbone(self) -> Vit:
         """A copy of the momentum encoder's backbone, in eval mode, with the statistics of its own batch norms."""

@@ -110,6 +110,7 @@ def test_two_workers_and_zero3_give_the_same_losses(alone, tiny_shards, tmp_path
 
 OBJECTIVES = {
     "dino with sinkhorn and koleo": ["objective.dino.centering=sinkhorn_knopp", "objective.dino.koleo_weight=0.1"],
+    "moby": ["objective=moby", "objective.moby.out_dim=8", "objective.moby.hidden=16", "objective.moby.queue_size=40"],
     "moco_v3": ["objective=moco_v3", "objective.moco_v3.out_dim=8", "objective.moco_v3.hidden=16"],
 }
 

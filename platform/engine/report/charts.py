@@ -18,7 +18,8 @@ STYLES = {"random": 0, "full": 1, "selected": 2, "proxy": 3, "control": 4}
 PRETRAIN_METRICS = [
     ("loss", "Loss"), ("probe_mAP", "Probe: cross-camera mAP"), ("probe_same_camera", "Probe: nearest neighbour, same camera"),
     ("teacher_entropy", "Teacher entropy (nats)"), ("feature_std", "Feature standard deviation"),
-    ("accuracy", "Contrast: own other view is the nearest"), ("center_norm", "Norm of the centre"),
+    ("accuracy", "Contrast: own other view is the nearest"), ("koleo", "KoLeo: mean -log distance to the nearest"),
+    ("center_norm", "Norm of the centre"),
     ("images_per_second", "Images per second"), ("learning_rate", "Learning rate"),
     ("teacher_momentum", "Teacher momentum"), ("weight_decay", "Weight decay"),
 ]
@@ -55,10 +56,15 @@ def pretrain_charts(folder: RunFolder) -> list[Markup]:
 
 
 def entropy_choices(run: Member) -> int:
-    """Among how many the teacher's softmax chooses: DINO's prototypes, the micro-batch with MoCo v3; 0 if unknown."""
-    keys = {"dino": ("objective", "dino", "out_dim"), "moco_v3": ("stream", "micro_batch")}
-    value = run.setting_of(*keys.get(str(run.setting_of("objective", "name")), ("",)))
-    return value if isinstance(value, int) else 0
+    """Among how many the teacher's softmax chooses; 0 if unknown.
+
+    DINO: its prototypes. MoCo v3: the images of a micro-batch. MoBY: the own key and those of the queue.
+    """
+    name = str(run.setting_of("objective", "name"))
+    keys = {"dino": ("objective", "dino", "out_dim"), "moco_v3": ("stream", "micro_batch"),
+            "moby": ("objective", "moby", "queue_size")}
+    value = run.setting_of(*keys.get(name, ("",)))
+    return value + (name == "moby") if isinstance(value, int) else 0
 
 
 def cluster_charts(folder: RunFolder) -> list[tuple[str, list[Markup]]]:

@@ -10,7 +10,7 @@ from torch import nn
 from platform.engine.errors import UserError
 from platform.engine.scaling import ScalingConfig
 from platform.engine.storage import open_storage
-from platform.engine.training import StepBatchNorm, StepMeans, broadcast_object, launch
+from platform.engine.training import StepBatchNorm, StepMeans, StepRows, broadcast_object, launch
 
 
 def batches(count: int = 4, size: int = 6) -> list[torch.Tensor]:
@@ -62,6 +62,38 @@ def test_step_means_with_two_workers(monkeypatch):
     means.add({"c": torch.tensor(1.0), "b": torch.tensor([2.0, 4.0])})
     reduced = means.reduce()
     assert reduced["b"].tolist() == [3.0, 6.0] and float(reduced["c"]) == 1.5
+
+
+# ---- rows of a step
+
+
+def test_step_rows_of_one_worker_come_in_their_order():
+    rows = StepRows()
+    parts = [torch.full((2, 3), float(index)) for index in range(3)]
+    for part in parts:
+        rows.add({"keys": part.requires_grad_()})
+    gathered = rows.gather()["keys"]
+    assert torch.equal(gathered, torch.cat(parts)) and not gathered.requires_grad
+    assert rows.gather() == {}  # starts afresh
+
+
+def test_step_rows_of_two_workers_come_in_the_order_of_the_micro_batches(monkeypatch):
+    """Worker 0 has micro-batches 0 and 2, worker 1 has 1 and 3."""
+    import torch.distributed as dist
+
+    parts = [torch.full((2, 1), float(index)) for index in range(4)]
+
+    def all_gather(outputs, own):
+        outputs[0].copy_(own)
+        outputs[1].copy_(torch.stack(parts[1::2]))
+
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_gather", all_gather)
+    rows = StepRows()
+    for part in parts[::2]:
+        rows.add({"keys": part})
+    assert torch.equal(rows.gather()["keys"], torch.cat(parts))
 
 
 # ---- batch norm once per step

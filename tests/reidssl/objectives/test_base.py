@@ -79,7 +79,7 @@ def test_unknown_parameters_and_momenta_are_refused():
 def test_state_holds_everything_but_the_student():
     objective = Dino(BACKBONE, DINO, seed=1)
     views = crops(2, 32, 16)
-    objective.update(objective(objective.student, views, Progress(0, 10, 100)).statistics)
+    objective.update(objective(objective.student, views, Progress(0, 10, 100)).statistics, {})
     state = {name: value.clone() for name, value in objective.state_tensors().items()}
     teacher = objective.teacher.state_dict()
     assert state.keys() == {"center"} | {f"teacher.{name}" for name in teacher}

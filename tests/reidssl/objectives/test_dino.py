@@ -47,7 +47,7 @@ def test_two_steps_equal_released():
         targets = ((teacher - objective.center) / 0.04).softmax(dim=-1)
         loss = dino_loss(student, targets, num_crops=10, student_temperature=0.1)
         loss.backward()
-        objective.update({"teacher_mean": teacher.mean(dim=0, keepdim=True)})
+        objective.update({"teacher_mean": teacher.mean(dim=0, keepdim=True)}, {})
         assert abs(loss.item() - reference[loss_name].item()) < 1e-5
         torch.testing.assert_close(student.grad, reference[gradient_name], atol=1e-6, rtol=0)
         torch.testing.assert_close(objective.center, reference[center_name], atol=1e-6, rtol=0)
@@ -107,7 +107,7 @@ def test_sinkhorn_targets_come_from_the_micro_batch_alone():
         q = q / q.sum(0, keepdim=True) / 8
     torch.testing.assert_close(outputs[0].loss, plain_loss(student, (8 * q.T).float(), 4, 0.1))
     assert torch.equal(outputs[0].loss, outputs[1].loss)
-    objective.update(outputs[0].statistics)
+    objective.update(outputs[0].statistics, {})
     torch.testing.assert_close(objective.center, 0.9 * torch.linspace(-1, 1, 20).view(1, -1) + 0.1 * teacher.mean(0))
 
 
@@ -136,7 +136,7 @@ def test_centre_moves_once_with_the_mean_of_the_step():
     for batches in (halves, [whole]):
         objective = Dino(dataclasses.replace(BACKBONE, stem="patch"), DINO, seed=4)
         means = [objective(objective.student, batch, LATER).statistics["teacher_mean"] for batch in batches]
-        objective.update({"teacher_mean": torch.stack(means).mean(dim=0)})
+        objective.update({"teacher_mean": torch.stack(means).mean(dim=0)}, {})
         centers.append(objective.center)
     torch.testing.assert_close(*centers)
     assert centers[0].abs().sum() > 0
@@ -205,7 +205,7 @@ def test_training_on_one_batch_lowers_the_loss():
     objective = Dino(dataclasses.replace(BACKBONE, drop_path=0.0), DINO, seed=5)
     optimizer = torch.optim.AdamW(objective.student.parameters(), lr=2e-3)
     for _ in range(60):
-        objective.update(objective(objective.student, crops(images=6), LATER).statistics)
+        objective.update(objective(objective.student, crops(images=6), LATER).statistics, {})
     losses = []
     for _ in range(30):
         output = objective(objective.student, crops(images=6), LATER)
