@@ -5,32 +5,46 @@
   python -m platform.pretrain data.uri=... data.selection=runs/demo/selection output=runs/half   (a selected subset)
   ray job submit --working-dir . -- python -m platform.pretrain output=s3://bucket/runs/vit-s ...
 
-Running the same command again continues an interrupted run from its newest checkpoint and says from where.
+Running the same command again continues an interrupted run from its newest checkpoint and says from where. SIGTERM
+(`ray job stop`, `kill`) writes a checkpoint first. docs/reliability.md lists what a run survives and what it costs.
 Results in the output folder: backbone.safetensors (the EMA teacher), metrics.jsonl, summary.json, checkpoints/.
 """
 
+import json
 import math
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from platform.engine import zero
-from platform.engine.checkpoints import CheckpointConfig, CheckpointStore
+from platform.engine.checkpoints import BackgroundWriter, CheckpointConfig, CheckpointStore, Found
 from platform.engine.config import run_program, to_dataclass, to_plain
+from platform.engine.corrupt import CorruptSamples
 from platform.engine.device import device
 from platform.engine.errors import UserError
+from platform.engine.notices import STOP, WAIT
 from platform.engine.probe import Probe, ProbeConfig
 from platform.engine.runs import SUMMARY, Run, environment, open_run
 from platform.engine.runtime import RuntimeConfig, connect, say
 from platform.engine.scaling import ScalingConfig, allowed_sizes, check_size
 from platform.engine.selection import read_units
 from platform.engine.shards import read_manifest
-from platform.engine.storage import StorageConfig, open_storage
-from platform.engine.stream import Plan, StreamConfig, build_dataset, micro_batches
+from platform.engine.storage import StorageConfig, open_storage, patiently
+from platform.engine.stream import Plan, StreamConfig, stream
 from platform.engine.tracking import Tracker, TrackingConfig, format_row
-from platform.engine.training import StepBatchNorm, StepMeans, StepRows, launch, report_line
+from platform.engine.training import (
+    StepBatchNorm,
+    StepMeans,
+    StepRows,
+    broadcast_object,
+    broadcast_tensors,
+    launch,
+    notices,
+    report_line,
+)
 from reidssl.augment.multicrop import MultiCrop, MultiCropConfig
 from reidssl.models.checkpoints import model_bytes
 from reidssl.models.vit import VitConfig
@@ -130,8 +144,7 @@ def main(config: PretrainConfig) -> dict[str, Any]:
         f"steps of {config.stream.global_batch}; {workers_text(sizes, config.stream.micro_batches_per_step)}; "
         f"output {run.location.uri}")
     launch(train, {"config": run.config}, name="ray_train", storage=run.location, scaling=config.scaling,
-           micro_batches_per_step=config.stream.micro_batches_per_step,
-           datasets={"stream": lambda: stream_from_newest_checkpoint(config, plan, total)})
+           micro_batches_per_step=config.stream.micro_batches_per_step, heeds_notices=True)
     summary = run.summary
     if summary is None:
         raise UserError("training ended without a summary; run the same command again to continue")
@@ -160,19 +173,8 @@ def plan_of(config: PretrainConfig) -> tuple[Plan, int]:
     return plan, total
 
 
-def stream_from_newest_checkpoint(config: PretrainConfig, plan: Plan, total: int) -> Any:
-    """Called whenever workers start: the stream goes on where the newest checkpoint stands."""
-    store = CheckpointStore(open_storage(config.output, config.storage) / "checkpoints")
-    root = open_storage(config.data.uri, config.storage)
-    # A run that was stopped between its last checkpoint and its summary still gets a stream; it takes nothing from it.
-    position = min(store.newest_position(), total - config.stream.global_batch)
-    return build_dataset(plan, config.stream, root, config.model.image_size, position, total,
-                         config.scaling.decode_resource)
-
-
 def train(arguments: dict[str, Any]) -> None:
     """The training loop; every worker runs it."""
-    import ray.train
     import torch.distributed as dist
 
     config = to_dataclass(PretrainConfig, arguments["config"])
@@ -192,17 +194,22 @@ def train(arguments: dict[str, Any]) -> None:
                                micro_batch=config.stream.micro_batch, accumulation=accumulation)
     crop = MultiCrop(config.augment)
     schedules = Schedules(config, plan.samples_per_epoch, total)
-    store = CheckpointStore(run.location / "checkpoints", config.checkpoint.keep)
-    seen = restore(store, engine, objective, norms, plan)
+    store = CheckpointStore(run.location / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_every_steps * batch)
+    writer = BackgroundWriter(store, config.storage.patience_s, report_line)
+    seen, metadata = restore(store, engine, objective, norms, plan)
+    corrupt = CorruptSamples(config.stream.max_corrupt_share, plan.samples_per_epoch, metadata.get("corrupt"))
     tracker = Tracker(run.location, config.tracking, seen, labels=run.location.uri) if rank == 0 else None
     probe = Probe(config.probe, config.model, config.augment, config.storage) if rank == 0 and config.probe.uri else None
 
-    stream = micro_batches(ray.train.get_dataset_shard("stream"), config.stream)
+    micro_batches = (arguments.get("stream") or stream)(
+        plan, config.stream, open_storage(config.data.uri, config.storage), config.model.image_size, seen, total,
+        config.scaling.decode_resource)
+    notice = notices()
     means, rows, started, interval_start = StepMeans(), StepRows(), time.perf_counter(), seen
     while seen < total:
         zero.set_schedules(engine, schedules.learning_rate(seen), schedules.weight_decay(seen))
         for index in range(accumulation):
-            images = next(stream)
+            images = next(micro_batches)
             crops = crop(torch.from_numpy(images["image"]).to(device()), seeds_of(config.stream.seed, images))
             progress = Progress(seen, plan.samples_per_epoch, total, index * world + rank)
             # drop path: a function of the micro-batch, not of the worker that computes it
@@ -216,13 +223,18 @@ def train(arguments: dict[str, Any]) -> None:
             norms.micro_batch_done()
             means.add({f"statistic/{k}": v for k, v in output.statistics.items()} | output.terms)
             rows.add(output.rows)
+            means.add_uncounted(corrupt.add(images))
+            record_keys(config.tracking.audit, seen // config.stream.micro_batch + index * world + rank, images)
+        means.add_uncounted(notice.seen())
         step_means = means.reduce()
         norms.commit()
         objective.update({k[10:]: v for k, v in step_means.items() if k.startswith("statistic/")}, rows.gather())
         objective.update_teacher(zero.named_full_parameters(engine.module), schedules.teacher_momentum(seen))
+        for reason in corrupt.step(step_means["corrupt"], config.stream.micro_batches_per_step, progress.epoch):
+            report_line(f"set aside: {reason}")
         seen += batch
 
-        step, last = seen // batch, seen == total
+        step, last, told = seen // batch, seen == total, notice.decide(step_means)
         if tracker and (step % config.tracking.every_steps == 0 or last):
             row = {"loss": float(step_means["loss"]), "learning_rate": schedules.learning_rate(seen - batch),
                    "images_per_second": (seen - interval_start) / (time.perf_counter() - started),
@@ -233,14 +245,27 @@ def train(arguments: dict[str, Any]) -> None:
             if probe and (step % config.probe.every_steps == 0 or last):
                 row |= probe(objective.export_backbone())
                 started = time.perf_counter()
-            tracker.add(seen, row)
-            report_line(f"step {step}/{total // batch}  epoch {seen / plan.samples_per_epoch:.2f}  {format_row(row)}")
-        if step % config.checkpoint.every_steps == 0 or last:
-            if tracker:
-                tracker.publish()  # first: a log may be ahead of the checkpoint, never behind it
-            save(store, seen, engine, objective, config, plan)
+            line = f"step {step}/{total // batch}  epoch {seen / plan.samples_per_epoch:.2f}  {format_row(row)}"
+            tracker.add(seen, row | {f"checkpoint_{name}": value for name, value in writer.take().items()})
+            report_line(line)
+        writer.check()
+        if step % config.checkpoint.every_steps == 0 or last or told:
+            stall = save(writer, seen, engine, objective, config, plan, corrupt, tracker)
+            if told or last:
+                writer.flush()  # nothing is under way when the workers end or are ended
+            notice.checkpoint_took(writer.seconds + stall)
+        if told and not last:
+            notice.carried_out()
+            if rank == 0:
+                report_line(f"checkpoint at step {step} on notice")
+            if told == STOP:
+                return
+            if told == WAIT:
+                dist.barrier()  # rank 0 has published
+                notice.wait()
     if tracker:
-        finish(run, objective, config, tracker, seen)
+        finish(run, objective, config, tracker, seen, corrupt)
+    notice.close()
     dist.barrier()
 
 
@@ -276,48 +301,78 @@ def check_finite(loss: torch.Tensor, terms: dict[str, torch.Tensor], step: int, 
                         "another output")
 
 
-def save(store: CheckpointStore, seen: int, engine: Any, objective: Objective, config: PretrainConfig,
-         plan: Plan) -> None:
-    """Collective: publish a checkpoint that any number of workers can continue from."""
+def save(writer: BackgroundWriter, seen: int, engine: Any, objective: Objective, config: PretrainConfig, plan: Plan,
+         corrupt: CorruptSamples, tracker: Tracker | None) -> float:
+    """Collective: copy the state to host memory and hand it to the writer. Returns the seconds that training stood still.
+
+    A checkpoint holds no number of workers. The log goes first: it may be ahead of a checkpoint, never behind it.
+    """
+    started = time.perf_counter()
+    writer.flush()  # one at a time; before the copy, so that there are never three states in memory
     student = zero.consolidate(engine)
     if student:
-        objective_state = {name: value.cpu() for name, value in objective.state_tensors().items()}
-        store.save(seen, {"student": student, "objective": objective_state},
-                   {"config": to_plain(config), "data": plan.checksum, "environment": environment()})
+        assert tracker is not None
+        objective_state = {name: value.detach().to("cpu", copy=True) for name, value in objective.state_tensors().items()}
+        writer.submit(seen, {"student": student, "objective": objective_state},
+                      {"config": to_plain(config), "data": plan.checksum, "environment": environment(),
+                       "corrupt": corrupt.state()}, before=tracker.publish)
+    writer.stall_seconds = time.perf_counter() - started
+    return writer.stall_seconds
 
 
 def restore(store: CheckpointStore, engine: Any, objective: Objective, norms: StepBatchNorm,
-            plan: Plan) -> int:
-    """Continue from the newest readable checkpoint, if any; returns samples seen."""
-    found = store.newest()
-    if found is None:
-        return 0
-    if found.metadata["data"] != plan.checksum:
+            plan: Plan) -> tuple[int, dict[str, Any]]:
+    """Collective: continue from the newest readable checkpoint, if any; returns samples seen and its metadata.
+
+    Rank 0 reads it and hands it to the others tensor by tensor.
+    """
+    found: Found | None = None
+    if torch.distributed.get_rank() == 0:
+        found = patiently(store.newest, store.root.config.patience_s, report_line)
+    position, metadata = broadcast_object((found.position, found.metadata) if found else (0, {}))
+    if not position:
+        return 0, {}
+    payload = found.payload if found else None
+    if metadata["data"] != plan.checksum:
         raise UserError(f"the images under data.uri, or their selection, are not those that {store.root.uri} was trained "
                         "on: bring them back, or choose another output")
-    zero.restore(engine, found.payload["student"])
-    objective.load_state_tensors(found.payload["objective"])
+    zero.restore(engine, payload and payload["student"])
+    objective.load_state_tensors(broadcast_tensors(payload and payload["objective"]))
     norms.reload()
-    if torch.distributed.get_rank() == 0:
+    if found:
         for name in found.torn:
             report_line(f"checkpoint {name} is torn (an upload that did not finish) and was passed over")
-        report_line(f"continuing from {found.position:,} samples seen ({store.root.uri})")
-    return found.position
+        workers = torch.distributed.get_world_size()
+        report_line(f"continuing from {position:,} samples seen with {workers} worker{'s' * (workers > 1)} ({store.root.uri})")
+    return position, metadata
 
 
-def finish(run: Run, objective: Objective, config: PretrainConfig, tracker: Tracker, seen: int) -> None:
+def record_keys(folder: str, number: int, images: dict[str, Any]) -> None:
+    """Append the (epoch, key) pairs of micro-batch `number` of the run to the audit, if there is to be one."""
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        rows = [[int(epoch), str(key)] for epoch, key in zip(images["epoch"], images["key"], strict=True)]
+        with open(Path(folder) / f"micro-batch-{number:09d}.jsonl", "a") as file:
+            file.write(json.dumps(rows) + "\n")
+
+
+def finish(run: Run, objective: Objective, config: PretrainConfig, tracker: Tracker, seen: int,
+           corrupt: CorruptSamples) -> None:
     """Publish the backbone and the summary (which marks the run complete)."""
     metadata = {"kind": "backbone", "mean": config.augment.mean, "std": config.augment.std, "samples_seen": seen,
                 "data": config.data.uri, "selection": config.data.selection,
                 "manifest": read_manifest(open_storage(config.data.uri, config.storage)).checksum}
-    (run.location / "backbone.safetensors").write_bytes(model_bytes(objective.export_backbone(), metadata))
+    backbone, patience_s = model_bytes(objective.export_backbone(), metadata), config.storage.patience_s
+    patiently(lambda: (run.location / "backbone.safetensors").write_bytes(backbone), patience_s, report_line)
     speeds = sorted(row["images_per_second"] for row in tracker.rows)
     last = tracker.rows[-1]
-    tracker.publish()
+    patiently(tracker.publish, patience_s, report_line)
     tracker.close()
-    run.finish({"samples_seen": seen, "steps": seen // config.stream.global_batch, "final_loss": last["loss"],
-                "images_per_second": speeds[len(speeds) // 2],
-                "probe": {k: v for k, v in last.items() if k.startswith("probe")}})
+    summary = {"samples_seen": seen, "steps": seen // config.stream.global_batch, "final_loss": last["loss"],
+               "images_per_second": speeds[len(speeds) // 2],
+               "corrupt_samples": corrupt.total, "corrupt": corrupt.reasons,
+               "probe": {k: v for k, v in last.items() if k.startswith("probe")}}
+    patiently(lambda: run.finish(summary), patience_s, report_line)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,16 @@
 import hashlib
 import io
 import json
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from platform.engine.errors import UserError
-from platform.engine.storage import Location, NotFoundError
+from platform.engine.storage import Location, NotFoundError, patiently
 
 STATE, MANIFEST = "state.pt", "manifest.json"
 
@@ -23,8 +25,13 @@ class CheckpointConfig:
     """Optimiser steps between checkpoints."""
     keep: int = 2
     """Newest checkpoints kept; older ones are deleted."""
+    keep_every_steps: int = 0
+    """Checkpoints at multiples of so many steps (a multiple of every_steps) are kept for good; 0: none."""
 
     def __post_init__(self) -> None:
+        if self.keep_every_steps < 0 or self.keep_every_steps % max(self.every_steps, 1):
+            raise ValueError(f"keep_every_steps must be 0 or a multiple of every_steps ({self.every_steps}): "
+                             f"got {self.keep_every_steps}")
         if self.every_steps < 1 or self.keep < 1:
             raise ValueError(f"every_steps and keep must be at least 1: got {self.every_steps}, {self.keep}")
 
@@ -46,9 +53,11 @@ class CheckpointStore:
     `torch.load(..., weights_only=True)` reads.
     """
 
-    def __init__(self, root: Location, keep: int = 2) -> None:
+    def __init__(self, root: Location, keep: int = 2, keep_multiples_of: int = 0) -> None:
         self.root = root
         self.keep = keep
+        self.keep_multiples_of = keep_multiples_of
+        """Positions that are multiples of it are never deleted; 0: none are spared."""
 
     def save(self, position: int, payload: dict[str, Any], metadata: dict[str, Any]) -> dict[str, float]:
         """Publish and delete what is no longer kept. Returns {"mebibytes", "seconds"}."""
@@ -63,7 +72,9 @@ class CheckpointStore:
         (folder / MANIFEST).write_json(manifest)
         complete = self._complete()
         # What lies ahead is torn, or this run would have continued from it.
-        stale = [other for other in complete if other > position] + [p for p in complete if p <= position][self.keep :]
+        stale = [other for other in complete if other > position] + [
+            old for old in [p for p in complete if p <= position][self.keep :]
+            if not self.keep_multiples_of or old % self.keep_multiples_of]
         for old in stale:
             (self.root / _folder(old) / MANIFEST).delete()  # first, so that a half-deleted one is not there
             (self.root / _folder(old)).delete()
@@ -108,6 +119,64 @@ class CheckpointStore:
         except (NotFoundError, ValueError, KeyError, TypeError):
             return None
         return (manifest, data) if whole else None
+
+
+class BackgroundWriter:
+    """Publishes checkpoints in a thread, one at a time, while training goes on.
+
+    The payload must belong to the writer: nothing may change its tensors any more. While storage does not work the thread goes
+    on trying for `patience_s`; then the error surfaces at the next `check`, `submit` or `flush`.
+    """
+
+    def __init__(self, store: CheckpointStore, patience_s: float = 0.0, tell: Callable[[str], None] | None = None) -> None:
+        self.store = store
+        self.patience_s = patience_s
+        self.tell = tell
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._told: dict[str, float] = {}
+        self.seconds = 0.0
+        """What the newest one took to write."""
+        self.stall_seconds = 0.0
+        """What training stood still for it; set by who copies the state."""
+
+    def submit(self, position: int, payload: dict[str, Any], metadata: dict[str, Any],
+               before: Callable[[], None] | None = None) -> None:
+        """Begin to publish, after `before()` (the log, which may be ahead of a checkpoint and never behind it)."""
+        self.flush()
+        self._thread = threading.Thread(target=self._write, args=(position, payload, metadata, before), name="checkpoint")
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises what went wrong in the background."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def flush(self) -> None:
+        """Wait until nothing is being written; raises what went wrong."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def take(self) -> dict[str, float]:
+        """{"mebibytes", "seconds", "stall_seconds"} of the newest published checkpoint, once; {} if there is none since."""
+        told, self._told = self._told, {}
+        return told | {"stall_seconds": self.stall_seconds} if told else {}
+
+    def _write(self, position: int, payload: dict[str, Any], metadata: dict[str, Any],
+               before: Callable[[], None] | None) -> None:
+        try:
+            if before is not None:
+                patiently(before, self.patience_s, self.tell)
+            self._told = patiently(lambda: self.store.save(position, payload, metadata), self.patience_s, self.tell)
+            self.seconds = self._told["seconds"]
+        except UserError as error:
+            self._error = UserError(f"checkpoint {_folder(position)} could not be written: {error}. The run continues from the "
+                                    "one before it when the same command is run again")
+        except BaseException as error:
+            self._error = error
 
 
 def _folder(position: int) -> str:

@@ -121,8 +121,8 @@ def run_program(name: str) -> None:
         else:
             module.main(config)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        print(f"error: {error}" if error.status == 2 else str(error), file=sys.stderr)
+        sys.exit(error.status)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)

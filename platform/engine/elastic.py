@@ -5,12 +5,13 @@ Train offers any number between two bounds and counts nodes as they were up to 2
 here. The classes lean on Train's internal policy interface; tests/platform/engine/test_elastic.py holds it in place.
 """
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import ray
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
 from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import AUTOSCALING_REQUESTS_GET_TIMEOUT_S
 
 
@@ -26,11 +27,38 @@ def staying_nodes() -> set[str]:
 
 
 class AllowedSizesPolicy(ElasticScalingPolicy):
-    """Train's elastic policy, restricted to allowed sizes and to nodes that stay."""
+    """Train's elastic policy, restricted to allowed sizes and to nodes that stay.
 
-    def __init__(self, scaling_config: Any, allowed: Sequence[int]) -> None:
+    With a board (the handle of a LineBoard) the workers are asked for a checkpoint before they are restarted in another
+    number, and given `patience_s` for it.
+    """
+
+    def __init__(self, scaling_config: Any, allowed: Sequence[int], board: Any = None, patience_s: float = 60.0) -> None:
         super().__init__(scaling_config)
         self.allowed = tuple(allowed)
+        self.board = board
+        self.patience_s = patience_s
+        self._pending: tuple[ResizeDecision, float] | None = None
+
+    def make_decision_for_non_running_worker_group(self) -> Any:
+        self._pending = None
+        return super().make_decision_for_non_running_worker_group()
+
+    def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
+        if self._pending is None:
+            decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+            if self.board is None or not isinstance(decision, ResizeDecision):
+                return decision
+            ray.get(self.board.give.remote("resize"), timeout=AUTOSCALING_REQUESTS_GET_TIMEOUT_S)
+            self._pending = decision, time.monotonic()
+            return NoopDecision()
+        decision, asked = self._pending
+        waiting = ray.get(self.board.order.remote(), timeout=AUTOSCALING_REQUESTS_GET_TIMEOUT_S) == "resize"
+        if waiting and time.monotonic() - asked < self.patience_s:
+            return NoopDecision()
+        self._pending = None
+        self.board.carried_out.remote("resize")  # the workers that start now must not wait again
+        return decision
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         staying = staying_nodes()
@@ -57,11 +85,12 @@ class AllowedSizesPolicy(ElasticScalingPolicy):
 class ElasticTrainer(TorchTrainer):
     """TorchTrainer whose elastic groups have allowed sizes only."""
 
-    def __init__(self, *arguments: Any, allowed: Sequence[int], **options: Any) -> None:
+    def __init__(self, *arguments: Any, allowed: Sequence[int], board: Any = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.allowed = tuple(allowed)
+        self.board = board
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         if isinstance(options["scaling_policy"], ElasticScalingPolicy):
-            options["scaling_policy"] = AllowedSizesPolicy(self.scaling_config, self.allowed)
+            options["scaling_policy"] = AllowedSizesPolicy(self.scaling_config, self.allowed, self.board)
         return super()._initialize_and_run_controller(**options)  # type: ignore[misc]

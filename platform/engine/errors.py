@@ -7,8 +7,16 @@ USER_ERROR_LINE = re.compile(r"^platform\.engine\.(?:errors\.UserError|config\.C
 class UserError(Exception):
     """Something the user can mend: the text says what happened, the value seen, what is allowed and what to do.
 
-    Programs print the text alone, without a stack trace, and exit with status 2.
+    Programs print the text alone, without a stack trace, and exit with `status`.
     """
+
+    status = 2
+
+
+class StoppedError(UserError):
+    """The run was asked to stop (SIGTERM) and did, after a checkpoint."""
+
+    status = 143
 
 
 def user_error_of(error: BaseException) -> UserError | None:

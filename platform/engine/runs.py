@@ -19,7 +19,8 @@ from platform.engine.storage import Location, open_storage
 
 CONFIG, SUMMARY = "config.json", "summary.json"
 # Settings that change how a run is carried out and never what it computes.
-VOLATILE = ("output", "runtime", "scaling", "tracking", "checkpoint", "storage")
+VOLATILE = ("output", "runtime", "scaling", "tracking", "checkpoint", "storage", "stream.segment_windows",
+            "stream.max_corrupt_share")
 PACKAGES = ("torch", "timm", "ray", "deepspeed", "faiss-cpu", "faiss-gpu", "pyarrow", "numpy")
 
 
@@ -56,7 +57,7 @@ def open_run(program: str, output: str, config: Any, storage: Any, volatile: Ite
         stored = _completed(config, file.read_json()["config"])
         ignored = set(volatile)
         differences = [f"{key}: {old!r} -> {new!r}" for key, old, new in _differences(stored, plain)
-                       if key.split(".")[0] not in ignored]
+                       if key not in ignored and key.split(".")[0] not in ignored]
         if differences:
             shown = "\n  ".join(differences[:12])
             raise UserError(f"{location.uri} holds a run with another configuration:\n  {shown}\n"

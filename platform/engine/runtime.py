@@ -25,6 +25,7 @@ from platform.engine.errors import UserError
 WORKER_ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # Google Cloud gives 30 s notice: Train's 5 s are a good part of it
     "DS_IGNORE_CUDA_DETECTION": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
@@ -110,11 +111,29 @@ def _quiet_ray_data() -> None:
 
 
 class LineBoard:
-    """Actor that carries finished terminal lines, and an error that trying again cannot mend, to the driver."""
+    """Actor between the driver, Train's controller and the workers.
+
+    It carries finished terminal lines and an error that trying again cannot mend to the driver, and orders to the workers:
+    "stop" (write a checkpoint and end) and "resize" (write a checkpoint and wait to be restarted).
+    """
 
     def __init__(self) -> None:
         self._lines: list[str] = []
         self._fatal = ""
+        self._order = ""
+
+    def give(self, order: str) -> None:
+        """Stop outranks resize, and is never taken back."""
+        if self._order != "stop":
+            self._order = order
+
+    def order(self) -> str:
+        return self._order
+
+    def carried_out(self, order: str) -> None:
+        """The checkpoint of this order is published."""
+        if order == self._order and order != "stop":
+            self._order = ""
 
     def fail(self, text: str) -> None:
         self._fatal = self._fatal or text

@@ -45,6 +45,8 @@ class StorageConfig:
     """Seconds to wait for a connection."""
     request_timeout_s: float = 60.0
     """Seconds to wait for an answer."""
+    patience_s: float = 300.0
+    """Seconds that a training run goes on trying while storage errors, does not answer or is full, before it stops."""
 
     def __post_init__(self) -> None:
         if self.endpoint_url:
@@ -60,6 +62,8 @@ class StorageConfig:
         for name in ("connect_timeout_s", "request_timeout_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0: got {getattr(self, name)}")
+        if self.patience_s < 0:
+            raise ValueError(f"patience_s must be 0 (no second try) or more: got {self.patience_s}")
 
     @property
     def endpoint(self) -> str:

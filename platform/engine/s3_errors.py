@@ -23,6 +23,11 @@ NO_CREDENTIALS = (
 class StorageError(UserError):
     """Storage did not do what was asked; the text names the URI, the reason and what to do."""
 
+    def __init__(self, text: str, transient: bool = False) -> None:
+        super().__init__(text)
+        self.transient = transient
+        """Waiting may mend it: no answer, an error of the server, a full disk."""
+
 
 class NotFoundError(StorageError):
     """The named file or object is not there."""
@@ -47,16 +52,16 @@ def explain(uri: str, bucket: str, config: StorageConfig, action: str, error: Ex
                             "Correct storage.profile or AWS_PROFILE")
     except UNREACHABLE as cause:
         return StorageError(f"{failed}: nothing answers at {where} ({type(cause).__name__}). "
-                            "Check storage.endpoint_url (AWS_ENDPOINT_URL) and the network")
+                            "Check storage.endpoint_url (AWS_ENDPOINT_URL) and the network", transient=True)
     except boto_errors.ClientError as cause:
         return _explain_bucket(cause, failed, bucket, where)
     except boto_errors.BotoCoreError as cause:
-        return StorageError(f"{failed}: {_first_line(cause)}")
+        return StorageError(f"{failed}: {_first_line(cause)}", transient=True)
     if isinstance(error, FileNotFoundError) or _code(error) in ("404", "NoSuchKey"):
         return NotFoundError(f"{failed}: it does not exist")
     if _code(error) in ("403", "AccessDenied") or "ACCESS_DENIED" in str(error) or "HTTP status 403" in str(error):
         return _denied(failed, "this object")
-    return StorageError(f"{failed}: {_first_line(error)}")
+    return StorageError(f"{failed}: {_first_line(error)}", transient=not _code(error).startswith("4"))
 
 
 def _explain_bucket(cause: Any, failed: str, bucket: str, where: str) -> StorageError:
@@ -69,7 +74,7 @@ def _explain_bucket(cause: Any, failed: str, bucket: str, where: str) -> Storage
                             "in another region, or the credentials are of another account. Set storage.region")
     if code in ("403", "AccessDenied"):
         return _denied(failed, f"bucket '{bucket}'")
-    return StorageError(f"{failed}: {where} answered {_first_line(cause)}")
+    return StorageError(f"{failed}: {where} answered {_first_line(cause)}", transient=True)
 
 
 def _denied(failed: str, what: str) -> StorageError:

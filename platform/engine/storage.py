@@ -9,17 +9,19 @@ is. Every write is atomic: readers see the old content or the new one, never a p
 words.
 """
 
+import errno
 import json
 import os
 import re
 import shutil
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -39,9 +41,13 @@ from platform.engine.s3 import (
 from platform.engine.s3_errors import S3_ERRORS, NotFoundError, StorageError, explain
 
 __all__ = ["Listed", "Location", "NotFoundError", "StorageConfig", "StorageError", "abort_incomplete_uploads",
-           "create_bucket", "open_storage"]
+           "create_bucket", "open_storage", "patiently"]
 
 PARTIAL = ".partial"
+PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.ETIMEDOUT, errno.ESTALE, errno.ENETUNREACH,
+           errno.EHOSTUNREACH, errno.ECONNRESET}
+LONGEST_PAUSE_S = 15.0
+Result = TypeVar("Result")
 BUCKET_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,254}")
 
 
@@ -131,7 +137,7 @@ class Location:
         if isinstance(error, PermissionError):
             return StorageError(f"{failed}: permission denied. Check the owner and mode of the file and its folder")
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
-        return StorageError(f"{failed}: {reason}")
+        return StorageError(f"{failed}: {reason}", transient=getattr(error, "errno", None) in PASSING)
 
     def joinpath(self, *parts: str) -> "Location":
         """A location below this one. Raises StorageError for parts that could lead elsewhere (.., absolute, empty)."""
@@ -279,6 +285,28 @@ class Location:
         elif os.path.isfile(self.path):
             raise StorageError(f"cannot write to {self.uri}: it is a file, a folder is needed")
         return self
+
+
+def patiently(action: Callable[[], Result], patience_s: float, tell: Callable[[str], None] | None = None) -> Result:
+    """`action()`, tried again with growing pauses while it raises a StorageError that may pass, for `patience_s` seconds.
+
+    tell: takes one line at the first failure and one when it works again. Raises the last StorageError.
+    """
+    started, pause, failures = time.monotonic(), 0.5, 0
+    while True:
+        try:
+            result = action()
+            if failures and tell:
+                tell(f"storage works again after {time.monotonic() - started:.0f} s")
+            return result
+        except StorageError as error:
+            if not error.transient or time.monotonic() - started + pause > patience_s:
+                raise
+            failures += 1
+            if failures == 1 and tell:
+                tell(f"{error}; trying again for {patience_s:.0f} s (storage.patience_s)")
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
 
 
 def create_bucket(uri: str, config: StorageConfig | None = None) -> None:

@@ -8,7 +8,8 @@
     position     samples seen; a run resumes at any multiple of the global batch, with any allowed world size
 
 Ray Data reads, decodes and resizes on any CPU of the cluster and delivers compact uint8 images; random augmentation
-happens on the training device, seeded per sample by (seed, epoch, key).
+happens on the training device, seeded per sample by (seed, epoch, key). A row group or image that cannot be read is set
+aside: readable samples beside it take its places, drawn by (seed, epoch, window), and the rows say so.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from platform.engine.errors import UserError
-from platform.engine.storage import Location
+from platform.engine.storage import Location, NotFoundError, StorageError, patiently
 
 
 class Unit(NamedTuple):
@@ -59,9 +60,15 @@ class StreamConfig:
     """Row groups read and shuffled together; more mixes better and needs more memory."""
     seed: int = 0
     """Seed of the order of the samples and of their augmentation."""
+    segment_windows: int = 2000
+    """Windows that one Ray Data execution reads before the next takes over; bounds its bookkeeping in long runs."""
+    max_corrupt_share: float = 0.01
+    """Largest share of an epoch's samples that may be unreadable; above it the run stops."""
 
     def __post_init__(self) -> None:
-        for name in ("micro_batch", "micro_batches_per_step", "window_row_groups"):
+        if not 0 <= self.max_corrupt_share <= 1:
+            raise ValueError(f"max_corrupt_share must be between 0 and 1: got {self.max_corrupt_share}")
+        for name in ("micro_batch", "micro_batches_per_step", "window_row_groups", "segment_windows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
 
@@ -126,22 +133,62 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def read_window(plan: Plan, task: Task, root: Location, threads: int = 4) -> pa.Table:
-    """The rows of `task` in stream order: key, image, epoch.
+    """The rows of `task` in stream order: key, image, epoch, problem (why another sample stands here; "" = it does not).
 
-    Rows outside [low, high) are dropped after the shuffle, so a resumed stream is the tail of the uninterrupted one.
+    Rows outside [low, high) are dropped after the shuffle, so a resumed stream is the tail of the uninterrupted one. Raises
+    UserError if no row group of the window can be read, StorageError if storage goes on not answering.
     """
     units = plan.window_units(task.epoch, task.window)
 
-    def read(unit: Unit) -> pa.Table:
-        with root.joinpath(unit.file).open_input() as file:
-            table = pq.ParquetFile(file).read_row_group(unit.row_group, columns=["key", "image"])
-        return table if unit.rows is None else table.take(pa.array(unit.rows))
-
     with ThreadPoolExecutor(threads) as pool:
-        table = pa.concat_tables(pool.map(read, units))
-    order = plan.window_order(task.epoch, task.window, table.num_rows)[task.low : task.high]
-    table = table.take(pa.array(order))
-    return table.append_column("epoch", pa.array(np.full(len(order), task.epoch, np.int32)))
+        found = list(pool.map(lambda unit: _read_unit(root, unit), units))
+    whole = [table for table in found if isinstance(table, pa.Table)]
+    if not whole:
+        raise UserError(f"none of the {len(units)} row groups that are read together can be read: {found[0]}")
+    table = pa.concat_tables(whole)
+    random = np.random.default_rng([plan.seed, task.epoch, task.window, 2])
+    sources, problems, start = [], [], 0
+    for unit, part in zip(units, found, strict=True):
+        if isinstance(part, str):
+            sources.append(random.integers(0, table.num_rows, unit.num_rows))
+        else:
+            sources.append(np.arange(start, start + unit.num_rows))
+            start += unit.num_rows
+        problems += [part if isinstance(part, str) else ""] * unit.num_rows
+    source = np.concatenate(sources)
+    order = plan.window_order(task.epoch, task.window, len(source))[task.low : task.high]
+    table = table.take(pa.array(source[order]))
+    table = table.append_column("epoch", pa.array(np.full(len(order), task.epoch, np.int32)))
+    return table.append_column("problem", pa.array([problems[index] for index in order], pa.string()))
+
+
+def _read_unit(root: Location, unit: Unit) -> pa.Table | str:
+    """The unit's rows (key, image), or why they are not there. Raises StorageError after waiting for storage."""
+    def read() -> pa.Table:
+        location = root.joinpath(unit.file)
+        with location.open_input() as file:
+            try:
+                return pq.ParquetFile(file).read_row_group(unit.row_group, columns=["key", "image"])
+            except OSError as error:
+                # A torn file and a torn connection are both OSError: only what is whole in storage can be corrupt.
+                if "AWS Error" in str(error) or "curl" in str(error):
+                    text = f"cannot read {location.uri}: {str(error).splitlines()[0][:200]}"
+                    raise StorageError(text, transient=True) from None
+                raise
+
+    where = f"{unit.file} row group {unit.row_group}"
+    try:
+        table = patiently(read, root.config.patience_s)
+        table = table if unit.rows is None else table.take(pa.array(unit.rows))
+    except NotFoundError:
+        return f"{where}: the file does not exist"
+    except StorageError:
+        raise
+    except (pa.ArrowException, OSError, IndexError, KeyError) as error:
+        return f"{where}: {(str(error).splitlines() or [type(error).__name__])[0][:160]}"
+    if table.num_rows != unit.num_rows:
+        return f"{where}: {table.num_rows} rows instead of {unit.num_rows}"
+    return table
 
 
 def decode_image(data: bytes, image_size: tuple[int, int], resample: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
@@ -155,20 +202,30 @@ def decode_image(data: bytes, image_size: tuple[int, int], resample: Image.Resam
 
 
 class Decoder:
-    """Encoded micro-batch -> {"image": uint8 (B, 3, H, W), "key", "epoch"}."""
+    """Encoded micro-batch -> {"image": uint8 (B, 3, H, W), "key", "epoch", "problem"}.
+
+    An image that cannot be decoded is replaced by the next one of the micro-batch that can.
+    """
 
     def __init__(self, image_size: tuple[int, int]) -> None:
         self.image_size = image_size
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        images = np.empty((len(batch["key"]), 3, *self.image_size), np.uint8)
+        count = len(batch["key"])
+        images, problems, broken = np.empty((count, 3, *self.image_size), np.uint8), batch["problem"].astype(object), []
         for index, (key, data) in enumerate(zip(batch["key"], batch["image"], strict=True)):
             try:
                 images[index] = decode_image(data, self.image_size)
-            except Exception as error:
-                raise UserError(f"image '{key}' in the shards cannot be decoded any more ({error}); the shard has "
-                                "changed since it was written: ingest it again") from None
-        return {"image": images, "key": batch["key"], "epoch": batch["epoch"]}
+            except Exception as error:  # Pillow raises almost anything
+                broken.append(index)
+                problems[index] = f"image '{key}' cannot be decoded ({error})"
+        if len(broken) == count:
+            raise UserError(f"none of {count} images can be decoded: {problems[0]}; ingest the data again")
+        keys = batch["key"].copy()
+        for index in broken:
+            other = next(place % count for place in range(index + 1, index + count) if place % count not in broken)
+            images[index], keys[index] = images[other], keys[other]
+        return {"image": images, "key": keys, "epoch": batch["epoch"], "problem": problems}
 
 
 def build_dataset(plan: Plan, config: StreamConfig, root: Location, image_size: tuple[int, int],
@@ -198,6 +255,47 @@ def build_dataset(plan: Plan, config: StreamConfig, root: Location, image_size: 
                                   zero_copy_batch=True, num_cpus=1, **where)
     dataset.context.execution_options.preserve_order = True
     return dataset
+
+
+def segments(plan: Plan, config: StreamConfig, position: int, end: int) -> Iterator[tuple[int, int]]:
+    """[position, end) in pieces of about `segment_windows` windows, cut at multiples of the global batch."""
+    rows_per_window = -(-plan.samples_per_epoch // plan.windows_per_epoch)
+    length = max(1, config.segment_windows * rows_per_window // config.global_batch) * config.global_batch
+    while position < end:
+        yield position, min(position + length, end)
+        position += length
+
+
+def stream(plan: Plan, config: StreamConfig, root: Location, image_size: tuple[int, int], position: int, end: int,
+           decode_resource: str = "") -> Iterator[dict[str, np.ndarray]]:
+    """Collective: this worker's micro-batches of [position, end), through one Ray Data execution after the other.
+
+    `position` and `end` are multiples of the global batch, so every worker comes to the seams in the same step.
+    """
+    import torch.distributed as dist
+
+    from platform.engine.training import broadcast_object
+
+    for low, high in segments(plan, config, position, end):
+        parts = None
+        if dist.get_rank() == 0:
+            dataset = build_dataset(plan, config, root, image_size, low, high, decode_resource)
+            parts = dataset.streaming_split(dist.get_world_size(), equal=True)
+        yield from micro_batches(broadcast_object(parts)[dist.get_rank()], config)
+
+
+def local_stream(plan: Plan, config: StreamConfig, root: Location, image_size: tuple[int, int], position: int, end: int,
+                 rank: int = 0, world: int = 1) -> Iterator[dict[str, np.ndarray]]:
+    """The same micro-batches read in this process, without Ray: the definition of what `stream` must deliver."""
+    decode, waiting, number = Decoder(image_size), None, 0
+    for task in plan.tasks(position, end):
+        table = read_window(plan, task, root)
+        waiting = table if waiting is None else pa.concat_tables([waiting, table])
+        while waiting.num_rows >= config.micro_batch:
+            if number % world == rank:
+                rows = waiting.slice(0, config.micro_batch)
+                yield decode({name: rows[name].to_numpy() for name in rows.column_names})
+            waiting, number = waiting.slice(config.micro_batch), number + 1
 
 
 def micro_batches(iterator: Any, config: StreamConfig, prefetch: int = 2) -> Iterator[dict[str, np.ndarray]]:

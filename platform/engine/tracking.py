@@ -30,6 +30,8 @@ class TrackingConfig:
     """MLflow tracking URI (http://host:5000, sqlite:///file.db); empty: none. Credentials: MLFLOW_TRACKING_* variables."""
     experiment: str = "reidssl"
     """MLflow's experiment."""
+    audit: str = ""
+    """Folder that every worker can write to: the (epoch, key) pairs of each micro-batch that was computed; empty: none."""
 
     def __post_init__(self) -> None:
         if self.every_steps < 1:

@@ -5,9 +5,12 @@ a preemption, a resize and running the same command again are all the same thing
 """
 
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,23 +20,23 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from platform.engine import device as devices
-from platform.engine.errors import UserError, user_error_of
-from platform.engine.runtime import quiet, relayed_lines
+from platform.engine.errors import StoppedError, UserError, user_error_of
+from platform.engine.notices import Notices
+from platform.engine.runtime import quiet, relayed_lines, say
 from platform.engine.scaling import ScalingConfig
 from platform.engine.storage import Location
 
 
 def launch(loop: Callable[[dict[str, Any]], None], arguments: dict[str, Any], *, name: str, storage: Location,
-           scaling: ScalingConfig, micro_batches_per_step: int = 1, datasets: dict[str, Any] | None = None) -> None:
+           scaling: ScalingConfig, micro_batches_per_step: int = 1, heeds_notices: bool = False) -> None:
     """Run `loop(arguments)` on Ray Train workers until it ends; its lines appear on this terminal.
 
-    An elastic group only ever has a number of workers that divides `micro_batches_per_step`.
-    `datasets` maps names to functions that build a Ray dataset; they are called again whenever the workers start, so a
-    dataset can begin where the newest checkpoint stands. Raises UserError with the loop's own words when it fails.
+    An elastic group only ever has a number of workers that divides `micro_batches_per_step`. heeds_notices: the loop asks
+    `notices()` every step, so that resizing and SIGTERM cost no step. Raises UserError with the loop's own words when it
+    fails, StoppedError after a SIGTERM.
     """
     import ray
-    from ray.data import ExecutionOptions
-    from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig
+    from ray.train import FailureConfig, LoggingConfig, RunConfig
     from ray.train import ScalingConfig as RayScalingConfig
     from ray.train.torch import TorchConfig
 
@@ -43,11 +46,11 @@ def launch(loop: Callable[[dict[str, Any]], None], arguments: dict[str, Any], *,
     resources = {"CPU": scaling.cpus_per_worker}
     if scaling.gpus_per_worker:
         resources["GPU"] = scaling.gpus_per_worker
-    with relayed_lines() as board:
+    with relayed_lines() as board, stop_on_sigterm(board if heeds_notices else None) as stopping:
         # The ignored types: Ray annotates the first version of Train and runs the second.
         trainer = ElasticTrainer(
             _guarded,
-            allowed=scaling.sizes(micro_batches_per_step),
+            allowed=scaling.sizes(micro_batches_per_step), board=board if heeds_notices else None,
             train_loop_config={"loop": loop, "arguments": arguments, "board": board, "threads": scaling.threads},
             torch_config=TorchConfig(backend=devices.backend(scaling.gpus_per_worker)),
             scaling_config=RayScalingConfig(num_workers=scaling.num_workers,  # type: ignore[arg-type]
@@ -60,9 +63,6 @@ def launch(loop: Callable[[dict[str, Any]], None], arguments: dict[str, Any], *,
                                              max_preemption_failures=scaling.max_preemptions),
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
-            datasets=datasets,
-            dataset_config=DataConfig(datasets_to_split="all",
-                                      execution_options=ExecutionOptions(preserve_order=True)),
         )
         try:
             trainer.fit()
@@ -71,6 +71,42 @@ def launch(loop: Callable[[dict[str, Any]], None], arguments: dict[str, Any], *,
         fatal = ray.get(board.fatal.remote())
         if fatal:
             raise UserError(fatal)
+        if stopping.is_set():
+            raise StoppedError("stopped after a checkpoint; run the same command again to continue")
+
+
+@contextmanager
+def stop_on_sigterm(board: Any) -> Iterator[threading.Event]:
+    """Turns SIGTERM into the order to stop; a second one ends the program at once. Yields an event: SIGTERM came.
+
+    Does nothing without a board, and outside the main thread (a Tune trial), where signals cannot be handled.
+    """
+    stopping, ended = threading.Event(), threading.Event()
+    if board is None or threading.current_thread() is not threading.main_thread():
+        yield stopping
+        return
+
+    def on_signal(number: int, frame: Any) -> None:
+        if stopping.is_set():
+            sys.exit(128 + number)
+        stopping.set()
+
+    def pass_on() -> None:  # not in the handler: it may interrupt Ray in the middle of a call
+        while not ended.wait(0.1):
+            if stopping.is_set():
+                say("SIGTERM: the workers write a checkpoint and stop")
+                board.give.remote("stop")
+                return
+
+    before = signal.signal(signal.SIGTERM, on_signal)
+    thread = threading.Thread(target=pass_on, daemon=True)
+    thread.start()
+    try:
+        yield stopping
+    finally:
+        ended.set()
+        thread.join(timeout=10)
+        signal.signal(signal.SIGTERM, before)
 
 
 def _guarded(config: dict[str, Any]) -> None:
@@ -104,6 +140,12 @@ def _guarded(config: dict[str, Any]) -> None:
 
 
 _board: Any = None
+
+
+def notices() -> Notices:
+    """What this worker is told; rank 0 also hears the driver and Train's controller."""
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    return Notices(_board if first else None)
 
 
 def _unexpected(error: BaseException) -> str:
@@ -152,11 +194,16 @@ class StepMeans:
             self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
         self.count += 1
 
+    def add_uncounted(self, values: dict[str, Tensor]) -> None:
+        """Values that belong to no micro-batch of their own; `reduce` divides them by all micro-batches too."""
+        self.add(values)
+        self.count -= 1
+
     def reduce(self) -> dict[str, Tensor]:
         """Collective: the means over all workers' micro-batches; starts afresh."""
         names = sorted(self.sums)
-        flat = torch.cat([self.sums[name].flatten() for name in names] + [torch.tensor([float(self.count)]).to(
-            self.sums[names[0]].device)])
+        flat = torch.cat([self.sums[name].flatten().to(devices.device()) for name in names]
+                         + [torch.tensor([float(self.count)], device=devices.device())])
         if dist.is_initialized():
             dist.all_reduce(flat)
         flat = flat[:-1] / flat[-1]
@@ -245,6 +292,27 @@ class StepBatchNorm:
     @staticmethod
     def _buffers(layer: Any) -> list[Tensor]:
         return [layer.running_mean.detach().clone(), layer.running_var.detach().clone()]
+
+
+def broadcast_tensors(tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    """Rank 0's tensors on every worker, on the CPU; the others pass None."""
+    layout = broadcast_object({name: (tuple(value.shape), value.dtype) for name, value in tensors.items()} if tensors else {})
+    return {name: broadcast_tensor(tensors[name] if tensors else None, shape, dtype).cpu()
+            for name, (shape, dtype) in layout.items()}
+
+
+def broadcast_tensor(value: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Rank 0's tensor on every worker, on its device: one at a time, so that nobody holds them all."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        assert value is not None
+        return value
+    if dist.get_rank() == 0:
+        assert value is not None
+        shared = value.to(devices.device()).contiguous()
+    else:
+        shared = torch.empty(shape, dtype=dtype, device=devices.device())
+    dist.broadcast(shared, src=0)
+    return shared
 
 
 def broadcast_object(value: Any) -> Any:

@@ -7,7 +7,6 @@ ordinary PyTorch.
 
 import contextlib
 import logging
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from platform.engine.errors import UserError
+from platform.engine.training import broadcast_object, broadcast_tensor, broadcast_tensors
 
 
 @dataclass(kw_only=True)
@@ -116,28 +116,43 @@ def consolidate(engine: Any) -> dict[str, Any]:
                 value = engine.optimizer.state[parameter].get(moment)
             if first and value is not None:
                 optimizer[moment][name] = _host_copy(value)
+    if not first:
+        return {}
     buffers = {name: buffer.detach().cpu().clone() for name, buffer in engine.module.named_buffers()}
-    return {"parameters": parameters, "buffers": buffers, "moments": optimizer, "optimizer_step": step} if first else {}
+    return {"parameters": parameters, "buffers": buffers, "moments": optimizer, "optimizer_step": step}
 
 
-def restore(engine: Any, payload: dict[str, Any]) -> None:
+def restore(engine: Any, payload: dict[str, Any] | None) -> None:
     """Collective: put a payload of `consolidate` into an engine of any ZeRO stage and number of workers.
 
-    Raises UserError listing the parameters that differ in name or shape.
+    payload: rank 0's counts; it goes to the others tensor by tensor, so that only rank 0 ever holds all of it.
+    Raises UserError, on every worker, listing the parameters that differ in name or shape.
     """
-    _check_fits(engine, payload)
-    parameters, moments = payload["parameters"], payload["moments"]
+    payload = payload if dist.get_rank() == 0 else None
+    layout = broadcast_object(payload and {
+        "shapes": {name: tuple(value.shape) for name, value in payload["parameters"].items()},
+        "moments": {moment: list(values) for moment, values in payload["moments"].items()},
+        "optimizer_step": payload["optimizer_step"]})
+    _check_fits(engine, layout["shapes"])
+    step = layout["optimizer_step"]
     if _is_partitioned(engine):
-        _create_optimizer_state(engine, list(moments), payload["optimizer_step"])
+        _create_optimizer_state(engine, list(layout["moments"]), step)
         _link_optimizer_state(engine)
+
+    def shared(group: str, name: str, shape: tuple[int, ...]) -> Tensor:
+        values = payload and (payload["parameters"] if not group else payload["moments"][group])
+        return broadcast_tensor(values[name] if values else None, shape, torch.float32)
+
     with torch.no_grad():
         for name, parameter in engine.module.named_parameters():
-            own_moments = {moment: values[name] for moment, values in moments.items() if name in values}
-            _restore_parameter(engine, parameter, parameters[name], own_moments, payload["optimizer_step"])
+            shape = layout["shapes"][name]
+            moments = {moment: shared(moment, name, shape) for moment, names in layout["moments"].items() if name in names}
+            _restore_parameter(engine, parameter, shared("", name, shape), moments, step)
         if hasattr(engine.optimizer, "update_lp_params") and not _is_stage3(engine):
             engine.optimizer.update_lp_params()
+        buffers = broadcast_tensors(payload and payload["buffers"])
         for name, buffer in engine.module.named_buffers():
-            buffer.copy_(payload["buffers"][name])
+            buffer.copy_(buffers[name])
 
 
 def clip_gradients_per_tensor(engine: Any, config: DeepSpeedConfig) -> None:
@@ -246,9 +261,8 @@ def _own_slice(value: Tensor, parameter: Any) -> Tensor:
     return padded.narrow(0, size * dist.get_rank(), size).to(parameter.device)
 
 
-def _check_fits(engine: Any, payload: dict[str, Any]) -> None:
+def _check_fits(engine: Any, stored: dict[str, tuple[int, ...]]) -> None:
     shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in engine.module.named_parameters()}
-    stored = {name: tuple(value.shape) for name, value in payload["parameters"].items()}
     differences = [f"{name}: checkpoint {stored.get(name, 'has none')}, model {shapes.get(name, 'has none')}"
                    for name in sorted(shapes.keys() | stored.keys()) if shapes.get(name) != stored.get(name)]
     if differences:
@@ -259,7 +273,3 @@ def _check_fits(engine: Any, payload: dict[str, Any]) -> None:
 
 def _host_copy(value: Tensor) -> Tensor:
     return value.detach().to("cpu", torch.float32, copy=True)
-
-
-def is_finite(value: float) -> bool:
-    return math.isfinite(value)

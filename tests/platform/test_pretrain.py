@@ -49,7 +49,8 @@ def losses(output) -> dict[int, float]:
 def alone(tmp_path_factory, tiny_shards, ray_session):
     """An uninterrupted run with one worker: (its folder, its summary)."""
     output = tmp_path_factory.mktemp("pretrain") / "alone"
-    return output, main(config_of(tiny_shards, output))
+    # Segments of 5 windows: the stream consists of three Ray Data executions.
+    return output, main(config_of(tiny_shards, output, f"tracking.audit={output}/audit", "stream.segment_windows=5"))
 
 
 # ---- what a run leaves
@@ -71,6 +72,23 @@ def test_a_run_leaves_backbone_log_checkpoints_and_summary(alone, tiny_shards):
     state = CheckpointStore(open_storage(str(output / "checkpoints"))).newest().payload["objective"]
     own = backbone.state_dict()
     assert own and all(torch.equal(value, state[f"teacher.backbone.{name}"]) for name, value in own.items())
+
+
+def test_a_run_sees_the_samples_of_the_plan_in_their_order(alone, tiny_shards):
+    output, _ = alone
+    plan, total = plan_of(config_of(tiny_shards, output))
+    tables = [read_window(plan, task, tiny_shards) for task in plan.tasks(0, total)]
+    expected = [[epoch, key] for table in tables
+                for epoch, key in zip(table["epoch"].to_pylist(), table["key"].to_pylist(), strict=True)]
+    files = sorted((output / "audit").iterdir())
+    assert [pair for file in files for pair in json.loads(file.read_text())] == expected
+
+
+def test_a_run_logs_what_its_checkpoints_cost(alone):
+    rows = [row for row in read_metrics(open_storage(str(alone[0]))) if "checkpoint_seconds" in row]
+    assert len(rows) >= STEPS // 4
+    assert all(row["checkpoint_mebibytes"] > 0 and row["checkpoint_seconds"] > 0 and row["checkpoint_stall_seconds"] > 0
+               for row in rows)
 
 
 def test_a_complete_run_is_not_done_again(alone, tiny_shards, capsys):

@@ -1,9 +1,11 @@
 """Checkpoints: published atomically, kept, passed over when torn; on this machine and on S3."""
 
+import threading
+
 import pytest
 import torch
 
-from platform.engine.checkpoints import MANIFEST, STATE, CheckpointConfig, CheckpointStore
+from platform.engine.checkpoints import MANIFEST, STATE, BackgroundWriter, CheckpointConfig, CheckpointStore
 from platform.engine.errors import UserError
 from platform.engine.storage import StorageConfig, StorageError, open_storage
 
@@ -109,7 +111,105 @@ def test_a_store_that_does_not_answer_is_no_torn_checkpoint(tmp_path, monkeypatc
         store.newest()
 
 
+def test_multiples_are_kept_for_good(root):
+    store = CheckpointStore(root, keep=1, keep_multiples_of=200)
+    for position in range(100, 600, 100):
+        store.save(position, payload(1), {})
+    assert positions(root) == ["position-000000000200", "position-000000000400", "position-000000000500"]
+
+
+# ---- in the background
+
+
+class Gate:
+    """A store whose writes wait until they are let through, and that can be made to fail."""
+
+    def __init__(self, store: CheckpointStore) -> None:
+        self.store, self.open, self.failures = store, threading.Event(), 0
+        self.writing = threading.Event()
+
+    def save(self, *arguments):
+        self.writing.set()
+        assert self.open.wait(20)
+        if self.failures:
+            self.failures -= 1
+            raise StorageError("cannot write there: No space left on device", transient=True)
+        return self.store.save(*arguments)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(root):
+    gate = Gate(CheckpointStore(root))
+    writer, log = BackgroundWriter(gate), []  # type: ignore[arg-type]
+    writer.submit(100, payload(1), {"x": 1}, before=lambda: log.append("log"))
+    assert gate.writing.wait(20) and log == ["log"]  # the log first
+    assert writer.take() == {} and positions(root) == []
+    writer.check()
+    gate.open.set()
+    writer.flush()
+    told = writer.take()
+    assert told["mebibytes"] > 0 and told["seconds"] > 0 and told["stall_seconds"] == 0 and writer.take() == {}
+    assert gate.store.newest().position == 100
+
+
+def test_one_at_a_time(root):
+    gate = Gate(CheckpointStore(root))
+    writer = BackgroundWriter(gate)  # type: ignore[arg-type]
+    writer.submit(100, payload(1), {})
+    second = threading.Thread(target=writer.submit, args=(200, payload(2), {}))
+    second.start()
+    second.join(0.3)
+    assert second.is_alive()  # waits for the first
+    gate.open.set()
+    second.join(20)
+    writer.flush()
+    assert positions(root) == ["position-000000000100", "position-000000000200"]
+
+
+def test_storage_that_fails_for_a_while_is_tried_again(root):
+    gate, lines = Gate(CheckpointStore(root)), []
+    gate.failures = 2
+    gate.open.set()
+    writer = BackgroundWriter(gate, patience_s=20, tell=lines.append)  # type: ignore[arg-type]
+    writer.submit(100, payload(1), {})
+    writer.flush()
+    assert gate.store.newest().position == 100
+    assert len(lines) == 2 and "No space left on device; trying again for 20 s" in lines[0] and "works again after" in lines[1]
+
+
+def test_storage_that_goes_on_failing_surfaces_at_the_next_step(root):
+    gate = Gate(CheckpointStore(root))
+    gate.store.save(100, payload(1), {})
+    gate.failures = 99
+    gate.open.set()
+    writer = BackgroundWriter(gate, patience_s=0.6)  # type: ignore[arg-type]
+    writer.submit(200, payload(2), {})
+    writer._thread.join(20)
+    with pytest.raises(UserError, match=r"position-000000000200 could not be written: .*No space.*one before it"):
+        writer.check()
+    writer.check()  # told once
+    assert gate.store.newest().position == 100
+
+
+def test_plain_torch_restores_a_checkpoint(tmp_path):
+    """The code shown in docs/reliability.md, run as it stands there."""
+    from pathlib import Path
+
+    page = (Path(__file__).parents[3] / "docs" / "reliability.md").read_text()
+    code = page.split("<!-- restore -->")[1].split("```python")[1].split("```")[0]
+    model = torch.nn.Linear(3, 2)
+    student = {"parameters": dict(model.state_dict()), "buffers": {}, "optimizer_step": 5.0,
+               "moments": {"exp_avg": {"weight": torch.ones(2, 3)}, "exp_avg_sq": {"weight": torch.ones(2, 3)}}}
+    store = CheckpointStore(open_storage(str(tmp_path / "run" / "checkpoints")))
+    store.save(160, {"student": student, "objective": {"teacher.weight": torch.zeros(1), "center": torch.ones(2)}}, {})
+    space = {"run": str(tmp_path / "run"), "model": torch.nn.Linear(3, 2)}
+    exec(code, space)
+    assert torch.equal(space["model"].weight, model.weight) and torch.equal(space["teacher"]["weight"], torch.zeros(1))
+    assert torch.equal(space["optimizer"].state[space["model"].weight]["exp_avg"], torch.ones(2, 3))
+
+
 @pytest.mark.parametrize("values", [{"every_steps": 0}, {"keep": 0}])
 def test_impossible_settings(values):
     with pytest.raises(ValueError, match="every_steps and keep must be at least 1"):
         CheckpointConfig(**values)
+    with pytest.raises(ValueError, match=r"keep_every_steps must be 0 or a multiple of every_steps \(500\): got 700"):
+        CheckpointConfig(keep_every_steps=700)

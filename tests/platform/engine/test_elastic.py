@@ -1,5 +1,6 @@
 """The elastic policy inside Ray Train: allowed sizes only, counted on nodes that stay."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from ray.train.v2._internal.execution.scaling_policy import NoopDecision, Resize
 
 from platform.engine import elastic
 from platform.engine.elastic import AllowedSizesPolicy, largest_allowed
+from platform.engine.runtime import LineBoard
 from platform.engine.scaling import ScalingConfig
 from platform.engine.storage import open_storage
 from platform.engine.training import launch
@@ -34,6 +36,27 @@ def test_a_group_starts_with_an_allowed_number_on_nodes_that_stay(monkeypatch):
         assert isinstance(decision, ResizeDecision) and decision.num_workers == expected
     # Too little for the smallest group: wait, do not start with fewer.
     assert isinstance(policy(monkeypatch, nodes, set()).make_decision_for_non_running_worker_group(), NoopDecision)
+
+
+def test_a_resize_waits_for_a_checkpoint(monkeypatch, ray_session):
+    board = ray_session.remote(num_cpus=0)(LineBoard).remote()
+    made = policy(monkeypatch, {name: {"CPU": 4.0} for name in "ab"}, {"a", "b"})
+    made.board = board
+    state = SimpleNamespace(start_time=-1e9, num_workers=4)
+
+    def decide():
+        return made.make_decision_for_running_worker_group(state, None)
+
+    assert isinstance(decide(), NoopDecision) and ray_session.get(board.order.remote()) == "resize"
+    assert isinstance(decide(), NoopDecision)  # asked, not done yet
+    ray_session.get(board.carried_out.remote("resize"))  # what the workers say after the checkpoint
+    decision = decide()
+    assert isinstance(decision, ResizeDecision) and decision.num_workers == 8
+    made._latest_monitor_time, made.patience_s = float("-inf"), 0.0
+    assert isinstance(decide(), NoopDecision)
+    assert isinstance(decide(), ResizeDecision)  # workers that do not answer are not waited for without end
+    made.make_decision_for_non_running_worker_group()
+    assert made._pending is None
 
 
 def test_train_runs_an_elastic_group_with_an_allowed_number(tmp_path, ray_session):

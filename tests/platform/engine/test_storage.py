@@ -21,6 +21,7 @@ from platform.engine.storage import (
     abort_incomplete_uploads,
     create_bucket,
     open_storage,
+    patiently,
 )
 
 
@@ -306,3 +307,54 @@ class fresh_clients:
 
         for cached in (s3._client, s3._session, s3._filesystem):
             cached.cache_clear()
+
+
+# ---- patience
+
+
+class Fails:
+    """Raises so many times, then returns 7."""
+
+    def __init__(self, times: int, transient: bool = True) -> None:
+        self.left, self.transient, self.calls = times, transient, 0
+
+    def __call__(self) -> int:
+        self.calls += 1
+        if self.calls <= self.left:
+            raise StorageError("cannot read it: nothing answers", transient=self.transient)
+        return 7
+
+
+def test_what_may_pass_is_tried_again():
+    lines: list[str] = []
+    action = Fails(2)
+    assert patiently(action, 30, lines.append) == 7 and action.calls == 3
+    assert [line.split(";")[-1] for line in lines] == [" trying again for 30 s (storage.patience_s)",
+                                                       f"storage works again after {1 + 0.5:.0f} s"]
+
+
+def test_patience_ends_and_what_cannot_pass_is_not_tried_again():
+    action = Fails(9)
+    with pytest.raises(StorageError, match="nothing answers"):
+        patiently(action, 0.6)
+    assert action.calls == 2
+    action = Fails(9, transient=False)
+    with pytest.raises(StorageError):
+        patiently(action, 30)
+    assert action.calls == 1
+
+
+def test_what_may_pass_and_what_may_not(tmp_path, s3, monkeypatch):
+    def error_of(action) -> StorageError:
+        with pytest.raises(StorageError) as caught:
+            action()
+        return caught.value
+
+    assert not error_of((open_storage(str(tmp_path)) / "none").read_bytes).transient
+    monkeypatch.setattr("os.fsync", lambda number: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    assert error_of(lambda: (open_storage(str(tmp_path)) / "x").write_bytes(b"1")).transient
+    there = StorageConfig(endpoint_url=s3.endpoint_url)
+    assert not error_of((open_storage(s3.uri, there) / "none").read_bytes).transient
+    assert not error_of((open_storage("s3://no-such-bucket-here/x", there)).read_bytes).transient
+    nobody = StorageConfig(endpoint_url="http://127.0.0.1:9", max_attempts=1, connect_timeout_s=0.5)
+    assert error_of((open_storage(s3.uri, nobody) / "x").read_bytes).transient

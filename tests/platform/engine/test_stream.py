@@ -1,15 +1,20 @@
 """The sample stream: order, exactly-once, resuming, sharing between workers, and what Ray Data must keep doing."""
 
 import io
+import shutil
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 from PIL import Image
 
-from platform.engine.errors import UserError, user_error_of
+from platform.engine.errors import UserError
 from platform.engine.selection import read_units
+from platform.engine.storage import open_storage
 from platform.engine.stream import (
     Decoder,
     Plan,
@@ -18,8 +23,10 @@ from platform.engine.stream import (
     Unit,
     build_dataset,
     decode_image,
+    local_stream,
     micro_batches,
     read_window,
+    segments,
 )
 from reidssl.seeding import sample_seeds
 
@@ -117,10 +124,66 @@ def test_decode_resizes_and_converts():
     assert pixels.shape == (3, *SIZE) and pixels.dtype == np.uint8 and (pixels == 7).all()
 
 
-def test_an_image_that_broke_later_is_named():
-    batch = {"key": np.array(["a/b.jpg"]), "image": np.array([b"no image"], object), "epoch": np.zeros(1, np.int32)}
-    with pytest.raises(UserError, match=r"'a/b\.jpg'.*ingest it again"):
+def png(level: int) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(np.full((20, 10, 3), level, np.uint8)).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def test_an_image_that_broke_is_replaced_by_the_next_and_named():
+    batch = {"key": np.array(["a", "b", "c"], object), "image": np.array([png(1), png(2), b"no image"], object),
+             "epoch": np.zeros(3, np.int32), "problem": np.array(["", "", ""], object)}
+    found = Decoder(SIZE)(batch)
+    assert found["image"].max((1, 2, 3)).tolist() == [1, 2, 1] and found["key"].tolist() == ["a", "b", "a"]
+    assert found["problem"][0] == found["problem"][1] == "" and "image 'c' cannot be decoded" in found["problem"][2]
+    batch["image"] = np.array([b"x", b"y", b"z"], object)
+    with pytest.raises(UserError, match=r"none of 3 images can be decoded: image 'a' .*ingest"):
         Decoder(SIZE)(batch)
+
+
+@pytest.fixture
+def damaged(tmp_path, tiny_shards):
+    """The tiny data set with its second shard (35 of 90 rows) cut in the middle."""
+    shutil.copytree(tiny_shards.path, tmp_path / "damaged")
+    location = open_storage(str(tmp_path / "damaged"))
+    file = tmp_path / "damaged" / read_units(location)[-1].file
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    return location
+
+
+def test_a_torn_shard_is_set_aside_without_moving_anything_else(damaged, tiny_shards):
+    plan, whole = plan_of(damaged, window=8), order(plan_of(tiny_shards, window=8), tiny_shards, 0, 180)
+    tables = pa.concat_tables(read_window(plan, task, damaged) for task in plan.tasks(0, 180))
+    kept = [not problem for problem in tables["problem"].to_pylist()]
+    assert sum(kept) == 2 * 55
+    found = list(zip(tables["epoch"].to_pylist(), tables["key"].to_pylist(), strict=True))
+    assert all(found[index] == whole[index] for index in range(180) if kept[index])
+    assert {key for _, key in found} == set(read_keys(tiny_shards)[:55])  # readable samples stand in
+    assert plan.units[-1].file in next(filter(None, tables["problem"].to_pylist()))
+    assert order(plan, damaged, 37, 180) == found[37:]  # and always the same ones
+    (Path(damaged.path) / plan.units[-1].file).unlink()
+    problems = pa.concat_tables(read_window(plan, task, damaged) for task in plan.tasks(0, 90))["problem"].to_pylist()
+    assert sum("does not exist" in problem for problem in problems) == 35
+
+
+def test_nothing_readable_in_a_window_is_an_error(damaged):
+    with pytest.raises(UserError, match="none of the 1 row groups that are read together can be read"):
+        order(plan_of(damaged, window=1), damaged, 0, 90)
+
+
+def test_segments_are_whole_steps_and_tile_the_stream(tiny_shards):
+    plan = plan_of(tiny_shards)  # windows of 30 rows, steps of 8
+    config = replace(CONFIG, segment_windows=2)
+    pieces = list(segments(plan, config, 16, 256))
+    assert pieces == [(16, 72), (72, 128), (128, 184), (184, 240), (240, 256)]
+    assert list(segments(plan, CONFIG, 16, 256)) == [(16, 256)] and list(segments(plan, CONFIG, 256, 256)) == []
+
+
+def test_the_stream_without_ray(tiny_shards):
+    expected = order(plan_of(tiny_shards), tiny_shards, 8, 176)
+    batches = [list(local_stream(plan_of(tiny_shards), CONFIG, tiny_shards, SIZE, 8, 176, rank, 2)) for rank in (0, 1)]
+    merged = [batch for pair in zip(*batches, strict=True) for batch in pair]
+    assert [(epoch, key) for batch in merged for epoch, key in zip(batch["epoch"], batch["key"], strict=True)] == expected
 
 
 def test_augmentation_seeds_follow_key_and_epoch_not_place_in_the_batch():
@@ -181,23 +244,7 @@ def test_other_block_sizes_are_noticed(tiny_shards, ray_session):
         list(micro_batches(dataset, StreamConfig(micro_batch=8)))
 
 
-def test_a_shard_that_changed_stops_the_stream_with_its_key(tmp_path, tiny_shards, ray_session):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from platform.engine.shards import FileEntry, Manifest, write_manifest, write_rejected
-    from platform.engine.storage import open_storage
-
-    unit = read_units(tiny_shards)[0]
-    table = pq.read_table((tiny_shards / unit.file).path).slice(0, 8)
-    images = table["image"].to_pylist()
-    images[3] = images[3][:50]
-    broken = open_storage(str(tmp_path))
-    pq.write_table(table.set_column(1, table.schema.field("image"), pa.array(images)), (broken / "s.parquet").path)
-    write_rejected(broken, [])
-    write_manifest(broken, Manifest(files=[FileEntry("s.parquet", 8, 0, "0", [8])]))
-    dataset = build_dataset(plan_of(broken), CONFIG, broken, SIZE, 0, 8)
-    with pytest.raises(Exception) as caught:
-        list(micro_batches(dataset, CONFIG))
-    found = user_error_of(caught.value)
-    assert found is not None and table["key"][3].as_py() in str(found)
+def test_broken_images_and_shards_come_through_ray_with_their_reason(damaged, ray_session):
+    dataset = build_dataset(plan_of(damaged, window=8), CONFIG, damaged, SIZE, 0, 88)
+    problems = [problem for batch in micro_batches(dataset, CONFIG) for problem in batch["problem"]]
+    assert len(problems) == 88 and 33 <= sum(bool(problem) for problem in problems) <= 35

@@ -1,0 +1,63 @@
+"""One worker of test_curve.py: the training loop as Ray Train runs it, over gloo and without Ray.
+
+    python -m tests.platform.curve_worker RANK FOLDER JSON    # JSON: {"world", "data", "runs": [[name, stage, stop], ...]}
+
+`stop`: break off in the middle of this step, as a crash would (0: run to the end). The shared folder holds one run each.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from platform.engine.config import load_config, to_plain
+from platform.engine.stream import local_stream
+from platform.pretrain import PretrainConfig, train
+
+TINY = ["model.image_size=[64,32]", "model.width=16", "model.depth=1", "model.heads=2", "model.patch_size=16",
+        "model.stem_width=8", "model.stem=ics", "model.drop_path=0.2", "objective.dino.out_dim=32", "objective.dino.hidden=16",
+        "objective.dino.bottleneck=8", "augment.local_size=[32,16]", "augment.num_local=1", "stream.micro_batch=4",
+        "stream.micro_batches_per_step=4", "stream.window_row_groups=3", "optimizer.warmup_epochs=0.5",
+        "optimizer.learning_rate=0.02", "tracking.every_steps=1", "checkpoint.every_steps=4"]
+BATCH = 16
+
+
+class CrashError(Exception):
+    """Stands for a killed process: nothing of the loop runs after it."""
+
+
+def stream_until(stop: int):
+    """The stream of a worker that crashes within optimiser step `stop`, counted from the start of the run."""
+    def stream(plan, config, root, image_size, position, end, decode_resource):
+        rank, world = dist.get_rank(), dist.get_world_size()
+        own = local_stream(plan, config, root, image_size, position, end, rank, world)
+        per_step = config.micro_batches_per_step // world
+        for number, batch in enumerate(own):
+            if stop and position // BATCH + number // per_step == stop:
+                raise CrashError
+            yield batch
+    return stream
+
+
+def main(rank: int, folder: Path, order: dict) -> None:
+    world = order["world"]
+    torch.set_num_threads(1)
+    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world)}
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous-{os.getppid()}-{world}", rank=rank, world_size=world)
+    for name, stage, stop in order["runs"]:
+        config = load_config(PretrainConfig, "pretrain", [
+            f"data.uri={order['data']}", f"output={folder / name}", f"deepspeed.zero_stage={stage}",
+            f"length.samples={order['steps'] * BATCH}", f"tracking.audit={folder / name / 'audit'}", *TINY])
+        try:
+            train({"config": to_plain(config), "stream": stream_until(stop)})
+        except CrashError:
+            assert stop
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))

@@ -1,0 +1,111 @@
+"""The same loss curve, weights and samples on any number of workers, at any ZeRO stage, and when the number changes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from platform.engine.checkpoints import CheckpointStore
+from platform.engine.storage import open_storage
+from platform.engine.tracking import read_metrics
+from tests.platform.curve_worker import BATCH
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def work(folder: Path, world: int, data: str, steps: int, runs: list) -> None:
+    """`world` processes go through `runs` ([name, ZeRO stage, step to crash in]) one after the other."""
+    order = json.dumps({"world": world, "data": data, "steps": steps, "runs": runs})
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    processes = [subprocess.Popen([sys.executable, "-m", "tests.platform.curve_worker", str(rank), folder, order], cwd=ROOT,
+                                  env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                 for rank in range(world)]
+    try:
+        for process in processes:
+            output, _ = process.communicate(timeout=400)
+            assert process.returncode == 0, output[-4000:]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def runs_on(folder: Path, data: str, stages: tuple[int, ...], worlds: tuple[int, ...], steps: int) -> Path:
+    """Uninterrupted runs `<stage>-<world>`, and `<stage>-changed`, which crashes and goes on with the next number of workers."""
+    for place, world in enumerate(worlds):
+        last = place == len(worlds) - 1
+        crash = 0 if last else (place + 1) * steps // len(worlds) - 1
+        runs = [[f"{stage}-{world}", stage, 0] for stage in stages]
+        runs += [[f"{stage}-changed", stage, crash] for stage in stages]
+        work(folder, world, data, steps, runs)
+    return folder
+
+
+def losses(run: Path) -> dict[int, float]:
+    return {row["position"]: row["loss"] for row in read_metrics(open_storage(str(run)))}
+
+
+def check(folder: Path, stages: tuple[int, ...], worlds: tuple[int, ...], steps: int) -> None:
+    """All runs against the one of a single worker at ZeRO 0."""
+    reference, weights = losses(folder / f"0-{worlds[0]}"), final_weights(folder / f"0-{worlds[0]}")
+    assert list(reference) == [BATCH * step for step in range(1, steps + 1)]
+    assert len(set(reference.values())) > steps / 2  # it trains
+    for stage in stages:
+        for kind in (*worlds, "changed"):
+            run = folder / f"{stage}-{kind}"
+            assert losses(run) == pytest.approx(reference, rel=1e-4), run.name
+            for name, value in final_weights(run).items():
+                difference = float((value - weights[name]).norm() / weights[name].norm().clamp_min(1e-6))
+                assert difference < 1e-3, (run.name, name, difference)
+            check_audit(run, steps)
+    # What the workers were given is bit for bit the same: so are the keys of every micro-batch, checked against one run.
+    assert all(audit(folder / f"{stage}-{kind}") == audit(folder / f"0-{worlds[0]}")
+               for stage in stages for kind in (*worlds, "changed"))
+
+
+def final_weights(run: Path) -> dict[str, torch.Tensor]:
+    """Student and teacher of the newest checkpoint."""
+    found = CheckpointStore(open_storage(str(run / "checkpoints"))).newest()
+    assert found is not None
+    return found.payload["student"]["parameters"] | {
+        name: value for name, value in found.payload["objective"].items() if value.is_floating_point() and value.dim()}
+
+
+def audit(run: Path) -> dict[int, list]:
+    """Micro-batch -> the (epoch, key) pairs that it consisted of; one that was computed twice must have been the same."""
+    found = {}
+    for file in sorted((run / "audit").iterdir()):
+        records = [json.loads(line) for line in file.read_text().splitlines()]
+        assert all(record == records[0] for record in records), file
+        found[int(file.stem.rpartition("-")[2])] = records[0]
+    return found
+
+
+def check_audit(run: Path, steps: int) -> None:
+    """Every image of every whole epoch exactly once."""
+    found = audit(run)
+    assert sorted(found) == list(range(steps * 4))
+    seen = Counter((epoch, key) for pairs in found.values() for epoch, key in pairs)
+    assert set(seen.values()) == {1} and sum(seen.values()) == steps * BATCH
+    for epoch in range(steps * BATCH // 90):
+        assert sum(count for (of, _), count in seen.items() if of == epoch) == 90
+
+
+def test_one_and_two_workers_and_a_change_between(tmp_path, tiny_shards):
+    """12 steps: two epochs, a crash in the second step after a checkpoint, resumed with two workers."""
+    stages, worlds, steps = (0, 3), (1, 2), 12
+    check(runs_on(tmp_path, tiny_shards.uri, stages, worlds, steps), stages, worlds, steps)
+    # Some steps of the changed run were computed twice, with 1 and then with 2 workers.
+    crashed = (tmp_path / "0-changed" / "audit" / "micro-batch-000000016.jsonl").read_text().splitlines()
+    assert len(crashed) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_all_stages_on_one_two_and_four_workers_over_forty_steps(tmp_path, tiny_shards):
+    stages, worlds, steps = (0, 1, 2, 3), (1, 2, 4), 40
+    check(runs_on(tmp_path, tiny_shards.uri, stages, worlds, steps), stages, worlds, steps)
