@@ -1,10 +1,12 @@
-"""Retrieval metrics of models on labelled test sets: mAP, Rank-1/5/10, mINP, with or without re-ranking.
+"""Retrieval metrics of models on labelled test sets: mAP, Rank-1/5/10, mINP; re-ranking, query expansion, ROC, camera pairs.
 
   python -m platform.evaluate models=[runs/usl] test_sets=[runs/demo/data/target]
   python -m platform.evaluate models=[runs/a,runs/b] test_sets=[runs/market,runs/msmt] evaluate.reranking=true output=runs/table
+  python -m platform.evaluate models=[runs/usl] test_sets=[runs/market] evaluate.roc=true evaluate.cameras=true
 
-Several models and test sets give a table of all pairs. A model is a run folder or a checkpoint file, ours or a released
-one; a test set is shards with splits query and gallery. Features are computed by a pool of actors through Ray Data.
+Several models and test sets give the cross-domain matrix: a row a model, a column a test set. A model is a run folder or a
+checkpoint file, ours or a released one; a test set is shards with splits query and gallery. Images go from the shards through a
+pool of actors by Ray Data; only labels and features are held here.
 """
 
 from dataclasses import dataclass, field
@@ -16,8 +18,7 @@ import torch
 from platform.engine.config import run_program
 from platform.engine.device import use_threads
 from platform.engine.errors import UserError, user_error_of
-from platform.engine.evaluation import EvaluateConfig, evaluate_features, require_splits
-from platform.engine.images import ImageSet
+from platform.engine.evaluation import EvaluateConfig, Labels, evaluate_features, require_splits
 from platform.engine.inference import PoolConfig, stream_through_actors
 from platform.engine.models import load_model
 from platform.engine.runtime import RuntimeConfig, connect, say
@@ -37,7 +38,7 @@ class EvaluateProgramConfig:
     test_sets: list[str] = field(default_factory=lambda: ["runs/demo/data/target"])
     """Shards with splits query and gallery."""
     output: str = ""
-    """Folder for evaluation.json (table and rankings); empty: print only."""
+    """Folder for evaluation.json (all results and rankings); empty: print only."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
@@ -75,6 +76,8 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
             rows.append(row)
             say(f"{uri} on {location.uri}: mAP {row['mAP']:.1%}  Rank-1 {row['rank1']:.1%}")
     print(table(rows))
+    if len(config.models) > 1 and len(sets) > 1:
+        print("\n" + matrix(rows))
     if config.output:
         (open_storage(config.output, config.storage) / "evaluation.json").write_json(rows)
     return rows
@@ -84,15 +87,17 @@ def evaluate(uri: str, image_size: tuple[int, int], location: Location, config: 
     """Features of query and gallery through the actors, then the metrics."""
     arguments = {"model": uri, "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor))}
     files = read_manifest(location).files
-    images, features = [], []
+    labels, features = [], []
     for split in ("query", "gallery"):
-        images.append(ImageSet(location, [split], image_size, cache_gib=0.0))
+        labels.append(Labels(location, split))
         try:
             batches = list(stream_through_actors(location, files, Embedder, arguments, image_size, config.pool, split))
         except Exception as error:
             raise user_error_of(error) or error from None
+        if [key for batch in batches for key in batch["key"]] != labels[-1].keys:
+            raise UserError(f"{location.uri} changed while it was read: run the same command again")
         features.append(torch.from_numpy(np.concatenate([batch["feature"] for batch in batches])))
-    return evaluate_features(images[0], images[1], features[0], features[1], config.evaluate)
+    return evaluate_features(labels[0], labels[1], features[0], features[1], config.evaluate)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -107,7 +112,31 @@ def table(rows: list[dict[str, Any]]) -> str:
             reranked = row["reranked"]
             lines.append(f"{'  re-ranked':<{width}}  {'':<{data_width}}  {100 * reranked['mAP']:7.1f}  "
                          f"{100 * reranked['rank1']:7.1f}")
+        if "roc" in row:
+            rates = "  ".join(f"{100 * value:.1f} at FPR {rate}" for rate, value in row["roc"].items())
+            lines.append(f"  true positive rate: {rates}")
+        if "camera_pairs" in row:
+            lines += camera_table(row["camera_pairs"])
     return "\n".join(lines)
+
+
+def camera_table(pairs: dict[str, Any]) -> list[str]:
+    """mAP from the camera of the row to the camera of the column; a dash where there is nothing to find."""
+    lines = ["  mAP from camera to camera", "  " + " " * 6 + "".join(f"{camera:>7}" for camera in pairs["gallery_cameras"])]
+    for camera, row in zip(pairs["query_cameras"], pairs["mAP"], strict=True):
+        lines.append(f"  {camera:>6}" + "".join(f"{'-':>7}" if value is None else f"{100 * value:7.1f}" for value in row))
+    return lines
+
+
+def matrix(rows: list[dict[str, Any]]) -> str:
+    """Cross-domain matrix, mAP / Rank-1 in per cent: a row a model, a column a test set."""
+    models, sets = (list(dict.fromkeys(row[name] for row in rows)) for name in ("model", "data"))
+    cells = {(row["model"], row["data"]): f"{100 * row['mAP']:.1f} / {100 * row['rank1']:.1f}" for row in rows}
+    width, columns = max(map(len, models)), [max(len(name), 13) for name in sets]
+    lines = [" " * width + "".join(f"  {name:>{column}}" for name, column in zip(sets, columns, strict=True))]
+    lines += [f"{model:<{width}}" + "".join(f"  {cells[model, name]:>{column}}"
+              for name, column in zip(sets, columns, strict=True)) for model in models]
+    return "mAP / Rank-1\n" + "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
 from platform.engine.errors import UserError
-from platform.engine.images import ImageSet
-from platform.engine.shards import read_manifest
+from platform.engine.shards import read_manifest, read_rows
 from platform.engine.storage import Location
+from reidssl.metrics.cameras import camera_pairs
+from reidssl.metrics.expansion import expand_queries
 from reidssl.metrics.ranking import best_matches, rank
 from reidssl.metrics.reranking import rank_reranked
+from reidssl.metrics.verification import true_positive_rates
 
 SHOWN_QUERIES, SHOWN_MATCHES = 8, 10
 
@@ -23,6 +25,49 @@ class EvaluateConfig:
 
     reranking: bool = False
     """Also report k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)."""
+    expansion: int = 0
+    """Gallery images by which each query is expanded before ranking (alpha-QE); 0: none, as published results have it."""
+    expansion_alpha: float = 3.0
+    """Power of the cosine by which those images are weighted."""
+    roc: bool = False
+    """Also report verification: true positive rates at false positive rates 1e-4, 1e-3 and 1e-2."""
+    cameras: bool = False
+    """Also report the mAP from each camera to each other camera."""
+    per_query: bool = False
+    """Also keep the average precision of every query."""
+    block: int = 128
+    """Queries compared at a time: memory is block x gallery x 4 bytes."""
+
+    def __post_init__(self) -> None:
+        if self.expansion < 0 or self.expansion_alpha < 0:
+            raise ValueError(f"expansion and expansion_alpha must be 0 or more: got {self.expansion}, {self.expansion_alpha}")
+        if self.block < 1:
+            raise ValueError(f"block must be at least 1 query: got {self.block}")
+
+
+class Identified(Protocol):
+    """What judging needs to know about images: an ImageSet, or `Labels` without the images themselves."""
+
+    location: Location
+    keys: list[str]
+    pids: np.ndarray
+    camids: np.ndarray
+
+    def __len__(self) -> int: ...
+
+
+class Labels:
+    """Keys, identities and cameras of one split, in the order of the shards; no image is read."""
+
+    def __init__(self, location: Location, split: str) -> None:
+        table = read_rows(location, ["key", "pid", "camid"], split=split)
+        self.location = location
+        self.keys: list[str] = table["key"].to_pylist()
+        self.pids: np.ndarray = table["pid"].to_numpy().astype(np.int64)
+        self.camids: np.ndarray = table["camid"].to_numpy().astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.keys)
 
 
 def require_splits(location: Location, splits: Sequence[str]) -> None:
@@ -34,23 +79,47 @@ def require_splits(location: Location, splits: Sequence[str]) -> None:
                         f"{', '.join(found) or 'none'}. Name another data set, or ingest this one with its test images")
 
 
-def evaluate_features(query: ImageSet, gallery: ImageSet, query_features: Tensor, gallery_features: Tensor,
+def evaluate_features(query: Identified, gallery: Identified, query_features: Tensor, gallery_features: Tensor,
                       config: EvaluateConfig) -> dict[str, Any]:
-    """{"mAP", "rank1", "rank5", "rank10", "mINP", "queries", "gallery", ["reranked"], "rankings"}, all shares in [0, 1]."""
-    arguments = (query_features, query.pids, query.camids, gallery_features, gallery.pids, gallery.camids)
+    """Everything `config` asks for, all shares in [0, 1].
+
+    {"mAP", "rank1", "rank5", "rank10", "mINP", "queries", "gallery", "rankings"} and, where asked for, "reranked" {"mAP",
+    "rank1"}, "roc" {"1e-04": rate, ...}, "camera_pairs" {"query_cameras", "gallery_cameras", "mAP": rows, null where undefined},
+    "average_precision" {key: value, null for a query without a true match}.
+    """
     try:
-        found: dict[str, Any] = rank(*arguments).as_dict()
+        if config.expansion:
+            query_features = expand_queries(query_features, gallery_features, config.expansion, config.expansion_alpha,
+                                            config.block)
+        arguments = (query_features, query.pids, query.camids, gallery_features, gallery.pids, gallery.camids)
+        ranked = rank(*arguments, block=config.block)
+        found: dict[str, Any] = ranked.as_dict()
+        found |= {"queries": int(found.pop("num_valid_queries")), "gallery": len(gallery)}
+        if config.reranking:
+            reranked = rank_reranked(*arguments, block=config.block)
+            found["reranked"] = {"mAP": float(reranked.mAP), "rank1": float(reranked.rank1)}
+        if config.roc:
+            rates = true_positive_rates(*arguments, block=config.block)
+            found["roc"] = {f"{rate:.0e}": value for rate, value in rates.items()}
+        if config.cameras:
+            pairs = camera_pairs(*arguments, block=config.block)
+            found["camera_pairs"] = {"query_cameras": pairs.query_cameras.tolist(),
+                                     "gallery_cameras": pairs.gallery_cameras.tolist(),
+                                     "mAP": [[_number(value) for value in row] for row in pairs.mAP]}
     except ValueError as error:  # no query has a match, features that are no numbers
         raise UserError(f"{query.location.uri} cannot be judged: {error}") from None
-    found |= {"queries": int(found.pop("num_valid_queries")), "gallery": len(gallery)}
-    if config.reranking:
-        reranked = rank_reranked(*arguments)
-        found["reranked"] = {"mAP": float(reranked.mAP), "rank1": float(reranked.rank1)}
+    if config.per_query:
+        found["average_precision"] = {key: _number(value)
+                                      for key, value in zip(query.keys, ranked.average_precision, strict=True)}
     found["rankings"] = _rankings(query, gallery, query_features, gallery_features)
     return found
 
 
-def _rankings(query: ImageSet, gallery: ImageSet, query_features: Tensor, gallery_features: Tensor) -> list[dict[str, Any]]:
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _rankings(query: Identified, gallery: Identified, query_features: Tensor, gallery_features: Tensor) -> list[dict[str, Any]]:
     """Top matches of a few queries, evenly spread over the identities."""
     chosen = np.linspace(0, len(query) - 1, min(SHOWN_QUERIES, len(query))).astype(int)
     found = best_matches(query_features[chosen], query.pids[chosen], query.camids[chosen], gallery_features,

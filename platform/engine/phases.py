@@ -15,8 +15,9 @@ from torch import Tensor
 from platform.engine.device import device
 from platform.engine.images import ImageSet
 from platform.engine.training import broadcast_object
+from reidssl.clustering.cameras import camera_proxies
 from reidssl.clustering.memory import ClusterMemory
-from reidssl.clustering.pseudo_labels import ClusterConfig, cluster_centroids, pseudo_labels
+from reidssl.clustering.pseudo_labels import ClusterConfig, PseudoLabels, cluster_centroids, pseudo_labels
 from reidssl.data.samplers import identity_batches
 from reidssl.models.reid import ReidModel, ReidOutput
 from reidssl.schedules import Steps
@@ -67,6 +68,8 @@ class UnsupervisedConfig:
     """Stochastic depth rate of the backbone."""
     neck: str = "after"
     """Side of the neck whose feature is clustered and used for retrieval."""
+    camera_proxies: bool = False
+    """One memory vector for each camera of a cluster; an image is drawn to all those of its cluster."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     batch: BatchConfig = field(default_factory=lambda: BatchConfig(identities=32, instances=8))
 
@@ -151,13 +154,21 @@ class Unsupervised:
     def begin(self, epoch: int, features: Features) -> Epoch:
         everything = features(self.images)
         # one worker clusters, all use its labels
-        found = broadcast_object(pseudo_labels(everything, self.config.cluster) if _is_first() else None)
+        found = broadcast_object(self._cluster(epoch, everything) if _is_first() else None)
         log = {"clusters": found.num_clusters, "outliers": found.num_outliers,
                "cluster_seconds": sum(found.seconds.values())}
+        if found.recall is not None:
+            log["search_recall"] = found.recall
         if found.num_clusters < 2:  # nothing to contrast with: the features do not tell images apart (yet)
             return Epoch([], found.labels, log)
-        centroids = cluster_centroids(everything, found.labels)
-        self.memory = ClusterMemory(centroids, self.config.temperature, self.config.momentum, self.config.hard).to(device())
+        labels, groups = found.labels, None
+        if self.config.camera_proxies:
+            labels, clusters = camera_proxies(found.labels, self.images.camids)
+            groups = torch.from_numpy(clusters)
+            log["proxies"] = len(clusters)
+        centroids = cluster_centroids(everything, labels)
+        self.memory = ClusterMemory(centroids, self.config.temperature, self.config.momentum, self.config.hard,
+                                    groups).to(device())
         batch = self.config.batch
         batches = identity_batches(found.labels, self.images.camids, batch.identities, batch.instances, self.seed, epoch,
                                    self.config.iterations * batch.micro_batches_per_step, cross_camera=True,
@@ -166,7 +177,14 @@ class Unsupervised:
             from sklearn.metrics import adjusted_rand_score
 
             log["adjusted_rand_index"] = float(adjusted_rand_score(self.images.pids, found.labels))
-        return Epoch(batches, found.labels, log)
+        return Epoch(batches, labels, log)
+
+    def _cluster(self, epoch: int, features: Tensor) -> PseudoLabels:
+        progress = epoch / max(self.config.epochs - 1, 1)
+        try:
+            return pseudo_labels(features, self.config.cluster, progress=progress)
+        except ValueError as error:  # features that are no numbers, more clusters than images
+            raise UserError(f"{self.images.location.uri} cannot be clustered: {error}") from None
 
     def loss(self, output: ReidOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         loss = self.memory(output.embedding(self.config.neck), labels)

@@ -21,11 +21,15 @@ class ClusterMemory(nn.Module):
         temperature: of the softmax over clusters.
         momentum: weight of the old vector in an update, in [0, 1].
         hard: update each cluster with its least similar feature only, instead of with every feature in turn.
+        groups: int64 (C,): vectors of one group are the cameras of one cluster (`camera_proxies`), and a feature is drawn to all
+            of them alike, whatever its own camera. None: each vector is a cluster of its own.
     """
 
     centroids: Tensor
+    groups: Tensor | None
 
-    def __init__(self, centroids: Tensor, temperature: float = 0.05, momentum: float = 0.1, hard: bool = False) -> None:
+    def __init__(self, centroids: Tensor, temperature: float = 0.05, momentum: float = 0.1, hard: bool = False,
+                 groups: Tensor | None = None) -> None:
         super().__init__()
         if centroids.ndim != 2 or not len(centroids):
             raise ValueError(
@@ -38,10 +42,15 @@ class ClusterMemory(nn.Module):
         self.temperature = temperature
         self.momentum = momentum
         self.hard = hard
+        if groups is not None and groups.shape != centroids.shape[:1]:
+            raise ValueError(f"groups must have one number per vector, {len(centroids)}: got {tuple(groups.shape)}")
         self.register_buffer("centroids", F.normalize(centroids.detach().float(), dim=1))
+        self.register_buffer("groups", groups)
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """Mean over features of - log softmax(cos(feature, cluster) / temperature)[label].
+
+        With groups: of the mean of that over all vectors of the label's group (CAP's loss between cameras, against all others).
 
         Args:
             features: float (B, D), normalised here.
@@ -49,7 +58,10 @@ class ClusterMemory(nn.Module):
         """
         self._check(labels)
         similarities = F.normalize(features.float(), dim=1) @ self.centroids.T
-        return F.cross_entropy(similarities / self.temperature, labels)
+        if self.groups is None:
+            return F.cross_entropy(similarities / self.temperature, labels)
+        together = (self.groups[labels][:, None] == self.groups).float()
+        return F.cross_entropy(similarities / self.temperature, together / together.sum(dim=1, keepdim=True))
 
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> None:

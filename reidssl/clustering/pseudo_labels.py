@@ -1,4 +1,4 @@
-"""Pseudo-identities of unlabelled images: neighbours, Jaccard distance, DBSCAN (Cluster Contrast, arXiv 2103.11568)."""
+"""Pseudo-identities of unlabelled images: neighbours, Jaccard distance, clusters (Cluster Contrast, arXiv 2103.11568)."""
 
 import time
 from dataclasses import dataclass
@@ -9,32 +9,72 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reidssl.clustering.dbscan import dbscan
+from reidssl.clustering.index import check_search, find_neighbours, recall
+from reidssl.clustering.infomap import check_infomap, infomap
 from reidssl.clustering.jaccard import sparse_jaccard
-from reidssl.clustering.neighbours import Array, Neighbours, knn
+from reidssl.clustering.kmeans import check_kmeans, kmeans
+from reidssl.clustering.neighbours import Array, Neighbours
+from reidssl.clustering.reliability import reliable
+
+ALGORITHMS = ("dbscan", "infomap", "kmeans")
 
 
 @dataclass(kw_only=True)
 class ClusterConfig:
     """How images are grouped."""
 
+    algorithm: str = "dbscan"
+    """dbscan, infomap (both on the Jaccard distance) or kmeans (on the features; needs num_clusters)."""
     k1: int = 30
     """Neighbours, the image included, whose reciprocity counts."""
     k2: int = 6
     """Neighbours, the image included, averaged by query expansion."""
     eps: float = 0.6
     """Largest Jaccard distance between neighbours in a cluster (0.6 for Market-1501, 0.7 for MSMT17)."""
+    eps_end: float = 0.0
+    """The same in the last epoch, approached in equal steps; 0: eps throughout."""
     min_samples: int = 4
-    """Neighbours, the image included, that make an image the core of a cluster."""
+    """Neighbours, the image included, that make an image the core of a cluster; with infomap the smallest cluster."""
+    num_clusters: int = 0
+    """Clusters of kmeans."""
+    reliability_gap: float = 0.0
+    """Keep only clusters and images that last when eps is this much larger and smaller (SpCL uses 0.02); 0: keep all."""
+    reliable_share: float = 0.9
+    """Share of the clusters, the most independent ones, that the reliability criterion keeps."""
+    search: str = "exact"
+    """Neighbour search: exact, ivf or hnsw (approximate, FAISS; for hundreds of thousands of images)."""
+    search_effort: int = 0
+    """ivf: groups visited by an image; hnsw: candidates kept; more finds more. 0: chosen from the number of images."""
 
     def __post_init__(self) -> None:
+        if self.algorithm not in ALGORITHMS:
+            raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}: got '{self.algorithm}'")
         if self.k1 < 1:
             raise ValueError(f"k1 must be at least 1: got {self.k1}")
         if not 1 <= self.k2 <= self.k1:
             raise ValueError(f"k2 must be in [1, k1 = {self.k1}]: got {self.k2}")
         if not 0.0 < self.eps < 1.0:
             raise ValueError(f"eps must be in (0, 1): got {self.eps}")
+        if not 0.0 <= self.eps_end < 1.0:
+            raise ValueError(f"eps_end must be 0 (eps throughout) or in (0, 1): got {self.eps_end}")
         if self.min_samples < 1:
             raise ValueError(f"min_samples must be at least 1: got {self.min_samples}")
+        gap, ends = self.reliability_gap, (self.eps, self.eps_end or self.eps)
+        if gap < 0 or (gap and not (min(ends) - gap > 0 and max(ends) + gap < 1)):
+            raise ValueError(f"reliability_gap must be 0 (off) or leave eps -/+ it in (0, 1): got {gap} with eps {self.eps}")
+        if not 0 < self.reliable_share <= 1:
+            raise ValueError(f"reliable_share must be in (0, 1]: got {self.reliable_share}")
+        check_search(self.search, self.search_effort)
+        if self.algorithm == "infomap":
+            check_infomap()
+        if self.algorithm == "kmeans":
+            check_kmeans(self.num_clusters)
+            if gap:
+                raise ValueError("reliability_gap must be 0 with algorithm=kmeans, which has no eps")
+
+    def eps_at(self, progress: float) -> float:
+        """eps after a share `progress` in [0, 1] of the epochs."""
+        return self.eps + ((self.eps_end or self.eps) - self.eps) * progress
 
 
 @dataclass(frozen=True)
@@ -46,7 +86,9 @@ class PseudoLabels:
     num_clusters: int
     num_outliers: int
     seconds: dict[str, float]
-    """Wall time of "search" (absent if the neighbours were given), "jaccard" and "dbscan"."""
+    """Wall time of each step: "search" (absent if the neighbours were given), "recall", "jaccard", "dbscan", ..."""
+    recall: float | None = None
+    """Share of the true neighbours that an approximate search found, measured on a sample; None for an exact search."""
 
 
 def pseudo_labels(
@@ -54,12 +96,14 @@ def pseudo_labels(
     config: ClusterConfig,
     neighbours: Neighbours | None = None,
     num_threads: int | None = None,
+    progress: float = 0.0,
 ) -> PseudoLabels:
     """Group N images by their features, float (N, D).
 
     Args:
-        neighbours: (indices, similarities) of a search made elsewhere, at least k1 columns; None: exact search here.
+        neighbours: (indices, similarities) of a search made elsewhere, at least min(k1, N) columns; None: searched here.
         num_threads: of the Jaccard step; None: as many as torch uses. The search uses torch's threads.
+        progress: share of the training behind, for the schedule of eps.
 
     Raises:
         ValueError: features that are not finite (the row is named), or a table that does not fit.
@@ -72,16 +116,27 @@ def pseudo_labels(
         now = time.perf_counter()
         seconds[name], clock = now - clock, now
 
+    found = None
+    if config.algorithm == "kmeans":
+        labels = kmeans(features, config.num_clusters)
+        lap("kmeans")
+        return PseudoLabels(labels, int(labels.max()) + 1, 0, seconds)
     if neighbours is None:
-        neighbours = knn(features, config.k1)
+        neighbours = find_neighbours(features, config.k1, config.search, config.search_effort)
         lap("search")
-    distances = sparse_jaccard(
-        features, config.k1, config.k2, neighbours, max_distance=config.eps, num_threads=num_threads
-    )
+    if config.search != "exact":
+        found = recall(features, neighbours)
+        lap("recall")
+    eps, gap = config.eps_at(progress), config.reliability_gap
+    distances = sparse_jaccard(features, config.k1, config.k2, neighbours, max_distance=eps + gap, num_threads=num_threads)
     lap("jaccard")
-    labels = dbscan(distances, config.eps, config.min_samples)
-    lap("dbscan")
-    return PseudoLabels(labels, int(labels.max()) + 1, int((labels < 0).sum()), seconds)
+    cluster = {"dbscan": dbscan, "infomap": infomap}[config.algorithm]
+    labels = cluster(distances, eps, config.min_samples)
+    if gap:
+        looser, tighter = (cluster(distances, each, config.min_samples) for each in (eps + gap, eps - gap))
+        labels = reliable(labels, looser, tighter, config.reliable_share, min(2, config.min_samples))
+    lap(config.algorithm)
+    return PseudoLabels(labels, int(labels.max()) + 1, int((labels < 0).sum()), seconds, found)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from platform.engine.errors import UserError
 from platform.engine.images import ImageSet
 from platform.engine.models import embed_all, load_model
 from platform.engine.storage import StorageConfig, StorageError
-from platform.evaluate import EvaluateProgramConfig, main
+from platform.evaluate import EvaluateProgramConfig, main, matrix
 from reidssl.metrics.ranking import rank
 from reidssl.metrics.reranking import rank_reranked
 
@@ -52,6 +52,27 @@ def test_a_table_of_two_models(tmp_path, ray_session, tiny_backbone, supervised_
     for row in rows:
         assert f"{100 * row['mAP']:7.1f}  {100 * row['rank1']:7.1f}" in printed
     assert printed.count("re-ranked") == 2
+
+
+def test_verification_and_cameras_on_the_terminal(ray_session, tiny_backbone, tiny_labelled, capsys):
+    (row,) = main(config_of([tiny_backbone], [tiny_labelled.uri], "evaluate.roc=true", "evaluate.cameras=true"))
+    printed = capsys.readouterr().out
+    assert f"{100 * row['roc']['1e-02']:.1f} at FPR 1e-02" in printed
+    lines = printed[printed.index("mAP from camera to camera"):].splitlines()
+    assert lines[1].split() == [str(camera) for camera in row["camera_pairs"]["gallery_cameras"]]
+    assert [line.split()[0] for line in lines[2:5]] == [str(camera) for camera in row["camera_pairs"]["query_cameras"]]
+    assert all(line.split().count("-") == 1 for line in lines[2:5])  # a camera with itself
+
+
+def test_cross_domain_matrix():
+    rows = [{"model": model, "data": data, "mAP": m_ap, "rank1": 0.5} for model, data, m_ap in (
+        ("runs/a", "market", 0.912), ("runs/a", "msmt17", 0.2),
+        ("runs/long-name", "market", 0.3), ("runs/long-name", "msmt17", 0.66))]
+    assert matrix(rows).splitlines() == [
+        "mAP / Rank-1",
+        "                       market         msmt17",
+        "runs/a            91.2 / 50.0    20.0 / 50.0",
+        "runs/long-name    30.0 / 50.0    66.0 / 50.0"]
 
 
 def test_metrics_of_the_protocol_by_hand(tiny_labelled, supervised_run):

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from platform.engine.errors import UserError
-from platform.engine.evaluation import EvaluateConfig, evaluate_features
+from platform.engine.evaluation import EvaluateConfig, Labels, evaluate_features
 from platform.engine.images import ImageSet
 from reidssl.metrics.reranking import rank_reranked
 
@@ -57,3 +57,38 @@ def test_a_gallery_without_any_match_is_an_error(sets, tiny_labelled):
     broken[3] = torch.nan
     with pytest.raises(UserError, match=r"labelled cannot be judged: .*gallery"):
         evaluate_features(*sets, features_of(sets[0], 0.1), broken, EvaluateConfig())
+
+
+def test_everything_that_can_be_asked_for(sets):
+    query, gallery = sets
+    features = features_of(query, 0.6), features_of(gallery, 0.6)
+    plain = evaluate_features(query, gallery, *features, EvaluateConfig())
+    assert not {"roc", "camera_pairs", "average_precision"} & set(plain)
+    found = evaluate_features(query, gallery, *features, EvaluateConfig(roc=True, cameras=True, per_query=True, block=5))
+    assert found["rankings"] == plain.pop("rankings")
+    assert {name: found[name] for name in plain} == pytest.approx(plain)
+    assert list(found["roc"]) == ["1e-04", "1e-03", "1e-02"] and 0 < found["roc"]["1e-02"] <= 1
+    assert set(found["average_precision"]) == set(query.keys)
+    assert np.mean(list(found["average_precision"].values())) == pytest.approx(found["mAP"])
+    pairs = found["camera_pairs"]
+    assert pairs["query_cameras"] == sorted(set(query.camids.tolist()))
+    table = np.asarray(pairs["mAP"], float)
+    same = np.equal.outer(pairs["query_cameras"], pairs["gallery_cameras"])
+    assert np.isnan(table[same]).all() and np.isfinite(table[~same]).any()
+    expanded = evaluate_features(query, gallery, *features, EvaluateConfig(expansion=2))
+    assert expanded["mAP"] != found["mAP"]
+
+
+def test_labels_without_images_are_those_of_the_image_set(sets, tiny_labelled):
+    for images, split in zip(sets, ("query", "gallery"), strict=True):
+        labels = Labels(tiny_labelled, split)
+        assert labels.keys == images.keys and len(labels) == len(images)
+        assert (labels.pids == images.pids).all() and (labels.camids == images.camids).all()
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"block": 0}, "^block must be at least 1 query: got 0"),
+    ({"expansion": -1}, "^expansion and expansion_alpha must be 0 or more: got -1")])
+def test_settings_that_cannot_be(changes, message):
+    with pytest.raises(ValueError, match=message):
+        EvaluateConfig(**changes)

@@ -53,6 +53,34 @@ def test_clusters_become_labels_batches_and_memory(images):
         assert torch.allclose(phase.memory.centroids[label], mean / mean.norm(), atol=1e-6)
 
 
+def test_camera_proxies_share_the_batches_of_their_clusters(images):
+    features = by_identity(images)
+    plain, phase = unsupervised(images).begin(1, lambda _: features), unsupervised(images, camera_proxies=True)
+    work = phase.begin(1, lambda _: features)
+    assert all((a == b).all() for a, b in zip(plain.batches, work.batches, strict=True))
+    assert work.log["clusters"] == 6 and work.log["proxies"] == len(phase.memory.centroids) == 18  # three cameras each
+    kept = work.labels >= 0
+    assert len(set(zip(work.labels[kept], plain.labels[kept], images.camids[kept], strict=True))) == 18
+    batch = work.batches[0]
+    loss, _ = phase.loss(ReidOutput(torch.zeros(12, 64), features[batch], None), torch.from_numpy(work.labels[batch]))
+    assert torch.isfinite(loss)
+
+
+def test_the_schedule_of_eps_follows_the_epochs(images):
+    phase = unsupervised(images, epochs=5)
+    phase.config.cluster = ClusterConfig(k1=6, k2=2, eps=0.05, eps_end=0.6, min_samples=3)
+    features = F.normalize(by_identity(images) + 0.15 * torch.randn(36, 64, generator=torch.Generator().manual_seed(1)), dim=1)
+    outliers = [phase.begin(epoch, lambda _: features).log["outliers"] for epoch in range(5)]
+    assert outliers[0] > outliers[-1] and outliers == sorted(outliers, reverse=True)
+
+
+def test_features_that_are_no_numbers_are_said(images):
+    broken = by_identity(images)
+    broken[7] = torch.nan
+    with pytest.raises(UserError, match=r"labelled cannot be clustered: features must be finite: row 7 holds NaN"):
+        unsupervised(images).begin(0, lambda _: broken)
+
+
 def test_labels_are_judged_never_trained_on(images):
     """The same batches whatever the identities say, as long as there are some."""
     features = by_identity(images)

@@ -101,3 +101,17 @@ def test_outliers_are_refused(labels):
 def test_bad_settings_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         ClusterMemory(**{"centroids": torch.eye(3), **wrong})
+
+
+def test_a_feature_is_drawn_to_every_camera_of_its_cluster():
+    generator = torch.Generator().manual_seed(3)
+    centroids, features = torch.randn(5, 6, generator=generator), torch.randn(4, 6, generator=generator)
+    groups, labels = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([1, 4, 2, 0])
+    memory = ClusterMemory(centroids, temperature=0.1, groups=groups)
+    logs = torch.log_softmax(torch.nn.functional.normalize(features, dim=1) @ memory.centroids.T / 0.1, dim=1)
+    expected = -torch.stack([logs[row, groups == groups[label]].mean() for row, label in enumerate(labels)]).mean()
+    torch.testing.assert_close(memory(features, labels), expected)
+    alone = ClusterMemory(centroids, temperature=0.1, groups=torch.arange(5))
+    torch.testing.assert_close(alone(features, labels), ClusterMemory(centroids, temperature=0.1)(features, labels))
+    with pytest.raises(ValueError, match=r"groups must have one number per vector, 5: got \(2,\)"):
+        ClusterMemory(centroids, groups=groups[:2])

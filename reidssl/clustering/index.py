@@ -1,0 +1,164 @@
+"""Nearest neighbours in a set of images: exactly, or approximately with FAISS where the set is too large for that.
+
+    exact   every pair is compared (blocks of matrix products; FAISS's flat index on a GPU)
+    ivf     images are grouped around 4 sqrt(N) centres; a query visits the nearest few groups (`effort` of them)
+    hnsw    a graph is walked from neighbour to neighbour, keeping `effort` candidates; one thread builds it, since
+            the graph would differ from run to run otherwise
+
+All are deterministic. Equal similarities are ordered by rising index among the neighbours found; which of several equal
+images are found at the end of the list is exact for `exact` and follows the index for the others. A GPU is used where FAISS
+sees one (its GPU build), but for hnsw, which it does not have there.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reidssl.clustering.neighbours import Array, Neighbours, nearest, unit_rows
+
+SEARCHES = ("exact", "ivf", "hnsw")
+IMAGES_PER_LIST = 39
+"""Fewest images for each of FAISS's k-means centres to be trained without a warning."""
+
+
+def check_search(search: str, effort: int) -> None:
+    """ValueError if there is no such search, FAISS is not installed for it, or the effort is negative."""
+    if search not in SEARCHES:
+        raise ValueError(f"search must be one of {', '.join(SEARCHES)}: got '{search}'")
+    if search != "exact" and find_spec("faiss") is None:
+        raise ValueError(f"search must be exact where FAISS is not installed: got '{search}'; pip install 'reidssl[cpu]' "
+                         "or 'reidssl[gpu]'")
+    if effort < 0:
+        raise ValueError(f"search_effort must be 0 (chosen from the number of images) or more: got {effort}")
+
+
+class NeighbourIndex:
+    """A set of images, made ready to be searched.
+
+    Args:
+        images: float (N, D); rows are normalised here.
+        search: one of SEARCHES.
+        effort: ivf: groups visited by a query; hnsw: candidates kept; 0: 1/64 of the groups, at least 8; 128 candidates.
+
+    Raises:
+        ValueError: features that are not finite (the row is named), or a search that cannot be.
+    """
+
+    def __init__(self, images: Tensor | Array, search: str = "exact", effort: int = 0) -> None:
+        check_search(search, effort)
+        self.images = unit_rows(images)
+        self.search, self.effort = search, effort
+        self._gpu = _gpu()
+        self._index: Any = None if search == "exact" and not self._gpu else self._build(self.images.cpu().numpy())
+
+    def nearest(self, queries: Tensor | Array, k: int, own: Array | None = None) -> Neighbours:
+        """The k nearest images of every query.
+
+        Args:
+            queries: float (Q, D); rows are normalised here.
+            own: int (Q,), the image that is the query itself and comes first, -1 for none; None: none at all.
+
+        Returns:
+            indices int64 (Q, min(k, N)), -1 where an approximate search found fewer; similarities float32, minus infinity there.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1: got {k}")
+        unit = unit_rows(queries, "queries")
+        if unit.shape[1] != self.images.shape[1]:
+            raise ValueError(f"queries must be as wide as the images ({self.images.shape[1]}): got {unit.shape[1]}")
+        if self._index is None:
+            found = nearest(unit.to(self.images.device), self.images, k, own)
+            return found.indices, found.similarities
+        k = min(k, len(self.images))
+        host = np.ascontiguousarray(unit.cpu().numpy())
+        similarities, indices = self._faiss_search(host, k)
+        for start in range(0, len(host), 65536):  # in place, block by block
+            rows = slice(start, start + 65536)
+            mine = None if own is None else np.asarray(own)[rows]
+            indices[rows], similarities[rows] = in_order(indices[rows], similarities[rows], mine)
+        if own is not None:
+            known = np.flatnonzero(np.asarray(own) >= 0)
+            similarities[known, 0] = 1.0
+        return indices, similarities
+
+    def _build(self, images: Array) -> Any:
+        import faiss
+
+        num, width = images.shape
+        product = faiss.METRIC_INNER_PRODUCT
+        faiss.omp_set_num_threads(1 if self.search == "hnsw" else torch.get_num_threads())
+        if self.search == "exact":
+            index: Any = faiss.IndexFlat(width, product)
+        elif self.search == "hnsw":
+            index = faiss.IndexHNSWFlat(width, 32, product)
+            index.hnsw.efSearch = self.effort or 128
+        else:
+            num_lists = max(1, min(int(4 * num**0.5), num // IMAGES_PER_LIST))
+            index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, num_lists, product)
+            index.cp.max_points_per_centroid = 64
+            index.nprobe = min(self.effort or max(8, num_lists // 64), num_lists)
+            index.train(images)
+        if self._gpu and self.search != "hnsw":
+            self._resources = faiss.StandardGpuResources()
+            index = faiss.index_cpu_to_gpu(self._resources, 0, index)
+        index.add(images)
+        return index
+
+    def _faiss_search(self, queries: Array, k: int) -> tuple[Array, Array]:
+        import faiss
+
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        if self.search != "ivf" or self._gpu or len(queries) <= self._index.nlist:
+            return self._index.search(queries, k)
+        # Group by group, all its visitors at once: matrix products instead of one query after the other.
+        from faiss.contrib.big_batch_search import big_batch_search
+
+        return big_batch_search(self._index, queries, k, method="knn_function", threaded=0)
+
+
+def _gpu() -> bool:
+    """Whether there is FAISS's GPU build and a GPU that it sees."""
+    if find_spec("faiss") is None:
+        return False
+    import faiss
+
+    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+
+
+def in_order(indices: Array, similarities: Array, own: Array | None = None) -> Neighbours:
+    """Rows of (Q, k) by falling similarity, equal ones by rising index, absent ones (-1) last; `own` (Q,) moved or put first."""
+    k = indices.shape[1]
+    if own is not None:
+        repeated = indices == own[:, None]
+        first = np.where(own >= 0, np.inf, -np.inf).astype(np.float32)
+        indices = np.concatenate([own[:, None], np.where(repeated, -1, indices)], axis=1)
+        similarities = np.concatenate([first[:, None], similarities], axis=1)
+    similarities = np.where(indices < 0, np.float32(-np.inf), similarities).astype(np.float32)
+    order = np.lexsort((np.where(indices < 0, np.iinfo(np.int64).max, indices), -similarities), axis=1)[:, :k]
+    return np.take_along_axis(indices, order, axis=1), np.take_along_axis(similarities, order, axis=1)
+
+
+def find_neighbours(features: Tensor | Array, k: int, search: str = "exact", effort: int = 0) -> Neighbours:
+    """The k nearest images of each of N images, itself first; see `NeighbourIndex`."""
+    index = NeighbourIndex(features, search, effort)
+    return index.nearest(index.images, k, np.arange(len(index.images)))
+
+
+def recall(features: Tensor | Array, neighbours: Neighbours, sample: int = 1000, seed: int = 0) -> float:
+    """Share in [0, 1] of the true neighbours that a search found, itself not counted, over a random sample of the images.
+
+    A found image counts if it is as near as the last true one (to 1e-6), so any of several equally near will do.
+    """
+    unit = unit_rows(features)
+    indices, similarities = neighbours
+    if indices.shape[1] < 2:
+        return 1.0
+    chosen = np.sort(np.random.default_rng(seed).choice(len(unit), min(sample, len(unit)), replace=False))
+    exact = nearest(unit[torch.from_numpy(chosen).to(unit.device)], unit, indices.shape[1], chosen)
+    enough = similarities[chosen, 1:] >= exact.similarities[:, -1:] - 1e-6
+    return float((enough & (indices[chosen, 1:] >= 0)).mean())

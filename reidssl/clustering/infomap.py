@@ -1,0 +1,63 @@
+"""InfoMap on the sparse Jaccard graph (Rosvall and Bergstrom, PNAS 2008), through the authors' library `infomap`.
+
+Unlike DBSCAN it splits groups that only a few links hold together, so a chain of look-alikes does not become one identity.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import numpy as np
+import scipy.sparse as sp
+
+from reidssl.clustering.neighbours import Array
+
+
+def check_infomap() -> None:
+    """ValueError if the library is not installed."""
+    if find_spec("infomap") is None:
+        raise ValueError("algorithm must be dbscan or kmeans where the infomap library is not installed: got 'infomap'; "
+                         "pip install 'reidssl[infomap]'")
+
+
+def infomap(distances: sp.csr_matrix, eps: float, min_samples: int, seed: int = 0) -> Array:
+    """Cluster labels int64 (N,), 0..C-1 in order of the first image, or -1 for outliers.
+
+    Args:
+        distances: float CSR (N, N), symmetric, in [0, 1]; a pair without an entry is further apart than eps.
+        eps: pairs up to this distance are linked, with weight 1 - distance; in [0, 1).
+        min_samples: smaller groups are outliers.
+        seed: of the library's search.
+
+    Raises:
+        ValueError: an argument out of range, or the library is missing.
+    """
+    check_infomap()
+    if not 0.0 <= eps < 1.0:
+        raise ValueError(f"eps must be in [0, 1): got {eps}")
+    if min_samples < 1:
+        raise ValueError(f"min_samples must be at least 1: got {min_samples}")
+    from infomap import Infomap
+
+    pairs = sp.triu(distances, k=1).tocoo()
+    near = pairs.data <= np.float32(eps)
+    links = np.stack([pairs.row[near], pairs.col[near], 1 - pairs.data[near]], axis=1).astype(np.float64)
+    num = distances.shape[0]
+    groups = np.arange(num) + num + 1  # an image without a link is a group of its own
+    if len(links):
+        search = Infomap(silent=True, two_level=True, seed=seed + 1, num_trials=1)
+        search.add_links(links)
+        for image, module in dict(search.run().modules()).items():  # 1, 2, ... at most N
+            groups[image] = module
+    return renumbered(groups, min_samples)
+
+
+def renumbered(groups: Array, min_samples: int = 1) -> Array:
+    """Groups of any numbers -> 0..C-1 in order of their first image; -1 stays, groups below `min_samples` become -1."""
+    groups = np.asarray(groups)
+    names, first, inverse, counts = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
+    kept = (counts >= min_samples) & (names >= 0)
+    order = np.argsort(np.where(kept, first, len(groups)), kind="stable")
+    numbers = np.full(len(names), -1, np.int64)
+    numbers[order[: kept.sum()]] = np.arange(kept.sum())
+    return numbers[inverse]

@@ -1,0 +1,44 @@
+"""Spherical k-means through FAISS: for when the number of identities is known, or a fixed number of classes is wanted."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reidssl.clustering.infomap import renumbered
+from reidssl.clustering.neighbours import Array, unit_rows
+
+
+def check_kmeans(num_clusters: int) -> None:
+    """ValueError if FAISS is not installed or the number is missing."""
+    if find_spec("faiss") is None:
+        raise ValueError("algorithm must be dbscan or infomap where FAISS is not installed: got 'kmeans'; "
+                         "pip install 'reidssl[cpu]' or 'reidssl[gpu]'")
+    if num_clusters < 1:
+        raise ValueError(f"num_clusters must be at least 1 with algorithm=kmeans: got {num_clusters}")
+
+
+def kmeans(features: Tensor | Array, num_clusters: int, iterations: int = 20, seed: int = 0) -> Array:
+    """Cluster labels int64 (N,), 0..C-1 in order of the first image; C is smaller than asked for where clusters came out empty.
+
+    Args:
+        features: float (N, D); rows are normalised here.
+        num_clusters: at most N.
+
+    Raises:
+        ValueError: features that are not finite (the row is named), more clusters than images, or FAISS is missing.
+    """
+    check_kmeans(num_clusters)
+    unit = unit_rows(features).cpu().numpy()
+    if num_clusters > len(unit):
+        raise ValueError(f"num_clusters must be at most the number of images, {len(unit)}: got {num_clusters}")
+    import faiss
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    search = faiss.Kmeans(unit.shape[1], num_clusters, niter=iterations, spherical=True, seed=seed + 1, min_points_per_centroid=1,
+                          max_points_per_centroid=256)
+    search.train(unit)
+    return renumbered(search.index.search(np.ascontiguousarray(unit), 1)[1][:, 0])

@@ -1,0 +1,80 @@
+"""Verification (are these two images of one person?): true positive rate at given false positive rates.
+
+Pairs are all of query and gallery but junk (`reidssl.metrics.ranking`): same identity and camera, or identity -1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from torch import Tensor
+
+from reidssl.clustering.compiled import kernel, over_blocks
+from reidssl.clustering.neighbours import Array
+from reidssl.metrics.ranking import cosine_blocks, labels_of
+
+FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
+
+
+def true_positive_rates(
+    query_features: Tensor | Array,
+    query_pids: Array,
+    query_camids: Array,
+    gallery_features: Tensor | Array,
+    gallery_pids: Array,
+    gallery_camids: Array,
+    rates: Sequence[float] = FALSE_POSITIVE_RATES,
+    block: int = 128,
+    num_bins: int = 2**18,
+    num_threads: int | None = None,
+) -> dict[float, float]:
+    """{false positive rate: share in [0, 1] of the same-person pairs above the threshold that lets so many others through}.
+
+    Scores are counted in `num_bins` equal bins of [-1, 1], so memory does not follow the number of pairs. The threshold is the
+    lowest edge between bins that no more than the given share of different-person pairs exceeds.
+
+    Args:
+        rates: in (0, 1]; the other arguments as in `rank`.
+
+    Raises:
+        ValueError: as `rank`; also if there is no pair of one kind.
+    """
+    if num_bins < 2 or not all(0 < rate <= 1 for rate in rates):
+        raise ValueError(f"rates must be in (0, 1] and num_bins at least 2: got {list(rates)}, {num_bins}")
+    q_pids, q_camids = labels_of("query", query_pids, query_camids)
+    g_pids, g_camids = labels_of("gallery", gallery_pids, gallery_camids)
+    if (len(query_features), len(gallery_features)) != (len(q_pids), len(g_pids)):
+        raise ValueError(f"features and labels must be of the same images: got {len(query_features)} and {len(gallery_features)} "
+                         f"features, {len(q_pids)} and {len(g_pids)} labels")
+    counts = np.zeros((2, num_bins), np.int64)
+    for start, scores in cosine_blocks(query_features, gallery_features, block):
+        here = slice(start, start + len(scores))
+        work = partial(_histogram, scores.cpu().numpy(), q_pids[here], q_camids[here], g_pids, g_camids, num_bins)
+        for part in over_blocks(work, len(scores), max(1, -(-len(scores) // 4)), num_threads):
+            counts += part
+    different, same = counts
+    if not different.sum() or not same.sum():
+        raise ValueError(f"verification needs pairs of one person in two cameras and of two people: got {same.sum()} and "
+                         f"{different.sum()} pairs")
+    above_different, above_same = (np.append(np.cumsum(each[::-1])[::-1], 0) / each.sum() for each in (different, same))
+    return {rate: float(above_same[np.argmax(above_different <= rate)]) for rate in rates}
+
+
+@kernel
+def _histogram(scores, q_pids, q_camids, g_pids, g_camids, num_bins, start, stop):  # type: ignore[no-untyped-def]
+    """int64 (2, num_bins): different-person and same-person pairs of the rows start..stop by score."""
+    counts = np.zeros((2, num_bins), np.int64)
+    for q in range(start, stop):
+        if q_pids[q] == -1:
+            continue
+        for g in range(len(g_pids)):
+            if g_pids[g] == -1:
+                continue
+            same = g_pids[g] == q_pids[q]
+            if same and q_camids[q] != -1 and g_camids[g] == q_camids[q]:
+                continue
+            place = int((scores[q, g] + 1) * 0.5 * num_bins)
+            counts[int(same), min(max(place, 0), num_bins - 1)] += 1
+    return counts
