@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from platform.engine.device import device
+from platform.engine.errors import UserError
 from platform.engine.images import ImageSet
+from platform.engine.neighbours import NeighbourActorsConfig, array_parts, sharded_neighbours
 from platform.engine.training import broadcast_object
 from reidssl.clustering.cameras import camera_proxies
 from reidssl.clustering.memory import ClusterMemory
@@ -71,6 +73,7 @@ class UnsupervisedConfig:
     camera_proxies: bool = False
     """One memory vector for each camera of a cluster; an image is drawn to all those of its cluster."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    neighbours: NeighbourActorsConfig = field(default_factory=NeighbourActorsConfig)
     batch: BatchConfig = field(default_factory=lambda: BatchConfig(identities=32, instances=8))
 
     def __post_init__(self) -> None:
@@ -180,9 +183,13 @@ class Unsupervised:
         return Epoch(batches, labels, log)
 
     def _cluster(self, epoch: int, features: Tensor) -> PseudoLabels:
+        cluster, actors, found = self.config.cluster, self.config.neighbours, None
         progress = epoch / max(self.config.epochs - 1, 1)
         try:
-            return pseudo_labels(features, self.config.cluster, progress=progress)
+            if actors.actors and cluster.algorithm != "kmeans":
+                parts = array_parts(features.numpy(), actors.actors)
+                found = sharded_neighbours(parts, cluster.k1, actors, cluster.search, cluster.search_effort)
+            return pseudo_labels(features, cluster, found, progress=progress)
         except ValueError as error:  # features that are no numbers, more clusters than images
             raise UserError(f"{self.images.location.uri} cannot be clustered: {error}") from None
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from platform.engine.errors import UserError
 from platform.engine.images import ImageSet
+from platform.engine.neighbours import NeighbourActorsConfig
 from platform.engine.phases import BatchConfig, Unsupervised, UnsupervisedConfig
 from reidssl.clustering.memory import ClusterMemory
 from reidssl.clustering.pseudo_labels import ClusterConfig
@@ -147,3 +149,10 @@ def test_unsupervised_learning_rate_falls_in_steps(images):
 def test_settings_that_cannot_be(make, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         make()
+
+
+def test_actors_may_share_the_search(ray_session, images):
+    features = by_identity(images, outliers=2)
+    alone, phase = unsupervised(images), unsupervised(images)
+    phase.config.neighbours = NeighbourActorsConfig(actors=2, cpus_per_actor=0.5)
+    np.testing.assert_array_equal(phase.begin(0, lambda _: features).labels, alone.begin(0, lambda _: features).labels)
