@@ -2,7 +2,8 @@
 
 Two large ("global") and several small ("local") crops of every image, each with its own flip, colour jitter,
 greyscale, blur and, on the second global crop, solarisation. Whole batches of uint8 images go in; the work is
-done on the device they are on. What happens to an image depends on its seed alone, not on its batch.
+done on the device they are on (on a CPU by the loops of `compiled.py`). What happens to an image depends on its seed
+alone, not on its batch.
 
     crops = MultiCrop(MultiCropConfig())(images, sample_seeds(seed, epoch, keys))
 
@@ -18,14 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reidssl.augment import colour, geometry
+from reidssl.augment import colour, compiled, geometry
 from reidssl.augment.checks import check_images, check_positive_size, check_probability, check_statistics
 from reidssl.seeding import uniforms
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# On a CPU a batch is worked through in parts whose crops take about this much memory.
-_PART_BYTES = 2**24
 
 
 @dataclass(kw_only=True)
@@ -96,7 +95,7 @@ class MultiCropConfig:
 
 
 @dataclass(frozen=True)
-class _Draws:
+class Draws:
     """What happens to each of N crops of one size."""
 
     boxes: NDArray[np.int64]  # (N, 4) top, left, height, width in the source image
@@ -110,10 +109,14 @@ class _Draws:
 
 
 class MultiCrop:
-    """Draws and makes the crops of a batch; holds no state besides its configuration."""
+    """Draws and makes the crops of a batch; holds no state besides its configuration.
 
-    def __init__(self, config: MultiCropConfig) -> None:
+    `use_compiled=False` makes a CPU do what accelerators do, for comparison: the same crops up to rounding, and slower.
+    """
+
+    def __init__(self, config: MultiCropConfig, use_compiled: bool = True) -> None:
         self.config = config
+        self.use_compiled = use_compiled
 
     @torch.no_grad()
     def __call__(self, images: Tensor, seeds: NDArray[np.uint64]) -> list[Tensor]:
@@ -131,31 +134,20 @@ class MultiCrop:
         for size, views in groups:
             # One block of memory for all crops of one size: each crop is a contiguous slice of it.
             out = torch.empty(len(views), len(images), 3, *size, device=images.device)
-            for part in self._parts(images, len(views) * size[0] * size[1]):
-                self._make(images[part], seeds[part], size, views, out[:, part])
+            draws = self._draw(seeds, images.shape[2], images.shape[3], views)
+            if self.use_compiled and images.device.type == "cpu":
+                compiled.make_crops(images, draws, out, config.mean, config.std)
+            else:
+                self._make(images, draws, size, out)
             crops.extend(out.unbind(0))
         return crops
 
-    def _parts(self, images: Tensor, pixels_per_image: int) -> list[slice]:
-        longest = len(images)
-        if images.device.type == "cpu":
-            longest = max(1, _PART_BYTES // (12 * max(pixels_per_image, images.shape[2] * images.shape[3])))
-        return [slice(start, start + longest) for start in range(0, len(images), max(1, longest))]
-
-    def _make(
-        self,
-        images: Tensor,
-        seeds: NDArray[np.uint64],
-        size: tuple[int, int],
-        views: Sequence[int],
-        out: Tensor,
-    ) -> None:
-        """Make the crops `views`, all of one size, into `out` (V, B, 3, h, w)."""
-        num_images, height, width = len(images), images.shape[2], images.shape[3]
-        draws = self._draw(seeds, height, width, views)
+    def _make(self, images: Tensor, draws: Draws, size: tuple[int, int], out: Tensor) -> None:
+        """Make the crops of one size into `out` (V, B, 3, h, w)."""
+        num_views, num_images = out.shape[:2]
         source = images.transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format)
-        planes = torch.empty(3, len(views), num_images, *size, device=images.device)
-        for position in range(len(views)):
+        planes = torch.empty(3, num_views, num_images, *size, device=images.device)
+        for position in range(num_views):
             crop = slice(position * num_images, (position + 1) * num_images)
             boxes, flipped = draws.boxes[crop], draws.flipped[crop]
             target = planes[:, position]
@@ -165,13 +157,13 @@ class MultiCrop:
         colour.greyscale_(planes, draws.grey)
         colour.gaussian_blur_(planes, draws.sigmas)
         colour.solarise_(planes, draws.solarised)
-        planes = planes.unflatten(1, (len(views), num_images))
+        planes = planes.unflatten(1, (num_views, num_images))
         # (x - mean) / std in one pass, which also brings the channels behind the samples.
         for channel, (mean, std) in enumerate(zip(self.config.mean, self.config.std, strict=True)):
             offset = torch.tensor(-mean / std)
             torch.add(offset, planes[channel], alpha=1 / std, out=out[:, :, channel])
 
-    def _draw(self, seeds: NDArray[np.uint64], height: int, width: int, views: Sequence[int]) -> _Draws:
+    def _draw(self, seeds: NDArray[np.uint64], height: int, width: int, views: Sequence[int]) -> Draws:
         """The parameters of V * B crops, view after view; each view has its own stream of random numbers."""
         config = self.config
         draws = np.concatenate([uniforms(seeds, geometry.CROP_UNIFORMS + 11, stream=view) for view in views])
@@ -193,7 +185,7 @@ class MultiCrop:
             axis=1,
         )
         scale = config.global_scale if views[0] < 2 else config.local_scale
-        return _Draws(
+        return Draws(
             boxes=geometry.random_crop_boxes(draws[:, : geometry.CROP_UNIFORMS], height, width, scale, config.aspect),
             flipped=flip < config.flip,
             jittered=jitter < config.jitter,
