@@ -3,7 +3,10 @@
   python -m platform.score data=runs/demo/data/pretrain source=runs/proxy target=runs/target-proxy output=runs/scores
 
 source: a pre-training run (or .safetensors), the source proxy. target: the same model fine-tuned on target data.
-score = cosine of the two proxies' features of the image, in [-1, 1]; high = close to the target domain (TransReID-SSL, 3.3).
+High = little forgotten = close to the target domain (TransReID-SSL, 3.3). The measures:
+  cosine          of the two proxies' features of the image, in [-1, 1]
+  neighbourhood   share of the image's k nearest images that the two proxies agree on, in [0, 1]; measure=neighbourhood. The
+                  features go to Parquet below output and are searched by actors that share them (search=ivf for millions)
 Scores are written shard by shard as Parquet (key, score); an interrupted run continues with the shards that are missing.
 """
 
@@ -21,14 +24,16 @@ from platform.engine.device import device, use_threads
 from platform.engine.errors import UserError, user_error_of
 from platform.engine.inference import PoolConfig, stream_through_actors
 from platform.engine.models import load_model
+from platform.engine.neighbours import FEATURE, NeighbourActorsConfig, ParquetPart, feature_column, sharded_neighbours
 from platform.engine.runs import SUMMARY, VOLATILE, open_run
 from platform.engine.runtime import RuntimeConfig, connect, say
-from platform.engine.shards import FileEntry, Manifest, read_manifest
+from platform.engine.shards import FileEntry, Manifest, read_manifest, read_rows
 from platform.engine.storage import Location, StorageConfig, open_storage
 from reidssl.augment.reid import normalise
-from reidssl.selection.cfs import auc, cfs_scores
+from reidssl.clustering.index import check_search
+from reidssl.selection.cfs import MEASURES, auc, cfs_scores, neighbourhood_overlap
 
-PARTS = "parts"
+PARTS, FEATURES = "parts", "features"
 
 
 @dataclass(kw_only=True)
@@ -42,7 +47,13 @@ class ScoreConfig:
     target: str = ""
     """Target proxy: the run folder of platform.finetune, started from the source proxy."""
     measure: str = "cosine"
-    """How two features are compared; cosine."""
+    """How little was forgotten: cosine or neighbourhood."""
+    k: int = 20
+    """Neighbours (measure=neighbourhood)."""
+    search: str = "exact"
+    """How they are searched: exact, ivf or hnsw."""
+    neighbours: NeighbourActorsConfig = field(default_factory=lambda: NeighbourActorsConfig(actors=2))
+    """Actors that share the search."""
     data: str = "runs/demo/data/pretrain"
     """Shards to score."""
     pool: PoolConfig = field(default_factory=PoolConfig)
@@ -50,12 +61,15 @@ class ScoreConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
-        if self.measure != "cosine":
-            raise ValueError(f"measure must be cosine: got '{self.measure}'")
+        if self.measure not in MEASURES:
+            raise ValueError(f"measure must be one of {', '.join(MEASURES)}: got '{self.measure}'")
+        if self.k < 1 or self.neighbours.actors < 1:
+            raise ValueError(f"k and neighbours.actors must be at least 1: got {self.k}, {self.neighbours.actors}")
+        check_search(self.search, 0)
 
 
 class Scorer:
-    """Actor: both proxies, one forward pass each, one number per image."""
+    """Actor: both proxies, one forward pass each; a score per image, or for measures that compare images its two features."""
 
     def __init__(self, source: str, target: str, measure: str, storage: StorageConfig, threads: int) -> None:
         use_threads(threads)
@@ -67,8 +81,9 @@ class Scorer:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         images = torch.from_numpy(np.ascontiguousarray(batch["image"])).to(device())
         source, target = (model.backbone(normalise(images, model.mean, model.std)) for model in (self.source, self.target))
-        scores = cfs_scores(source, target, measure=self.measure)
-        return {"key": batch["key"], "file": batch["file"], "score": np.asarray(scores.cpu(), np.float32)}
+        found = {"score": cfs_scores(source, target)} if self.measure == "cosine" else {"source": source, "target": target}
+        arrays = {name: each.float().cpu().numpy() for name, each in found.items()}
+        return {"key": batch["key"], "file": batch["file"], **arrays}
 
 
 def main(config: ScoreConfig) -> dict[str, Any]:
@@ -80,25 +95,29 @@ def main(config: ScoreConfig) -> dict[str, Any]:
         for uri in (config.source, config.target):  # a wrong path fails before it becomes the folder's configuration
             load_model(uri, config.storage)
         read_manifest(open_storage(config.data, config.storage))
-    run = open_run("score", config.output, config, config.storage, volatile=(*VOLATILE, "pool"))
+    run = open_run("score", config.output, config, config.storage, volatile=(*VOLATILE, "pool", "neighbours"))
     if run.summary:
         say(f"score: {run.location.uri} is complete already")
         return run.summary
     root = open_storage(config.data, config.storage)
     manifest = read_manifest(root)
     image_size = load_model(config.source, config.storage).image_size
-    pending = [entry for entry in manifest.files if not (run.location / PARTS / entry.name).exists()]
+    # A measure that compares images needs the features of all of them first.
+    done_in = [run.location / PARTS] + [run.location.joinpath(FEATURES, "target")] * (config.measure == "neighbourhood")
+    pending = [entry for entry in manifest.files if not any((folder / entry.name).exists() for folder in done_in)]
     done = manifest.num_rows - sum(entry.rows for entry in pending)
     say(f"score: {manifest.num_rows:,} images in {len(manifest.files)} shards, {done:,} scored before")
     connect(config.runtime)
     arguments = {"source": config.source, "target": config.target, "measure": config.measure,
                  "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor))}
-    if pending:
-        batches = stream_through_actors(root, pending, Scorer, arguments, image_size, config.pool)
-        try:
+    try:
+        if pending:
+            batches = stream_through_actors(root, pending, Scorer, arguments, image_size, config.pool)
             write_parts(run.location, pending, batches, done, manifest.num_rows)
-        except Exception as error:
-            raise user_error_of(error) or error from None
+        if config.measure == "neighbourhood":
+            compare_neighbourhoods(config, run.location, root, manifest)
+    except Exception as error:
+        raise user_error_of(error) or error from None
     summary = summarise(run.location, root, manifest)
     run.finish(summary | {"source": config.source, "target": config.target, "data": config.data,
                           "data_checksum": manifest.checksum, "measure": config.measure})
@@ -108,15 +127,15 @@ def main(config: ScoreConfig) -> dict[str, Any]:
 def write_parts(output: Location, pending: list[FileEntry], batches: Any, done: int, total: int) -> None:
     """Collect batches and publish one part per shard as soon as the shard is whole."""
     rows_of = {entry.name: entry.rows for entry in pending}
-    waiting: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    waiting: dict[str, list[dict[str, np.ndarray]]] = {}
     started, spoken, first = time.perf_counter(), time.perf_counter(), done
     for batch in batches:
         for name in dict.fromkeys(batch["file"].tolist()):
             chosen = batch["file"] == name
-            waiting.setdefault(name, []).append((batch["key"][chosen], batch["score"][chosen]))
-            if sum(len(keys) for keys, _ in waiting[name]) == rows_of[name]:
-                keys, scores = (np.concatenate(column) for column in zip(*waiting.pop(name), strict=True))
-                write_table(output / PARTS / name, pa.table({"key": keys.tolist(), "score": pa.array(scores)}))
+            waiting.setdefault(name, []).append({column: values[chosen] for column, values in batch.items()})
+            if sum(len(part["key"]) for part in waiting[name]) == rows_of[name]:
+                parts = waiting.pop(name)
+                publish(output, name, {column: np.concatenate([part[column] for part in parts]) for column in batch})
         done += len(batch["key"])
         if time.perf_counter() - spoken > 5 or done == total:
             spoken = time.perf_counter()
@@ -125,14 +144,43 @@ def write_parts(output: Location, pending: list[FileEntry], batches: Any, done: 
         raise UserError(f"{len(waiting)} shards came back incomplete; run the same command again")
 
 
+def publish(output: Location, name: str, columns: dict[str, np.ndarray]) -> None:
+    """The scores of a shard, or its features by either proxy (the target's last: they say that the shard is done)."""
+    if "score" in columns:
+        write_scores(output, name, columns["key"].tolist(), columns["score"])
+        return
+    for proxy in ("source", "target"):
+        write_table(output.joinpath(FEATURES, proxy, name), pa.table({FEATURE: feature_column(columns[proxy])}))
+
+
+def compare_neighbourhoods(config: ScoreConfig, output: Location, root: Location, manifest: Manifest) -> None:
+    """Scores from the features of all images; these are deleted afterwards."""
+    if all((output / PARTS / entry.name).exists() for entry in manifest.files):
+        return
+    tables: list[np.ndarray] = []
+    for proxy in ("source", "target"):
+        say(f"score: {config.k} neighbours of {manifest.num_rows:,} images by the {proxy} proxy")
+        parts = [ParquetPart(output.joinpath(FEATURES, proxy, entry.name), entry.rows) for entry in manifest.files]
+        tables.append(sharded_neighbours(parts, config.k + 1, config.neighbours, config.search)[0])
+    scores = neighbourhood_overlap(tables[0], tables[1])
+    keys, start = read_rows(root, ["key"])["key"].to_pylist(), 0
+    for entry in manifest.files:
+        stop = start + entry.rows
+        write_scores(output, entry.name, keys[start:stop], scores[start:stop])
+        start = stop
+    (output / FEATURES).delete()
+
+
+def write_scores(output: Location, name: str, keys: list[str], scores: np.ndarray) -> None:
+    write_table(output / PARTS / name, pa.table({"key": keys, "score": pa.array(scores)}))
+
+
 def summarise(output: Location, root: Location, manifest: Manifest) -> dict[str, Any]:
     """Distribution of the scores; with a `planted` column also how well they rank planted images low."""
     scores = read_scores(output, manifest)["score"].to_numpy()
     summary: dict[str, Any] = {"total": len(scores), "mean": float(scores.mean()), "std": float(scores.std()),
                                "quantiles": [float(q) for q in np.quantile(scores, [0, .05, .25, .5, .75, .95, 1])]}
     if "planted" in manifest.extra_columns:
-        from platform.engine.shards import read_rows
-
         planted = read_rows(root, ["planted"])["planted"].to_numpy().astype(bool)
         if planted.any() and not planted.all():
             summary["auc_planted"] = float(auc(scores, ~planted))

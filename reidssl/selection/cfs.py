@@ -57,12 +57,27 @@ def cfs_scores(
         raise ValueError(f"measure must be one of {', '.join(MEASURES)}: got '{measure}'")
     if k < 1 or len(first) < 2:
         raise ValueError(f"neighbourhood needs k of at least 1 and two images: got k {k}, {len(first)} images")
-    near_source, near_target = (knn(each, k + 1, block)[0][:, 1:] for each in (first, second))
-    shared = np.concatenate([
-        (near_source[start : start + block, :, None] == near_target[start : start + block, None]).sum(axis=(1, 2))
-        for start in range(0, len(first), block)
-    ])  # fmt: skip
-    return torch.from_numpy((shared / near_source.shape[1]).astype(np.float32)).to(first.device)
+    near_source, near_target = (knn(each, k + 1, block)[0] for each in (first, second))
+    return torch.from_numpy(neighbourhood_overlap(near_source, near_target, block)).to(first.device)
+
+
+def neighbourhood_overlap(near_source: Array, near_target: Array, block: int = 1024) -> Array:
+    """The "neighbourhood" scores from searches made elsewhere.
+
+    Args:
+        near_source, near_target: int (B, k + 1), the nearest images of every image by either proxy, itself first; -1 where
+            an approximate search found fewer, which counts as not shared.
+
+    Returns:
+        float32 (B,), the shared ones among the k others, in [0, 1].
+    """
+    if near_source.shape != near_target.shape or near_source.ndim != 2 or near_source.shape[1] < 2:
+        raise ValueError("both neighbour tables must be (B, k + 1) with k of at least 1, of the same images: got "
+                         f"{near_source.shape} and {near_target.shape}")
+    shared = [((one[:, :, None] == other[:, None]) & (one[:, :, None] >= 0)).sum(axis=(1, 2))
+              for one, other in ((near_source[start : start + block, 1:], near_target[start : start + block, 1:])
+                                 for start in range(0, len(near_source), block))]  # fmt: skip
+    return (np.concatenate(shared) / (near_source.shape[1] - 1)).astype(np.float32)
 
 
 def auc(scores: Array | Sequence[float], positives: Array | Sequence[bool]) -> float:

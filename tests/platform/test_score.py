@@ -10,11 +10,14 @@ from sklearn.metrics import roc_auc_score
 
 from platform.engine.config import ConfigError, load_config
 from platform.engine.errors import UserError
+from platform.engine.models import load_model
 from platform.engine.shards import read_manifest, read_rows
-from platform.engine.storage import StorageError, open_storage
+from platform.engine.storage import StorageConfig, StorageError, open_storage
 from platform.engine.stream import decode_image
 from platform.score import ScoreConfig, main, read_scores
+from reidssl.augment.reid import normalise
 from reidssl.models.checkpoints import load_reid, load_vit
+from reidssl.selection.cfs import cfs_scores
 
 
 def config_of(data, source, target, output, *overrides: str) -> ScoreConfig:
@@ -64,6 +67,26 @@ def test_scores_equal_a_direct_computation(scored, tiny_shards, tiny_backbone, s
     assert summary["data_checksum"] == read_manifest(tiny_shards).checksum
 
 
+def test_neighbourhoods_equal_the_library(ray_session, tiny_shards, tiny_backbone, supervised_run, tmp_path):
+    output = tmp_path / "scores"
+    config = config_of(tiny_shards, tiny_backbone, supervised_run[0], output, "measure=neighbourhood", "k=7")
+    summary = main(config)
+    features = [embed(tiny_shards, path) for path in (tiny_backbone, supervised_run[0])]
+    expected = cfs_scores(*features, "neighbourhood", 7).numpy()
+    found = np.array(list(scores_in(output, tiny_shards).values()))
+    assert (found == expected).mean() > 0.97 and np.abs(found - expected).max() <= 1 / 7 + 1e-6  # batches round: near ties
+    assert 0.05 < found.mean() < 0.95 and summary["measure"] == "neighbourhood"
+    assert not (output / "features").exists()
+
+
+def embed(data, run) -> torch.Tensor:
+    """Backbone features (B, D) of all images, as they go into the score."""
+    model = load_model(str(run), StorageConfig())
+    images = [decode_image(image, (64, 32)) for image in read_rows(data, ["image"])["image"].to_pylist()]
+    with torch.no_grad():
+        return model.backbone(normalise(torch.from_numpy(np.stack(images)), model.mean, model.std))
+
+
 def copied(scored, tmp_path):
     copy = tmp_path / "scores"
     shutil.copytree(scored[0], copy)
@@ -107,7 +130,7 @@ def test_wrong_inputs_are_said_and_bind_nothing(tmp_path, tiny_shards, tiny_back
     with pytest.raises(StorageError, match=r"there is no data set at .*empty"):
         main(config_of(open_storage(str(tmp_path / "empty")), tiny_backbone, supervised_run[0], output))
     assert not output.exists()  # the corrected command must not meet the configuration of the wrong one
-    with pytest.raises(ConfigError, match=r"measure must be cosine: got 'euclidean'"):
+    with pytest.raises(ConfigError, match=r"measure must be one of cosine, neighbourhood: got 'euclidean'"):
         config_of(tiny_shards, tiny_backbone, supervised_run[0], output, "measure=euclidean")
 
 
