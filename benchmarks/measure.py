@@ -36,17 +36,18 @@ class Measured:
         return max(self.peak_mib - self.start_mib, 1.0)
 
 
-def measure(module: str, side: str, arguments: dict[str, Any], repeats: int = 1) -> Measured:
+def measure(module: str, side: str, arguments: Any, repeats: int = 1) -> Measured:
     """The fastest of `repeats` runs, each in a fresh process; peaks are the largest."""
     runs = [_once(module, side, arguments) for _ in range(repeats)]
     best = min(runs, key=lambda run: run.seconds)
     return Measured(best.seconds, best.start_mib, max(run.peak_mib for run in runs), best.numbers)
 
 
-def _once(module: str, side: str, arguments: dict[str, Any]) -> Measured:
+def _once(module: str, side: str, arguments: Any) -> Measured:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_run, args=(module, side, arguments, there), daemon=True)
+    # Not a daemon, which may not start processes of its own (a DataLoader's workers); it ends when this one's pipe does.
+    process = context.Process(target=_run, args=(module, side, arguments, there))
     process.start()
     there.close()
     try:
@@ -63,7 +64,7 @@ def _once(module: str, side: str, arguments: dict[str, Any]) -> Measured:
     return Measured(seconds, start, peak, numbers)
 
 
-def _run(module: str, side: str, arguments: dict[str, Any], pipe: Connection) -> None:
+def _run(module: str, side: str, arguments: Any, pipe: Connection) -> None:
     work, check = getattr(importlib.import_module(module), side)(arguments)
     pipe.send("ready")
     pipe.recv()

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import dense
+from benchmarks import augmentation, dense
 from benchmarks.measure import measure
 from benchmarks.people import query_and_gallery, unlabelled
 from reidssl.clustering.pseudo_labels import ClusterConfig, pseudo_labels
@@ -28,6 +28,19 @@ def test_ranking_and_reranking_equal_the_other_side():
         cmc, m_ap = dense.sorted_ranking(distances, q_pids, g_pids, q_camids, g_camids)
         assert ours.mAP == pytest.approx(m_ap, abs=3e-4) and 0.2 < m_ap < 0.99  # float16 weights over there
         np.testing.assert_allclose(ours.cmc, cmc, atol=1 / 60)
+
+
+def test_augmentation_of_this_side():
+    """The other side needs a package that is not in the environment; without it the benchmark says how to get it."""
+    work, summary = augmentation.ours(2)
+    assert summary(work())["shapes"] == [(2, 3, 256, 128), (2, 3, 128, 64)]
+
+
+def test_missing_lightly_is_explained(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightly", None)
+    monkeypatch.setattr(sys, "argv", ["augmentation"])
+    with pytest.raises(SystemExit, match=r"(?s)error: lightly cannot be imported.*pip install --target lightly-packages"):
+        augmentation.main()
 
 
 def grows(arguments):
