@@ -4,7 +4,7 @@ import ast
 import pathlib
 
 FOLDER = pathlib.Path(__file__).parent
-ORDER = ("pipeline", "ingest", "pretrain", "score", "select", "finetune", "tune", "evaluate", "export", "report")
+ORDER = ("pipeline", "ingest", "pretrain", "score", "select", "finetune", "cluster", "tune", "evaluate", "export", "report")
 
 
 def programs() -> dict[str, str]:

@@ -10,8 +10,8 @@ High = little forgotten = close to the target domain (TransReID-SSL, 3.3). The m
 Scores are written shard by shard as Parquet (key, score); an interrupted run continues with the shards that are missing.
 """
 
-import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,16 +24,17 @@ from platform.engine.device import device, use_threads
 from platform.engine.errors import UserError, user_error_of
 from platform.engine.inference import PoolConfig, stream_through_actors
 from platform.engine.models import load_model
-from platform.engine.neighbours import FEATURE, NeighbourActorsConfig, ParquetPart, feature_column, sharded_neighbours
+from platform.engine.neighbours import FEATURE, NeighbourActorsConfig, ParquetPart, sharded_neighbours
+from platform.engine.parts import PARTS, as_column, write_parts, write_table
 from platform.engine.runs import SUMMARY, VOLATILE, open_run
 from platform.engine.runtime import RuntimeConfig, connect, say
-from platform.engine.shards import FileEntry, Manifest, read_manifest, read_rows
+from platform.engine.shards import Manifest, read_manifest, read_rows
 from platform.engine.storage import Location, StorageConfig, open_storage
 from reidssl.augment.reid import normalise
 from reidssl.clustering.index import check_search
 from reidssl.selection.cfs import MEASURES, auc, cfs_scores, neighbourhood_overlap
 
-PARTS, FEATURES = "parts", "features"
+FEATURES = "features"
 
 
 @dataclass(kw_only=True)
@@ -113,7 +114,7 @@ def main(config: ScoreConfig) -> dict[str, Any]:
     try:
         if pending:
             batches = stream_through_actors(root, pending, Scorer, arguments, image_size, config.pool)
-            write_parts(run.location, pending, batches, done, manifest.num_rows)
+            write_parts(pending, batches, partial(publish, run.location), done, manifest.num_rows)
         if config.measure == "neighbourhood":
             compare_neighbourhoods(config, run.location, root, manifest)
     except Exception as error:
@@ -124,33 +125,13 @@ def main(config: ScoreConfig) -> dict[str, Any]:
     return run.summary or {}
 
 
-def write_parts(output: Location, pending: list[FileEntry], batches: Any, done: int, total: int) -> None:
-    """Collect batches and publish one part per shard as soon as the shard is whole."""
-    rows_of = {entry.name: entry.rows for entry in pending}
-    waiting: dict[str, list[dict[str, np.ndarray]]] = {}
-    started, spoken, first = time.perf_counter(), time.perf_counter(), done
-    for batch in batches:
-        for name in dict.fromkeys(batch["file"].tolist()):
-            chosen = batch["file"] == name
-            waiting.setdefault(name, []).append({column: values[chosen] for column, values in batch.items()})
-            if sum(len(part["key"]) for part in waiting[name]) == rows_of[name]:
-                parts = waiting.pop(name)
-                publish(output, name, {column: np.concatenate([part[column] for part in parts]) for column in batch})
-        done += len(batch["key"])
-        if time.perf_counter() - spoken > 5 or done == total:
-            spoken = time.perf_counter()
-            say(f"scored {done:,}/{total:,}  {(done - first) / (spoken - started):,.0f} images/s")
-    if waiting:
-        raise UserError(f"{len(waiting)} shards came back incomplete; run the same command again")
-
-
 def publish(output: Location, name: str, columns: dict[str, np.ndarray]) -> None:
     """The scores of a shard, or its features by either proxy (the target's last: they say that the shard is done)."""
     if "score" in columns:
         write_scores(output, name, columns["key"].tolist(), columns["score"])
         return
     for proxy in ("source", "target"):
-        write_table(output.joinpath(FEATURES, proxy, name), pa.table({FEATURE: feature_column(columns[proxy])}))
+        write_table(output.joinpath(FEATURES, proxy, name), pa.table({FEATURE: as_column(columns[proxy])}))
 
 
 def compare_neighbourhoods(config: ScoreConfig, output: Location, root: Location, manifest: Manifest) -> None:
@@ -194,12 +175,6 @@ def read_scores(output: Location, manifest: Manifest) -> pa.Table:
         with (output / PARTS / entry.name).open_input() as file:
             tables.append(pq.read_table(file))
     return pa.concat_tables(tables)
-
-
-def write_table(file: Location, table: pa.Table) -> None:
-    """One Parquet file, published atomically."""
-    with file.open_output() as sink:
-        pq.write_table(table, sink, compression="zstd")
 
 
 if __name__ == "__main__":

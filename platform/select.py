@@ -19,12 +19,13 @@ import pyarrow as pa
 
 from platform.engine.config import run_program
 from platform.engine.errors import UserError
+from platform.engine.parts import write_table
 from platform.engine.runs import SUMMARY, open_run
 from platform.engine.runtime import say
 from platform.engine.selection import INDEX
 from platform.engine.shards import Manifest, read_manifest, read_rows
 from platform.engine.storage import StorageConfig, open_storage
-from platform.score import read_scores, write_table
+from platform.score import read_scores
 from reidssl.seeding import sample_seeds, uniforms
 from reidssl.selection.cfs import agreement
 from reidssl.selection.subset import load_published_list, select_top

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from platform.engine.device import use_threads
 from platform.engine.errors import UserError, user_error_of
+from platform.engine.parts import as_array
 from platform.engine.storage import Location
 from reidssl.clustering.index import NeighbourIndex, in_order
 
@@ -83,19 +83,7 @@ class ParquetPart:
         if table.num_rows != self.rows:
             raise UserError(f"{self.file.uri} has {table.num_rows} rows instead of {self.rows}: it was changed meanwhile; make "
                             "the features again")
-        return features_of(table)
-
-
-def features_of(table: pa.Table) -> np.ndarray:
-    """float32 (N, D) out of the column `feature` of fixed-size lists."""
-    column = table[FEATURE].combine_chunks()
-    return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
-
-
-def feature_column(features: np.ndarray) -> pa.Array:
-    """The column that `features_of` reads, of float (N, D)."""
-    flat = pa.array(np.ascontiguousarray(features, np.float32).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, features.shape[1])
+        return as_array(table[FEATURE])
 
 
 def array_parts(features: np.ndarray, count: int) -> list[Part]:

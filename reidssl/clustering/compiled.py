@@ -7,8 +7,9 @@ threads may call at once. Rows are independent, so results do not depend on the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numba
@@ -48,3 +49,18 @@ def over_blocks(
         return [function(start, min(start + block, num_rows)) for start in starts]
     with ThreadPoolExecutor(num_threads) as pool:
         return list(pool.map(lambda start: function(start, min(start + block, num_rows)), starts))
+
+
+@contextmanager
+def one_torch_thread_each() -> Iterator[None]:
+    """Threads started inside run torch's operations by themselves.
+
+    For many small products side by side: torch's own threads meet after each one, and on a busy machine wait for each other
+    longer than they compute.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reidssl.clustering.neighbours import Array, Neighbours, nearest, unit_rows
+from reidssl.clustering.grouped import GroupedIndex, num_groups
+from reidssl.clustering.neighbours import Array, Neighbours, knn, nearest, unit_rows
 
 SEARCHES = ("exact", "ivf", "hnsw")
-IMAGES_PER_LIST = 39
-"""Fewest images for each of FAISS's k-means centres to be trained without a warning."""
+PART_VISITED = 32
+"""By default a query visits one group in so many."""
 
 
 def check_search(search: str, effort: int) -> None:
@@ -43,7 +44,7 @@ class NeighbourIndex:
     Args:
         images: float (N, D); rows are normalised here.
         search: one of SEARCHES.
-        effort: ivf: groups visited by a query; hnsw: candidates kept; 0: 1/64 of the groups, at least 8; 128 candidates.
+        effort: ivf: groups visited by a query; hnsw: candidates kept; 0: 1/32 of the groups, at least 8; 128 candidates.
 
     Raises:
         ValueError: features that are not finite (the row is named), or a search that cannot be.
@@ -76,7 +77,10 @@ class NeighbourIndex:
             return found.indices, found.similarities
         k = min(k, len(self.images))
         host = np.ascontiguousarray(unit.cpu().numpy())
-        similarities, indices = self._faiss_search(host, k)
+        if isinstance(self._index, GroupedIndex):
+            indices, similarities = self._index.nearest(torch.from_numpy(host), k)
+        else:
+            similarities, indices = self._faiss_search(host, k)
         for start in range(0, len(host), 65536):  # in place, block by block
             rows = slice(start, start + 65536)
             mine = None if own is None else np.asarray(own)[rows]
@@ -98,10 +102,13 @@ class NeighbourIndex:
             index = faiss.IndexHNSWFlat(width, 32, product)
             index.hnsw.efSearch = self.effort or 128
         else:
-            num_lists = max(1, min(int(4 * num**0.5), num // IMAGES_PER_LIST))
-            index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, num_lists, product)
+            count = num_groups(num)
+            probes = min(self.effort or max(8, count // PART_VISITED), count)
+            if not self._gpu:
+                return GroupedIndex(torch.from_numpy(images), probes)
+            index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, count, product)
             index.cp.max_points_per_centroid = 64
-            index.nprobe = min(self.effort or max(8, num_lists // 64), num_lists)
+            index.nprobe = probes
             index.train(images)
         if self._gpu and self.search != "hnsw":
             self._resources = faiss.StandardGpuResources()
@@ -113,12 +120,7 @@ class NeighbourIndex:
         import faiss
 
         faiss.omp_set_num_threads(torch.get_num_threads())
-        if self.search != "ivf" or self._gpu or len(queries) <= self._index.nlist:
-            return self._index.search(queries, k)
-        # Group by group, all its visitors at once: matrix products instead of one query after the other.
-        from faiss.contrib.big_batch_search import big_batch_search
-
-        return big_batch_search(self._index, queries, k, method="knn_function", threaded=0)
+        return self._index.search(queries, k)
 
 
 def _gpu() -> bool:
@@ -145,6 +147,8 @@ def in_order(indices: Array, similarities: Array, own: Array | None = None) -> N
 
 def find_neighbours(features: Tensor | Array, k: int, search: str = "exact", effort: int = 0) -> Neighbours:
     """The k nearest images of each of N images, itself first; see `NeighbourIndex`."""
+    if search == "exact" and not _gpu():
+        return knn(features, k)
     index = NeighbourIndex(features, search, effort)
     return index.nearest(index.images, k, np.arange(len(index.images)))
 

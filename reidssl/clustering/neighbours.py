@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reidssl.clustering.compiled import kernel, over_blocks
+from reidssl.clustering.compiled import over_blocks
+from reidssl.clustering.selecting import select_columns, select_rows
 
 Array = np.ndarray
 Neighbours = tuple[Array, Array]
@@ -73,9 +74,7 @@ class Nearest(NamedTuple):
     """float32 (Q,), the cosine of the farthest image."""
 
 
-def knn(
-    features: Tensor | Array, k: int, block: int = 1024, column_block: int = 4096, num_threads: int | None = None
-) -> Neighbours:
+def knn(features: Tensor | Array, k: int, block: int = 2048, num_threads: int | None = None) -> Neighbours:
     """The k nearest neighbours of every image by cosine, the image itself always first.
 
     Equal similarities are ordered by rising index. Runs on the features' device, with torch's threads.
@@ -83,18 +82,49 @@ def knn(
     Args:
         features: float (N, D); rows are normalised here.
         k: neighbours including the image itself; N where there are fewer images.
-        block, column_block: a block of scores is `block x column_block` float32 (16 MiB by default).
+        block: a block of scores is `block x block` float32 (16 MiB by default).
         num_threads: of the selection; None: as many as torch uses.
 
     Returns:
         indices int64 (N, min(k, N)) and similarities float32 of the same shape, in [-1, 1] up to rounding.
 
     Raises:
-        ValueError: features that are not finite (the row is named), or k, block or column_block below 1.
+        ValueError: features that are not finite (the row is named), or k or block below 1.
     """
-    unit = unit_rows(features)
-    found = nearest(unit, unit, k, np.arange(len(unit)), block, column_block, num_threads)
+    found = nearest_among(unit_rows(features), k, block, num_threads)
     return found.indices, found.similarities
+
+
+@torch.no_grad()
+def nearest_among(unit: Tensor, k: int, block: int = 2048, num_threads: int | None = None) -> Nearest:
+    """`nearest` of a set in itself, each image its own first neighbour, at half the products: score (i, j) is score (j, i).
+
+    Args:
+        unit: float32 (N, D), rows of length one; the others as in `knn`.
+    """
+    num, own = len(unit), np.arange(len(unit))
+    if unit.device.type != "cpu":
+        return nearest(unit, unit, k, own, block, block, num_threads)
+    _at_least_one(k=k, block=block)
+    found = _nothing_yet(num, min(k, num))
+    products = unit.new_empty(min(block, num) ** 2)
+    for start in range(0, num, block):
+        rows = unit[start : start + block]
+        mine = Nearest(*(array[start : start + block] for array in found))
+        for first in range(start, num, block):  # every image meets the others in rising order, which settles ties
+            columns = unit[first : first + block]
+            shape = (len(rows), len(columns))
+            scores = torch.mm(rows, columns.T, out=products[: shape[0] * shape[1]].view(shape)).numpy()
+            if first == start:
+                np.fill_diagonal(scores, np.inf)  # before all duplicates of itself
+            over_blocks(partial(select_rows, scores, first, mine.similarities, mine.indices, mine.lowest), len(rows), 64,
+                        num_threads)
+            if first > start:
+                theirs = Nearest(*(array[first : first + block] for array in found))
+                work = partial(select_columns, scores, start, theirs.similarities, theirs.indices, theirs.lowest)
+                over_blocks(work, len(columns), 512, num_threads)
+    found.similarities[:, 0] = (unit * unit).sum(dim=1).numpy()
+    return found
 
 
 @torch.no_grad()
@@ -112,18 +142,13 @@ def nearest(
     Args:
         queries, images: float32 (Q, D) and (N, D) on one device, rows of length one.
         own: int (Q,), the image that is the query itself, which then comes first; -1 where there is none. None: none at all.
+        column_block: images compared at a time.
     """
-    for name, value in (("k", k), ("block", block), ("column_block", column_block)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1: got {value}")
+    _at_least_one(k=k, block=block, column_block=column_block)
     k = min(k, len(images))
     selves = torch.full((len(queries),), -1) if own is None else torch.from_numpy(np.asarray(own, np.int64))
     selves = selves.to(queries.device)
-    found = Nearest(
-        np.full((len(queries), k), -1, np.int64),
-        np.full((len(queries), k), -np.inf, np.float32),
-        np.full(len(queries), np.inf, np.float32),
-    )
+    found = _nothing_yet(len(queries), k)
     products = queries.new_empty(min(block, len(queries)) * min(column_block, len(images)))
     for start in range(0, len(queries), block):
         rows, mine = queries[start : start + block], selves[start : start + block]
@@ -135,13 +160,24 @@ def nearest(
             here = ((mine >= first) & (mine < first + len(columns))).nonzero().flatten()
             scores[here, mine[here] - first] = torch.inf  # before all duplicates of itself
             if scores.device.type == "cpu":
-                work = partial(_select, scores.numpy(), first, part.similarities, part.indices, part.lowest)
+                work = partial(select_rows, scores.numpy(), first, part.similarities, part.indices, part.lowest)
                 over_blocks(work, len(rows), 64, num_threads)
             else:
                 _merge(scores, first, k, part)
         known = (mine >= 0).nonzero().flatten()
         part.similarities[known.cpu().numpy(), 0] = (rows[known] ** 2).sum(dim=1).cpu().numpy()
     return found
+
+
+def _at_least_one(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1: got {value}")
+
+
+def _nothing_yet(num: int, k: int) -> Nearest:
+    """Lists that any score enters."""
+    return Nearest(np.full((num, k), -1, np.int64), np.full((num, k), -np.inf, np.float32), np.full(num, np.inf, np.float32))
 
 
 def _merge(scores: Tensor, first: int, k: int, best: Nearest) -> None:
@@ -153,34 +189,6 @@ def _merge(scores: Tensor, first: int, k: int, best: Nearest) -> None:
     best.similarities[:] = np.take_along_axis(wide, order, axis=1)
     best.indices[:] = np.take_along_axis(np.concatenate([best.indices, columns + first], axis=1), order, axis=1)
     np.minimum(best.lowest, scores.amin(dim=1).cpu().numpy(), out=best.lowest)
-
-
-@kernel
-def _select(scores, first, values, indices, lowest, start, stop):  # type: ignore[no-untyped-def]
-    """`_merge` on the CPU: most stretches of scores hold nothing of interest, which is seen many scores at a time."""
-    num, k = scores.shape[1], values.shape[1]
-    for r in range(start, stop):
-        smallest, low = values[r, k - 1], lowest[r]
-        for begin in range(0, num, 64):
-            end = min(begin + 64, num)
-            interesting = 0
-            for c in range(begin, end):
-                interesting += (scores[r, c] > smallest) | (scores[r, c] < low)
-            if interesting == 0:
-                continue
-            for c in range(begin, end):
-                score = scores[r, c]
-                low = min(low, score)
-                if score > smallest:
-                    place = k - 1
-                    while place > 0 and values[r, place - 1] < score:
-                        values[r, place] = values[r, place - 1]
-                        indices[r, place] = indices[r, place - 1]
-                        place -= 1
-                    values[r, place] = score
-                    indices[r, place] = first + c
-                    smallest = values[r, k - 1]
-        lowest[r] = low
 
 
 def self_first(indices: Array, num_images: int) -> Array:

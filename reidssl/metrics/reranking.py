@@ -17,7 +17,7 @@ from torch import Tensor
 
 from reidssl.clustering.compiled import kernel
 from reidssl.clustering.jaccard import jaccard_rows, query_expansion, reciprocal_vectors
-from reidssl.clustering.neighbours import Array, nearest, unit_rows
+from reidssl.clustering.neighbours import Array, nearest_among, unit_rows
 from reidssl.metrics.ranking import RankingMetrics, labels_of, rank_blocks
 
 
@@ -87,7 +87,7 @@ def reranked_blocks(
         )
     both = torch.cat([queries, gallery])
     num = len(queries)
-    found = nearest(both, both, k1 + 1, np.arange(len(both)), num_threads=num_threads)
+    found = nearest_among(both, k1 + 1, num_threads=num_threads)
     farthest = np.maximum(2 - 2 * found.lowest, np.float32(1e-12))
     table = found.indices.astype(np.int32)
     vectors = reciprocal_vectors(both, table, round(k1 / 2) + 1, 1 / farthest, num_threads=num_threads)

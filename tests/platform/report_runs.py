@@ -10,6 +10,7 @@ import pyarrow as pa
 from platform.engine.evaluation import EvaluateConfig, evaluate_features
 from platform.engine.images import ImageSet
 from platform.engine.models import BACKBONE, REID, embed_all, load_model
+from platform.engine.parts import PARTS, write_table
 from platform.engine.runs import Run, environment, open_run
 from platform.engine.shards import Manifest, read_manifest, write_manifest, write_rejected, write_shard
 from platform.engine.sources.base import encode_image
@@ -17,7 +18,7 @@ from platform.engine.storage import Location, StorageConfig, open_storage
 from platform.engine.tracking import Tracker, TrackingConfig
 from platform.finetune import FinetuneConfig
 from platform.pretrain import DataConfig, PretrainConfig
-from platform.score import PARTS, ScoreConfig, summarise, write_table
+from platform.score import ScoreConfig, summarise
 from platform.select import SelectConfig
 from platform.select import main as select
 from reidssl.augment.multicrop import MultiCropConfig

@@ -11,10 +11,10 @@ import pytest
 
 from platform.engine.config import ConfigError, load_config
 from platform.engine.errors import UserError
+from platform.engine.parts import write_table
 from platform.engine.selection import read_units
 from platform.engine.shards import read_manifest, read_rows
 from platform.engine.storage import open_storage
-from platform.score import write_table
 from platform.select import SelectConfig, main
 
 

@@ -12,10 +12,9 @@ from platform.engine.neighbours import (
     ParquetPart,
     Shard,
     array_parts,
-    feature_column,
-    features_of,
     sharded_neighbours,
 )
+from platform.engine.parts import as_column
 from platform.engine.storage import open_storage
 from reidssl.clustering.index import recall
 from reidssl.clustering.neighbours import knn
@@ -49,7 +48,7 @@ def write_parts(folder, values: np.ndarray, rows: list[int]) -> list[ParquetPart
     parts, start = [], 0
     for number, count in enumerate(rows):
         path = folder / f"{number}.parquet"
-        pq.write_table(pa.table({"feature": feature_column(values[start : start + count])}), path)
+        pq.write_table(pa.table({"feature": as_column(values[start : start + count])}), path)
         parts.append(ParquetPart(open_storage(str(path)), count))
         start += count
     assert start == len(values)
@@ -110,10 +109,3 @@ def test_refusals(ray_session, tmp_path):
         sharded_neighbours([], 9, actors(1))
     with pytest.raises(ValueError, match="actors must be 0 or more and block at least 1: got -1, 8192"):
         NeighbourActorsConfig(actors=-1)
-
-
-def test_features_survive_the_column():
-    values = np.arange(12, dtype=np.float32).reshape(4, 3)
-    np.testing.assert_array_equal(features_of(pa.table({"feature": feature_column(values)})), values)
-    sliced = pa.table({"feature": feature_column(values)}).slice(1, 2)
-    np.testing.assert_array_equal(features_of(sliced), values[1:3])

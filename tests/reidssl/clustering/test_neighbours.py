@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from reidssl.clustering.neighbours import knn, self_first, top_scores, unit_rows
+from reidssl.clustering.neighbours import knn, nearest, nearest_among, self_first, top_scores, unit_rows
 
 
 def full_sort(features: np.ndarray, k: int) -> np.ndarray:
@@ -21,7 +21,12 @@ def full_sort(features: np.ndarray, k: int) -> np.ndarray:
 @pytest.mark.parametrize(("block", "column_block"), [(1024, 65536), (7, 65536), (1024, 13), (5, 9), (200, 1)])
 def test_equal_to_a_full_sort_for_any_block(block, column_block):
     features = np.random.default_rng(0).normal(size=(83, 12)).astype(np.float32)
-    indices, similarities = knn(features, 10, block, column_block)
+    for indices, similarities in (knn(features, 10, block), nearest(unit_rows(features), unit_rows(features), 10, np.arange(83),
+                                                                    block, column_block)[:2]):
+        assert_nearest(features, indices, similarities)
+
+
+def assert_nearest(features, indices, similarities):
     assert indices.dtype == np.int64 and similarities.dtype == np.float32
     np.testing.assert_array_equal(indices, full_sort(features.astype(np.float64), 10))
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
@@ -33,7 +38,23 @@ def test_equal_to_a_full_sort_for_any_block(block, column_block):
 def test_ties_by_rising_index(k, column_block):
     # One-hot rows: every cosine is exactly 0 or 1, so nearly everything is tied.
     features = np.eye(6, dtype=np.float32)[np.random.default_rng(1).integers(6, size=31)]
-    np.testing.assert_array_equal(knn(features, k, 8, column_block)[0], full_sort(features, min(k, 31)))
+    unit = torch.from_numpy(features)
+    np.testing.assert_array_equal(nearest(unit, unit, k, np.arange(31), 8, column_block).indices, full_sort(features, min(k, 31)))
+    np.testing.assert_array_equal(knn(features, k, column_block)[0], full_sort(features, min(k, 31)))
+
+
+@pytest.mark.parametrize(("block", "num_threads"), [(2048, 1), (20, 3), (1, 2)])
+def test_the_farthest_is_known_too(block, num_threads):
+    unit = unit_rows(np.random.default_rng(5).normal(size=(67, 4)))
+    expected = (unit @ unit.T).min(dim=1).values.numpy()
+    np.testing.assert_allclose(nearest_among(unit, 3, block, num_threads).lowest, expected, atol=1e-6)
+    found = nearest(unit[:9], unit, 3, None, block, block, num_threads)
+    np.testing.assert_allclose(found.lowest, expected[:9], atol=1e-6)
+    assert (found.indices[:, 0] == np.arange(9)).all()  # nothing is nearer than itself
+    same = nearest_among(unit_rows(np.ones((5, 3))), 2)  # there is no farther one than itself
+    np.testing.assert_allclose(same.lowest, 1.0, atol=1e-6)
+    alone = nearest_among(unit[:1], 4)
+    assert alone.indices.tolist() == [[0]] and alone.lowest[0] == np.inf
 
 
 def test_all_equal_rows_keep_themselves_first():

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from sklearn.cluster import DBSCAN
+from sklearn.metrics import adjusted_rand_score
 
 from reidssl.clustering.neighbours import knn
 from reidssl.clustering.pseudo_labels import ClusterConfig, cluster_centroids, pseudo_labels
+from tests.reidssl.clustering.dense import dense_jaccard
+from tests.reidssl.clustering.test_jaccard import clustered
 
 REFERENCE = Path(__file__).parents[2] / "reference" / "jaccard.npz"
 
@@ -72,3 +76,44 @@ def test_config_refuses(wrong, message):
 def test_config_can_be_composed():
     config = OmegaConf.merge(OmegaConf.structured(ClusterConfig), {"eps": 0.7})
     assert OmegaConf.to_object(config) == ClusterConfig(eps=0.7)
+
+
+DEGENERATE = {
+    "all equal": np.ones((40, 5)),
+    "all far apart": np.eye(40),
+    "fewer images than neighbours": clustered(9, 5, 2, seed=1, spread=0.1),
+    "one image": np.ones((1, 3)),
+    "duplicates": np.repeat(clustered(12, 5, 4, seed=2), 4, axis=0),
+    "one cluster": np.ones((40, 5)) + 0.01 * np.random.default_rng(0).normal(size=(40, 5)),
+    "no direction": np.zeros((12, 4)),
+}
+
+
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_degenerate_sets_equal_the_dense_algorithm(name):
+    features = DEGENERATE[name].astype(np.float32)
+    if name == "no direction":  # rows of zeros have no neighbours by angle; nothing may break
+        assert len(pseudo_labels(features, ClusterConfig(k1=10, k2=3)).labels) == 12
+        return
+    config = ClusterConfig(k1=10, k2=3, eps=0.5)
+    dense = dense_jaccard(features, 10, 3)
+    expected = DBSCAN(eps=0.5, min_samples=4, metric="precomputed").fit_predict(dense)
+    found = pseudo_labels(features, config)
+    np.testing.assert_array_equal(found.labels, expected)
+    assert found.num_clusters == expected.max() + 1 and found.num_outliers == (expected < 0).sum()
+
+
+def test_permuting_the_images_renames_the_clusters():
+    features = clustered(300, 16, 25, seed=6, spread=0.4)
+    order = np.random.default_rng(1).permutation(300)
+    first, second = (pseudo_labels(each, ClusterConfig(k1=12, k2=4)) for each in (features, features[order]))
+    assert (first.num_clusters, first.num_outliers) == (second.num_clusters, second.num_outliers) and first.num_clusters > 5
+    assert adjusted_rand_score(first.labels[order], second.labels) > 0.99  # a border point may choose its first cluster anew
+
+
+def test_nan_is_refused_with_the_row():
+    features = clustered(30, 8, 3, seed=0)
+    features[21, 0] = np.inf
+    for config in (ClusterConfig(), ClusterConfig(search="ivf"), ClusterConfig(algorithm="kmeans", num_clusters=3)):
+        with pytest.raises(ValueError, match="row 21 holds NaN or infinity"):
+            pseudo_labels(features, config)

@@ -1,0 +1,68 @@
+"""A large set to pseudo-labels on one machine, with the approximate search: time, memory and recall.
+
+  python -m benchmarks.million                     50,000 images
+  python -m benchmarks.million --full              a million, 384-dimensional
+  python -m benchmarks.million --num 200000 --actors 2 4   also with the search shared over so many Ray actors
+
+Random features of 20 images to an identity, 15 cameras; k1 30, k2 6, eps 0.6, search=ivf. Nothing to compare with: the dense
+algorithm would need arrays of N x N (4 TB at a million). With actors, memory is that of the process that clusters alone.
+"""
+
+import argparse
+import time
+
+from benchmarks.measure import measure, print_machine, print_one
+from benchmarks.people import unlabelled
+
+
+def labels(arguments):
+    """pseudo_labels of this project; the search by this process or by Ray actors."""
+    from reidssl.clustering.pseudo_labels import ClusterConfig, pseudo_labels
+
+    config = ClusterConfig(search="ivf")
+    pseudo_labels(unlabelled(2000, 20, 3)[0], config)
+    features, identities, _ = unlabelled(arguments["num"], 20, 15)
+    actors = arguments["actors"]
+    if actors:
+        from platform.engine.neighbours import NeighbourActorsConfig, array_parts, sharded_neighbours
+        from platform.engine.runtime import RuntimeConfig, connect
+
+        gib = features.nbytes / 2**30
+        connect(RuntimeConfig(num_cpus=actors, object_store_gib=1.5 * gib + 0.5))
+
+    def work():
+        if not actors:
+            return pseudo_labels(features, config), {}
+        started = time.perf_counter()
+        shared = NeighbourActorsConfig(actors=actors)
+        table = sharded_neighbours(array_parts(features, actors), config.k1, shared, config.search)
+        seconds = {"search": time.perf_counter() - started}
+        return pseudo_labels(features, config, table), seconds
+
+    def check(result):
+        from sklearn.metrics import adjusted_rand_score
+
+        found, _ = result
+        seconds = {name: round(value, 1) for name, value in (result[1] | found.seconds).items()}
+        return {"seconds of each step": seconds, "recall at 30 (1,000 images)": round(found.recall, 4),
+                "clusters": found.num_clusters, "outliers": found.num_outliers,
+                "adjusted Rand index": round(float(adjusted_rand_score(identities, found.labels)), 4)}
+
+    return work, check
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="a million images")
+    parser.add_argument("--num", type=int, default=0, help="images (default 50,000)")
+    parser.add_argument("--actors", type=int, nargs="*", default=[], help="numbers of Ray actors to try as well")
+    arguments = parser.parse_args()
+    num = arguments.num or (1_000_000 if arguments.full else 50_000)
+    print_machine()
+    for actors in [0, *arguments.actors]:
+        name = f"the search by {actors} Ray actors" if actors else "one process"
+        print_one(f"{num:,} x 384 to labels, {name}", measure(__spec__.name, "labels", {"num": num, "actors": actors}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Pseudo-identities of a data set of any size: features, neighbours, Jaccard distance, clusters.
+
+  python -m platform.cluster checkpoint=runs/usl data=runs/demo/data/pretrain output=runs/clusters
+  python -m platform.cluster checkpoint=s3://bucket/runs/usl data=s3://bucket/luperson output=s3://bucket/clusters \\
+      cluster.search=ivf neighbours.actors=16 neighbours.cpus_per_actor=8
+
+Features are computed by a pool of actors and stored shard by shard as Parquet; an interrupted run continues with the shards that
+are missing. With neighbours.actors the search is shared out: each actor loads some of those files, so no machine holds the
+index of all. The table of neighbours, and the features once, are then on the machine of this program (3 GB a million images
+of 384 numbers and 30 neighbours) for the Jaccard distance and the clustering. Result: labels.parquet (key, label; -1 = outlier).
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from platform.engine.config import run_program
+from platform.engine.errors import UserError, user_error_of
+from platform.engine.inference import Batch, PoolConfig, stream_through_actors
+from platform.engine.models import load_model
+from platform.engine.neighbours import FEATURE, NeighbourActorsConfig, ParquetPart, sharded_neighbours
+from platform.engine.parts import PARTS, as_column, write_parts, write_table
+from platform.engine.runs import SUMMARY, VOLATILE, Run, open_run
+from platform.engine.runtime import RuntimeConfig, connect, say
+from platform.engine.shards import Manifest, read_manifest, read_rows
+from platform.engine.storage import Location, StorageConfig, open_storage
+from platform.evaluate import Embedder
+from reidssl.clustering.pseudo_labels import ClusterConfig, PseudoLabels, pseudo_labels
+from reidssl.models.checkpoints import weights_hash
+
+LABELS = "labels.parquet"
+
+
+@dataclass(kw_only=True)
+class ClusterProgramConfig:
+    """Which images, by which model, grouped how."""
+
+    output: str = "runs/clusters"
+    """Folder of the features and labels."""
+    checkpoint: str = ""
+    """Run folder or checkpoint file that gives the features."""
+    data: str = "runs/demo/data/pretrain"
+    """Shards to cluster, all splits."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    neighbours: NeighbourActorsConfig = field(default_factory=NeighbourActorsConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+def main(config: ClusterProgramConfig) -> dict[str, Any]:
+    """Features that are missing, then neighbours and labels; returns the summary."""
+    if not config.checkpoint:
+        raise UserError("checkpoint is empty: name the run folder or checkpoint file that gives the features, e.g. "
+                        "checkpoint=runs/usl")
+    root = open_storage(config.data, config.storage)
+    if not (open_storage(config.output, config.storage) / SUMMARY).exists():
+        load_model(config.checkpoint, config.storage)  # a wrong path fails before it becomes the folder's configuration
+        read_manifest(root)
+    run = open_run("cluster", config.output, config, config.storage, volatile=(*VOLATILE, "pool", "neighbours"))
+    if run.summary:
+        say(f"cluster: {run.location.uri} is complete already")
+        return run.summary
+    connect(config.runtime)
+    manifest = read_manifest(root)
+    extract(config, run, root, manifest)
+    started = time.perf_counter()
+    parts = [ParquetPart(run.location / PARTS / entry.name, entry.rows) for entry in manifest.files]
+    found = label(config, parts)
+    known = read_rows(root, ["key", "pid"])
+    write_table(run.location / LABELS, pa.table({"key": known["key"], "label": pa.array(found.labels.astype(np.int32))}))
+    recall = "" if found.recall is None else f"; recall of the search {found.recall:.3f}"
+    say(f"cluster: {found.num_clusters:,} clusters, {found.num_outliers:,} outliers of {manifest.num_rows:,} images in "
+        f"{time.perf_counter() - started:,.0f} s{recall}")
+    summary = {"images": manifest.num_rows, "clusters": found.num_clusters, "outliers": found.num_outliers,
+               "search_recall": found.recall, "actors": config.neighbours.actors, "seconds": found.seconds}
+    pids = known["pid"].to_numpy()
+    if pids.min() >= 0:  # labels are known: judge the clusters by them
+        from sklearn.metrics import adjusted_rand_score
+
+        summary["adjusted_rand_index"] = float(adjusted_rand_score(pids, found.labels))
+    model = load_model(config.checkpoint, config.storage)
+    run.finish(summary | {"checkpoint": config.checkpoint, "weights": weights_hash(model.reid or model.backbone)[:12],
+                          "data": config.data, "data_checksum": manifest.checksum})
+    return run.summary or {}
+
+
+def extract(config: ClusterProgramConfig, run: Run, root: Location, manifest: Manifest) -> None:
+    """One file of features for every shard that has none yet."""
+    pending = [entry for entry in manifest.files if not (run.location / PARTS / entry.name).exists()]
+    done = manifest.num_rows - sum(entry.rows for entry in pending)
+    say(f"cluster: {manifest.num_rows:,} images in {len(manifest.files)} shards, {done:,} have features")
+    if not pending:
+        return
+    arguments = {"model": config.checkpoint, "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor))}
+    size = load_model(config.checkpoint, config.storage).image_size
+    batches = stream_through_actors(root, pending, Embedder, arguments, size, config.pool)
+
+    def publish(name: str, columns: Batch) -> None:
+        table = pa.table({"key": columns["key"].tolist(), FEATURE: as_column(columns["feature"])})
+        write_table(run.location / PARTS / name, table)
+
+    try:
+        write_parts(pending, batches, publish, done, manifest.num_rows)
+    except Exception as error:
+        raise user_error_of(error) or error from None
+
+
+def label(config: ClusterProgramConfig, parts: list[ParquetPart]) -> PseudoLabels:
+    """Neighbours by this process or by actors, then the clusters."""
+    cluster, table, seconds = config.cluster, None, {}
+    if config.neighbours.actors and cluster.algorithm != "kmeans":
+        started = time.perf_counter()
+        table = sharded_neighbours(parts, cluster.k1, config.neighbours, cluster.search, cluster.search_effort)
+        seconds["search"] = time.perf_counter() - started
+    try:
+        found = pseudo_labels(read_all(parts), cluster, table)
+    except ValueError as error:  # features that are no numbers, more clusters than images
+        raise UserError(f"{config.data} cannot be clustered: {error}") from None
+    found.seconds.update(seconds)
+    return found
+
+
+def read_all(parts: list[ParquetPart]) -> np.ndarray:
+    """float32 (N, D), read file by file into one array."""
+    features, start = np.empty((0, 0), np.float32), 0
+    for part in parts:
+        values = part.read()
+        if not start:
+            features = np.empty((sum(each.rows for each in parts), values.shape[1]), np.float32)
+        features[start : start + part.rows] = values
+        start += part.rows
+    return features
+
+
+if __name__ == "__main__":
+    run_program("cluster")

@@ -1,0 +1,99 @@
+"""The best k of blocks of scores as they come, on the CPU.
+
+Most stretches of scores hold nothing that would enter any list, and that is seen many scores at a time. Images come in
+rising order, and only a larger score displaces another, so equal scores keep the order of their index.
+"""
+
+from __future__ import annotations
+
+from reidssl.clustering.compiled import kernel
+
+STRETCH = 64
+
+
+@kernel
+def _insert(values, indices, row, score, index):  # type: ignore[no-untyped-def]
+    """Put `score`, larger than the last of the row's falling values, where it belongs, after equal ones."""
+    place = values.shape[1] - 1
+    while place > 0 and values[row, place - 1] < score:
+        values[row, place] = values[row, place - 1]
+        indices[row, place] = indices[row, place - 1]
+        place -= 1
+    values[row, place] = score
+    indices[row, place] = index
+
+
+@kernel
+def select_rows(scores, first, values, indices, lowest, start, stop):  # type: ignore[no-untyped-def]
+    """Take the block into the lists of its rows start..stop.
+
+    Args:
+        scores: float32 (b, c) of b queries with the c images from `first` on.
+        values, indices: float32 and int64 (b, k), the best so far, falling; updated.
+        lowest: float32 (b,), the smallest score so far; updated.
+    """
+    num, k = scores.shape[1], values.shape[1]
+    for r in range(start, stop):
+        smallest, low = values[r, k - 1], lowest[r]
+        for begin in range(0, num, STRETCH):
+            end = min(begin + STRETCH, num)
+            interesting = 0
+            for c in range(begin, end):
+                interesting += (scores[r, c] > smallest) | (scores[r, c] < low)
+            if interesting == 0:
+                continue
+            for c in range(begin, end):
+                score = scores[r, c]
+                low = min(low, score)
+                if score > smallest:
+                    _insert(values, indices, r, score, first + c)
+                    smallest = values[r, k - 1]
+        lowest[r] = low
+
+
+@kernel
+def select_columns(scores, first, values, indices, lowest, start, stop):  # type: ignore[no-untyped-def]
+    """The same for the columns start..stop: scores float32 (b, c) of the b images from `first` on with c queries."""
+    num, k = scores.shape[0], values.shape[1]
+    smallest = values[start:stop, k - 1].copy()
+    low = lowest[start:stop].copy()
+    for r in range(num):
+        for begin in range(start, stop, STRETCH):
+            end = min(begin + STRETCH, stop)
+            interesting = 0
+            for c in range(begin, end):
+                interesting += (scores[r, c] > smallest[c - start]) | (scores[r, c] < low[c - start])
+            if interesting == 0:
+                continue
+            for c in range(begin, end):
+                score = scores[r, c]
+                low[c - start] = min(low[c - start], score)
+                if score > smallest[c - start]:
+                    _insert(values, indices, c, score, first + r)
+                    smallest[c - start] = values[c, k - 1]
+    lowest[start:stop] = low
+
+
+@kernel
+def select_visitors(scores, visitors, images, values, indices):  # type: ignore[no-untyped-def]
+    """Take a group of images into the lists of the queries that visit it.
+
+    Args:
+        scores: float32 (b, c). visitors: int64 (b,), queries, each once. images: int64 (c,).
+        values, indices: float32 and int64 (Q, k), the best so far of all queries; updated.
+    """
+    num, k = scores.shape[1], values.shape[1]
+    for r in range(len(visitors)):
+        q = visitors[r]
+        smallest = values[q, k - 1]
+        for begin in range(0, num, STRETCH):
+            end = min(begin + STRETCH, num)
+            interesting = 0
+            for c in range(begin, end):
+                interesting += scores[r, c] > smallest
+            if interesting == 0:
+                continue
+            for c in range(begin, end):
+                if scores[r, c] > smallest:
+                    _insert(values, indices, q, scores[r, c], images[c])
+                    smallest = values[q, k - 1]

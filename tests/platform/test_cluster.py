@@ -1,0 +1,75 @@
+"""Clustering a data set through its `main`: labels equal to those of this process, continued shard by shard, refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from platform.cluster import ClusterProgramConfig, main
+from platform.engine.config import ConfigError, load_config
+from platform.engine.errors import UserError
+from platform.engine.images import ImageSet
+from platform.engine.models import embed_all, load_model
+from platform.engine.shards import read_manifest
+from platform.engine.storage import StorageConfig, StorageError
+from reidssl.clustering.pseudo_labels import ClusterConfig, pseudo_labels
+
+TINY = ["cluster.k1=6", "cluster.k2=2", "cluster.eps=0.55", "cluster.min_samples=2", "pool.actors=1", "pool.batch=32"]
+
+
+def config_of(model, data, output, *overrides: str) -> ClusterProgramConfig:
+    return load_config(ClusterProgramConfig, "cluster", [f"checkpoint={model}", f"data={data}", f"output={output}", *TINY,
+                                                         *overrides])
+
+
+@pytest.fixture(scope="module")
+def clustered(tmp_path_factory, ray_session, tiny_backbone, tiny_shards):
+    """(folder, summary), the search shared by two actors."""
+    output = tmp_path_factory.mktemp("cluster") / "clusters"
+    return output, main(config_of(tiny_backbone, tiny_shards.uri, output, "neighbours.actors=2", "neighbours.cpus_per_actor=0.5",
+                                  "neighbours.block=30"))
+
+
+def test_labels_equal_those_of_this_process(clustered, tiny_backbone, tiny_shards):
+    output, summary = clustered
+    images = ImageSet(tiny_shards, ["train"], (64, 32))
+    features = embed_all(load_model(str(tiny_backbone), StorageConfig()), images)
+    expected = pseudo_labels(features, ClusterConfig(k1=6, k2=2, eps=0.55, min_samples=2))
+    assert expected.num_clusters > 2
+    table = pq.read_table(output / "labels.parquet")
+    assert table["key"].to_pylist() == images.keys
+    np.testing.assert_array_equal(table["label"].to_numpy(), expected.labels)
+    assert (summary["images"], summary["clusters"], summary["outliers"]) == (90, expected.num_clusters, expected.num_outliers)
+    assert set(summary["seconds"]) == {"search", "jaccard", "dbscan"} and "adjusted_rand_index" not in summary
+    assert json.loads((output / "summary.json").read_text()) == summary
+
+
+def test_only_what_is_missing_is_done_again(clustered, tiny_backbone, tiny_shards, tmp_path, capsys):
+    copy = tmp_path / "clusters"
+    shutil.copytree(clustered[0], copy)
+    (copy / "summary.json").unlink()
+    (copy / "parts" / read_manifest(tiny_shards).files[1].name).unlink()
+    again = main(config_of(tiny_backbone, tiny_shards.uri, copy))  # without actors
+    printed = capsys.readouterr().out
+    assert "90 images in 2 shards, 55 have features" in printed
+    assert f"{again['clusters']:,} clusters, {again['outliers']:,} outliers of 90 images" in printed
+    np.testing.assert_array_equal(*(pq.read_table(each / "labels.parquet")["label"].to_numpy() for each in (copy, clustered[0])))
+    main(config_of(tiny_backbone, tiny_shards.uri, copy))
+    assert "is complete already" in capsys.readouterr().out
+
+
+def test_wrong_inputs_are_said_and_bind_nothing(tmp_path, tiny_backbone, tiny_shards, clustered):
+    output = tmp_path / "clusters"
+    with pytest.raises(UserError, match="checkpoint is empty: name the run folder or checkpoint file"):
+        main(config_of("", tiny_shards.uri, output))
+    with pytest.raises(UserError, match=r"there is no model at .*nowhere"):
+        main(config_of(tmp_path / "nowhere", tiny_shards.uri, output))
+    with pytest.raises(StorageError, match=r"there is no data set at .*empty"):
+        main(config_of(tiny_backbone, tmp_path / "empty", output))
+    assert not output.exists()
+    with pytest.raises(ConfigError, match=r"cluster.search must be one of exact, ivf, hnsw: got 'lsh'"):
+        config_of(tiny_backbone, tiny_shards.uri, output, "cluster.search=lsh")
+    with pytest.raises(UserError, match=r"(?s)another configuration:\n  cluster.eps: "):
+        main(config_of(tiny_backbone, tiny_shards.uri, clustered[0], "cluster.eps=0.7"))
