@@ -24,12 +24,12 @@ def features_of(identities: np.ndarray, cameras: np.ndarray, seed: int, width: i
     return out
 
 
-def unlabelled(num: int, images_per_identity: int, num_cameras: int, seed: int = 0) -> Labelled:
+def unlabelled(num: int, images_per_identity: int, num_cameras: int, seed: int = 0, noise: float = 1.0) -> Labelled:
     """(features (num, 384), identities, cameras) of a training set."""
     random = np.random.default_rng(seed)
     identities = random.integers(max(num // images_per_identity, 1), size=num)
     cameras = random.integers(num_cameras, size=num)
-    return features_of(identities, cameras, seed), identities, cameras
+    return features_of(identities, cameras, seed, noise=noise), identities, cameras
 
 
 def query_and_gallery(num_query: int, num_gallery: int, num_identities: int, num_cameras: int, seed: int = 0,
