@@ -219,7 +219,7 @@ class Location:
             return self.filesystem.open_input_file(self.path)
 
     def write_bytes(self, data: bytes) -> None:
-        with self.open_output() as file:
+        with self.errors("write"), self.open_output() as file:
             file.write(data)
 
     def write_text(self, text: str) -> None:

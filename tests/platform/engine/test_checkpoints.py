@@ -1,5 +1,6 @@
 """Checkpoints: published atomically, kept, passed over when torn; on this machine and on S3."""
 
+import os
 import threading
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from platform.engine.checkpoints import MANIFEST, STATE, BackgroundWriter, CheckpointConfig, CheckpointStore
 from platform.engine.errors import UserError
 from platform.engine.storage import StorageConfig, StorageError, open_storage
+from tests.platform import survival
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -188,6 +190,27 @@ def test_storage_that_goes_on_failing_surfaces_at_the_next_step(root):
         writer.check()
     writer.check()  # told once
     assert gate.store.newest().position == 100
+
+
+def test_a_full_disk_is_said_and_costs_no_checkpoint_that_is_there(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    with survival.small_disk(tmp_path / "disk", 1) as disk:
+        store = CheckpointStore(open_storage(str(disk / "checkpoints")), keep=9)
+        state = {"weight": torch.zeros(60_000)}  # 240 kB each
+        writer, written = BackgroundWriter(store), 0
+        with pytest.raises(UserError, match=r"position-\d+ could not be written: cannot write .*No space left on device"):
+            while written < 9:
+                writer.submit(written + 1, state, {})
+                writer.flush()
+                written += 1
+        assert 0 < written < 9 and store.newest().position == written
+        # Room again: the same checkpoint is written.
+        store.keep = 1
+        (store.root / f"position-{1:012d}").delete()
+        writer.submit(written + 1, state, {})
+        writer.flush()
+        assert store.newest().position == written + 1
 
 
 def test_plain_torch_restores_a_checkpoint(tmp_path):

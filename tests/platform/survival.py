@@ -1,0 +1,154 @@
+"""What the failure tests stand on: a local cluster whose nodes come and go, the program as a user starts it, a small disk.
+
+A driver's lines are kept with the second they came, so that a test can say how many steps a failure cost and how long it
+took until training went on.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from platform.engine.storage import open_storage
+from platform.engine.tracking import read_metrics
+from tests.platform.curve_worker import BATCH, TINY
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Driver:
+    """`python -m platform.pretrain ...` with the tiny configuration of curve_worker."""
+
+    def __init__(self, data: str, output: Path, steps: int, *overrides: str) -> None:
+        command = [sys.executable, "-m", "platform.pretrain", f"data.uri={data}", f"output={output}", *TINY,
+                   f"length.samples={steps * BATCH}", f"tracking.audit={output}/audit", "scaling.threads=1",
+                   "scaling.max_failures=3", *overrides]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": "", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "40"}
+        self.output = output
+        self.lines: list[tuple[float, str]] = []
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                        text=True, start_new_session=True)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append((time.monotonic(), line.rstrip()))
+
+    @property
+    def text(self) -> str:
+        return "\n".join(line for _, line in self.lines)
+
+    def wait_for(self, pattern: str, timeout_s: float = 150, after: float = 0.0) -> tuple[float, re.Match[str]]:
+        """(when, match) of the first line that came after `after` and matches."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            for when, line in list(self.lines):
+                found = re.search(pattern, line)
+                if found and when > after:
+                    return when, found
+            ended = self.process.poll() is not None and not self._reader.is_alive()
+            assert not ended and time.monotonic() < deadline, f"no line matches {pattern!r}:\n{self.text[-6000:]}"
+            time.sleep(0.05)
+
+    def newest_step(self) -> int:
+        return max((int(found.group(1)) for _, line in list(self.lines) if (found := re.search(r"step (\d+)/", line))), default=0)
+
+    def wait(self, timeout_s: float = 240) -> int:
+        """Exit status."""
+        code = self.process.wait(timeout_s)
+        self._reader.join(timeout=30)
+        return code
+
+    def continued(self, after: float) -> tuple[int, int, float]:
+        """(step that training went on from, workers, when its first line came) of the first restart after a moment."""
+        when, found = self.wait_for(r"continuing from ([\d,]+) samples seen.* with (\d+) worker", after=after)
+        first, _ = self.wait_for(r"\bstep \d+/", after=when)
+        return int(found.group(1).replace(",", "")) // BATCH, int(found.group(2)), first
+
+    def kill(self) -> None:
+        """End it and what it started itself; a cluster that it only uses goes on."""
+        family = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family = psutil.Process(self.process.pid).children(recursive=True)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(family, timeout=20)
+        self.process.wait(30)
+
+
+class Nodes:
+    """A cluster on this machine: a head that reads and decodes, and worker nodes with room for one training worker each."""
+
+    WORKER_CPUS = 3.0
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        # Train's drain detection needs the agent that comes with the dashboard.
+        self.cluster = Cluster(initialize_head=True, head_node_args={
+            "num_cpus": 2, "include_dashboard": True, "dashboard_port": 0, "object_store_memory": 200 << 20})
+        self.workers: list[Any] = []
+
+    @property
+    def overrides(self) -> list[str]:
+        return [f"runtime.address={self.cluster.address}", f"scaling.cpus_per_worker={self.WORKER_CPUS:g}"]
+
+    def have(self, count: int) -> None:
+        """Make it so many worker nodes."""
+        while len(self.workers) < count:
+            self.workers.append(self.cluster.add_node(num_cpus=int(self.WORKER_CPUS), object_store_memory=100 << 20))
+        while len(self.workers) > count:
+            self.remove(self.workers[-1])
+
+    def remove(self, node: Any) -> None:
+        """At once, as a machine that loses its power."""
+        self.workers.remove(node)
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def training_process(self, node: Any) -> psutil.Process | None:
+        """The Ray Train worker on a node."""
+        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+        for process in raylet.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    return process
+        return None
+
+    def drain(self, node: Any, seconds: int) -> None:
+        """The notice that cluster/drain_on_notice.py passes on."""
+        command = [str(Path(sys.executable).parent / "ray"), "drain-node", "--address", self.cluster.address, "--node-id",
+                   node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
+                   "--deadline-remaining-seconds", str(seconds)]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+    def close(self) -> None:
+        self.cluster.shutdown()
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, mebibytes: int) -> Iterator[Path]:
+    """A file system of that size; needs the right to mount one."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)], check=True, capture_output=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True, capture_output=True)
+
+
+def losses(output: Path | str, storage: Any = None) -> dict[int, float]:
+    return {row["position"]: row["loss"] for row in read_metrics(open_storage(str(output), storage))}
