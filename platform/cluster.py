@@ -6,8 +6,8 @@
 
 Features are computed by a pool of actors and stored shard by shard as Parquet; an interrupted run continues with the shards that
 are missing. With neighbours.actors the search is shared out: each actor loads some of those files, so no machine holds the
-index of all. The table of neighbours, and the features once, are then on the machine of this program (3 GB a million images
-of 384 numbers and 30 neighbours) for the Jaccard distance and the clustering. Result: labels.parquet (key, label; -1 = outlier).
+index of all. The table of neighbours, and the features once, are then on the machine of this program (6 GiB for a million
+images of 384 numbers) for the Jaccard distance and the clustering. Result: labels.parquet (key, label; -1 = outlier).
 """
 
 import time
