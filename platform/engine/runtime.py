@@ -81,6 +81,7 @@ def connect(config: RuntimeConfig) -> None:
     else:
         gib = config.object_store_gib or 2.0
         ray.init(
+            address="local",  # else Ray joins whatever cluster was started on this machine last, and refuses the numbers below
             num_cpus=config.num_cpus or max(4, os.cpu_count() or 1),
             num_gpus=None if config.num_gpus < 0 else config.num_gpus,
             include_dashboard=config.dashboard,
