@@ -165,25 +165,44 @@ class Vit(VisionTransformer):
             self.camera_embed = nn.Parameter(torch.empty(config.num_cameras, 1, config.width))
             nn.init.trunc_normal_(self.camera_embed, std=0.02)
 
-    def forward(self, images: Tensor, camids: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self,
+        images: Tensor,
+        camids: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        all_tokens: bool = False,
+    ) -> Tensor:
         """Features of images.
 
         Args:
             images: float (B, 3, H, W), normalised; any H and W that `config.grid` accepts.
             camids: int64 (B,) in [0, num_cameras); needed with camera embeddings, ignored without.
+            mask: bool (B, N), row by row of the grid: patches whose embedding is replaced by `mask_token` before the
+                position embeddings are added, for masked image modelling.
+            mask_token: float (D,), needed with a mask.
+            all_tokens: return what `forward_tokens` does.
 
         Returns:
-            float (B, D), the class token (plus the pooled patch tokens with `gem_pooling`).
+            float (B, D), the class token (plus the pooled patch tokens with `gem_pooling`); with `all_tokens` all tokens
+            after the final norm, (B, 1 + N, D), class token first.
         """
-        tokens = self.forward_tokens(images, camids)
+        tokens = self.forward_tokens(images, camids, mask, mask_token)
+        return tokens if all_tokens else self.pooled(tokens)
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """All tokens (B, 1 + N, D) -> the feature (B, D)."""
         features = tokens[:, 0]
         if self.config.gem_pooling:
             features = features + tokens[:, 1:].clamp(min=1e-6).pow(3).mean(dim=1).pow(1 / 3)
         return features
 
-    def forward_tokens(self, images: Tensor, camids: Tensor | None = None) -> Tensor:
+    def forward_tokens(
+        self, images: Tensor, camids: Tensor | None = None, mask: Tensor | None = None, mask_token: Tensor | None = None
+    ) -> Tensor:
         """All tokens after the final norm, (B, 1 + N, D), class token first. Arguments as in `forward`."""
-        tokens = self._embed(images, camids)
+        tokens = self._embed(images, camids, mask, mask_token)
         for block in self.blocks:
             # timm's set_grad_checkpointing(True) trades one more forward pass for the memory of the
             # activations
@@ -212,10 +231,17 @@ class Vit(VisionTransformer):
         weights = torch.einsum("bhd,bnhd->bhn", query * channels**-0.5, keys).softmax(dim=-1)
         return weights[:, :, 1:]
 
-    def _embed(self, images: Tensor, camids: Tensor | None) -> Tensor:
+    def _embed(
+        self, images: Tensor, camids: Tensor | None, mask: Tensor | None = None, mask_token: Tensor | None = None
+    ) -> Tensor:
         """Stem, class token, position and camera embeddings: (B, 3, H, W) -> (B, 1 + N, D)."""
         rows, columns = self.config.grid(*images.shape[-2:])
         patches = self.patch_embed(images).flatten(2).transpose(1, 2)
+        if mask is not None:
+            if mask_token is None or mask.shape != patches.shape[:2] or mask.dtype != torch.bool:
+                raise ValueError(f"a mask must be bool {tuple(patches.shape[:2])} and come with a mask_token: got "
+                                 f"{mask.dtype} {tuple(mask.shape)}{' and none' if mask_token is None else ''}")
+            patches = torch.where(mask[..., None], mask_token.to(patches), patches)
         # shape[0], not len(): a traced or exported graph keeps the batch size open
         tokens = torch.cat((self.cls_token.expand(images.shape[0], -1, -1), patches), dim=1)
         tokens = tokens + self._positions(rows, columns)

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from reidssl.models.vit import VitConfig
 from reidssl.objectives.base import Objective
 from reidssl.objectives.dino import Dino, DinoConfig
+from reidssl.objectives.dino_mim import DinoMim, DinoMimConfig
 from reidssl.objectives.moby import Moby, MobyConfig
 from reidssl.objectives.moco_v3 import MocoV3, MocoV3Config
 
-NAMES = ("dino", "moco_v3", "moby")
+NAMES = ("dino", "dino_mim", "moco_v3", "moby")
 
 
 @dataclass(kw_only=True)
@@ -16,8 +17,9 @@ class ObjectiveConfig:
     """Which objective, and the settings of each."""
 
     name: str = "dino"
-    """dino, moco_v3 or moby."""
+    """dino, dino_mim, moco_v3 or moby."""
     dino: DinoConfig = field(default_factory=DinoConfig)
+    dino_mim: DinoMimConfig = field(default_factory=DinoMimConfig)
     moco_v3: MocoV3Config = field(default_factory=MocoV3Config)
     moby: MobyConfig = field(default_factory=MobyConfig)
 
@@ -35,6 +37,8 @@ def build_objective(backbone: VitConfig, config: ObjectiveConfig, seed: int = 0)
     """A new objective whose weights are a function of the arguments."""
     if config.name == "dino":
         return Dino(backbone, config.dino, seed)
+    if config.name == "dino_mim":
+        return DinoMim(backbone, config.dino_mim, seed)
     if config.name == "moby":
         return Moby(backbone, config.moby, seed)
     return MocoV3(backbone, config.moco_v3, seed)

@@ -88,6 +88,11 @@ class MultiCropModel(nn.Module):
 
     def forward(self, crops: Sequence[Tensor], **head_options: Any) -> StudentOutput:
         """V crops float (B, 3, h, w) each -> logits (V * B, K) and features (V * B, D), in the order of the crops."""
+        features = self.features(crops)
+        return StudentOutput(self.head(features, **head_options), features)
+
+    def features(self, crops: Sequence[Tensor]) -> Tensor:
+        """The backbone's features (V * B, D) of the crops."""
         dtype = self.backbone.cls_token.dtype  # a bf16 student takes the fp32 crops that its fp32 teacher takes
         groups: list[list[Tensor]] = []
         for crop in crops:
@@ -95,8 +100,7 @@ class MultiCropModel(nn.Module):
                 groups[-1].append(crop)
             else:
                 groups.append([crop])
-        features = torch.cat([self.backbone(torch.cat(group).to(dtype)) for group in groups])
-        return StudentOutput(self.head(features, **head_options), features)
+        return torch.cat([self.backbone(torch.cat(group).to(dtype)) for group in groups])
 
 
 class Objective(nn.Module):

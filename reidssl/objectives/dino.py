@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reidssl.models.heads import DinoHead
 from reidssl.models.vit import Vit, VitConfig, build_vit
-from reidssl.objectives.base import MultiCropModel, Objective, ObjectiveOutput, Progress, StudentCall
+from reidssl.objectives.base import MultiCropModel, Objective, ObjectiveOutput, Progress, StudentCall, StudentOutput
 from reidssl.objectives.koleo import koleo_loss
 from reidssl.objectives.sinkhorn import sinkhorn_knopp
 
@@ -112,18 +112,23 @@ class Dino(Objective):
     made from the T * B teacher rows of the micro-batch instead, and the centre is kept as a measure only.
     """
 
+    config: DinoConfig
+    teacher: MultiCropModel
     center: Tensor
 
     def __init__(self, backbone_config: VitConfig, config: DinoConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        head = DinoHead(backbone_config.width, config.out_dim, config.hidden, config.bottleneck, seed + 1)
-        self.student = MultiCropModel(build_vit(backbone_config, seed), head)
-        teacher_backbone = build_vit(replace(backbone_config, drop_path=0.0), seed)
-        self.teacher: MultiCropModel = MultiCropModel(teacher_backbone, copy.deepcopy(head))
-        self.teacher.load_state_dict(self.student.state_dict())
+        self.student, self.teacher = self.build_models(backbone_config, seed)
         self.teacher.requires_grad_(False)
         self.register_buffer("center", torch.zeros(1, config.out_dim))
+
+    def build_models(self, backbone_config: VitConfig, seed: int) -> tuple[MultiCropModel, MultiCropModel]:
+        """Student and teacher, with equal weights."""
+        config = self.config
+        head = DinoHead(backbone_config.width, config.out_dim, config.hidden, config.bottleneck, seed + 1)
+        teacher_backbone = build_vit(replace(backbone_config, drop_path=0.0), seed)
+        return MultiCropModel(build_vit(backbone_config, seed), head), MultiCropModel(teacher_backbone, copy.deepcopy(head))
 
     def forward(self, student_call: StudentCall, crops: list[Tensor], progress: Progress) -> ObjectiveOutput:
         """Loss of one micro-batch.
@@ -142,15 +147,23 @@ class Dino(Objective):
         """
         if len(crops) < TEACHER_VIEWS:
             raise ValueError(f"DINO needs at least its {TEACHER_VIEWS} global crops: got {len(crops)} crops")
-        frozen = progress.epoch < self.config.freeze_last_layer_epochs
-        student = student_call(crops, freeze_last_layer=frozen)
+        student = student_call(crops, freeze_last_layer=self.last_layer_is_frozen(progress))
         with torch.no_grad():
             teacher = self.teacher(crops[:TEACHER_VIEWS])
+        return self.distil(student, teacher, len(crops), progress)
+
+    def last_layer_is_frozen(self, progress: Progress) -> bool:
+        return progress.epoch < self.config.freeze_last_layer_epochs
+
+    def distil(self, student: StudentOutput, teacher: StudentOutput, num_crops: int, progress: Progress) -> ObjectiveOutput:
+        """What `forward` returns, out of the outputs for all crops and for the teacher's views."""
+        with torch.no_grad():
             targets = self.targets(teacher.logits, self.center, self.config.teacher_temperature_at(progress))
-        loss = dino_loss(student.logits, targets, len(crops), self.config.student_temperature)
+        loss = dino_loss(student.logits, targets, num_crops, self.config.student_temperature)
         extra = {}
         if self.config.koleo_weight:
-            views = student.features[: TEACHER_VIEWS * len(crops[0])].chunk(TEACHER_VIEWS)
+            num_rows = len(teacher.features)  # the student's first rows are those views, too
+            views = student.features[:num_rows].chunk(TEACHER_VIEWS)
             extra["koleo"] = sum((koleo_loss(view) for view in views), torch.zeros((), device=loss.device))
             loss = loss + self.config.koleo_weight * extra["koleo"]
         with torch.no_grad():

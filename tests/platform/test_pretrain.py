@@ -128,6 +128,8 @@ def test_two_workers_and_zero3_give_the_same_losses(alone, tiny_shards, tmp_path
 
 OBJECTIVES = {
     "dino with sinkhorn and koleo": ["objective.dino.centering=sinkhorn_knopp", "objective.dino.koleo_weight=0.1"],
+    "dino_mim": ["objective=dino_mim", "objective.dino_mim.out_dim=32", "objective.dino_mim.hidden=16",
+                 "objective.dino_mim.bottleneck=8", "objective.dino_mim.mask_ratio=[0.2,0.6]"],
     "moby": ["objective=moby", "objective.moby.out_dim=8", "objective.moby.hidden=16", "objective.moby.queue_size=40"],
     "moco_v3": ["objective=moco_v3", "objective.moco_v3.out_dim=8", "objective.moco_v3.hidden=16"],
 }

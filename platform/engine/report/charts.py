@@ -17,13 +17,15 @@ from reidssl.plots.curves import Series, line_chart
 STYLES = {"random": 0, "full": 1, "selected": 2, "proxy": 3, "control": 4}
 PRETRAIN_METRICS = [
     ("loss", "Loss"), ("probe_mAP", "Probe: cross-camera mAP"), ("probe_same_camera", "Probe: nearest neighbour, same camera"),
-    ("teacher_entropy", "Teacher entropy (nats)"), ("feature_std", "Feature standard deviation"),
+    ("dino", "Loss of the class tokens"), ("patch", "Loss of the masked patches"),
+    ("teacher_entropy", "Teacher entropy (nats)"), ("patch_entropy", "Teacher entropy on masked patches (nats)"), ("feature_std", "Feature standard deviation"),
     ("accuracy", "Contrast: own other view is the nearest"), ("koleo", "KoLeo: mean -log distance to the nearest"),
     ("center_norm", "Norm of the centre"),
     ("images_per_second", "Images per second"), ("learning_rate", "Learning rate"),
     ("teacher_momentum", "Teacher momentum"), ("weight_decay", "Weight decay"),
 ]
 NO_METRICS = {"position", "time"}
+ENTROPIES = ("teacher_entropy", "patch_entropy")
 CLUSTER_METRICS = [("clusters", "Clusters"), ("outliers", "Images in no cluster"),
                    ("adjusted_rand_index", "Agreement with the true identities (adjusted Rand index)")]
 FINETUNE_METRICS = [("loss", "Loss"), ("accuracy", "Training accuracy"), ("mAP", "mAP on the test set"),
@@ -48,21 +50,24 @@ def pretrain_charts(folder: RunFolder) -> list[Markup]:
     for metric, title in PRETRAIN_METRICS + others:
         series = [_series(one.short_name, one.metrics, "position", metric, style_of(one.short_name, names)) for one in runs]
         reference = None
-        if metric == "teacher_entropy" and runs:
-            choices = entropy_choices(runs[0])
+        if metric in ENTROPIES:
+            counts = {entropy_choices(one, metric) for one in runs if any(metric in row for row in one.metrics)}
+            choices = counts.pop() if len(counts) == 1 else 0  # runs of different objectives have no common line
             reference = (f"indifferent: ln {choices:,}", math.log(choices)) if choices > 1 else None
         charts += _chart(series, title, "images seen", metric, reference)
     return charts
 
 
-def entropy_choices(run: Member) -> int:
+def entropy_choices(run: Member, metric: str = "teacher_entropy") -> int:
     """Among how many the teacher's softmax chooses; 0 if unknown.
 
-    DINO: its prototypes. MoCo v3: the images of a micro-batch. MoBY: the own key and those of the queue.
+    DINO, with and without masks: its prototypes. MoCo v3: the images of a micro-batch. MoBY: the own key and those of the queue.
     """
     name = str(run.setting_of("objective", "name"))
     keys = {"dino": ("objective", "dino", "out_dim"), "moco_v3": ("stream", "micro_batch"),
-            "moby": ("objective", "moby", "queue_size")}
+            "moby": ("objective", "moby", "queue_size"), "dino_mim": ("objective", "dino_mim", "out_dim")}
+    if metric == "patch_entropy" and run.setting_of("objective", "dino_mim", "shared_head") is False:
+        keys["dino_mim"] = ("objective", "dino_mim", "patch_out_dim")
     value = run.setting_of(*keys.get(name, ("",)))
     return value + (name == "moby") if isinstance(value, int) else 0
 

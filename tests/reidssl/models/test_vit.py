@@ -247,3 +247,26 @@ def test_config_is_a_schema_and_survives_json():
     schema.image_size = [384, 128]
     assert OmegaConf.to_object(schema).image_size == (384, 128)
     assert VitConfig(**{**dataclasses.asdict(SMALL), "image_size": [32, 16]}) == SMALL
+
+
+@torch.no_grad()
+def test_masked_patches_are_replaced_before_the_positions_are_added():
+    vit = build_vit(VitConfig(width=24, depth=1, heads=3, patch_size=8, image_size=(32, 16), stem="patch")).eval()
+    images = torch.randn(2, 3, 32, 16, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(2, 8, dtype=torch.bool)
+    mask[0, 5] = mask[1, 0] = True
+    token = torch.randn(24, generator=torch.Generator().manual_seed(1))
+    seen = []
+    vit.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    tokens = vit(images, mask=mask, mask_token=token, all_tokens=True)
+    assert tokens.shape == (2, 9, 24)
+    torch.testing.assert_close(vit(images, mask=mask, mask_token=token), tokens[:, 0])
+    vit(images)
+    torch.testing.assert_close(seen[0][0, 6], token + vit.pos_embed[0, 6])
+    torch.testing.assert_close(seen[0][1, 1], token + vit.pos_embed[0, 1])
+    others = torch.cat((torch.zeros(2, 1, dtype=torch.bool), mask), dim=1).logical_not()
+    assert torch.equal(seen[0][others], seen[2][others])
+    with pytest.raises(ValueError, match=r"mask must be bool \(2, 8\) and come with a mask_token: got torch.bool \(2, 7\)"):
+        vit(images, mask=mask[:, 1:], mask_token=token)
+    with pytest.raises(ValueError, match="and none"):
+        vit(images, mask=mask)

@@ -99,5 +99,5 @@ def test_the_config_chooses_the_objective():
     tiny = ObjectiveConfig()
     tiny.dino.out_dim, tiny.dino.hidden, tiny.dino.bottleneck = 16, 8, 4
     assert isinstance(build_objective(VIT, tiny), Dino)
-    with pytest.raises(ValueError, match="dino, moco_v3"):
+    with pytest.raises(ValueError, match="dino, dino_mim, moco_v3, moby"):
         ObjectiveConfig(name="byol")

@@ -1,0 +1,96 @@
+"""Which patches a student must guess: block masks (BEiT, arXiv 2106.08254; as iBOT, arXiv 2111.07832, uses them).
+
+Shapes: V views of B images, N = rows * columns patches, M masked patches in all.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SMALLEST_BLOCK = 4
+ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class PatchMasks:
+    """The masked patches of a batch of images."""
+
+    hidden: Tensor
+    """bool (images, N), true where the patch is masked."""
+    places: Tensor
+    """int64 (M,), the masked patches as places in the flattened `hidden`, ascending."""
+    weights: Tensor
+    """float32 (M,): 1 / (masked patches of the same image) / images, so that each masked image counts the same."""
+
+    def to(self, device: torch.device) -> PatchMasks:
+        return PatchMasks(self.hidden.to(device), self.places.to(device), self.weights.to(device))
+
+
+def block_mask(generator: np.random.Generator, grid: tuple[int, int], count: int, aspect: float = 0.3) -> np.ndarray:
+    """Exactly `count` patches of a (rows, columns) grid, in overlapping rectangles of random size and shape.
+
+    The height / width of a rectangle is drawn from [aspect, 1 / aspect], evenly on a logarithmic scale, its area from 4
+    patches to what is left to mask. Where no more rectangle fits, single patches fill up the rest.
+
+    Returns:
+        bool (rows, columns).
+    """
+    rows, columns = grid
+    if not 0 <= count <= rows * columns:
+        raise ValueError(f"count must be in [0, {rows * columns}] on a grid of {rows} x {columns}: got {count}")
+    if not 0 < aspect <= 1:
+        raise ValueError(f"aspect must be in (0, 1]: got {aspect}")
+    mask = np.zeros(grid, bool)
+    left, spread = count, abs(math.log(aspect))
+    for _ in range(ATTEMPTS * count):
+        if left < SMALLEST_BLOCK:
+            break
+        area = generator.uniform(SMALLEST_BLOCK, left)
+        shape = math.exp(generator.uniform(-spread, spread))
+        height, width = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+        if not (0 < height <= rows and 0 < width <= columns):
+            continue
+        top, start = generator.integers(rows - height + 1), generator.integers(columns - width + 1)
+        block = mask[top : top + height, start : start + width]
+        fresh = block.size - int(block.sum())
+        if 0 < fresh <= left:
+            block[:] = True
+            left -= fresh
+    if left:
+        mask.flat[generator.choice(np.flatnonzero(~mask), left, replace=False)] = True
+    return mask
+
+
+def patch_masks(
+    seed: int, num_images: int, grid: tuple[int, int], share: float, ratio: tuple[float, float], aspect: float = 0.3
+) -> PatchMasks:
+    """Masks for a batch as a function of the arguments alone, on the CPU.
+
+    Which images are masked is drawn, how many is not: round(share * num_images), at least one. The shares of their patches
+    are spread evenly over `ratio` and dealt out at random. So M is the same for every seed.
+
+    Args:
+        seed: 0 or more; names the batch.
+        num_images: at least 1.
+        grid: (rows, columns) of patches; at least two patches.
+        share: of the images, in (0, 1].
+        ratio: (smallest, largest) share of a masked image's patches, in (0, 1).
+        aspect: as in `block_mask`.
+    """
+    patches = grid[0] * grid[1]
+    if num_images < 1 or patches < 2:
+        raise ValueError(f"masking needs an image of at least 2 patches: got {num_images} images of {patches} patches")
+    generator = np.random.default_rng(seed)
+    chosen = generator.permutation(num_images)[: max(1, round(share * num_images))]
+    hidden = np.zeros((num_images, *grid), bool)
+    for number, image in enumerate(chosen):
+        wanted = ratio[0] + (ratio[1] - ratio[0]) * (number + 0.5) / len(chosen)
+        hidden[image] = block_mask(generator, grid, min(max(1, round(wanted * patches)), patches - 1), aspect)
+    flat = torch.from_numpy(hidden.reshape(num_images, patches))
+    weights = 1.0 / (flat.sum(dim=1, keepdim=True).clamp(min=1) * num_images)
+    return PatchMasks(flat, flat.flatten().nonzero().squeeze(1), weights.expand_as(flat)[flat].float())
