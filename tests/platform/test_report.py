@@ -178,6 +178,24 @@ def test_charts_hold_all_runs(pipeline: Path) -> None:
     assert [name for name, _ in charts.finetune_charts(folder)] == phases
 
 
+@pytest.mark.parametrize(("settings", "metric", "expected"), [
+    ({"name": "dino", "dino": {"out_dim": 256}}, "teacher_entropy", "ln 256"),
+    ({"name": "dino_mim", "dino_mim": {"out_dim": 128, "shared_head": True, "patch_out_dim": 64}}, "patch_entropy", "ln 128"),
+    ({"name": "dino_mim", "dino_mim": {"out_dim": 128, "shared_head": False, "patch_out_dim": 64}}, "patch_entropy", "ln 64"),
+    ({"name": "moby", "moby": {"queue_size": 4096}}, "teacher_entropy", "ln 4,097"),
+    ({"name": "moco_v3"}, "teacher_entropy", "ln 32"),
+    ({"name": "another"}, "teacher_entropy", None)])
+def test_entropy_has_the_line_of_its_objective(tmp_path: Path, settings, metric, expected) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    config = {"objective": settings, "stream": {"micro_batch": 32}}
+    (run / "config.json").write_text(json.dumps({"program": "pretrain", "config": config}))
+    (run / "metrics.jsonl").write_text(json.dumps({"position": 64, metric: 3.0}) + "\n")
+    (svg,) = charts.pretrain_charts(read_folder(str(run), StorageConfig()))
+    lines = [element.text for element in ElementTree.fromstring(svg).iter(f"{SVG}text") if "indifferent" in (element.text or "")]
+    assert lines == ([f"indifferent: {expected}"] if expected else [])
+
+
 def test_unknown_metrics_get_a_chart_of_their_own(tmp_path: Path) -> None:
     write_data(tmp_path / "data", "pretrain")
     run = write_pretraining(tmp_path / "run", tmp_path / "data", steps=2)

@@ -18,7 +18,8 @@ STYLES = {"random": 0, "full": 1, "selected": 2, "proxy": 3, "control": 4}
 PRETRAIN_METRICS = [
     ("loss", "Loss"), ("probe_mAP", "Probe: cross-camera mAP"), ("probe_same_camera", "Probe: nearest neighbour, same camera"),
     ("dino", "Loss of the class tokens"), ("patch", "Loss of the masked patches"),
-    ("teacher_entropy", "Teacher entropy (nats)"), ("patch_entropy", "Teacher entropy on masked patches (nats)"), ("feature_std", "Feature standard deviation"),
+    ("teacher_entropy", "Teacher entropy (nats)"), ("patch_entropy", "Teacher entropy on masked patches (nats)"),
+    ("feature_std", "Feature standard deviation"),
     ("accuracy", "Contrast: own other view is the nearest"), ("koleo", "KoLeo: mean -log distance to the nearest"),
     ("center_norm", "Norm of the centre"),
     ("images_per_second", "Images per second"), ("learning_rate", "Learning rate"),
