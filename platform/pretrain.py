@@ -50,6 +50,7 @@ from reidssl.models.checkpoints import model_bytes
 from reidssl.models.vit import VitConfig
 from reidssl.objectives import ObjectiveConfig, build_objective
 from reidssl.objectives.base import Objective, Progress
+from reidssl.objectives.collapse import CollapseMonitor
 from reidssl.optim import parameter_groups
 from reidssl.schedules import Cosine
 from reidssl.seeding import mix, sample_seeds
@@ -200,6 +201,8 @@ def train(arguments: dict[str, Any]) -> None:
     corrupt = CorruptSamples(config.stream.max_corrupt_share, plan.samples_per_epoch, metadata.get("corrupt"))
     tracker = Tracker(run.location, config.tracking, seen, labels=run.location.uri) if rank == 0 else None
     probe = Probe(config.probe, config.model, config.augment, config.storage) if rank == 0 and config.probe.uri else None
+    choices = config.objective.entropy_choices(config.stream.micro_batch)
+    collapse = CollapseMonitor(config.objective.name, choices, config.model.width)
 
     micro_batches = (arguments.get("stream") or stream)(
         plan, config.stream, open_storage(config.data.uri, config.storage), config.model.image_size, seen, total,
@@ -248,6 +251,8 @@ def train(arguments: dict[str, Any]) -> None:
             line = f"step {step}/{total // batch}  epoch {seen / plan.samples_per_epoch:.2f}  {format_row(row)}"
             tracker.add(seen, row | {f"checkpoint_{name}": value for name, value in writer.take().items()})
             report_line(line)
+            for warning in collapse(row):
+                report_line(f"warning: {warning}")
         writer.check()
         if step % config.checkpoint.every_steps == 0 or last or told:
             stall = save(writer, seen, engine, objective, config, plan, corrupt, tracker)

@@ -32,6 +32,14 @@ class ObjectiveConfig:
         """Of the chosen objective: weight of the old teacher at the start of a run."""
         return float(getattr(self, self.name).teacher_momentum)
 
+    def entropy_choices(self, micro_batch: int) -> int:
+        """Among how many the chosen objective's teacher softmax chooses, for micro-batches of so many images."""
+        if self.name == "moco_v3":
+            return micro_batch
+        if self.name == "moby":
+            return 1 + self.moby.queue_size
+        return (self.dino if self.name == "dino" else self.dino_mim).out_dim
+
 
 def build_objective(backbone: VitConfig, config: ObjectiveConfig, seed: int = 0) -> Objective:
     """A new objective whose weights are a function of the arguments."""

@@ -140,9 +140,11 @@ class Dino(Objective):
             frozen.
 
         Returns:
-            Terms "loss", "teacher_entropy" (nats, mean over images; near 0 or ln K means collapse),
-            "center_norm" and "feature_std" (over images, of the teacher's unit features, mean over D; near 0
-            means collapse); with KoLeo also its unweighted "koleo", the sum over the two global crops. Statistic
+            Terms "loss"; "teacher_entropy" (nats, mean over images; near ln K is collapse) and "target_information"
+            (nats that a target tells about its image: the entropy of the mean target less the mean entropy; near 0 is
+            collapse); "center_norm" and "logit_norm" (of the teacher's logits, mean over images; a centre as large as
+            the logits is collapse); "feature_std" (over images, of the teacher's unit features, mean over D; near 0 is
+            collapse); with KoLeo also its unweighted "koleo", the sum over the two global crops. Statistic
             "teacher_mean" (1, K), the mean of the teacher's logits.
         """
         if len(crops) < TEACHER_VIEWS:
@@ -168,10 +170,13 @@ class Dino(Objective):
             loss = loss + self.config.koleo_weight * extra["koleo"]
         with torch.no_grad():
             unit_features = torch.nn.functional.normalize(teacher.features, dim=-1)
+            entropy = torch.special.entr(targets).sum(dim=-1).mean()
             terms = {
                 "loss": loss.detach(),
-                "teacher_entropy": torch.special.entr(targets).sum(dim=-1).mean(),
+                "teacher_entropy": entropy,
+                "target_information": torch.special.entr(targets.mean(dim=0)).sum() - entropy,
                 "center_norm": self.center.norm(),
+                "logit_norm": teacher.logits.float().norm(dim=-1).mean(),
                 "feature_std": unit_features.std(dim=0, correction=0).mean(),
                 **{name: value.detach() for name, value in extra.items()},
             }

@@ -19,9 +19,9 @@ PRETRAIN_METRICS = [
     ("loss", "Loss"), ("probe_mAP", "Probe: cross-camera mAP"), ("probe_same_camera", "Probe: nearest neighbour, same camera"),
     ("dino", "Loss of the class tokens"), ("patch", "Loss of the masked patches"),
     ("teacher_entropy", "Teacher entropy (nats)"), ("patch_entropy", "Teacher entropy on masked patches (nats)"),
-    ("feature_std", "Feature standard deviation"),
+    ("target_information", "What targets tell about their image (nats)"), ("feature_std", "Feature standard deviation"),
     ("accuracy", "Contrast: own other view is the nearest"), ("koleo", "KoLeo: mean -log distance to the nearest"),
-    ("center_norm", "Norm of the centre"),
+    ("center_norm", "Norm of the centre"), ("logit_norm", "Norm of the teacher's logits"),
     ("images_per_second", "Images per second"), ("learning_rate", "Learning rate"),
     ("teacher_momentum", "Teacher momentum"), ("weight_decay", "Weight decay"),
 ]
