@@ -40,7 +40,7 @@ from reidssl.augment.reid import ReidAugment, ReidAugmentConfig, normalise
 from reidssl.models.checkpoints import model_bytes, weights_hash
 from reidssl.models.reid import ReidModel
 from reidssl.models.vit import Vit, VitConfig, build_vit
-from reidssl.optim import parameter_groups, sgd_groups
+from reidssl.optim import decay_by_layer, parameter_groups, sgd_groups
 from reidssl.seeding import mix, sample_seeds
 
 SETTINGS = ("supervised", "uda", "usl")
@@ -267,10 +267,13 @@ def grouped(batches: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
 
 def optimizer_of(config: Any, model: ReidModel) -> torch.optim.Optimizer:
     """SGD as released, or AdamW. The rate is set by hand every epoch."""
+    def layered(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return decay_by_layer(groups, model.named_parameters(), model.backbone.config.depth, config.layer_decay)
+
     if config.optimizer == "sgd":
-        return torch.optim.SGD(sgd_groups(model.named_parameters(), config.learning_rate, config.weight_decay),
-                               lr=config.learning_rate, momentum=0.9)
-    return torch.optim.AdamW(parameter_groups(model.named_parameters(), config.weight_decay), lr=config.learning_rate)
+        groups = sgd_groups(model.named_parameters(), config.learning_rate, config.weight_decay)
+        return torch.optim.SGD(layered(groups), lr=config.learning_rate, momentum=0.9)
+    return torch.optim.AdamW(layered(parameter_groups(model.named_parameters(), config.weight_decay)), lr=config.learning_rate)
 
 
 def seeds_of(seed: int, phase: Phase, epoch: int, step: int, positions: np.ndarray) -> Any:

@@ -56,6 +56,8 @@ class UnsupervisedConfig:
     """sgd or adamw."""
     learning_rate: float = 3.5e-4
     """Learning rate at the start."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each layer to the one before it; 1: all alike; 0.65 to 0.9 are usual."""
     weight_decay: float = 5e-4
     """Weight decay."""
     decay_epochs: int = 20
@@ -90,6 +92,8 @@ def check_common(config: Any) -> None:
         raise ValueError(f"optimizer must be sgd or adamw: got '{config.optimizer}'")
     if config.learning_rate <= 0:
         raise ValueError(f"learning_rate must be positive: got {config.learning_rate}")
+    if not 0 < config.layer_decay <= 1:
+        raise ValueError(f"layer_decay must be in (0, 1]: got {config.layer_decay}")
     if config.neck not in ("before", "after"):
         raise ValueError(f"neck must be before or after: got '{config.neck}'")
 

@@ -33,6 +33,8 @@ class SupervisedConfig:
     """sgd (momentum 0.9, biases twice the rate) or adamw."""
     learning_rate: float = 4e-4
     """Peak learning rate."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each layer to the one before it; 1: all alike; 0.65 to 0.9 are usual."""
     weight_decay: float = 1e-4
     """Weight decay."""
     warmup_epochs: float = 20.0

@@ -5,7 +5,7 @@ import torch
 
 from reidssl.models.reid import ReidModel
 from reidssl.models.vit import VitConfig, build_vit
-from reidssl.optim import clip_per_tensor_, parameter_groups, sgd_groups
+from reidssl.optim import clip_per_tensor_, decay_by_layer, parameter_groups, sgd_groups
 
 CONFIG = VitConfig(width=24, depth=1, heads=3, patch_size=8, image_size=(32, 16), stem_width=8)
 
@@ -37,6 +37,27 @@ def test_sgd_doubles_the_rate_of_biases_and_leaves_frozen_ones_out():
     assert names_in(weights, model) | names_in(biases, model) == trained
     assert "bottleneck.bias" not in trained
     torch.optim.SGD([weights, biases], momentum=0.9)
+
+
+def test_layers_before_learn_slower():
+    model = ReidModel(build_vit(VitConfig(width=24, depth=2, heads=3, patch_size=8, image_size=(32, 16), stem_width=8)), 4)
+    groups = sgd_groups(model.named_parameters(), lr=1.0, weight_decay=1e-4)
+    assert decay_by_layer(groups, model.named_parameters(), 2, 1.0) is groups
+    rates = {}
+    for group in decay_by_layer(groups, model.named_parameters(), 2, 0.5):
+        assert group["lr"] == group["lr_factor"] and group["weight_decay"] == 1e-4 and group["params"]
+        rates |= dict.fromkeys(names_in(group, model), group["lr_factor"])
+    assert rates.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    expected = {"classifier.weight": 1.0, "backbone.norm.bias": 2.0, "bottleneck.weight": 1.0,
+                "backbone.blocks.1.mlp.fc1.weight": 0.5, "backbone.blocks.1.mlp.fc1.bias": 1.0,
+                "backbone.blocks.0.attn.qkv.weight": 0.25, "backbone.cls_token": 0.125, "backbone.pos_embed": 0.125,
+                "backbone.patch_embed.conv1.weight": 0.125, "backbone.patch_embed.proj.bias": 0.25}
+    assert {name: rates[name] for name in expected} == expected
+    decayed = decay_by_layer(parameter_groups(model.named_parameters(), 0.05), model.named_parameters(), 2, 0.5)
+    assert {group["weight_decay"] for group in decayed} == {0.05, 0.0} and "lr" not in decayed[0]
+    torch.optim.AdamW(decayed, lr=1e-3)
+    with pytest.raises(ValueError, match=r"layer_decay must be in \(0, 1\]: got 0"):
+        decay_by_layer(groups, model.named_parameters(), 2, 0)
 
 
 def test_each_tensor_is_clipped_by_itself():
