@@ -1,10 +1,11 @@
-"""What the failure tests stand on: a local cluster whose nodes come and go, the program as a user starts it, a small disk.
+"""What the failure tests stand on: nodes that come and go, the program as a user starts it, a faulty S3, a small disk.
 
 A driver's lines are kept with the second they came, so that a test can say how many steps a failure cost and how long it
 took until training went on.
 """
 
 import contextlib
+import http.client
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,66 @@ class Nodes:
 
     def close(self) -> None:
         self.cluster.shutdown()
+
+
+class FaultyProxy:
+    """An HTTP proxy before an S3 server: `mode` is "" (pass on), "error" (503), "hang" (no answer) or "slow" (1 s a request)."""
+
+    def __init__(self, endpoint: str) -> None:
+        host = endpoint.removeprefix("http://")
+        self.mode, self.requests, self.faults = "", 0, 0
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_any(self) -> None:
+                proxy.requests += 1
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                mode = proxy.mode
+                proxy.faults += bool(mode)
+                if mode == "hang":
+                    until = time.monotonic() + 30
+                    while proxy.mode == "hang" and time.monotonic() < until:
+                        time.sleep(0.1)
+                    self.close_connection = True
+                    return
+                if mode == "slow":
+                    time.sleep(1.0)
+                if mode == "error":
+                    self.send_response(503)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                onward = http.client.HTTPConnection(host, timeout=60)
+                onward.request(self.command, self.path, body, dict(self.headers))
+                answer = onward.getresponse()
+                content = answer.read()
+                self.send_response(answer.status)
+                for name, value in answer.getheaders():
+                    if name.lower() not in ("transfer-encoding", "connection", "content-length", "server", "date"):
+                        self.send_header(name, value)
+                length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(content))
+                self.send_header("Content-Length", length or "0")
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(content)
+                onward.close()
+
+            do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_any
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.mode = ""
+        self.server.shutdown()
+        self.server.server_close()
 
 
 @contextlib.contextmanager
