@@ -43,7 +43,7 @@ def ours(num):
     """Decoding of the next batch in threads while MultiCrop works on this one."""
     import torch
 
-    from platform.engine.stream import decode_image
+    from platform.engine.windows import decode_image
     from reidssl.augment.multicrop import MultiCrop, MultiCropConfig
     from reidssl.seeding import sample_seeds
 

@@ -37,6 +37,8 @@ class EvaluateProgramConfig:
     """Run folders or checkpoint files."""
     test_sets: list[str] = field(default_factory=lambda: ["runs/demo/data/target"])
     """Shards with splits query and gallery."""
+    image_size: list[int] = field(default_factory=list)
+    """[height, width] of the images, position embeddings resized to it; empty: what each model was trained with."""
     output: str = ""
     """Folder for evaluation.json (all results and rankings); empty: print only."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -44,13 +46,22 @@ class EvaluateProgramConfig:
     storage: StorageConfig = field(default_factory=StorageConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
+    def __post_init__(self) -> None:
+        if self.image_size and (len(self.image_size) != 2 or min(self.image_size) < 1):
+            raise ValueError(f"image_size must be [height, width] or []: got {list(self.image_size)}")
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """To the configuration of the backbones."""
+        return {"image_size": tuple(self.image_size)} if self.image_size else {}
+
 
 class Embedder:
     """Actor: one model, L2-normalised features."""
 
-    def __init__(self, model: str, storage: StorageConfig, threads: int) -> None:
+    def __init__(self, model: str, storage: StorageConfig, threads: int, changes: dict[str, Any]) -> None:
         use_threads(threads)
-        self.model = load_model(model, storage)
+        self.model = load_model(model, storage, **changes)
 
     @torch.inference_mode()
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -65,7 +76,7 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
     sets = [open_storage(uri, config.storage) for uri in config.test_sets]
     for location in sets:
         require_splits(location, ["query", "gallery"])
-    loaded = [load_model(uri, config.storage) for uri in config.models]  # a wrong path fails before any work
+    loaded = [load_model(uri, config.storage, **config.changes) for uri in config.models]  # a wrong path fails before any work
     connect(config.runtime)
     rows = []
     for uri, model in zip(config.models, loaded, strict=True):
@@ -85,7 +96,8 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
 
 def evaluate(uri: str, image_size: tuple[int, int], location: Location, config: EvaluateProgramConfig) -> dict[str, Any]:
     """Features of query and gallery through the actors, then the metrics."""
-    arguments = {"model": uri, "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor))}
+    arguments = {"model": uri, "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor)),
+                 "changes": config.changes}
     files = read_manifest(location).files
     labels, features = [], []
     for split in ("query", "gallery"):

@@ -10,41 +10,34 @@ again continues after the last finished epoch. Results: model.safetensors, metri
 """
 
 import math
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from platform.engine import zero
-from platform.engine.checkpoints import CheckpointStore, Found
+from platform.engine.checkpoints import CheckpointStore
 from platform.engine.config import run_program, to_dataclass
 from platform.engine.device import device
+from platform.engine.epochs import PhaseTrainer, extract
 from platform.engine.errors import UserError
 from platform.engine.evaluation import EvaluateConfig, evaluate_features, require_splits
 from platform.engine.images import ImageSet
-from platform.engine.models import REID, load_model
+from platform.engine.launch import launch, report_line
+from platform.engine.models import REID, ChangesConfig, LoadedModel, load_model
 from platform.engine.phases import Phase, Unsupervised, UnsupervisedConfig
 from platform.engine.runs import SUMMARY, Run, open_run
 from platform.engine.runtime import RuntimeConfig, connect, say
-from platform.engine.scaling import ScalingConfig, check_size
+from platform.engine.scaling import ScalingConfig
 from platform.engine.storage import StorageConfig, open_storage
 from platform.engine.supervised import Supervised, SupervisedConfig
-from platform.engine.tracking import Tracker, TrackingConfig, format_row
-from platform.engine.training import StepBatchNorm, StepMeans, launch, report_line
-from reidssl.augment.reid import ReidAugment, ReidAugmentConfig, normalise
+from platform.engine.tracking import Tracker, TrackingConfig
+from reidssl.augment.reid import ReidAugmentConfig
 from reidssl.models.checkpoints import model_bytes, weights_hash
 from reidssl.models.reid import ReidModel
 from reidssl.models.vit import Vit, VitConfig, build_vit
-from reidssl.optim import decay_by_layer, parameter_groups, sgd_groups
-from reidssl.seeding import mix, sample_seeds
 
 SETTINGS = ("supervised", "uda", "usl")
-EXTRACTION_BATCH = 128
 
 
 @dataclass(kw_only=True)
@@ -66,7 +59,9 @@ class FinetuneConfig:
     evaluate_every: int = 0
     """Also evaluate every so many epochs; 0: at the end only."""
     model: VitConfig = field(default_factory=VitConfig)
-    """Backbone for random weights; with init its own configuration counts, but for the image size: augment.image_size."""
+    """Backbone for random weights. With init its own configuration counts, but for the image size (augment.image_size) and
+    `changes`."""
+    changes: ChangesConfig = field(default_factory=ChangesConfig)
     supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
     unsupervised: UnsupervisedConfig = field(default_factory=UnsupervisedConfig)
     augment: ReidAugmentConfig = field(default_factory=ReidAugmentConfig)
@@ -88,6 +83,9 @@ class FinetuneConfig:
         if self.deepspeed.zero_stage == 3:
             raise ValueError("deepspeed.zero_stage must be 0, 1 or 2: got 3. Fine-tuning evaluates and exports the model between "
                              "its phases, for which every worker holds it whole")
+        if not self.init and self.changes.as_dict():
+            raise ValueError(f"changes are made to the backbone of init, which is empty: set {', '.join(self.changes.as_dict())} "
+                             "of model instead")
         if self.evaluate_every < 0:
             raise ValueError(f"evaluate_every must be 0 (end only) or more: got {self.evaluate_every}")
 
@@ -117,7 +115,7 @@ def check_inputs(config: FinetuneConfig) -> None:
         require_splits(open_storage(config.source, config.storage), ["train"])
     require_splits(open_storage(config.target, config.storage), ["train", "query", "gallery"])
     if config.init:
-        say(f"finetune: {config.init}: {load_model(config.init, config.storage, image_size=config.augment.image_size).report}")
+        say(f"finetune: {config.init}: {load_init(config).report}")
 
 
 def shared_micro_batches(config: FinetuneConfig) -> int:
@@ -142,13 +140,15 @@ def finetune(arguments: dict[str, Any]) -> None:
     query, gallery = (image_set(config, config.target, split, model.backbone) for split in ("query", "gallery"))
 
     def judge(phase: Phase) -> dict[str, Any]:
-        of_query, of_gallery = (extract(model, images, phase.config.neck, config) for images in (query, gallery))
+        of_query, of_gallery = (extract(model, images, phase.config.neck, config.augment) for images in (query, gallery))
         return evaluate_features(query, gallery, of_query, of_gallery, config.evaluate)
 
+    trainer = PhaseTrainer(setting=config.setting, seed=config.seed, augment=config.augment, deepspeed=config.deepspeed,
+                           evaluate_every=config.evaluate_every, store=store, tracker=tracker, judge=judge)
     for number, phase in enumerate(phases):
         model = model_for(phase, model)
         if not found or number >= found.payload["phase"]:
-            train_phase(config, model, phase, number, store, found, tracker, judge)
+            trainer.train(model, phase, number, found)
     result = judge(phases[-1])
     if tracker:
         finish(run, config, model, phases[-1], tracker, result)
@@ -159,7 +159,11 @@ def initial_model(config: FinetuneConfig) -> ReidModel:
     """Backbone from `init` (position embeddings resized to augment.image_size), or random; a fresh neck."""
     if not config.init:
         return ReidModel(build_vit(config.model, config.seed)).to(device())
-    return ReidModel(load_model(config.init, config.storage, image_size=config.augment.image_size).backbone).to(device())
+    return ReidModel(load_init(config).backbone).to(device())
+
+
+def load_init(config: FinetuneConfig) -> LoadedModel:
+    return load_model(config.init, config.storage, image_size=config.augment.image_size, **config.changes.as_dict())
 
 
 def model_for(phase: Phase, before: ReidModel) -> ReidModel:
@@ -185,134 +189,6 @@ def phases_of(config: FinetuneConfig, backbone: Vit) -> list[Phase]:
 
 def image_set(config: FinetuneConfig, uri: str, split: str, backbone: Vit) -> ImageSet:
     return ImageSet(open_storage(uri, config.storage), [split], backbone.config.image_size)
-
-
-def train_phase(config: FinetuneConfig, model: ReidModel, phase: Phase, number: int, store: CheckpointStore,
-                found: Found | None, tracker: Tracker | None, judge: Any) -> None:
-    """Epoch after epoch: batches, steps, checkpoint."""
-    rank, world = dist.get_rank(), dist.get_world_size()
-    batch = phase.config.batch
-    check_size(world, batch.micro_batches_per_step)
-    accumulation = batch.micro_batches_per_step // world
-    norms = StepBatchNorm(model)
-    engine = zero.build_engine(model, optimizer_of(phase.config, model), config.deepspeed,
-                               micro_batch=batch.identities * batch.instances, accumulation=accumulation)
-    augment = ReidAugment(config.augment)
-    first = 0
-    if found and found.payload["phase"] == number:
-        zero.restore(engine, found.payload["student"])
-        phase.load_state_tensors(found.payload["phase_state"])
-        norms.reload()
-        first = found.payload["epoch"]
-    for epoch in range(first, phase.config.epochs):
-        started = time.perf_counter()
-        work = phase.begin(epoch, lambda images: extract(model, images, phase.config.neck, config))
-        if 0 < len(work.batches) < batch.micro_batches_per_step:
-            raise UserError(f"an epoch of {phase.images.location.uri} has {len(work.batches)} micro-batches of "
-                            f"{batch.identities} x {batch.instances} images, a step needs {batch.micro_batches_per_step}: lower "
-                            f"{phase.name}.batch.micro_batches_per_step or {phase.name}.batch.identities")
-        model.train()
-        means = StepMeans()
-        zero.set_schedules(engine, phase.learning_rate(epoch))
-        for steps, step in enumerate(grouped(work.batches, batch.micro_batches_per_step)):
-            features, labels = [], []
-            for index, positions in list(enumerate(step))[rank::world]:
-                images = augment(phase.images.batch(positions).to(device()),
-                                 seeds_of(config.seed, phase, epoch, steps, positions))
-                torch.manual_seed(mix(config.seed, number, epoch, steps, index))  # drop path
-                target = torch.from_numpy(work.labels[positions]).to(device())
-                output = engine(images)
-                loss, terms = phase.loss(output, target)
-                if not torch.isfinite(loss):
-                    raise UserError(f"the loss is not finite in {phase.name} epoch {epoch} step {steps} on rank {rank} "
-                                    f"({ {k: float(v) for k, v in terms.items()} }); lower {phase.name}.learning_rate")
-                engine.backward(loss)
-                if engine.is_gradient_accumulation_boundary():
-                    zero.clip_gradients_per_tensor(engine, config.deepspeed)
-                engine.step()
-                norms.micro_batch_done()
-                means.add({"loss": loss} | terms)
-                remembered = phase.remembered(output)
-                if remembered is not None:
-                    features.append(remembered.detach())
-                    labels.append(target)
-            norms.commit()
-            if features:
-                phase.after_step(*in_stream_order(features, labels))
-        row = {key: float(value) for key, value in means.reduce().items()} if work.batches else {}
-        if not work.batches and tracker:
-            report_line(f"{phase.name} epoch {epoch + 1}: {work.log}: fewer than two clusters, nothing to contrast; this "
-                        "epoch changes nothing. Another unsupervised.cluster.eps or a better init may help")
-        row |= work.log
-        row |= {"learning_rate": phase.learning_rate(epoch),
-                "images_per_second": sum(map(len, work.batches)) / (time.perf_counter() - started)}
-        if config.evaluate_every and (epoch + 1) % config.evaluate_every == 0:
-            row |= {key: value for key, value in judge(phase).items() if key in ("mAP", "rank1")}
-        position = (number + 1) * 1_000_000 + epoch + 1
-        if tracker:
-            tracker.add(position, {"phase": number, "epoch": epoch + 1, **row})
-            report_line(f"{config.setting} {phase.name} epoch {epoch + 1}/{phase.config.epochs}  {format_row(row)}")
-        student = zero.consolidate(engine)
-        if tracker:
-            tracker.publish()  # first: a log may be ahead of the checkpoint, never behind it
-            state = {name: value.cpu() for name, value in phase.state_tensors().items()}
-            store.save(position, {"student": student, "phase": number, "epoch": epoch + 1, "phase_state": state}, {})
-
-
-def grouped(batches: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
-    """Whole steps of `size` micro-batches; a rest that does not fill a step is left out."""
-    for start in range(0, len(batches) - size + 1, size):
-        yield batches[start : start + size]
-
-
-def optimizer_of(config: Any, model: ReidModel) -> torch.optim.Optimizer:
-    """SGD as released, or AdamW. The rate is set by hand every epoch."""
-    def layered(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return decay_by_layer(groups, model.named_parameters(), model.backbone.config.depth, config.layer_decay)
-
-    if config.optimizer == "sgd":
-        groups = sgd_groups(model.named_parameters(), config.learning_rate, config.weight_decay)
-        return torch.optim.SGD(layered(groups), lr=config.learning_rate, momentum=0.9)
-    return torch.optim.AdamW(layered(parameter_groups(model.named_parameters(), config.weight_decay)), lr=config.learning_rate)
-
-
-def seeds_of(seed: int, phase: Phase, epoch: int, step: int, positions: np.ndarray) -> Any:
-    """Augmentation seeds; the same image may stand in a batch twice and is then augmented twice."""
-    keys = [f"{phase.images.keys[position]}#{step}.{place}" for place, position in enumerate(positions)]
-    return sample_seeds(seed, epoch, keys)
-
-
-def in_stream_order(features: list[Tensor], labels: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Collective: the step's features and labels in the order of its micro-batches, whoever computed them."""
-    own = [(feature.cpu(), label.cpu()) for feature, label in zip(features, labels, strict=True)]
-    world = dist.get_world_size()
-    gathered: list[Any] = [own]
-    if world > 1:
-        gathered = [None] * world
-        dist.all_gather_object(gathered, own)
-    ordered = [pair for turn in zip(*gathered, strict=True) for pair in turn]
-    return (torch.cat([feature for feature, _ in ordered]).to(device()),
-            torch.cat([label for _, label in ordered]).to(device()))
-
-
-@torch.no_grad()
-def extract(model: ReidModel, images: ImageSet, neck: str, config: FinetuneConfig) -> Tensor:
-    """Collective: L2-normalised features (N, D) of all images on every worker; each computes its share."""
-    rank, world = dist.get_rank(), dist.get_world_size()
-    training = model.training
-    model.eval()
-    starts = list(range(0, len(images), EXTRACTION_BATCH))
-    own = []
-    for start in starts[rank::world]:
-        batch = images.batch(np.arange(start, min(start + EXTRACTION_BATCH, len(images)))).to(device())
-        inputs = normalise(batch, config.augment.mean, config.augment.std).to(next(model.parameters()).dtype)
-        own.append(model(inputs).embedding(neck).float().cpu())
-    model.train(training)
-    parts: list[Any] = [own]
-    if world > 1:
-        parts = [None] * world
-        dist.all_gather_object(parts, own)
-    return torch.cat([parts[number % world][number // world] for number in range(len(starts))])
 
 
 def finish(run: Run, config: FinetuneConfig, model: ReidModel, phase: Phase, tracker: Tracker, result: dict[str, Any]) -> None:

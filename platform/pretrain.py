@@ -10,50 +10,41 @@ Running the same command again continues an interrupted run from its newest chec
 Results in the output folder: backbone.safetensors (the EMA teacher), metrics.jsonl, summary.json, checkpoints/.
 """
 
-import json
 import math
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from platform.engine import zero
-from platform.engine.checkpoints import BackgroundWriter, CheckpointConfig, CheckpointStore, Found
-from platform.engine.config import run_program, to_dataclass, to_plain
+from platform.engine.checkpoints import BackgroundWriter, CheckpointConfig, CheckpointStore
+from platform.engine.config import run_program, to_dataclass
 from platform.engine.corrupt import CorruptSamples
 from platform.engine.device import device
 from platform.engine.errors import UserError
+from platform.engine.launch import launch, notices, report_line
 from platform.engine.notices import STOP, WAIT
+from platform.engine.optimizers import OptimizerConfig, Schedules, pretraining_optimizer
+from platform.engine.plan import Plan, StreamConfig, stream_seeds
 from platform.engine.probe import Probe, ProbeConfig
-from platform.engine.runs import SUMMARY, Run, environment, open_run
+from platform.engine.runs import SUMMARY, Run, open_run
 from platform.engine.runtime import RuntimeConfig, connect, say
 from platform.engine.scaling import ScalingConfig, allowed_sizes, check_size
 from platform.engine.selection import read_units
 from platform.engine.shards import read_manifest
+from platform.engine.steps import StepBatchNorm, StepMeans, StepRows, check_finite
 from platform.engine.storage import StorageConfig, open_storage, patiently
-from platform.engine.stream import Plan, StreamConfig, stream
-from platform.engine.tracking import Tracker, TrackingConfig, format_row
-from platform.engine.training import (
-    StepBatchNorm,
-    StepMeans,
-    StepRows,
-    broadcast_object,
-    broadcast_tensors,
-    launch,
-    notices,
-    report_line,
-)
+from platform.engine.stream import stream
+from platform.engine.tracking import Tracker, TrackingConfig, format_row, record_keys
+from platform.engine.training_state import find_newest, restore, save
 from reidssl.augment.multicrop import MultiCrop, MultiCropConfig
 from reidssl.models.checkpoints import model_bytes
 from reidssl.models.vit import VitConfig
 from reidssl.objectives import ObjectiveConfig, build_objective
 from reidssl.objectives.base import Objective, Progress
 from reidssl.objectives.collapse import CollapseMonitor
-from reidssl.optim import parameter_groups
-from reidssl.schedules import Cosine
-from reidssl.seeding import mix, sample_seeds
+from reidssl.seeding import mix
 
 
 @dataclass(kw_only=True)
@@ -81,29 +72,6 @@ class LengthConfig:
 
 
 @dataclass(kw_only=True)
-class OptimizerConfig:
-    """AdamW and its schedules (METHOD: TransReID-SSL, section 4.1; DINO)."""
-
-    learning_rate: float = 5e-4
-    """Peak learning rate per 256 images of global batch (linear scaling)."""
-    learning_rate_final: float = 1e-6
-    """Learning rate at the end."""
-    warmup_epochs: float = 10.0
-    """Epochs of linear warm-up."""
-    weight_decay: float = 0.04
-    """Weight decay at the start."""
-    weight_decay_final: float = 0.4
-    """Weight decay at the end."""
-    beta2: float = 0.999
-    """AdamW's second momentum."""
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "learning_rate_final", "warmup_epochs", "weight_decay", "weight_decay_final"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative: got {getattr(self, name)}")
-
-
-@dataclass(kw_only=True)
 class PretrainConfig:
     """Everything a pre-training run depends on."""
 
@@ -128,6 +96,9 @@ class PretrainConfig:
         if tuple(self.augment.global_size) != tuple(self.model.image_size):
             raise ValueError(f"augment.global_size must equal model.image_size {tuple(self.model.image_size)}: "
                              f"got {tuple(self.augment.global_size)}")
+        if self.optimizer.name == "lars" and self.deepspeed.zero_stage != 0:
+            raise ValueError("optimizer.name=lars needs deepspeed.zero_stage=0, where every tensor is whole: "
+                             f"got zero_stage={self.deepspeed.zero_stage}")
 
 
 def main(config: PretrainConfig) -> dict[str, Any]:
@@ -185,44 +156,49 @@ def train(arguments: dict[str, Any]) -> None:
     plan, total = plan_of(config)
     batch, accumulation = config.stream.global_batch, config.stream.micro_batches_per_step // world
 
+    store = CheckpointStore(run.location / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_every_steps * batch)
+    newest = find_newest(store, plan)
+    seen = newest.position
+    if seen < total:
+        micro_batches = (arguments.get("stream") or stream)(
+            plan, config.stream, open_storage(config.data.uri, config.storage), config.model.image_size, seen, total,
+            config.scaling.decode_resource)
+
     objective = build_objective(config.model, config.objective, config.stream.seed).to(device())
     objective.train()
     norms = StepBatchNorm(objective)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(objective.student.named_parameters(), 1.0),  # 1: this group follows the schedule
-        lr=0.0, betas=(0.9, config.optimizer.beta2))
+    optimizer = pretraining_optimizer(config.optimizer, objective.student.named_parameters(), objective.may_rest)
     engine = zero.build_engine(objective.student, optimizer, config.deepspeed,
                                micro_batch=config.stream.micro_batch, accumulation=accumulation)
     crop = MultiCrop(config.augment)
-    schedules = Schedules(config, plan.samples_per_epoch, total)
-    store = CheckpointStore(run.location / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_every_steps * batch)
+    schedules = Schedules(config.optimizer, config.objective.teacher_momentum, batch, plan.samples_per_epoch, total)
     writer = BackgroundWriter(store, config.storage.patience_s, report_line)
-    seen, metadata = restore(store, engine, objective, norms, plan)
-    corrupt = CorruptSamples(config.stream.max_corrupt_share, plan.samples_per_epoch, metadata.get("corrupt"))
+    restore(newest, engine, objective, norms)
+    corrupt = CorruptSamples(config.stream.max_corrupt_share, plan.samples_per_epoch, newest.metadata.get("corrupt"))
+    del newest  # rank 0's holds the whole state
     tracker = Tracker(run.location, config.tracking, seen, labels=run.location.uri) if rank == 0 else None
     probe = Probe(config.probe, config.model, config.augment, config.storage) if rank == 0 and config.probe.uri else None
     choices = config.objective.entropy_choices(config.stream.micro_batch)
     collapse = CollapseMonitor(config.objective.name, choices, config.model.width)
 
-    micro_batches = (arguments.get("stream") or stream)(
-        plan, config.stream, open_storage(config.data.uri, config.storage), config.model.image_size, seen, total,
-        config.scaling.decode_resource)
     notice = notices()
     means, rows, started, interval_start = StepMeans(), StepRows(), time.perf_counter(), seen
     while seen < total:
-        zero.set_schedules(engine, schedules.learning_rate(seen), schedules.weight_decay(seen))
+        zero.set_schedules(engine, schedules.learning_rate(seen), schedules.weight_decay(seen),
+                           objective.rests(Progress(seen, plan.samples_per_epoch, total)))
         for index in range(accumulation):
             images = next(micro_batches)
-            crops = crop(torch.from_numpy(images["image"]).to(device()), seeds_of(config.stream.seed, images))
+            seeds = stream_seeds(config.stream.seed, images["epoch"], images["key"])
+            crops = crop(torch.from_numpy(images["image"]).to(device()), seeds)
             progress = Progress(seen, plan.samples_per_epoch, total, index * world + rank)
             # drop path: a function of the micro-batch, not of the worker that computes it
             torch.manual_seed(mix(config.stream.seed, seen, progress.micro_batch))
             output = objective(engine, crops, progress)
-            check_finite(output.loss, output.terms, seen // batch, rank)
+            check_finite(output.loss, output.terms, f"at step {seen // batch} on rank {rank}",
+                         "The newest checkpoint is from before; lower optimizer.learning_rate or deepspeed.clip, or use "
+                         "deepspeed.precision=fp32, with another output")
             engine.backward(output.loss)
-            if index == accumulation - 1:
-                zero.clip_gradients_per_tensor(engine, config.deepspeed)
-            engine.step()
+            zero.step(engine, config.deepspeed)
             norms.micro_batch_done()
             means.add({f"statistic/{k}": v for k, v in output.statistics.items()} | output.terms)
             rows.add(output.rows)
@@ -255,7 +231,7 @@ def train(arguments: dict[str, Any]) -> None:
                 report_line(f"warning: {warning}")
         writer.check()
         if step % config.checkpoint.every_steps == 0 or last or told:
-            stall = save(writer, seen, engine, objective, config, plan, corrupt, tracker)
+            stall = save(writer, seen, engine, objective, arguments["config"], plan, corrupt, tracker)
             if told or last:
                 writer.flush()  # nothing is under way when the workers end or are ended
             notice.checkpoint_took(writer.seconds + stall)
@@ -272,93 +248,6 @@ def train(arguments: dict[str, Any]) -> None:
         finish(run, objective, config, tracker, seen, corrupt)
     notice.close()
     dist.barrier()
-
-
-class Schedules:
-    """Learning rate, weight decay and teacher momentum as functions of samples seen."""
-
-    def __init__(self, config: PretrainConfig, samples_per_epoch: int, total: int) -> None:
-        optimizer = config.optimizer
-        peak = optimizer.learning_rate * config.stream.global_batch / 256
-        warmup = min(optimizer.warmup_epochs * samples_per_epoch, total / 2)  # a short run still gets its cosine
-        self.learning_rate = Cosine(peak, optimizer.learning_rate_final, total, warmup)
-        self.weight_decay = Cosine(optimizer.weight_decay, optimizer.weight_decay_final, total)
-        self.teacher_momentum = Cosine(config.objective.teacher_momentum, 1.0, total)
-
-
-def seeds_of(seed: int, images: dict[str, Any]) -> Any:
-    """Augmentation seeds (seed, epoch, key) of a micro-batch, which may straddle two epochs."""
-    import numpy as np
-
-    seeds = np.empty(len(images["key"]), np.uint64)
-    for epoch in np.unique(images["epoch"]):
-        chosen = images["epoch"] == epoch
-        seeds[chosen] = sample_seeds(seed, int(epoch), list(images["key"][chosen]))
-    return seeds
-
-
-def check_finite(loss: torch.Tensor, terms: dict[str, torch.Tensor], step: int, rank: int) -> None:
-    """Stops before a broken update reaches the weights."""
-    if not torch.isfinite(loss):
-        values = ", ".join(f"{name}={float(value):.4g}" for name, value in terms.items())
-        raise UserError(f"the loss is not finite at step {step} on rank {rank} ({values}). The newest checkpoint is from "
-                        "before; lower optimizer.learning_rate or deepspeed.clip, or use deepspeed.precision=fp32, with "
-                        "another output")
-
-
-def save(writer: BackgroundWriter, seen: int, engine: Any, objective: Objective, config: PretrainConfig, plan: Plan,
-         corrupt: CorruptSamples, tracker: Tracker | None) -> float:
-    """Collective: copy the state to host memory and hand it to the writer. Returns the seconds that training stood still.
-
-    A checkpoint holds no number of workers. The log goes first: it may be ahead of a checkpoint, never behind it.
-    """
-    started = time.perf_counter()
-    writer.flush()  # one at a time; before the copy, so that there are never three states in memory
-    student = zero.consolidate(engine)
-    if student:
-        assert tracker is not None
-        objective_state = {name: value.detach().to("cpu", copy=True) for name, value in objective.state_tensors().items()}
-        writer.submit(seen, {"student": student, "objective": objective_state},
-                      {"config": to_plain(config), "data": plan.checksum, "environment": environment(),
-                       "corrupt": corrupt.state()}, before=tracker.publish)
-    writer.stall_seconds = time.perf_counter() - started
-    return writer.stall_seconds
-
-
-def restore(store: CheckpointStore, engine: Any, objective: Objective, norms: StepBatchNorm,
-            plan: Plan) -> tuple[int, dict[str, Any]]:
-    """Collective: continue from the newest readable checkpoint, if any; returns samples seen and its metadata.
-
-    Rank 0 reads it and hands it to the others tensor by tensor.
-    """
-    found: Found | None = None
-    if torch.distributed.get_rank() == 0:
-        found = patiently(store.newest, store.root.config.patience_s, report_line)
-    position, metadata = broadcast_object((found.position, found.metadata) if found else (0, {}))
-    if not position:
-        return 0, {}
-    payload = found.payload if found else None
-    if metadata["data"] != plan.checksum:
-        raise UserError(f"the images under data.uri, or their selection, are not those that {store.root.uri} was trained "
-                        "on: bring them back, or choose another output")
-    zero.restore(engine, payload and payload["student"])
-    objective.load_state_tensors(broadcast_tensors(payload and payload["objective"]))
-    norms.reload()
-    if found:
-        for name in found.torn:
-            report_line(f"checkpoint {name} is torn (an upload that did not finish) and was passed over")
-        workers = torch.distributed.get_world_size()
-        report_line(f"continuing from {position:,} samples seen with {workers} worker{'s' * (workers > 1)} ({store.root.uri})")
-    return position, metadata
-
-
-def record_keys(folder: str, number: int, images: dict[str, Any]) -> None:
-    """Append the (epoch, key) pairs of micro-batch `number` of the run to the audit, if there is to be one."""
-    if folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        rows = [[int(epoch), str(key)] for epoch, key in zip(images["epoch"], images["key"], strict=True)]
-        with open(Path(folder) / f"micro-batch-{number:09d}.jsonl", "a") as file:
-            file.write(json.dumps(rows) + "\n")
 
 
 def finish(run: Run, objective: Objective, config: PretrainConfig, tracker: Tracker, seen: int,

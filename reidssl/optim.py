@@ -12,20 +12,28 @@ from torch import Tensor
 NamedParameters = Iterable[tuple[str, torch.nn.Parameter]]
 
 
-def parameter_groups(named_parameters: NamedParameters, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW groups for pre-training: [decayed, not decayed].
+def parameter_groups(named_parameters: NamedParameters, weight_decay: float,
+                     may_rest: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """AdamW groups for pre-training: [decayed, not decayed], and a decayed one of those that may rest, if there are any.
 
     Not decayed: biases and everything with one dimension (norms). The class token and the position embedding
     have three and are decayed, as in the released code. Frozen parameters are left out; an empty group stays,
-    so that groups keep their places. Only the first group follows a weight decay schedule. Call it on whole
+    so that groups keep their places. Only decayed groups follow a weight decay schedule. Call it on whole
     parameters: an engine that shards them flattens every shape to one dimension.
+
+    may_rest: ends of names. Their group has "may_rest", for loops that hold it for a while (DINO's last layer).
     """
     decayed: list[torch.nn.Parameter] = []
     plain: list[torch.nn.Parameter] = []
+    resting: list[torch.nn.Parameter] = []
     for name, parameter in named_parameters:
         if parameter.requires_grad:
-            (plain if name.endswith(".bias") or parameter.ndim <= 1 else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+            if may_rest and name.endswith(may_rest):
+                resting.append(parameter)
+            else:
+                (plain if name.endswith(".bias") or parameter.ndim <= 1 else decayed).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return groups + ([{"params": resting, "weight_decay": weight_decay, "may_rest": True}] if resting else [])
 
 
 def sgd_groups(

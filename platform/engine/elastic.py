@@ -5,14 +5,22 @@ Train offers any number between two bounds and counts nodes as they were up to 2
 here. The classes lean on Train's internal policy interface; tests/platform/engine/test_elastic.py holds it in place.
 """
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import ray
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
 from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import AUTOSCALING_REQUESTS_GET_TIMEOUT_S
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+
+from platform.engine.runtime import is_own
 
 
 def largest_allowed(count: int, allowed: Sequence[int]) -> int:
@@ -82,8 +90,35 @@ class AllowedSizesPolicy(ElasticScalingPolicy):
         return self._latest_reserved_resources
 
 
+class OwnWorkerGroup(WorkerGroup):
+    """Its workers know no controller actor; they need one for `ray.train.report` only, which we do not use."""
+
+    def _init_train_context_on_workers(self, workers: Any, sync_actor: Any, train_context_args: dict[str, list[Any]]) -> None:
+        ray.get([
+            worker.actor.init_train_context.remote(
+                train_run_context=self._train_run_context, distributed_context=worker.distributed_context,
+                synchronization_actor=sync_actor, storage_context=self._storage_context,
+                worker_callbacks=self._worker_callbacks_to_propagate, controller_actor=None,
+                **{name: values[index] for name, values in train_context_args.items()})
+            for index, worker in enumerate(workers)])
+        self._decorate_worker_log_file_paths(workers)
+
+
+class OwnController(TrainController):
+    """Runs in the program itself. An actor would survive a program that dies; a Ray of our own does not either, and the
+    program has imported what an actor would import for several seconds."""
+
+    worker_group_cls = OwnWorkerGroup
+
+    def _start(self) -> None:
+        """Without the actor that watches for nodes being drained: there is one node."""
+        self._worker_group_callbacks_to_propagate = [
+            one for one in self._worker_group_callbacks_to_propagate if not isinstance(one, PreemptionCallback)]
+        super()._start()
+
+
 class ElasticTrainer(TorchTrainer):
-    """TorchTrainer whose elastic groups have allowed sizes only."""
+    """TorchTrainer whose elastic groups have allowed sizes only, and which starts no process that we do not use."""
 
     def __init__(self, *arguments: Any, allowed: Sequence[int], board: Any = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -93,4 +128,14 @@ class ElasticTrainer(TorchTrainer):
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         if isinstance(options["scaling_policy"], ElasticScalingPolicy):
             options["scaling_policy"] = AllowedSizesPolicy(self.scaling_config, self.allowed, self.board)
-        return super()._initialize_and_run_controller(**options)  # type: ignore[misc]
+        if not is_own():
+            return super()._initialize_and_run_controller(**options)  # type: ignore[misc]
+        controller = OwnController(**options)
+        asyncio.run(controller.run())
+        return controller.get_result()
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Without Train's own data sets (ours come through the stream) and, on a Ray of our own, the actor that frees a
+        dead controller's resources: each is a process to wait for."""
+        unused = (DatasetsCallback, PlacementGroupCleanerCallback) if is_own() else (DatasetsCallback,)
+        return [one for one in super()._create_default_callbacks() if not isinstance(one, unused)]  # type: ignore[misc]

@@ -11,7 +11,7 @@ from torch import Tensor
 from platform.engine.errors import UserError
 from platform.engine.shards import read_rows
 from platform.engine.storage import Location
-from platform.engine.stream import decode_image
+from platform.engine.windows import decode_image
 
 
 class ImageSet:

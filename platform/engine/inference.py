@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from platform.engine.errors import UserError
 from platform.engine.shards import FileEntry
 from platform.engine.storage import Location
-from platform.engine.stream import decode_image
+from platform.engine.windows import decode_image
 
 Batch = dict[str, np.ndarray]
 

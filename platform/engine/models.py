@@ -23,6 +23,20 @@ RELEASED = {"dino": (IMAGENET_MEAN, IMAGENET_STD, "before"), "reid": ([0.5] * 3,
             "cluster_contrast": (IMAGENET_MEAN, IMAGENET_STD, "after")}
 
 
+@dataclass(kw_only=True)
+class ChangesConfig:
+    """What may differ from the configuration that a checkpoint's backbone was trained with, its weights staying the same."""
+
+    stride: int = 0
+    """Distance between patches in pixels, smaller makes them overlap (TransReID trains with 12); 0: as it was."""
+    gem_pooling: bool = False
+    """Add the generalised mean of the patch tokens to the class token."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The changes, without what stays as it was."""
+        return {name: value for name, value in (("stride", self.stride), ("gem_pooling", self.gem_pooling)) if value}
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model in eval mode on the device, and how images go into it."""

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from platform.engine.collectives import broadcast_object
 from platform.engine.device import device
 from platform.engine.errors import UserError
 from platform.engine.images import ImageSet
 from platform.engine.neighbours import NeighbourActorsConfig, array_parts, sharded_neighbours
-from platform.engine.training import broadcast_object
 from reidssl.clustering.cameras import camera_proxies
 from reidssl.clustering.memory import ClusterMemory
 from reidssl.clustering.pseudo_labels import ClusterConfig, PseudoLabels, cluster_centroids, pseudo_labels

@@ -21,14 +21,13 @@ import ray
 from platform.engine.config import ROOT
 from platform.engine.errors import UserError
 
-# What workers inherit: no warnings of other people's libraries, Train visible in the dashboard.
-WORKER_ENVIRONMENT = {
-    "PYTHONWARNINGS": "ignore",
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+# What workers inherit: no warnings of other people's libraries.
+WORKER_ENVIRONMENT = {"PYTHONWARNINGS": "ignore", "DS_IGNORE_CUDA_DETECTION": "1", "TOKENIZERS_PARALLELISM": "false"}
+CLUSTER_ENVIRONMENT = WORKER_ENVIRONMENT | {
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # Train visible in the dashboard
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # Google Cloud gives 30 s notice: Train's 5 s are a good part of it
-    "DS_IGNORE_CUDA_DETECTION": "1",
-    "TOKENIZERS_PARALLELISM": "false",
 }
+INIT: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "DeepSpeed", "torch.distributed")
 SHIPPED_EXCLUDES = [".git", ".venv", "runs", "tests/.cache", "*.parquet", "*.ckpt"]
 
@@ -63,23 +62,40 @@ def connect(config: RuntimeConfig) -> None:
     quiet()
     if ray.is_initialized():
         return
-    os.environ.update({key: os.environ.get(key, value) for key, value in WORKER_ENVIRONMENT.items()})
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     address = config.address or os.environ.get("RAY_ADDRESS", "")
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if address or in_job:
-        environment: dict[str, Any] = {"env_vars": WORKER_ENVIRONMENT}
-        if not in_job:
-            environment |= {"working_dir": str(ROOT), "excludes": SHIPPED_EXCLUDES}
-        try:
-            ray.init(address=address or "auto", runtime_env=environment, **common)
-        except (ConnectionError, RuntimeError) as error:
-            raise UserError(
-                f"no Ray cluster answers at '{address or 'auto'}': {str(error).splitlines()[0]}. Start one with "
-                "`ray start --head`, correct runtime.address / RAY_ADDRESS, or leave both empty to start a local Ray"
-            ) from None
+        _join(address, in_job)
     else:
-        gib = config.object_store_gib or 2.0
+        _start(config)
+    _quiet_ray_data()
+
+
+def _join(address: str, in_job: bool) -> None:
+    _add_to_environment(CLUSTER_ENVIRONMENT)
+    environment: dict[str, Any] = {"env_vars": CLUSTER_ENVIRONMENT}
+    if not in_job:
+        environment |= {"working_dir": str(ROOT), "excludes": SHIPPED_EXCLUDES}
+    try:
+        ray.init(address=address or "auto", runtime_env=environment, **INIT)
+    except (ConnectionError, RuntimeError) as error:
+        raise UserError(
+            f"no Ray cluster answers at '{address or 'auto'}': {str(error).splitlines()[0]}. Start one with "
+            "`ray start --head`, correct runtime.address / RAY_ADDRESS, or leave both empty to start a local Ray"
+        ) from None
+
+
+def _start(config: RuntimeConfig) -> None:
+    """Workers take their environment from this process's while Ray starts.
+
+    Not from a Ray runtime environment: workers that Ray starts in advance have none and would stand idle. PYTHONPATH:
+    a worker has imported the standard `platform` before it sees this folder otherwise.
+    """
+    _add_to_environment(WORKER_ENVIRONMENT)
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), before]))
+    gib = config.object_store_gib or 2.0
+    try:
         ray.init(
             address="local",  # else Ray joins whatever cluster was started on this machine last, and refuses the numbers below
             num_cpus=config.num_cpus or max(4, os.cpu_count() or 1),
@@ -87,11 +103,29 @@ def connect(config: RuntimeConfig) -> None:
             include_dashboard=config.dashboard,
             dashboard_host="127.0.0.1",
             object_store_memory=int(gib * 2**30),
-            # A locally started worker has imported the standard `platform` before it sees this folder.
-            runtime_env={"env_vars": WORKER_ENVIRONMENT | {"PYTHONPATH": str(ROOT)}},
-            **common,
+            **INIT,
         )
-    _quiet_ray_data()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+    if config.dashboard:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+    global _own
+    _own = True
+
+
+_own = False
+
+
+def is_own() -> bool:
+    """Whether this process started the Ray that it uses: one node, gone when the program ends."""
+    return _own
+
+
+def _add_to_environment(values: dict[str, str]) -> None:
+    os.environ.update({key: os.environ.get(key, value) for key, value in values.items()})
 
 
 def quiet() -> None:
@@ -136,6 +170,10 @@ class LineBoard:
         if order == self._order and order != "stop":
             self._order = ""
 
+    def clear(self) -> None:
+        """For the next run."""
+        self._lines, self._fatal, self._order = [], "", ""
+
     def fail(self, text: str) -> None:
         self._fatal = self._fatal or text
 
@@ -150,10 +188,17 @@ class LineBoard:
         return lines
 
 
+_idle_boards: list[Any] = []
+
+
 @contextmanager
 def relayed_lines() -> Iterator[Any]:
-    """Yields the handle of a LineBoard; what workers push to it is printed here within half a second."""
-    board: Any = ray.remote(num_cpus=0)(LineBoard).remote()  # type: ignore[call-overload]
+    """Yields the handle of a LineBoard; what workers push to it is printed here within half a second.
+
+    The board of a run that went well serves the next run of this process, which saves starting one.
+    """
+    board: Any = _idle_boards.pop() if _idle_boards else ray.remote(num_cpus=0)(LineBoard).remote()  # type: ignore[call-overload]
+    board.clear.remote()
     stop = threading.Event()
 
     def relay() -> None:
@@ -170,12 +215,17 @@ def relayed_lines() -> Iterator[Any]:
 
     thread = threading.Thread(target=relay, daemon=True)
     thread.start()
+    failed = True
     try:
         yield board
+        failed = False
     finally:
         stop.set()
         thread.join(timeout=60)
-        ray.kill(board)
+        if failed:  # a worker that is still dying may speak on it
+            ray.kill(board)
+        else:
+            _idle_boards.append(board)
 
 
 _forward_to: Any = None

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from platform.engine.errors import UserError
+from platform.engine.plan import Unit
 from platform.engine.shards import read_manifest
 from platform.engine.storage import Location
-from platform.engine.stream import Unit
 
 INDEX = "index.parquet"
 

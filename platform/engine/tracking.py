@@ -8,6 +8,7 @@ same rows; what a crash made a run log twice stands twice in them, and once in `
 import json
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from platform.engine.storage import Location
@@ -95,3 +96,12 @@ def format_row(row: dict[str, float]) -> str:
         else:
             words.append(f"{name.replace('_', ' ')} {value:.4g}")
     return "  ".join(words)
+
+
+def record_keys(folder: str, number: int, images: dict[str, Any]) -> None:
+    """Append the (epoch, key) pairs of micro-batch `number` of the run to the audit, if there is to be one."""
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        rows = [[int(epoch), str(key)] for epoch, key in zip(images["epoch"], images["key"], strict=True)]
+        with open(Path(folder) / f"micro-batch-{number:09d}.jsonl", "a") as file:
+            file.write(json.dumps(rows) + "\n")

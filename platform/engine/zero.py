@@ -7,16 +7,18 @@ ordinary PyTorch.
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from platform.engine.collectives import broadcast_object, broadcast_tensor, broadcast_tensors
 from platform.engine.errors import UserError
-from platform.engine.training import broadcast_object, broadcast_tensor, broadcast_tensors
+from reidssl.optim import clip_per_tensor_
 
 
 @dataclass(kw_only=True)
@@ -48,7 +50,8 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: Dee
                  micro_batch: int, accumulation: int) -> Any:
     """DeepSpeed engine around `model`; each of `accumulation` backward passes counts 1 / accumulation."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    import deepspeed
+    with _without("mlflow"):  # DeepSpeed's autotuner imports it where it is installed: a second or more for nothing
+        import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # gloo does the communication on CPU; DeepSpeed's shared-memory kernels would be compiled here on first use.
@@ -68,6 +71,19 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: Dee
     }
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     return engine
+
+
+@contextlib.contextmanager
+def _without(name: str) -> Iterator[None]:
+    """As if a module that is not imported yet were not installed."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 @contextlib.contextmanager
@@ -97,7 +113,7 @@ def consolidate(engine: Any) -> dict[str, Any]:
     partitioned = _is_partitioned(engine)
     if partitioned:
         _link_optimizer_state(engine)
-    step, moments = _optimizer_layout(engine)
+    steps, moments = _optimizer_layout(engine)
     parameters: dict[str, Tensor] = {}
     optimizer: dict[str, dict[str, Tensor]] = {name: {} for name in moments}
     for name, parameter in engine.module.named_parameters():
@@ -119,7 +135,7 @@ def consolidate(engine: Any) -> dict[str, Any]:
     if not first:
         return {}
     buffers = {name: buffer.detach().cpu().clone() for name, buffer in engine.module.named_buffers()}
-    return {"parameters": parameters, "buffers": buffers, "moments": optimizer, "optimizer_step": step}
+    return {"parameters": parameters, "buffers": buffers, "moments": optimizer, "optimizer_steps": steps}
 
 
 def restore(engine: Any, payload: dict[str, Any] | None) -> None:
@@ -132,11 +148,11 @@ def restore(engine: Any, payload: dict[str, Any] | None) -> None:
     layout = broadcast_object(payload and {
         "shapes": {name: tuple(value.shape) for name, value in payload["parameters"].items()},
         "moments": {moment: list(values) for moment, values in payload["moments"].items()},
-        "optimizer_step": payload["optimizer_step"]})
+        "optimizer_steps": payload["optimizer_steps"]})
     _check_fits(engine, layout["shapes"])
-    step = layout["optimizer_step"]
+    steps = layout["optimizer_steps"]
     if _is_partitioned(engine):
-        _create_optimizer_state(engine, list(layout["moments"]), step)
+        _create_optimizer_state(engine, list(layout["moments"]), steps)
         _link_optimizer_state(engine)
 
     def shared(group: str, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -147,7 +163,7 @@ def restore(engine: Any, payload: dict[str, Any] | None) -> None:
         for name, parameter in engine.module.named_parameters():
             shape = layout["shapes"][name]
             moments = {moment: shared(moment, name, shape) for moment, names in layout["moments"].items() if name in names}
-            _restore_parameter(engine, parameter, shared("", name, shape), moments, step)
+            _restore_parameter(engine, parameter, shared("", name, shape), moments, steps.get(name))
         if hasattr(engine.optimizer, "update_lp_params") and not _is_stage3(engine):
             engine.optimizer.update_lp_params()
         buffers = broadcast_tensors(payload and payload["buffers"])
@@ -155,20 +171,32 @@ def restore(engine: Any, payload: dict[str, Any] | None) -> None:
             buffer.copy_(buffers[name])
 
 
-def clip_gradients_per_tensor(engine: Any, config: DeepSpeedConfig) -> None:
-    """Between the last backward pass and the step; does nothing unless configured."""
-    if config.clip_per_tensor and config.clip > 0:
-        from reidssl.optim import clip_per_tensor_
+def set_schedules(engine: Any, learning_rate: float, weight_decay: float | None = None, resting: bool = False) -> None:
+    """Hand-set hyperparameters of this step; only groups that were made with a weight decay follow it.
 
-        clip_per_tensor_(engine.module.parameters(), config.clip)
-
-
-def set_schedules(engine: Any, learning_rate: float, weight_decay: float | None = None) -> None:
-    """Hand-set hyperparameters of this step; only groups that were made with a weight decay follow it."""
+    resting: groups with "may_rest" are held: `step` neither moves nor decays nor counts them.
+    """
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate * group.get("lr_factor", 1.0)
         if weight_decay is not None and group.setdefault("decays", group["weight_decay"] > 0):
             group["weight_decay"] = weight_decay  # may pass through 0 and come back
+        if "may_rest" in group:
+            group["rests"] = resting
+            if resting:
+                group["lr"] = group["weight_decay"] = 0.0
+
+
+def step(engine: Any, config: DeepSpeedConfig) -> None:
+    """After every backward pass; updates the weights after the last one of a step, clipped as configured."""
+    last = engine.is_gradient_accumulation_boundary()
+    if last and config.clip_per_tensor and config.clip > 0:
+        clip_per_tensor_(engine.module.parameters(), config.clip)
+    engine.step()
+    if last:
+        for part in _partitions(engine):
+            if part.group.get("rests") and "step" in part.state:
+                # Adam's moments stayed zero; a count that had run on would make its first real steps several times too long.
+                part.state["step"].zero_()
 
 
 def _is_partitioned(engine: Any) -> bool:
@@ -183,21 +211,37 @@ def _torch_optimizer(engine: Any) -> torch.optim.Optimizer:
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
-def _flat_partitions(engine: Any) -> list[Tensor]:
-    """The fp32 tensors that the wrapped torch optimizer steps on this worker."""
-    for attribute in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):
-        if hasattr(engine.optimizer, attribute):
-            return list(getattr(engine.optimizer, attribute))
-    return [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
+class _Partition(NamedTuple):
+    """An fp32 tensor that the wrapped torch optimizer steps on this worker."""
+
+    flat: Tensor
+    parameters: list[Tensor]
+    """The model's parameters that it holds a part of, or the whole."""
+    group: dict[str, Any]
+    state: dict[str, Any]
+    """The optimizer's, as it is now."""
 
 
-def _optimizer_layout(engine: Any) -> tuple[float, list[str]]:
-    """(optimiser steps taken, names of the per-element moments)."""
-    states = [_torch_optimizer(engine).state.get(flat, {}) for flat in _flat_partitions(engine)]
-    moments = sorted({key for state in states for key, value in state.items()
+def _partitions(engine: Any) -> list[_Partition]:
+    zero, groups, state = engine.optimizer, engine.optimizer.param_groups, _torch_optimizer(engine).state
+    if _is_stage3(engine):
+        held = [(flat, members, groups[zero.sub_group_to_group_id[index]]) for index, (flat, members) in
+                enumerate(zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True))]
+    elif _is_partitioned(engine):
+        held = list(zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, groups, strict=True))
+    else:
+        held = [(parameter, [parameter], group) for group in groups for parameter in group["params"]]
+    return [_Partition(flat, list(members), group, state.get(flat, {})) for flat, members, group in held]
+
+
+def _optimizer_layout(engine: Any) -> tuple[dict[str, float], list[str]]:
+    """(optimiser steps taken by each parameter, where the optimiser counts them; names of the per-element moments)."""
+    partitions, names = _partitions(engine), {id(value): name for name, value in engine.module.named_parameters()}
+    moments = sorted({key for part in partitions for key, value in part.state.items()
                       if isinstance(value, Tensor) and value.dim() > 0})
-    steps = [float(state["step"]) for state in states if "step" in state]
-    return (max(steps) if steps else 0.0), moments
+    steps = {names[id(parameter)]: float(part.state["step"]) for part in partitions if "step" in part.state
+             for parameter in part.parameters}
+    return steps, moments
 
 
 def _link_optimizer_state(engine: Any) -> None:
@@ -208,18 +252,19 @@ def _link_optimizer_state(engine: Any) -> None:
         engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def _create_optimizer_state(engine: Any, moments: Iterable[str], step: float) -> None:
+def _create_optimizer_state(engine: Any, moments: Iterable[str], steps: dict[str, float]) -> None:
     """A fresh engine has no optimizer state; make it before filling it."""
-    optimizer = _torch_optimizer(engine)
-    for flat in _flat_partitions(engine):
-        state = optimizer.state[flat]
+    names = {id(value): name for name, value in engine.module.named_parameters()}
+    for part in _partitions(engine):
+        state = _torch_optimizer(engine).state[part.flat]
         for moment in moments:
-            state[moment] = torch.zeros_like(flat, dtype=torch.float32)
-        if "exp_avg" in moments:
-            state["step"] = torch.tensor(float(step))
+            state[moment] = torch.zeros_like(part.flat, dtype=torch.float32)
+        if part.parameters and names[id(part.parameters[0])] in steps:  # those of one partition move together
+            state["step"] = torch.tensor(steps[names[id(part.parameters[0])]])
 
 
-def _restore_parameter(engine: Any, parameter: Tensor, value: Tensor, moments: dict[str, Tensor], step: float) -> None:
+def _restore_parameter(engine: Any, parameter: Tensor, value: Tensor, moments: dict[str, Tensor],
+                       step: float | None) -> None:
     from deepspeed.utils import (
         safe_set_full_fp32_param,
         safe_set_full_optimizer_state,
@@ -239,8 +284,8 @@ def _restore_parameter(engine: Any, parameter: Tensor, value: Tensor, moments: d
         if parameter.requires_grad and moments:
             state_of = engine.optimizer.state[parameter]
             state_of.update({name: state.to(parameter.device).clone() for name, state in moments.items()})
-            if "exp_avg" in moments:
-                state_of["step"] = torch.tensor(float(step))
+            if step is not None:
+                state_of["step"] = torch.tensor(step)
     else:
         safe_set_full_fp32_param(parameter, value.to(parameter.device))
         for moment, state in moments.items():

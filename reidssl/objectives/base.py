@@ -114,6 +114,8 @@ class Objective(nn.Module):
     teacher: nn.Module | None
     student_only: tuple[str, ...] = ()
     """Beginnings of the names of parameters that the teacher does not have, such as a predictor's."""
+    may_rest: tuple[str, ...] = ()
+    """Ends of the names of the student's parameters that do not move while `rests` says so."""
 
     def forward(self, student_call: StudentCall, crops: list[Tensor], progress: Progress) -> ObjectiveOutput:
         """Loss of one micro-batch; pure, except for the running statistics of batch norms."""
@@ -131,6 +133,12 @@ class Objective(nn.Module):
     def export_backbone(self) -> Vit:
         """A copy of the backbone worth keeping, in eval mode."""
         raise NotImplementedError
+
+    def rests(self, progress: Progress) -> bool:
+        """Whether the parameters of `may_rest` are held at this point: their gradient is zero, and the optimiser must neither
+        move nor decay them nor count the step for them.
+        """
+        return False
 
     @torch.no_grad()
     def update_teacher(self, student_parameters: Iterable[tuple[str, Tensor]], momentum: float) -> None:

@@ -112,6 +112,7 @@ class Dino(Objective):
     made from the T * B teacher rows of the micro-batch instead, and the centre is kept as a measure only.
     """
 
+    may_rest = ("last_layer.weight_v",)
     config: DinoConfig
     teacher: MultiCropModel
     center: Tensor
@@ -149,12 +150,13 @@ class Dino(Objective):
         """
         if len(crops) < TEACHER_VIEWS:
             raise ValueError(f"DINO needs at least its {TEACHER_VIEWS} global crops: got {len(crops)} crops")
-        student = student_call(crops, freeze_last_layer=self.last_layer_is_frozen(progress))
+        student = student_call(crops, freeze_last_layer=self.rests(progress))
         with torch.no_grad():
             teacher = self.teacher(crops[:TEACHER_VIEWS])
         return self.distil(student, teacher, len(crops), progress)
 
-    def last_layer_is_frozen(self, progress: Progress) -> bool:
+    def rests(self, progress: Progress) -> bool:
+        """The last layer is held during the first `freeze_last_layer_epochs`."""
         return progress.epoch < self.config.freeze_last_layer_epochs
 
     def distil(self, student: StudentOutput, teacher: StudentOutput, num_crops: int, progress: Progress) -> ObjectiveOutput:

@@ -155,7 +155,7 @@ class DinoMim(Dino):
         masks = patch_masks(mix(self.seed, progress.samples_seen, progress.micro_batch), TEACHER_VIEWS * len(crops[0]), grid,
                             self.config.mask_share, self.config.mask_ratio, self.config.mask_aspect).to(crops[0].device)
         student = student_call(crops, hidden=masks.hidden, places=masks.places,
-                               freeze_last_layer=self.last_layer_is_frozen(progress))
+                               freeze_last_layer=self.rests(progress))
         with torch.no_grad():
             teacher = self.teacher(crops[:TEACHER_VIEWS], hidden=masks.hidden, places=masks.places)
             temperature = self.config.teacher_temperature_at(progress)

@@ -34,6 +34,8 @@ class MocoV3Config:
     """Of the softmax over the images of a micro-batch."""
     teacher_momentum: float = 0.99
     """Weight of the old momentum encoder at the start; the training loop raises it to 1 on a cosine."""
+    freeze_patch_embed: bool = False
+    """Leave the stem at its random weights, which steadies the training of large ViTs (paper, section 4)."""
 
     def __post_init__(self) -> None:
         for name in ("out_dim", "hidden"):
@@ -87,6 +89,8 @@ class MocoV3(Objective):
         self.teacher: MultiCropModel = MultiCropModel(
             teacher_backbone, MocoHead(backbone_config.width, config, False, seed + 1))
         self.teacher.requires_grad_(False)
+        if config.freeze_patch_embed:
+            self.student.backbone.patch_embed.requires_grad_(False)
 
     def forward(self, student_call: StudentCall, crops: list[Tensor], progress: Progress) -> ObjectiveOutput:
         """Loss of one micro-batch.

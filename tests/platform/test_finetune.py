@@ -16,11 +16,12 @@ import pytest
 import torch
 
 from platform.engine.config import ConfigError
+from platform.engine.epochs import grouped
 from platform.engine.errors import UserError
 from platform.engine.shards import read_manifest, write_manifest, write_shard
 from platform.engine.storage import StorageError, open_storage
 from platform.engine.tracking import read_metrics
-from platform.finetune import grouped, main
+from platform.finetune import main
 from reidssl.models.checkpoints import load_reid, weights_hash
 from tests.fixtures_runs import FITTING, TINY_FINETUNE, finetune_config
 

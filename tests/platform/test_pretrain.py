@@ -19,12 +19,14 @@ import torch
 from platform.engine.checkpoints import CheckpointStore
 from platform.engine.config import ConfigError, load_config
 from platform.engine.errors import UserError
+from platform.engine.optimizers import Schedules
+from platform.engine.plan import Plan
 from platform.engine.selection import read_units
 from platform.engine.shards import read_manifest
 from platform.engine.storage import StorageError, open_storage
-from platform.engine.stream import Plan, read_window
 from platform.engine.tracking import read_metrics
-from platform.pretrain import PretrainConfig, Schedules, check_finite, main, plan_of, workers_text
+from platform.engine.windows import read_window
+from platform.pretrain import PretrainConfig, main, plan_of, workers_text
 from reidssl.models.checkpoints import load_vit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -280,13 +282,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_shards, tmp_path, ray_sess
     assert found is not None and found.position >= 16
 
 
-def test_check_finite_names_step_rank_and_terms():
-    terms = {"loss": torch.tensor(float("inf")), "center_norm": torch.tensor(2.5)}
-    with pytest.raises(UserError, match=r"step 7 on rank 3 \(loss=inf, center_norm=2\.5\)"):
-        check_finite(terms["loss"], terms, 7, 3)
-    check_finite(torch.tensor(1.0), terms, 7, 3)
-
-
 def test_data_that_changed_under_a_run_is_refused(alone, tiny_shards, tmp_path, ray_session):
     output = tmp_path / "run"
     output.mkdir()
@@ -304,7 +299,7 @@ def test_data_that_changed_under_a_run_is_refused(alone, tiny_shards, tmp_path, 
 
 def test_schedules_of_a_run(tiny_shards, tmp_path):
     config = config_of(tiny_shards, tmp_path, "optimizer.weight_decay=0.0", "optimizer.weight_decay_final=0.4")
-    schedules = Schedules(config, samples_per_epoch=90, total=180)
+    schedules = Schedules(config.optimizer, config.objective.teacher_momentum, 16, samples_per_epoch=90, total=180)
     assert schedules.learning_rate(0) == 0 and schedules.learning_rate(45) == pytest.approx(0.05 * 16 / 256)
     assert schedules.learning_rate(180) == config.optimizer.learning_rate_final
     assert schedules.weight_decay(0) == 0 and schedules.weight_decay(90) == pytest.approx(0.2)

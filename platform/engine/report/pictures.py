@@ -19,7 +19,7 @@ from platform.engine.report.folder import DataSet, Member, RunFolder
 from platform.engine.report.tables import INITS, SETTINGS, setting_title
 from platform.engine.shards import read_rows
 from platform.engine.storage import StorageError
-from platform.engine.stream import decode_image
+from platform.engine.windows import decode_image
 from reidssl.augment.reid import normalise
 from reidssl.models.checkpoints import weights_hash
 from reidssl.plots.pictures import attention_overlay, data_uri, encode, thumbnail

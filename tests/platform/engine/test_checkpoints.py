@@ -220,7 +220,7 @@ def test_plain_torch_restores_a_checkpoint(tmp_path):
     page = (Path(__file__).parents[3] / "docs" / "reliability.md").read_text()
     code = page.split("<!-- restore -->")[1].split("```python")[1].split("```")[0]
     model = torch.nn.Linear(3, 2)
-    student = {"parameters": dict(model.state_dict()), "buffers": {}, "optimizer_step": 5.0,
+    student = {"parameters": dict(model.state_dict()), "buffers": {}, "optimizer_steps": dict.fromkeys(model.state_dict(), 5.0),
                "moments": {"exp_avg": {"weight": torch.ones(2, 3)}, "exp_avg_sq": {"weight": torch.ones(2, 3)}}}
     store = CheckpointStore(open_storage(str(tmp_path / "run" / "checkpoints")))
     store.save(160, {"student": student, "objective": {"teacher.weight": torch.zeros(1), "center": torch.ones(2)}}, {})

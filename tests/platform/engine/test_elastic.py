@@ -9,10 +9,10 @@ from ray.train.v2._internal.execution.scaling_policy import NoopDecision, Resize
 
 from platform.engine import elastic
 from platform.engine.elastic import AllowedSizesPolicy, largest_allowed
+from platform.engine.launch import launch
 from platform.engine.runtime import LineBoard
 from platform.engine.scaling import ScalingConfig
 from platform.engine.storage import open_storage
-from platform.engine.training import launch
 
 
 @pytest.mark.parametrize(("count", "expected"), [(0, 0), (1, 0), (2, 2), (3, 2), (7, 4), (8, 8), (99, 8)])

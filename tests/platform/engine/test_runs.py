@@ -7,8 +7,8 @@ import pytest
 
 from platform.engine.errors import UserError
 from platform.engine.runs import environment, open_run
+from platform.engine.scaling import ScalingConfig
 from platform.engine.storage import StorageConfig
-from platform.engine.training import ScalingConfig
 
 
 @dataclass(kw_only=True)

@@ -13,21 +13,11 @@ import ray
 from PIL import Image
 
 from platform.engine.errors import UserError
+from platform.engine.plan import Plan, StreamConfig, Task, Unit, stream_seeds
 from platform.engine.selection import read_units
 from platform.engine.storage import open_storage
-from platform.engine.stream import (
-    Decoder,
-    Plan,
-    StreamConfig,
-    Task,
-    Unit,
-    build_dataset,
-    decode_image,
-    local_stream,
-    micro_batches,
-    read_window,
-    segments,
-)
+from platform.engine.stream import build_dataset, local_stream, micro_batches, segments
+from platform.engine.windows import Decoder, decode_image, read_window
 from reidssl.seeding import sample_seeds
 
 SIZE = (16, 8)
@@ -187,13 +177,11 @@ def test_the_stream_without_ray(tiny_shards):
 
 
 def test_augmentation_seeds_follow_key_and_epoch_not_place_in_the_batch():
-    from platform.pretrain import seeds_of  # not above: Ray's workers import this file, and torch takes long
-
     keys = np.array(["a", "b", "c", "a"], object)
-    seeds = seeds_of(3, {"key": keys, "epoch": np.array([0, 0, 0, 1], np.int32)})
+    seeds = stream_seeds(3, np.array([0, 0, 0, 1], np.int32), keys)
     assert seeds.dtype == np.uint64 and len(set(seeds.tolist())) == 4
     assert seeds.tolist() == [*sample_seeds(3, 0, ["a", "b", "c"]).tolist(), *sample_seeds(3, 1, ["a"]).tolist()]
-    turned = seeds_of(3, {"key": keys[::-1], "epoch": np.array([1, 0, 0, 0], np.int32)})
+    turned = stream_seeds(3, np.array([1, 0, 0, 0], np.int32), keys[::-1])
     assert turned.tolist() == seeds.tolist()[::-1]
 
 

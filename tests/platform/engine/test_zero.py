@@ -41,14 +41,13 @@ def plain_losses(optimizer_name: str, clip: float, per_tensor: bool) -> list[flo
     losses = []
     for step in range(worker.STEPS):
         learning_rate, weight_decay = worker.schedule(step)
-        for group, decay in zip(optimizer.param_groups, (weight_decay, 0.0), strict=True):
+        for group, decay in zip(optimizer.param_groups, (weight_decay, 0.0, weight_decay), strict=True):
             group["lr"], group["weight_decay"] = learning_rate, decay
         loss = sum(worker.loss_of(model, step, index) for index in range(worker.MICRO_BATCHES)) / worker.MICRO_BATCHES
         optimizer.zero_grad()
         loss.backward()
-        for parameter in model.parameters():
-            if parameter.requires_grad and parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)  # as DeepSpeed does: a frozen head still decays
+        if step < worker.RESTS_UNTIL:
+            model.late.weight.grad = None  # as released: the optimiser passes over it
         if per_tensor:
             clip_per_tensor_(model.parameters(), clip)
         else:

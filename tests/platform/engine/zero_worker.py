@@ -19,20 +19,22 @@ from torch import Tensor, nn
 
 from platform.engine import zero
 from platform.engine.errors import UserError
-from reidssl.optim import parameter_groups
+from platform.engine.optimizers import OptimizerConfig, pretraining_optimizer
 
 STEPS, CUT, MICRO_BATCHES, MICRO = 6, 3, 4, 3
+RESTS_UNTIL = 2
 DeepSpeed = zero.DeepSpeedConfig
 SETTINGS = {
     **{f"zero{stage}-adamw": (DeepSpeed(zero_stage=stage, clip=0.5), "adamw") for stage in range(4)},
     **{f"zero{stage}-sgd": (DeepSpeed(zero_stage=stage, clip=0.5), "sgd") for stage in (0, 3)},
+    "zero0-lars": (DeepSpeed(zero_stage=0, clip=0.5), "lars"),
     "zero0-adamw-per-tensor": (DeepSpeed(zero_stage=0, clip=0.2, clip_per_tensor=True), "adamw"),
     **{f"zero{stage}-adamw-bf16": (DeepSpeed(zero_stage=stage, clip=0.5, precision="bf16"), "adamw") for stage in (1, 3)},
 }
 
 
 class Model(nn.Module):
-    """Odd sizes (no partition is even), a norm, a frozen parameter, and a layer that gets no gradient at first."""
+    """Odd sizes (no partition is even), a norm, a frozen parameter, and a layer that rests at first."""
 
     def __init__(self, width: int = 7) -> None:
         super().__init__()
@@ -48,7 +50,7 @@ class Model(nn.Module):
 
     def forward(self, inputs: Tensor, late: bool) -> tuple[Tensor, Tensor]:
         hidden = torch.tanh(self.norm(self.first(inputs)) + self.frozen)
-        weight = self.late.weight if late else self.late.weight.detach()
+        weight = self.late.weight + (0.0 if late else self.late.weight.detach() - self.late.weight)
         return nn.functional.linear(hidden, weight), self.large(hidden)
 
 
@@ -56,7 +58,7 @@ def loss_of(call, step: int, index: int) -> Tensor:
     """Loss of one micro-batch."""
     generator = torch.Generator().manual_seed(step * 100 + index)
     inputs, targets = torch.randn(MICRO, 5, generator=generator), torch.randn(MICRO, 3, generator=generator)
-    small, large = call(inputs, late=step >= 2)
+    small, large = call(inputs, late=step >= RESTS_UNTIL)
     return (small.float() - targets).square().mean() + large.float().square().mean()
 
 
@@ -66,8 +68,7 @@ def schedule(step: int) -> tuple[float, float]:
 
 
 def optimizer_for(model: nn.Module, name: str) -> torch.optim.Optimizer:
-    groups = parameter_groups(model.named_parameters(), 0.1)
-    return torch.optim.AdamW(groups, lr=0.0) if name == "adamw" else torch.optim.SGD(groups, lr=0.0, momentum=0.9)
+    return pretraining_optimizer(OptimizerConfig(name=name), model.named_parameters(), may_rest=("late.weight",))
 
 
 def engine_for(config: DeepSpeed, optimizer: str, width: int = 7):
@@ -80,15 +81,13 @@ def steps(engine, config: DeepSpeed, first: int, last: int) -> list[float]:
     """Mean loss over the micro-batches of each step."""
     world, losses = dist.get_world_size(), []
     for step in range(first, last):
-        zero.set_schedules(engine, *schedule(step))
+        zero.set_schedules(engine, *schedule(step), resting=step < RESTS_UNTIL)
         total = torch.zeros(())
         for index in range(dist.get_rank(), MICRO_BATCHES, world):
             loss = loss_of(engine, step, index)
             total += loss.detach()
             engine.backward(loss)
-            if index + world >= MICRO_BATCHES:
-                zero.clip_gradients_per_tensor(engine, config)
-            engine.step()
+            zero.step(engine, config)
         dist.all_reduce(total)
         losses.append(float(total) / MICRO_BATCHES)
     return losses
@@ -96,7 +95,7 @@ def steps(engine, config: DeepSpeed, first: int, last: int) -> list[float]:
 
 def largest_difference(one: dict, other: dict) -> float:
     """Over all tensors of two payloads."""
-    assert one["moments"].keys() == other["moments"].keys() and one["optimizer_step"] == other["optimizer_step"]
+    assert one["moments"].keys() == other["moments"].keys() and one["optimizer_steps"] == other["optimizer_steps"]
     pairs = [(one["parameters"], other["parameters"]), (one["buffers"], other["buffers"])]
     pairs += [(one["moments"][name], other["moments"][name]) for name in one["moments"]]
     for left, right in pairs:

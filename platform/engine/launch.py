@@ -1,4 +1,4 @@
-"""Ray Train around a training loop: launch it, make its numbers independent of the number of workers, report.
+"""Ray Train around a training loop: launch it, hear what it says, stop it in good order.
 
 A loop is a plain function of its configuration that runs on every worker. It finds its own newest checkpoint, so a crash,
 a preemption, a resize and running the same command again are all the same thing: start, restore, continue.
@@ -11,13 +11,9 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from platform.engine import device as devices
 from platform.engine.errors import StoppedError, UserError, user_error_of
@@ -36,6 +32,7 @@ def launch(loop: Callable[[dict[str, Any]], None], arguments: dict[str, Any], *,
     fails, StoppedError after a SIGTERM.
     """
     import ray
+    from ray import cloudpickle
     from ray.train import FailureConfig, LoggingConfig, RunConfig
     from ray.train import ScalingConfig as RayScalingConfig
     from ray.train.torch import TorchConfig
@@ -51,7 +48,8 @@ def launch(loop: Callable[[dict[str, Any]], None], arguments: dict[str, Any], *,
         trainer = ElasticTrainer(
             _guarded,
             allowed=scaling.sizes(micro_batches_per_step), board=board if heeds_notices else None,
-            train_loop_config={"loop": loop, "arguments": arguments, "board": board, "threads": scaling.threads},
+            # Pickled: Train's controller takes it apart too, and need not import what a loop imports.
+            train_loop_config={"work": cloudpickle.dumps((loop, arguments)), "board": board, "threads": scaling.threads},
             torch_config=TorchConfig(backend=devices.backend(scaling.gpus_per_worker)),
             scaling_config=RayScalingConfig(num_workers=scaling.num_workers,  # type: ignore[arg-type]
                                             use_gpu=scaling.gpus_per_worker > 0,
@@ -118,6 +116,7 @@ def _guarded(config: dict[str, Any]) -> None:
     quiet()
     import ray
     import ray.train
+    from ray import cloudpickle
 
     context = ray.train.get_context()
     threads = config["threads"] or max(1, (os.cpu_count() or 1) // context.get_local_world_size())
@@ -128,7 +127,8 @@ def _guarded(config: dict[str, Any]) -> None:
     if ray.get(_board.fatal.remote()):
         return
     try:
-        config["loop"](config["arguments"])
+        loop, arguments = cloudpickle.loads(config["work"])
+        loop(arguments)
         ray.get(_board.fatal.remote())  # calls arrive in order: what was pushed before is there
     except Exception as error:
         found = error if isinstance(error, UserError) else user_error_of(error)
@@ -179,146 +179,3 @@ def _check_resources(scaling: ScalingConfig) -> None:
     if scaling.decode_resource and not total.get(scaling.decode_resource) and not autoscaling:
         raise UserError(f"no node offers the resource '{scaling.decode_resource}' of scaling.decode_resource: start decode nodes "
                         f"with `ray start --resources='{{\"{scaling.decode_resource}\": 1}}'`, or leave it empty")
-
-
-@dataclass
-class StepMeans:
-    """Averages over all micro-batches of an optimiser step, whoever computed them."""
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    count: int = 0
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        for name, value in values.items():
-            value = value.detach().float()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
-        self.count += 1
-
-    def add_uncounted(self, values: dict[str, Tensor]) -> None:
-        """Values that belong to no micro-batch of their own; `reduce` divides them by all micro-batches too."""
-        self.add(values)
-        self.count -= 1
-
-    def reduce(self) -> dict[str, Tensor]:
-        """Collective: the means over all workers' micro-batches; starts afresh."""
-        names = sorted(self.sums)
-        flat = torch.cat([self.sums[name].flatten().to(devices.device()) for name in names]
-                         + [torch.tensor([float(self.count)], device=devices.device())])
-        if dist.is_initialized():
-            dist.all_reduce(flat)
-        flat = flat[:-1] / flat[-1]
-        pieces = flat.split([self.sums[name].numel() for name in names])
-        means = {name: piece.view_as(self.sums[name]) for name, piece in zip(names, pieces, strict=True)}
-        self.sums, self.count = {}, 0
-        return means
-
-
-class StepRows:
-    """Tensors of all micro-batches of an optimiser step in their order, whoever computed them."""
-
-    def __init__(self) -> None:
-        self._own: dict[str, list[Tensor]] = {}
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        """Of one micro-batch, (B, ...) each; every micro-batch brings the same names and shapes."""
-        for name, value in values.items():
-            self._own.setdefault(name, []).append(value.detach())
-
-    def gather(self) -> dict[str, Tensor]:
-        """Collective: (micro-batches * B, ...) of each name; starts afresh."""
-        world = dist.get_world_size() if dist.is_initialized() else 1
-        gathered = {}
-        for name in sorted(self._own):
-            own = torch.stack(self._own[name])
-            parts = [own]
-            if world > 1:
-                parts = [torch.empty_like(own) for _ in range(world)]
-                dist.all_gather(parts, own)
-            gathered[name] = torch.stack(parts, dim=1).flatten(0, 2)  # micro-batch j is the (j // world)-th of worker j % world
-        self._own = {}
-        return gathered
-
-
-class StepBatchNorm:
-    """Advances batch-norm running statistics once per optimiser step, from the mean over all its micro-batches.
-
-    Ordinary layers move at every forward pass, so the result would depend on who computed which micro-batch in which order.
-    Here each forward leaves its own batch statistics in the buffers (momentum 1), a hook collects them, and `commit` makes
-    the one step. Normalisation itself stays per micro-batch.
-    """
-
-    def __init__(self, *models: nn.Module) -> None:
-        self.layers = [layer for model in models for layer in model.modules()
-                       if isinstance(layer, _BatchNorm) and layer.track_running_stats]
-        self.momenta = [0.1 if layer.momentum is None else layer.momentum for layer in self.layers]
-        self.committed = [self._buffers(layer) for layer in self.layers]
-        self.means = StepMeans()
-        self._collected: list[list[Tensor]] = [[] for _ in self.layers]
-        for index, layer in enumerate(self.layers):
-            layer.momentum = 1.0
-            layer.register_forward_hook(self._collector(index))
-
-    def _collector(self, index: int) -> Callable[..., None]:
-        def collect(layer: nn.Module, inputs: Any, output: Any) -> None:
-            if layer.training:
-                self._collected[index].append(torch.cat(self._buffers(layer)))
-        return collect
-
-    def micro_batch_done(self) -> None:
-        """After each micro-batch: fold what its forward passes left."""
-        folded = {str(i): torch.stack(seen).mean(0) for i, seen in enumerate(self._collected) if seen}
-        self._collected = [[] for _ in self.layers]
-        if folded:
-            self.means.add(folded)
-
-    def commit(self) -> None:
-        """Collective: running <- (1 - momentum) running + momentum * mean over the step."""
-        if not self.means.sums:
-            return
-        for name, statistics in self.means.reduce().items():
-            index = int(name)
-            mean, variance = statistics.chunk(2)
-            old_mean, old_variance = self.committed[index]
-            momentum = self.momenta[index]
-            self.committed[index] = [old_mean.lerp(mean, momentum), old_variance.lerp(variance, momentum)]
-            layer = self.layers[index]
-            layer.running_mean.copy_(self.committed[index][0])  # type: ignore[union-attr]
-            layer.running_var.copy_(self.committed[index][1])  # type: ignore[union-attr]
-
-    def reload(self) -> None:
-        """After a checkpoint was restored into the layers."""
-        self.committed = [self._buffers(layer) for layer in self.layers]
-
-    @staticmethod
-    def _buffers(layer: Any) -> list[Tensor]:
-        return [layer.running_mean.detach().clone(), layer.running_var.detach().clone()]
-
-
-def broadcast_tensors(tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
-    """Rank 0's tensors on every worker, on the CPU; the others pass None."""
-    layout = broadcast_object({name: (tuple(value.shape), value.dtype) for name, value in tensors.items()} if tensors else {})
-    return {name: broadcast_tensor(tensors[name] if tensors else None, shape, dtype).cpu()
-            for name, (shape, dtype) in layout.items()}
-
-
-def broadcast_tensor(value: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Rank 0's tensor on every worker, on its device: one at a time, so that nobody holds them all."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        assert value is not None
-        return value
-    if dist.get_rank() == 0:
-        assert value is not None
-        shared = value.to(devices.device()).contiguous()
-    else:
-        shared = torch.empty(shape, dtype=dtype, device=devices.device())
-    dist.broadcast(shared, src=0)
-    return shared
-
-
-def broadcast_object(value: Any) -> Any:
-    """Rank 0's value on every worker."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]

@@ -1,4 +1,4 @@
-"""What makes a step's numbers independent of who computed its micro-batches; and the edges of a launch."""
+"""What makes a step's numbers independent of who computed its micro-batches."""
 
 import copy
 import itertools
@@ -8,9 +8,7 @@ import torch
 from torch import nn
 
 from platform.engine.errors import UserError
-from platform.engine.scaling import ScalingConfig
-from platform.engine.storage import open_storage
-from platform.engine.training import StepBatchNorm, StepMeans, StepRows, broadcast_object, launch
+from platform.engine.steps import StepBatchNorm, StepMeans, StepRows, check_finite
 
 
 def batches(count: int = 4, size: int = 6) -> list[torch.Tensor]:
@@ -181,39 +179,8 @@ def test_reload_goes_on_from_restored_statistics():
     torch.testing.assert_close(other.running_mean, expected, atol=1e-6, rtol=1e-6)
 
 
-def test_broadcast_alone_is_the_value():
-    value = {"a": 1}
-    assert broadcast_object(value) is value
-
-
-# ---- launching
-
-
-def test_a_user_error_of_a_worker_is_raised_once_in_its_own_words(tmp_path, ray_session):
-    attempts = tmp_path / "attempts"
-
-    def loop(arguments):
-        from platform.engine.errors import UserError
-
-        with open(arguments["attempts"], "a") as file:
-            file.write("x")
-        raise UserError("the cable is not plugged in")
-
-    with pytest.raises(UserError, match=r"^the cable is not plugged in$"):
-        launch(loop, {"attempts": str(attempts)}, name="train", storage=open_storage(str(tmp_path)),
-               scaling=ScalingConfig(threads=1, max_failures=3))
-    assert attempts.read_text() == "x"  # trying again would not have mended it
-
-
-def test_a_crash_is_tried_again_and_then_reported(tmp_path, ray_session, capsys):
-    attempts = tmp_path / "attempts"
-
-    def loop(arguments):
-        with open(arguments["attempts"], "a") as file:
-            file.write("x")
-        raise RuntimeError("the lights went out")
-
-    with pytest.raises(UserError, match=r"training failed on a worker: .*the lights went out"):
-        launch(loop, {"attempts": str(attempts)}, name="train", storage=open_storage(str(tmp_path)),
-               scaling=ScalingConfig(threads=1, max_failures=1))
-    assert attempts.read_text() == "xx"
+def test_a_loss_that_is_not_finite_is_named_with_its_place_and_terms():
+    terms = {"loss": torch.tensor(float("inf")), "center_norm": torch.tensor(2.5)}
+    with pytest.raises(UserError, match=r"^the loss is not finite at step 7 \(loss=inf, center_norm=2\.5\)\. Do less$"):
+        check_finite(terms["loss"], terms, "at step 7", "Do less")
+    check_finite(torch.tensor(1.0), terms, "at step 7", "Do less")

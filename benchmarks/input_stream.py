@@ -1,0 +1,210 @@
+"""The input of pre-training, images in storage to crops: the sample stream against a torch DataLoader.
+
+  python -m benchmarks.input_stream            1,024 images
+  python -m benchmarks.input_stream --full     8,192
+
+JPEGs of 256 x 128 in; batches of 64 with 2 crops of 256 x 128 and 8 of 128 x 64 out. Ours: shards through Ray Data, which reads,
+shuffles and decodes, then MultiCrop. The other side: the same JPEGs as one file each, shuffled by a DataLoader, with the same
+decoding and the same MultiCrop; tuned: the fastest of several numbers of workers, with the crops made in them or in the main
+process. From local files, and from an S3 server on this machine (moto's, in a process of its own that shares the cores), where
+the DataLoader fetches an object an image and we fetch row groups. Rates are of the images after the first batch.
+"""
+
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.measure import arguments_of, measure, print_machine
+
+QUICK, FULL, BATCH, GLOBAL = 1024, 8192, 64, (256, 128)
+TUNING = [(workers, where) for where in ("workers", "main") for workers in (1, 2, 3)]
+
+
+def rate_of(batches: Iterator[int]) -> dict[str, float]:
+    """Consumes batches (their sizes); images a second after the first one, and the seconds until it."""
+    started = time.perf_counter()
+    next(batches)
+    first = time.perf_counter()
+    count = sum(batches)
+    return {"rate": count / (time.perf_counter() - first), "first_batch": first - started}
+
+
+def crops_of(images: np.ndarray, keys: list[str]) -> int:
+    """All crops of a batch, in as many threads as torch has."""
+    import torch
+
+    from reidssl.augment.multicrop import MultiCrop, MultiCropConfig
+    from reidssl.seeding import sample_seeds
+
+    crops = MultiCrop(MultiCropConfig(global_size=GLOBAL, local_size=(128, 64), num_local=8))(
+        torch.from_numpy(images), sample_seeds(0, 0, keys))
+    assert len(crops) == 10
+    return len(images)
+
+
+def stream(arguments: dict[str, Any]) -> Any:
+    """Ours."""
+    import torch
+    import torch.distributed as dist
+
+    from platform.engine.plan import Plan, StreamConfig
+    from platform.engine.runtime import RuntimeConfig, connect
+    from platform.engine.selection import read_units
+    from platform.engine.storage import StorageConfig, open_storage
+    from platform.engine.stream import stream as sample_stream
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    crops_of(np.zeros((2, 3, *GLOBAL), np.uint8), ["a", "b"])  # compiled before the clock runs, on either side
+    root = open_storage(arguments["shards"], StorageConfig(endpoint_url=arguments["endpoint"]))
+    config = StreamConfig(micro_batch=BATCH, micro_batches_per_step=1)
+    plan = Plan(tuple(read_units(root)), 0, 4, 1)
+    connect(RuntimeConfig())
+    rendezvous = tempfile.mkdtemp()
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}/file", rank=0, world_size=1)
+    end = plan.samples_per_epoch // BATCH * BATCH
+
+    def work() -> dict[str, float]:
+        return rate_of(crops_of(batch["image"], list(batch["key"]))
+                       for batch in sample_stream(plan, config, root, GLOBAL, 0, end))
+
+    return work, lambda found: found
+
+
+class Files:
+    """What a user writes: one file, or one object, an image."""
+
+    def __init__(self, uris: list[str], endpoint: str) -> None:
+        self.uris, self.endpoint, self.client = uris, endpoint, None
+
+    def __len__(self) -> int:
+        return len(self.uris)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, str]:
+        from platform.engine.windows import decode_image
+
+        return decode_image(self.read(self.uris[index]), GLOBAL), self.uris[index]
+
+    def read(self, uri: str) -> bytes:
+        if not uri.startswith("s3://"):
+            return Path(uri).read_bytes()
+        if self.client is None:  # one connection for each worker
+            import boto3
+
+            self.client = boto3.client("s3", endpoint_url=self.endpoint)
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        return self.client.get_object(Bucket=bucket, Key=key)["Body"].read()
+
+
+class Collate:
+    """Stacks, and makes the crops if the workers are to."""
+
+    def __init__(self, crop: bool) -> None:
+        self.crop = crop
+
+    def __call__(self, rows: list[tuple[np.ndarray, str]]) -> Any:
+        images, keys = np.stack([image for image, _ in rows]), [key for _, key in rows]
+        if not self.crop:
+            return images, keys
+        import torch
+
+        from reidssl.augment.multicrop import MultiCrop, MultiCropConfig
+        from reidssl.seeding import sample_seeds
+
+        return MultiCrop(MultiCropConfig(global_size=GLOBAL, local_size=(128, 64), num_local=8))(
+            torch.from_numpy(images), sample_seeds(0, 0, keys))
+
+
+def loader(arguments: dict[str, Any]) -> Any:
+    """The DataLoader with one of the settings."""
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    crops_of(np.zeros((2, 3, *GLOBAL), np.uint8), ["a", "b"])
+    in_workers = arguments["where"] == "workers"
+    batches = torch.utils.data.DataLoader(
+        Files(arguments["files"], arguments["endpoint"]), BATCH, shuffle=True, drop_last=True, num_workers=arguments["workers"],
+        collate_fn=Collate(in_workers), prefetch_factor=4, generator=torch.Generator().manual_seed(0))
+
+    def work() -> dict[str, float]:
+        return rate_of(len(batch[0]) if in_workers else crops_of(*batch) for batch in batches)
+
+    return work, lambda found: found
+
+
+def make_data(folder: str, num: int, put: Any) -> list[str]:
+    """Shards by platform.ingest, and the same images one by one through `put(name, bytes)`; returns what it returns."""
+    from platform.engine.shards import read_rows
+    from platform.engine.storage import open_storage
+
+    subprocess.run([sys.executable, "-m", "platform.ingest", "source.kind=synthetic", "source.part=pretrain",
+                    f"output={folder}/shards", "source.synthetic.image_size=[256,128]", f"source.synthetic.num_pretrain={num}",
+                    "row_group_rows=64"], check=True, stdout=subprocess.DEVNULL)
+    table = read_rows(open_storage(f"{folder}/shards"), ["key", "image"])
+    return [put(f"{number:06d}.jpg", data) for number, data in enumerate(table["image"].to_pylist())]
+
+
+@contextmanager
+def s3_server() -> Iterator[str]:
+    """URL of moto's server in a process of its own."""
+    program = ("from moto.moto_server.threaded_moto_server import ThreadedMotoServer as S\nimport time\n"
+               "s = S(ip_address='127.0.0.1', port=0, verbose=False); s.start(); print(s.get_host_and_port()[1], flush=True)\n"
+               "time.sleep(10**6)")
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def compare(title: str, shards: str, files: list[str], endpoint: str) -> None:
+    """Both sides, each setting in a process of its own."""
+    ours = measure(__spec__.name, "stream", {"shards": shards, "endpoint": endpoint}).numbers
+    print(f"\n{title}")
+    print(f"  {'sample stream':<37} {ours['rate']:8.1f} images/s   first batch after {ours['first_batch']:5.1f} s")
+    found = {}
+    for workers, where in TUNING:
+        setting = {"files": files, "endpoint": endpoint, "workers": workers, "where": where}
+        found[workers, where] = numbers = measure(__spec__.name, "loader", setting).numbers
+        print(f"  DataLoader, {workers} workers, crops in {where:<8} {numbers['rate']:8.1f} images/s   first batch after "
+              f"{numbers['first_batch']:5.1f} s")
+    best = max(found.values(), key=lambda numbers: numbers["rate"])
+    print(f"  ratio to the fastest DataLoader       {ours['rate'] / best['rate']:8.2f}")
+
+
+def main() -> None:
+    num = FULL if arguments_of(__doc__).full else QUICK
+    print_machine()
+    os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
+    with tempfile.TemporaryDirectory() as folder, s3_server() as endpoint:
+        import boto3
+
+        client = boto3.client("s3", endpoint_url=endpoint)
+        client.create_bucket(Bucket="benchmark")
+        Path(folder, "files").mkdir()
+
+        def put(name: str, data: bytes) -> str:
+            Path(folder, "files", name).write_bytes(data)
+            client.upload_fileobj(io.BytesIO(data), "benchmark", f"files/{name}")
+            return name
+
+        names = make_data(folder, num, put)
+        for file in Path(folder, "shards").iterdir():
+            client.upload_file(str(file), "benchmark", f"shards/{file.name}")
+        compare("from local files", f"{folder}/shards", [f"{folder}/files/{name}" for name in names], "")
+        compare("from an S3 server on this machine", "s3://benchmark/shards", [f"s3://benchmark/files/{name}" for name in names],
+                endpoint)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""What the platform costs a training step: the loop of platform.pretrain against a bare PyTorch loop, on one worker.
+
+  python -m benchmarks.step_overhead            a small model, where overhead shows most
+  python -m benchmarks.step_overhead --full     ViT-S with ICS, 256 x 128, 2 + 8 crops: seconds a step
+
+Both train the same model on the same images, decoded beforehand, with the same crops, objective, gradient clipping, AdamW and
+EMA teacher; they take turns, step by step, in one process. Ours adds DeepSpeed, batch-norm statistics per step, means over all
+micro-batches, the check for loss and corrupt samples, notices, the log and checkpoints.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.measure import print_machine
+
+WARM_UP = 5
+SMALL = ["model.image_size=[64,32]", "model.width=128", "model.depth=3", "model.heads=4", "model.patch_size=8",
+         "model.stem_width=16", "augment.global_size=[64,32]", "augment.local_size=[32,16]", "augment.num_local=2",
+         "objective.dino.out_dim=4096", "objective.dino.hidden=256", "objective.dino.bottleneck=64", "stream.micro_batch=32"]
+FULL = ["stream.micro_batch=4"]
+
+
+class Bare:
+    """The same training in ordinary PyTorch."""
+
+    def __init__(self, config: Any, samples_per_epoch: int, total: int) -> None:
+        from platform.engine.optimizers import Schedules, pretraining_optimizer
+        from reidssl.augment.multicrop import MultiCrop
+        from reidssl.objectives import build_objective
+
+        self.config, self.samples_per_epoch, self.total, self.seen = config, samples_per_epoch, total, 0
+        self.objective = build_objective(config.model, config.objective, config.stream.seed)
+        self.objective.train()
+        self.crop = MultiCrop(config.augment)
+        self.optimizer = pretraining_optimizer(config.optimizer, self.objective.student.named_parameters())
+        self.schedules = Schedules(config.optimizer, config.objective.teacher_momentum, config.stream.global_batch,
+                                   samples_per_epoch, total)
+
+    def step(self, images: np.ndarray, seeds: np.ndarray) -> float:
+        """The loss."""
+        from reidssl.objectives.base import Progress
+
+        objective, schedules = self.objective, self.schedules
+        decayed, plain = self.optimizer.param_groups
+        decayed["lr"] = plain["lr"] = schedules.learning_rate(self.seen)
+        decayed["weight_decay"], plain["weight_decay"] = schedules.weight_decay(self.seen), 0.0
+        crops = self.crop(torch.from_numpy(images), seeds)
+        output = objective(objective.student, crops, Progress(self.seen, self.samples_per_epoch, self.total))
+        self.optimizer.zero_grad(set_to_none=True)
+        output.loss.backward()
+        torch.nn.utils.clip_grad_norm_(objective.student.parameters(), self.config.deepspeed.clip)
+        self.optimizer.step()
+        objective.update(output.statistics, output.rows)
+        objective.update_teacher(objective.student.named_parameters(), schedules.teacher_momentum(self.seen))
+        self.seen += len(images)
+        return float(output.loss.detach())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="ViT-S with ICS on 2 + 8 crops instead of the small model")
+    parser.add_argument("--steps", type=int, default=0, help="steps of each side (default 60; 12 with --full)")
+    arguments = parser.parse_args()
+    steps = WARM_UP + (arguments.steps or (12 if arguments.full else 60))
+    print_machine()
+    with tempfile.TemporaryDirectory() as folder:
+        make_shards(f"{folder}/data", arguments.full)
+        ours, bare, losses, log = take_turns(folder, FULL if arguments.full else SMALL, steps)
+    own, other = statistics.median(ours), statistics.median(bare)
+    print(f"\none step of {'ViT-S + ICS' if arguments.full else 'a small ViT + ICS'}, {len(ours)} steps of each side, in turns")
+    print(f"  platform.pretrain  {1000 * own:9.1f} ms (median)  {1000 * statistics.mean(ours):9.1f} ms (mean)")
+    print(f"  bare PyTorch       {1000 * other:9.1f} ms (median)  {1000 * statistics.mean(bare):9.1f} ms (mean)")
+    print(f"  ratio              {own / other:9.3f}              {statistics.mean(ours) / statistics.mean(bare):9.3f}")
+    print(f"  losses of the last step: {losses[0]:.6f} and {losses[1]:.6f}")
+    stall, write = log["checkpoint_stall_seconds"], log["checkpoint_seconds"]
+    print(f"  a checkpoint of {log['checkpoint_mebibytes']:,.0f} MiB stops the loop for {stall:.2f} s and is written in "
+          f"{write:.2f} s beside it: {stall / (500 * own):.2%} of 500 steps, the default interval")
+
+
+def make_shards(uri: str, full: bool) -> None:
+    """Synthetic people, by platform.ingest in a process of its own."""
+    size = "[256,128]" if full else "[64,32]"
+    subprocess.run([sys.executable, "-m", "platform.ingest", "source.kind=synthetic", "source.part=pretrain", f"output={uri}",
+                    f"source.synthetic.image_size={size}", "source.synthetic.num_pretrain=256"],
+                   check=True, stdout=subprocess.DEVNULL)
+
+
+def take_turns(folder: str, overrides: list[str], steps: int) -> tuple[list[float], list[float], list[float], dict[str, float]]:
+    """(our seconds a step, the bare loop's, the last losses of both, the log's row about a checkpoint)."""
+    import torch.distributed as dist
+
+    from platform.engine.config import load_config, to_plain
+    from platform.engine.plan import stream_seeds
+    from platform.engine.storage import open_storage
+    from platform.engine.stream import local_stream
+    from platform.engine.tracking import read_metrics
+    from platform.pretrain import PretrainConfig, plan_of, train
+
+    config = load_config(PretrainConfig, "pretrain", [
+        f"data.uri={folder}/data", f"output={folder}/run", "stream.micro_batches_per_step=1", *overrides])
+    config.length.samples = steps * config.stream.global_batch
+    config.checkpoint.every_steps, config.tracking.every_steps = steps - 1, steps // 4
+    plan, total = plan_of(config)
+    batches = list(local_stream(plan, config.stream, open_storage(config.data.uri), config.model.image_size, 0, total))
+    bare, ours, others, losses = Bare(config, plan.samples_per_epoch, total), [], [], []
+
+    def turns(*_: Any) -> Iterator[dict[str, np.ndarray]]:
+        for number, batch in enumerate(batches):
+            started = time.perf_counter()
+            losses.append(bare.step(batch["image"], stream_seeds(config.stream.seed, batch["epoch"], batch["key"])))
+            middle = time.perf_counter()
+            yield batch  # the platform's loop computes, and comes back for the next
+            if WARM_UP <= number < steps - 2:  # not those that write the checkpoints: their cost is reported apart
+                ours.append(time.perf_counter() - middle)
+                others.append(middle - started)
+
+    os.environ |= {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}
+    dist.init_process_group("gloo", init_method=f"file://{Path(folder) / 'rendezvous'}", rank=0, world_size=1)
+    train({"config": to_plain(config), "stream": turns})
+    dist.destroy_process_group()
+    rows = read_metrics(open_storage(config.output))
+    return ours, others, [rows[-1]["loss"], losses[-1]], next(row for row in rows if "checkpoint_seconds" in row)
+
+
+if __name__ == "__main__":
+    main()

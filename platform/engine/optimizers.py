@@ -1,0 +1,88 @@
+"""Optimisers of the programs, and the schedules that pre-training sets by hand before every step."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from reidssl.models.reid import ReidModel
+from reidssl.optim import decay_by_layer, parameter_groups, sgd_groups
+from reidssl.schedules import Cosine
+
+NAMES = ("adamw", "sgd", "lars")
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig:
+    """Pre-training's optimiser and its schedules (METHOD: TransReID-SSL, section 4.1; DINO)."""
+
+    name: str = "adamw"
+    """adamw; sgd; or lars (arXiv 1708.03888), whose rates are per tensor and which therefore needs deepspeed.zero_stage=0."""
+    learning_rate: float = 5e-4
+    """Peak learning rate per 256 images of global batch (linear scaling)."""
+    learning_rate_final: float = 1e-6
+    """Learning rate at the end."""
+    warmup_epochs: float = 10.0
+    """Epochs of linear warm-up."""
+    weight_decay: float = 0.04
+    """Weight decay at the start."""
+    weight_decay_final: float = 0.4
+    """Weight decay at the end."""
+    beta2: float = 0.999
+    """AdamW's second momentum."""
+    momentum: float = 0.9
+    """First momentum, of all three."""
+
+    def __post_init__(self) -> None:
+        if self.name not in NAMES:
+            raise ValueError(f"name must be one of {', '.join(NAMES)}: got '{self.name}'")
+        for name in ("learning_rate", "learning_rate_final", "warmup_epochs", "weight_decay", "weight_decay_final"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative: got {getattr(self, name)}")
+        for name in ("beta2", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1: got {getattr(self, name)}")
+
+
+class Schedules:
+    """Learning rate, weight decay and teacher momentum as functions of samples seen.
+
+    teacher_momentum: where it starts; it ends at 1.
+    """
+
+    def __init__(self, optimizer: OptimizerConfig, teacher_momentum: float, global_batch: int, samples_per_epoch: int,
+                 total: int) -> None:
+        peak = optimizer.learning_rate * global_batch / 256
+        warmup = min(optimizer.warmup_epochs * samples_per_epoch, total / 2)  # a short run still gets its cosine
+        self.learning_rate = Cosine(peak, optimizer.learning_rate_final, total, warmup)
+        self.weight_decay = Cosine(optimizer.weight_decay, optimizer.weight_decay_final, total)
+        self.teacher_momentum = Cosine(teacher_momentum, 1.0, total)
+
+
+def pretraining_optimizer(config: OptimizerConfig, named_parameters: Iterable[tuple[str, nn.Parameter]],
+                          may_rest: tuple[str, ...] = ()) -> torch.optim.Optimizer:
+    """The configured optimiser; rate and decay of its groups are set by the schedules.
+
+    may_rest: ends of the names of parameters that are held for a part of the run.
+    """
+    groups = parameter_groups(named_parameters, 1.0, may_rest)  # 1: these groups follow the schedule
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, betas=(config.momentum, config.beta2))
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum)
+    from timm.optim import Lars
+
+    return Lars(groups, lr=0.0, momentum=config.momentum)
+
+
+def finetuning_optimizer(config: Any, model: ReidModel) -> torch.optim.Optimizer:
+    """SGD as released, or AdamW, as a phase's `optimizer`, `learning_rate`, `weight_decay` and `layer_decay` say."""
+    def layered(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return decay_by_layer(groups, model.named_parameters(), model.backbone.config.depth, config.layer_decay)
+
+    if config.optimizer == "sgd":
+        groups = sgd_groups(model.named_parameters(), config.learning_rate, config.weight_decay)
+        return torch.optim.SGD(layered(groups), lr=config.learning_rate, momentum=0.9)
+    return torch.optim.AdamW(layered(parameter_groups(model.named_parameters(), config.weight_decay)), lr=config.learning_rate)

@@ -1,0 +1,74 @@
+"""What a pre-training run keeps of itself: into checkpoints that know no number of workers, and out of them again."""
+
+import time
+from typing import Any, NamedTuple
+
+import torch
+
+from platform.engine import zero
+from platform.engine.checkpoints import BackgroundWriter, CheckpointStore, Found
+from platform.engine.collectives import broadcast_object, broadcast_tensors
+from platform.engine.corrupt import CorruptSamples
+from platform.engine.errors import UserError
+from platform.engine.launch import report_line
+from platform.engine.plan import Plan
+from platform.engine.runs import environment
+from platform.engine.steps import StepBatchNorm
+from platform.engine.storage import patiently
+from platform.engine.tracking import Tracker
+from reidssl.objectives.base import Objective
+
+
+def save(writer: BackgroundWriter, seen: int, engine: Any, objective: Objective, config: dict[str, Any], plan: Plan,
+         corrupt: CorruptSamples, tracker: Tracker | None) -> float:
+    """Collective: copy the state to host memory and hand it to the writer. Returns the seconds that training stood still.
+
+    A checkpoint holds no number of workers. The log goes first: it may be ahead of a checkpoint, never behind it.
+    """
+    started = time.perf_counter()
+    writer.flush()  # one at a time; before the copy, so that there are never three states in memory
+    student = zero.consolidate(engine)
+    if student:
+        assert tracker is not None
+        objective_state = {name: value.detach().to("cpu", copy=True) for name, value in objective.state_tensors().items()}
+        writer.submit(seen, {"student": student, "objective": objective_state},
+                      {"config": config, "data": plan.checksum, "environment": environment(),
+                       "corrupt": corrupt.state()}, before=tracker.publish)
+    writer.stall_seconds = time.perf_counter() - started
+    return writer.stall_seconds
+
+
+class Newest(NamedTuple):
+    """The newest readable checkpoint; position 0 and nothing more if there is none."""
+
+    position: int
+    """Samples seen."""
+    metadata: dict[str, Any]
+    payload: dict[str, Any] | None
+    """Rank 0's alone."""
+
+
+def find_newest(store: CheckpointStore, plan: Plan) -> Newest:
+    """Collective: rank 0 reads the checkpoint from which the run continues. UserError if it was trained on other images."""
+    found: Found | None = None
+    if torch.distributed.get_rank() == 0:
+        found = patiently(store.newest, store.root.config.patience_s, report_line)
+    position, metadata = broadcast_object((found.position, found.metadata) if found else (0, {}))
+    if position and metadata["data"] != plan.checksum:
+        raise UserError(f"the images under data.uri, or their selection, are not those that {store.root.uri} was trained "
+                        "on: bring them back, or choose another output")
+    if found:
+        for name in found.torn:
+            report_line(f"checkpoint {name} is torn (an upload that did not finish) and was passed over")
+        workers = torch.distributed.get_world_size()
+        report_line(f"continuing from {position:,} samples seen with {workers} worker{'s' * (workers > 1)} ({store.root.uri})")
+    return Newest(position, metadata, found.payload if found else None)
+
+
+def restore(newest: Newest, engine: Any, objective: Objective, norms: StepBatchNorm) -> None:
+    """Collective: bring the state of the checkpoint, if there is one, to all workers, tensor by tensor."""
+    if not newest.position:
+        return
+    zero.restore(engine, newest.payload and newest.payload["student"])
+    objective.load_state_tensors(broadcast_tensors(newest.payload and newest.payload["objective"]))
+    norms.reload()

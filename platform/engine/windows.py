@@ -1,0 +1,109 @@
+"""Reading one window of the sample stream and decoding its micro-batches; what cannot be read or decoded is set aside."""
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from platform.engine.errors import UserError
+from platform.engine.plan import Plan, Task, Unit
+from platform.engine.storage import Location, NotFoundError, StorageError, patiently
+
+
+def read_window(plan: Plan, task: Task, root: Location, threads: int = 4) -> pa.Table:
+    """The rows of `task` in stream order: key, image, epoch, problem (why another sample stands here; "" = it does not).
+
+    Rows outside [low, high) are dropped after the shuffle, so a resumed stream is the tail of the uninterrupted one. Raises
+    UserError if no row group of the window can be read, StorageError if storage goes on not answering.
+    """
+    units = plan.window_units(task.epoch, task.window)
+
+    with ThreadPoolExecutor(threads) as pool:
+        found = list(pool.map(lambda unit: _read_unit(root, unit), units))
+    whole = [table for table in found if isinstance(table, pa.Table)]
+    if not whole:
+        raise UserError(f"none of the {len(units)} row groups that are read together can be read: {found[0]}")
+    table = pa.concat_tables(whole)
+    random = np.random.default_rng([plan.seed, task.epoch, task.window, 2])
+    sources, problems, start = [], [], 0
+    for unit, part in zip(units, found, strict=True):
+        if isinstance(part, str):
+            sources.append(random.integers(0, table.num_rows, unit.num_rows))
+        else:
+            sources.append(np.arange(start, start + unit.num_rows))
+            start += unit.num_rows
+        problems += [part if isinstance(part, str) else ""] * unit.num_rows
+    source = np.concatenate(sources)
+    order = plan.window_order(task.epoch, task.window, len(source))[task.low : task.high]
+    table = table.take(pa.array(source[order]))
+    table = table.append_column("epoch", pa.array(np.full(len(order), task.epoch, np.int32)))
+    return table.append_column("problem", pa.array([problems[index] for index in order], pa.string()))
+
+
+def _read_unit(root: Location, unit: Unit) -> pa.Table | str:
+    """The unit's rows (key, image), or why they are not there. Raises StorageError after waiting for storage."""
+    def read() -> pa.Table:
+        location = root.joinpath(unit.file)
+        with location.open_input() as file:
+            try:
+                return pq.ParquetFile(file).read_row_group(unit.row_group, columns=["key", "image"])
+            except OSError as error:
+                # A torn file and a torn connection are both OSError: only what is whole in storage can be corrupt.
+                if "AWS Error" in str(error) or "curl" in str(error):
+                    text = f"cannot read {location.uri}: {str(error).splitlines()[0][:200]}"
+                    raise StorageError(text, transient=True) from None
+                raise
+
+    where = f"{unit.file} row group {unit.row_group}"
+    try:
+        table = patiently(read, root.config.patience_s)
+        table = table if unit.rows is None else table.take(pa.array(unit.rows))
+    except NotFoundError:
+        return f"{where}: the file does not exist"
+    except StorageError:
+        raise
+    except (pa.ArrowException, OSError, IndexError, KeyError) as error:
+        return f"{where}: {(str(error).splitlines() or [type(error).__name__])[0][:160]}"
+    if table.num_rows != unit.num_rows:
+        return f"{where}: {table.num_rows} rows instead of {unit.num_rows}"
+    return table
+
+
+def decode_image(data: bytes, image_size: tuple[int, int], resample: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
+    """Encoded image -> uint8 (3, H, W), resized to `image_size` (height, width)."""
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft("RGB", (image_size[1], image_size[0]))  # JPEG: decode near the size that is needed
+        rgb = image.convert("RGB")
+        if rgb.size != (image_size[1], image_size[0]):
+            rgb = rgb.resize((image_size[1], image_size[0]), resample)
+        return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+
+
+class Decoder:
+    """Encoded micro-batch -> {"image": uint8 (B, 3, H, W), "key", "epoch", "problem"}.
+
+    An image that cannot be decoded is replaced by the next one of the micro-batch that can.
+    """
+
+    def __init__(self, image_size: tuple[int, int]) -> None:
+        self.image_size = image_size
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        count = len(batch["key"])
+        images, problems, broken = np.empty((count, 3, *self.image_size), np.uint8), batch["problem"].astype(object), []
+        for index, (key, data) in enumerate(zip(batch["key"], batch["image"], strict=True)):
+            try:
+                images[index] = decode_image(data, self.image_size)
+            except Exception as error:  # Pillow raises almost anything
+                broken.append(index)
+                problems[index] = f"image '{key}' cannot be decoded ({error})"
+        if len(broken) == count:
+            raise UserError(f"none of {count} images can be decoded: {problems[0]}; ingest the data again")
+        keys = batch["key"].copy()
+        for index in broken:
+            other = next(place % count for place in range(index + 1, index + count) if place % count not in broken)
+            images[index], keys[index] = images[other], keys[other]
+        return {"image": images, "key": keys, "epoch": batch["epoch"], "problem": problems}
