@@ -14,6 +14,7 @@ from reidssl.clustering.infomap import check_infomap, infomap
 from reidssl.clustering.jaccard import sparse_jaccard
 from reidssl.clustering.kmeans import check_kmeans, kmeans
 from reidssl.clustering.neighbours import Array, Neighbours
+from reidssl.clustering.refining import refine
 from reidssl.clustering.reliability import reliable
 
 ALGORITHMS = ("dbscan", "infomap", "kmeans")
@@ -86,7 +87,7 @@ class PseudoLabels:
     num_clusters: int
     num_outliers: int
     seconds: dict[str, float]
-    """Wall time of each step: "search" (absent if the neighbours were given), "recall", "jaccard", "dbscan", ..."""
+    """Wall time of each step: "search" (absent if the neighbours were given), "refine", "recall", "jaccard", "dbscan", ..."""
     recall: float | None = None
     """Share of the true neighbours that an approximate search found, measured on a sample; None for an exact search."""
 
@@ -125,6 +126,8 @@ def pseudo_labels(
         neighbours = find_neighbours(features, config.k1, config.search, config.search_effort)
         lap("search")
     if config.search != "exact":
+        neighbours = refine(features, neighbours, num_threads)
+        lap("refine")
         found = recall(features, neighbours)
         lap("recall")
     eps, gap = config.eps_at(progress), config.reliability_gap

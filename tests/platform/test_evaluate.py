@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from platform.engine.config import load_config
+from platform.engine.config import ConfigError, load_config
 from platform.engine.errors import UserError
 from platform.engine.images import ImageSet
 from platform.engine.models import embed_all, load_model
@@ -55,7 +55,9 @@ def test_a_table_of_two_models(tmp_path, ray_session, tiny_backbone, supervised_
 
 
 def test_verification_and_cameras_on_the_terminal(ray_session, tiny_backbone, tiny_labelled, capsys):
-    (row,) = main(config_of([tiny_backbone], [tiny_labelled.uri], "evaluate.roc=true", "evaluate.cameras=true"))
+    (row,) = main(config_of([tiny_backbone], [tiny_labelled.uri], "evaluate.roc=true", "evaluate.cameras=true",
+                            "image_size=[96,48]"))
+    assert row["image_size"] == [96, 48]
     printed = capsys.readouterr().out
     assert f"{100 * row['roc']['1e-02']:.1f} at FPR 1e-02" in printed
     lines = printed[printed.index("mAP from camera to camera"):].splitlines()
@@ -95,6 +97,8 @@ def test_bad_paths(tmp_path, tiny_backbone, tiny_labelled):
         main(config_of([tiny_backbone], [tmp_path / "empty"]))
     with pytest.raises(UserError, match=r"nothing to evaluate: give models=.* and test_sets="):
         main(config_of([], [tiny_labelled.uri]))
+    with pytest.raises(ConfigError, match=r"image_size must be \[height, width\] or \[\]: got \[64\]"):
+        config_of([tiny_backbone], [tiny_labelled.uri], "image_size=[64]")
 
 
 def test_a_set_without_query_and_gallery(ray_session, tiny_backbone, tiny_shards):

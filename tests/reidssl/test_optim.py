@@ -74,3 +74,11 @@ def test_clipping_nothing():
     assert clip_per_tensor_([torch.nn.Parameter(torch.zeros(1))], max_norm=1.0) == 0
     with pytest.raises(ValueError, match="max_norm"):
         clip_per_tensor_([], max_norm=0.0)
+
+
+def test_what_may_rest_has_a_decayed_group_of_its_own():
+    model = torch.nn.ModuleDict({"body": torch.nn.Linear(3, 4), "last_layer": torch.nn.Linear(4, 2, bias=False)})
+    decayed, plain, resting = parameter_groups(model.named_parameters(), 0.1, ("last_layer.weight",))
+    assert resting["params"] == [model["last_layer"].weight] and resting["may_rest"] and resting["weight_decay"] == 0.1
+    assert decayed["params"] == [model["body"].weight] and plain["params"] == [model["body"].bias]
+    assert len(parameter_groups(model.named_parameters(), 0.1, ("nowhere",))) == 2

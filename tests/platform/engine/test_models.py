@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from platform.engine.errors import UserError
 from platform.engine.images import ImageSet
-from platform.engine.models import embed_all, load_model, model_file
+from platform.engine.models import ChangesConfig, embed_all, load_model, model_file
 from platform.engine.storage import StorageConfig
 from reidssl.models.checkpoints import save_model
 from reidssl.models.reid import ReidModel
@@ -100,3 +100,14 @@ def test_the_backbone_can_be_loaded_with_changes(tiny_backbone):
     loaded = load_model(str(tiny_backbone), STORAGE, drop_path=0.2, image_size=(96, 32))
     assert loaded.backbone.config.drop_path == 0.2 and loaded.image_size == (96, 32)
     assert loaded.embed(torch.zeros(1, 3, 96, 32, dtype=torch.uint8)).shape == (1, 32)
+
+
+def test_changes_keep_the_weights_and_say_what_was_resized(tiny_backbone):
+    plain = load_model(str(tiny_backbone), STORAGE)
+    changes = ChangesConfig(stride=8, gem_pooling=True).as_dict()
+    changed = load_model(str(tiny_backbone), STORAGE, **changes)
+    assert changed.backbone.config.grid(64, 32) == (7, 3) and "pos_embed" in str(changed.report)
+    assert torch.equal(changed.backbone.blocks[0].attn.qkv.weight, plain.backbone.blocks[0].attn.qkv.weight)
+    images = torch.randint(0, 256, (2, 3, 64, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert not torch.allclose(changed.embed(images), plain.embed(images), atol=1e-3)
+    assert ChangesConfig().as_dict() == {}

@@ -101,3 +101,10 @@ def test_the_config_chooses_the_objective():
     assert isinstance(build_objective(VIT, tiny), Dino)
     with pytest.raises(ValueError, match="dino, dino_mim, moco_v3, moby"):
         ObjectiveConfig(name="byol")
+
+
+def test_a_frozen_patch_embedding_is_not_trained():
+    objective = MocoV3(VIT, MocoV3Config(out_dim=8, hidden=12, freeze_patch_embed=True))
+    objective(objective.student, crops(2), PROGRESS).loss.backward()
+    still = {name for name, value in objective.student.named_parameters() if value.grad is None}
+    assert still == {"backbone.patch_embed.proj.weight", "backbone.patch_embed.proj.bias"}
