@@ -59,9 +59,9 @@ class EvaluateProgramConfig:
 class Embedder:
     """Actor: one model, L2-normalised features."""
 
-    def __init__(self, model: str, storage: StorageConfig, threads: int, changes: dict[str, Any]) -> None:
+    def __init__(self, model: str, storage: StorageConfig, threads: int, changes: dict[str, Any] | None = None) -> None:
         use_threads(threads)
-        self.model = load_model(model, storage, **changes)
+        self.model = load_model(model, storage, **(changes or {}))
 
     @torch.inference_mode()
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

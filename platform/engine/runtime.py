@@ -116,7 +116,7 @@ def _start(config: RuntimeConfig) -> None:
     _own = True
 
 
-_own = False
+_own = False  # set by _start
 
 
 def is_own() -> bool:
