@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from platform.engine.config import run_program
 from platform.engine.errors import UserError, user_error_of
-from platform.engine.inference import Batch, PoolConfig, stream_through_actors
+from platform.engine.inference import Batch, Embedder, PoolConfig, stream_through_actors
 from platform.engine.models import load_model
 from platform.engine.neighbours import FEATURE, NeighbourActorsConfig, ParquetPart, sharded_neighbours
 from platform.engine.parts import PARTS, as_column, write_parts, write_table
@@ -27,7 +27,6 @@ from platform.engine.runs import SUMMARY, VOLATILE, Run, open_run
 from platform.engine.runtime import RuntimeConfig, connect, say
 from platform.engine.shards import Manifest, read_manifest, read_rows
 from platform.engine.storage import Location, StorageConfig, open_storage
-from platform.evaluate import Embedder
 from reidssl.clustering.pseudo_labels import ClusterConfig, PseudoLabels, pseudo_labels
 from reidssl.models.checkpoints import weights_hash
 

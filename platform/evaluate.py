@@ -16,16 +16,16 @@ import numpy as np
 import torch
 
 from platform.engine.config import run_program
-from platform.engine.device import use_threads
 from platform.engine.errors import UserError, user_error_of
 from platform.engine.evaluation import EvaluateConfig, Labels, evaluate_features, require_splits
-from platform.engine.inference import PoolConfig, stream_through_actors
+from platform.engine.inference import Embedder, PoolConfig, stream_through_actors
 from platform.engine.models import load_model
 from platform.engine.runtime import RuntimeConfig, connect, say
 from platform.engine.shards import read_manifest
 from platform.engine.storage import Location, StorageConfig, open_storage
 from reidssl.models.checkpoints import weights_hash
 
+SPLITS = ("query", "gallery")
 COLUMNS = ("mAP", "rank1", "rank5", "rank10", "mINP")
 
 
@@ -56,26 +56,13 @@ class EvaluateProgramConfig:
         return {"image_size": tuple(self.image_size)} if self.image_size else {}
 
 
-class Embedder:
-    """Actor: one model, L2-normalised features."""
-
-    def __init__(self, model: str, storage: StorageConfig, threads: int, changes: dict[str, Any] | None = None) -> None:
-        use_threads(threads)
-        self.model = load_model(model, storage, **(changes or {}))
-
-    @torch.inference_mode()
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        features = self.model.embed(torch.from_numpy(np.ascontiguousarray(batch["image"])))
-        return {"key": batch["key"], "file": batch["file"], "feature": features.float().cpu().numpy()}
-
-
 def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
     """Evaluate every model on every test set; returns one row a pair."""
     if not config.models or not config.test_sets:
         raise UserError("nothing to evaluate: give models=[<run folder>,...] and test_sets=[<shards>,...]")
     sets = [open_storage(uri, config.storage) for uri in config.test_sets]
     for location in sets:
-        require_splits(location, ["query", "gallery"])
+        require_splits(location, SPLITS)
     loaded = [load_model(uri, config.storage, **config.changes) for uri in config.models]  # a wrong path fails before any work
     connect(config.runtime)
     rows = []
@@ -95,20 +82,22 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
 
 
 def evaluate(uri: str, image_size: tuple[int, int], location: Location, config: EvaluateProgramConfig) -> dict[str, Any]:
-    """Features of query and gallery through the actors, then the metrics."""
+    """Features of query and gallery through the actors, in one pass over the shards, then the metrics."""
     arguments = {"model": uri, "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor)),
                  "changes": config.changes}
     files = read_manifest(location).files
+    try:
+        batches = list(stream_through_actors(location, files, Embedder, arguments, image_size, config.pool, SPLITS))
+    except Exception as error:
+        raise user_error_of(error) or error from None
+    rows = {name: np.concatenate([batch[name] for batch in batches]) for name in ("key", "split", "feature")}
     labels, features = [], []
-    for split in ("query", "gallery"):
+    for split in SPLITS:
+        chosen = rows["split"] == split
         labels.append(Labels(location, split))
-        try:
-            batches = list(stream_through_actors(location, files, Embedder, arguments, image_size, config.pool, split))
-        except Exception as error:
-            raise user_error_of(error) or error from None
-        if [key for batch in batches for key in batch["key"]] != labels[-1].keys:
+        features.append(torch.from_numpy(rows["feature"][chosen]))
+        if rows["key"][chosen].tolist() != labels[-1].keys:
             raise UserError(f"{location.uri} changed while it was read: run the same command again")
-        features.append(torch.from_numpy(np.concatenate([batch["feature"] for batch in batches])))
     return evaluate_features(labels[0], labels[1], features[0], features[1], config.evaluate)
 
 

@@ -111,7 +111,8 @@ class OwnController(TrainController):
     worker_group_cls = OwnWorkerGroup
 
     def _start(self) -> None:
-        """Without the actor that watches for nodes being drained: there is one node."""
+        """Without the actor that watches for nodes being drained: there is one node. Looks after its workers more often."""
+        self._health_check_interval_s = min(self._health_check_interval_s, 0.5)
         self._worker_group_callbacks_to_propagate = [
             one for one in self._worker_group_callbacks_to_propagate if not isinstance(one, PreemptionCallback)]
         super()._start()

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from platform.engine.errors import UserError
 from platform.engine.shards import FileEntry
-from platform.engine.storage import Location
+from platform.engine.storage import Location, StorageConfig
 from platform.engine.windows import decode_image
 
 Batch = dict[str, np.ndarray]
@@ -39,9 +39,33 @@ class PoolConfig:
                 raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
 
 
+class Embedder:
+    """Actor: one model, L2-normalised features. changes: to the configuration of its backbone."""
+
+    def __init__(self, model: str, storage: StorageConfig, threads: int, changes: dict[str, Any] | None = None) -> None:
+        # Not above: the tasks that read and decode import this file, and torch takes long.
+        from platform.engine.device import use_threads
+        from platform.engine.imports import import_models
+
+        import_models()
+        from platform.engine.models import load_model
+
+        use_threads(threads)
+        self.model = load_model(model, storage, **(changes or {}))
+
+    def __call__(self, batch: Batch) -> Batch:
+        import torch
+
+        with torch.inference_mode():
+            features = self.model.embed(torch.from_numpy(np.ascontiguousarray(batch["image"])))
+        return {name: batch[name] for name in ("key", "split", "file")} | {"feature": features.float().cpu().numpy()}
+
+
 def stream_through_actors(root: Location, files: Sequence[FileEntry], actor: type, arguments: dict[str, Any],
-                          image_size: tuple[int, int], pool: PoolConfig, split: str | None = None) -> Iterator[Batch]:
-    """Rows of `files` through `actor(**arguments)` called with {"image": uint8 (B, 3, H, W), "key", ...}.
+                          image_size: tuple[int, int], pool: PoolConfig, splits: Sequence[str] = ()) -> Iterator[Batch]:
+    """Rows of `files` through `actor(**arguments)` called with {"image": uint8 (B, 3, H, W), "key", "split", ...}.
+
+    splits: only rows of these; empty: all.
 
     Yields the actor's batches in the order of the shards. The actor must return "key" and "file" unchanged.
     Raises UserError if the pool would take every CPU of the cluster, which would leave none for reading.
@@ -54,7 +78,7 @@ def stream_through_actors(root: Location, files: Sequence[FileEntry], actor: typ
     def read(batch: Batch) -> Iterator[Batch]:
         for index in batch["id"]:
             name, group = units[index]
-            yield _read_and_decode(root, name, group, image_size, split)
+            yield _read_and_decode(root, name, group, image_size, splits)
 
     dataset = ray.data.range(len(units), override_num_blocks=len(units))
     dataset = dataset.map_batches(read, batch_size=1, num_cpus=0.5)
@@ -66,14 +90,14 @@ def stream_through_actors(root: Location, files: Sequence[FileEntry], actor: typ
     yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
 
 
-def _read_and_decode(root: Location, name: str, group: int, image_size: tuple[int, int], split: str | None) -> Batch:
+def _read_and_decode(root: Location, name: str, group: int, image_size: tuple[int, int], splits: Sequence[str]) -> Batch:
     columns = ["key", "image", "pid", "camid"]
     with root.joinpath(name).open_input() as opened:
         file = pq.ParquetFile(opened)
         has_split = "split" in file.schema_arrow.names
         table = file.read_row_group(group, columns=columns + (["split"] if has_split else []))
-    if split is not None:
-        table = table.filter(pa.compute.equal(table["split"], split))
+    if splits:
+        table = table.filter(pa.compute.is_in(table["split"], value_set=pa.array(list(splits))))
     images = np.empty((table.num_rows, 3, *image_size), np.uint8)
     for index, (key, data) in enumerate(zip(table["key"].to_pylist(), table["image"].to_pylist(), strict=True)):
         try:
@@ -82,6 +106,7 @@ def _read_and_decode(root: Location, name: str, group: int, image_size: tuple[in
             raise UserError(f"image '{key}' in {name} cannot be decoded ({error}): ingest the data set again") from None
     return {"image": images, "key": np.asarray(table["key"].to_pylist(), dtype=object),
             "pid": table["pid"].to_numpy(), "camid": table["camid"].to_numpy(),
+            "split": np.asarray(table["split"].to_pylist() if has_split else [""] * table.num_rows, dtype=object),
             "file": np.full(table.num_rows, name, dtype=object)}
 
 

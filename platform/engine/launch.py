@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from platform.engine import device as devices
 from platform.engine.errors import StoppedError, UserError, user_error_of
+from platform.engine.imports import import_engine
 from platform.engine.notices import Notices
 from platform.engine.runtime import quiet, relayed_lines, say
 from platform.engine.scaling import ScalingConfig
@@ -127,6 +128,7 @@ def _guarded(config: dict[str, Any]) -> None:
     if ray.get(_board.fatal.remote()):
         return
     try:
+        import_engine()
         loop, arguments = cloudpickle.loads(config["work"])
         loop(arguments)
         ray.get(_board.fatal.remote())  # calls arrive in order: what was pushed before is there

@@ -7,7 +7,6 @@ ordinary PyTorch.
 
 import contextlib
 import logging
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -50,8 +49,7 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: Dee
                  micro_batch: int, accumulation: int) -> Any:
     """DeepSpeed engine around `model`; each of `accumulation` backward passes counts 1 / accumulation."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    with _without("mlflow"):  # DeepSpeed's autotuner imports it where it is installed: a second or more for nothing
-        import deepspeed
+    import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # gloo does the communication on CPU; DeepSpeed's shared-memory kernels would be compiled here on first use.
@@ -71,19 +69,6 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: Dee
     }
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     return engine
-
-
-@contextlib.contextmanager
-def _without(name: str) -> Iterator[None]:
-    """As if a module that is not imported yet were not installed."""
-    if name in sys.modules:
-        yield
-        return
-    sys.modules[name] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[name]
 
 
 @contextlib.contextmanager

@@ -86,6 +86,7 @@ def test_usl_clusters_and_learns_from_the_clusters(tmp_path, ray_session, tiny_b
     assert load_reid(output / "model.safetensors").num_classes == 0
 
 
+@pytest.mark.slow
 def test_fewer_than_two_clusters_change_nothing_and_are_said(tmp_path, ray_session, tiny_backbone, tiny_labelled, capsys):
     """Before the optimiser has taken any step, too: the checkpoint of such an epoch must be written and read."""
     output = tmp_path / "usl"
@@ -146,6 +147,7 @@ def kill(process: subprocess.Popen) -> None:
     psutil.wait_procs(family, timeout=30)
 
 
+@pytest.mark.slow
 def test_uda_killed_in_its_second_phase_and_continued(tmp_path, ray_session, tiny_backbone, tiny_labelled, tiny_source):
     """Equal to an uninterrupted run, in which the second phase follows the first in the same process."""
     overrides = ["setting=uda", f"init={tiny_backbone}", f"source={tiny_source.uri}", "supervised.drop_path=0.1",
@@ -212,6 +214,10 @@ def test_supervised_needs_labels_and_all_need_their_splits(tmp_path, ray_session
     _without_labels(tiny_labelled, unlabelled)
     with pytest.raises(UserError, match=r"has unlabelled images in split train: .*use setting=usl"):
         main(finetune_config(unlabelled, tmp_path / "b", f"init={tiny_backbone}"))
+
+
+@pytest.mark.slow
+def test_an_epoch_must_fill_a_step(tmp_path, ray_session, tiny_labelled, tiny_backbone):
     with pytest.raises(UserError, match=r"has 5 micro-batches of 3 x 2 images, a step needs 7: lower supervised.batch"):
         main(finetune_config(tiny_labelled, tmp_path / "c", f"init={tiny_backbone}", "supervised.batch.micro_batches_per_step=7"))
 

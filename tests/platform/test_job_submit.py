@@ -46,7 +46,8 @@ def cluster() -> Iterator[Cluster]:
     (folder / "token").write_text("a" * 64)
     port, dashboard, client, agent = _free_ports(4)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
-        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"), "OMP_NUM_THREADS": "1",
+        "RAY_JOB_STOP_WAIT_TIME_S": "60", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        "OMP_NUM_THREADS": "1",
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}", "PATH": f"{RAY.parent}:{os.environ['PATH']}"}
     command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--dashboard-host=127.0.0.1",
                f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
@@ -99,11 +100,34 @@ def test_a_submitted_pre_training_is_readable_and_succeeds(cluster, tiny_shards,
     assert (output / "backbone.safetensors").exists() and (output / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_users_mistake_is_one_line_in_the_log_of_the_job(cluster, tmp_path):
     found = cluster.ray("job", "submit", "--working-dir", ".", "--", "python", "-m", "platform.pretrain",
                         f"data.uri={tmp_path}/nowhere", f"output={tmp_path}/run", *TINY)
     assert found.returncode != 0 and "failed" in found.stdout
     assert "error: there is no data set at" in found.stdout and "Traceback" not in found.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_stopped_job_submitted_again_under_its_name_goes_on(cluster, tiny_shards, tmp_path):
+    """`ray job stop` is a SIGTERM: the checkpoint that it leaves is the only one there can be."""
+    submit = ["job", "submit", "--working-dir", ".", "--submission-id", "spot", "--"]
+    program = ["python", "-m", "platform.pretrain", f"data.uri={tiny_shards.uri}", f"output={tmp_path / 'run'}", *TINY,
+               "length.epochs=200", "checkpoint.every_steps=100000"]
+    assert cluster.ray(*submit[:-1], "--no-wait", "--", *program).returncode == 0
+    deadline = time.monotonic() + 200
+    while not re.search(r"\bstep \d\d+/", cluster.ray("job", "logs", "spot").stdout):
+        assert time.monotonic() < deadline, cluster.ray("job", "logs", "spot").stdout
+    cluster.ray("job", "stop", "spot")
+    log = cluster.ray("job", "logs", "spot").stdout
+    stopped = re.search(r"checkpoint at step (\d+) on notice", log)
+    assert stopped and "STOPPED" in cluster.ray("job", "status", "spot").stdout, log
+    assert cluster.ray("job", "delete", "spot").returncode == 0  # Ray keeps a name until then
+    found = cluster.ray(*submit, *program)
+    assert found.returncode == 0 and f"continuing from {16 * int(stopped.group(1)):,} samples seen" in found.stdout, found.stdout
+    rows = read_metrics(open_storage(str(tmp_path / "run")))
+    assert [row["position"] for row in rows] == sorted({row["position"] for row in rows}) and rows[-1]["position"] == 18000
 
 
 @pytest.mark.parametrize("token", ["b" * 64, ""])

@@ -87,6 +87,7 @@ def test_a_second_call_does_nothing_again(finished, capsys):
     assert again["finetune"] == results["finetune"] and again["cfs"] == results["cfs"]
 
 
+@pytest.mark.slow
 def test_a_deleted_stage_is_done_again_and_no_other(finished):
     output, results = finished
     before = summaries(output)
