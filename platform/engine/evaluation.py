@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from platform.engine.errors import UserError
+from platform.engine.ranking import rank_shared
 from platform.engine.shards import read_manifest, read_rows
 from platform.engine.storage import Location
 from reidssl.metrics.cameras import camera_pairs
@@ -37,12 +38,16 @@ class EvaluateConfig:
     """Also keep the average precision of every query."""
     block: int = 128
     """Queries compared at a time: memory is block x gallery x 4 bytes."""
+    tasks: int = 0
+    """Ray tasks that share the queries of mAP and CMC, for large galleries (platform.evaluate); 0: this process ranks."""
 
     def __post_init__(self) -> None:
         if self.expansion < 0 or self.expansion_alpha < 0:
             raise ValueError(f"expansion and expansion_alpha must be 0 or more: got {self.expansion}, {self.expansion_alpha}")
         if self.block < 1:
             raise ValueError(f"block must be at least 1 query: got {self.block}")
+        if self.tasks < 0:
+            raise ValueError(f"tasks must be 0 or more: got {self.tasks}")
 
 
 class Identified(Protocol):
@@ -92,7 +97,8 @@ def evaluate_features(query: Identified, gallery: Identified, query_features: Te
             query_features = expand_queries(query_features, gallery_features, config.expansion, config.expansion_alpha,
                                             config.block)
         arguments = (query_features, query.pids, query.camids, gallery_features, gallery.pids, gallery.camids)
-        ranked = rank(*arguments, block=config.block)
+        ranked = rank_shared(*arguments, tasks=config.tasks, block=config.block) if config.tasks else \
+            rank(*arguments, block=config.block)
         found: dict[str, Any] = ranked.as_dict()
         found |= {"queries": int(found.pop("num_valid_queries")), "gallery": len(gallery)}
         if config.reranking:

@@ -63,6 +63,17 @@ class RankingMetrics:
         return values | {"num_valid_queries": self.num_valid_queries}
 
 
+class QueryResults(NamedTuple):
+    """What each of Q queries gives, so that queries may be shared among processes and put together again."""
+
+    average_precision: Array
+    """float64 (Q,), NaN for queries without a true match."""
+    penalty: Array
+    """float64 (Q,), number of true matches / rank of the last of them; NaN likewise."""
+    first: Array
+    """int64 (Q,), images that rank before the first true match."""
+
+
 class BestMatches(NamedTuple):
     """The first gallery images of each query, junk removed."""
 
@@ -154,8 +165,20 @@ def rank_blocks(
     Args:
         left_out: int (Q,), a gallery image that is junk for each query whatever its labels; None: none.
     """
-    if max_rank < 10:
-        raise ValueError(f"max_rank must be at least 10: got {max_rank}")
+    found = judge_queries(blocks, query_pids, query_camids, gallery_pids, gallery_camids, left_out, num_threads)
+    return summarise(found, query_pids, gallery_pids, max_rank)
+
+
+def judge_queries(
+    blocks: ScoreBlocks,
+    query_pids: Array,
+    query_camids: Array,
+    gallery_pids: Array,
+    gallery_camids: Array,
+    left_out: Array | None = None,
+    num_threads: int | None = None,
+) -> QueryResults:
+    """The first half of `rank_blocks`: every query by itself."""
     q_pids, q_camids = labels_of("query", query_pids, query_camids)
     g_pids, g_camids = labels_of("gallery", gallery_pids, gallery_camids)
     own = np.full(len(q_pids), -1, np.int64) if left_out is None else np.asarray(left_out, np.int64)
@@ -181,19 +204,27 @@ def rank_blocks(
         over_blocks(work, len(host), 16, num_threads)
     if done != len(q_pids):
         raise ValueError(f"features and labels must be of the same images: got {done} query rows, {len(q_pids)} labels")
-    valid = ~np.isnan(precision)
+    return QueryResults(precision, penalty, first)
+
+
+def summarise(found: QueryResults, query_pids: Array, gallery_pids: Array, max_rank: int = 50) -> RankingMetrics:
+    """The second half of `rank_blocks`: the means over all queries. ValueError if no query has a true match."""
+    if max_rank < 10:
+        raise ValueError(f"max_rank must be at least 10: got {max_rank}")
+    q_pids, g_pids = np.asarray(query_pids), np.asarray(gallery_pids)
+    valid = ~np.isnan(found.average_precision)
     if not valid.any():
         shared = len(np.intersect1d(q_pids[q_pids >= 0], g_pids[g_pids >= 0]))
         raise ValueError(
             f"no query has a true match in another camera: {len(q_pids)} queries and {len(g_pids)} gallery images share "
             f"{shared} identities; check the split and the labels"
         )
-    counts = np.bincount(np.minimum(first[valid], max_rank), minlength=max_rank + 1)
+    counts = np.bincount(np.minimum(found.first[valid], max_rank), minlength=max_rank + 1)
     return RankingMetrics(
-        mAP=float(precision[valid].mean()),
+        mAP=float(found.average_precision[valid].mean()),
         cmc=np.cumsum(counts)[:max_rank] / valid.sum(),
-        mINP=float(penalty[valid].mean()),
-        average_precision=precision,
+        mINP=float(found.penalty[valid].mean()),
+        average_precision=found.average_precision,
         num_valid_queries=int(valid.sum()),
     )
 

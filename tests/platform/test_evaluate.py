@@ -33,7 +33,7 @@ def in_process(model, data) -> tuple:
 
 def test_a_table_of_two_models(tmp_path, ray_session, tiny_backbone, supervised_run, tiny_labelled, capsys):
     models = [supervised_run[0], tiny_backbone]
-    rows = main(config_of(models, [tiny_labelled.uri], f"output={tmp_path}", "evaluate.reranking=true"))
+    rows = main(config_of(models, [tiny_labelled.uri], f"output={tmp_path}", "evaluate.reranking=true", "evaluate.tasks=2"))
     assert [(row["model"], row["data"]) for row in rows] == [(str(model), tiny_labelled.uri) for model in models]
     for model, row in zip(models, rows, strict=True):
         arguments = in_process(model, tiny_labelled)

@@ -241,6 +241,10 @@ def test_settings_that_contradict_each_other(tmp_path, tiny_labelled):
         finetune_config(tiny_labelled, tmp_path, "setting=semi")
     with pytest.raises(ConfigError, match=r"augment.image_size must equal model.image_size \(256, 128\): got \(64, 32\)"):
         finetune_config(tiny_labelled, tmp_path)
+    with pytest.raises(ConfigError, match=r"evaluate.tasks must be 0 in fine-tuning, .*: got 3"):
+        finetune_config(tiny_labelled, tmp_path, "init=x", "evaluate.tasks=3")
+    with pytest.raises(ConfigError, match=r"changes are made to the backbone of init, which is empty: set stride of model"):
+        finetune_config(tiny_labelled, tmp_path, "model.image_size=[64,32]", "changes.stride=12")
     with pytest.raises(ConfigError, match=r"zero_stage must be 0, 1 or 2: got 3"):
         finetune_config(tiny_labelled, tmp_path, "init=x", "deepspeed=zero3")
     with pytest.raises(ConfigError, match=re.escape("there is no key 'supervised.epoch'; did you mean supervised.epochs")):

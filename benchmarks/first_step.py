@@ -1,0 +1,68 @@
+"""Seconds from typing a command to its first training step, on a Ray of its own on this machine.
+
+  python -m benchmarks.first_step              three starts
+  python -m benchmarks.first_step --runs 1
+
+platform.pretrain on 256 tiny synthetic people; the parts are read from the lines that the program prints: until Ray is there,
+until the first step is done. Beside it, what no training can go below: the imports of torch, timm and DeepSpeed by themselves.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from benchmarks.measure import print_machine
+
+TINY = ["model.image_size=[64,32]", "model.width=32", "model.depth=1", "model.heads=2", "model.stem_width=8",
+        "augment.global_size=[64,32]", "augment.local_size=[32,16]", "augment.num_local=1", "objective.dino.out_dim=64",
+        "objective.dino.hidden=32", "objective.dino.bottleneck=16", "stream.micro_batch=32", "stream.micro_batches_per_step=1",
+        "length.samples=128", "tracking.every_steps=1"]
+
+
+def start(data: str, output: str) -> tuple[float, float]:
+    """(seconds until Ray is there, until the first step)."""
+    started, connected = time.perf_counter(), 0.0
+    command = [sys.executable, "-m", "platform.pretrain", f"data.uri={data}", f"output={output}", *TINY]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "  pretrain: " in line and not connected:
+                connected = time.perf_counter() - started
+            if "  step 1/" in line:
+                first = time.perf_counter() - started
+                break
+        else:
+            raise SystemExit("error: no first step:\n" + "".join(lines[-20:]))
+        process.communicate()
+    return connected, first
+
+
+def imports() -> float:
+    """Seconds that the libraries alone take to import."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import torch, timm, deepspeed"], check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=3)
+    runs = parser.parse_args().runs
+    print_machine()
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, "-m", "platform.ingest", "source.kind=synthetic", "source.part=pretrain",
+                        f"output={folder}/data", "source.synthetic.image_size=[64,32]", "source.synthetic.num_pretrain=256"],
+                       check=True, stdout=subprocess.DEVNULL)
+        found = [start(f"{folder}/data", f"{folder}/run{number}") for number in range(runs)]
+    alone = min(imports() for _ in range(runs))
+    print(f"\nmedian of {runs} starts: Ray there after {statistics.median(one for one, _ in found):.1f} s, first step done after "
+          f"{statistics.median(both for _, both in found):.1f} s; the imports alone take {alone:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
