@@ -84,7 +84,8 @@ class FinetuneConfig:
             raise ValueError("deepspeed.zero_stage must be 0, 1 or 2: got 3. Fine-tuning evaluates and exports the model between "
                              "its phases, for which every worker holds it whole")
         if self.evaluate.tasks:
-            raise ValueError(f"evaluate.tasks must be 0 in fine-tuning, whose workers rank by themselves: got {self.evaluate.tasks}")
+            raise ValueError("evaluate.tasks must be 0 in fine-tuning, whose workers rank by themselves: "
+                             f"got {self.evaluate.tasks}")
         if not self.init and self.changes.as_dict():
             raise ValueError(f"changes are made to the backbone of init, which is empty: set {', '.join(self.changes.as_dict())} "
                              "of model instead")
