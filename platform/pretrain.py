@@ -26,6 +26,7 @@ from platform.engine.errors import UserError
 from platform.engine.launch import launch, notices, report_line
 from platform.engine.notices import STOP, WAIT
 from platform.engine.optimizers import OptimizerConfig, Schedules, pretraining_optimizer
+from platform.engine.patience import patiently
 from platform.engine.plan import Plan, StreamConfig, stream_seeds
 from platform.engine.probe import Probe, ProbeConfig
 from platform.engine.runs import SUMMARY, Run, open_run
@@ -34,7 +35,7 @@ from platform.engine.scaling import ScalingConfig, allowed_sizes, check_size
 from platform.engine.selection import read_units
 from platform.engine.shards import read_manifest
 from platform.engine.steps import StepBatchNorm, StepMeans, StepRows, check_finite
-from platform.engine.storage import StorageConfig, open_storage, patiently
+from platform.engine.storage import StorageConfig, open_storage
 from platform.engine.stream import stream
 from platform.engine.tracking import Tracker, TrackingConfig, format_row, record_keys
 from platform.engine.training_state import find_newest, restore, save

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from platform.engine.errors import UserError
-from platform.engine.storage import Location, NotFoundError, patiently
+from platform.engine.patience import patiently
+from platform.engine.storage import Location, NotFoundError
 
 STATE, MANIFEST = "state.pt", "manifest.json"
 

@@ -15,13 +15,12 @@ import os
 import re
 import shutil
 import tempfile
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -41,13 +40,11 @@ from platform.engine.s3 import (
 from platform.engine.s3_errors import S3_ERRORS, NotFoundError, StorageError, explain
 
 __all__ = ["Listed", "Location", "NotFoundError", "StorageConfig", "StorageError", "abort_incomplete_uploads",
-           "create_bucket", "open_storage", "patiently"]
+           "create_bucket", "open_storage"]
 
 PARTIAL = ".partial"
 PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.ETIMEDOUT, errno.ESTALE, errno.ENETUNREACH,
            errno.EHOSTUNREACH, errno.ECONNRESET}
-LONGEST_PAUSE_S = 15.0
-Result = TypeVar("Result")
 BUCKET_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,254}")
 
 
@@ -285,28 +282,6 @@ class Location:
         elif os.path.isfile(self.path):
             raise StorageError(f"cannot write to {self.uri}: it is a file, a folder is needed")
         return self
-
-
-def patiently(action: Callable[[], Result], patience_s: float, tell: Callable[[str], None] | None = None) -> Result:
-    """`action()`, tried again with growing pauses while it raises a StorageError that may pass, for `patience_s` seconds.
-
-    tell: takes one line at the first failure and one when it works again. Raises the last StorageError.
-    """
-    started, pause, failures = time.monotonic(), 0.5, 0
-    while True:
-        try:
-            result = action()
-            if failures and tell:
-                tell(f"storage works again after {time.monotonic() - started:.0f} s")
-            return result
-        except StorageError as error:
-            if not error.transient or time.monotonic() - started + pause > patience_s:
-                raise
-            failures += 1
-            if failures == 1 and tell:
-                tell(f"{error}; trying again for {patience_s:.0f} s (storage.patience_s)")
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_S)
 
 
 def create_bucket(uri: str, config: StorageConfig | None = None) -> None:

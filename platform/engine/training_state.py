@@ -11,10 +11,10 @@ from platform.engine.collectives import broadcast_object, broadcast_tensors
 from platform.engine.corrupt import CorruptSamples
 from platform.engine.errors import UserError
 from platform.engine.launch import report_line
+from platform.engine.patience import patiently
 from platform.engine.plan import Plan
 from platform.engine.runs import environment
 from platform.engine.steps import StepBatchNorm
-from platform.engine.storage import patiently
 from platform.engine.tracking import Tracker
 from reidssl.objectives.base import Objective
 

@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from platform.engine.errors import UserError
+from platform.engine.patience import patiently
 from platform.engine.plan import Plan, Task, Unit
-from platform.engine.storage import Location, NotFoundError, StorageError, patiently
+from platform.engine.storage import Location, NotFoundError, StorageError
 
 
 def read_window(plan: Plan, task: Task, root: Location, threads: int = 4) -> pa.Table:

@@ -14,6 +14,7 @@ import pytest
 
 from platform.engine.config import ConfigError, to_dataclass
 from platform.engine.errors import UserError
+from platform.engine.patience import patiently
 from platform.engine.storage import (
     NotFoundError,
     StorageConfig,
@@ -21,7 +22,6 @@ from platform.engine.storage import (
     abort_incomplete_uploads,
     create_bucket,
     open_storage,
-    patiently,
 )
 
 
