@@ -158,7 +158,7 @@ def s3_server() -> Iterator[str]:
     program = ("from moto.moto_server.threaded_moto_server import ThreadedMotoServer as S\nimport time\n"
                "s = S(ip_address='127.0.0.1', port=0, verbose=False); s.start(); print(s.get_host_and_port()[1], flush=True)\n"
                "time.sleep(10**6)")
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None
         yield f"http://127.0.0.1:{int(process.stdout.readline())}"

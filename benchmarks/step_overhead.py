@@ -27,8 +27,9 @@ from benchmarks.measure import print_machine
 WARM_UP = 5
 SMALL = ["model.image_size=[64,32]", "model.width=128", "model.depth=3", "model.heads=4", "model.patch_size=8",
          "model.stem_width=16", "augment.global_size=[64,32]", "augment.local_size=[32,16]", "augment.num_local=2",
-         "objective.dino.out_dim=4096", "objective.dino.hidden=256", "objective.dino.bottleneck=64", "stream.micro_batch=32"]
-FULL = ["stream.micro_batch=4"]
+         "objective.dino.out_dim=4096", "objective.dino.freeze_last_layer_epochs=0", "objective.dino.hidden=256",
+         "objective.dino.bottleneck=64", "stream.micro_batch=32"]
+FULL = ["stream.micro_batch=4", "objective.dino.freeze_last_layer_epochs=0"]
 
 
 class Bare:
