@@ -147,6 +147,7 @@ def measure_checkpoint() -> None:
     from platform.engine import zero
     from platform.engine.checkpoints import CheckpointStore
     from platform.engine.config import load_config
+    from platform.engine.consolidation import consolidate
     from platform.engine.storage import open_storage
     from platform.pretrain import PretrainConfig
     from reidssl.objectives import build_objective
@@ -163,7 +164,7 @@ def measure_checkpoint() -> None:
         engine.backward(loss)
         engine.step()
         started = time.perf_counter()
-        payload = {"student": zero.consolidate(engine),
+        payload = {"student": consolidate(engine),
                    "objective": {name: value.detach().to("cpu", copy=True) for name, value in objective.state_tensors().items()}}
         stall = time.perf_counter() - started
         told = CheckpointStore(open_storage(folder)).save(1, payload, {})

@@ -125,8 +125,11 @@ class Collate:
 
 def loader(arguments: dict[str, Any]) -> Any:
     """The DataLoader with one of the settings."""
+    import warnings
+
     import torch
 
+    warnings.filterwarnings("ignore")  # it advises against more workers than cores, which is tried here
     torch.set_num_threads(os.cpu_count() or 1)
     crops_of(np.zeros((2, 3, *GLOBAL), np.uint8), ["a", "b"])
     in_workers = arguments["where"] == "workers"

@@ -26,6 +26,7 @@ from platform.engine.errors import UserError
 from platform.engine.launch import launch, notices, report_line
 from platform.engine.notices import STOP, WAIT
 from platform.engine.optimizers import OptimizerConfig, Schedules, pretraining_optimizer
+from platform.engine.partitions import named_full_parameters
 from platform.engine.patience import patiently
 from platform.engine.plan import Plan, StreamConfig, stream_seeds
 from platform.engine.probe import Probe, ProbeConfig
@@ -209,7 +210,7 @@ def train(arguments: dict[str, Any]) -> None:
         step_means = means.reduce()
         norms.commit()
         objective.update({k[10:]: v for k, v in step_means.items() if k.startswith("statistic/")}, rows.gather())
-        objective.update_teacher(zero.named_full_parameters(engine.module), schedules.teacher_momentum(seen))
+        objective.update_teacher(named_full_parameters(engine.module), schedules.teacher_momentum(seen))
         for reason in corrupt.step(step_means["corrupt"], config.stream.micro_batches_per_step, progress.epoch):
             report_line(f"set aside: {reason}")
         seen += batch

@@ -2,7 +2,9 @@
 
 Train offers any number between two bounds and counts nodes as they were up to 20 s ago. A group of 3 workers cannot share
 8 micro-batches, and a group sized for a node that has just gone waits for it until the start timeout. Both are decided
-here. The classes lean on Train's internal policy interface; tests/platform/engine/test_elastic.py holds it in place.
+here. On a Ray of our own, which is one node and ends with the program, Train's controller runs in the program and the actors
+that we do not use are left out: a start takes half the time. The classes lean on Train's internal interfaces;
+tests/platform/engine/test_elastic.py and test_launch.py hold them in place.
 """
 
 import asyncio

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from platform.engine import zero
 from platform.engine.checkpoints import CheckpointStore, Found
+from platform.engine.consolidation import consolidate, restore
 from platform.engine.device import device
 from platform.engine.errors import UserError
 from platform.engine.images import ImageSet
@@ -54,7 +55,7 @@ class PhaseTrainer:
                                    accumulation=batch.micro_batches_per_step // world)
         first = 0
         if found and found.payload["phase"] == number:
-            zero.restore(engine, found.payload["student"])
+            restore(engine, found.payload["student"])
             phase.load_state_tensors(found.payload["phase_state"])
             norms.reload()
             first = found.payload["epoch"]
@@ -108,7 +109,7 @@ class PhaseTrainer:
     def _keep(self, engine: Any, phase: Phase, number: int, epoch: int, row: dict[str, Any]) -> None:
         """Collective: log the epoch and write its checkpoint; the log first: it may be ahead, never behind."""
         position = (number + 1) * 1_000_000 + epoch + 1
-        student = zero.consolidate(engine)
+        student = consolidate(engine)
         if self.tracker:
             self.tracker.add(position, {"phase": number, "epoch": epoch + 1, **row})
             report_line(f"{self.setting} {phase.name} epoch {epoch + 1}/{phase.config.epochs}  {format_row(row)}")

@@ -129,7 +129,7 @@ def _guarded(config: dict[str, Any]) -> None:
         return
     try:
         import_engine()
-        loop, arguments = cloudpickle.loads(config["work"])
+        loop, arguments = cloudpickle.loads(config["work"])  # made by `launch` in this job, never read from a file
         loop(arguments)
         ray.get(_board.fatal.remote())  # calls arrive in order: what was pushed before is there
     except Exception as error:

@@ -22,7 +22,8 @@ def rank_shared(query_features: Tensor, query_pids: np.ndarray, query_camids: np
 
     there = ray.cluster_resources().get("CPU", 0)
     if cpus > there:
-        raise UserError(f"a ranking task needs {cpus:g} CPU, this Ray has {there:g}: lower pool.cpus_per_actor")
+        raise UserError(f"a ranking task needs {cpus:g} CPU, this Ray has {there:g}: connect to a larger cluster, or rank in "
+                        "one process with evaluate.tasks=0")
     gallery = ray.put((gallery_features.cpu(), np.asarray(gallery_pids), np.asarray(gallery_camids)))
     remote: Any = ray.remote(num_cpus=cpus)(_judge)
     parts = [rows for rows in np.array_split(np.arange(len(query_pids)), tasks) if len(rows)]

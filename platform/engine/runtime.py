@@ -32,6 +32,9 @@ QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "DeepSpeed", "torch
 SHIPPED_EXCLUDES = [".git", ".venv", "runs", "tests/.cache", "*.parquet", "*.ckpt"]
 
 
+_own = False  # whether `connect` started the Ray that this process uses
+
+
 @dataclass(kw_only=True)
 class RuntimeConfig:
     """How to reach Ray."""
@@ -72,6 +75,8 @@ def connect(config: RuntimeConfig) -> None:
 
 
 def _join(address: str, in_job: bool) -> None:
+    global _own
+    _own = False
     _add_to_environment(CLUSTER_ENVIRONMENT)
     environment: dict[str, Any] = {"env_vars": CLUSTER_ENVIRONMENT}
     if not in_job:
@@ -91,6 +96,7 @@ def _start(config: RuntimeConfig) -> None:
     Not from a Ray runtime environment: workers that Ray starts in advance have none and would stand idle. PYTHONPATH:
     a worker has imported the standard `platform` before it sees this folder otherwise.
     """
+    global _own
     _add_to_environment(WORKER_ENVIRONMENT)
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), before]))
@@ -112,11 +118,7 @@ def _start(config: RuntimeConfig) -> None:
             os.environ["PYTHONPATH"] = before
     if config.dashboard:
         os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
-    global _own
     _own = True
-
-
-_own = False  # set by _start
 
 
 def is_own() -> bool:

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from platform.engine import zero
 from platform.engine.checkpoints import BackgroundWriter, CheckpointStore, Found
 from platform.engine.collectives import broadcast_object, broadcast_tensors
+from platform.engine.consolidation import consolidate
+from platform.engine.consolidation import restore as restore_engine
 from platform.engine.corrupt import CorruptSamples
 from platform.engine.errors import UserError
 from platform.engine.launch import report_line
@@ -27,7 +28,7 @@ def save(writer: BackgroundWriter, seen: int, engine: Any, objective: Objective,
     """
     started = time.perf_counter()
     writer.flush()  # one at a time; before the copy, so that there are never three states in memory
-    student = zero.consolidate(engine)
+    student = consolidate(engine)
     if student:
         assert tracker is not None
         objective_state = {name: value.detach().to("cpu", copy=True) for name, value in objective.state_tensors().items()}
@@ -69,6 +70,6 @@ def restore(newest: Newest, engine: Any, objective: Objective, norms: StepBatchN
     """Collective: bring the state of the checkpoint, if there is one, to all workers, tensor by tensor."""
     if not newest.position:
         return
-    zero.restore(engine, newest.payload and newest.payload["student"])
+    restore_engine(engine, newest.payload and newest.payload["student"])
     objective.load_state_tensors(broadcast_tensors(newest.payload and newest.payload["objective"]))
     norms.reload()

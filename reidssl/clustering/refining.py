@@ -13,7 +13,7 @@ from torch import Tensor
 from reidssl.clustering.compiled import kernel, over_blocks
 from reidssl.clustering.index import in_order
 from reidssl.clustering.neighbours import Array, Neighbours, unit_rows
-from reidssl.clustering.selecting import _insert
+from reidssl.clustering.selecting import insert
 
 BLOCK = 8192  # rows that share one note of what was looked at
 
@@ -69,5 +69,5 @@ def _look(unit, indices, found, near, seen, start, stop):  # type: ignore[no-unt
                 for d in range(width):
                     score += own[d] * line[d]
                 if score > smallest:
-                    _insert(near, found, i, score, other)
+                    insert(near, found, i, score, other)
                     smallest = near[i, k - 1]

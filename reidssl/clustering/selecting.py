@@ -12,7 +12,7 @@ STRETCH = 64
 
 
 @kernel
-def _insert(values, indices, row, score, index):  # type: ignore[no-untyped-def]
+def insert(values, indices, row, score, index):  # type: ignore[no-untyped-def]
     """Put `score`, larger than the last of the row's falling values, where it belongs, after equal ones."""
     place = values.shape[1] - 1
     while place > 0 and values[row, place - 1] < score:
@@ -46,7 +46,7 @@ def select_rows(scores, first, values, indices, lowest, start, stop):  # type: i
                 score = scores[r, c]
                 low = min(low, score)
                 if score > smallest:
-                    _insert(values, indices, r, score, first + c)
+                    insert(values, indices, r, score, first + c)
                     smallest = values[r, k - 1]
         lowest[r] = low
 
@@ -69,7 +69,7 @@ def select_columns(scores, first, values, indices, lowest, start, stop):  # type
                 score = scores[r, c]
                 low[c - start] = min(low[c - start], score)
                 if score > smallest[c - start]:
-                    _insert(values, indices, c, score, first + r)
+                    insert(values, indices, c, score, first + r)
                     smallest[c - start] = values[c, k - 1]
     lowest[start:stop] = low
 
@@ -95,5 +95,5 @@ def select_visitors(scores, visitors, images, values, indices):  # type: ignore[
                 continue
             for c in range(begin, end):
                 if scores[r, c] > smallest:
-                    _insert(values, indices, q, scores[r, c], images[c])
+                    insert(values, indices, q, scores[r, c], images[c])
                     smallest = values[q, k - 1]

@@ -270,6 +270,14 @@ def test_crops_must_fit_the_model(tiny_shards, tmp_path):
         config_of(tiny_shards, tmp_path / "run", "augment.global_size=[32,32]")
 
 
+def test_optimisers_that_cannot_be(tiny_shards, tmp_path):
+    with pytest.raises(ConfigError, match=r"name must be one of adamw, sgd, lars: got 'adam'"):
+        config_of(tiny_shards, tmp_path, "optimizer.name=adam")
+    with pytest.raises(ConfigError, match=r"optimizer\.name=lars needs deepspeed\.zero_stage=0, .*: got zero_stage=1"):
+        config_of(tiny_shards, tmp_path, "optimizer.name=lars")
+    config_of(tiny_shards, tmp_path, "optimizer.name=lars", "deepspeed.zero_stage=0")
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_shards, tmp_path, ray_session):
     output = tmp_path / "run"
     config = config_of(tiny_shards, output, "optimizer.learning_rate=1e35", "optimizer.warmup_epochs=0.4",

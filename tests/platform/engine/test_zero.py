@@ -97,6 +97,10 @@ def test_another_model_is_refused_with_the_list(seen):
         assert "another output" in text
 
 
+def test_a_checkpoint_of_an_earlier_version_is_refused_by_all_workers(seen):
+    assert all("the checkpoint is of an earlier version" in seen[world]["old"] for world in (1, 2))
+
+
 @pytest.mark.parametrize(("values", "message"), [
     ({"zero_stage": 4}, "zero_stage must be 0, 1, 2 or 3: got 4"),
     ({"precision": "fp16"}, "precision must be fp32 or bf16: got 'fp16'"),

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from platform.engine import zero
+from platform.engine.consolidation import consolidate, restore
 from platform.engine.errors import UserError
 from platform.engine.optimizers import OptimizerConfig, pretraining_optimizer
 
@@ -121,7 +122,7 @@ def main(rank: int, world: int, folder: Path) -> None:
     for name, (config, optimizer) in SETTINGS.items():
         engine = engine_for(config, optimizer)
         seen[f"{name} start"] = steps(engine, config, 0, CUT)
-        payload = zero.consolidate(engine)
+        payload = consolidate(engine)
         assert bool(payload) == (rank == 0)
         if rank == 0:
             torch.save(payload, folder / f"{name}-{world}.pt")
@@ -131,20 +132,25 @@ def main(rank: int, world: int, folder: Path) -> None:
     for name, (config, optimizer) in SETTINGS.items():
         stored = load_of_other(folder, name, world)
         engine = engine_for(config, optimizer)
-        zero.restore(engine, stored)
-        again = zero.consolidate(engine)
+        restore(engine, stored)
+        again = consolidate(engine)
         if rank == 0:
             seen[f"{name} difference after restore"] = largest_difference(stored, again)
         seen[f"{name} continued"] = steps(engine, config, CUT, STEPS)
     for source, target in ((1, 3), (3, 2), (2, 0), (0, 1)):
         config = DeepSpeed(zero_stage=target, clip=0.5)
         engine = engine_for(config, "adamw")
-        zero.restore(engine, load_of_other(folder, f"zero{source}-adamw", world))
+        restore(engine, load_of_other(folder, f"zero{source}-adamw", world))
         seen[f"zero{source} to zero{target}"] = steps(engine, config, CUT, STEPS)
     try:
-        zero.restore(engine_for(DeepSpeed(), "adamw", width=9), load_of_other(folder, "zero1-adamw", world))
+        restore(engine_for(DeepSpeed(), "adamw", width=9), load_of_other(folder, "zero1-adamw", world))
     except UserError as error:
         seen["refusal"] = str(error)
+    try:
+        old = {key: value for key, value in load_of_other(folder, "zero1-adamw", world).items() if key != "optimizer_steps"}
+        restore(engine_for(DeepSpeed(), "adamw"), old)
+    except UserError as error:
+        seen["old"] = str(error)
     if rank == 0:
         (folder / f"seen-{world}.json").write_text(json.dumps(seen))
     dist.barrier()

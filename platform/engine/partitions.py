@@ -1,0 +1,65 @@
+"""Where a DeepSpeed engine of any ZeRO stage keeps its parameters and its optimiser's state."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+def is_partitioned(engine: Any) -> bool:
+    """ZeRO stage 1, 2 or 3."""
+    return hasattr(engine.optimizer, "fp16_groups") or hasattr(engine.optimizer, "bit16_groups")
+
+
+def is_stage3(engine: Any) -> bool:
+    return hasattr(engine.optimizer, "fp32_partitioned_groups_flat")
+
+
+def torch_optimizer(engine: Any) -> torch.optim.Optimizer:
+    """The one that DeepSpeed wraps."""
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
+class Partition(NamedTuple):
+    """An fp32 tensor that the wrapped torch optimizer steps on this worker."""
+
+    flat: Tensor
+    parameters: list[Tensor]
+    """The model's parameters that it holds a part of, or the whole."""
+    group: dict[str, Any]
+    state: dict[str, Any]
+    """The optimizer's, as it is now."""
+
+
+def partitions(engine: Any) -> list[Partition]:
+    """All that this worker steps."""
+    zero, groups, state = engine.optimizer, engine.optimizer.param_groups, torch_optimizer(engine).state
+    if is_stage3(engine):
+        held = [(flat, members, groups[zero.sub_group_to_group_id[index]]) for index, (flat, members) in
+                enumerate(zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True))]
+    elif is_partitioned(engine):
+        held = list(zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, groups, strict=True))
+    else:
+        held = [(parameter, [parameter], group) for group in groups for parameter in group["params"]]
+    return [Partition(flat, list(members), group, state.get(flat, {})) for flat, members, group in held]
+
+
+@contextlib.contextmanager
+def full_parameter(parameter: Tensor) -> Iterator[Tensor]:
+    """The whole parameter on every worker, one at a time (ZeRO-3 gathers it; else it is already there)."""
+    if hasattr(parameter, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter]):
+            yield parameter.data
+    else:
+        yield parameter.data
+
+
+def named_full_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(name, whole parameter) pairs; each tensor is valid until the next one is asked for."""
+    for name, parameter in model.named_parameters():
+        with full_parameter(parameter) as full:
+            yield name, full
