@@ -2,7 +2,9 @@
 
 A side is a function `side(arguments) -> (work, check)`: making it imports, prepares and warms up (compiles) what it needs;
 `work()` is what is timed; `check(result)` turns its result into a few numbers that are compared between the sides.
-Memory is the resident set of the process, sampled from outside: at the start of `work`, and its peak while `work` runs.
+Memory is what the process holds for itself (anonymous and shared memory, Linux's RssAnon and RssShmem), sampled from outside: at
+the start of `work`, and its peak while `work` runs. Left out on every side are pages of libraries mapped from their files (of
+torch's some 250 MiB), which processes share and the system drops when it needs room.
 """
 
 import argparse
@@ -17,8 +19,6 @@ from typing import Any
 
 import platform
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -26,9 +26,9 @@ class Measured:
 
     seconds: float
     start_mib: float
-    """Resident memory when the work began: imports, compiled code and the input."""
+    """Memory when the work began: imports, compiled code and the input."""
     peak_mib: float
-    """Largest resident memory while it ran."""
+    """Largest memory while it ran."""
     numbers: dict[str, Any]
 
     @property
@@ -52,10 +52,10 @@ def _once(module: str, side: str, arguments: Any) -> Measured:
     there.close()
     try:
         here.recv()  # ready
-        start = peak = _resident_mib(process.pid)
+        start = peak = _held_mib(process.pid)
         here.send("go")
         while not here.poll(0.002):
-            peak = max(peak, _resident_mib(process.pid))
+            peak = max(peak, _held_mib(process.pid))
         seconds, numbers = here.recv()
     except EOFError:
         process.join()
@@ -74,10 +74,11 @@ def _run(module: str, side: str, arguments: Any, pipe: Connection) -> None:
     pipe.send((seconds, check(result)))
 
 
-def _resident_mib(pid: int | None) -> float:
+def _held_mib(pid: int | None) -> float:
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE / 2**20
-    except (OSError, IndexError):  # it has just ended
+        fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        return sum(int(fields[name].split()[0]) for name in ("RssAnon", "RssShmem")) / 1024
+    except (OSError, KeyError):  # it has just ended
         return 0.0
 
 
