@@ -71,7 +71,7 @@ class PhaseTrainer:
 
     def _epoch(self, engine: Any, norms: StepBatchNorm, phase: Phase, number: int, epoch: int, work: Epoch) -> dict[str, float]:
         """Every step of an epoch; the means of its losses."""
-        rank, batch, means = dist.get_rank(), phase.config.batch, StepMeans()
+        rank, batch, means, statistics = dist.get_rank(), phase.config.batch, StepMeans(), StepMeans()
         if 0 < len(work.batches) < batch.micro_batches_per_step:
             raise UserError(f"an epoch of {phase.images.location.uri} has {len(work.batches)} micro-batches of "
                             f"{batch.identities} x {batch.instances} images, a step needs {batch.micro_batches_per_step}: lower "
@@ -95,13 +95,13 @@ class PhaseTrainer:
                              f"Lower {phase.name}.learning_rate")
                 engine.backward(loss)
                 zero.step(engine, self.deepspeed)
-                norms.micro_batch_done()
+                statistics.add(norms.micro_batch_done())
                 means.add({"loss": loss} | terms)
                 remembered = phase.remembered(output)
                 if remembered is not None:
                     features.append(remembered.detach())
                     labels.append(target)
-            norms.commit()
+            norms.commit(statistics.reduce())
             if features:
                 phase.after_step(*in_stream_order(features, labels))
         return {key: float(value) for key, value in means.reduce().items()} if work.batches else {}

@@ -36,7 +36,7 @@ class StepMeans:
         names = sorted(self.sums)
         flat = torch.cat([self.sums[name].flatten().to(devices.device()) for name in names]
                          + [torch.tensor([float(self.count)], device=devices.device())])
-        if dist.is_initialized():
+        if world_size() > 1:
             dist.all_reduce(flat)
         flat = flat[:-1] / flat[-1]
         pieces = flat.split([self.sums[name].numel() for name in names])
@@ -58,8 +58,7 @@ class StepRows:
 
     def gather(self) -> dict[str, Tensor]:
         """Collective: (micro-batches * B, ...) of each name; starts afresh."""
-        world = dist.get_world_size() if dist.is_initialized() else 1
-        gathered = {}
+        world, gathered = world_size(), {}
         for name in sorted(self._own):
             own = torch.stack(self._own[name])
             parts = [own]
@@ -75,16 +74,17 @@ class StepBatchNorm:
     """Advances batch-norm running statistics once per optimiser step, from the mean over all its micro-batches.
 
     Ordinary layers move at every forward pass, so the result would depend on who computed which micro-batch in which order.
-    Here each forward leaves its own batch statistics in the buffers (momentum 1), a hook collects them, and `commit` makes
-    the one step. Normalisation itself stays per micro-batch.
+    Here each forward leaves its own batch statistics in the buffers (momentum 1), a hook collects them, `micro_batch_done`
+    hands them to the step's means, and `commit` makes the one step. Normalisation itself stays per micro-batch.
     """
+
+    PREFIX = "batch norm/"
 
     def __init__(self, *models: nn.Module) -> None:
         self.layers = [layer for model in models for layer in model.modules()
                        if isinstance(layer, _BatchNorm) and layer.track_running_stats]
         self.momenta = [0.1 if layer.momentum is None else layer.momentum for layer in self.layers]
         self.committed = [self._buffers(layer) for layer in self.layers]
-        self.means = StepMeans()
         self._collected: list[list[Tensor]] = [[] for _ in self.layers]
         for index, layer in enumerate(self.layers):
             layer.momentum = 1.0
@@ -96,19 +96,18 @@ class StepBatchNorm:
                 self._collected[index].append(torch.cat(self._buffers(layer)))
         return collect
 
-    def micro_batch_done(self) -> None:
-        """After each micro-batch: fold what its forward passes left."""
-        folded = {str(i): torch.stack(seen).mean(0) for i, seen in enumerate(self._collected) if seen}
+    def micro_batch_done(self) -> dict[str, Tensor]:
+        """After each micro-batch: what its forward passes left, for `StepMeans.add`."""
+        folded = {f"{self.PREFIX}{i}": torch.stack(seen).mean(0) for i, seen in enumerate(self._collected) if seen}
         self._collected = [[] for _ in self.layers]
-        if folded:
-            self.means.add(folded)
+        return folded
 
-    def commit(self) -> None:
-        """Collective: running <- (1 - momentum) running + momentum * mean over the step."""
-        if not self.means.sums:
-            return
-        for name, statistics in self.means.reduce().items():
-            index = int(name)
+    def commit(self, means: dict[str, Tensor]) -> None:
+        """running <- (1 - momentum) running + momentum * mean over the step, as `StepMeans.reduce` gave it among others."""
+        for name, statistics in means.items():
+            if not name.startswith(self.PREFIX):
+                continue
+            index = int(name.removeprefix(self.PREFIX))
             mean, variance = statistics.chunk(2)
             old_mean, old_variance = self.committed[index]
             momentum = self.momenta[index]
@@ -124,6 +123,11 @@ class StepBatchNorm:
     @staticmethod
     def _buffers(layer: Any) -> list[Tensor]:
         return [layer.running_mean.detach().clone(), layer.running_var.detach().clone()]
+
+
+def world_size() -> int:
+    """Workers of this run; 1 outside a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def check_finite(loss: Tensor, terms: dict[str, Tensor], where: str, advice: str) -> None:

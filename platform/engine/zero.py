@@ -17,7 +17,8 @@ class DeepSpeedConfig:
     """How the optimiser's state is partitioned and in which precision the model computes."""
 
     zero_stage: int = 1
-    """0: replicated; 1: optimizer states partitioned; 2: gradients too; 3: parameters too."""
+    """0: replicated; 1: optimizer states partitioned; 2: gradients too; 3: parameters too. One worker alone has nobody to
+    share with and runs as with 0."""
     precision: str = "fp32"
     """fp32, or bf16: the student computes in bf16 by autocast, while weights, moments, norms and the teacher stay fp32."""
     clip: float = 3.0
@@ -46,11 +47,12 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: Dee
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # gloo does the communication on CPU; DeepSpeed's shared-memory kernels would be compiled here on first use.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    world = dist.get_world_size()
     settings = {
-        "train_batch_size": micro_batch * accumulation * dist.get_world_size(),
+        "train_batch_size": micro_batch * accumulation * world,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
-        "zero_optimization": {"stage": config.zero_stage, "stage3_param_persistence_threshold": 1000},
+        "zero_optimization": {"stage": config.zero_stage if world > 1 else 0, "stage3_param_persistence_threshold": 1000},
         # Not DeepSpeed's "bf16": it casts the weights of batch norms and not their statistics, which then do not fit.
         "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16", "lower_precision_safe_modules": []},
         "gradient_clipping": 0.0 if config.clip_per_tensor else config.clip,

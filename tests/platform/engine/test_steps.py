@@ -23,6 +23,7 @@ class FakeReduce:
         import torch.distributed as dist
 
         monkeypatch.setattr(dist, "is_initialized", lambda: True)
+        monkeypatch.setattr(dist, "get_world_size", lambda: 2)
         monkeypatch.setattr(dist, "all_reduce", self.all_reduce)
         self.others = iter(others)
 
@@ -100,12 +101,12 @@ def test_step_rows_of_two_workers_come_in_the_order_of_the_micro_batches(monkeyp
 def run_step(order, momentum=0.1):
     """Layer after one step in which the micro-batches come in `order`."""
     layer = nn.BatchNorm1d(3, momentum=momentum)
-    norms = StepBatchNorm(layer)
+    norms, means = StepBatchNorm(layer), StepMeans()
     outputs = {}
     for index in order:
         outputs[index] = layer(batches()[index])
-        norms.micro_batch_done()
-    norms.commit()
+        means.add(norms.micro_batch_done() | {"loss": torch.tensor(1.0)})
+    norms.commit(means.reduce())
     return layer, outputs
 
 
@@ -133,7 +134,7 @@ def test_batch_norm_does_not_depend_on_the_sharing(monkeypatch):
     sums = []
     for batch in batches()[1::2]:  # what the other worker, with micro-batches 1 and 3, brings to the sum
         sums.append(torch.cat([batch.mean(0), batch.var(0)]))
-    FakeReduce(monkeypatch, [torch.cat([sum(sums), torch.tensor([2.0])])])
+    FakeReduce(monkeypatch, [torch.cat([sum(sums), torch.tensor([2.0, 2.0])])])  # ..., loss, count
     layer, _ = run_step((0, 2))
     torch.testing.assert_close(layer.running_mean, reference.running_mean, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(layer.running_var, reference.running_var, atol=1e-6, rtol=1e-6)
@@ -141,13 +142,13 @@ def test_batch_norm_does_not_depend_on_the_sharing(monkeypatch):
 
 def test_several_forward_passes_of_a_micro_batch_count_once():
     layer = nn.BatchNorm1d(3, momentum=0.5)
-    norms = StepBatchNorm(layer)
+    norms, means = StepBatchNorm(layer), StepMeans()
     first, second, third = batches(3)
     layer(first), layer(second)  # crops of two sizes
-    norms.micro_batch_done()
+    means.add(norms.micro_batch_done())
     layer(third)
-    norms.micro_batch_done()
-    norms.commit()
+    means.add(norms.micro_batch_done())
+    norms.commit(means.reduce())
     expected = ((first.mean(0) + second.mean(0)) / 2 + third.mean(0)) / 2 * 0.5
     torch.testing.assert_close(layer.running_mean, expected, atol=1e-6, rtol=1e-6)
 
@@ -156,13 +157,11 @@ def test_evaluation_between_steps_leaves_no_trace():
     layer = nn.BatchNorm1d(3)
     norms = StepBatchNorm(nn.Sequential(layer))
     layer(batches()[0])
-    norms.micro_batch_done()
-    norms.commit()
+    norms.commit(norms.micro_batch_done())
     before = copy.deepcopy(layer.state_dict())
     layer.eval()
     layer(batches()[1])
-    norms.micro_batch_done()
-    norms.commit()
+    norms.commit(norms.micro_batch_done())
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
 
 
@@ -173,8 +172,7 @@ def test_reload_goes_on_from_restored_statistics():
     other.load_state_dict(layer.state_dict())
     norms.reload()
     other(batches()[2])
-    norms.micro_batch_done()
-    norms.commit()
+    norms.commit(norms.micro_batch_done())
     expected = layer.running_mean.lerp(batches()[2].mean(0), 0.1)
     torch.testing.assert_close(other.running_mean, expected, atol=1e-6, rtol=1e-6)
 
