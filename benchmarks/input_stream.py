@@ -1,13 +1,14 @@
 """The input of pre-training, images in storage to crops: the sample stream against a torch DataLoader.
 
-  python -m benchmarks.input_stream            1,024 images
-  python -m benchmarks.input_stream --full     8,192
+  python -m benchmarks.input_stream            1,024 images, 16 epochs from local files and 4 from S3
+  python -m benchmarks.input_stream --full     8,192 images, 4 epochs and 1
 
 JPEGs of 256 x 128 in; batches of 64 with 2 crops of 256 x 128 and 8 of 128 x 64 out. Ours: shards through Ray Data, which reads,
 shuffles and decodes, then MultiCrop. The other side: the same JPEGs as one file each, shuffled by a DataLoader, with the same
 decoding and the same MultiCrop; tuned: the fastest of several numbers of workers, with the crops made in them or in the main
 process. From local files, and from an S3 server on this machine (moto's, in a process of its own that shares the cores), where
-the DataLoader fetches an object an image and we fetch row groups. Rates are of the images after the first batch.
+the DataLoader fetches an object an image and we fetch row groups. Epochs follow each other without a pause on either side.
+Rates are sustained ones: of the batches after the first third, which starts processes and fills queues.
 """
 
 import io
@@ -25,17 +26,20 @@ import numpy as np
 
 from benchmarks.measure import arguments_of, measure, print_machine
 
-QUICK, FULL, BATCH, GLOBAL = 1024, 8192, 64, (256, 128)
+BATCH, GLOBAL = 64, (256, 128)
+QUICK, FULL = {"num": 1024, "local": 16, "s3": 4}, {"num": 8192, "local": 4, "s3": 1}
 TUNING = [(workers, where) for where in ("workers", "main") for workers in (1, 2, 3)]
 
 
-def rate_of(batches: Iterator[int]) -> dict[str, float]:
-    """Consumes batches (their sizes); images a second after the first one, and the seconds until it."""
-    started = time.perf_counter()
-    next(batches)
-    first = time.perf_counter()
-    count = sum(batches)
-    return {"rate": count / (time.perf_counter() - first), "first_batch": first - started}
+def rate_of(batches: Iterator[int], num_batches: int) -> dict[str, float]:
+    """Consumes batches (their sizes); images a second after the first third, and the seconds until the first one."""
+    started, arrivals = time.perf_counter(), []
+    for count in batches:
+        arrivals.append((time.perf_counter(), count))
+    assert len(arrivals) == num_batches
+    warm = len(arrivals) // 3
+    count = sum(count for _, count in arrivals[warm:])
+    return {"rate": count / (arrivals[-1][0] - arrivals[warm - 1][0]), "first_batch": arrivals[0][0] - started}
 
 
 def crops_of(images: np.ndarray, keys: list[str]) -> int:
@@ -66,15 +70,15 @@ def stream(arguments: dict[str, Any]) -> Any:
     crops_of(np.zeros((2, 3, *GLOBAL), np.uint8), ["a", "b"])  # compiled before the clock runs, on either side
     root = open_storage(arguments["shards"], StorageConfig(endpoint_url=arguments["endpoint"]))
     config = StreamConfig(micro_batch=BATCH, micro_batches_per_step=1)
-    plan = Plan(tuple(read_units(root)), 0, 4, 1)
+    plan = Plan(tuple(read_units(root)), 0, 4, arguments["epochs"])
     connect(RuntimeConfig())
     rendezvous = tempfile.mkdtemp()
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}/file", rank=0, world_size=1)
-    end = plan.samples_per_epoch // BATCH * BATCH
+    num = plan.samples_per_epoch * plan.num_epochs // BATCH
 
     def work() -> dict[str, float]:
-        return rate_of(crops_of(batch["image"], list(batch["key"]))
-                       for batch in sample_stream(plan, config, root, GLOBAL, 0, end))
+        return rate_of((crops_of(batch["image"], list(batch["key"]))
+                        for batch in sample_stream(plan, config, root, GLOBAL, 0, num * BATCH)), num)
 
     return work, lambda found: found
 
@@ -133,12 +137,14 @@ def loader(arguments: dict[str, Any]) -> Any:
     torch.set_num_threads(os.cpu_count() or 1)
     crops_of(np.zeros((2, 3, *GLOBAL), np.uint8), ["a", "b"])
     in_workers = arguments["where"] == "workers"
+    random, files = np.random.default_rng(0), arguments["files"]
+    order = np.concatenate([random.permutation(len(files)) for _ in range(arguments["epochs"])])  # no pause between epochs
     batches = torch.utils.data.DataLoader(
-        Files(arguments["files"], arguments["endpoint"]), BATCH, shuffle=True, drop_last=True, num_workers=arguments["workers"],
-        collate_fn=Collate(in_workers), prefetch_factor=4, generator=torch.Generator().manual_seed(0))
+        Files(files, arguments["endpoint"]), BATCH, sampler=order.tolist(), drop_last=True, num_workers=arguments["workers"],
+        collate_fn=Collate(in_workers), prefetch_factor=4)
 
     def work() -> dict[str, float]:
-        return rate_of(len(batch[0]) if in_workers else crops_of(*batch) for batch in batches)
+        return rate_of((len(batch[0]) if in_workers else crops_of(*batch) for batch in batches), len(order) // BATCH)
 
     return work, lambda found: found
 
@@ -170,14 +176,15 @@ def s3_server() -> Iterator[str]:
         process.wait()
 
 
-def compare(title: str, shards: str, files: list[str], endpoint: str) -> None:
+def compare(title: str, shards: str, files: list[str], endpoint: str, epochs: int) -> None:
     """Both sides, each setting in a process of its own."""
-    ours = measure(__spec__.name, "stream", {"shards": shards, "endpoint": endpoint}).numbers
+    common = {"endpoint": endpoint, "epochs": epochs}
+    ours = measure(__spec__.name, "stream", common | {"shards": shards}).numbers
     print(f"\n{title}")
     print(f"  {'sample stream':<37} {ours['rate']:8.1f} images/s   first batch after {ours['first_batch']:5.1f} s")
     found = {}
     for workers, where in TUNING:
-        setting = {"files": files, "endpoint": endpoint, "workers": workers, "where": where}
+        setting = common | {"files": files, "workers": workers, "where": where}
         found[workers, where] = numbers = measure(__spec__.name, "loader", setting).numbers
         print(f"  DataLoader, {workers} workers, crops in {where:<8} {numbers['rate']:8.1f} images/s   first batch after "
               f"{numbers['first_batch']:5.1f} s")
@@ -186,7 +193,7 @@ def compare(title: str, shards: str, files: list[str], endpoint: str) -> None:
 
 
 def main() -> None:
-    num = FULL if arguments_of(__doc__).full else QUICK
+    size = FULL if arguments_of(__doc__).full else QUICK
     print_machine()
     os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
     with tempfile.TemporaryDirectory() as folder, s3_server() as endpoint:
@@ -201,12 +208,12 @@ def main() -> None:
             client.upload_fileobj(io.BytesIO(data), "benchmark", f"files/{name}")
             return name
 
-        names = make_data(folder, num, put)
+        names = make_data(folder, size["num"], put)
         for file in Path(folder, "shards").iterdir():
             client.upload_file(str(file), "benchmark", f"shards/{file.name}")
-        compare("from local files", f"{folder}/shards", [f"{folder}/files/{name}" for name in names], "")
+        compare("from local files", f"{folder}/shards", [f"{folder}/files/{name}" for name in names], "", size["local"])
         compare("from an S3 server on this machine", "s3://benchmark/shards", [f"s3://benchmark/files/{name}" for name in names],
-                endpoint)
+                endpoint, size["s3"])
 
 
 if __name__ == "__main__":
