@@ -48,6 +48,10 @@ from reidssl.objectives.base import Objective, Progress
 from reidssl.objectives.collapse import CollapseMonitor
 from reidssl.seeding import mix
 
+ADVICE = ("The newest checkpoint is from before: run with another output and checkpoint.resume_from=<this output> to go on from "
+          "it (or from an earlier one, checkpoint.resume_position=<samples>) with a lower optimizer.learning_rate or "
+          "deepspeed.clip, or with deepspeed.precision=fp32")
+
 
 @dataclass(kw_only=True)
 class DataConfig:
@@ -159,7 +163,7 @@ def train(arguments: dict[str, Any]) -> None:
     batch, accumulation = config.stream.global_batch, config.stream.micro_batches_per_step // world
 
     store = CheckpointStore(run.location / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_every_steps * batch)
-    newest = find_newest(store, plan)
+    newest = find_newest(store, plan, config.checkpoint, batch)
     seen = newest.position
     if seen < total:
         micro_batches = (arguments.get("stream") or stream)(
@@ -196,11 +200,9 @@ def train(arguments: dict[str, Any]) -> None:
             # drop path: a function of the micro-batch, not of the worker that computes it
             torch.manual_seed(mix(config.stream.seed, seen, progress.micro_batch))
             output = objective(engine, crops, progress)
-            check_finite(output.loss, output.terms, f"at step {seen // batch} on rank {rank}",
-                         "The newest checkpoint is from before; lower optimizer.learning_rate or deepspeed.clip, or use "
-                         "deepspeed.precision=fp32, with another output")
+            check_finite(output.loss, output.terms, f"at step {seen // batch + 1} on rank {rank}", ADVICE)
             engine.backward(output.loss)
-            zero.step(engine, config.deepspeed)
+            zero.step(engine, config.deepspeed, f"at step {seen // batch + 1}", ADVICE)
             means.add({f"statistic/{k}": v for k, v in output.statistics.items()} | output.terms | norms.micro_batch_done())
             rows.add(output.rows)
             means.add_uncounted(corrupt.add(images))

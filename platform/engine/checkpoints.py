@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -28,6 +29,10 @@ class CheckpointConfig:
     """Newest checkpoints kept; older ones are deleted."""
     keep_every_steps: int = 0
     """Checkpoints at multiples of so many steps (a multiple of every_steps) are kept for good; 0: none."""
+    resume_from: str = ""
+    """Folder of another run on the same data: begin from its checkpoint, with this run's settings from there on."""
+    resume_position: int = 0
+    """Newest checkpoint of resume_from with at most so many samples seen; 0: the newest."""
 
     def __post_init__(self) -> None:
         if self.keep_every_steps < 0 or self.keep_every_steps % max(self.every_steps, 1):
@@ -35,6 +40,9 @@ class CheckpointConfig:
                              f"got {self.keep_every_steps}")
         if self.every_steps < 1 or self.keep < 1:
             raise ValueError(f"every_steps and keep must be at least 1: got {self.every_steps}, {self.keep}")
+        if self.resume_position < 0 or (self.resume_position and not self.resume_from):
+            raise ValueError(f"resume_position must be 0, or a number of samples together with resume_from: got "
+                             f"{self.resume_position}")
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ class CheckpointStore:
         (folder / MANIFEST).write_json(manifest)
         complete = self._complete()
         # What lies ahead is torn, or this run would have continued from it.
-        stale = [other for other in complete if other > position] + [
+        stale = self.unfinished() + [other for other in complete if other > position] + [
             old for old in [p for p in complete if p <= position][self.keep :]
             if not self.keep_multiples_of or old % self.keep_multiples_of]
         for old in stale:
@@ -88,27 +96,40 @@ class CheckpointStore:
                 return position
         return 0
 
-    def newest(self) -> Found | None:
-        """The newest checkpoint whose bytes match its manifest; None if there is none."""
-        torn = []
-        for position in self._complete():
+    def newest(self, at_most: int = 0) -> Found | None:
+        """The newest checkpoint (at or before `at_most`, unless 0) whose bytes match its manifest; None if there is none."""
+        torn, complete = [], self._complete()
+        for position in complete:
+            if at_most and position > at_most:
+                continue
             read = self._read(position)
             if read is None:
-                torn.append(_folder(position))
+                torn.append(position)
                 continue
             manifest, data = read
             payload = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-            return Found(position, payload, manifest["metadata"], tuple(torn))
+            torn += [unfinished for unfinished in self.unfinished() if unfinished > position]
+            return Found(position, payload, manifest["metadata"], tuple(map(_folder, sorted(torn, reverse=True))))
         if torn:
-            raise UserError(f"no checkpoint under {self.root.uri} can be read: {', '.join(torn)} do not match their "
-                            "manifests. Delete that folder to start over")
+            raise UserError(f"no checkpoint under {self.root.uri} can be read: {', '.join(map(_folder, torn))} do not match "
+                            "their manifests. Delete that folder to start over")
         return None
+
+    def unfinished(self) -> list[int]:
+        """Positions without a manifest, newest first: uploads that broke off, or the one that is under way."""
+        return self._positions(lambda files: MANIFEST not in files)
 
     def _complete(self) -> list[int]:
         """Positions that have a manifest, newest first."""
-        folders = [item.name.partition("/") for item in self.root.list()]
-        return sorted((int(folder.removeprefix("position-")) for folder, _, file in folders
-                       if file == MANIFEST and folder.startswith("position-")), reverse=True)
+        return self._positions(lambda files: MANIFEST in files)
+
+    def _positions(self, which: Callable[[set[str]], bool]) -> list[int]:
+        folders: dict[str, set[str]] = {}
+        for item in self.root.list():
+            folder, _, file = item.name.partition("/")
+            if re.fullmatch(r"position-\d+", folder):
+                folders.setdefault(folder, set()).add(file)
+        return sorted((int(folder.removeprefix("position-")) for folder, files in folders.items() if which(files)), reverse=True)
 
     def _read(self, position: int) -> tuple[dict[str, Any], bytes] | None:
         """(manifest, state); None if they are torn. A store that does not answer is an error, not a torn checkpoint."""

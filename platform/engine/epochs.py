@@ -91,10 +91,10 @@ class PhaseTrainer:
                 target = torch.from_numpy(work.labels[positions]).to(device())
                 output = engine(images)
                 loss, terms = phase.loss(output, target)
-                check_finite(loss, terms, f"in {phase.name} epoch {epoch} step {steps} on rank {rank}",
-                             f"Lower {phase.name}.learning_rate")
+                where, advice = f"in {phase.name} epoch {epoch + 1} step {steps + 1}", f"Lower {phase.name}.learning_rate"
+                check_finite(loss, terms, f"{where} on rank {rank}", advice)
                 engine.backward(loss)
-                zero.step(engine, self.deepspeed)
+                zero.step(engine, self.deepspeed, where, advice)
                 statistics.add(norms.micro_batch_done())
                 means.add({"loss": loss} | terms)
                 remembered = phase.remembered(output)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from platform.engine.checkpoints import BackgroundWriter, CheckpointStore, Found
+from platform.engine.checkpoints import BackgroundWriter, CheckpointConfig, CheckpointStore, Found
 from platform.engine.collectives import broadcast_object, broadcast_tensors
 from platform.engine.consolidation import consolidate
 from platform.engine.consolidation import restore as restore_engine
@@ -16,6 +16,7 @@ from platform.engine.patience import patiently
 from platform.engine.plan import Plan
 from platform.engine.runs import environment
 from platform.engine.steps import StepBatchNorm
+from platform.engine.storage import open_storage
 from platform.engine.tracking import Tracker
 from reidssl.objectives.base import Objective
 
@@ -49,21 +50,41 @@ class Newest(NamedTuple):
     """Rank 0's alone."""
 
 
-def find_newest(store: CheckpointStore, plan: Plan) -> Newest:
-    """Collective: rank 0 reads the checkpoint from which the run continues. UserError if it was trained on other images."""
+def find_newest(store: CheckpointStore, plan: Plan, config: CheckpointConfig, global_batch: int) -> Newest:
+    """Collective: rank 0 reads the checkpoint from which the run continues, or begins (`resume_from`).
+
+    Raises UserError if it was trained on other images, or stands where no step of this run ends.
+    """
     found: Found | None = None
     if torch.distributed.get_rank() == 0:
-        found = patiently(store.newest, store.root.config.patience_s, report_line)
+        found = patiently(lambda: _newest_of(store, config), store.root.config.patience_s, report_line)
     position, metadata = broadcast_object((found.position, found.metadata) if found else (0, {}))
     if position and metadata["data"] != plan.checksum:
         raise UserError(f"the images under data.uri, or their selection, are not those that {store.root.uri} was trained "
                         "on: bring them back, or choose another output")
-    if found:
-        for name in found.torn:
-            report_line(f"checkpoint {name} is torn (an upload that did not finish) and was passed over")
-        workers = torch.distributed.get_world_size()
-        report_line(f"continuing from {position:,} samples seen with {workers} worker{'s' * (workers > 1)} ({store.root.uri})")
+    if position % global_batch:
+        raise UserError(f"the checkpoint has seen {position:,} samples, no multiple of this run's global batch of "
+                        f"{global_batch}: keep stream.micro_batch * stream.micro_batches_per_step, or resume_position elsewhere")
     return Newest(position, metadata, found.payload if found else None)
+
+
+def _newest_of(store: CheckpointStore, config: CheckpointConfig) -> Found | None:
+    """This run's own, else that of `resume_from`; says which, and what was torn."""
+    found, origin = store.newest(), store
+    if found is None and config.resume_from:
+        origin = CheckpointStore(open_storage(config.resume_from, store.root.config) / "checkpoints")
+        found = origin.newest(config.resume_position)
+        if found is None:
+            there = f" at or before {config.resume_position:,} samples" * (config.resume_position > 0)
+            raise UserError(f"there is no checkpoint under {origin.root.uri}{there}: checkpoint.resume_from must be the folder "
+                            "of a pre-training run")
+    for name in found.torn if found else [f"position-{position:012d}" for position in store.unfinished()]:
+        report_line(f"checkpoint {name} is torn (an upload that did not finish) and was passed over")
+    if found:
+        workers = torch.distributed.get_world_size()
+        report_line(f"continuing from {found.position:,} samples seen with {workers} worker{'s' * (workers > 1)} "
+                    f"({origin.root.uri})")
+    return found
 
 
 def restore(newest: Newest, engine: Any, objective: Objective, norms: StepBatchNorm) -> None:

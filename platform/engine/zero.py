@@ -1,6 +1,7 @@
 """DeepSpeed around the model: build the engine, set its schedules by hand, step."""
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from platform.engine.partitions import partitions
+from platform.engine.errors import UserError
+from platform.engine.partitions import is_partitioned, partitions
 from reidssl.optim import clip_per_tensor_
 
 
@@ -48,14 +50,15 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: Dee
     # gloo does the communication on CPU; DeepSpeed's shared-memory kernels would be compiled here on first use.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     world = dist.get_world_size()
+    stage = config.zero_stage if world > 1 else 0
     settings = {
         "train_batch_size": micro_batch * accumulation * world,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
-        "zero_optimization": {"stage": config.zero_stage if world > 1 else 0, "stage3_param_persistence_threshold": 1000},
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 1000},
         # Not DeepSpeed's "bf16": it casts the weights of batch norms and not their statistics, which then do not fit.
         "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16", "lower_precision_safe_modules": []},
-        "gradient_clipping": 0.0 if config.clip_per_tensor else config.clip,
+        "gradient_clipping": config.clip if stage else 0.0,  # whole gradients are clipped in `step`, which looks at their norm
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
@@ -80,14 +83,30 @@ def set_schedules(engine: Any, learning_rate: float, weight_decay: float | None 
                 group["lr"] = group["weight_decay"] = 0.0
 
 
-def step(engine: Any, config: DeepSpeedConfig) -> None:
-    """After every backward pass; updates the weights after the last one of a step, clipped as configured."""
+def step(engine: Any, config: DeepSpeedConfig, where: str, advice: str) -> None:
+    """After every backward pass; updates the weights after the last one of a step, clipped as configured.
+
+    Raises UserError, on all workers and with the weights as they were, if the gradients are not finite.
+    """
     last = engine.is_gradient_accumulation_boundary()
-    if last and config.clip_per_tensor and config.clip > 0:
-        clip_per_tensor_(engine.module.parameters(), config.clip)
+    whole = not is_partitioned(engine)
+    if last and whole:
+        if config.clip_per_tensor and config.clip > 0:
+            norm = clip_per_tensor_(engine.module.parameters(), config.clip)
+        else:
+            norm = nn.utils.clip_grad_norm_(engine.module.parameters(), config.clip or math.inf)
+        _check_norm(norm, where, advice)
     engine.step()
+    if last and not whole:
+        _check_norm(engine.get_global_grad_norm(), where, advice)  # DeepSpeed has passed over the update then
     if last:
         for part in partitions(engine):
             if part.group.get("rests") and "step" in part.state:
                 # Adam's moments stayed zero; a count that had run on would make its first real steps several times too long.
                 part.state["step"].zero_()
+
+
+def _check_norm(norm: Any, where: str, advice: str) -> None:
+    if not math.isfinite(float(norm)):
+        raise UserError(f"the gradients are not finite {where} (norm {float(norm):.4g}); the weights were left as they were. "
+                        f"{advice}")

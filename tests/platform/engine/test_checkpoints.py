@@ -67,12 +67,25 @@ def test_a_torn_newest_is_passed_over(root, damage):
     assert found.payload["student"]["parameters"]["weight"][0, 0] == 1
 
 
-def test_an_upload_without_manifest_is_not_there(root):
+def test_an_upload_that_broke_off_is_passed_over_named_and_deleted_by_the_next(root):
     store = CheckpointStore(root)
+    (root / "position-000000000050" / STATE).write_bytes(b"half")
+    assert store.newest() is None and store.unfinished() == [50]
     store.save(100, payload(1), {})
+    assert positions(root) == ["position-000000000100"]
     (root / "position-000000000200" / STATE).write_bytes(b"half")
     found = store.newest()
-    assert found.position == 100 and found.torn == ()
+    assert found.position == 100 and found.torn == ("position-000000000200",)
+    store.save(150, payload(2), {})
+    assert positions(root) == ["position-000000000100", "position-000000000150"]
+
+
+def test_the_newest_up_to_a_position(root):
+    store = CheckpointStore(root, keep=3)
+    for position in (100, 200, 300):
+        store.save(position, payload(position), {})
+    assert [store.newest(at_most).position for at_most in (0, 300, 299, 200, 100)] == [300, 300, 200, 200, 100]
+    assert store.newest(99) is None
 
 
 def test_all_torn_is_an_error_that_says_what_to_do(root):

@@ -121,3 +121,11 @@ def test_weight_decay_schedule_may_start_at_zero_and_spares_the_other_group():
         set_schedules(Engine, 0.5, decay)
         assert [group["weight_decay"] for group in Engine.optimizer.param_groups] == [decay, 0.0]
     assert [group["lr"] for group in Engine.optimizer.param_groups] == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_gradients_that_are_not_finite_stop_before_the_update(seen, stage):
+    """Though the loss is finite, and only one process has them."""
+    for world in (1, 2):
+        assert seen[world][f"zero{stage} refusal of gradients"].startswith("the gradients are not finite at step 2 (norm ")
+        assert seen[world][f"zero{stage} moved by them"] == 0.0

@@ -88,10 +88,26 @@ def steps(engine, config: DeepSpeed, first: int, last: int) -> list[float]:
             loss = loss_of(engine, step, index)
             total += loss.detach()
             engine.backward(loss)
-            zero.step(engine, config)
+            zero.step(engine, config, f"at step {step}", "Stop")
         dist.all_reduce(total)
         losses.append(float(total) / MICRO_BATCHES)
     return losses
+
+
+def broken_step(engine, config: DeepSpeed) -> str:
+    """A step in which the loss of the last process is finite and its gradients are not; what is said of it."""
+    last = dist.get_rank() == dist.get_world_size() - 1
+    try:
+        for index in range(dist.get_rank(), MICRO_BATCHES, dist.get_world_size()):
+            loss = loss_of(engine, 1, index)
+            if last:
+                loss = loss + (loss - loss.detach()).abs().sqrt()  # 0, with a slope of 0 * infinity
+            assert torch.isfinite(loss)
+            engine.backward(loss)
+            zero.step(engine, config, "at step 2", "Stop")
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def largest_difference(one: dict, other: dict) -> float:
@@ -142,6 +158,16 @@ def main(rank: int, world: int, folder: Path) -> None:
         engine = engine_for(config, "adamw")
         restore(engine, load_of_other(folder, f"zero{source}-adamw", world))
         seen[f"zero{source} to zero{target}"] = steps(engine, config, CUT, STEPS)
+    for stage in range(4):
+        config = DeepSpeed(zero_stage=stage, clip=0.5)
+        engine = engine_for(config, "adamw")
+        steps(engine, config, 0, 1)
+        before = consolidate(engine)
+        seen[f"zero{stage} refusal of gradients"] = broken_step(engine, config)
+        after = consolidate(engine)
+        if rank == 0:
+            statistics = {"buffers": before["buffers"]}  # each forward pass moves them
+            seen[f"zero{stage} moved by them"] = largest_difference(before, after | statistics)
     try:
         restore(engine_for(DeepSpeed(), "adamw", width=9), load_of_other(folder, "zero1-adamw", world))
     except UserError as error:
