@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from sklearn.cluster import DBSCAN
 
-from reidssl.clustering.compiled import kernel
+from reidssl.compiled import kernel
 
 
 def reciprocal_sets(ranks: np.ndarray, k: int) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Parameter groups and gradient clipping, as the released recipes have them."""
+"""Parameter groups, optimisers and gradient clipping, as the released recipes have them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,32 @@ import torch
 from torch import Tensor
 
 NamedParameters = Iterable[tuple[str, torch.nn.Parameter]]
+OPTIMIZERS = ("adamw", "sgd", "lars")
+
+
+def build_optimizer(name: str, groups: list[dict[str, Any]], lr: float, momentum: float = 0.9,
+                    beta2: float = 0.999) -> torch.optim.Optimizer:
+    """The optimiser of that name over parameter groups, as `parameter_groups` and `sgd_groups` give them.
+
+    adamw: decoupled weight decay (arXiv 1711.05101), betas (momentum, beta2), eps 1e-8.
+    sgd: v = momentum * v + g + decay * w;  w = w - lr * v.
+    lars (arXiv 1708.03888, equation 6, as timm computes it): for each tensor of a group with weight decay
+        v = momentum * v + r * (g + decay * w);  w = w - lr * v;  r = 0.001 |w| / (|g| + decay |w| + 1e-8)
+    with r = 1 where w or g is 0. A group without decay (biases, norms) is plain SGD.
+
+    Args:
+        lr: of groups that have no "lr" of their own; loops with a schedule overwrite it.
+        beta2: AdamW's alone.
+    """
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=(momentum, beta2))
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum)
+    if name == "lars":
+        from timm.optim import Lars  # here: importing all of timm's optimisers takes a while
+
+        return Lars(groups, lr=lr, momentum=momentum)
+    raise ValueError(f"name must be one of {', '.join(OPTIMIZERS)}: got {name!r}")
 
 
 def parameter_groups(named_parameters: NamedParameters, weight_decay: float,
@@ -104,12 +130,29 @@ def clip_per_tensor_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
         Scalar, the largest norm before clipping; 0 without any gradient. Nothing is read back from the
         device.
     """
-    if max_norm <= 0:
-        raise ValueError(f"max_norm must be positive: got {max_norm}")
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not gradients:
-        return torch.zeros(())
-    norms = torch.stack([gradient.float().norm() for gradient in gradients])
+    gradients, norms = _gradient_norms(parameters, max_norm)
     for gradient, scale in zip(gradients, (max_norm / (norms + 1e-6)).clamp(max=1.0), strict=True):
         gradient.mul_(scale)
-    return norms.max()
+    return norms.max() if gradients else torch.zeros(())
+
+
+@torch.no_grad()
+def clip_global_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scale all gradients by one factor so that the norm of them together is at most `max_norm`.
+
+    Returns:
+        Scalar, that norm before clipping; 0 without any gradient. Nothing is read back from the device.
+    """
+    gradients, norms = _gradient_norms(parameters, max_norm)
+    total = norms.norm()
+    for gradient in gradients:
+        gradient.mul_((max_norm / (total + 1e-6)).clamp(max=1.0))
+    return total
+
+
+def _gradient_norms(parameters: Iterable[Tensor], max_norm: float) -> tuple[list[Tensor], Tensor]:
+    """The gradients that there are, and the norm of each, float32 (n,)."""
+    if not max_norm > 0:
+        raise ValueError(f"max_norm must be positive: got {max_norm}")
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return gradients, torch.stack([gradient.float().norm() for gradient in gradients]) if gradients else torch.zeros(0)

@@ -12,6 +12,13 @@ class Cosine:
 
     With warmup 0 it begins at `base`; past `total` it stays at `final`. Serves learning rate, weight decay
     and the teacher's momentum alike (they may rise or fall).
+
+    `step` is the distance between two calls (samples per optimiser step). With it the schedule is the released one at every step:
+    the last step of the warm-up is at `base` already and the first of the cosine repeats it, as in
+
+        np.concatenate([np.linspace(start, base, W), final + (base - final) * (1 + np.cos(np.pi * np.arange(R) / R)) / 2])
+
+    for W warm-up steps and R others. With step 0 the warm-up is that of continuous time, which comes to `base` at its end.
     """
 
     base: float
@@ -19,8 +26,11 @@ class Cosine:
     total: float
     warmup: float = 0.0
     start: float = 0.0
+    step: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.step < 0:
+            raise ValueError(f"step must be 0 (continuous) or positive: got {self.step}")
         if self.total <= 0:
             raise ValueError(f"total must be positive: got {self.total}")
         if not 0 <= self.warmup <= self.total:
@@ -28,7 +38,9 @@ class Cosine:
 
     def __call__(self, seen: float) -> float:
         if seen < self.warmup:
-            return self.start + (self.base - self.start) * seen / self.warmup
+            rising = self.warmup - self.step
+            share = min(seen / rising, 1.0) if rising > 0 else 0.0  # a warm-up of one step stays at its start
+            return self.start + (self.base - self.start) * share
         if seen >= self.total:
             return self.final
         share = (seen - self.warmup) / (self.total - self.warmup)

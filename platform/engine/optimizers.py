@@ -8,10 +8,8 @@ import torch
 from torch import nn
 
 from reidssl.models.reid import ReidModel
-from reidssl.optim import decay_by_layer, parameter_groups, sgd_groups
+from reidssl.optim import OPTIMIZERS, build_optimizer, decay_by_layer, parameter_groups, sgd_groups
 from reidssl.schedules import Cosine
-
-NAMES = ("adamw", "sgd", "lars")
 
 
 @dataclass(kw_only=True)
@@ -36,8 +34,8 @@ class OptimizerConfig:
     """First momentum, of all three."""
 
     def __post_init__(self) -> None:
-        if self.name not in NAMES:
-            raise ValueError(f"name must be one of {', '.join(NAMES)}: got '{self.name}'")
+        if self.name not in OPTIMIZERS:
+            raise ValueError(f"name must be one of {', '.join(OPTIMIZERS)}: got '{self.name}'")
         for name in ("learning_rate", "learning_rate_final", "warmup_epochs", "weight_decay", "weight_decay_final"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative: got {getattr(self, name)}")
@@ -56,7 +54,7 @@ class Schedules:
                  total: int) -> None:
         peak = optimizer.learning_rate * global_batch / 256
         warmup = min(optimizer.warmup_epochs * samples_per_epoch, total / 2)  # a short run still gets its cosine
-        self.learning_rate = Cosine(peak, optimizer.learning_rate_final, total, warmup)
+        self.learning_rate = Cosine(peak, optimizer.learning_rate_final, total, warmup, step=global_batch)
         self.weight_decay = Cosine(optimizer.weight_decay, optimizer.weight_decay_final, total)
         self.teacher_momentum = Cosine(teacher_momentum, 1.0, total)
 
@@ -68,13 +66,7 @@ def pretraining_optimizer(config: OptimizerConfig, named_parameters: Iterable[tu
     may_rest: ends of the names of parameters that are held for a part of the run.
     """
     groups = parameter_groups(named_parameters, 1.0, may_rest)  # 1: these groups follow the schedule
-    if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=0.0, betas=(config.momentum, config.beta2))
-    if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum)
-    from timm.optim import Lars
-
-    return Lars(groups, lr=0.0, momentum=config.momentum)
+    return build_optimizer(config.name, groups, 0.0, config.momentum, config.beta2)
 
 
 def finetuning_optimizer(config: Any, model: ReidModel) -> torch.optim.Optimizer:
@@ -84,5 +76,6 @@ def finetuning_optimizer(config: Any, model: ReidModel) -> torch.optim.Optimizer
 
     if config.optimizer == "sgd":
         groups = sgd_groups(model.named_parameters(), config.learning_rate, config.weight_decay)
-        return torch.optim.SGD(layered(groups), lr=config.learning_rate, momentum=0.9)
-    return torch.optim.AdamW(layered(parameter_groups(model.named_parameters(), config.weight_decay)), lr=config.learning_rate)
+    else:
+        groups = parameter_groups(model.named_parameters(), config.weight_decay)
+    return build_optimizer(config.optimizer, layered(groups), config.learning_rate)

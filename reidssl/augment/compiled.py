@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from reidssl.augment.colour import JITTER_ORDERS, LUMA
-from reidssl.clustering.compiled import kernel, over_blocks
+from reidssl.compiled import kernel, over_blocks
 
 _ORDERS = np.array(JITTER_ORDERS, dtype=np.int64)  # (24, 4): which operator comes first, second, ...
 _RED, _GREEN, _BLUE = (np.float32(weight) for weight in LUMA)

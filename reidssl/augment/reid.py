@@ -103,6 +103,7 @@ class ReidAugment:
         corners = np.floor(noise_draws * (height, width)).astype(np.int64)
         if config.erasing_noise:
             self._noise = self._noise.to(images.device)
+        # Slices are views, so a rectangle is one copy; places of single pixels for all of them at once are ten times as slow.
         for sample in np.flatnonzero(chosen):  # an empty box erases nothing
             top, left, box_height, box_width = boxes[sample]
             target = images[sample, :, top : top + box_height, left : left + box_width]

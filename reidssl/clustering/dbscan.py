@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
-from reidssl.clustering.compiled import kernel
 from reidssl.clustering.neighbours import Array
+from reidssl.compiled import kernel
 
 
 def dbscan(distances: sp.csr_matrix, eps: float, min_samples: int) -> Array:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reidssl.clustering.compiled import one_torch_thread_each, over_blocks
 from reidssl.clustering.neighbours import Neighbours, nearest
 from reidssl.clustering.selecting import select_visitors
+from reidssl.compiled import one_torch_thread_each, over_blocks
 
 IMAGES_PER_GROUP = 39
 """Fewest images for each of FAISS's k-means centres to be trained without a warning."""

@@ -19,8 +19,8 @@ import numpy as np
 import scipy.sparse as sp
 from torch import Tensor
 
-from reidssl.clustering.compiled import kernel, over_blocks
 from reidssl.clustering.neighbours import Array, Neighbours, knn, self_first, unit_rows
+from reidssl.compiled import kernel, over_blocks
 
 
 def sparse_jaccard(

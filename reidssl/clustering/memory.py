@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reidssl.losses.checks import check_labels
+from reidssl.precision import no_autocast
+
 
 class ClusterMemory(nn.Module):
     """Contrastive loss against the clusters' vectors, and their momentum update.
@@ -55,9 +58,13 @@ class ClusterMemory(nn.Module):
         Args:
             features: float (B, D), normalised here.
             labels: int64 (B,) in [0, C).
+
+        Returns:
+            Scalar float32, under autocast too; not finite where a feature is not.
         """
-        self._check(labels)
-        similarities = F.normalize(features.float(), dim=1) @ self.centroids.T
+        self._check(features, labels)
+        with no_autocast(features):
+            similarities = F.normalize(features.float(), dim=1) @ self.centroids.T
         if self.groups is None:
             return F.cross_entropy(similarities / self.temperature, labels)
         together = (self.groups[labels][:, None] == self.groups).float()
@@ -68,10 +75,16 @@ class ClusterMemory(nn.Module):
         """Move the vectors of the labels that occur: new = unit(momentum * old + (1 - momentum) * feature).
 
         Plain: feature by feature in the order given, for each cluster by itself. Hard: once per cluster, with
-        the feature least similar to the old vector (the first of equal ones). Arguments as in `forward`.
+        the feature least similar to the old vector (the first of equal ones). Arguments as in `forward`. ValueError, and nothing
+        is moved, where a feature is not finite: its cluster would be lost for the rest of the run.
         """
-        self._check(labels)
+        self._check(features, labels)
         features = F.normalize(features.detach().float(), dim=1)
+        finite = features.isfinite().all(dim=1)
+        if not bool(finite.all()):
+            broken = (~finite).nonzero()[:, 0].tolist()
+            raise ValueError(f"features must be finite: {len(broken)} of {len(features)} have NaN or infinite values, the first "
+                             f"in row {broken[0]}; the model has diverged, lower the learning rate")
         if self.hard:
             similarities = (features * self.centroids[labels]).sum(dim=1)
             order = similarities.argsort(stable=True)
@@ -89,9 +102,9 @@ class ClusterMemory(nn.Module):
             new = self.momentum * old + (1.0 - self.momentum) * features[chosen]
             self.centroids[labels[chosen]] = F.normalize(new, dim=1)
 
-    def _check(self, labels: Tensor) -> None:
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.centroids):
-            raise ValueError(
-                f"labels must be in [0, {len(self.centroids)}): got {int(labels.min())} to "
-                f"{int(labels.max())}; drop outliers (-1) first"
-            )
+    def _check(self, features: Tensor, labels: Tensor) -> None:
+        clusters, width = self.centroids.shape
+        if labels.ndim != 1 or features.shape != (len(labels), width):
+            raise ValueError(f"expected features (B, {width}) and labels (B,): got {tuple(features.shape)} and "
+                             f"{tuple(labels.shape)}")
+        check_labels(labels, clusters, "; drop outliers (-1) first", wait=True)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reidssl.clustering.compiled import over_blocks
 from reidssl.clustering.selecting import select_columns, select_rows
+from reidssl.compiled import over_blocks
 
 Array = np.ndarray
 Neighbours = tuple[Array, Array]

@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from reidssl.clustering.compiled import kernel, over_blocks
 from reidssl.clustering.index import in_order
 from reidssl.clustering.neighbours import Array, Neighbours, unit_rows
 from reidssl.clustering.selecting import insert
+from reidssl.compiled import kernel, over_blocks
 
 BLOCK = 8192  # rows that share one note of what was looked at
 

@@ -6,7 +6,7 @@ rising order, and only a larger score displaces another, so equal scores keep th
 
 from __future__ import annotations
 
-from reidssl.clustering.compiled import kernel
+from reidssl.compiled import kernel
 
 STRETCH = 64
 

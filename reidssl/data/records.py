@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -26,6 +27,17 @@ class LayoutError(ValueError):
 
 class LayoutWarning(UserWarning):
     """The layout can be read, but it is not the data set as published."""
+
+
+def list_files(root: str | os.PathLike[str]) -> list[str]:
+    """All files below a local folder as the layouts' `index` functions take them: sorted, relative, with forward slashes.
+
+    Links to folders are followed. Raises NotADirectoryError where `root` is no folder.
+    """
+    if not Path(root).is_dir():
+        raise NotADirectoryError(f"{os.fspath(root)} is no folder: name the one that the data set was unpacked into")
+    return sorted(Path(parent, name).relative_to(root).as_posix()
+                  for parent, _, names in os.walk(root, followlinks=True) for name in names)
 
 
 def is_image(path: str) -> bool:

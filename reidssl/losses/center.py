@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from reidssl.losses.checks import check_labels
+
 
 class CenterLoss(nn.Module):
     """Half the mean squared distance of features to the centres of their identities; the centres follow the features.
@@ -38,15 +40,24 @@ class CenterLoss(nn.Module):
             features: float (B, D), not normalised in the paper.
             labels: int64 (B,) in [0, C).
         """
+        self._check(features, labels)
         return 0.5 * (features.float() - self.centers[labels]).square().sum(dim=1).mean()
 
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> None:
         """c_j <- c_j - rate * sum over images i of identity j of (c_j - x_i) / (1 + their number) (paper, equation 4)."""
+        self._check(features, labels)
         counts = torch.zeros(len(self.centers), 1, device=self.centers.device)
         counts.index_add_(0, labels, torch.ones(len(labels), 1, device=counts.device))
         sums = torch.zeros_like(self.centers).index_add_(0, labels, features.to(self.centers))
         self.centers -= self.rate * (counts * self.centers - sums) / (1.0 + counts)
+
+    def _check(self, features: Tensor, labels: Tensor) -> None:
+        classes, width = self.centers.shape
+        if labels.ndim != 1 or features.shape != (len(labels), width):
+            raise ValueError(f"expected features (B, {width}) and labels (B,): got {tuple(features.shape)} and "
+                             f"{tuple(labels.shape)}")
+        check_labels(labels, classes)
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore `state_dict()`; ValueError where it belongs to other identities or another width."""

@@ -2,7 +2,7 @@
 
 Each takes the cosines of B features to C class vectors (`ReidModel` with cosine=True gives them as its logits), makes the
 own identity harder to reach by `margin`, scales by `scale`, and ends in the same cross-entropy as `identity_loss`.
-Shapes: B images, C identities.
+Half types are widened first: a scale of 64 would leave cosines in bf16 steps of 0.25. Shapes: B images, C identities.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reidssl.losses.checks import check_labels
 from reidssl.losses.identity import identity_loss
+from reidssl.precision import widened
 
 
 def arcface_loss(cosines: Tensor, labels: Tensor, scale: float, margin: float, label_smoothing: float = 0.0) -> Tensor:
@@ -31,9 +33,9 @@ def arcface_loss(cosines: Tensor, labels: Tensor, scale: float, margin: float, l
         label_smoothing: as in `identity_loss`.
 
     Returns:
-        Scalar, 0 or more.
+        Scalar float32 (float64 for float64 cosines), 0 or more.
     """
-    _check(cosines, labels, scale, margin, math.pi)
+    cosines = _checked(cosines, labels, scale, margin, math.pi)
     own = cosines.gather(1, labels[:, None])
     sines = (1.0 - own.square()).clamp(min=1e-9).sqrt()  # the clamp keeps the gradient of the root finite at 0
     moved = own * math.cos(margin) - sines * math.sin(margin)
@@ -46,7 +48,7 @@ def cosface_loss(cosines: Tensor, labels: Tensor, scale: float, margin: float, l
 
     Arguments as for `arcface_loss`; margin in [0, 2), 0.2 to 0.4 is usual.
     """
-    _check(cosines, labels, scale, margin, 2.0)
+    cosines = _checked(cosines, labels, scale, margin, 2.0)
     own = F.one_hot(labels, cosines.shape[1]).to(cosines.dtype)
     return identity_loss(scale * (cosines - margin * own), labels, label_smoothing)
 
@@ -61,7 +63,7 @@ def circle_loss(cosines: Tensor, labels: Tensor, scale: float, margin: float, la
     where the relu factors are weights without gradient: what is far from its goal pulls harder. Arguments as for
     `arcface_loss`; margin in [0, 1), 0.25 to 0.35 and a scale of 64 to 256 are usual.
     """
-    _check(cosines, labels, scale, margin, 1.0)
+    cosines = _checked(cosines, labels, scale, margin, 1.0)
     own = F.one_hot(labels, cosines.shape[1]).bool()
     constant = cosines.detach()
     reached = (1.0 + margin - constant).clamp(min=0.0) * (cosines - (1.0 - margin))
@@ -74,10 +76,13 @@ MARGIN_LOSSES: dict[str, MarginLoss] = {"arcface": arcface_loss, "cosface": cosf
 LARGEST_MARGIN = {"arcface": math.pi, "cosface": 2.0, "circle": 1.0}
 
 
-def _check(cosines: Tensor, labels: Tensor, scale: float, margin: float, too_much: float) -> None:
+def _checked(cosines: Tensor, labels: Tensor, scale: float, margin: float, too_much: float) -> Tensor:
+    """The cosines, half types widened. ValueError for what no formula here takes."""
     if cosines.ndim != 2 or labels.shape != cosines.shape[:1]:
         raise ValueError(f"expected cosines (B, C) and labels (B,): got {tuple(cosines.shape)} and {tuple(labels.shape)}")
     if scale <= 0:
         raise ValueError(f"scale must be positive: got {scale}")
     if not 0.0 <= margin < too_much:
         raise ValueError(f"margin must be in [0, {too_much:.4g}): got {margin}")
+    check_labels(labels, cosines.shape[1])
+    return widened(cosines)

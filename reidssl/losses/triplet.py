@@ -6,27 +6,35 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reidssl.precision import no_autocast, widened
+
 
 def batch_hard(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Distance of each anchor to its farthest positive and to its nearest negative.
 
-    An anchor counts as its own positive (distance 1e-6), so an identity with a single image is allowed.
+    An anchor counts as its own positive (distance 1e-6), so an identity with a single image is allowed. Half types are widened
+    and autocast is left: a distance is the difference of large squares.
 
     Args:
         features: float (B, D), not normalised in the recipe.
-        labels: int64 (B,); at least two different ones.
+        labels: integer (B,); at least two different ones.
 
     Returns:
-        Two float (B,): hardest positive and hardest negative Euclidean distance.
+        Two (B,), float64 for float64 features and float32 for others: hardest positive and hardest negative Euclidean distance.
     """
+    if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
+        raise ValueError("expected features (B, D) and labels (B,) of at least one image: got "
+                         f"{tuple(features.shape)} and {tuple(labels.shape)}")
     same = labels[:, None] == labels[None, :]
     if bool(same.all(dim=1).any()):
         raise ValueError(
             f"a triplet needs images of another identity: the batch of {len(labels)} has only one; "
             "sample several identities per batch"
         )
-    squares = features.square().sum(dim=1)
-    squared = squares[:, None] + squares[None, :] - 2 * features @ features.T
+    with no_autocast(features):
+        features = widened(features)
+        squares = features.square().sum(dim=1)
+        squared = squares[:, None] + squares[None, :] - 2 * features @ features.T
     distances = squared.clamp(min=1e-12).sqrt()  # the clamp keeps the gradient of the root finite at 0
     farthest_positive = distances.masked_fill(~same, -torch.inf).amax(dim=1)
     nearest_negative = distances.masked_fill(same, torch.inf).amin(dim=1)
@@ -40,9 +48,14 @@ def triplet_loss(features: Tensor, labels: Tensor, margin: float | None = None) 
 
     Args:
         features: float (B, D): in the recipe the feature before the batch-norm neck.
-        labels: int64 (B,); at least two different ones.
-        margin: None for the soft margin, the recipe's choice.
+        labels: integer (B,); at least two different ones.
+        margin: 0 or more; None for the soft margin, the recipe's choice.
+
+    Returns:
+        Scalar of the type of `batch_hard`'s distances, 0 or more.
     """
+    if margin is not None and not margin >= 0:
+        raise ValueError(f"margin must be 0 or more, or None for the soft one: got {margin}")
     positive, negative = batch_hard(features, labels)
     if margin is None:
         return F.softplus(positive - negative).mean()

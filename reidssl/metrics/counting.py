@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from reidssl.clustering.compiled import kernel
+from reidssl.compiled import kernel
 
 
 @kernel

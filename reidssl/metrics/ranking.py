@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reidssl.clustering.compiled import over_blocks
 from reidssl.clustering.neighbours import Array, knn, top_scores, unit_rows
+from reidssl.compiled import over_blocks
 from reidssl.metrics.counting import count_rows
 
 ScoreBlocks = Iterable[tuple[int, Tensor]]

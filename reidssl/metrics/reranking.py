@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reidssl.clustering.compiled import kernel
 from reidssl.clustering.jaccard import jaccard_rows, query_expansion, reciprocal_vectors
 from reidssl.clustering.neighbours import Array, nearest_among, unit_rows
+from reidssl.compiled import kernel
 from reidssl.metrics.ranking import RankingMetrics, labels_of, rank_blocks
 
 

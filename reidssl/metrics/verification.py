@@ -11,8 +11,8 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
-from reidssl.clustering.compiled import kernel, over_blocks
 from reidssl.clustering.neighbours import Array
+from reidssl.compiled import kernel, over_blocks
 from reidssl.metrics.ranking import cosine_blocks, labels_of
 
 FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,7 +94,7 @@ def read_checkpoint(source: Source | Checkpoint, weights: str = "") -> Checkpoin
     "state_dict", "model" or "student" (the first that is there), with `module.`, `backbone.` or `base.` before them.
 
     Args:
-        weights: the key to take instead, e.g. "student".
+        weights: the key to take instead, e.g. "student". A Checkpoint is returned as it was read.
 
     Raises ValueError that names the file and says what is wrong with it.
     """
@@ -120,21 +120,25 @@ def read_state_dict(source: Source, weights: str = "") -> dict[str, Tensor]:
 def load_vit(
     source: Source | Checkpoint,
     *,
-    hw_ratio: int | None = None,
+    weights: str = "",
+    hw_ratio: float | None = None,
     on_load: Callable[[LoadReport], object] | None = None,
     **changes: Any,
 ) -> Vit:
     """The backbone of a file of ours or a released one, in eval mode.
 
     Args:
+        weights: which of the models in a training checkpoint, e.g. "student"; empty as for `read_checkpoint`: the teacher.
         hw_ratio: height / width of the images that a released file was trained on, where its number of patches leaves
-            that open (16 could be 4 x 4 or 8 x 2) or is not understood. Our own files know it.
+            that open (16 could be 4 x 4 or 8 x 2) or is not understood. Our own files know it. As in the published rule it
+            counts only where the number of patches is not that of `image_size`.
         on_load: called with the report, e.g. `print`.
         changes: fields of VitConfig to change, e.g. drop_path=0.1 or image_size=(384, 128).
 
-    Raises ValueError for a file that is no ViT, CheckpointMismatch for one that does not fit `changes`.
+    Raises ValueError for a file that is no ViT or has values that are not finite, CheckpointMismatch for one that does not
+    fit `changes`.
     """
-    checkpoint = read_checkpoint(source)
+    checkpoint = read_checkpoint(source, weights)
     vit, source_grid = _build(checkpoint, hw_ratio, changes)
     report = load_into(vit, checkpoint.tensors, checkpoint.name, source_grid)
     if on_load:
@@ -145,33 +149,45 @@ def load_vit(
 def load_reid(
     source: Source | Checkpoint,
     *,
-    hw_ratio: int | None = None,
+    weights: str = "",
+    hw_ratio: float | None = None,
+    cosine: bool | None = None,
     on_load: Callable[[LoadReport], object] | None = None,
     **changes: Any,
 ) -> ReidModel:
     """The re-ID model of a file, in eval mode; arguments as for `load_vit`.
 
-    ValueError if the file is a backbone alone.
+    Neck and classifier must be whole and of the backbone's width, else CheckpointMismatch; only camera embeddings may differ
+    (`num_cameras`). ValueError if the file is a backbone alone.
+
+    Args:
+        cosine: whether the classifier gives cosines, as those trained with ArcFace, CosFace or circle loss do. None: what our
+            own files say, and linear for released ones, which do not tell.
     """
-    checkpoint = read_checkpoint(source)
+    checkpoint = read_checkpoint(source, weights)
     if not checkpoint.is_reid:
         raise ValueError(
             f"{checkpoint.name} is a backbone without neck, not a re-ID model; load it with load_vit and fine-tune it first"
         )
     vit, source_grid = _build(checkpoint, hw_ratio, changes)
     classifier = checkpoint.tensors.get("classifier.weight")
-    cosine = checkpoint.metadata.get("cosine") == "true"
-    model = ReidModel(vit, 0 if classifier is None else len(classifier), cosine=cosine)
-    report = load_into(model, checkpoint.tensors, checkpoint.name, source_grid)
+    if cosine is None:
+        cosine = checkpoint.metadata.get("cosine") == "true"
+    model = ReidModel(vit, 0 if classifier is None or not classifier.ndim else len(classifier), cosine=cosine)
+    report = load_into(model, checkpoint.tensors, checkpoint.name, source_grid, replaceable=("camera_embed",))
     if on_load:
         on_load(report)
     return model.eval()
 
 
-def _build(checkpoint: Checkpoint, hw_ratio: int | None, changes: dict[str, Any]) -> tuple[Vit, tuple[int, int]]:
+def _build(checkpoint: Checkpoint, hw_ratio: float | None, changes: dict[str, Any]) -> tuple[Vit, tuple[int, int]]:
     """An empty backbone for the file with `changes`, and the grid of the file's position embeddings."""
+    known = [field.name for field in fields(VitConfig)]
+    unknown = sorted(changes.keys() - set(known))
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)} cannot be changed: a backbone's configuration has {', '.join(known)}")
     if "vit" in checkpoint.metadata:
-        config = VitConfig(**json.loads(checkpoint.metadata["vit"]))
+        config = _stored_config(checkpoint)
     else:
         config = infer_vit_config(
             checkpoint.tensors,
@@ -181,3 +197,14 @@ def _build(checkpoint: Checkpoint, hw_ratio: int | None, changes: dict[str, Any]
             hw_ratio=hw_ratio,
         )
     return build_vit(replace(config, **changes)), config.grid(*config.image_size)
+
+
+def _stored_config(checkpoint: Checkpoint) -> VitConfig:
+    """What the header of a file of ours says; ValueError where it says nothing that we understand."""
+    try:
+        return VitConfig(**json.loads(checkpoint.metadata["vit"]))
+    except (ValueError, TypeError) as error:  # JSON that is broken; fields or types that are not ours
+        raise ValueError(
+            f"{checkpoint.name} has a \"vit\" entry in its header that is no configuration of a backbone ({error}): it was "
+            "written by another version, or changed since"
+        ) from error

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,13 @@ _PLAIN: list[Any] = [
 ]
 
 
+# Torch files are zip archives, or since before 1.6 pickles (of protocol 2 and up).
+_TORCH_BEGINNINGS = (b"PK\x03\x04", b"\x80")
+# What torch.load lets through on bytes that are no checkpoint.
+_DAMAGES = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError,
+            AssertionError, OverflowError, struct.error)
+
+
 def read_source(source: Source) -> tuple[bytes, str]:
     """A file's bytes, and a name for it in messages."""
     if isinstance(source, bytes):
@@ -44,20 +52,22 @@ def read_source(source: Source) -> tuple[bytes, str]:
 def read_content(data: bytes, name: str) -> Any:
     """What a safetensors or torch file holds, on the CPU: usually tensors by name, perhaps inside other dicts.
 
-    Raises ValueError saying what to do for a damaged file, and for one that needs more than plain values, naming the
-    class it asks for.
+    Raises ValueError saying what to do for a damaged file, for one that is no model at all, and for one that needs more than
+    plain values, naming the class it asks for.
     """
     if _is_safetensors(data):
         try:
             return safetensors.torch.load(data)
-        except SafetensorError as error:
+        except (SafetensorError, *_DAMAGES) as error:
             raise ValueError(f"{name} is a damaged safetensors file ({error}): fetch it again") from error
+    if len(data) < 2 or not data.startswith(_TORCH_BEGINNINGS):
+        raise ValueError(f"{name} is neither a safetensors nor a torch file{_what_instead(data)}")
     try:
         with torch.serialization.safe_globals(_PLAIN):
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError) as error:
+    except _DAMAGES as error:
         # "Unsupported global: GLOBAL some.module.Class was not ..." or "Unsupported class some.module.Class"
-        wanted = re.search(r"Unsupported (?:global: GLOBAL|class|operand:?) (\S+)", str(error))
+        wanted = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error))
         if wanted:
             raise ValueError(
                 f"{name} holds an object of {wanted[1]} and is refused: unpickling anything but plain tensors can run "
@@ -65,9 +75,23 @@ def read_content(data: bytes, name: str) -> Any:
                 "torch.save(checkpoint['state_dict'], 'weights.pth'), with the key under which they are"
             ) from error
         raise ValueError(
-            f"{name} is neither safetensors nor a torch file of plain tensors, or it is damaged "
+            f"{name} is neither a safetensors nor a torch file of plain tensors, or it is damaged "
             f"({type(error).__name__}): fetch it again"
         ) from error
+
+
+def _what_instead(data: bytes) -> str:
+    """What a file is that is no model, as far as its first bytes tell, and what to do."""
+    start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith(b"version https://git-lfs"):
+        return " but a Git LFS pointer, a few lines in the place of the file: run git lfs pull, or download the file itself"
+    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+        return " but a web page (HTML or XML), that around the download or its error message: fetch the file itself"
+    if start.startswith(b"\x1f\x8b"):
+        return " but gzip data: unpack it first"
+    if not data.strip(b"\0"):
+        return f" but {len(data)} zero bytes: a download that was not finished; fetch it again" if data else ": it is empty"
+    return ": fetch it again, or name another file"
 
 
 def read_header(data: bytes, name: str) -> dict[str, str]:
@@ -76,7 +100,7 @@ def read_header(data: bytes, name: str) -> dict[str, str]:
         return {}
     try:
         return dict(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {}))
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{name} is a damaged safetensors file ({error}): fetch it again") from error
 
 
@@ -96,7 +120,9 @@ def find_state_dict(content: Any, name: str, weights: str = "") -> dict[str, Ten
         if not wanted:
             break
         content, weights = content[wanted[0]], ""
-    if not content or not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+    if not content or not isinstance(content, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    ):
         raise ValueError(
             f"{name} holds no state dict: expected names with tensors, plain or under {', '.join(_WRAPPERS)}; "
             f"found {_keys(content)}"
@@ -105,7 +131,8 @@ def find_state_dict(content: Any, name: str, weights: str = "") -> dict[str, Ten
 
 
 def _is_safetensors(data: bytes) -> bool:
-    return data[8:9] == b"{"  # after 8 bytes of header length comes JSON
+    """After 8 bytes of header length comes JSON; the format allows 100 MB of it, and text read as a length gives more."""
+    return data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= 100_000_000
 
 
 def _keys(content: Any) -> str:

@@ -15,7 +15,7 @@ from reidssl.models.vit import Vit, VitConfig
 
 _SHOWN = 6
 # A new data set has its own identities and cameras: these may be missing, be left over, or have another size.
-_REPLACEABLE = ("bottleneck.", "classifier.", "camera_embed")
+REPLACEABLE = ("bottleneck.", "classifier.", "camera_embed")
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,13 @@ class CheckpointMismatch(ValueError):
         """Name -> (shape in the file, shape in the model), where they differ."""
         described = [f"{name} {file} in the file, {model} in the model" for name, (file, model) in shapes.items()]
         found = [_listed("missing", missing), _listed("unexpected", unexpected), _listed("of another shape", described)]
+        beside = all(name.startswith(REPLACEABLE) for name in (*missing, *unexpected, *shapes))
         super().__init__(
-            f"{source_name} does not fit this backbone (stem {config.stem}, width {config.width}, depth {config.depth}, "
-            f"patch_size {config.patch_size}, layer_scale {config.layer_scale:g}): {'; '.join(filter(None, found))}. "
-            "Give the stem, depth and width that it was trained with"
+            f"{source_name} does not fit this {'re-ID model' if beside else 'backbone'} (stem {config.stem}, "
+            f"width {config.width}, depth {config.depth}, patch_size {config.patch_size}, layer_scale {config.layer_scale:g}): "
+            f"{'; '.join(filter(None, found))}. "
+            + ("Its neck or classifier is not ours; load_vit takes the backbone alone" if beside
+               else "Give the stem, depth and width that it was trained with")
         )
 
 
@@ -82,20 +85,23 @@ def load_into(
     state_dict: Mapping[str, Tensor],
     source_name: str,
     source_grid: tuple[int, int] | None = None,
-    hw_ratio: int | None = None,
+    hw_ratio: float | None = None,
+    replaceable: tuple[str, ...] = REPLACEABLE,
 ) -> LoadReport:
     """Copy a checkpoint into a model, the position embeddings resized where the grids of patches differ.
 
-    Projection heads are left out. So are a neck, a classifier and camera embeddings of another size, since a new data
-    set needs new ones. Anything else that is missing, left over or of another shape means that the file is of another
-    model: CheckpointMismatch with the full lists, and the model stays as it was.
+    Projection heads are left out, and what is `replaceable` where it does not fit. Anything else that is missing, left over or
+    of another shape means that the file is of another model: CheckpointMismatch with the full lists, and the model stays as it
+    was. So it does where the file has numbers that are not finite: ValueError with their names.
 
     Args:
         state_dict: flat names, as `read_state_dict` gives them.
         source_name: for error messages.
         source_grid: (rows, columns) of the source's position embeddings. Where it is not given, as many patches as the
-            model has are taken to be its grid, and other numbers go by `hw_ratio`.
+            model has are taken to be its grid (so does the published code), and other numbers go by `hw_ratio`.
         hw_ratio: height / width of the images that the source was trained on, for the published rule of `pos_grid`.
+        replaceable: beginnings of the names that may be missing, be left over or have another shape. By default neck,
+            classifier and camera embeddings: a new data set needs new ones.
     """
     vit = model if isinstance(model, Vit) else model.backbone
     own = {to_flat(name): value for name, value in model.state_dict().items()}
@@ -108,22 +114,26 @@ def load_into(
             continue
         value = state_dict[name]
         if name == "pos_embed" and value.ndim == 3 and value.shape[-1] == target.shape[-1]:
-            if source_grid is None and (hw_ratio is not None or value.shape != target.shape):
+            if source_grid is None and value.shape != target.shape:
                 source_grid = pos_grid(value.shape[1] - 1, hw_ratio)
             if source_grid not in (None, own_grid):
                 grids = (source_grid, own_grid)
                 value = resize_pos_embed(value, own_grid, source_grid)
         if value.shape == target.shape:
             prepared[name] = value
-        elif not name.startswith(_REPLACEABLE):
+        elif not name.startswith(replaceable):
             shapes[name] = (tuple(value.shape), tuple(target.shape))
     absent = sorted(own.keys() - state_dict.keys())
     # Counters of batches came with torch 0.4; older files lack them and nothing depends on them.
-    missing = [name for name in absent if not name.startswith(_REPLACEABLE) and not name.endswith("num_batches_tracked")]
+    missing = [name for name in absent if not name.startswith(replaceable) and not name.endswith("num_batches_tracked")]
     extra = sorted(state_dict.keys() - own.keys())
-    unexpected = [name for name in extra if not is_head(name) and not name.startswith(_REPLACEABLE)]
+    unexpected = [name for name in extra if not is_head(name) and not name.startswith(replaceable)]
     if missing or unexpected or shapes:
         raise CheckpointMismatch(source_name, vit.config, missing, unexpected, shapes)
+    broken = sorted(name for name, value in prepared.items() if not bool(value.isfinite().all()))
+    if broken:
+        raise ValueError(f"{source_name} has values that are not finite (NaN or infinite) in {_listed('tensors', broken)}: its "
+                         "training diverged or the file is damaged; take an earlier checkpoint")
     with torch.no_grad():
         for name, value in prepared.items():
             own[name].copy_(value)

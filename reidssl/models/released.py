@@ -123,7 +123,7 @@ def resize_pos_embed(
     pos_embed: Tensor,
     grid: tuple[int, int],
     old_grid: tuple[int, int] | None = None,
-    hw_ratio: int | None = None,
+    hw_ratio: float | None = None,
 ) -> Tensor:
     """Position embeddings (1, 1 + n, D) of a checkpoint -> (1, 1 + rows * columns, D), bilinear, as the released code.
 
@@ -135,15 +135,15 @@ def resize_pos_embed(
     return torch.cat((pos_embed[:, :1], cells.flatten(2).transpose(1, 2)), dim=1)
 
 
-def pos_grid(num_patches: int, hw_ratio: int | None = None) -> tuple[int, int]:
+def pos_grid(num_patches: int, hw_ratio: float | None = None) -> tuple[int, int]:
     """(rows, columns) of a stored grid of n patches.
 
-    The published rule, for a height:width ratio r: rows = int(sqrt(n r)), columns = rows // r. Where no ratio is given,
-    the first of 1, 2, 3 and 4 whose grid has n cells. ValueError where there is none.
+    The published rule, for a height:width ratio r (a whole number, 2 or 2.0): rows = int(sqrt(n r)), columns = rows // r. Where
+    no ratio is given, the first of 1, 2, 3 and 4 whose grid has n cells. ValueError where there is none.
     """
-    if hw_ratio is not None and hw_ratio < 1:
-        raise ValueError(f"hw_ratio must be 1 (square) or more (height / width): got {hw_ratio}")
-    for ratio in (1, 2, 3, 4) if hw_ratio is None else (hw_ratio,):
+    if hw_ratio is not None and not (hw_ratio >= 1 and float(hw_ratio).is_integer()):
+        raise ValueError(f"hw_ratio must be 1 (square) or a larger whole number (height / width): got {hw_ratio}")
+    for ratio in (1, 2, 3, 4) if hw_ratio is None else (int(hw_ratio),):
         rows = math.isqrt(num_patches * ratio)
         if rows * (rows // ratio) == num_patches:
             return rows, rows // ratio
@@ -160,13 +160,13 @@ def infer_vit_config(
     *,
     image_size: tuple[int, int] | None = None,
     stride: int = 0,
-    hw_ratio: int | None = None,
+    hw_ratio: float | None = None,
 ) -> VitConfig:
     """The configuration of a checkpoint that does not carry one, from its shapes; attention heads of 64 channels.
 
     `image_size` and `stride` are what the caller is going to use: where their grid has as many patches as the
-    checkpoint, it is taken to be the checkpoint's own (so does the released code). Otherwise patches do not overlap and
-    `pos_grid` tells rows and columns.
+    checkpoint, it is taken to be the checkpoint's own, whatever `hw_ratio` says (so does the released code, which resizes only
+    where the numbers differ). Otherwise patches do not overlap and `pos_grid` tells rows and columns.
     """
     try:
         width = tensors["cls_token"].shape[-1]
@@ -197,7 +197,7 @@ def infer_vit_config(
         layer_scale=LAYER_SCALE if "blocks.0.ls1.gamma" in tensors else 0.0,
         num_cameras=len(tensors["camera_embed"]) if "camera_embed" in tensors else 0,
     )
-    if image_size is not None and hw_ratio is None:
+    if image_size is not None:
         wanted = replace(config, image_size=image_size, stride=stride)
         if math.prod(wanted.grid(*wanted.image_size)) == num_patches:
             return wanted

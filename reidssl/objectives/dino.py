@@ -93,8 +93,15 @@ def dino_loss(
     Returns:
         Scalar float32, 0 or more.
     """
-    num_images = len(student_logits) // num_crops
-    num_views = len(teacher_probabilities) // num_images
+    num_images, classes = len(student_logits) // max(num_crops, 1), teacher_probabilities.shape[-1]
+    num_views = len(teacher_probabilities) // max(num_images, 1)
+    fits = (student_logits.shape == (num_crops * num_images, classes)
+            and teacher_probabilities.shape == (num_views * num_images, classes))
+    if num_crops < 2 or not 1 <= num_views <= num_crops or not fits:
+        raise ValueError(
+            "expected student logits (V * B, K) and teacher probabilities (T * B, K) with V = num_crops, at least 2, and T at "
+            f"most V: got {tuple(student_logits.shape)} and {tuple(teacher_probabilities.shape)} with num_crops {num_crops}"
+        )
     with torch.autocast(student_logits.device.type, enabled=False):  # sums of 65,536 terms: always fp32
         logits = student_logits.float() / student_temperature
         log_partition = logits.logsumexp(dim=-1).view(num_crops, num_images).mean(dim=1)  # (V,)

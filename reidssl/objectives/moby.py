@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from reidssl.models.initialisation import seeded
 from reidssl.models.vit import Vit, VitConfig, build_vit
 from reidssl.objectives.base import MultiCropModel, Objective, ObjectiveOutput, Progress, StudentCall
+from reidssl.precision import no_autocast
 
 MOMENTUM_VIEWS = 2
 
@@ -101,7 +102,7 @@ class Moby(Objective):
             loss = 2 * mean over momentum views m and crops v != m of
                    - log softmax([q[v] . k[m], q[v] . queue[m]^T] / t)[own key]
 
-        With the two global crops alone this is the published sum of both directions.
+        With the two global crops alone this is the published sum of both directions. It is computed in fp32, under autocast too.
 
         Args:
             student_call: `self.student`, or an engine around it.
@@ -136,8 +137,9 @@ class Moby(Objective):
 
     def _scores(self, queries: Tensor, keys: Tensor, view: int) -> Tensor:
         """(B, 1 + Q): of each query with its own key of a momentum view, then with that view's queue."""
-        positive = (queries * keys).sum(dim=-1, keepdim=True)
-        return torch.cat((positive, queries @ self.queue[view].T), dim=-1) / self.config.temperature
+        with no_autocast(queries):
+            positive = (queries * keys).sum(dim=-1, keepdim=True)
+            return torch.cat((positive, queries @ self.queue[view].T), dim=-1) / self.config.temperature
 
     @torch.no_grad()
     def update(self, statistics: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> None:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from reidssl.models.initialisation import seeded
 from reidssl.models.vit import Vit, VitConfig, build_vit
 from reidssl.objectives.base import MultiCropModel, Objective, ObjectiveOutput, Progress, StudentCall
+from reidssl.precision import no_autocast
 
 MOMENTUM_VIEWS = 2
 
@@ -95,7 +96,10 @@ class MocoV3(Objective):
     def forward(self, student_call: StudentCall, crops: list[Tensor], progress: Progress) -> ObjectiveOutput:
         """Loss of one micro-batch.
 
-            loss = 2 t * mean over momentum views m and crops v != m of  - log softmax(q[v] . k[m]^T / t)[same image]
+            loss = 4 t * mean over momentum views m and crops v != m of  - log softmax(q[v] . k[m]^T / t)[same image]
+
+        With the two global crops alone this is the published ctr(q[0], k[1]) + ctr(q[1], k[0]), ctr = 2 t * cross-entropy. It is
+        computed in fp32, under autocast too.
 
         Args:
             student_call: `self.student`, or an engine around it.
@@ -113,13 +117,14 @@ class MocoV3(Objective):
         with torch.no_grad():
             teacher = self.teacher(crops[:MOMENTUM_VIEWS])
             keys = F.normalize(teacher.logits.float(), dim=-1).view(MOMENTUM_VIEWS, num_images, -1)
-        scores = torch.einsum("vbc,tnc->vtbn", queries, keys) / temperature
         pairs = [(v, t) for v in range(len(crops)) for t in range(MOMENTUM_VIEWS) if v != t]
+        with no_autocast(queries):
+            scores = torch.einsum("vbc,tnc->vtbn", queries, keys) / temperature
+            likeness = (keys[0] @ keys[1].T / temperature).softmax(dim=-1)
         chosen = torch.stack([scores[v, t] for v, t in pairs]).flatten(0, 1)  # (pairs * B, B)
         same = torch.arange(num_images, device=chosen.device).repeat(len(pairs))
-        loss = 2 * temperature * F.cross_entropy(chosen, same)
+        loss = MOMENTUM_VIEWS * 2 * temperature * F.cross_entropy(chosen, same)
         with torch.no_grad():
-            likeness = (keys[0] @ keys[1].T / temperature).softmax(dim=-1)
             terms = {
                 "loss": loss.detach(),
                 "accuracy": (chosen.argmax(dim=-1) == same).float().mean(),

@@ -316,6 +316,7 @@ def test_schedules_of_a_run(tiny_shards, tmp_path):
     config = config_of(tiny_shards, tmp_path, "optimizer.weight_decay=0.0", "optimizer.weight_decay_final=0.4")
     schedules = Schedules(config.optimizer, config.objective.teacher_momentum, 16, samples_per_epoch=90, total=180)
     assert schedules.learning_rate(0) == 0 and schedules.learning_rate(45) == pytest.approx(0.05 * 16 / 256)
+    assert schedules.learning_rate(16) == pytest.approx(0.05 * 16 / 256 * 16 / (45 - 16))  # its last step is at the peak
     assert schedules.learning_rate(180) == config.optimizer.learning_rate_final
     assert schedules.weight_decay(0) == 0 and schedules.weight_decay(90) == pytest.approx(0.2)
     assert schedules.teacher_momentum(0) == config.objective.teacher_momentum and schedules.teacher_momentum(180) == 1

@@ -1,11 +1,11 @@
-"""Parameter groups and clipping."""
+"""Parameter groups, optimisers and clipping."""
 
 import pytest
 import torch
 
 from reidssl.models.reid import ReidModel
 from reidssl.models.vit import VitConfig, build_vit
-from reidssl.optim import clip_per_tensor_, decay_by_layer, parameter_groups, sgd_groups
+from reidssl.optim import build_optimizer, clip_global_, clip_per_tensor_, decay_by_layer, parameter_groups, sgd_groups
 
 CONFIG = VitConfig(width=24, depth=1, heads=3, patch_size=8, image_size=(32, 16), stem_width=8)
 
@@ -74,6 +74,55 @@ def test_clipping_nothing():
     assert clip_per_tensor_([torch.nn.Parameter(torch.zeros(1))], max_norm=1.0) == 0
     with pytest.raises(ValueError, match="max_norm"):
         clip_per_tensor_([], max_norm=0.0)
+
+
+def test_global_clipping_scales_all_by_one_factor():
+    first, second, unused = (torch.nn.Parameter(torch.zeros(4)) for _ in range(3))
+    first.grad, second.grad = torch.full((4,), 1.5), torch.full((4,), 2.0)  # norms 3 and 4, together 5
+    assert clip_global_([first, second, unused], max_norm=6.0).item() == pytest.approx(5.0)
+    assert torch.equal(first.grad, torch.full((4,), 1.5))  # below: as it was
+    assert clip_global_(iter([first, second, unused]), max_norm=2.5).item() == pytest.approx(5.0)
+    torch.testing.assert_close(first.grad, torch.full((4,), 0.75))
+    torch.testing.assert_close(second.grad, torch.full((4,), 1.0))
+    assert unused.grad is None and clip_global_([unused], max_norm=1.0) == 0
+    with pytest.raises(ValueError, match="max_norm must be positive: got 0"):
+        clip_global_([], max_norm=0.0)
+
+
+def run_steps(name: str, decay: float, value: torch.Tensor, gradients: list[torch.Tensor]) -> torch.Tensor:
+    parameter = torch.nn.Parameter(value.clone())
+    optimizer = build_optimizer(name, [{"params": [parameter], "weight_decay": decay}], lr=0.5, momentum=0.8, beta2=0.95)
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+    return parameter.detach()
+
+
+@pytest.mark.parametrize("decay", [0.1, 0.0])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+def test_two_steps_equal_the_formulas(name, decay):
+    generator = torch.Generator().manual_seed(0)
+    start, *gradients = torch.randn(3, 3, 2, generator=generator, dtype=torch.float64)
+    w, v, s = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
+    for step, g in enumerate(gradients, 1):
+        if name == "adamw":
+            v, s = 0.8 * v + 0.2 * g, 0.95 * s + 0.05 * g * g
+            moved = (v / (1 - 0.8**step)) / ((s / (1 - 0.95**step)).sqrt() + 1e-8)
+            w = w * (1 - 0.5 * decay) - 0.5 * moved
+            continue
+        ratio = 0.001 * w.norm() / (g.norm() + decay * w.norm() + 1e-8) if name == "lars" and decay else 1.0
+        v = 0.8 * v + ratio * (g + decay * w)
+        w = w - 0.5 * v
+    torch.testing.assert_close(run_steps(name, decay, start, gradients), w)
+
+
+def test_a_weight_of_zero_still_moves_under_lars():
+    torch.testing.assert_close(run_steps("lars", 0.1, torch.zeros(2), [torch.ones(2)]), torch.full((2,), -0.5))
+
+
+def test_unknown_optimisers_are_named():
+    with pytest.raises(ValueError, match="adamw, sgd, lars: got 'lamb'"):
+        build_optimizer("lamb", [], lr=0.1)
 
 
 def test_what_may_rest_has_a_decayed_group_of_its_own():

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from reidssl.schedules import Cosine, ReidCosine, Steps
@@ -15,6 +16,25 @@ def test_cosine_corners():
     assert schedule(55) == pytest.approx((5e-4 + 1e-6) / 2)
     assert schedule(100) == schedule(1000) == 1e-6
     assert schedule(32.5) == pytest.approx(1e-6 + (5e-4 - 1e-6) * (1 + math.cos(math.pi / 4)) / 2)
+
+
+@pytest.mark.parametrize(("steps", "warmup_steps", "batch"), [(30, 7, 16), (30, 1, 16), (10, 0, 3), (12, 12, 8), (5, 2, 1)])
+def test_cosine_of_steps_equals_the_released_array(steps, warmup_steps, batch):
+    base, final, start = 5e-4, 1e-6, 1e-5
+    rest = steps - warmup_steps
+    expected = np.concatenate([np.linspace(start, base, warmup_steps),
+                               final + 0.5 * (base - final) * (1 + np.cos(np.pi * np.arange(rest) / max(rest, 1)))])
+    schedule = Cosine(base, final, steps * batch, warmup_steps * batch, start, step=batch)
+    np.testing.assert_allclose([schedule(step * batch) for step in range(steps)], expected, rtol=1e-12)
+    if warmup_steps > 1 and rest:
+        assert schedule((warmup_steps - 1) * batch) == schedule(warmup_steps * batch) == base  # reached, and repeated
+
+
+def test_a_warm_up_that_ends_within_a_step_does_not_pass_the_peak():
+    schedule = Cosine(base=1.0, final=0.0, total=100, warmup=25, step=10)
+    assert [schedule(seen) for seen in (0, 10, 20)] == pytest.approx([0, 10 / 15, 1]) and schedule(30) < 1
+    with pytest.raises(ValueError, match="step must be 0"):
+        Cosine(1, 0, total=10, step=-1)
 
 
 def test_cosine_may_rise():

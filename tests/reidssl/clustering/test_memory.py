@@ -115,3 +115,33 @@ def test_a_feature_is_drawn_to_every_camera_of_its_cluster():
     torch.testing.assert_close(alone(features, labels), ClusterMemory(centroids, temperature=0.1)(features, labels))
     with pytest.raises(ValueError, match=r"groups must have one number per vector, 5: got \(2,\)"):
         ClusterMemory(centroids, groups=groups[:2])
+
+
+def test_autocast_changes_nothing():
+    """At a temperature of 0.02, cosines in bf16 would be steps of 0.2 in the softmax."""
+    generator = torch.Generator().manual_seed(5)
+    memory = ClusterMemory(torch.randn(30, 16, generator=generator), temperature=0.02)
+    features, labels = torch.randn(8, 16, generator=generator), torch.arange(8)
+    plain = memory(features, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(memory(features, labels), plain)
+        memory.update(features.bfloat16(), labels)
+    assert memory.centroids.dtype == torch.float32 and torch.isfinite(memory.centroids).all()
+
+
+@pytest.mark.parametrize(("features", "labels"), [((2, 4), 2), ((2, 3), 1), ((3,), 1), ((2, 1), 2)])
+def test_shapes_that_do_not_fit_are_refused(features, labels):
+    """A width of 1 would be broadcast without a word."""
+    memory = ClusterMemory(torch.eye(3))
+    for call in (memory, memory.update):
+        with pytest.raises(ValueError, match=r"features \(B, 3\) and labels \(B,\): got"):
+            call(torch.ones(features), torch.zeros(labels, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_do_not_reach_the_memory(value):
+    memory, features = ClusterMemory(torch.eye(3)), torch.ones(3, 3)
+    features[1, 2] = value
+    with pytest.raises(ValueError, match="1 of 3 have NaN or infinite values, the first in row 1"):
+        memory.update(features, torch.arange(3))
+    assert torch.equal(memory.centroids, torch.eye(3))

@@ -57,3 +57,26 @@ def test_state_goes_round_and_another_is_refused():
 def test_wrong_settings_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         CenterLoss(*arguments)
+
+
+def test_half_features_are_subtracted_in_single_precision():
+    rows, loss = (100 + features()).bfloat16(), CenterLoss(4, 3, rate=1.0)
+    exact = CenterLoss(4, 3, rate=1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(20):
+            loss.update(rows, LABELS)
+        found = loss(rows, LABELS)
+    for _ in range(20):
+        exact.update(rows.float(), LABELS)
+    assert found.dtype == torch.float32 and torch.equal(loss.centers, exact.centers)
+    torch.testing.assert_close(found, exact(rows.float(), LABELS))
+
+
+@pytest.mark.parametrize("call", [CenterLoss.forward, CenterLoss.update])
+def test_labels_without_a_centre_and_other_shapes_are_refused(call):
+    for rows, labels, words in ((torch.zeros(2, 3), [0, 4], r"labels must be in \[0, 4\): got 0 to 4"),
+                                (torch.zeros(2, 3), [-1, 0], r"\[0, 4\): got -1 to 0"),
+                                (torch.zeros(2, 3), [1], r"features \(B, 3\) and labels \(B,\): got \(2, 3\) and \(1,\)"),
+                                (torch.zeros(2, 1), [1, 1], r"got \(2, 1\) and \(2,\)")):
+        with pytest.raises(ValueError, match=words):
+            call(CenterLoss(4, 3), rows, torch.tensor(labels))

@@ -20,3 +20,12 @@ def test_equals_the_definition(smoothing):
 def test_smoothing_of_one_is_refused():
     with pytest.raises(ValueError, match="label_smoothing must be in"):
         identity_loss(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), 1.0)
+
+
+def test_half_logits_are_summed_in_single_precision():
+    logits, labels = (8 * torch.randn(64, 500, generator=torch.Generator().manual_seed(0))).bfloat16(), torch.arange(64)
+    expected = identity_loss(logits.double(), labels)
+    assert expected.dtype == torch.float64 and identity_loss(logits, labels).dtype == torch.float32
+    torch.testing.assert_close(identity_loss(logits, labels).double(), expected, rtol=1e-5, atol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(identity_loss(logits, labels).double(), expected, rtol=1e-5, atol=0)

@@ -101,3 +101,23 @@ def test_other_wrong_inputs_are_refused():
         arcface_loss(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), 0.0, 0.3)
     with pytest.raises(ValueError, match=r"labels \(B,\): got \(2, 3\) and \(3,\)"):
         arcface_loss(torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64), 30.0, 0.3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_cosines_are_scaled_in_single_precision(name):
+    cosines = (torch.rand(16, 40, generator=torch.Generator().manual_seed(4)) * 2 - 1).bfloat16()
+    labels = torch.arange(16)
+    expected = MARGIN_LOSSES[name](cosines.double(), labels, 64.0, 0.3, 0.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = MARGIN_LOSSES[name](cosines, labels, 64.0, 0.3, 0.0)
+    for found in (inside, MARGIN_LOSSES[name](cosines, labels, 64.0, 0.3, 0.0)):
+        assert found.dtype == torch.float32 and expected.dtype == torch.float64
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_labels_without_a_class_are_refused(name):
+    for labels, words in (([0, 3], r"labels must be in \[0, 3\): got 0 to 3"), ([-1, 2], r"\[0, 3\): got -1 to 2"),
+                          ([0.0, 1.0], "labels must be integers: got torch.float32")):
+        with pytest.raises(ValueError, match=words):
+            MARGIN_LOSSES[name](torch.zeros(2, 3), torch.tensor(labels), 30.0, 0.3, 0.0)

@@ -57,3 +57,30 @@ def test_equal_features_have_a_finite_gradient():
 def test_one_identity_is_refused():
     with pytest.raises(ValueError, match="batch of 3 has only one"):
         triplet_loss(torch.randn(3, 2), torch.zeros(3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("margin", [None, 0.3])
+def test_half_types_and_autocast_lose_nothing_but_the_rounding_of_the_input(margin):
+    """Large features that lie close together: in bf16 the difference of their squares would be noise of the size of 8."""
+    generator = torch.Generator().manual_seed(0)
+    features = (30 + torch.randn(12, 64, generator=generator)).bfloat16()
+    labels = torch.arange(12) // 3
+    expected = triplet_loss(features.double(), labels, margin)
+    assert expected.dtype == torch.float64
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = triplet_loss(features.float(), labels, margin)
+    for found in (triplet_loss(features, labels, margin), inside, triplet_loss(features.float(), labels, margin)):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(("features", "labels"), [((4, 2), 3), ((0, 2), 0), ((4,), 4)])
+def test_shapes_that_do_not_fit_are_refused(features, labels):
+    with pytest.raises(ValueError, match=rf"features \(B, D\) and labels \(B,\).*got \({features[0]}.* and \({labels},\)"):
+        triplet_loss(torch.zeros(features), torch.arange(labels))
+
+
+@pytest.mark.parametrize("margin", [-0.1, math.nan])
+def test_a_negative_margin_is_refused(margin):
+    with pytest.raises(ValueError, match=f"margin must be 0 or more, or None for the soft one: got {margin}"):
+        triplet_loss(torch.zeros(2, 2), torch.arange(2), margin)

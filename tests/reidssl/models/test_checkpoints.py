@@ -1,22 +1,22 @@
-"""Model files: round trips, released files, resizing, damaged and dangerous files."""
+"""Model files: round trips, released files, resizing, and what does not fit."""
 
 import argparse
 import dataclasses
 import io
 import json
-import pickle
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from reidssl.models.checkpoints import (
+    CheckpointMismatch,
     load_reid,
     load_vit,
     model_bytes,
     read_checkpoint,
     read_metadata,
-    read_state_dict,
     save_model,
     weights_hash,
 )
@@ -175,35 +175,87 @@ def test_overlapping_patches_are_told_by_the_caller(tmp_path):
     assert weights_hash(load_vit(tmp_path / "backbone.pth", stride=6, image_size=(64, 32))) == weights_hash(vit)
 
 
-def test_backbone_is_not_a_reid_model():
-    with pytest.raises(ValueError, match="without neck"):
-        load_reid(model_bytes(trained()))
-
-
-class Harmful:
-    def __reduce__(self):
-        return (print, ("code ran",))
+def test_a_ratio_counts_only_where_the_numbers_of_patches_differ():
+    """The published rule resizes nothing else; 24 x 8 patches are no grid that a ratio of 2 can give."""
+    vit = build_vit(dataclasses.replace(SMALL, width=64, heads=1, image_size=(192, 64)))
+    data, reports = torch_bytes(vit.state_dict()), []
+    same = load_vit(data, hw_ratio=2, image_size=(192, 64), on_load=reports.append)
+    assert torch.equal(same.pos_embed, vit.pos_embed) and reports[0].grids is None
+    with pytest.raises(ValueError, match="192 patches fit no grid of height:width 2"):
+        load_vit(data, hw_ratio=2, image_size=(192, 32))
+    assert load_vit(data, hw_ratio=3.0, image_size=(192, 32)).config.image_size == (192, 32)
 
 
 @pytest.mark.parametrize(
-    "data",
-    [b"", b"not a model", b"\x80\x02}", torch_bytes({"a": Harmful()}), pickle.dumps(Harmful()), model_bytes(trained())[:-100]],
-    ids=["empty", "text", "half-pickle", "torch-code", "pickle-code", "cut"],
+    ("changed", "where", "words"),
+    [
+        ({"bottleneck.weight": torch.ones(32), "bottleneck.running_var": torch.ones(32)}, "shapes",
+         r"2 of another shape: bottleneck.weight \(32,\) in the file, \(24,\) in the model"),
+        ({"bottleneck.running_mean": None, "bottleneck.bias": None}, "missing",
+         "2 missing: bottleneck.bias, bottleneck.running_mean"),
+        ({"classifier.weight": torch.ones(5, 32)}, "shapes", r"1 of another shape: classifier.weight \(5, 32\)"),
+        ({"classifier.bias": torch.ones(5)}, "unexpected", "1 unexpected: classifier.bias"),
+    ],
 )
-def test_damaged_and_dangerous_files_are_refused(data, tmp_path, capsys):
-    path = tmp_path / "bad.pth"
-    path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"bad\.pth"):
-        read_state_dict(path)
-    assert "code ran" not in capsys.readouterr().out
+def test_half_a_reid_model_is_refused(changed, where, words):
+    tensors = trained(num_classes=5).state_dict() | changed
+    checkpoint = read_checkpoint(torch_bytes({name: value for name, value in tensors.items() if value is not None}))
+    checkpoint = checkpoint._replace(metadata={"vit": json.dumps(dataclasses.asdict(SMALL))})
+    with pytest.raises(CheckpointMismatch, match=f"does not fit this re-ID model.*{words}.*load_vit takes") as caught:
+        load_reid(checkpoint)
+    assert [kind for kind in ("missing", "unexpected", "shapes") if getattr(caught.value, kind)] == [where]
+    assert load_vit(checkpoint).config == SMALL  # the backbone alone is whole
 
 
-def test_an_object_in_the_file_is_named():
-    with pytest.raises(ValueError, match=r"holds an object of .*Harmful.* or|holds an object of builtins.print|of \S*print"):
-        read_state_dict(torch_bytes({"state_dict": {"a": torch.zeros(1)}, "hook": Harmful()}))
+def test_a_reid_model_may_get_other_cameras():
+    data = model_bytes(trained(dataclasses.replace(SMALL, num_cameras=0), num_classes=5))
+    assert load_reid(data, num_cameras=3).backbone.camera_embed.shape == (3, 1, 24)
 
 
-@pytest.mark.parametrize("content", [{}, [1], {"epoch": 3}, {"a.b": torch.zeros(1), "module.a.b": torch.zeros(1)}])
-def test_files_without_one_state_dict_are_refused(content):
-    with pytest.raises(ValueError, match=r"no state dict|twice"):
-        read_state_dict(torch_bytes(content))
+def test_a_training_checkpoint_gives_the_student_or_the_teacher():
+    config = dataclasses.replace(SMALL, width=64, heads=1)
+    content = {name: {f"backbone.{key}": value for key, value in build_vit(config, seed=seed).state_dict().items()}
+               for name, seed in (("student", 1), ("teacher", 2))}
+    assert weights_hash(load_vit(torch_bytes(content))) == weights_hash(build_vit(config, seed=2))
+    assert weights_hash(load_vit(torch_bytes(content), weights="student")) == weights_hash(build_vit(config, seed=1))
+    with pytest.raises(ValueError, match="without neck"):
+        load_reid(torch_bytes(content), weights="student")
+
+
+def test_released_files_do_not_tell_the_kind_of_classifier():
+    model = trained(dataclasses.replace(SMALL, width=64, heads=1), num_classes=4)
+    data = torch_bytes(released_checkpoint(model.state_dict(), "reid"))
+    assert not load_reid(data).cosine and load_reid(data, cosine=True).cosine
+    logits = load_reid(data, cosine=True)(images(32, 16)).logits
+    assert logits.abs().max() <= 1 + 1e-6 and not torch.allclose(logits, model(images(32, 16)).logits)
+    model.reset_classifier(4, cosine=True)
+    assert load_reid(model_bytes(model)).cosine and not load_reid(model_bytes(model), cosine=False).cosine
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value):
+    vit = trained()
+    with torch.no_grad():
+        vit.blocks[1].mlp.fc1.bias[0] = value
+        vit.norm.weight[3] = value
+    with pytest.raises(ValueError, match=r"not finite.* in 2 tensors: blocks.1.mlp.fc1.bias, norm.weight"):
+        load_vit(model_bytes(vit))
+
+
+@pytest.mark.parametrize(("entry", "words"), [('{"width": 24, "colour": 1}', "colour"), ('{"width": 2', "delimiter"),
+                                              ('[1]', "must be a mapping"), ('{"width": "24"}', "str")])
+def test_a_header_that_is_not_ours_is_named(entry, words, tmp_path):
+    tensors = {name: value.contiguous() for name, value in trained().state_dict().items()}
+    safetensors.torch.save_file(tensors, tmp_path / "odd.safetensors", metadata={"vit": entry})
+    with pytest.raises(ValueError, match=rf'odd\.safetensors has a "vit" entry in its header that is no configuration.*{words}'):
+        load_vit(tmp_path / "odd.safetensors")
+
+
+def test_unknown_changes_are_named():
+    with pytest.raises(ValueError, match=r"colour, size cannot be changed: a backbone's configuration has width, depth"):
+        load_vit(model_bytes(trained()), size=3, colour=1)
+
+
+def test_backbone_is_not_a_reid_model():
+    with pytest.raises(ValueError, match="without neck"):
+        load_reid(model_bytes(trained()))

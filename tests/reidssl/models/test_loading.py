@@ -88,3 +88,20 @@ def test_a_wrong_ratio_is_explained():
     tensors = tensors_of(dataclasses.replace(SMALL, image_size=(64, 24)))  # 8 x 3
     with pytest.raises(ValueError, match=r"24 patches fit no grid of height:width 2; give the hw_ratio"):
         load_into(build_vit(SMALL), tensors, "file", hw_ratio=2)
+
+
+def test_a_ratio_does_not_touch_a_grid_of_as_many_patches():
+    """Not even one that the ratio cannot give: the published rule is for other numbers of patches."""
+    config = dataclasses.replace(SMALL, image_size=(64, 24))  # 8 x 3
+    tensors, model = tensors_of(config), build_vit(config)
+    assert load_into(model, tensors, "file", hw_ratio=2).grids is None
+    assert torch.equal(model.pos_embed, tensors["pos_embed"])
+
+
+def test_what_may_be_replaced_is_the_callers_choice():
+    model = ReidModel(build_vit(SMALL), num_classes=6)
+    before = values(model)
+    with pytest.raises(CheckpointMismatch, match=r"classifier.weight \(5, 24\) in the file, \(6, 24\) in the model"):
+        load_into(model, tensors_of(), "file", replaceable=("camera_embed",))
+    assert all(torch.equal(old, new) for old, new in zip(before, values(model), strict=True))
+    assert load_into(model, tensors_of(), "file").missing == ["classifier.weight"]

@@ -60,8 +60,10 @@ def test_pos_grid():
     assert [pos_grid(n, ratio) for n, ratio in ((196, 1), (128, 2), (16, 4))] == [(14, 14), (16, 8), (8, 2)]
     with pytest.raises(ValueError, match="13 patches"):
         pos_grid(13)
-    with pytest.raises(ValueError, match="hw_ratio must be 1"):
-        pos_grid(16, 0)
+    assert pos_grid(128, 2.0) == (16, 8)
+    for ratio in (0, 0.5, 1.5, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=rf"hw_ratio must be 1 .*whole number.*got {ratio}"):
+            pos_grid(16, ratio)
 
 
 def test_published_ratio_rule_equals_released():

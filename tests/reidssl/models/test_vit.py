@@ -270,3 +270,7 @@ def test_masked_patches_are_replaced_before_the_positions_are_added():
         vit(images, mask=mask[:, 1:], mask_token=token)
     with pytest.raises(ValueError, match="and none"):
         vit(images, mask=mask)
+
+
+def test_attention_is_fused_in_every_block():
+    assert all(block.attn.fused_attn for block in build_vit(VitConfig(width=24, depth=3, heads=3)).blocks)

@@ -238,3 +238,10 @@ def test_one_crop_is_refused():
     objective = Dino(BACKBONE, DINO)
     with pytest.raises(ValueError, match="got 1 crops"):
         objective(objective.student, crops()[:1], LATER)
+
+
+@pytest.mark.parametrize(("student", "teacher", "num_crops"), [
+    ((4, 8), (4, 8), 1), ((7, 8), (4, 8), 3), ((6, 8), (5, 8), 3), ((6, 8), (4, 7), 3), ((4, 8), (6, 8), 2), ((0, 8), (0, 8), 2)])
+def test_logits_that_do_not_fit_are_refused(student, teacher, num_crops):
+    with pytest.raises(ValueError, match=r"student logits \(V \* B, K\).*at least 2.*num_crops " + str(num_crops)):
+        dino_loss(torch.zeros(student), torch.zeros(teacher), num_crops, 0.1)

@@ -72,6 +72,21 @@ def test_gradient_equals_that_of_the_plain_sum():
     assert all(parameter.grad is None for parameter in objective.teacher.parameters())
 
 
+def test_autocast_leaves_the_scores_in_single_precision():
+    """Networks in bf16, the loss of what they give as exact as ever: at a low temperature bf16 scores would show."""
+    objective, views = Moby(VIT, dataclasses.replace(CONFIG, temperature=0.02), seed=3), crops()
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        loss = objective(objective.student, views, PROGRESS).loss
+        student, teacher = objective.student(views).logits, objective.teacher(views).logits
+    q1, q2 = F.normalize(student.double(), dim=1).chunk(2)
+    k1, k2 = F.normalize(teacher.double(), dim=1).chunk(2)
+    expected = 0.0
+    for q, k, queue in ((q1, k2, objective.queue[1]), (q2, k1, objective.queue[0])):
+        scores = torch.cat(((q * k).sum(dim=1, keepdim=True), q @ queue.double().T), dim=1) / 0.02
+        expected += F.cross_entropy(scores, torch.zeros(4, dtype=torch.int64)).item()
+    assert student.dtype == torch.bfloat16 and loss.item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_queue_replaces_the_oldest_first():
     objective = Moby(VIT, CONFIG)
     expected = [[row.clone() for row in view] for view in objective.queue]  # oldest first

@@ -25,6 +25,7 @@ def crops(count: int, images: int = 5, seed: int = 0) -> list[torch.Tensor]:
 @pytest.mark.parametrize("num_crops", [2, 4])
 @pytest.mark.parametrize("layers", [0, 2])
 def test_loss_equals_a_loop_over_pairs(num_crops, layers):
+    """ctr(q1, k2) + ctr(q2, k1) for two crops, each 2 t times a mean over images; of more, twice the mean ctr."""
     config = MocoV3Config(out_dim=8, hidden=12, projector_layers=layers, temperature=0.3)
     objective = MocoV3(VIT, config, seed=3)
     views = crops(num_crops)
@@ -39,7 +40,40 @@ def test_loss_equals_a_loop_over_pairs(num_crops, layers):
             for image in range(len(query)):
                 scores = [math.exp(float(query[image] @ key[n]) / 0.3) for n in range(len(key))]
                 losses.append(-math.log(scores[image] / sum(scores)))
-    assert float(output.loss.detach()) == pytest.approx(2 * 0.3 * sum(losses) / len(losses), rel=1e-4)
+    contrast = 2 * 0.3 * sum(losses) / len(losses)
+    assert float(output.loss.detach()) == pytest.approx(2 * contrast, rel=1e-4)
+
+
+def test_gradient_equals_that_of_the_published_sum():
+    """ctr of both directions by itself. Networks in double precision: the batch norms over few images make single precision
+    depend on the number of threads."""
+    objective = MocoV3(VIT, MocoV3Config(out_dim=8, hidden=12, projector_layers=2, temperature=0.3), seed=3).double()
+    views = [view.double() for view in crops(2)]
+    objective(objective.student, views, PROGRESS).loss.backward()
+    found = {name: parameter.grad.clone() for name, parameter in objective.student.named_parameters()}
+    objective.student.zero_grad()
+    q1, q2 = F.normalize(objective.student(views).logits.float(), dim=1).chunk(2)
+    k1, k2 = F.normalize(objective.teacher(views).logits.float(), dim=1).chunk(2)
+
+    def ctr(q, k):
+        return 2 * 0.3 * torch.stack([F.cross_entropy(k @ q[i] / 0.3, torch.tensor(i)) for i in range(5)]).mean()
+
+    (ctr(q1, k2) + ctr(q2, k1)).backward()
+    for name, parameter in objective.student.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, atol=1e-6, rtol=1e-4)
+    assert all(parameter.grad is None for parameter in objective.teacher.parameters())
+
+
+def test_autocast_leaves_the_scores_in_single_precision():
+    """Networks in bf16, the loss of what they give as exact as ever: at a low temperature bf16 scores would show."""
+    objective, views = MocoV3(VIT, MocoV3Config(out_dim=8, hidden=12, projector_layers=2, temperature=0.02), seed=3), crops(2)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        loss = objective(objective.student, views, PROGRESS).loss
+        student, teacher = objective.student(views).logits, objective.teacher(views).logits
+    q1, q2 = F.normalize(student.double(), dim=1).chunk(2)
+    k1, k2 = F.normalize(teacher.double(), dim=1).chunk(2)
+    expected = sum(2 * 0.02 * F.cross_entropy(q @ k.T / 0.02, torch.arange(5)) for q, k in ((q1, k2), (q2, k1)))
+    assert student.dtype == torch.bfloat16 and loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_every_student_parameter_gets_a_gradient_and_the_teacher_none():
