@@ -7,6 +7,7 @@ same rows; what a crash made a run log twice stands twice in them, and once in `
 
 import json
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class TrackingConfig:
     experiment: str = "reidssl"
     """MLflow's experiment."""
     audit: str = ""
-    """Folder that every worker can write to: the (epoch, key) pairs of each micro-batch that was computed; empty: none."""
+    """Folder that every worker can write to: epoch, key and pixels' CRC-32 of each sample that was computed; empty: none."""
 
     def __post_init__(self) -> None:
         if self.every_steps < 1:
@@ -99,9 +100,10 @@ def format_row(row: dict[str, float]) -> str:
 
 
 def record_keys(folder: str, number: int, images: dict[str, Any]) -> None:
-    """Append the (epoch, key) pairs of micro-batch `number` of the run to the audit, if there is to be one."""
+    """Append (epoch, key, CRC-32 of the pixels) of each sample of micro-batch `number` to the audit, if there is to be one."""
     if folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        rows = [[int(epoch), str(key)] for epoch, key in zip(images["epoch"], images["key"], strict=True)]
+        rows = [[int(epoch), str(key), zlib.crc32(image.tobytes())]
+                for epoch, key, image in zip(images["epoch"], images["key"], images["image"], strict=True)]
         with open(Path(folder) / f"micro-batch-{number:09d}.jsonl", "a") as file:
             file.write(json.dumps(rows) + "\n")

@@ -28,14 +28,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Driver:
-    """`python -m platform.pretrain ...` with the tiny configuration of curve_worker."""
+    """`python -m platform.pretrain ...` with the tiny configuration of curve_worker, paced."""
 
-    def __init__(self, data: str, output: Path, steps: int, *overrides: str) -> None:
-        command = [sys.executable, "-m", "platform.pretrain", f"data.uri={data}", f"output={output}", *TINY,
-                   f"length.samples={steps * BATCH}", f"tracking.audit={output}/audit", "scaling.threads=1",
+    def __init__(self, data: str, output: Path | str, steps: int, audit: Path, *overrides: str) -> None:
+        command = [sys.executable, "-m", "tests.platform.paced_pretrain", f"data.uri={data}", f"output={output}", *TINY,
+                   f"length.samples={steps * BATCH}", f"tracking.audit={audit}", "scaling.threads=1",
                    "scaling.max_failures=3", *overrides]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": "", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "40"}
-        self.output = output
+        self.output, self.audit, self.steps = output, audit, steps
         self.lines: list[tuple[float, str]] = []
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                         text=True, start_new_session=True)

@@ -61,9 +61,9 @@ def check(folder: Path, stages: tuple[int, ...], worlds: tuple[int, ...], steps:
             for name, value in final_weights(run).items():
                 difference = float((value - weights[name]).norm() / weights[name].norm().clamp_min(1e-6))
                 assert difference < 1e-3, (run.name, name, difference)
-            check_audit(run, steps)
+            check_audit(run / "audit", steps)
     # What the workers were given is bit for bit the same: so are the keys of every micro-batch, checked against one run.
-    assert all(audit(folder / f"{stage}-{kind}") == audit(folder / f"0-{worlds[0]}")
+    assert all(audit(folder / f"{stage}-{kind}" / "audit") == audit(folder / f"0-{worlds[0]}" / "audit")
                for stage in stages for kind in (*worlds, "changed"))
 
 
@@ -75,21 +75,21 @@ def final_weights(run: Path) -> dict[str, torch.Tensor]:
         name: value for name, value in found.payload["objective"].items() if value.is_floating_point() and value.dim()}
 
 
-def audit(run: Path) -> dict[int, list]:
-    """Micro-batch -> the (epoch, key) pairs that it consisted of; one that was computed twice must have been the same."""
+def audit(folder: Path) -> dict[int, list]:
+    """Micro-batch -> the (epoch, key, pixels' digest) of its samples; one that was computed twice must have been the same."""
     found = {}
-    for file in sorted((run / "audit").iterdir()):
+    for file in sorted(folder.iterdir()):
         records = [json.loads(line) for line in file.read_text().splitlines()]
         assert all(record == records[0] for record in records), file
         found[int(file.stem.rpartition("-")[2])] = records[0]
     return found
 
 
-def check_audit(run: Path, steps: int) -> None:
+def check_audit(folder: Path, steps: int) -> None:
     """Every image of every whole epoch exactly once."""
-    found = audit(run)
+    found = audit(folder)
     assert sorted(found) == list(range(steps * 4))
-    seen = Counter((epoch, key) for pairs in found.values() for epoch, key in pairs)
+    seen = Counter((epoch, key) for samples in found.values() for epoch, key, _ in samples)
     assert set(seen.values()) == {1} and sum(seen.values()) == steps * BATCH
     for epoch in range(steps * BATCH // 90):
         assert sum(count for (of, _), count in seen.items() if of == epoch) == 90

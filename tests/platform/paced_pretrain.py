@@ -1,0 +1,34 @@
+"""`python -m platform.pretrain` of a small model at the pace of a large one, so that failures happen in the middle of a run.
+
+    python -m tests.platform.paced_pretrain data.uri=... output=...     # the same options
+
+Only the stream is slowed: all that a failure meets is the program's own.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import platform.pretrain as program
+from platform.engine.config import run_program
+from platform.engine.stream import stream
+
+SECONDS_PER_MICRO_BATCH = 0.1
+train_of_program = program.train
+
+
+def paced(*arguments: Any) -> Iterator[dict[str, Any]]:
+    for batch in stream(*arguments):
+        time.sleep(SECONDS_PER_MICRO_BATCH)
+        yield batch
+
+
+def train(arguments: dict[str, Any]) -> None:
+    train_of_program({**arguments, "stream": paced})
+
+
+if __name__ == "__main__":
+    from tests.platform import paced_pretrain  # workers know this module by its name
+
+    program.train = paced_pretrain.train
+    run_program("pretrain")
