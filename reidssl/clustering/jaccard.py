@@ -137,19 +137,20 @@ def jaccard_range(
     def counted(first: int, last: int) -> tuple[Array, Array, Array]:
         nonlocal pairs
         if most_pairs is not None and pairs > most_pairs:
-            raise _too_many(most_pairs, max_distance)
+            raise too_many(most_pairs, max_distance)
         part = work(start + first, start + last)
         with counting:
             pairs += len(part[1])
         if most_pairs is not None and (len(part[1]) > room or pairs > most_pairs):
             pairs = most_pairs + 1  # the other threads stop as well
-            raise _too_many(most_pairs, max_distance)
+            raise too_many(most_pairs, max_distance)
         return part
 
     return stack(over_blocks(counted, stop - start, block_of(num, block), num_threads), num)
 
 
-def _too_many(most_pairs: int, max_distance: float) -> TooManyPairs:
+def too_many(most_pairs: int, max_distance: float) -> TooManyPairs:
+    """What to raise."""
     return TooManyPairs(f"more than {most_pairs:,} pairs of images are at a Jaccard distance of at most {max_distance:g}")
 
 

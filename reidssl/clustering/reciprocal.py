@@ -70,11 +70,11 @@ def reciprocal_sets(
     num, k = table.shape
     block = block_of(num, block)
     full, full_counts = _reciprocal_rows(table, k, np.arange(start, stop), block, num_threads)
-    inside = np.arange(k) < full_counts[start:stop, None]
-    needed = np.arange(num) if stop - start == num else np.unique(full[start:stop][inside])
+    needed = np.arange(num) if stop - start == num else np.unique(full[np.arange(k) < full_counts[:, None]])
     halves, half_counts = _reciprocal_rows(table, min(half, k), needed, block, num_threads)
-    work = partial(_expanded, full, full_counts, halves, half_counts)
-    parts = over_blocks(lambda first, last: work(start + first, start + last), stop - start, block, num_threads)
+    places = np.full(num, -1, np.int32)
+    places[needed] = np.arange(len(needed))
+    parts = over_blocks(partial(_expanded, full, full_counts, halves, half_counts, places), stop - start, block, num_threads)
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 
@@ -120,11 +120,8 @@ def softmax_weights(counts, cosines, scales):  # type: ignore[no-untyped-def]
 
 
 def _reciprocal_rows(table: Array, k: int, rows: Array, block: int, num_threads: int | None) -> tuple[Array, Array]:
-    """Members of the k-reciprocal sets of `rows`: int32 (N, k) filled from the left, and their number (N,).
-
-    Rows that are not asked for are neither written nor, by most systems, given memory.
-    """
-    members, counts = np.empty((len(table), k), np.int32), np.zeros(len(table), np.int32)
+    """Members of the k-reciprocal sets of the images `rows`: int32 (n, k) filled from the left, and their number int32 (n,)."""
+    members, counts = np.empty((len(rows), k), np.int32), np.zeros(len(rows), np.int32)
     over_blocks(partial(_reciprocal, table, k, rows, members, counts), len(rows), block, num_threads)
     return members, counts
 
@@ -139,21 +136,24 @@ def _reciprocal(table, k, rows, members, counts, start, stop):  # type: ignore[n
                 continue
             for b in range(k):
                 if table[j, b] == i:
-                    members[i, counts[i]] = j
-                    counts[i] += 1
+                    members[place, counts[place]] = j
+                    counts[place] += 1
                     break
 
 
 @kernel
-def _expanded(full, full_counts, halves, half_counts, start, stop):  # type: ignore[no-untyped-def]
-    """The reciprocal sets of the rows start..stop with the half sets that lie mostly inside."""
+def _expanded(full, full_counts, halves, half_counts, places, start, stop):  # type: ignore[no-untyped-def]
+    """The reciprocal sets of the rows start..stop of `full` with the half sets that lie mostly inside.
+
+    halves: of the images needed; places: int32 (N,), where each image's is.
+    """
     counts = np.zeros(stop - start, np.int64)
     most = 0
     for i in range(start, stop):
         most += full_counts[i] * (1 + halves.shape[1])
     indices = np.empty(most, np.int32)
-    reciprocal = np.zeros(len(full), np.bool_)
-    chosen = np.zeros(len(full), np.bool_)
+    reciprocal = np.zeros(len(places), np.bool_)
+    chosen = np.zeros(len(places), np.bool_)
     used = 0
     for i in range(start, stop):
         first = used
@@ -164,7 +164,7 @@ def _expanded(full, full_counts, halves, half_counts, start, stop):  # type: ign
             indices[used] = j
             used += 1
         for a in range(full_counts[i]):
-            j = full[i, a]
+            j = places[full[i, a]]
             overlap = 0
             for b in range(half_counts[j]):
                 overlap += reciprocal[halves[j, b]]
