@@ -26,7 +26,8 @@ def labels(arguments):
     features, identities, _ = unlabelled(arguments["num"], 40, 15, noise=0.5)
     actors = arguments["actors"]
     if actors:
-        from platform.engine.neighbours import NeighbourActorsConfig, array_parts, sharded_neighbours
+        from platform.engine.features import array_parts
+        from platform.engine.neighbours import NeighbourActorsConfig, sharded_neighbours
         from platform.engine.runtime import RuntimeConfig, connect
 
         gib = features.nbytes / 2**30

@@ -5,9 +5,9 @@
       cluster.search=ivf neighbours.actors=16 neighbours.cpus_per_actor=8
 
 Features are computed by a pool of actors and stored shard by shard as Parquet; an interrupted run continues with the shards that
-are missing. With neighbours.actors the search is shared out: each actor loads some of those files, so no machine holds the
-index of all. The table of neighbours, and the features once, are then on the machine of this program (6 GiB for a million
-images of 384 numbers) for the Jaccard distance and the clustering. Result: labels.parquet (key, label; -1 = outlier).
+are missing. With neighbours.actors search and Jaccard distance are shared out: each actor loads some of those files, so no
+machine holds the features of all. This program then has the table of neighbours, the images' weights over their neighbours
+and the distances, some kB an image, and clusters. Result: labels.parquet (key, label; -1 = outlier).
 """
 
 import time
@@ -19,9 +19,11 @@ import pyarrow as pa
 
 from platform.engine.config import run_program
 from platform.engine.errors import UserError, user_error_of
+from platform.engine.features import FEATURE, ParquetPart, read_all
 from platform.engine.inference import Batch, Embedder, PoolConfig, stream_through_actors
+from platform.engine.jaccard import check_shared, sharded_labels
 from platform.engine.models import load_model
-from platform.engine.neighbours import FEATURE, NeighbourActorsConfig, ParquetPart, sharded_neighbours
+from platform.engine.neighbours import NeighbourActorsConfig
 from platform.engine.parts import PARTS, as_column, write_parts, write_table
 from platform.engine.runs import SUMMARY, VOLATILE, Run, open_run
 from platform.engine.runtime import RuntimeConfig, connect, say
@@ -48,6 +50,9 @@ class ClusterProgramConfig:
     pool: PoolConfig = field(default_factory=PoolConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        check_shared(self.cluster, self.neighbours)
 
 
 def main(config: ClusterProgramConfig) -> dict[str, Any]:
@@ -109,30 +114,13 @@ def extract(config: ClusterProgramConfig, run: Run, root: Location, manifest: Ma
 
 
 def label(config: ClusterProgramConfig, parts: list[ParquetPart]) -> PseudoLabels:
-    """Neighbours by this process or by actors, then the clusters."""
-    cluster, table, seconds = config.cluster, None, {}
-    if config.neighbours.actors and cluster.algorithm != "kmeans":
-        started = time.perf_counter()
-        table = sharded_neighbours(parts, cluster.k1, config.neighbours, cluster.search, cluster.search_effort)
-        seconds["search"] = time.perf_counter() - started
+    """Neighbours, distances and clusters, by this process or shared out."""
     try:
-        found = pseudo_labels(read_all(parts), cluster, table)
-    except ValueError as error:  # features that are no numbers, more clusters than images
+        if config.neighbours.actors:
+            return sharded_labels(parts, config.cluster, config.neighbours)
+        return pseudo_labels(read_all(parts), config.cluster)
+    except ValueError as error:  # features that have collapsed, more clusters than images
         raise UserError(f"{config.data} cannot be clustered: {error}") from None
-    found.seconds.update(seconds)
-    return found
-
-
-def read_all(parts: list[ParquetPart]) -> np.ndarray:
-    """float32 (N, D), read file by file into one array."""
-    features, start = np.empty((0, 0), np.float32), 0
-    for part in parts:
-        values = part.read()
-        if not start:
-            features = np.empty((sum(each.rows for each in parts), values.shape[1]), np.float32)
-        features[start : start + part.rows] = values
-        start += part.rows
-    return features
 
 
 if __name__ == "__main__":

@@ -22,9 +22,10 @@ import torch
 from platform.engine.config import run_program
 from platform.engine.device import device, use_threads
 from platform.engine.errors import UserError, user_error_of
+from platform.engine.features import FEATURE, ParquetPart
 from platform.engine.inference import PoolConfig, stream_through_actors
 from platform.engine.models import load_model
-from platform.engine.neighbours import FEATURE, NeighbourActorsConfig, ParquetPart, sharded_neighbours
+from platform.engine.neighbours import NeighbourActorsConfig, sharded_neighbours
 from platform.engine.parts import PARTS, as_column, write_parts, write_table
 from platform.engine.runs import SUMMARY, VOLATILE, open_run
 from platform.engine.runtime import RuntimeConfig, connect, say

@@ -2,41 +2,43 @@
 
 Each actor loads its share of the features (a slice of an array, or Parquet files in object storage), makes it ready to be
 searched and keeps it. Queries travel block by block: an actor hands out a block of its own images, every actor looks for their
-nearest among its share, and the answers are merged exactly, equal similarities by rising index. So the table does not depend
-on the number of actors. A lost actor is started again by Ray, loads its share again and answers again.
+nearest among its share, and the answers are merged exactly, equal similarities by rising index. So the table of an exact search
+does not depend on the number of actors; an approximate one makes its groups in each share by itself. Other steps ask the same
+actors for the similarities of chosen pairs (jaccard.py). A lost actor is started again by Ray, loads its share again and
+answers again.
 """
 
 import itertools
+import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from platform.engine.device import use_threads
 from platform.engine.errors import UserError, user_error_of
-from platform.engine.parts import as_array
-from platform.engine.storage import Location
-from reidssl.clustering.index import NeighbourIndex, in_order
+from platform.engine.feature_actor import Neighbours, Shard
+from platform.engine.features import Part
+from reidssl.clustering.index import in_order
 
-FEATURE = "feature"
-Neighbours = tuple[np.ndarray, np.ndarray]
+RESTARTS = 10
+"""Of an actor; one whose share does not fit into memory would be started for ever."""
 
 
 @dataclass(kw_only=True)
 class NeighbourActorsConfig:
-    """Actors that share the neighbour search."""
+    """Actors that share the neighbour search, and tasks after it that share the Jaccard distance."""
 
     actors: int = 0
     """Actors, each with its share of the features; 0: no actors, the process that clusters searches by itself."""
     cpus_per_actor: float = 1.0
-    """CPUs reserved for an actor, and its threads."""
+    """CPUs reserved for an actor or task, and its threads."""
     gpus_per_actor: float = 0.0
     """GPUs reserved for an actor; used by FAISS's GPU build."""
     block: int = 8192
-    """Images whose neighbours are looked for at a time."""
+    """Images whose neighbours are looked for at a time, and images of a task."""
 
     def __post_init__(self) -> None:
         if self.actors < 0 or self.block < 1:
@@ -45,133 +47,134 @@ class NeighbourActorsConfig:
             raise ValueError(f"cpus_per_actor must be positive and gpus_per_actor not negative: got {self.cpus_per_actor}, "
                              f"{self.gpus_per_actor}")
 
-
-class Part(Protocol):
-    """Some consecutive rows of the features, wherever they lie."""
-
     @property
-    def rows(self) -> int:
-        """How many."""
-
-    def read(self) -> np.ndarray:
-        """float32 (rows, D)."""
+    def threads(self) -> int:
+        """Of an actor or task."""
+        return max(1, int(self.cpus_per_actor))
 
 
-@dataclass(frozen=True)
-class ObjectPart:
-    """A slice of an array in Ray's object store. It goes with its owner's machine; Parquet files do not."""
+class FeatureShards:
+    """The features of all parts, on actors."""
 
-    reference: Any
-    rows: int
-
-    def read(self) -> np.ndarray:
+    def __init__(self, parts: Sequence[Part], config: NeighbourActorsConfig, search: str, effort: int) -> None:
         import ray
 
-        return ray.get(self.reference)
+        shares = _shares(parts, config.actors)
+        _check_resources(config, len(shares))
+        self.config = config
+        remote: Any = ray.remote(num_cpus=config.cpus_per_actor, num_gpus=config.gpus_per_actor, max_restarts=RESTARTS,
+                                 max_task_retries=-1)
+        self.sizes = [sum(part.rows for part in share) for share in shares]
+        self.starts = np.asarray([0, *itertools.accumulate(self.sizes)][:-1])
+        self.num = sum(self.sizes)
+        self.actors = [remote(Shard).remote(share, search, effort, config.threads) for share in shares]
+
+    def neighbours(self, k: int) -> Neighbours:
+        """The k nearest images of every image, itself first: int64 (N, min(k, N)), -1 where none was found, and float32."""
+        return self._found(np.arange(self.num), k, "nearest")
+
+    def nearest_exact(self, chosen: np.ndarray, k: int) -> Neighbours:
+        """The same for some images, rising, by comparing with all."""
+        return self._found(chosen, k, "nearest_exact")
+
+    def _found(self, chosen: np.ndarray, k: int, method: str) -> Neighbours:
+        import ray
+
+        k, block = min(k, self.num), self.config.block
+        indices, similarities = np.empty((len(chosen), k), np.int64), np.empty((len(chosen), k), np.float32)
+        waiting: deque[tuple[slice, list[Any]]] = deque()
+
+        def collect() -> None:
+            rows, references = waiting.popleft()
+            indices[rows], similarities[rows] = _merged(ray.get(references), self.starts, chosen[rows], k)
+
+        ends = np.searchsorted(chosen, [*self.starts, self.num])
+        for shard, (first, last) in enumerate(itertools.pairwise(ends)):
+            for start in range(first, last, block):
+                rows = slice(start, min(start + block, last))
+                places = chosen[rows] - self.starts[shard]
+                queries = self.actors[shard].rows.remote(places)
+                nobody = np.full(len(places), -1)
+                waiting.append((rows, [getattr(actor, method).remote(queries, k, places if number == shard else nobody)
+                                       for number, actor in enumerate(self.actors)]))
+                if len(waiting) > 2:  # one being answered, one in reserve: more would only fill the object store
+                    collect()
+        while waiting:
+            collect()
+        return indices, similarities
+
+    def pairs(self, table: np.ndarray, proposal: Callable[..., Neighbours],
+              conclusion: Callable[[int, int], Callable[..., Any]], block: int) -> Iterator[tuple[int, int, Any]]:
+        """Similarities of chosen pairs, and what follows from them: (start, stop, result) of blocks of rows in any order.
+
+        An actor proposes the pairs of a block of its images, the block's features go to all, and only numbers come back.
+
+        Args:
+            table: (N, k), travels to each node once. proposal: see Shard.propose.
+            conclusion: (start, stop) -> function of (counts, others, cosines) -> result.
+            block: rows at a time.
+        """
+        import ray
+
+        reference, count = ray.put(table), 1 + len(self.actors)
+        blocks = [[(start, min(start + block, first + size)) for start in range(first, first + size, block)]
+                  for first, size in zip(self.starts, self.sizes, strict=True)]
+        waiting: deque[list[tuple[int, int, Any]]] = deque()
+        for together in itertools.zip_longest(*blocks):  # actors answer in turn, so all propose before any is asked
+            here = [(actor, *rows, first) for actor, rows, first in zip(self.actors, together, self.starts, strict=True) if rows]
+            proposed = [actor.propose.options(num_returns=count).remote(proposal, reference, start, stop, self.starts)
+                        for actor, start, stop, _ in here]
+            results = []
+            for (actor, start, stop, first), (own, *shares) in zip(here, proposed, strict=True):
+                queries = actor.rows.remote(np.arange(start, stop) - first)
+                answers = [each.cosines.remote(queries, pairs) for each, pairs in zip(self.actors, shares, strict=True)]
+                results.append((start, stop, actor.conclude.remote(conclusion(start, stop), own, *answers)))
+            waiting.append(results)
+            if len(waiting) > 1:
+                yield from ((start, stop, ray.get(result)) for start, stop, result in waiting.popleft())
+        while waiting:
+            yield from ((start, stop, ray.get(result)) for start, stop, result in waiting.popleft())
 
 
-@dataclass(frozen=True)
-class ParquetPart:
-    """A Parquet file with a column `feature` of fixed-size lists of float32."""
-
-    file: Location
-    rows: int
-
-    def read(self) -> np.ndarray:
-        with self.file.open_input() as opened, self.file.errors("read"):
-            table = pq.ParquetFile(opened).read(columns=[FEATURE])
-        if table.num_rows != self.rows:
-            raise UserError(f"{self.file.uri} has {table.num_rows} rows instead of {self.rows}: it was changed meanwhile; make "
-                            "the features again")
-        return as_array(table[FEATURE])
-
-
-def array_parts(features: np.ndarray, count: int) -> list[Part]:
-    """`features` (N, D) in the object store, in at most `count` slices of about equal size."""
-    import ray
-
-    slices = np.array_split(np.ascontiguousarray(features, np.float32), min(count, len(features)))
-    return [ObjectPart(ray.put(piece), len(piece)) for piece in slices]
-
-
-class Shard:
-    """Actor: one share of the features. It loads when it is first asked, so also after a restart."""
-
-    def __init__(self, parts: Sequence[Part], search: str, effort: int, threads: int) -> None:
-        self.parts, self.search, self.effort, self.threads = parts, search, effort, threads
-        self._index: NeighbourIndex | None = None
-
-    def index(self) -> NeighbourIndex:
-        if self._index is None:
-            use_threads(self.threads)
-            self._index = NeighbourIndex(np.concatenate([part.read() for part in self.parts]), self.search, self.effort)
-        return self._index
-
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        """float32 (stop - start, D), of length one."""
-        return self.index().images[start:stop].cpu().numpy()
-
-    def nearest(self, queries: np.ndarray, k: int, own: np.ndarray) -> Neighbours:
-        """Of this share, numbered from 0; own: int64, the image that is the query itself, or -1."""
-        return self.index().nearest(queries, k, own)
-
-
-def sharded_neighbours(parts: Sequence[Part], k: int, config: NeighbourActorsConfig, search: str = "exact",
-                       effort: int = 0) -> Neighbours:
-    """The k nearest images of every image of all parts together, itself first.
+@contextmanager
+def shared_out(parts: Sequence[Part], config: NeighbourActorsConfig, search: str = "exact",
+               effort: int = 0) -> Iterator[FeatureShards]:
+    """The features on actors, which end with the block.
 
     Args:
         parts: the features in order; an actor gets consecutive ones, about as many rows as the others.
         search, effort: how each actor searches its share, see reidssl.clustering.index.
 
-    Returns:
-        indices int64 (N, min(k, N)), -1 where an approximate search found fewer, and similarities float32.
-
     Raises:
-        UserError: fewer CPUs or GPUs than the actors reserve, features that cannot be read or are no numbers.
+        UserError: fewer CPUs or GPUs than the actors reserve, features that cannot be read or are no numbers, an actor that
+            dies again and again.
     """
     import ray
 
-    shares = _shares(parts, config.actors)
-    _check_resources(config, len(shares))
-    remote: Any = ray.remote(num_cpus=config.cpus_per_actor, num_gpus=config.gpus_per_actor, max_restarts=-1, max_task_retries=-1)
-    threads = max(1, int(config.cpus_per_actor))
-    actors = [remote(Shard).remote(share, search, effort, threads) for share in shares]
-    sizes = [sum(part.rows for part in share) for share in shares]
-    starts = [0, *itertools.accumulate(sizes)]
-    k = min(k, starts[-1])
-    indices, similarities = np.empty((starts[-1], k), np.int64), np.empty((starts[-1], k), np.float32)
-    waiting: deque[tuple[np.ndarray, list[Any]]] = deque()
-
-    def collect() -> None:
-        mine, references = waiting.popleft()
-        indices[mine], similarities[mine] = _merged(ray.get(references), starts, mine, k)
-
+    shards = FeatureShards(parts, config, search, effort)
     try:
-        for shard, size in enumerate(sizes):
-            for start in range(0, size, config.block):
-                stop = min(start + config.block, size)
-                queries = actors[shard].rows.remote(start, stop)
-                answers = []
-                for number, actor in enumerate(actors):
-                    own = np.arange(start, stop) if number == shard else np.full(stop - start, -1)
-                    answers.append(actor.nearest.remote(queries, k, own))
-                waiting.append((np.arange(start, stop) + starts[shard], answers))
-                if len(waiting) > 2:  # one being answered, one in reserve: more would only fill the object store
-                    collect()
-        while waiting:
-            collect()
+        yield shards
     except Exception as error:
-        raise _explained(error) from None
+        raise _explained(error, len(shards.actors)) from None
     finally:
-        for actor in actors:
+        for actor in shards.actors:
             ray.kill(actor)
-    return indices, similarities
 
 
-def _merged(answers: Sequence[Neighbours], starts: Sequence[int], mine: np.ndarray, k: int) -> Neighbours:
+def sharded_neighbours(parts: Sequence[Part], k: int, config: NeighbourActorsConfig, search: str = "exact",
+                       effort: int = 0) -> Neighbours:
+    """The k nearest images of every image of all parts together, itself first; arguments and errors as in `shared_out`.
+
+    Returns:
+        indices int64 (N, min(k, N)), -1 where an approximate search found fewer, and similarities float32.
+    """
+    with shared_out(parts, config, search, effort) as shards:
+        return shards.neighbours(k)
+
+
+def _merged(answers: Sequence[Neighbours], starts: Sequence[int] | np.ndarray, mine: np.ndarray, k: int) -> Neighbours:
     """The best k of all shares' answers, in the numbering of the whole set."""
-    numbers = [np.where(found < 0, -1, found + start) for (found, _), start in zip(answers, starts, strict=False)]
+    numbers = [np.where(found < 0, -1, found + start) for (found, _), start in zip(answers, starts, strict=True)]
     merged = in_order(np.concatenate(numbers, axis=1), np.concatenate([each for _, each in answers], axis=1), mine)
     merged[1][:, 0] = 1.0
     return merged[0][:, :k], merged[1][:, :k]
@@ -187,8 +190,11 @@ def _shares(parts: Sequence[Part], count: int) -> list[list[Part]]:
 
 
 def _check_resources(config: NeighbourActorsConfig, count: int) -> None:
+    """UserError for what a single machine will never have; a cluster may grow, as in launch.py."""
     import ray
 
+    if "RAY_CLUSTER_AUTOSCALES" in os.environ or len(ray.nodes()) > 1:
+        return
     total = ray.cluster_resources()
     for kind, each in (("CPU", config.cpus_per_actor), ("GPU", config.gpus_per_actor)):
         if each * count > total.get(kind, 0):
@@ -196,8 +202,14 @@ def _check_resources(config: NeighbourActorsConfig, count: int) -> None:
                             "the number of actors or what each reserves, or connect to a larger cluster")
 
 
-def _explained(error: Exception) -> Exception:
+def _explained(error: Exception, actors: int) -> Exception:
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
     cause = getattr(error, "cause", None)
-    if isinstance(cause, ValueError):  # features that are no numbers: the library's own words
+    if isinstance(error, RayActorError | OutOfMemoryError) or isinstance(cause, RayActorError | OutOfMemoryError):
+        return UserError(f"one of {actors} neighbour actors died again and again ({RESTARTS} restarts): its share of the "
+                         "features probably does not fit into the memory of its machine; use more actors (neighbours.actors) or "
+                         "larger machines")
+    if isinstance(cause, ValueError):  # features that cannot be: the library's own words
         return UserError(f"the features cannot be searched: {str(cause).splitlines()[0]}")
     return user_error_of(error) or error

@@ -15,8 +15,10 @@ from torch import Tensor
 from platform.engine.collectives import broadcast_object
 from platform.engine.device import device
 from platform.engine.errors import UserError
+from platform.engine.features import array_parts
 from platform.engine.images import ImageSet
-from platform.engine.neighbours import NeighbourActorsConfig, array_parts, sharded_neighbours
+from platform.engine.jaccard import check_shared, sharded_labels
+from platform.engine.neighbours import NeighbourActorsConfig
 from reidssl.clustering.cameras import camera_proxies
 from reidssl.clustering.memory import ClusterMemory
 from reidssl.clustering.pseudo_labels import ClusterConfig, PseudoLabels, cluster_centroids, pseudo_labels
@@ -82,6 +84,7 @@ class UnsupervisedConfig:
         check_common(self)
         if self.iterations < 1 or self.decay_epochs < 1:
             raise ValueError(f"iterations and decay_epochs must be at least 1: got {self.iterations}, {self.decay_epochs}")
+        check_shared(self.cluster, self.neighbours)
 
 
 def check_common(config: Any) -> None:
@@ -187,13 +190,12 @@ class Unsupervised:
         return Epoch(batches, labels, log)
 
     def _cluster(self, epoch: int, features: Tensor) -> PseudoLabels:
-        cluster, actors, found = self.config.cluster, self.config.neighbours, None
+        cluster, actors = self.config.cluster, self.config.neighbours
         progress = epoch / max(self.config.epochs - 1, 1)
         try:
-            if actors.actors and cluster.algorithm != "kmeans":
-                parts = array_parts(features.numpy(), actors.actors)
-                found = sharded_neighbours(parts, cluster.k1, actors, cluster.search, cluster.search_effort)
-            return pseudo_labels(features, cluster, found, progress=progress)
+            if actors.actors:
+                return sharded_labels(array_parts(features.numpy(), actors.actors), cluster, actors, progress)
+            return pseudo_labels(features, cluster, progress=progress)
         except ValueError as error:  # features that are no numbers, more clusters than images
             raise UserError(f"{self.images.location.uri} cannot be clustered: {error}") from None
 

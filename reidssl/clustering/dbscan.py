@@ -28,10 +28,7 @@ def dbscan(distances: sp.csr_matrix, eps: float, min_samples: int) -> Array:
     Raises:
         ValueError: eps or min_samples out of range, a matrix that is not square or holds NaN.
     """
-    if not 0.0 <= eps < 1.0:
-        raise ValueError(f"eps must be in [0, 1): got {eps}; pairs at distance 1 are not stored")
-    if min_samples < 1:
-        raise ValueError(f"min_samples must be at least 1: got {min_samples}")
+    check_dbscan(eps, min_samples)
     if not sp.issparse(distances) or distances.shape[0] != distances.shape[1]:
         raise ValueError(f"distances must be a square sparse matrix: got {type(distances).__name__} {distances.shape}")
     graph = distances.tocsr()
@@ -40,6 +37,14 @@ def dbscan(distances: sp.csr_matrix, eps: float, min_samples: int) -> Array:
         raise ValueError(f"distances must be numbers: row {row} holds NaN")
     near = graph.data <= graph.data.dtype.type(eps)
     return _expand(graph.indptr, graph.indices, near, min_samples)
+
+
+def check_dbscan(eps: float, min_samples: int) -> None:
+    """ValueError for eps or min_samples out of range."""
+    if not 0.0 <= eps < 1.0:
+        raise ValueError(f"eps must be in [0, 1): got {eps}; pairs at distance 1 are not stored")
+    if min_samples < 1:
+        raise ValueError(f"min_samples must be at least 1: got {min_samples}")
 
 
 @kernel

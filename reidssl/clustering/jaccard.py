@@ -6,7 +6,8 @@
 4. Query expansion: the mean vector of the first k2 neighbours.
 5. J(i, j) = 1 - m / (2 - m), with m = the sum over images of the smaller of the two vectors' weights.
 
-Nothing is N x N: the vectors hold some tens of weights each, and only pairs that share an image (J < 1) are visited.
+Steps 1 to 4 are in reciprocal.py. Nothing is N x N: the vectors hold some tens of weights each, and only pairs that share an
+image (J < 1) are visited. Where features have collapsed these are all pairs after all: `most_pairs` stops in time.
 The numbers of neighbours include the image itself, and the half set uses round(k1 / 2) + 1: an accident of the released code
 (the textbook has k1 + 1) that shifts distances by up to 0.15, kept because the published results have it.
 """
@@ -14,13 +15,21 @@ The numbers of neighbours include the image itself, and the half set uses round(
 from __future__ import annotations
 
 from functools import partial
+from threading import Lock
 
 import numpy as np
 import scipy.sparse as sp
 from torch import Tensor
 
 from reidssl.clustering.neighbours import Array, Neighbours, knn, self_first, unit_rows
-from reidssl.compiled import kernel, over_blocks
+from reidssl.clustering.reciprocal import block_of, half_of, query_expansion, reciprocal_vectors
+
+ROOM = 2**26
+"""Pairs of one block, at 8 bytes; reached by a block of the largest sets where everybody is everybody's neighbour."""
+
+
+class TooManyPairs(ValueError):
+    """More pairs lie within the largest distance than were allowed."""
 
 
 def sparse_jaccard(
@@ -29,7 +38,7 @@ def sparse_jaccard(
     k2: int = 6,
     neighbours: Neighbours | None = None,
     max_distance: float = 1.0,
-    block: int = 256,
+    block: int | None = None,
     num_threads: int | None = None,
 ) -> sp.csr_matrix:
     """Jaccard distances below 1 of all pairs of images that have one.
@@ -41,7 +50,7 @@ def sparse_jaccard(
         neighbours: (indices (N, >= min(k1, N)), similarities) of a search made elsewhere (-1: absent); None: exact search.
             Only the indices are used. k1 and k2 count the image itself here as well.
         max_distance: pairs further apart are left out; clustering needs only those up to its eps.
-        block, num_threads: rows worked on at once by one thread, and threads (None: torch's number).
+        block, num_threads: rows worked on at once by one thread (None: grows with N), and threads (None: torch's number).
 
     Returns:
         float32 CSR (N, N), symmetric, sorted indices, the diagonal stored (zeros). A pair without an entry is at
@@ -51,77 +60,100 @@ def sparse_jaccard(
         ValueError: k1, k2 or max_distance out of range, features that are not finite (the row is named), a table that
             does not fit.
     """
-    if not 1 <= k2 <= k1:
-        raise ValueError(f"k1 and k2 must satisfy 1 <= k2 <= k1: got k1 {k1}, k2 {k2}")
     if not 0.0 < max_distance <= 1.0:
         raise ValueError(f"max_distance must be in (0, 1]: got {max_distance}")
+    vectors = jaccard_vectors(features, k1, k2, neighbours, block, num_threads)
+    return jaccard_rows(vectors, vectors.shape[0], max_distance, block, num_threads)
+
+
+def jaccard_vectors(
+    features: Tensor | Array,
+    k1: int = 30,
+    k2: int = 6,
+    neighbours: Neighbours | None = None,
+    block: int | None = None,
+    num_threads: int | None = None,
+) -> sp.csr_matrix:
+    """Steps 1 to 4: float32 CSR (N, N), sorted indices, rows sum to 1. Arguments and errors as in `sparse_jaccard`."""
+    if not 1 <= k2 <= k1:
+        raise ValueError(f"k1 and k2 must satisfy 1 <= k2 <= k1: got k1 {k1}, k2 {k2}")
     unit = unit_rows(features)
     indices = knn(unit, k1)[0] if neighbours is None else np.asarray(neighbours[0])
     if indices.ndim == 2 and indices.shape[1] < min(k1, len(unit)):
         raise ValueError(f"the neighbour table has {indices.shape[1]} columns, k1 asks for {min(k1, len(unit))}")
     table = self_first(indices, len(unit))[:, :k1]
-    vectors = reciprocal_vectors(unit, table, round(k1 / 2) + 1, None, block, num_threads)
-    vectors = query_expansion(vectors, table[:, :k2])
-    return jaccard_rows(vectors, len(unit), max_distance, block, num_threads)
-
-
-def reciprocal_vectors(
-    unit: Tensor, table: Array, half: int, scales: Array | None = None, block: int = 256, num_threads: int | None = None
-) -> sp.csr_matrix:
-    """Steps 1 to 3: each image as weights over its expanded reciprocal set.
-
-    Args:
-        unit: float32 (N, D), rows of length one.
-        table: int32 (N, k), first column the image itself, -1 absent (`self_first`).
-        half: neighbours of the half sets, at most k are used.
-        scales: float32 (N,), factor of each image's squared distances in the softmax; None: 1.
-
-    Returns:
-        float32 CSR (N, N), non-negative, rows sum to 1.
-    """
-    num = len(table)
-    host = np.ascontiguousarray(unit.cpu().numpy())
-    scales = np.ones(num, np.float32) if scales is None else np.ascontiguousarray(scales, np.float32)
-    full, full_counts = _reciprocal(table, table.shape[1])
-    halves, half_counts = _reciprocal(table, min(half, table.shape[1]))
-    work = partial(_weights, host, full, full_counts, halves, half_counts, scales)
-    return _stack(over_blocks(work, num, block, num_threads), num)
-
-
-def query_expansion(vectors: sp.csr_matrix, table: Array) -> sp.csr_matrix:
-    """Step 4: the mean of the vectors of each image's first neighbours, table int32 (N, k2), -1 absent."""
-    num, columns = table.shape
-    if columns == 1:
-        return vectors
-    present = table >= 0
-    share = np.repeat(np.float32(1) / present.sum(axis=1).astype(np.float32), present.sum(axis=1))
-    pointers = np.concatenate([[0], np.cumsum(present.sum(axis=1))])
-    expanded = sp.csr_matrix((share, table[present], pointers), shape=(num, num)) @ vectors
-    expanded.sort_indices()
-    return expanded
+    vectors = reciprocal_vectors(unit, table, half_of(k1), None, block, num_threads)
+    return query_expansion(vectors, table[:, :k2])
 
 
 def jaccard_rows(
     vectors: sp.csr_matrix,
     num_rows: int,
     max_distance: float = 1.0,
-    block: int = 256,
+    block: int | None = None,
     num_threads: int | None = None,
     first_column: int = 0,
+    most_pairs: int | None = None,
 ) -> sp.csr_matrix:
-    """Step 5 for the first `num_rows` images against those from `first_column` on: float32 CSR, sorted indices."""
-    columns = vectors[first_column:].tocsc()  # by image: who gives it weight
+    """Step 5 for the first `num_rows` images against those from `first_column` on: float32 CSR, sorted indices.
+
+    Args:
+        most_pairs: TooManyPairs is raised as soon as there are more, before they take memory; None: any number.
+    """
+    columns = by_image(vectors, first_column)
+    return jaccard_range(vectors, columns, 0, num_rows, max_distance, block, num_threads, first_column, most_pairs)
+
+
+def by_image(vectors: sp.csr_matrix, first_column: int = 0) -> sp.csc_matrix:
+    """The vectors from `first_column` on by image: who gives it weight."""
+    columns = vectors[first_column:].tocsc()
     columns.sort_indices()
+    return columns
+
+
+def jaccard_range(
+    vectors: sp.csr_matrix,
+    columns: sp.csc_matrix,
+    start: int,
+    stop: int,
+    max_distance: float = 1.0,
+    block: int | None = None,
+    num_threads: int | None = None,
+    first_column: int = 0,
+    most_pairs: int | None = None,
+) -> sp.csr_matrix:
+    """Step 5 for the images start..stop, `columns` made by `by_image`: float32 CSR (stop - start, images), sorted indices."""
+    num = columns.shape[0]
+    room = ROOM if most_pairs is not None else np.iinfo(np.int64).max
     work = partial(
         _distances,
         vectors.indptr, vectors.indices, vectors.data,
         columns.indptr, columns.indices, columns.data,
-        len(vectors.indptr) - 1 - first_column, first_column, np.float32(max_distance), max_distance >= 1.0,
+        num, first_column, np.float32(max_distance), max_distance >= 1.0, room,
     )  # fmt: skip
-    return _stack(over_blocks(work, num_rows, block, num_threads), columns.shape[0])
+    pairs, counting = 0, Lock()
+
+    def counted(first: int, last: int) -> tuple[Array, Array, Array]:
+        nonlocal pairs
+        if most_pairs is not None and pairs > most_pairs:
+            raise too_many(most_pairs, max_distance)
+        part = work(start + first, start + last)
+        with counting:
+            pairs += len(part[1])
+        if most_pairs is not None and (len(part[1]) > room or pairs > most_pairs):
+            pairs = most_pairs + 1  # the other threads stop as well
+            raise too_many(most_pairs, max_distance)
+        return part
+
+    return stack(over_blocks(counted, stop - start, block_of(num, block), num_threads), num)
 
 
-def _stack(parts: list[tuple[Array, Array, Array]], num_columns: int) -> sp.csr_matrix:
+def too_many(most_pairs: int, max_distance: float) -> TooManyPairs:
+    """What to raise."""
+    return TooManyPairs(f"more than {most_pairs:,} pairs of images are at a Jaccard distance of at most {max_distance:g}")
+
+
+def stack(parts: list[tuple[Array, Array, Array]], num_columns: int) -> sp.csr_matrix:
     """CSR with sorted indices from row blocks of (entries per row, columns, values)."""
     counts = np.concatenate([part[0] for part in parts])
     indices = np.concatenate([part[1] for part in parts])
@@ -133,78 +165,13 @@ def _stack(parts: list[tuple[Array, Array, Array]], num_columns: int) -> sp.csr_
 
 
 @kernel
-def _reciprocal(table, k):  # type: ignore[no-untyped-def]
-    """Members of each image's k-reciprocal set: int32 (N, k) filled from the left, and their number (N,)."""
-    num = len(table)
-    members = np.empty((num, k), np.int32)
-    counts = np.zeros(num, np.int32)
-    for i in range(num):
-        for a in range(k):
-            j = table[i, a]
-            if j < 0:
-                continue
-            for b in range(k):
-                if table[j, b] == i:
-                    members[i, counts[i]] = j
-                    counts[i] += 1
-                    break
-    return members, counts
-
-
-@kernel
-def _weights(unit, full, full_counts, halves, half_counts, scales, start, stop):  # type: ignore[no-untyped-def]
-    """Expanded sets and softmax weights of the rows start..stop."""
-    width = unit.shape[1]
-    counts = np.zeros(stop - start, np.int64)
-    most = 0
-    for i in range(start, stop):
-        most += full_counts[i] * (1 + halves.shape[1])
-    indices = np.empty(most, np.int32)
-    data = np.empty(most, np.float32)
-    reciprocal = np.zeros(len(full), np.bool_)
-    chosen = np.zeros(len(full), np.bool_)
-    used = 0
-    for i in range(start, stop):
-        first = used
-        for a in range(full_counts[i]):
-            j = full[i, a]
-            reciprocal[j] = True
-            chosen[j] = True
-            indices[used] = j
-            used += 1
-        for a in range(full_counts[i]):
-            j = full[i, a]
-            overlap = 0
-            for b in range(half_counts[j]):
-                overlap += reciprocal[halves[j, b]]
-            if 3 * overlap > 2 * half_counts[j]:
-                for b in range(half_counts[j]):
-                    member = halves[j, b]
-                    if not chosen[member]:
-                        chosen[member] = True
-                        indices[used] = member
-                        used += 1
-        total = np.float32(0)
-        for place in range(first, used):
-            j = indices[place]
-            cosine = np.float32(0)
-            for d in range(width):
-                cosine += unit[i, d] * unit[j, d]
-            data[place] = np.exp(-scales[i] * (np.float32(2) - np.float32(2) * cosine))
-            total += data[place]
-            reciprocal[j] = False
-            chosen[j] = False
-        for place in range(first, used):
-            data[place] /= total
-        counts[i - start] = used - first
-    return counts, indices[:used].copy(), data[:used].copy()
-
-
-@kernel
 def _distances(  # type: ignore[no-untyped-def]
-    pointers, indices, data, by_pointers, by_indices, by_data, num, first_column, most, everything, start, stop
+    pointers, indices, data, by_pointers, by_indices, by_data, num, first_column, most, everything, room, start, stop
 ):
-    """Jaccard distances of the rows start..stop to the `num` images from `first_column` on, below 1 or up to `most`."""
+    """Jaccard distances of the rows start..stop to the `num` images from `first_column` on, below 1 or up to `most`.
+
+    Ends early above `room` pairs.
+    """
     counts = np.zeros(stop - start, np.int64)
     out_indices = np.empty(256 * (stop - start), np.int32)
     out_data = np.empty(256 * (stop - start), np.float32)
@@ -243,4 +210,6 @@ def _distances(  # type: ignore[no-untyped-def]
                 out_data[used] = distance
                 used += 1
         counts[i - start] = used - first
+        if used > room:
+            break
     return counts, out_indices[:used].copy(), out_data[:used].copy()

@@ -1,9 +1,11 @@
 """Pseudo-identities of unlabelled images: neighbours, Jaccard distance, clusters (Cluster Contrast, arXiv 2103.11568)."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,13 +13,19 @@ from torch.nn import functional as F
 from reidssl.clustering.dbscan import dbscan
 from reidssl.clustering.index import check_search, find_neighbours, recall
 from reidssl.clustering.infomap import check_infomap, infomap
-from reidssl.clustering.jaccard import sparse_jaccard
+from reidssl.clustering.jaccard import TooManyPairs, jaccard_rows, jaccard_vectors
 from reidssl.clustering.kmeans import check_kmeans, kmeans
 from reidssl.clustering.neighbours import Array, Neighbours
 from reidssl.clustering.refining import refine
 from reidssl.clustering.reliability import reliable
+from reidssl.clustering.ungraphed import dbscan_vectors
 
 ALGORITHMS = ("dbscan", "infomap", "kmeans")
+PAIRS_PER_IMAGE = 1000
+"""Pairs within eps that are stored, per image, at 8 bytes; real sets have some tens, collapsed features N."""
+
+Graph = Callable[[sp.csr_matrix, float, int], sp.csr_matrix]
+"""(vectors, largest distance, most pairs) -> distances, or TooManyPairs."""
 
 
 @dataclass(kw_only=True)
@@ -109,19 +117,11 @@ def pseudo_labels(
     Raises:
         ValueError: features that are not finite (the row is named), or a table that does not fit.
     """
-    seconds: dict[str, float] = {}
-    clock = time.perf_counter()
-
-    def lap(name: str) -> None:
-        nonlocal clock
-        now = time.perf_counter()
-        seconds[name], clock = now - clock, now
-
-    found = None
+    lap, found = Laps(), None
     if config.algorithm == "kmeans":
         labels = kmeans(features, config.num_clusters)
         lap("kmeans")
-        return PseudoLabels(labels, int(labels.max()) + 1, 0, seconds)
+        return PseudoLabels(labels, int(labels.max()) + 1, 0, lap.seconds)
     if neighbours is None:
         neighbours = find_neighbours(features, config.k1, config.search, config.search_effort)
         lap("search")
@@ -130,8 +130,42 @@ def pseudo_labels(
         lap("refine")
         found = recall(features, neighbours)
         lap("recall")
-    eps, gap = config.eps_at(progress), config.reliability_gap
-    distances = sparse_jaccard(features, config.k1, config.k2, neighbours, max_distance=eps + gap, num_threads=num_threads)
+    vectors = jaccard_vectors(features, config.k1, config.k2, neighbours, num_threads=num_threads)
+
+    def graph(vectors: sp.csr_matrix, max_distance: float, most_pairs: int) -> sp.csr_matrix:
+        return jaccard_rows(vectors, len(features), max_distance, num_threads=num_threads, most_pairs=most_pairs)
+
+    labels = vectors_to_labels(vectors, config, graph, lap, progress, num_threads)
+    return PseudoLabels(labels, int(labels.max()) + 1, int((labels < 0).sum()), lap.seconds, found)
+
+
+def vectors_to_labels(vectors: sp.csr_matrix, config: ClusterConfig, graph: Graph, lap: "Laps", progress: float = 0.0,
+                      num_threads: int | None = None) -> Array:
+    """Step 5 of the Jaccard distance and the clusters: int64 (N,), -1 for outliers.
+
+    Where more pairs are near each other than can be stored, DBSCAN goes on without the graph, more slowly.
+
+    Args:
+        vectors: float32 CSR (N, N), sorted indices (`jaccard_vectors`).
+        graph: makes the distances, in this process or elsewhere.
+
+    Raises:
+        ValueError: such features with an algorithm that needs the graph.
+    """
+    eps, gap, num = config.eps_at(progress), config.reliability_gap, vectors.shape[0]
+    try:
+        distances = graph(vectors, eps + gap, PAIRS_PER_IMAGE * num)
+    except TooManyPairs as error:
+        lap("jaccard")
+        if config.algorithm != "dbscan" or gap:
+            raise ValueError(
+                f"the features have collapsed: {error}, {PAIRS_PER_IMAGE:,} for each of {num:,} images, and "
+                f"{'the reliability criterion' if gap else config.algorithm} needs them all in memory; look for a diverged or "
+                "untrained model, lower eps, or use algorithm=dbscan with reliability_gap=0"
+            ) from None
+        labels = dbscan_vectors(vectors, eps, config.min_samples, num_threads=num_threads)
+        lap("dbscan")
+        return labels
     lap("jaccard")
     cluster = {"dbscan": dbscan, "infomap": infomap}[config.algorithm]
     labels = cluster(distances, eps, config.min_samples)
@@ -139,7 +173,20 @@ def pseudo_labels(
         looser, tighter = (cluster(distances, each, config.min_samples) for each in (eps + gap, eps - gap))
         labels = reliable(labels, looser, tighter, config.reliable_share, min(2, config.min_samples))
     lap(config.algorithm)
-    return PseudoLabels(labels, int(labels.max()) + 1, int((labels < 0).sum()), seconds, found)
+    return labels
+
+
+class Laps:
+    """Wall time of one step after the other."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._clock = time.perf_counter()
+
+    def __call__(self, name: str) -> None:
+        """The step that ends here."""
+        now = time.perf_counter()
+        self.seconds[name], self._clock = now - self._clock, now
 
 
 @torch.no_grad()

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from reidssl.clustering.index import in_order
 from reidssl.clustering.neighbours import Array, Neighbours, unit_rows
+from reidssl.clustering.pairs import pair_cosines
 from reidssl.clustering.selecting import insert
 from reidssl.compiled import kernel, over_blocks
 
-BLOCK = 8192  # rows that share one note of what was looked at
+BLOCK = 2048  # rows that share one note of what was looked at, and whose candidates are listed at a time
 
 
 def refine(features: Tensor | Array, neighbours: Neighbours, num_threads: int | None = None) -> Neighbours:
@@ -34,40 +35,69 @@ def refine(features: Tensor | Array, neighbours: Neighbours, num_threads: int | 
     if indices.shape != similarities.shape or len(indices) != len(unit):
         raise ValueError(f"a table of neighbours must have a row for each of {len(unit)} images: got indices {indices.shape} and "
                          f"similarities {similarities.shape}")
-    found, near = indices.copy(), similarities.copy()
+    found, near = np.empty_like(indices), np.empty_like(similarities)
 
     def work(start: int, stop: int) -> None:
-        _look(unit, indices, found, near, np.zeros(len(unit), np.int64), start, stop)
-        found[start:stop], near[start:stop] = in_order(found[start:stop], near[start:stop], np.arange(start, stop))
-        near[start:stop, 0] = similarities[start:stop, 0]
+        counts, others = candidates(indices, start, stop)
+        rows = np.repeat(np.arange(start, stop, dtype=np.int32), counts)
+        cosines, own = pair_cosines(unit, unit, rows, others), np.arange(start, stop)
+        found[start:stop], near[start:stop] = taken(indices[start:stop], similarities[start:stop], own, counts, others, cosines)
 
     over_blocks(work, len(unit), BLOCK, num_threads)
     return found, near
 
 
+def taken(indices: Array, similarities: Array, own: Array, counts: Array, others: Array, cosines: Array) -> Neighbours:
+    """Some rows of the table, (n, k), with those of their candidates that are nearer.
+
+    Args:
+        own: int (n,), the images of these rows.
+        counts, others: of `candidates` for them. cosines: float32 (P,), of the image and the candidate.
+    """
+    found, near = indices.copy(), similarities.copy()
+    _take(found, near, counts, others, cosines)
+    found, near = in_order(found, near, own)
+    near[:, 0] = similarities[:, 0]
+    return found, near
+
+
 @kernel
-def _look(unit, indices, found, near, seen, start, stop):  # type: ignore[no-untyped-def]
-    """Rows start..stop of `found` and `near`, which begin as the table; `seen` (N,) zeros, room for what was looked at."""
-    k, width = indices.shape[1], unit.shape[1]
+def candidates(indices, start, stop):  # type: ignore[no-untyped-def]
+    """Neighbours of the neighbours of the images start..stop: how many of each, int64 (stop - start,), and who, int32.
+
+    indices: int (N, k), the image itself first, -1 absent. Each is named once, and none that the table has for that image.
+    """
+    num, k = indices.shape
+    counts = np.zeros(stop - start, np.int64)
+    others = np.empty((stop - start) * (k - 1) * (k - 1), np.int32)
+    seen = np.full(num, -1, np.int64)
+    used = 0
     for i in range(start, stop):
-        mark = i + 1
-        seen[i] = mark
+        first = used
+        seen[i] = i
         for t in range(k):
             if indices[i, t] >= 0:
-                seen[indices[i, t]] = mark
-        smallest, own = near[i, k - 1], unit[i]
+                seen[indices[i, t]] = i
         for t in range(1, k):
             between = indices[i, t]
             if between < 0:
                 continue
             for u in range(1, k):
                 other = indices[between, u]
-                if other < 0 or seen[other] == mark:
-                    continue
-                seen[other] = mark
-                line, score = unit[other], np.float32(0.0)
-                for d in range(width):
-                    score += own[d] * line[d]
-                if score > smallest:
-                    insert(near, found, i, score, other)
-                    smallest = near[i, k - 1]
+                if other >= 0 and seen[other] != i:
+                    seen[other] = i
+                    others[used] = other
+                    used += 1
+        counts[i - start] = used - first
+    return counts, others[:used].copy()
+
+
+@kernel
+def _take(found, near, counts, others, cosines):  # type: ignore[no-untyped-def]
+    """Enter candidates into the lists (n, k), falling; updated."""
+    last, place = found.shape[1] - 1, 0
+    for row in range(len(found)):
+        for candidate in range(place, place + counts[row]):
+            if cosines[candidate] > near[row, last]:
+                insert(near, found, row, cosines[candidate], others[candidate])
+        place += counts[row]

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from platform.cluster import ClusterProgramConfig, main
+from platform.cluster import ClusterProgramConfig, label, main
 from platform.engine.config import ConfigError, load_config
 from platform.engine.errors import UserError
 from platform.engine.images import ImageSet
@@ -15,6 +15,7 @@ from platform.engine.models import embed_all, load_model
 from platform.engine.shards import read_manifest
 from platform.engine.storage import StorageConfig, StorageError
 from reidssl.clustering.pseudo_labels import ClusterConfig, pseudo_labels
+from tests.platform.engine.test_neighbours import write_parts
 
 TINY = ["cluster.k1=6", "cluster.k2=2", "cluster.eps=0.55", "cluster.min_samples=2", "pool.actors=1", "pool.batch=32"]
 
@@ -71,5 +72,22 @@ def test_wrong_inputs_are_said_and_bind_nothing(tmp_path, tiny_backbone, tiny_sh
     assert not output.exists()
     with pytest.raises(ConfigError, match=r"cluster.search must be one of exact, ivf, hnsw: got 'lsh'"):
         config_of(tiny_backbone, tiny_shards.uri, output, "cluster.search=lsh")
+    with pytest.raises(ConfigError, match=r"neighbours.actors must be 0 with cluster.algorithm=kmeans, which runs in one"):
+        config_of(tiny_backbone, tiny_shards.uri, output, "cluster.algorithm=kmeans", "cluster.num_clusters=5",
+                  "neighbours.actors=2")
     with pytest.raises(UserError, match=r"(?s)another configuration:\n  cluster.eps: "):
         main(config_of(tiny_backbone, tiny_shards.uri, clustered[0], "cluster.eps=0.7"))
+
+
+def test_with_actors_no_features_come_to_this_process(monkeypatch, ray_session, tmp_path, tiny_backbone, tiny_shards):
+    """The files are read by the actors alone; a row that is no number is named by its file without them as well."""
+    values = np.random.default_rng(0).normal(size=(90, 8)).astype(np.float32)
+    parts = write_parts(tmp_path, values, [50, 40])
+    config = config_of(tiny_backbone, tiny_shards.uri, tmp_path, "neighbours.actors=1", "neighbours.cpus_per_actor=0.5")
+    alone = label(config_of(tiny_backbone, tiny_shards.uri, tmp_path), parts)
+    monkeypatch.setattr(type(parts[0]), "read", lambda part: pytest.fail("read by the driver"))  # workers import their own
+    np.testing.assert_array_equal(label(config, parts).labels, alone.labels)
+    monkeypatch.undo()
+    values[70] = np.nan
+    with pytest.raises(UserError, match=r"features must be finite: row 20 of \S*1\.parquet holds NaN"):
+        label(config_of(tiny_backbone, tiny_shards.uri, tmp_path), write_parts(tmp_path, values, [50, 40]))

@@ -7,13 +7,9 @@ import pytest
 
 import platform.engine.neighbours as engine
 from platform.engine.errors import UserError
-from platform.engine.neighbours import (
-    NeighbourActorsConfig,
-    ParquetPart,
-    Shard,
-    array_parts,
-    sharded_neighbours,
-)
+from platform.engine.feature_actor import Shard
+from platform.engine.features import ParquetPart, array_parts
+from platform.engine.neighbours import NeighbourActorsConfig, sharded_neighbours
 from platform.engine.parts import as_column
 from platform.engine.storage import open_storage
 from reidssl.clustering.index import recall
@@ -85,6 +81,39 @@ def test_a_lost_actor_is_survived(ray_session, tmp_path, monkeypatch):
     np.testing.assert_array_equal(found[0], knn(features(), 9)[0])
 
 
+class Oversized(Shard):
+    """A shard whose process is killed whenever it has loaded."""
+
+    def nearest(self, queries, k, own):
+        import os
+
+        os.kill(os.getpid(), 9)
+
+
+def test_an_actor_that_dies_every_time_ends_the_search(ray_session, monkeypatch):
+    monkeypatch.setattr(engine, "Shard", Oversized)
+    monkeypatch.setattr(engine, "RESTARTS", 1)
+    with pytest.raises(UserError, match=r"one of 2 neighbour actors died again and again \(1 restarts\): its share of the "
+                                        r"features probably does not fit into the memory of its machine; use more actors"):
+        sharded_neighbours(array_parts(features(), 2), 9, actors(2))
+
+
+def test_a_row_that_is_no_number_is_named_as_the_user_counts(ray_session, tmp_path):
+    broken = features()
+    broken[[200, 222], 1] = np.nan, np.inf  # in the last share of three, which begins at 154 and 150
+    with pytest.raises(UserError, match=r"^features must be finite: row 200 holds NaN or infinity \(2 such rows of 76 there\)"):
+        sharded_neighbours(array_parts(broken, 3), 9, actors(3))
+    parts = write_parts(tmp_path, broken, [80, 70, 40, 40])
+    last = Shard(engine._shares(parts, 3)[-1], "exact", 0, threads=0)
+    with pytest.raises(UserError, match=r"^features must be finite: row 10 of \S*3\.parquet holds NaN or infinity \(2 such rows"):
+        last.nearest(features(), 9, np.arange(230))
+
+
+def test_a_cluster_that_grows_is_waited_for(ray_session, monkeypatch):
+    monkeypatch.setenv("RAY_CLUSTER_AUTOSCALES", "1")
+    engine._check_resources(NeighbourActorsConfig(actors=9, cpus_per_actor=10), 9)
+
+
 def test_shares_are_about_equal_and_in_order():
     from types import SimpleNamespace
 
@@ -96,10 +125,6 @@ def test_shares_are_about_equal_and_in_order():
 
 
 def test_refusals(ray_session, tmp_path):
-    broken = features()
-    broken[50, 1] = np.nan
-    with pytest.raises(UserError, match="the features cannot be searched: features must be finite: row 50 holds NaN"):
-        sharded_neighbours(array_parts(broken, 1), 9, actors(1))
     with pytest.raises(UserError, match="9 neighbour actors need 90 CPU, this Ray has 4"):
         sharded_neighbours(array_parts(features(), 9), 9, NeighbourActorsConfig(actors=9, cpus_per_actor=10))
     (part,) = write_parts(tmp_path, features(), [230])

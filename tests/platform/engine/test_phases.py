@@ -145,13 +145,15 @@ def test_unsupervised_learning_rate_falls_in_steps(images):
     (lambda: BatchConfig(instances=0), "instances must be at least 1: got 0"),
     (lambda: UnsupervisedConfig(neck="both"), "neck must be before or after: got 'both'"),
     (lambda: UnsupervisedConfig(learning_rate=0.0), "learning_rate must be positive: got 0.0"),
+    (lambda: UnsupervisedConfig(cluster=ClusterConfig(algorithm="kmeans", num_clusters=3),
+                                neighbours=NeighbourActorsConfig(actors=2)), "neighbours.actors must be 0 with cluster"),
     (lambda: UnsupervisedConfig(iterations=0), "iterations and decay_epochs must be at least 1: got 0")])
 def test_settings_that_cannot_be(make, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         make()
 
 
-def test_actors_may_share_the_search(ray_session, images):
+def test_actors_may_share_the_clustering(ray_session, images):
     features = by_identity(images, outliers=2)
     alone, phase = unsupervised(images), unsupervised(images)
     phase.config.neighbours = NeighbourActorsConfig(actors=2, cpus_per_actor=0.5)

@@ -1,0 +1,25 @@
+"""Similarities of chosen pairs of images: what is left to compute where most pairs need no number."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from reidssl.compiled import kernel
+
+
+@kernel
+def pair_cosines(queries, images, rows, others):  # type: ignore[no-untyped-def]
+    """queries[rows] . images[others], pair by pair: float32 (P,).
+
+    Args:
+        queries, images: float32 (Q, D) and (N, D), rows of length one.
+        rows, others: int (P,).
+    """
+    width = queries.shape[1]
+    cosines = np.empty(len(rows), np.float32)
+    for place in range(len(rows)):
+        row, other, cosine = queries[rows[place]], images[others[place]], np.float32(0)
+        for d in range(width):
+            cosine += row[d] * other[d]
+        cosines[place] = cosine
+    return cosines
