@@ -8,7 +8,8 @@ shuffles and decodes, then MultiCrop. The other side: the same JPEGs as one file
 decoding and the same MultiCrop; tuned: the fastest of several numbers of workers, with the crops made in them or in the main
 process. From local files, and from an S3 server on this machine (moto's, in a process of its own that shares the cores), where
 the DataLoader fetches an object an image and we fetch row groups. Epochs follow each other without a pause on either side.
-Rates are sustained ones: of the batches after the first third, which starts processes and fills queues.
+Rates are sustained ones: of the batches after the first third, which starts processes and fills queues. Where the time goes:
+processor time an image, by kind of process.
 """
 
 import io
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,39 @@ QUICK, FULL = {"num": 1024, "local": 16, "s3": 4}, {"num": 8192, "local": 4, "s3
 TUNING = [(workers, where) for where in ("workers", "main") for workers in (1, 2, 3)]
 
 
-def rate_of(batches: Iterator[int], num_batches: int) -> dict[str, float]:
-    """Consumes batches (their sizes); images a second after the first third, and the seconds until the first one."""
-    started, arrivals = time.perf_counter(), []
+def rate_of(batches: Iterator[int], num_batches: int) -> dict[str, Any]:
+    """Consumes batches (their sizes). Of those after the first third: images a second, and processor time an image by kind of
+    process; and the seconds until the first one.
+    """
+    started, arrivals, before = time.perf_counter(), [], {}
     for count in batches:
         arrivals.append((time.perf_counter(), count))
+        if len(arrivals) == num_batches // 3:
+            before = processor_seconds()
+    after, warm = processor_seconds(), num_batches // 3
     assert len(arrivals) == num_batches
-    warm = len(arrivals) // 3
     count = sum(count for _, count in arrivals[warm:])
-    return {"rate": count / (arrivals[-1][0] - arrivals[warm - 1][0]), "first_batch": arrivals[0][0] - started}
+    spent: dict[str, float] = {}
+    for process, (kind, seconds) in after.items():
+        spent[kind] = spent.get(kind, 0.0) + 1000 * (seconds - before.get(process, ("", 0.0))[1]) / count
+    return {"rate": count / (arrivals[-1][0] - arrivals[warm - 1][0]), "first_batch": arrivals[0][0] - started, "spent": spent}
+
+
+def processor_seconds() -> dict[int, tuple[str, float]]:
+    """Process -> (kind, seconds) of this process and all that it started."""
+    import psutil
+
+    kinds = {"ray::SplitCoordinator": "Ray Data's executor", "pt_data_worker": "workers", "raylet": "Ray", "gcs_server": "Ray"}
+    found, own = {}, psutil.Process()
+    for process in [own, *own.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            name = (process.cmdline() or [""])[0] if process.name().startswith("ray::") else process.name()
+            kind = "this process" if process == own else kinds.get(name, "tasks" if name.startswith("ray::") else "Ray")
+            if name.startswith("ray::_") or "Agent" in name:
+                kind = "Ray"
+            times = process.cpu_times()
+            found[process.pid] = (kind, times.user + times.system)
+    return found
 
 
 def crops_of(images: np.ndarray, keys: list[str]) -> int:
@@ -76,7 +101,7 @@ def stream(arguments: dict[str, Any]) -> Any:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}/file", rank=0, world_size=1)
     num = plan.samples_per_epoch * plan.num_epochs // BATCH
 
-    def work() -> dict[str, float]:
+    def work() -> dict[str, Any]:
         return rate_of((crops_of(batch["image"], list(batch["key"]))
                         for batch in sample_stream(plan, config, root, GLOBAL, 0, num * BATCH)), num)
 
@@ -143,7 +168,7 @@ def loader(arguments: dict[str, Any]) -> Any:
         Files(files, arguments["endpoint"]), BATCH, sampler=order.tolist(), drop_last=True, num_workers=arguments["workers"],
         collate_fn=Collate(in_workers), prefetch_factor=4)
 
-    def work() -> dict[str, float]:
+    def work() -> dict[str, Any]:
         return rate_of((len(batch[0]) if in_workers else crops_of(*batch) for batch in batches), len(order) // BATCH)
 
     return work, lambda found: found
@@ -190,6 +215,9 @@ def compare(title: str, shards: str, files: list[str], endpoint: str, epochs: in
               f"{numbers['first_batch']:5.1f} s")
     best = max(found.values(), key=lambda numbers: numbers["rate"])
     print(f"  ratio to the fastest DataLoader       {ours['rate'] / best['rate']:8.2f}")
+    for name, numbers in (("sample stream", ours), ("fastest DataLoader", best)):
+        spent = ", ".join(f"{kind} {value:.2f}" for kind, value in sorted(numbers["spent"].items(), key=lambda item: -item[1]))
+        print(f"    processor ms an image, {name}: {spent}")
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
   python -m benchmarks.million                     50,000 images
   python -m benchmarks.million --full              a million, 384-dimensional
-  python -m benchmarks.million --num 200000 --actors 2 4   also with the search shared over so many Ray actors
+  python -m benchmarks.million --num 200000 --actors 2 4   also shared over so many Ray actors
 
 Random features of 40 images to an identity, 15 cameras, with half the noise of the other benchmarks; k1 30, k2 6, eps 0.6,
 search=ivf. With 20 images to an identity, a third of the 30 neighbours are other people and the same search finds fewer of
@@ -11,14 +11,13 @@ actors, memory is that of the clustering process alone.
 """
 
 import argparse
-import time
 
 from benchmarks.measure import measure, print_machine, print_one
 from benchmarks.people import unlabelled
 
 
 def labels(arguments):
-    """pseudo_labels of this project; the search by this process or by Ray actors."""
+    """pseudo_labels of this project; by this process or by Ray actors."""
     from reidssl.clustering.pseudo_labels import ClusterConfig, pseudo_labels
 
     config = ClusterConfig(search="ivf")
@@ -27,26 +26,23 @@ def labels(arguments):
     actors = arguments["actors"]
     if actors:
         from platform.engine.features import array_parts
-        from platform.engine.neighbours import NeighbourActorsConfig, sharded_neighbours
+        from platform.engine.jaccard import sharded_labels
+        from platform.engine.neighbours import NeighbourActorsConfig
         from platform.engine.runtime import RuntimeConfig, connect
 
         gib = features.nbytes / 2**30
-        connect(RuntimeConfig(num_cpus=actors, object_store_gib=1.5 * gib + 0.5))
+        connect(RuntimeConfig(num_cpus=actors, object_store_gib=2 * gib + 2))
+        shared = NeighbourActorsConfig(actors=actors)
 
     def work():
         if not actors:
-            return pseudo_labels(features, config), {}
-        started = time.perf_counter()
-        shared = NeighbourActorsConfig(actors=actors)
-        table = sharded_neighbours(array_parts(features, actors), config.k1, shared, config.search)
-        seconds = {"search": time.perf_counter() - started}
-        return pseudo_labels(features, config, table), seconds
+            return pseudo_labels(features, config)
+        return sharded_labels(array_parts(features, actors), config, shared)
 
-    def check(result):
+    def check(found):
         from sklearn.metrics import adjusted_rand_score
 
-        found, _ = result
-        seconds = {name: round(value, 1) for name, value in (result[1] | found.seconds).items()}
+        seconds = {name: round(value, 1) for name, value in found.seconds.items()}
         return {"seconds of each step": seconds, "recall at 30 (1,000 images)": round(found.recall, 4),
                 "clusters": found.num_clusters, "outliers": found.num_outliers,
                 "adjusted Rand index": round(float(adjusted_rand_score(identities, found.labels)), 4)}
@@ -63,7 +59,7 @@ def main() -> None:
     num = arguments.num or (1_000_000 if arguments.full else 50_000)
     print_machine()
     for actors in [0, *arguments.actors]:
-        name = f"the search by {actors} Ray actors" if actors else "one process"
+        name = f"{actors} Ray actors" if actors else "one process"
         print_one(f"{num:,} x 384 to labels, {name}", measure(__spec__.name, "labels", {"num": num, "actors": actors}))
 
 

@@ -5,7 +5,8 @@
 
 Both train the same model on the same images, decoded beforehand, with the same crops, objective, gradient clipping, AdamW and
 EMA teacher; they take turns, step by step, in one process. Ours adds DeepSpeed, batch-norm statistics per step, means over all
-micro-batches, the check for loss and corrupt samples, notices, the log and checkpoints.
+micro-batches, the check for loss and corrupt samples, notices, the log and checkpoints. Where the time goes is noted around the
+same functions on both sides; "the rest" is what lies between them.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,12 +62,59 @@ class Bare:
         output = objective(objective.student, crops, Progress(self.seen, self.samples_per_epoch, self.total))
         self.optimizer.zero_grad(set_to_none=True)
         output.loss.backward()
-        torch.nn.utils.clip_grad_norm_(objective.student.parameters(), self.config.deepspeed.clip)
-        self.optimizer.step()
+        self.clip_and_step()
         objective.update(output.statistics, output.rows)
         objective.update_teacher(objective.student.named_parameters(), schedules.teacher_momentum(self.seen))
         self.seen += len(images)
         return float(output.loss.detach())
+
+    def clip_and_step(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.objective.student.parameters(), self.config.deepspeed.clip)
+        self.optimizer.step()
+
+
+class Clock:
+    """Notes the seconds that functions take, under a label, for the side whose turn it is."""
+
+    def __init__(self) -> None:
+        self.side, self.on = "", False
+        self.seconds: dict[str, dict[str, float]] = {"ours": defaultdict(float), "bare": defaultdict(float)}
+
+    def watch(self, owner: Any, name: str, label: str) -> None:
+        function = getattr(owner, name)
+
+        def watched(*arguments: Any, **named: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*arguments, **named)
+            finally:
+                if self.on:
+                    self.seconds[self.side][label] += time.perf_counter() - started
+
+        setattr(owner, name, watched)
+
+    def watch_training(self) -> None:
+        from platform.engine import zero
+        from platform.engine.steps import StepMeans
+        from reidssl.augment.multicrop import MultiCrop
+        from reidssl.objectives.base import Objective
+        from reidssl.objectives.dino import Dino
+
+        self.watch(MultiCrop, "__call__", "crops")
+        self.watch(Dino, "forward", "forward")
+        self.watch(torch.Tensor, "backward", "backward")
+        self.watch(zero, "step", "clip and step")  # ours
+        self.watch(Bare, "clip_and_step", "clip and step")
+        self.watch(Objective, "update_teacher", "teacher")
+        self.watch(StepMeans, "reduce", "means of the step")
+
+    def table(self, ours: list[float], bare: list[float]) -> Iterator[tuple[str, float, float]]:
+        """(label, our seconds a step, the bare loop's), and last what none of the labels has."""
+        means = {side: {label: seconds / len(times) for label, seconds in self.seconds[side].items()}
+                 | {"the rest": (sum(times) - sum(self.seconds[side].values())) / len(times)}
+                 for side, times in (("ours", ours), ("bare", bare))}
+        for label, seconds in means["ours"].items():
+            yield label, seconds, means["bare"].get(label, 0.0)
 
 
 def main() -> None:
@@ -77,12 +126,15 @@ def main() -> None:
     print_machine()
     with tempfile.TemporaryDirectory() as folder:
         make_shards(f"{folder}/data", arguments.full)
-        ours, bare, losses, log = take_turns(folder, FULL if arguments.full else SMALL, steps)
+        clock = Clock()
+        ours, bare, losses, log = take_turns(folder, FULL if arguments.full else SMALL, steps, clock)
     own, other = statistics.median(ours), statistics.median(bare)
     print(f"\none step of {'ViT-S + ICS' if arguments.full else 'a small ViT + ICS'}, {len(ours)} steps of each side, in turns")
     print(f"  platform.pretrain  {1000 * own:9.1f} ms (median)  {1000 * statistics.mean(ours):9.1f} ms (mean)")
     print(f"  bare PyTorch       {1000 * other:9.1f} ms (median)  {1000 * statistics.mean(bare):9.1f} ms (mean)")
     print(f"  ratio              {own / other:9.3f}              {statistics.mean(ours) / statistics.mean(bare):9.3f}")
+    for label, mine, theirs in clock.table(ours, bare):
+        print(f"    {label:<18} {1000 * mine:8.1f} and {1000 * theirs:8.1f} ms (mean)")
     print(f"  losses of the last step: {losses[0]:.6f} and {losses[1]:.6f}")
     stall, write = log["checkpoint_stall_seconds"], log["checkpoint_seconds"]
     print(f"  a checkpoint of {log['checkpoint_mebibytes']:,.0f} MiB stops the loop for {stall:.2f} s and is written in "
@@ -97,7 +149,8 @@ def make_shards(uri: str, full: bool) -> None:
                    check=True, stdout=subprocess.DEVNULL)
 
 
-def take_turns(folder: str, overrides: list[str], steps: int) -> tuple[list[float], list[float], list[float], dict[str, float]]:
+def take_turns(folder: str, overrides: list[str], steps: int,
+               clock: Clock) -> tuple[list[float], list[float], list[float], dict[str, float]]:
     """(our seconds a step, the bare loop's, the last losses of both, the log's row about a checkpoint)."""
     import torch.distributed as dist
 
@@ -118,14 +171,19 @@ def take_turns(folder: str, overrides: list[str], steps: int) -> tuple[list[floa
 
     def turns(*_: Any) -> Iterator[dict[str, np.ndarray]]:
         for number, batch in enumerate(batches):
+            # Neither the first ones, nor those that write the checkpoints: their cost is reported apart.
+            counts = WARM_UP <= number < steps - 2
+            clock.side, clock.on = "bare", counts
             started = time.perf_counter()
             losses.append(bare.step(batch["image"], stream_seeds(config.stream.seed, batch["epoch"], batch["key"])))
             middle = time.perf_counter()
+            clock.side = "ours"
             yield batch  # the platform's loop computes, and comes back for the next
-            if WARM_UP <= number < steps - 2:  # not those that write the checkpoints: their cost is reported apart
+            if counts:
                 ours.append(time.perf_counter() - middle)
                 others.append(middle - started)
 
+    clock.watch_training()
     os.environ |= {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}
     dist.init_process_group("gloo", init_method=f"file://{Path(folder) / 'rendezvous'}", rank=0, world_size=1)
     train({"config": to_plain(config), "stream": turns})
