@@ -68,7 +68,8 @@ def test_copies_are_tied_whatever_the_block(block):
                 assert similarities[row, column] == similarities[row, column + 1]
                 assert indices[row, column] < indices[row, column + 1]
     unit, own = unit_rows(features), np.arange(250)
-    for found in (knn(features, 12, block), nearest(unit, unit, 12, own, block, 31)[:2], nearest(unit, unit, 12, own, 31, block)[:2]):
+    searches = [nearest(unit, unit, 12, own, *each)[:2] for each in ((block, 31), (31, block))]
+    for found in (knn(features, 12, block), *searches):
         np.testing.assert_array_equal(found[0], indices)
         np.testing.assert_array_equal(found[1], similarities)
     alone = [nearest(unit[row : row + 1], unit, 12, own[row : row + 1]) for row in (0, 100, 249)]  # a product of one row
