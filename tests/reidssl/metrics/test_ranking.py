@@ -223,7 +223,7 @@ def test_refusals():
         rank(qf[:, 1:], q_pids, q_camids, gf, g_pids, g_camids)
     with pytest.raises(ValueError, match="gallery_block must be at least 1 image: got 0"):
         rank(qf, q_pids, q_camids, gf, g_pids, g_camids, gallery_block=0)
-    with pytest.raises(ValueError, match="got scores .* for 180 query and 899"):
+    with pytest.raises(ValueError, match=r"got scores .* for 180 query and 899"):
         rank(qf, q_pids, q_camids, gf, g_pids[1:], g_camids[1:])
     with pytest.raises(ValueError, match="got 900 gallery features and 899 labels"):
         rank(qf, q_pids, q_camids, gf, g_pids[1:], g_camids[1:], gallery_block=100)
