@@ -4,11 +4,12 @@
   python -m platform.evaluate models=[runs/a,runs/b] test_sets=[runs/market,runs/msmt] evaluate.reranking=true output=runs/table
   python -m platform.evaluate models=[runs/usl] test_sets=[runs/market] evaluate.roc=true evaluate.cameras=true
 
-Several models and test sets give the cross-domain matrix: a row a model, a column a test set. A model is a run folder or a
+Several models or test sets give the cross-domain matrix: a row a model, a column a test set. A model is a run folder or a
 checkpoint file, ours or a released one; a test set is shards with splits query and gallery. Images go from the shards through a
 pool of actors by Ray Data; only labels and features are held here.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +22,9 @@ from platform.engine.evaluation import EvaluateConfig, Labels, evaluate_features
 from platform.engine.inference import Embedder, PoolConfig, stream_through_actors
 from platform.engine.models import load_model
 from platform.engine.runtime import RuntimeConfig, connect, say
-from platform.engine.shards import read_manifest
+from platform.engine.shards import Manifest, read_manifest
 from platform.engine.storage import Location, StorageConfig, open_storage
+from reidssl.data.msmt17 import IMAGE_FOLDERS
 from reidssl.models.checkpoints import weights_hash
 
 SPLITS = ("query", "gallery")
@@ -60,7 +62,12 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
     """Evaluate every model on every test set; returns one row a pair."""
     if not config.models or not config.test_sets:
         raise UserError("nothing to evaluate: give models=[<run folder>,...] and test_sets=[<shards>,...]")
+    if config.evaluate.per_query and not config.output:
+        raise UserError("evaluate.per_query=true gives a number for every query, which only evaluation.json holds: give "
+                        "output=<folder>, or leave per_query out")
     sets = [open_storage(uri, config.storage) for uri in config.test_sets]
+    _refuse_repeated("models", [uri.rstrip("/") for uri in config.models])
+    _refuse_repeated("test_sets", [location.uri for location in sets])
     for location in sets:
         require_splits(location, SPLITS)
     loaded = [load_model(uri, config.storage, **config.changes) for uri in config.models]  # a wrong path fails before any work
@@ -69,12 +76,12 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
     for uri, model in zip(config.models, loaded, strict=True):
         for location in sets:
             result = evaluate(uri, model.image_size, location, config)
-            row = {"model": uri, "data": location.uri, "image_size": list(model.image_size),
-                   "weights": weights_hash(model.reid or model.backbone)[:12], **result}
+            row = {"model": uri, "data": location.uri, "splits": list(SPLITS), "image_size": list(model.image_size),
+                   "reranking": config.evaluate.reranking, "weights": weights_hash(model.reid or model.backbone)[:12], **result}
             rows.append(row)
             say(f"{uri} on {location.uri}: mAP {row['mAP']:.1%}  Rank-1 {row['rank1']:.1%}")
     print(table(rows))
-    if len(config.models) > 1 and len(sets) > 1:
+    if len(rows) > 1:
         print("\n" + matrix(rows))
     if config.output:
         (open_storage(config.output, config.storage) / "evaluation.json").write_json(rows)
@@ -85,9 +92,9 @@ def evaluate(uri: str, image_size: tuple[int, int], location: Location, config: 
     """Features of query and gallery through the actors, in one pass over the shards, then the metrics."""
     arguments = {"model": uri, "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor)),
                  "changes": config.changes}
-    files = read_manifest(location).files
+    manifest = read_manifest(location)
     try:
-        batches = list(stream_through_actors(location, files, Embedder, arguments, image_size, config.pool, SPLITS))
+        batches = list(stream_through_actors(location, manifest.files, Embedder, arguments, image_size, config.pool, SPLITS))
     except Exception as error:
         raise user_error_of(error) or error from None
     rows = {name: np.concatenate([batch[name] for batch in batches]) for name in ("key", "split", "feature")}
@@ -98,7 +105,22 @@ def evaluate(uri: str, image_size: tuple[int, int], location: Location, config: 
         features.append(torch.from_numpy(rows["feature"][chosen]))
         if rows["key"][chosen].tolist() != labels[-1].keys:
             raise UserError(f"{location.uri} changed while it was read: run the same command again")
-    return evaluate_features(labels[0], labels[1], features[0], features[1], config.evaluate)
+    found = evaluate_features(labels[0], labels[1], features[0], features[1], config.evaluate)
+    return {"data_set": data_set(manifest, labels[1].keys[0]), "data_checksum": manifest.checksum, **found}
+
+
+def data_set(manifest: Manifest, key: str) -> str:
+    """What was ingested, with the version that the paths tell: "market1501", "msmt17 V1"; key: an image of the gallery."""
+    kind = str(manifest.source.get("kind", "unknown"))
+    folders = key.split("/")[:-1]
+    versions = [version for version, (_, test) in IMAGE_FOLDERS.items() if kind == "msmt17" and test in folders]
+    return " ".join([kind, *versions[-1:]])  # mask_test_v2 says more than a folder called test
+
+
+def _refuse_repeated(name: str, uris: list[str]) -> None:
+    repeated = [uri for uri, times in Counter(uris).items() if times > 1]
+    if repeated:
+        raise UserError(f"{name} has {', '.join(repeated)} more than once: name each once")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -109,6 +131,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         lines.append(f"{row['model']:<{width}}  {row['data']:<{data_width}}  "
                      + "  ".join(f"{100 * row[name]:7.1f}" for name in COLUMNS))
+        lines.append(f"  {row['data_set']} (checksum {row['data_checksum'][:12]}), {' and '.join(row['splits'])}, images "
+                     f"{'x'.join(map(str, row['image_size']))}, {'also' if row['reranking'] else 'no'} re-ranking, weights "
+                     f"{row['weights']}")
         if "reranked" in row:
             reranked = row["reranked"]
             lines.append(f"{'  re-ranked':<{width}}  {'':<{data_width}}  {100 * reranked['mAP']:7.1f}  "

@@ -7,12 +7,14 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from platform.engine.device import device
 from platform.engine.errors import UserError
 from platform.engine.ranking import rank_shared
 from platform.engine.shards import read_manifest, read_rows
 from platform.engine.storage import Location
 from reidssl.metrics.cameras import camera_pairs
 from reidssl.metrics.expansion import expand_queries
+from reidssl.metrics.judging import GALLERY_BLOCK
 from reidssl.metrics.ranking import best_matches, rank
 from reidssl.metrics.reranking import rank_reranked
 from reidssl.metrics.verification import true_positive_rates
@@ -37,7 +39,9 @@ class EvaluateConfig:
     per_query: bool = False
     """Also keep the average precision of every query."""
     block: int = 128
-    """Queries compared at a time: memory is block x gallery x 4 bytes."""
+    """Queries compared at a time: memory is block x gallery_block x 4 bytes (re-ranking: block x gallery)."""
+    gallery_block: int = GALLERY_BLOCK
+    """Gallery images compared at a time; a larger gallery is run through twice."""
     tasks: int = 0
     """Ray tasks that share the queries of mAP and CMC, for large galleries (platform.evaluate); 0: this process ranks."""
 
@@ -46,6 +50,8 @@ class EvaluateConfig:
             raise ValueError(f"expansion and expansion_alpha must be 0 or more: got {self.expansion}, {self.expansion_alpha}")
         if self.block < 1:
             raise ValueError(f"block must be at least 1 query: got {self.block}")
+        if self.gallery_block < 1:
+            raise ValueError(f"gallery_block must be at least 1 image: got {self.gallery_block}")
         if self.tasks < 0:
             raise ValueError(f"tasks must be 0 or more: got {self.tasks}")
 
@@ -86,29 +92,30 @@ def require_splits(location: Location, splits: Sequence[str]) -> None:
 
 def evaluate_features(query: Identified, gallery: Identified, query_features: Tensor, gallery_features: Tensor,
                       config: EvaluateConfig) -> dict[str, Any]:
-    """Everything `config` asks for, all shares in [0, 1].
+    """Everything `config` asks for, all shares in [0, 1]; on the accelerator given to this process, if any.
 
     {"mAP", "rank1", "rank5", "rank10", "mINP", "queries", "gallery", "rankings"} and, where asked for, "reranked" {"mAP",
     "rank1"}, "roc" {"1e-04": rate, ...}, "camera_pairs" {"query_cameras", "gallery_cameras", "mAP": rows, null where undefined},
     "average_precision" {key: value, null for a query without a true match}.
     """
+    query_features, gallery_features = query_features.to(device()), gallery_features.to(device())
+    sizes: dict[str, Any] = {"block": config.block, "gallery_block": config.gallery_block}
     try:
         if config.expansion:
             query_features = expand_queries(query_features, gallery_features, config.expansion, config.expansion_alpha,
                                             config.block)
         arguments = (query_features, query.pids, query.camids, gallery_features, gallery.pids, gallery.camids)
-        ranked = rank_shared(*arguments, tasks=config.tasks, block=config.block) if config.tasks else \
-            rank(*arguments, block=config.block)
+        ranked = rank_shared(*arguments, tasks=config.tasks, **sizes) if config.tasks else rank(*arguments, **sizes)
         found: dict[str, Any] = ranked.as_dict()
         found |= {"queries": int(found.pop("num_valid_queries")), "gallery": len(gallery)}
         if config.reranking:
             reranked = rank_reranked(*arguments, block=config.block)
             found["reranked"] = {"mAP": float(reranked.mAP), "rank1": float(reranked.rank1)}
         if config.roc:
-            rates = true_positive_rates(*arguments, block=config.block)
+            rates = true_positive_rates(*arguments, **sizes)
             found["roc"] = {f"{rate:.0e}": value for rate, value in rates.items()}
         if config.cameras:
-            pairs = camera_pairs(*arguments, block=config.block)
+            pairs = camera_pairs(*arguments, **sizes)
             found["camera_pairs"] = {"query_cameras": pairs.query_cameras.tolist(),
                                      "gallery_cameras": pairs.gallery_cameras.tolist(),
                                      "mAP": [[_number(value) for value in row] for row in pairs.mAP]}

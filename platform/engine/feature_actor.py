@@ -4,15 +4,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from platform.engine.device import use_threads
 from platform.engine.features import Part, read_all
 from reidssl.clustering.index import NeighbourIndex
-from reidssl.clustering.neighbours import nearest, unit_rows
+from reidssl.clustering.neighbours import Neighbours, nearest
 from reidssl.clustering.pairs import pair_cosines
 from reidssl.compiled import over_blocks
 
-Neighbours = tuple[np.ndarray, np.ndarray]
+
+def _writable(array: np.ndarray) -> np.ndarray:
+    """A copy of what lies in the object store, where arrays are read-only and torch warns of them."""
+    return array if array.flags.writeable else array.copy()
 
 
 class Shard:
@@ -33,12 +37,13 @@ class Shard:
         return self.index().images[places].cpu().numpy()
 
     def nearest(self, queries: np.ndarray, k: int, own: np.ndarray) -> Neighbours:
-        """Of this share, numbered from 0; own: int64, the image that is the query itself, or -1."""
-        return self.index().nearest(queries, k, own)
+        """Of this share, numbered from 0. queries: float32 (Q, D) of length one; own: the image that is the query, or -1."""
+        return self.index().nearest(_writable(queries), k, own, unit=True)
 
     def nearest_exact(self, queries: np.ndarray, k: int, own: np.ndarray) -> Neighbours:
         """The same by comparing with all images, whatever the search."""
-        found = nearest(unit_rows(queries, "queries"), self.index().images, k, own)
+        images = self.index().images
+        found = nearest(torch.from_numpy(_writable(queries)).to(images.device), images, k, own)
         return found.indices, found.similarities
 
     def propose(self, proposal: Callable[..., Neighbours], table: np.ndarray, start: int, stop: int,

@@ -16,11 +16,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from platform.engine.device import use_threads
-from platform.engine.feature_actor import Neighbours
 from platform.engine.features import Part
 from platform.engine.neighbours import FeatureShards, NeighbourActorsConfig, shared_out
 from reidssl.clustering.jaccard import TooManyPairs, by_image, jaccard_range, stack, too_many
-from reidssl.clustering.neighbours import self_first
+from reidssl.clustering.neighbours import Neighbours, self_first
 from reidssl.clustering.pseudo_labels import ClusterConfig, Laps, PseudoLabels, vectors_to_labels
 from reidssl.clustering.reciprocal import half_of, query_expansion, reciprocal_sets, softmax_weights
 from reidssl.clustering.refining import candidates, taken

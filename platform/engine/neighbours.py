@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from platform.engine.errors import UserError, user_error_of
-from platform.engine.feature_actor import Neighbours, Shard
+from platform.engine.feature_actor import Shard
 from platform.engine.features import Part
 from reidssl.clustering.index import in_order
+from reidssl.clustering.neighbours import Neighbours
 
 RESTARTS = 10
 """Of an actor; one whose share does not fit into memory would be started for ever."""
@@ -36,7 +37,7 @@ class NeighbourActorsConfig:
     cpus_per_actor: float = 1.0
     """CPUs reserved for an actor or task, and its threads."""
     gpus_per_actor: float = 0.0
-    """GPUs reserved for an actor; used by FAISS's GPU build."""
+    """GPUs reserved for an actor; for exact search by torch, else by the GPU build of FAISS."""
     block: int = 8192
     """Images whose neighbours are looked for at a time, and images of a task."""
 

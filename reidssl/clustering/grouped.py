@@ -48,11 +48,11 @@ class GroupedIndex:
         self.members = np.argsort(group, kind="stable")  # group by group, rising within
         self.ends = np.searchsorted(group[self.members], np.arange(count), side="right")
 
-    def nearest(self, queries: Tensor, k: int, num_threads: int | None = None) -> Neighbours:
+    def nearest(self, queries: Tensor, k: int) -> Neighbours:
         """indices int64 (Q, k), -1 where the visited groups hold fewer, and similarities float32; of equal ones in any order."""
         indices = np.full((len(queries), k), -1, np.int64)
         similarities = np.full((len(queries), k), -np.inf, np.float32)
-        num_threads = torch.get_num_threads() if num_threads is None else num_threads
+        num_threads = torch.get_num_threads()
         block = max(1, min(QUERIES, -(-len(queries) // num_threads)))
         with one_torch_thread_each():
             over_blocks(partial(self._search, queries, indices, similarities), len(queries), block, num_threads)

@@ -1,13 +1,13 @@
 """Nearest neighbours in a set of images: exactly, or approximately with FAISS where the set is too large for that.
 
-    exact   every pair is compared (blocks of matrix products; FAISS's flat index on a GPU)
+    exact   every pair is compared, in blocks of matrix products by torch, on a GPU where torch sees one
     ivf     images are grouped around 4 sqrt(N) centres; a query visits the nearest few groups (`effort` of them)
     hnsw    a graph is walked from neighbour to neighbour, keeping `effort` candidates; one thread builds it, since
             the graph would differ from run to run otherwise
 
 All are deterministic. Equal similarities are ordered by rising index among the neighbours found; which of several equal
-images are found at the end of the list is exact for `exact` and follows the index for the others. A GPU is used where FAISS
-sees one (its GPU build), but for hnsw, which it does not have there.
+images are found at the end of the list is exact for `exact` and follows the index for the others. On a GPU equal rows may differ
+in the last bit of their similarities. ivf uses a GPU where FAISS sees one (its GPU build); hnsw does not exist there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from reidssl.clustering.grouped import GroupedIndex, num_groups
-from reidssl.clustering.neighbours import Array, Neighbours, knn, nearest, unit_rows
+from reidssl.clustering.neighbours import Array, Neighbours, nearest, nearest_among, unit_rows
 
 SEARCHES = ("exact", "ivf", "hnsw")
 PART_VISITED = 32
@@ -45,46 +45,52 @@ class NeighbourIndex:
         images: float (N, D); rows are normalised here.
         search: one of SEARCHES.
         effort: ivf: groups visited by a query; hnsw: candidates kept; 0: 1/32 of the groups, at least 8; 128 candidates.
+        unit: the rows are of length one already (from `unit_rows`): neither checked nor normalised, which would move last bits.
 
     Raises:
         ValueError: features that are not finite (the row is named), or a search that cannot be.
     """
 
-    def __init__(self, images: Tensor | Array, search: str = "exact", effort: int = 0) -> None:
+    def __init__(self, images: Tensor | Array, search: str = "exact", effort: int = 0, *, unit: bool = False) -> None:
         check_search(search, effort)
-        self.images = unit_rows(images)
+        self.images = torch.as_tensor(images) if unit else unit_rows(images)
         self.search, self.effort = search, effort
-        self._gpu = _gpu()
-        self._index: Any = None if search == "exact" and not self._gpu else self._build(self.images.cpu().numpy())
+        self._gpu = search == "ivf" and _gpu()
+        self._index: Any = None
+        if search == "exact":
+            self.images = _accelerated(self.images)
+        else:
+            self._index = self._build(self.images.cpu().numpy())
 
-    def nearest(self, queries: Tensor | Array, k: int, own: Array | None = None) -> Neighbours:
+    def nearest(self, queries: Tensor | Array, k: int, own: Array | None = None, *, unit: bool = False) -> Neighbours:
         """The k nearest images of every query.
 
         Args:
             queries: float (Q, D); rows are normalised here.
             own: int (Q,), the image that is the query itself and comes first, -1 for none; None: none at all.
+            unit: the queries are rows of some index's `images`, of length one already.
 
         Returns:
             indices int64 (Q, min(k, N)), -1 where an approximate search found fewer; similarities float32, minus infinity there.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1: got {k}")
-        unit = unit_rows(queries, "queries")
-        if unit.shape[1] != self.images.shape[1]:
-            raise ValueError(f"queries must be as wide as the images ({self.images.shape[1]}): got {unit.shape[1]}")
+        rows = torch.as_tensor(queries) if unit else unit_rows(queries, "queries")
+        if rows.shape[1] != self.images.shape[1]:
+            raise ValueError(f"queries must be as wide as the images ({self.images.shape[1]}): got {rows.shape[1]}")
         if self._index is None:
-            found = nearest(unit.to(self.images.device), self.images, k, own)
+            found = nearest(rows.to(self.images.device), self.images, k, own)
             return found.indices, found.similarities
         k = min(k, len(self.images))
-        host = np.ascontiguousarray(unit.cpu().numpy())
+        host = np.ascontiguousarray(rows.cpu().numpy())
         if isinstance(self._index, GroupedIndex):
             indices, similarities = self._index.nearest(torch.from_numpy(host), k)
         else:
             similarities, indices = self._faiss_search(host, k)
         for start in range(0, len(host), 65536):  # in place, block by block
-            rows = slice(start, start + 65536)
-            mine = None if own is None else np.asarray(own)[rows]
-            indices[rows], similarities[rows] = in_order(indices[rows], similarities[rows], mine)
+            here = slice(start, start + 65536)
+            mine = None if own is None else np.asarray(own)[here]
+            indices[here], similarities[here] = in_order(indices[here], similarities[here], mine)
         if own is not None:
             known = np.flatnonzero(np.asarray(own) >= 0)
             similarities[known, 0] = 1.0
@@ -96,10 +102,8 @@ class NeighbourIndex:
         num, width = images.shape
         product = faiss.METRIC_INNER_PRODUCT
         faiss.omp_set_num_threads(1 if self.search == "hnsw" else torch.get_num_threads())
-        if self.search == "exact":
-            index: Any = faiss.IndexFlat(width, product)
-        elif self.search == "hnsw":
-            index = faiss.IndexHNSWFlat(width, 32, product)
+        if self.search == "hnsw":
+            index: Any = faiss.IndexHNSWFlat(width, 32, product)
             index.hnsw.efSearch = self.effort or 128
         else:
             count = num_groups(num)
@@ -110,7 +114,6 @@ class NeighbourIndex:
             index.cp.max_points_per_centroid = 64
             index.nprobe = probes
             index.train(images)
-        if self._gpu and self.search != "hnsw":
             self._resources = faiss.StandardGpuResources()
             index = faiss.index_cpu_to_gpu(self._resources, 0, index)
         index.add(images)
@@ -132,6 +135,11 @@ def _gpu() -> bool:
     return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
 
 
+def _accelerated(rows: Tensor) -> Tensor:
+    """The rows on the GPU that this process was given, if there is one."""
+    return rows.to("cuda") if torch.cuda.is_available() else rows
+
+
 def in_order(indices: Array, similarities: Array, own: Array | None = None) -> Neighbours:
     """Rows of (Q, k) by falling similarity, equal ones by rising index, absent ones (-1) last; `own` (Q,) moved or put first."""
     k = indices.shape[1]
@@ -147,10 +155,11 @@ def in_order(indices: Array, similarities: Array, own: Array | None = None) -> N
 
 def find_neighbours(features: Tensor | Array, k: int, search: str = "exact", effort: int = 0) -> Neighbours:
     """The k nearest images of each of N images, itself first; see `NeighbourIndex`."""
-    if search == "exact" and not _gpu():
-        return knn(features, k)
+    if search == "exact":
+        found = nearest_among(_accelerated(unit_rows(features)), k)
+        return found.indices, found.similarities
     index = NeighbourIndex(features, search, effort)
-    return index.nearest(index.images, k, np.arange(len(index.images)))
+    return index.nearest(index.images, k, np.arange(len(index.images)), unit=True)
 
 
 def recall(features: Tensor | Array, neighbours: Neighbours, sample: int = 1000, seed: int = 0) -> float:

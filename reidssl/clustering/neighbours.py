@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reidssl.clustering.products import products, products_buffer
 from reidssl.clustering.selecting import select_columns, select_rows
 from reidssl.compiled import over_blocks
 
 Array = np.ndarray
 Neighbours = tuple[Array, Array]
+DEVICE_COLUMNS = 65536
+"""Images compared at a time on an accelerator, where small blocks cost more in calls than in products."""
 
 
 def unit_rows(features: Tensor | Array, name: str = "features") -> Tensor:
@@ -25,18 +28,29 @@ def unit_rows(features: Tensor | Array, name: str = "features") -> Tensor:
 
     Raises:
         ValueError: not two-dimensional, empty, or a row that is not finite (the row is named).
+
+    A row's length may be anything that float32 holds, 1e-40 or 1e38; rows of length one may change in their last bit.
     """
     tensor = torch.as_tensor(features).detach()
     if tensor.ndim != 2 or 0 in tensor.shape:
         raise ValueError(f"{name} must be (images, width), both at least 1: got shape {tuple(tensor.shape)}")
     tensor = tensor.float()
-    bad = (~torch.isfinite(tensor).all(dim=1)).nonzero().flatten()
+    lengths = torch.linalg.vector_norm(tensor, dim=1)
+    # Squares of other rows are lost or infinite in float32, so those are scaled first; NaN is among them.
+    unusual = (~((lengths > 1e-15) & (lengths < 1e15))).nonzero().flatten()
+    if not len(unusual):
+        return F.normalize(tensor, dim=1)
+    rows = tensor[unusual]
+    bad = unusual[~torch.isfinite(rows).all(dim=1)]
     if len(bad):
         raise ValueError(
             f"{name} must be finite: row {int(bad[0])} holds NaN or infinity ({len(bad)} such rows of {len(tensor)}); "
             "look for a diverged model or a broken image"
         )
-    return F.normalize(tensor, dim=1)
+    largest = rows.abs().amax(dim=1, keepdim=True)
+    unit = F.normalize(tensor, dim=1)
+    unit[unusual] = F.normalize(torch.where(largest > 0, rows / largest, 0), dim=1)
+    return unit
 
 
 @torch.no_grad()
@@ -77,7 +91,8 @@ class Nearest(NamedTuple):
 def knn(features: Tensor | Array, k: int, block: int = 2048, num_threads: int | None = None) -> Neighbours:
     """The k nearest neighbours of every image by cosine, the image itself always first.
 
-    Equal similarities are ordered by rising index. Runs on the features' device, with torch's threads.
+    Equal similarities are ordered by rising index, and those of equal rows are equal on the CPU whatever the block (see
+    `products`). Runs on the features' device, with torch's threads.
 
     Args:
         features: float (N, D); rows are normalised here.
@@ -103,19 +118,19 @@ def nearest_among(unit: Tensor, k: int, block: int = 2048, num_threads: int | No
         unit: float32 (N, D), rows of length one; the others as in `knn`.
     """
     num, own = len(unit), np.arange(len(unit))
-    if unit.device.type != "cpu":
-        return nearest(unit, unit, k, own, block, block, num_threads)
     _at_least_one(k=k, block=block)
-    found = _nothing_yet(num, min(k, num))
-    products = unit.new_empty(min(block, num) ** 2)
+    if unit.device.type != "cpu":
+        return nearest(unit, unit, k, own, block, DEVICE_COLUMNS, num_threads)
+    found, itself = _nothing_yet(num, min(k, num)), np.empty(num, np.float32)
+    buffer = products_buffer(unit, min(block, num), min(block, num))
     for start in range(0, num, block):
         rows = unit[start : start + block]
         mine = Nearest(*(array[start : start + block] for array in found))
         for first in range(start, num, block):  # every image meets the others in rising order, which settles ties
             columns = unit[first : first + block]
-            shape = (len(rows), len(columns))
-            scores = torch.mm(rows, columns.T, out=products[: shape[0] * shape[1]].view(shape)).numpy()
+            scores = products(rows, columns, buffer).numpy()
             if first == start:
+                itself[start : start + block] = scores.diagonal()
                 np.fill_diagonal(scores, np.inf)  # before all duplicates of itself
             over_blocks(partial(select_rows, scores, first, mine.similarities, mine.indices, mine.lowest), len(rows), 64,
                         num_threads)
@@ -123,7 +138,7 @@ def nearest_among(unit: Tensor, k: int, block: int = 2048, num_threads: int | No
                 theirs = Nearest(*(array[first : first + block] for array in found))
                 work = partial(select_columns, scores, start, theirs.similarities, theirs.indices, theirs.lowest)
                 over_blocks(work, len(columns), 512, num_threads)
-    found.similarities[:, 0] = (unit * unit).sum(dim=1).numpy()
+    found.similarities[:, 0] = itself
     return found
 
 
@@ -134,7 +149,7 @@ def nearest(
     k: int,
     own: Array | None = None,
     block: int = 1024,
-    column_block: int = 4096,
+    column_block: int | None = None,
     num_threads: int | None = None,
 ) -> Nearest:
     """The k nearest of `images` to every query, and how far the farthest is; other arguments as in `knn`.
@@ -142,30 +157,37 @@ def nearest(
     Args:
         queries, images: float32 (Q, D) and (N, D) on one device, rows of length one.
         own: int (Q,), the image that is the query itself, which then comes first; -1 where there is none. None: none at all.
-        column_block: images compared at a time.
+        column_block: images compared at a time; None: 4096, on an accelerator 65,536.
     """
+    if column_block is None:
+        column_block = 4096 if queries.device.type == "cpu" else DEVICE_COLUMNS
     _at_least_one(k=k, block=block, column_block=column_block)
     k = min(k, len(images))
     selves = torch.full((len(queries),), -1) if own is None else torch.from_numpy(np.asarray(own, np.int64))
     selves = selves.to(queries.device)
     found = _nothing_yet(len(queries), k)
-    products = queries.new_empty(min(block, len(queries)) * min(column_block, len(images)))
+    buffer = products_buffer(queries, min(block, len(queries)), min(column_block, len(images)))
     for start in range(0, len(queries), block):
         rows, mine = queries[start : start + block], selves[start : start + block]
         part = Nearest(*(array[start : start + len(rows)] for array in found))
+        best = _BestOnDevice(rows, k) if rows.device.type != "cpu" else None
+        itself = torch.empty_like(rows[:, 0])
         for first in range(0, len(images), column_block):
             columns = images[first : first + column_block]
-            shape = (len(rows), len(columns))
-            scores = torch.mm(rows, columns.T, out=products[: shape[0] * shape[1]].view(shape))
+            scores = products(rows, columns, buffer)
             here = ((mine >= first) & (mine < first + len(columns))).nonzero().flatten()
+            itself[here] = scores[here, mine[here] - first]
             scores[here, mine[here] - first] = torch.inf  # before all duplicates of itself
-            if scores.device.type == "cpu":
+            if best is None:
                 work = partial(select_rows, scores.numpy(), first, part.similarities, part.indices, part.lowest)
                 over_blocks(work, len(rows), 64, num_threads)
             else:
-                _merge(scores, first, k, part)
+                best.take(scores, first)
+        if best is not None:
+            for array, tensor in zip(part, (best.indices, best.similarities, best.lowest), strict=True):
+                array[:] = tensor.cpu().numpy()
         known = (mine >= 0).nonzero().flatten()
-        part.similarities[known.cpu().numpy(), 0] = (rows[known] ** 2).sum(dim=1).cpu().numpy()
+        part.similarities[known.cpu().numpy(), 0] = itself[known].cpu().numpy()
     return found
 
 
@@ -180,15 +202,23 @@ def _nothing_yet(num: int, k: int) -> Nearest:
     return Nearest(np.full((num, k), -1, np.int64), np.full((num, k), -np.inf, np.float32), np.full(num, np.inf, np.float32))
 
 
-def _merge(scores: Tensor, first: int, k: int, best: Nearest) -> None:
-    """Merge a block of scores (b, c) on any device, of the images from `first` on, into the best so far."""
-    values, columns = (each.cpu().numpy() for each in top_scores(scores, k))
-    wide = np.concatenate([best.similarities, values], axis=1)
-    # Columns rise from block to block, so a stable sort keeps equal scores in order of index.
-    order = np.argsort(-wide, axis=1, kind="stable")[:, :k]
-    best.similarities[:] = np.take_along_axis(wide, order, axis=1)
-    best.indices[:] = np.take_along_axis(np.concatenate([best.indices, columns + first], axis=1), order, axis=1)
-    np.minimum(best.lowest, scores.amin(dim=1).cpu().numpy(), out=best.lowest)
+class _BestOnDevice:
+    """The best k of blocks of scores as they come, on any device; blocks in rising order of the images."""
+
+    def __init__(self, rows: Tensor, k: int) -> None:
+        self.indices = torch.full((len(rows), k), -1, device=rows.device)
+        self.similarities = rows.new_full((len(rows), k), -torch.inf)
+        self.lowest = rows.new_full((len(rows),), torch.inf)
+
+    def take(self, scores: Tensor, first: int) -> None:
+        """scores: float32 (b, c), of the images from `first` on."""
+        k = self.indices.shape[1]
+        values, columns = top_scores(scores, k)
+        # Images rise from block to block, so a stable sort keeps equal scores in order of index.
+        wide, order = torch.cat([self.similarities, values], dim=1).sort(dim=1, descending=True, stable=True)
+        self.similarities = wide[:, :k]
+        self.indices = torch.cat([self.indices, columns + first], dim=1).gather(1, order[:, :k])
+        self.lowest = torch.minimum(self.lowest, scores.amin(dim=1))
 
 
 def self_first(indices: Array, num_images: int) -> Array:

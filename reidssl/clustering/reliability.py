@@ -1,7 +1,9 @@
 """Which clusters to trust: the self-paced criterion of SpCL (Ge et al., NeurIPS 2020, arXiv 2006.02713).
 
-A cluster is *independent* if it stays alone when clustering is looser (eps + gap), and an image is *compact* in it if the
-two stay together when clustering is tighter (eps - gap). Both are overlaps of the image's clusters, intersection over union.
+Both measures are taken for each image, as intersection over union of its cluster with its cluster in another clustering:
+independence with that at a looser eps (+ gap), compactness with that at a tighter one (- gap). As in the released code, a
+cluster is as independent as its most independent image (one border image that goes elsewhere does not condemn it), and an
+image is kept if it is as compact as any of its cluster. Different here: the threshold of independence, see `reliable`.
 """
 
 from __future__ import annotations
@@ -43,9 +45,9 @@ def reliable(labels: Array, looser: Array, tighter: Array, share: float = 0.9, m
     if num == 0:
         return labels.astype(np.int64)
     inside = labels >= 0
-    independence, compactness = np.ones(num), np.zeros(num)
+    independence, compactness = np.zeros(num), np.zeros(num)
     alone, together = overlap(labels, looser), overlap(labels, tighter)
-    np.minimum.at(independence, labels[inside], alone[inside])
+    np.maximum.at(independence, labels[inside], alone[inside])
     np.maximum.at(compactness, labels[inside], together[inside])
     threshold = np.sort(independence)[::-1][max(0, round(share * num) - 1)]
     kept = inside.copy()

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from reidssl.clustering.neighbours import Array
-from reidssl.metrics.ranking import cosine_blocks, labels_of, rank_blocks
+from reidssl.metrics.inputs import check_fit, labels_of, unit_pair
+from reidssl.metrics.judging import GALLERY_BLOCK, judge_pieces, pieces_of
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ def camera_pairs(
     gallery_camids: Array,
     block: int = 128,
     num_threads: int | None = None,
+    gallery_block: int = GALLERY_BLOCK,
 ) -> CameraPairs:
     """mAP for every pair of a query camera and a gallery camera; arguments as in `rank`. Takes as long as one ranking.
 
@@ -43,9 +45,9 @@ def camera_pairs(
     """
     q_pids, q_camids = labels_of("query", query_pids, query_camids)
     g_pids, g_camids = labels_of("gallery", gallery_pids, gallery_camids)
-    if len(gallery_features) != len(g_pids):
-        raise ValueError(f"{len(gallery_features)} gallery features do not fit {len(g_pids)} labels")
-    gallery = torch.as_tensor(gallery_features)
+    check_fit("query", query_features, q_pids)
+    check_fit("gallery", gallery_features, g_pids)
+    queries, gallery = unit_pair(query_features, gallery_features)
     rows, columns = np.unique(q_camids), np.unique(g_camids)
     means = np.full((len(rows), len(columns)), np.nan)
     numbers = np.zeros((len(rows), len(columns)), np.int64)
@@ -53,8 +55,8 @@ def camera_pairs(
         kept = np.flatnonzero(g_camids == camera)
         if not np.isin(g_pids[kept][g_pids[kept] >= 0], q_pids[(q_camids != camera) | (q_camids == -1)]).any():
             continue
-        blocks = cosine_blocks(query_features, gallery[torch.from_numpy(kept).to(gallery.device)], block)
-        found = rank_blocks(blocks, q_pids, q_camids, g_pids[kept], g_camids[kept], num_threads=num_threads)
+        pieces = pieces_of(gallery[torch.from_numpy(kept).to(gallery.device)], gallery_block)
+        found = judge_pieces(queries, q_pids, q_camids, pieces, g_pids[kept], g_camids[kept], block, num_threads=num_threads)
         valid = ~np.isnan(found.average_precision)
         for a, own in enumerate(rows):
             chosen = valid & (q_camids == own)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reidssl.clustering.neighbours import Array, nearest, unit_rows
+from reidssl.clustering.neighbours import Array, nearest
+from reidssl.metrics.inputs import unit_pair
 
 
 @torch.no_grad()
@@ -26,9 +27,7 @@ def expand_queries(
     """
     if k < 1 or alpha < 0:
         raise ValueError(f"k must be at least 1 and alpha at least 0: got {k}, {alpha}")
-    queries, gallery = unit_rows(query_features, "query_features"), unit_rows(gallery_features, "gallery_features")
-    if queries.shape[1] != gallery.shape[1]:
-        raise ValueError(f"query and gallery features must have one width: got {queries.shape[1]} and {gallery.shape[1]}")
+    queries, gallery = unit_pair(query_features, gallery_features)
     found = nearest(queries, gallery, k, block=block)
     indices, weights = (torch.from_numpy(each).to(queries.device) for each in (found.indices, found.similarities))
     weights = torch.where(weights > 0, weights.clamp(min=0) ** alpha, 0)

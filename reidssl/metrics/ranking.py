@@ -5,19 +5,18 @@ and camera are junk for that query, and so is everything of identity -1. Queries
 camera of -1 is unknown and equals no camera. Features are compared by cosine, the order of the Euclidean distance of
 rows of length one.
 
-Ties: of equal scores the earlier gallery image ranks first, as in a stable sort, so results are the same everywhere.
+Ties: of equal scores the earlier gallery image ranks first, as in a stable sort, so results are the same everywhere. On the
+CPU equal features have equal scores, whatever the blocks (`reidssl.clustering.products`).
 
 Nothing is sorted: the rank of a true match is the number of images that score higher, which is counted. Memory is one
-block of queries x gallery.
+block of queries x block of the gallery.
 
 Shapes: Q queries, G gallery images, D feature width, q queries of one block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -25,11 +24,16 @@ import torch
 from torch import Tensor
 
 from reidssl.clustering.neighbours import Array, knn, top_scores, unit_rows
-from reidssl.compiled import over_blocks
-from reidssl.metrics.counting import count_rows
-
-ScoreBlocks = Iterable[tuple[int, Tensor]]
-"""(first query, float32 scores (q, G), higher is nearer) of consecutive query blocks."""
+from reidssl.metrics.inputs import check_fit, labels_of, unit_pair
+from reidssl.metrics.judging import (
+    GALLERY_BLOCK,
+    QueryResults,
+    ScoreBlocks,
+    cosine_blocks,
+    judge_pieces,
+    judge_queries,
+    pieces_of,
+)
 
 
 @dataclass(frozen=True)
@@ -63,17 +67,6 @@ class RankingMetrics:
         return values | {"num_valid_queries": self.num_valid_queries}
 
 
-class QueryResults(NamedTuple):
-    """What each of Q queries gives, so that queries may be shared among processes and put together again."""
-
-    average_precision: Array
-    """float64 (Q,), NaN for queries without a true match."""
-    penalty: Array
-    """float64 (Q,), number of true matches / rank of the last of them; NaN likewise."""
-    first: Array
-    """int64 (Q,), images that rank before the first true match."""
-
-
 class BestMatches(NamedTuple):
     """The first gallery images of each query, junk removed."""
 
@@ -95,6 +88,7 @@ def rank(
     block: int = 128,
     max_rank: int = 50,
     num_threads: int | None = None,
+    gallery_block: int = GALLERY_BLOCK,
 ) -> RankingMetrics:
     """Rank the gallery for every query.
 
@@ -102,52 +96,33 @@ def rank(
         query_features, gallery_features: float (Q, D) and (G, D); rows are normalised here. The products run on their
             device.
         query_pids, query_camids, gallery_pids, gallery_camids: integers (Q,) and (G,).
-        block: queries at a time; memory is about block x G x 4 bytes (42 MB for MSMT17's gallery by default).
+        block: queries at a time; memory, beside the features, is about block x min(G, gallery_block) x 4 bytes (42 MB for
+            MSMT17's gallery by default).
         max_rank: length of the CMC curve, at least 10.
         num_threads: of the counting pass; None: as many as torch uses.
+        gallery_block: gallery images at a time; a larger gallery is run through twice.
 
     Raises:
         ValueError: arrays that do not fit, features that are not finite, or no query with a true match.
     """
-    blocks = cosine_blocks(query_features, gallery_features, block)
-    return rank_blocks(blocks, query_pids, query_camids, gallery_pids, gallery_camids, max_rank, num_threads=num_threads)
+    queries, gallery = unit_pair(query_features, gallery_features)
+    pieces = pieces_of(gallery, gallery_block)
+    found = judge_pieces(queries, query_pids, query_camids, pieces, gallery_pids, gallery_camids, block, num_threads=num_threads)
+    return summarise(found, query_pids, gallery_pids, max_rank)
 
 
 def leave_one_out(
-    features: Tensor | Array, pids: Array, camids: Array, block: int = 128, max_rank: int = 50, num_threads: int | None = None
+    features: Tensor | Array, pids: Array, camids: Array, block: int = 128, max_rank: int = 50, num_threads: int | None = None,
+    gallery_block: int = GALLERY_BLOCK,
 ) -> RankingMetrics:
     """Cross-camera probe: each image in turn is the query and all the others are the gallery.
 
     Arguments as in `rank`, of one labelled set. Images of identity -1 are neither queries nor gallery.
     """
-    own = np.arange(len(features))
-    blocks = cosine_blocks(features, features, block)
-    return rank_blocks(blocks, pids, camids, pids, camids, max_rank, left_out=own, num_threads=num_threads)
-
-
-def cosine_blocks(
-    query_features: Tensor | Array, gallery_features: Tensor | Array, block: int
-) -> Iterator[tuple[int, Tensor]]:
-    """Cosine similarities of consecutive query blocks with the whole gallery; checks its arguments at once.
-
-    A block is overwritten by the next one: large arrays made afresh for every block cost more than the product.
-    """
-    if block < 1:
-        raise ValueError(f"block must be at least 1 query: got {block}")
-    queries = unit_rows(query_features, "query_features")
-    gallery = unit_rows(gallery_features, "gallery_features")
-    if queries.shape[1] != gallery.shape[1]:
-        raise ValueError(
-            f"query and gallery features must have one width: got {queries.shape[1]} and {gallery.shape[1]}"
-        )
-    return _products(queries, gallery, block)
-
-
-def _products(queries: Tensor, gallery: Tensor, block: int) -> Iterator[tuple[int, Tensor]]:
-    out = queries.new_empty(min(block, len(queries)), len(gallery))
-    for start in range(0, len(queries), block):
-        rows = queries[start : start + block]
-        yield start, torch.mm(rows, gallery.T, out=out[: len(rows)])
+    unit = unit_rows(features)
+    pieces, own = pieces_of(unit, gallery_block), np.arange(len(unit))
+    found = judge_pieces(unit, pids, camids, pieces, pids, camids, block, own, num_threads)
+    return summarise(found, pids, pids, max_rank)
 
 
 def rank_blocks(
@@ -167,44 +142,6 @@ def rank_blocks(
     """
     found = judge_queries(blocks, query_pids, query_camids, gallery_pids, gallery_camids, left_out, num_threads)
     return summarise(found, query_pids, gallery_pids, max_rank)
-
-
-def judge_queries(
-    blocks: ScoreBlocks,
-    query_pids: Array,
-    query_camids: Array,
-    gallery_pids: Array,
-    gallery_camids: Array,
-    left_out: Array | None = None,
-    num_threads: int | None = None,
-) -> QueryResults:
-    """The first half of `rank_blocks`: every query by itself."""
-    q_pids, q_camids = labels_of("query", query_pids, query_camids)
-    g_pids, g_camids = labels_of("gallery", gallery_pids, gallery_camids)
-    own = np.full(len(q_pids), -1, np.int64) if left_out is None else np.asarray(left_out, np.int64)
-    by_pid = np.argsort(g_pids, kind="stable")
-    begin, end = (np.searchsorted(g_pids[by_pid], q_pids, side) for side in ("left", "right"))
-    nobody = np.flatnonzero(g_pids == -1)
-    precision = np.full(len(q_pids), np.nan)
-    penalty = np.full(len(q_pids), np.nan)
-    first = np.zeros(len(q_pids), np.int64)
-    done = 0
-    for start, scores in blocks:
-        host = np.ascontiguousarray(scores.float().cpu().numpy())
-        if start != done or start + len(host) > len(q_pids) or host.shape[1] != len(g_pids):
-            raise ValueError(
-                f"features and labels must be of the same images: got scores {host.shape} from query {start} for "
-                f"{len(q_pids)} query and {len(g_pids)} gallery labels"
-            )
-        done += len(host)
-        here = slice(start, done)
-        results = precision[here], penalty[here], first[here]
-        members = by_pid, begin[here], end[here], nobody
-        work = partial(count_rows, host, q_pids[here], q_camids[here], g_camids, *members, own[here], *results)
-        over_blocks(work, len(host), 16, num_threads)
-    if done != len(q_pids):
-        raise ValueError(f"features and labels must be of the same images: got {done} query rows, {len(q_pids)} labels")
-    return QueryResults(precision, penalty, first)
 
 
 def summarise(found: QueryResults, query_pids: Array, gallery_pids: Array, max_rank: int = 50) -> RankingMetrics:
@@ -248,11 +185,8 @@ def best_matches(
         raise ValueError(f"top must be at least 1: got {top}")
     q_pids, q_camids = (torch.from_numpy(each) for each in labels_of("query", query_pids, query_camids))
     g_pids, g_camids = (torch.from_numpy(each) for each in labels_of("gallery", gallery_pids, gallery_camids))
-    if (len(query_features), len(gallery_features)) != (len(q_pids), len(g_pids)):
-        raise ValueError(
-            f"features and labels must be of the same images: got {len(query_features)} and {len(gallery_features)} "
-            f"features, {len(q_pids)} and {len(g_pids)} labels"
-        )
+    check_fit("query", query_features, q_pids)
+    check_fit("gallery", gallery_features, g_pids)
     indices = np.full((len(q_pids), top), -1, np.int64)
     similarities = np.full((len(q_pids), top), -np.inf, np.float32)
     for start, scores in cosine_blocks(query_features, gallery_features, block):
@@ -288,13 +222,3 @@ def same_camera_share(features: Tensor | Array, camids: Array, k: int = 1) -> fl
     neighbours = knn(tensor[torch.from_numpy(known).to(tensor.device)], k + 1)[0][:, 1:]
     cameras = cameras[known]
     return float((cameras[neighbours] == cameras[:, None]).mean())
-
-
-def labels_of(name: str, pids: Array, camids: Array) -> tuple[Array, Array]:
-    """Identities and cameras as int64 arrays of one length, checked."""
-    pids, camids = np.asarray(pids), np.asarray(camids)
-    if pids.ndim != 1 or pids.shape != camids.shape or not len(pids):
-        raise ValueError(f"{name} pids and camids must be of one length, at least 1: got {pids.shape} and {camids.shape}")
-    if not (np.issubdtype(pids.dtype, np.integer) and np.issubdtype(camids.dtype, np.integer)):
-        raise ValueError(f"{name} pids and camids must be integers: got {pids.dtype} and {camids.dtype}")
-    return np.ascontiguousarray(pids, np.int64), np.ascontiguousarray(camids, np.int64)

@@ -16,9 +16,15 @@ import torch
 from torch import Tensor
 
 from reidssl.clustering.jaccard import jaccard_rows, query_expansion, reciprocal_vectors
-from reidssl.clustering.neighbours import Array, nearest_among, unit_rows
+from reidssl.clustering.neighbours import Array, nearest_among
+from reidssl.clustering.products import products, products_buffer
 from reidssl.compiled import kernel
-from reidssl.metrics.ranking import RankingMetrics, labels_of, rank_blocks
+from reidssl.metrics.inputs import check_fit, labels_of, unit_pair
+from reidssl.metrics.ranking import RankingMetrics, rank_blocks
+
+NOWHERE = np.float32(1e-5)
+"""Least squared distance to the farthest image by which the others are divided: where all images are equal, less would make
+the rounding of their distances (1e-7) count as distance, or overflow the weights."""
 
 
 def rank_reranked(
@@ -41,8 +47,7 @@ def rank_reranked(
         k1, k2, weight: see `reranked_blocks`; the others as in `rank`.
     """
     gallery_pids, gallery_camids = labels_of("gallery", gallery_pids, gallery_camids)
-    if len(gallery_features) != len(gallery_pids):
-        raise ValueError(f"{len(gallery_features)} gallery features do not fit {len(gallery_pids)} labels")
+    check_fit("gallery", gallery_features, gallery_pids)
     kept = np.flatnonzero(gallery_pids != -1)
     gallery = torch.as_tensor(gallery_features)
     gallery = gallery[torch.from_numpy(kept).to(gallery.device)]
@@ -75,30 +80,27 @@ def reranked_blocks(
     Raises:
         ValueError: an argument out of range, or features that are not finite.
     """
+    if block < 1:
+        raise ValueError(f"block must be at least 1 query: got {block}")
     if not 1 <= k2 <= k1:
         raise ValueError(f"k1 and k2 must satisfy 1 <= k2 <= k1: got k1 {k1}, k2 {k2}")
     if not 0.0 <= weight <= 1.0:
         raise ValueError(f"weight must be in [0, 1]: got {weight}")
-    queries = unit_rows(query_features, "query_features")
-    gallery = unit_rows(gallery_features, "gallery_features")
-    if queries.shape[1] != gallery.shape[1]:
-        raise ValueError(
-            f"query and gallery features must have one width: got {queries.shape[1]} and {gallery.shape[1]}"
-        )
+    queries, gallery = unit_pair(query_features, gallery_features)
     both = torch.cat([queries, gallery])
     num = len(queries)
     found = nearest_among(both, k1 + 1, num_threads=num_threads)
-    farthest = np.maximum(2 - 2 * found.lowest, np.float32(1e-12))
+    farthest = np.maximum(2 - 2 * found.lowest, NOWHERE)
     table = found.indices.astype(np.int32)
     vectors = reciprocal_vectors(both, table, round(k1 / 2) + 1, 1 / farthest, num_threads=num_threads)
     vectors = query_expansion(vectors, np.ascontiguousarray(table[:, :k2]))
     jaccard = jaccard_rows(vectors, num, num_threads=num_threads, first_column=num)
     scale = torch.from_numpy(2 * weight / farthest[:num, None]).to(queries.device)
-    out = queries.new_empty(min(block, num), len(gallery))
+    buffer = products_buffer(queries, min(block, num), len(gallery))
     for start in range(0, num, block):
         rows, factor = queries[start : start + block], scale[start : start + block]
-        # Minus the distances as if J were 1 everywhere, in one product; then the pairs for which it is not.
-        scores = torch.addmm(weight - 1 - factor, rows * factor, gallery.T, out=out[: len(rows)]).cpu()
+        # Minus the distances as if J were 1 everywhere; then the pairs for which it is not.
+        scores = products(rows * factor, gallery, buffer).add_(weight - 1 - factor).cpu()
         pointers = jaccard.indptr[start : start + len(rows) + 1]
         _add_nearness(scores.numpy(), pointers, jaccard.indices, jaccard.data, np.float32(1 - weight))
         yield start, scores

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from reidssl.clustering.neighbours import Array
 from reidssl.compiled import kernel, over_blocks
-from reidssl.metrics.ranking import cosine_blocks, labels_of
+from reidssl.metrics.inputs import check_fit, labels_of, unit_pair
+from reidssl.metrics.judging import GALLERY_BLOCK, product_blocks
 
 FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
 
@@ -29,6 +30,7 @@ def true_positive_rates(
     block: int = 128,
     num_bins: int = 2**18,
     num_threads: int | None = None,
+    gallery_block: int = GALLERY_BLOCK,
 ) -> dict[float, float]:
     """{false positive rate: share in [0, 1] of the same-person pairs above the threshold that lets so many others through}.
 
@@ -41,19 +43,24 @@ def true_positive_rates(
     Raises:
         ValueError: as `rank`; also if there is no pair of one kind.
     """
+    if block < 1 or gallery_block < 1:
+        raise ValueError(f"block and gallery_block must be at least 1: got {block}, {gallery_block}")
     if num_bins < 2 or not all(0 < rate <= 1 for rate in rates):
         raise ValueError(f"rates must be in (0, 1] and num_bins at least 2: got {list(rates)}, {num_bins}")
     q_pids, q_camids = labels_of("query", query_pids, query_camids)
     g_pids, g_camids = labels_of("gallery", gallery_pids, gallery_camids)
-    if (len(query_features), len(gallery_features)) != (len(q_pids), len(g_pids)):
-        raise ValueError(f"features and labels must be of the same images: got {len(query_features)} and {len(gallery_features)} "
-                         f"features, {len(q_pids)} and {len(g_pids)} labels")
+    check_fit("query", query_features, q_pids)
+    check_fit("gallery", gallery_features, g_pids)
+    queries, gallery = unit_pair(query_features, gallery_features)
     counts = np.zeros((2, num_bins), np.int64)
-    for start, scores in cosine_blocks(query_features, gallery_features, block):
-        here = slice(start, start + len(scores))
-        work = partial(_histogram, scores.cpu().numpy(), q_pids[here], q_camids[here], g_pids, g_camids, num_bins)
-        for part in over_blocks(work, len(scores), max(1, -(-len(scores) // 4)), num_threads):
-            counts += part
+    for first in range(0, len(gallery), gallery_block):
+        there = slice(first, first + gallery_block)
+        for start, scores in product_blocks(queries, gallery[there], block):
+            here = slice(start, start + len(scores))
+            labels = q_pids[here], q_camids[here], g_pids[there], g_camids[there]
+            work = partial(_histogram, scores.cpu().numpy(), *labels, num_bins)
+            for part in over_blocks(work, len(scores), max(1, -(-len(scores) // 4)), num_threads):
+                counts += part
     different, same = counts
     if not different.sum() or not same.sum():
         raise ValueError(f"verification needs pairs of one person in two cameras and of two people: got {same.sum()} and "

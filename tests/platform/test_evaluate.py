@@ -10,8 +10,9 @@ from platform.engine.config import ConfigError, load_config
 from platform.engine.errors import UserError
 from platform.engine.images import ImageSet
 from platform.engine.models import embed_all, load_model
+from platform.engine.shards import Manifest, read_manifest
 from platform.engine.storage import StorageConfig, StorageError
-from platform.evaluate import EvaluateProgramConfig, main, matrix
+from platform.evaluate import EvaluateProgramConfig, data_set, main, matrix
 from reidssl.metrics.ranking import rank
 from reidssl.metrics.reranking import rank_reranked
 
@@ -40,6 +41,9 @@ def test_a_table_of_two_models(tmp_path, ray_session, tiny_backbone, supervised_
         expected, reranked = rank(*arguments), rank_reranked(*arguments)
         assert [row[name] for name in NAMES] == pytest.approx([getattr(expected, name) for name in NAMES], abs=1e-6)
         assert row["reranked"] == pytest.approx({"mAP": reranked.mAP, "rank1": reranked.rank1}, abs=1e-6)
+        about = {"data_set": "synthetic", "data_checksum": read_manifest(tiny_labelled).checksum, "splits": ["query", "gallery"],
+                 "reranking": True, "image_size": [64, 32]}
+        assert {name: row[name] for name in about} == about
         assert row["queries"] == row["gallery"] == 18 and row["image_size"] == [64, 32]
     # The number that fine-tuning itself reported, from features that its workers computed.
     summary = supervised_run[1]
@@ -52,6 +56,10 @@ def test_a_table_of_two_models(tmp_path, ray_session, tiny_backbone, supervised_
     for row in rows:
         assert f"{100 * row['mAP']:7.1f}  {100 * row['rank1']:7.1f}" in printed
     assert printed.count("re-ranked") == 2
+    checksum = read_manifest(tiny_labelled).checksum[:12]
+    assert printed.count(f"  synthetic (checksum {checksum}), query and gallery, images 64x32, also re-ranking, weights ") == 2
+    assert printed.splitlines()[-4] == "mAP / Rank-1"  # two models on one set: a matrix too
+    assert printed.splitlines()[-2].split()[0] == str(models[0])
 
 
 def test_verification_and_cameras_on_the_terminal(ray_session, tiny_backbone, tiny_labelled, capsys):
@@ -77,6 +85,14 @@ def test_cross_domain_matrix():
         "runs/long-name    30.0 / 50.0    66.0 / 50.0"]
 
 
+@pytest.mark.parametrize(("kind", "key", "name"), [
+    ("market1501", "query/0001_c1s1_000151_01.jpg", "market1501"), ("msmt17", "test/0001/0001_000_01.jpg", "msmt17 V1"),
+    ("msmt17", "MSMT17_V2/mask_test_v2/0001/0001_000_01.jpg", "msmt17 V2"),
+    ("msmt17", "test/mask_test_v2/0001/0001_000_01.jpg", "msmt17 V2"), ("folder", "mask_test_v2/a.jpg", "folder")])
+def test_the_version_of_the_data_is_named(kind, key, name):
+    assert data_set(Manifest([], source={"kind": kind}), key) == name
+
+
 def test_metrics_of_the_protocol_by_hand(tiny_labelled, supervised_run):
     """mAP from its definition, query by query: what the table rests on."""
     query, qp, qc, gallery, gp, gc = in_process(supervised_run[0], tiny_labelled)
@@ -97,6 +113,12 @@ def test_bad_paths(tmp_path, tiny_backbone, tiny_labelled):
         main(config_of([tiny_backbone], [tmp_path / "empty"]))
     with pytest.raises(UserError, match=r"nothing to evaluate: give models=.* and test_sets="):
         main(config_of([], [tiny_labelled.uri]))
+    with pytest.raises(UserError, match=r"models has .*backbone.* more than once: name each once"):
+        main(config_of([tiny_backbone, f"{tiny_backbone}/"], [tiny_labelled.uri]))
+    with pytest.raises(UserError, match=r"test_sets has .*labelled more than once"):
+        main(config_of([tiny_backbone], [tiny_labelled.uri, tiny_labelled.uri]))
+    with pytest.raises(UserError, match=r"only evaluation.json holds: give output=<folder>"):
+        main(config_of([tiny_backbone], [tiny_labelled.uri], "evaluate.per_query=true"))
     with pytest.raises(ConfigError, match=r"image_size must be \[height, width\] or \[\]: got \[64\]"):
         config_of([tiny_backbone], [tiny_labelled.uri], "image_size=[64]")
 

@@ -64,7 +64,8 @@ def test_everything_that_can_be_asked_for(sets):
     features = features_of(query, 0.6), features_of(gallery, 0.6)
     plain = evaluate_features(query, gallery, *features, EvaluateConfig())
     assert not {"roc", "camera_pairs", "average_precision"} & set(plain)
-    found = evaluate_features(query, gallery, *features, EvaluateConfig(roc=True, cameras=True, per_query=True, block=5))
+    everything = EvaluateConfig(roc=True, cameras=True, per_query=True, block=5, gallery_block=7)
+    found = evaluate_features(query, gallery, *features, everything)
     assert found["rankings"] == plain.pop("rankings")
     assert {name: found[name] for name in plain} == pytest.approx(plain)
     assert list(found["roc"]) == ["1e-04", "1e-03", "1e-02"] and 0 < found["roc"]["1e-02"] <= 1
@@ -88,6 +89,7 @@ def test_labels_without_images_are_those_of_the_image_set(sets, tiny_labelled):
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"block": 0}, "^block must be at least 1 query: got 0"),
+    ({"gallery_block": 0}, "^gallery_block must be at least 1 image: got 0"),
     ({"expansion": -1}, "^expansion and expansion_alpha must be 0 or more: got -1")])
 def test_settings_that_cannot_be(changes, message):
     with pytest.raises(ValueError, match=message):

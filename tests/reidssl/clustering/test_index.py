@@ -69,6 +69,26 @@ def test_degenerate_sets(search, num):
         np.testing.assert_array_equal(find_neighbours(np.ones((3, 4)), 5)[0], [[0, 1, 2], [1, 0, 2], [2, 0, 1]])
 
 
+def test_rows_of_length_one_are_taken_as_they_are():
+    index = NeighbourIndex(FEATURES)
+    own = np.arange(200, 500)
+    whole = find_neighbours(FEATURES, 9)
+    found = index.nearest(index.images[200:500], 9, own, unit=True)
+    np.testing.assert_array_equal(found[0], whole[0][200:500])
+    np.testing.assert_array_equal(found[1], whole[1][200:500])  # bit by bit: normalised once
+    again = NeighbourIndex(index.images, unit=True)
+    assert torch.equal(again.images, index.images)
+    assert not torch.equal(NeighbourIndex(index.images).images, index.images)  # what the keyword is for
+
+
+@pytest.mark.parametrize("search", ["ivf", "hnsw"])
+def test_order_of_the_queries_does_not_matter(search):
+    index = NeighbourIndex(FEATURES, search)
+    order = np.random.default_rng(3).permutation(300)
+    found, moved = (index.nearest(FEATURES[rows], 8, rows) for rows in (np.arange(300), order))
+    np.testing.assert_array_equal(moved[0], found[0][order])
+
+
 def test_order_of_rows():
     indices = np.asarray([[4, 2, -1, 9], [3, 1, 0, 2]])
     similarities = np.float32([[0.5, 0.5, 9.0, 0.7], [0.1, 0.2, 0.3, 0.2]])

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from reidssl.clustering.neighbours import knn, nearest, nearest_among, self_first, top_scores, unit_rows
+from reidssl.clustering.neighbours import (
+    DEVICE_COLUMNS,
+    _BestOnDevice,
+    knn,
+    nearest,
+    nearest_among,
+    self_first,
+    top_scores,
+    unit_rows,
+)
 
 
 def full_sort(features: np.ndarray, k: int) -> np.ndarray:
@@ -41,6 +50,66 @@ def test_ties_by_rising_index(k, column_block):
     unit = torch.from_numpy(features)
     np.testing.assert_array_equal(nearest(unit, unit, k, np.arange(31), 8, column_block).indices, full_sort(features, min(k, 31)))
     np.testing.assert_array_equal(knn(features, k, column_block)[0], full_sort(features, min(k, 31)))
+
+
+def repeated(seed: int = 0) -> np.ndarray:
+    """Fifty points, five times each, mixed: every fourth neighbour is tied with others."""
+    random = np.random.default_rng(seed)
+    return random.permutation(np.repeat(random.normal(size=(50, 24)), 5, axis=0)).astype(np.float32)
+
+
+@pytest.mark.parametrize("block", [1, 3, 7, 64, 2048])
+def test_copies_are_tied_whatever_the_block(block):
+    features = repeated()
+    indices, similarities = knn(features, 12)
+    for row in range(250):  # equal images are equally near, and in rising order
+        for column in range(1, 11):
+            if (features[indices[row, column]] == features[indices[row, column + 1]]).all():
+                assert similarities[row, column] == similarities[row, column + 1]
+                assert indices[row, column] < indices[row, column + 1]
+    unit, own = unit_rows(features), np.arange(250)
+    searches = [nearest(unit, unit, 12, own, *each)[:2] for each in ((block, 31), (31, block))]
+    for found in (knn(features, 12, block), *searches):
+        np.testing.assert_array_equal(found[0], indices)
+        np.testing.assert_array_equal(found[1], similarities)
+    alone = [nearest(unit[row : row + 1], unit, 12, own[row : row + 1]) for row in (0, 100, 249)]  # a product of one row
+    np.testing.assert_array_equal(np.concatenate([each.indices for each in alone]), indices[[0, 100, 249]])
+
+
+def test_order_of_the_images_does_not_matter():
+    features = np.random.default_rng(4).normal(size=(150, 16)).astype(np.float32)
+    order = np.random.default_rng(5).permutation(150)
+    indices, similarities = knn(features, 9)
+    moved = knn(features[order], 9)
+    np.testing.assert_array_equal(order[moved[0]], indices[order])
+    np.testing.assert_array_equal(moved[1], similarities[order])
+    copies = repeated()  # with ties: other copies are found, equally near ones
+    order = np.random.default_rng(6).permutation(250)
+    np.testing.assert_array_equal(knn(copies[order], 9)[1], knn(copies, 9)[1][order])
+
+
+@pytest.mark.parametrize("column_block", [DEVICE_COLUMNS, 64, 7])
+def test_the_selection_of_an_accelerator_is_that_of_the_processor(column_block):
+    unit = unit_rows(repeated(1))
+    scores = unit[:40] @ unit.T
+    expected = nearest(unit[:40], unit, 12)
+    best = _BestOnDevice(unit[:40], 12)
+    for first in range(0, 250, column_block):
+        best.take(scores[:, first : first + column_block], first)
+    values, columns = top_scores(scores, 12)
+    assert torch.equal(best.indices, columns) and torch.equal(best.similarities, values)
+    np.testing.assert_allclose(best.similarities.numpy(), expected.similarities, atol=1e-6)
+    np.testing.assert_allclose(best.lowest.numpy(), expected.lowest, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [1e-40, 1e-25, 1e-12, 1.0, 1e12, 1e25, 1e38])
+def test_rows_of_any_length_become_one_long(length):
+    rows = torch.from_numpy(np.random.default_rng(7).uniform(-1, 1, size=(6, 9))).double()
+    features = (rows * length).float()
+    features[3], features[4] = rows[3], 0  # others beside it
+    expected = rows / rows.norm(dim=1, keepdim=True)
+    expected[4] = 0
+    torch.testing.assert_close(unit_rows(features).double(), expected, atol=2e-4 if length == 1e-40 else 1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(("block", "num_threads"), [(2048, 1), (20, 3), (1, 2)])

@@ -40,6 +40,27 @@ def test_what_does_not_last_is_dropped():
         reliable(labels, looser, tighter, share=0)
 
 
+def test_a_border_image_that_goes_elsewhere_does_not_condemn_its_cluster():
+    labels = np.asarray([0, 0, 0, 0, 1, 1, 1, 2, 2])
+    looser = np.asarray([0, 0, 0, 2, 1, 1, 1, 2, 2])  # independence of cluster 0: 3/4, its last image alone 1/6
+    assert reliable(labels, looser, labels, share=2 / 3).tolist() == [0, 0, 0, 0, 1, 1, 1, -1, -1]
+
+
+def test_equal_to_the_definition_image_by_image():
+    random = np.random.default_rng(1)
+    for _ in range(20):
+        labels, looser, tighter = random.integers(-1, 6, size=(3, 50))
+        labels = np.where(labels >= 0, np.unique(labels[labels >= 0], return_inverse=True)[1].max() - labels, -1)
+        independence, compactness = plain_overlap(labels, looser), plain_overlap(labels, tighter)
+        members = [np.flatnonzero(labels == cluster) for cluster in range(labels.max() + 1)]
+        best = [max(independence[i] for i in each) for each in members]
+        limit = sorted(best, reverse=True)[max(0, round(0.7 * len(best)) - 1)]
+        kept = [i for each, value in zip(members, best, strict=True) if value >= limit
+                for i in each if compactness[i] >= max(compactness[j] for j in each)]
+        found = reliable(labels, looser, tighter, share=0.7, min_samples=1)
+        assert np.flatnonzero(found >= 0).tolist() == sorted(kept)
+
+
 def test_the_criterion_and_the_schedule_in_pseudo_labels():
     features = clustered(400, 16, 40, seed=2, spread=0.45)
     every = pseudo_labels(features, ClusterConfig(k1=10, k2=3, eps=0.55))

@@ -5,7 +5,7 @@ import pytest
 
 from reidssl.metrics.cameras import camera_pairs
 from reidssl.metrics.ranking import rank
-from tests.reidssl.metrics.test_ranking import labelled
+from tests.reidssl.metrics.test_ranking import copies, labelled
 
 
 def test_equal_to_ranking_each_pair_by_itself():
@@ -25,9 +25,17 @@ def test_equal_to_ranking_each_pair_by_itself():
             assert found.num_queries[a, b] == expected.num_valid_queries
 
 
+@pytest.mark.parametrize(("block", "gallery_block"), [(1, 10**6), (7, 64), (64, 7), (2048, 10)])
+def test_blocks_do_not_matter(block, gallery_block):
+    arrays = copies()
+    expected, found = camera_pairs(*arrays), camera_pairs(*arrays, block=block, gallery_block=gallery_block)
+    np.testing.assert_array_equal(found.mAP, expected.mAP)
+    np.testing.assert_array_equal(found.num_queries, expected.num_queries)
+
+
 def test_a_camera_without_known_people_is_left_empty():
     features, pids, cameras = np.eye(4, dtype=np.float32), np.asarray([0, 0, 1, -1]), np.asarray([0, 1, 2, 3])
     found = camera_pairs(features, pids, cameras, features, pids, cameras)
     assert found.mAP[0, 1] == 1.0 and np.isnan(found.mAP[:, 3]).all() and np.isnan(found.mAP[0, [0, 2]]).all()
-    with pytest.raises(ValueError, match="3 gallery features do not fit 4 labels"):
+    with pytest.raises(ValueError, match="got 3 gallery features and 4 labels"):
         camera_pairs(features, pids, cameras, features[:3], pids, cameras)

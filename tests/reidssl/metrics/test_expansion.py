@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from reidssl.metrics.expansion import expand_queries
+from tests.reidssl.metrics.test_ranking import copies
 
 
 @pytest.mark.parametrize(("k", "alpha", "block"), [(5, 3.0, 128), (3, 0.0, 4), (100, 1.0, 128)])
@@ -17,6 +18,18 @@ def test_equal_to_the_formula(k, alpha, block):
         best = np.argsort(-cosines, kind="stable")[:k]
         total = query + sum(cosines[g] ** alpha * unit[1][g] for g in best if cosines[g] > 0)
         np.testing.assert_allclose(found[q], total / np.linalg.norm(total), atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [1, 7, 64, 2048])
+def test_blocks_do_not_matter(block):
+    arrays = copies()
+    expected = expand_queries(arrays[0], arrays[3], 8)
+    np.testing.assert_allclose(expand_queries(arrays[0], arrays[3], 8, block=block).numpy(), expected.numpy(), atol=1e-6)
+
+
+def test_a_gallery_smaller_than_k_and_equal_features():
+    same = np.tile(np.random.default_rng(2).normal(size=5), (4, 1))
+    np.testing.assert_allclose(expand_queries(same[:2], same, 9).numpy(), same[:2] / np.linalg.norm(same[0]), atol=1e-6)
 
 
 def test_noisy_queries_move_to_their_person():

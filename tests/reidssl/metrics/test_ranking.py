@@ -85,6 +85,78 @@ def test_equal_to_a_sort_with_ties_junk_and_unknown_cameras(seed):
     assert_equal_metrics(found, sorted_evaluation(scores, q_pids, q_camids, g_pids, g_camids))
 
 
+@pytest.mark.parametrize("levels", [2, 30, 10**6])
+def test_many_matches_are_counted_as_few_are(levels):
+    random = np.random.default_rng(levels)
+    scores = random.integers(levels, size=(12, 150)).astype(np.float32)
+    labels = [random.integers(*each) for each in ((0, 2, 12), (0, 3, 12), (-1, 2, 150), (0, 4, 150))]
+    found = rank_blocks([(0, torch.from_numpy(scores))], *labels)  # some fifty matches each
+    assert_equal_metrics(found, sorted_evaluation(scores, *labels))
+
+
+def test_scores_that_are_no_numbers_are_refused():
+    scores = torch.rand(4, 30, generator=torch.Generator().manual_seed(0))
+    labels = np.arange(4), np.zeros(4, int), np.arange(30) % 5, np.ones(30, int)
+    for place in (1, 2):  # a match of query 1, and somebody else
+        broken = scores.clone()
+        broken[1, place] = torch.nan
+        with pytest.raises(ValueError, match="query 1 has NaN among its scores"):
+            rank_blocks([(0, broken)], *labels)
+
+
+def copies(seed=0):
+    """Query and gallery of people whose images are often equal, so that many scores are tied."""
+    random = np.random.default_rng(seed)
+    points = random.normal(size=(50, 24)).astype(np.float32)
+    found = []
+    for num in (60, 230):
+        chosen = random.integers(50, size=num)
+        found += [points[chosen], np.where(random.random(num) < 0.1, -1, chosen // 6), random.integers(-1, 4, size=num)]
+    return found
+
+
+@pytest.mark.parametrize(("block", "gallery_block"), [(1, 10**6), (3, 10**6), (7, 64), (64, 7), (2048, 29), (2048, 229)])
+def test_ties_fall_alike_whatever_the_blocks(block, gallery_block):
+    arrays = copies()
+    expected = rank(*arrays)
+    found = rank(*arrays, block=block, gallery_block=gallery_block, num_threads=1 + block % 2)
+    np.testing.assert_array_equal(found.average_precision, expected.average_precision)
+    np.testing.assert_array_equal(found.cmc, expected.cmc)
+    assert found.mINP == expected.mINP
+    everybody = leave_one_out(*arrays[3:])
+    again = leave_one_out(*arrays[3:], block=block, gallery_block=gallery_block)
+    np.testing.assert_array_equal(again.average_precision, everybody.average_precision)
+    # Ties by place in the gallery: the same as a stable sort of exactly equal scores.
+    points, numbers = np.unique(np.concatenate([arrays[0], arrays[3]]), axis=0, return_inverse=True)
+    unit = points / np.linalg.norm(points, axis=1, keepdims=True)
+    scores = (unit @ unit.T)[numbers.reshape(-1)[:60]][:, numbers.reshape(-1)[60:]]
+    assert_equal_metrics(found, sorted_evaluation(scores, *arrays[1:3], *arrays[4:]))
+
+
+def test_order_does_not_matter():
+    arrays = [*labelled(40, 11), *labelled(170, 12)]
+    expected = rank(*arrays)
+    order = np.random.default_rng(13).permutation(40)
+    moved = rank(*(each[order] for each in arrays[:3]), *arrays[3:])
+    np.testing.assert_array_equal(moved.average_precision, expected.average_precision[order])
+    order = np.random.default_rng(14).permutation(170)
+    moved = rank(*arrays[:3], *(each[order] for each in arrays[3:]))
+    np.testing.assert_array_equal(moved.average_precision, expected.average_precision)  # there are no ties
+
+
+def test_features_that_are_all_equal_rank_by_place():
+    gallery = np.asarray([1, 0, -1, 0, 1, 0]), np.asarray([1, 1, 1, 0, 1, 1])
+    for vector in np.random.default_rng(15).normal(size=(10, 7)).astype(np.float32):
+        found = rank(vector[None], np.asarray([0]), np.asarray([0]), np.tile(vector, (6, 1)), *gallery)
+        assert found.mAP == pytest.approx((1 / 2 + 2 / 4) / 2)  # places 2 and 4 of 4, junk removed
+
+
+def test_a_single_image_of_each():
+    one = np.ones((1, 4), np.float32)
+    found = rank(one, np.asarray([3]), np.asarray([0]), one, np.asarray([3]), np.asarray([1]))
+    assert found.mAP == found.mINP == found.rank10 == 1.0
+
+
 def test_worked_example():
     # Gallery order by score: junk (same camera), match, other, identity -1 (junk), match -> hits at 1 and 3 of 3.
     scores = torch.tensor([[0.9, 0.8, 0.7, 0.6, 0.5]])
@@ -149,6 +221,12 @@ def test_refusals():
         best_matches(qf, q_pids, q_camids, gf[1:], g_pids, g_camids)
     with pytest.raises(ValueError, match="one width: got 63 and 64"):
         rank(qf[:, 1:], q_pids, q_camids, gf, g_pids, g_camids)
+    with pytest.raises(ValueError, match="gallery_block must be at least 1 image: got 0"):
+        rank(qf, q_pids, q_camids, gf, g_pids, g_camids, gallery_block=0)
+    with pytest.raises(ValueError, match=r"got scores .* for 180 query and 899"):
+        rank(qf, q_pids, q_camids, gf, g_pids[1:], g_camids[1:])
+    with pytest.raises(ValueError, match="got 900 gallery features and 899 labels"):
+        rank(qf, q_pids, q_camids, gf, g_pids[1:], g_camids[1:], gallery_block=100)
     with pytest.raises(ValueError, match="max_rank must be at least 10: got 5"):
         rank(qf, q_pids, q_camids, gf, g_pids, g_camids, max_rank=5)
     with pytest.raises(ValueError, match="gallery pids and camids must be integers: got float64"):

@@ -8,7 +8,7 @@ from reidssl.clustering.neighbours import knn
 from reidssl.metrics.ranking import rank
 from reidssl.metrics.reranking import rank_reranked, reranked_blocks
 from tests.reidssl.clustering.dense import dense_distances, dense_vectors
-from tests.reidssl.metrics.test_ranking import reference_set
+from tests.reidssl.metrics.test_ranking import copies, reference_set
 
 
 def dense_reranking(queries, gallery, k1, k2, weight):
@@ -53,6 +53,49 @@ def test_fewer_images_than_neighbours():
     np.testing.assert_allclose(-found, dense_reranking(qf[:3], gf[:6], 20, 6, 0.3), atol=2e-6)
 
 
+def of(blocks):
+    return torch.cat([scores.clone() for _, scores in blocks]).numpy()
+
+
+def test_features_that_are_all_equal():
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        width = int(random.integers(2, 80))
+        rows = np.tile(random.normal(size=width).astype(np.float32), (int(random.integers(3, 60)), 1))
+        scores = of(reranked_blocks(rows[:2], rows))
+        assert np.isfinite(scores).all() and scores.max() - scores.min() < 0.75 and scores.max() < 0.05
+        pids, cameras = np.arange(len(rows)) % 3, np.arange(len(rows)) % 2
+        found = rank_reranked(rows[:2], pids[:2], 1 - cameras[:2], rows, pids, cameras, weight=1.0)  # distances alone: all equal
+        assert found.mAP == rank(rows[:2], pids[:2], 1 - cameras[:2], rows, pids, cameras).mAP
+
+
+@pytest.mark.parametrize("block", [1, 7, 64, 2048])
+def test_copies_and_blocks(block):
+    queries, _, _, gallery, _, _ = copies()
+    expected = of(reranked_blocks(queries, gallery, 12, 4))
+    assert np.isfinite(expected).all()
+    np.testing.assert_array_equal(of(reranked_blocks(queries, gallery, 12, 4, block=block)), expected)
+    # By the distance alone equal images have equal scores, whatever the blocks.
+    plain = of(reranked_blocks(queries, gallery, 12, 4, weight=1.0, block=block))
+    numbers = np.unique(gallery, axis=0, return_inverse=True)[1].reshape(-1)
+    for number in np.unique(numbers):
+        assert (np.ptp(plain[:, numbers == number], axis=1) == 0).all()
+
+
+def test_one_query():
+    _, (qf, _, _, gf, _, _) = reference_set()
+    np.testing.assert_allclose(-of(reranked_blocks(qf[:1], gf[:60])), dense_reranking(qf[:1], gf[:60], 20, 6, 0.3), atol=2e-6)
+
+
+def test_order_does_not_matter():
+    _, (qf, _, _, gf, _, _) = reference_set()
+    random = np.random.default_rng(1)
+    rows, columns = random.permutation(30), random.permutation(90)
+    expected = of(reranked_blocks(qf[:30], gf[:90]))
+    found = of(reranked_blocks(qf[:30][rows], gf[:90][columns]))
+    np.testing.assert_allclose(found, expected[rows][:, columns], atol=2e-6)
+
+
 def test_junk_identities_take_no_part():
     _, (qf, q_pids, q_camids, gf, g_pids, g_camids) = reference_set()
     clean = rank_reranked(qf, q_pids, q_camids, gf, g_pids, g_camids)
@@ -68,7 +111,9 @@ def test_refusals():
     _, arrays = reference_set()
     with pytest.raises(ValueError, match="got k1 3, k2 6"):
         rank_reranked(*arrays, k1=3)
+    with pytest.raises(ValueError, match="block must be at least 1 query: got 0"):
+        rank_reranked(*arrays, block=0)
     with pytest.raises(ValueError, match=r"weight must be in \[0, 1\]: got 1.5"):
         rank_reranked(*arrays, weight=1.5)
-    with pytest.raises(ValueError, match="899 gallery features do not fit 900 labels"):
+    with pytest.raises(ValueError, match="got 899 gallery features and 900 labels"):
         rank_reranked(*arrays[:3], arrays[3][1:], *arrays[4:])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from reidssl.metrics.verification import true_positive_rates
-from tests.reidssl.metrics.test_ranking import labelled
+from tests.reidssl.metrics.test_ranking import copies, labelled
 
 
 def plain_rates(queries, q_pids, q_camids, gallery, g_pids, g_camids, rates):
@@ -22,15 +22,21 @@ def plain_rates(queries, q_pids, q_camids, gallery, g_pids, g_camids, rates):
     return found
 
 
-@pytest.mark.parametrize(("block", "num_threads"), [(128, 1), (7, 3)])
-def test_equal_to_trying_every_pair(block, num_threads):
+@pytest.mark.parametrize(("block", "num_threads", "gallery_block"), [(128, 1, 10**6), (7, 3, 64)])
+def test_equal_to_trying_every_pair(block, num_threads, gallery_block):
     queries, gallery = labelled(60, 1, num_ids=9), labelled(300, 2, num_ids=9)
     arrays = queries[0], queries[1], queries[2], gallery[0], gallery[1], gallery[2]
     rates = (1e-3, 1e-2, 0.1, 0.5, 1.0)
-    found = true_positive_rates(*arrays, rates=rates, block=block, num_threads=num_threads)
+    found = true_positive_rates(*arrays, rates=rates, block=block, num_threads=num_threads, gallery_block=gallery_block)
     assert found == pytest.approx(plain_rates(*arrays, rates), abs=2e-3)  # a bin may hold two pairs
     values = list(found.values())
     assert values == sorted(values) and 0 < values[0] < 0.6 and values[-1] == 1.0
+
+
+@pytest.mark.parametrize(("block", "gallery_block"), [(1, 64), (7, 7), (2048, 1)])
+def test_blocks_do_not_matter(block, gallery_block):
+    arrays = copies()
+    assert true_positive_rates(*arrays, block=block, gallery_block=gallery_block) == true_positive_rates(*arrays)
 
 
 def test_perfect_and_useless_features():
@@ -48,5 +54,5 @@ def test_refusals():
         true_positive_rates(features, pids, cameras, features, pids, cameras)
     with pytest.raises(ValueError, match=r"rates must be in \(0, 1\]"):
         true_positive_rates(features, pids, cameras, features, pids, cameras, rates=[0.0])
-    with pytest.raises(ValueError, match="of the same images: got 3 and 4 features"):
+    with pytest.raises(ValueError, match="of the same images: got 3 query features and 4 labels"):
         true_positive_rates(features[:3], pids, cameras, features, pids, cameras)

@@ -1,0 +1,33 @@
+"""What all metrics ask of their arguments."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from reidssl.clustering.neighbours import Array, unit_rows
+
+
+def labels_of(name: str, pids: Array, camids: Array) -> tuple[Array, Array]:
+    """Identities and cameras as int64 arrays of one length, checked."""
+    pids, camids = np.asarray(pids), np.asarray(camids)
+    if pids.ndim != 1 or pids.shape != camids.shape or not len(pids):
+        raise ValueError(f"{name} pids and camids must be of one length, at least 1: got {pids.shape} and {camids.shape}")
+    if not (np.issubdtype(pids.dtype, np.integer) and np.issubdtype(camids.dtype, np.integer)):
+        raise ValueError(f"{name} pids and camids must be integers: got {pids.dtype} and {camids.dtype}")
+    return np.ascontiguousarray(pids, np.int64), np.ascontiguousarray(camids, np.int64)
+
+
+def unit_pair(query_features: Tensor | Array, gallery_features: Tensor | Array) -> tuple[Tensor, Tensor]:
+    """Both as float32 with rows of length one; ValueError if they are not finite or not of one width."""
+    queries, gallery = unit_rows(query_features, "query_features"), unit_rows(gallery_features, "gallery_features")
+    if queries.shape[1] != gallery.shape[1]:
+        raise ValueError(f"query and gallery features must have one width: got {queries.shape[1]} and {gallery.shape[1]}")
+    return queries, gallery
+
+
+def check_fit(name: str, features: Tensor | Array, labels: Tensor | Array) -> None:
+    """ValueError unless there are as many features as labels of `name` ("query", "gallery")."""
+    if len(features) != len(labels):
+        raise ValueError(f"features and labels must be of the same images: got {len(features)} {name} features and "
+                         f"{len(labels)} labels")
