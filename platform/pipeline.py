@@ -61,6 +61,10 @@ class FinetuneStageConfig:
     """Seed of batches, augmentation and new layers."""
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more: got {self.seed}")
+
 
 @dataclass(kw_only=True)
 class CfsConfig:
@@ -78,6 +82,8 @@ class CfsConfig:
     """How the supervised target proxy is tuned."""
 
     def __post_init__(self) -> None:
+        if self.proxy_samples < 0:
+            raise ValueError(f"proxy_samples must be 0 (no proxy of its own) or more: got {self.proxy_samples}")
         if self.target_proxy not in ("supervised", "usl"):
             raise ValueError(f"target_proxy must be supervised or usl: got '{self.target_proxy}'")
         if not 0 < self.fraction <= 1:
@@ -108,6 +114,8 @@ class PipelineConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
+        if self.row_group_rows < 1:
+            raise ValueError(f"row_group_rows must be at least 1: got {self.row_group_rows}")
         unknown = set(self.settings) - set(SETTINGS)
         if unknown or not self.settings:
             raise ValueError(f"settings must be some of {', '.join(SETTINGS)}: got {list(self.settings)}")

@@ -56,6 +56,8 @@ class SelectConfig:
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction must be in (0, 1]: got {self.fraction}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more: got {self.seed}")
         given = [name for name in ("scores", "list", "random") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"scores, list and random exclude each other: got {' and '.join(given)}")
