@@ -20,6 +20,7 @@ import pyarrow as pa
 from platform.engine.config import run_program
 from platform.engine.errors import UserError
 from platform.engine.parts import write_table
+from platform.engine.records import read_record
 from platform.engine.runs import SUMMARY, open_run
 from platform.engine.runtime import say
 from platform.engine.selection import INDEX
@@ -128,9 +129,11 @@ def scored_keys(config: SelectConfig, manifest: Manifest) -> tuple[list[str], np
         folder = open_storage(config.scores, config.storage)
         if not (folder / SUMMARY).exists():
             raise UserError(f"{folder.uri} holds no finished scores: run platform.score to its end first")
-        if (folder / SUMMARY).read_json()["data_checksum"] != manifest.checksum:
+        about = read_record(folder / SUMMARY, "data_checksum", str, "give the folder that platform.score wrote as scores")
+        if about["data_checksum"] != manifest.checksum:
             raise UserError(f"the scores in {folder.uri} belong to another data set than {root.uri}: score this one")
-        table = read_scores(folder, manifest)
+        with folder.errors("read the scores in"):
+            table = read_scores(folder, manifest)
         if table["key"].to_pylist() != keys:
             raise UserError(f"the keys in {folder.uri} are not those of {root.uri}: score this data set again")
         return keys, table["score"].to_numpy()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
 
@@ -20,7 +20,8 @@ def choices_of_groups() -> dict[str, list[str]]:
 def groups_of(program: str) -> set[str]:
     """The groups that `configs/<program>.yaml` chooses from; empty if there is no such file."""
     file = CONFIG_FOLDER / f"{program}.yaml"
-    entries = OmegaConf.load(file).get("defaults", []) if file.exists() else []
+    loaded: Any = OmegaConf.load(file) if file.exists() else {}
+    entries = loaded.get("defaults", [])
     return {str(group) for entry in entries if OmegaConf.is_dict(entry) for group in entry}
 
 
