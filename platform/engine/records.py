@@ -16,6 +16,7 @@ def read_record(file: Location, key: str, kind: type, advice: str) -> dict[str, 
         raise UserError(f"{file.uri} holds a {type(values).__name__} where an object with '{key}' belongs: {advice}")
     if not isinstance(values.get(key), kind):
         found = ", ".join(sorted(values)[:8]) or "nothing"
-        wrong = f"its '{key}' is of type {type(values[key]).__name__}" if key in values else f"it has no '{key}' (it has: {found})"
+        kind_found = f"its '{key}' is of type {type(values.get(key)).__name__}"
+        wrong = kind_found if key in values else f"it has no '{key}' (it has: {found})"
         raise UserError(f"{file.uri} is not what belongs there, {wrong}: {advice}")
     return values
