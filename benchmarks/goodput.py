@@ -92,13 +92,13 @@ def simulate(costs: Costs, gpus: int, rate_per_node_h: float, interval: float, i
         failure = clock + random.exponential(1 / (rate * up)) if rate and up else math.inf
         event = min(failure, returning[0] if returning else math.inf)
         speed = size * costs.images_per_second * interval / (interval + costs.stall)
-        if done + speed * (event - clock) >= images:
+        trained = max(0.0, event - clock)  # 0: a node came back while the run was still restarting
+        if done + speed * trained >= images:
             clock += (images - done) / speed if speed else math.inf
             done = images
             break
-        trained = event - clock
         done += speed * trained
-        since, clock = since + trained, event
+        since, clock = since + trained, max(clock, event)
         if event == failure:
             up -= 1
             heapq.heappush(returning, clock + costs.replacement)

@@ -89,6 +89,8 @@ class FinetuneConfig:
         if not self.init and self.changes.as_dict():
             raise ValueError(f"changes are made to the backbone of init, which is empty: set {', '.join(self.changes.as_dict())} "
                              "of model instead")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more: got {self.seed}")
         if self.evaluate_every < 0:
             raise ValueError(f"evaluate_every must be 0 (end only) or more: got {self.evaluate_every}")
 

@@ -3,6 +3,9 @@
   python -m platform.ingest source.kind=folder source.path=photos output=runs/photos
   python -m platform.ingest source.kind=market1501 source.path=Market-1501-v15.09.15 output=runs/market
   python -m platform.ingest source.kind=msmt17 source.path=MSMT17_V1 output=s3://bucket/msmt17 storage=s3
+  python -m platform.ingest source.kind=dukemtmc source.path=DukeMTMC-reID output=runs/duke
+  python -m platform.ingest source.kind=cuhk03 source.path=cuhk03-np source.boxes=detected output=runs/cuhk03
+  python -m platform.ingest source.kind=luperson source.path=LUPerson output=s3://bucket/luperson storage=s3   (images/ tree)
   python -m platform.ingest source.kind=luperson_lmdb source.path=LUPerson output=s3://bucket/luperson storage=s3
   python -m platform.ingest source.kind=webdataset source.path=s3://bucket/tars output=s3://bucket/shards storage=s3
   python -m platform.ingest source.kind=video source.path=street.avi source.detections=street.txt output=runs/street

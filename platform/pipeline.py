@@ -10,11 +10,13 @@ proxy) to the target; score every image with the two (CFS) and select the best p
 of images seen; fine-tune to the target supervised, UDA and USL from random weights, from the full and from the selected
 pre-training; report. cfs.control=true adds a pre-training on a random part of the same size, seen as often: what the
 selected part must beat.
-Results: report.html and results.json in the output folder. The same command again continues where it was interrupted.
+Results: report.html and results.json in the output folder; while it runs, results.json says of each stage whether it is
+running, complete or failed. The same command again continues where it was interrupted.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -23,12 +25,13 @@ from platform.engine.config import run_program
 from platform.engine.evaluation import EvaluateConfig
 from platform.engine.inference import PoolConfig
 from platform.engine.phases import UnsupervisedConfig
+from platform.engine.records import read_record
 from platform.engine.runs import VOLATILE, environment, open_run
 from platform.engine.runtime import RuntimeConfig, connect, say
 from platform.engine.scaling import ScalingConfig
 from platform.engine.shards import read_manifest
 from platform.engine.sources import SourceConfig
-from platform.engine.storage import Location, StorageConfig
+from platform.engine.storage import Location, StorageConfig, StorageError
 from platform.engine.supervised import SupervisedConfig
 from platform.engine.tracking import TrackingConfig
 from platform.finetune import FinetuneConfig
@@ -61,6 +64,10 @@ class FinetuneStageConfig:
     """Seed of batches, augmentation and new layers."""
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more: got {self.seed}")
+
 
 @dataclass(kw_only=True)
 class CfsConfig:
@@ -78,6 +85,8 @@ class CfsConfig:
     """How the supervised target proxy is tuned."""
 
     def __post_init__(self) -> None:
+        if self.proxy_samples < 0:
+            raise ValueError(f"proxy_samples must be 0 (no proxy of its own) or more: got {self.proxy_samples}")
         if self.target_proxy not in ("supervised", "usl"):
             raise ValueError(f"target_proxy must be supervised or usl: got '{self.target_proxy}'")
         if not 0 < self.fraction <= 1:
@@ -108,23 +117,24 @@ class PipelineConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
+        if self.row_group_rows < 1:
+            raise ValueError(f"row_group_rows must be at least 1: got {self.row_group_rows}")
         unknown = set(self.settings) - set(SETTINGS)
         if unknown or not self.settings:
             raise ValueError(f"settings must be some of {', '.join(SETTINGS)}: got {list(self.settings)}")
 
 
 def main(config: PipelineConfig) -> dict[str, Any]:
-    """Run every stage that is not complete; write results.json after each."""
+    """Run every stage that is not complete; keep results.json up to date."""
     run = open_run("pipeline", config.output, config, config.storage, volatile=(*VOLATILE, "pool"))
     root = run.location
     story = stages(config, root)
     results = Results(root)
     connect(config.runtime)
     for number, (name, stage) in enumerate(story, 1):
-        started = time.perf_counter()
         say(f"--- stage {number}/{len(story)}: {name}")
-        stage()
-        results.stage_done(name, time.perf_counter() - started)
+        with results.stage(name):
+            stage()
     final = results.collect()
     run.finish({"results": final})
     say(f"--- report: {(root / 'report.html').uri}")
@@ -215,17 +225,32 @@ def fine_tune(config: PipelineConfig, root: Location, setting: str, init: str, n
 
 
 class Results:
-    """results.json: kept up to date after every stage, so that an interrupted run shows what it has."""
+    """results.json: kept up to date around every stage, so that an interrupted run shows what it has and where it was."""
 
     def __init__(self, root: Location) -> None:
         self.root = root
         self.file = root / "results.json"
-        self.stages: dict[str, dict[str, Any]] = self.file.read_json()["stages"] if self.file.exists() else {}
+        self.stages: dict[str, dict[str, Any]] = {}
+        if self.file.exists():
+            advice = "platform.pipeline makes it anew when it is not there; move the file away"
+            self.stages = read_record(self.file, "stages", dict, advice)["stages"]
 
-    def stage_done(self, name: str, seconds: float) -> None:
-        """Note the time of a stage; one that was complete already keeps the time it really took."""
-        if name not in self.stages or name == "report":
-            self.stages[name] = {"status": "complete", "seconds": round(seconds, 1)}
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Notes the stage inside as running, then as complete or failed; one that was complete keeps the time it really took."""
+        before, started = self.stages.get(name, {}), time.perf_counter()
+        self._note(name, "running", 0.0)
+        try:
+            yield
+        except BaseException:  # an order to stop as well
+            with suppress(StorageError):  # if storage is what fails, the first error is the one to read
+                self._note(name, "failed", time.perf_counter() - started)
+            raise
+        keep = before.get("status") == "complete" and name != "report"
+        self._note(name, "complete", before["seconds"] if keep else time.perf_counter() - started)
+
+    def _note(self, name: str, status: str, seconds: float) -> None:
+        self.stages[name] = {"status": status, "seconds": round(seconds, 1)}
         self.file.write_json(self.collect())
 
     def collect(self) -> dict[str, Any]:

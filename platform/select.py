@@ -20,6 +20,7 @@ import pyarrow as pa
 from platform.engine.config import run_program
 from platform.engine.errors import UserError
 from platform.engine.parts import write_table
+from platform.engine.records import read_record
 from platform.engine.runs import SUMMARY, open_run
 from platform.engine.runtime import say
 from platform.engine.selection import INDEX
@@ -56,6 +57,8 @@ class SelectConfig:
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction must be in (0, 1]: got {self.fraction}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more: got {self.seed}")
         given = [name for name in ("scores", "list", "random") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"scores, list and random exclude each other: got {' and '.join(given)}")
@@ -126,9 +129,11 @@ def scored_keys(config: SelectConfig, manifest: Manifest) -> tuple[list[str], np
         folder = open_storage(config.scores, config.storage)
         if not (folder / SUMMARY).exists():
             raise UserError(f"{folder.uri} holds no finished scores: run platform.score to its end first")
-        if (folder / SUMMARY).read_json()["data_checksum"] != manifest.checksum:
+        about = read_record(folder / SUMMARY, "data_checksum", str, "give the folder that platform.score wrote as scores")
+        if about["data_checksum"] != manifest.checksum:
             raise UserError(f"the scores in {folder.uri} belong to another data set than {root.uri}: score this one")
-        table = read_scores(folder, manifest)
+        with folder.errors("read the scores in"):
+            table = read_scores(folder, manifest)
         if table["key"].to_pylist() != keys:
             raise UserError(f"the keys in {folder.uri} are not those of {root.uri}: score this data set again")
         return keys, table["score"].to_numpy()

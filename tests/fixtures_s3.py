@@ -1,4 +1,9 @@
-"""An S3 server on loopback (moto's), shared by the tests that need object storage."""
+"""An S3 server on loopback, shared by the tests that need object storage.
+
+It is moto's: a real HTTP server for both clients (pyarrow's C++ one and boto3), with listings, multipart uploads, signatures and
+S3's error codes. Of the small servers that were tried it is the one without a fault in what the platform uses: rclone,
+localbucket and s3rver failed on directory markers, listings or checksums.
+"""
 
 import os
 import uuid

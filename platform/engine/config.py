@@ -9,23 +9,25 @@ import importlib
 import itertools
 import json
 import logging
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
-from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from platform.engine.errors import UserError
+from platform.engine.groups import CONFIG_FOLDER, ROOT, choices_of_groups, groups_of, no_such_choice, split_groups
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIG_FOLDER = ROOT / "configs"
+__all__ = ["CONFIG_FOLDER", "ROOT", "ConfigError", "help_text", "load_config", "run_program", "to_dataclass", "to_plain"]
+
 Schema = TypeVar("Schema")
 
 
@@ -38,15 +40,30 @@ def load_config(schema: type[Schema], name: str, overrides: Sequence[str] = ()) 
 
     Raises ConfigError naming the key for unknown keys, wrong types and values refused by the dataclass.
     """
+    groups, paths = split_groups(schema, overrides)
     # Every configs/<program>.yaml begins with `- schema`: the dataclass gives it all keys and their types.
     ConfigStore.instance().store(name="schema", node=schema)
     try:
         with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-            composed = compose(name, overrides=list(overrides))
+            composed = compose(name, overrides=groups)
         OmegaConf.set_struct(composed, False)
+        for text in paths:
+            OmegaConf.update(composed, *_parse(text))
         return to_dataclass(schema, composed)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(no_such_choice(schema, groups) or _explain(error, schema)) from None
+
+
+def _parse(text: str) -> tuple[str, Any]:
+    """(key, value) of `key=value` by Hydra's grammar. Raises ConfigError."""
+    try:
+        override = OverridesParser.create().parse_override(text)
     except HydraException as error:
-        raise ConfigError(_explain(error, schema)) from None
+        raise ConfigError(f"configuration: {text} is not key=value ({str(error).splitlines()[0]}); a value with special "
+                          "characters needs quotes of its own: \"key='value'\"") from None
+    if override.is_delete() or override.is_sweep_override():
+        raise ConfigError(f"configuration: {text} is not one value; write {override.key_or_group}=value")
+    return override.key_or_group, override.value()
 
 
 def to_dataclass(schema: type[Schema], values: Any) -> Schema:
@@ -82,6 +99,7 @@ def _build(schema: type[Schema], values: Mapping[str, Any], prefix: str = "") ->
     arguments = {}
     for key, hint in get_type_hints(schema).items():
         value = values[key]
+        _refuse_non_finite(value, f"{prefix}{key}")
         if is_dataclass(hint):
             value = _build(hint, value, f"{prefix}{key}.")  # type: ignore[arg-type]
         elif get_origin(hint) is tuple and isinstance(value, list):
@@ -93,6 +111,15 @@ def _build(schema: type[Schema], values: Mapping[str, Any], prefix: str = "") ->
         return schema(**arguments)
     except ValueError as error:  # from __post_init__; begins with the field's name
         raise ConfigError(f"configuration: {prefix}{error}") from None
+
+
+def _refuse_non_finite(value: Any, key: str) -> None:
+    """No setting is unlimited by an infinity, and a NaN passes every comparison that a dataclass makes."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"configuration: {key} must be a finite number: got {value}")
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, each in inner:
+        _refuse_non_finite(each, f"{key}.{name}" if isinstance(value, dict) else f"{key}[{name}]")
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -130,12 +157,10 @@ def run_program(name: str) -> None:
 
 def help_text(schema: type, name: str, doc: str | None) -> str:
     """Docstring, usage, config groups and every option with its default and meaning."""
-    groups = sorted(p.name for p in CONFIG_FOLDER.iterdir() if p.is_dir())
+    own = groups_of(name)
     lines = [(doc or "").strip(), "", f"usage: python -m platform.{name} [group=choice ...] [key=value ...]",
              "       --show-config prints the resolved configuration and stops", "", "groups:"]
-    for group in groups:
-        choices = ", ".join(sorted(p.stem for p in (CONFIG_FOLDER / group).glob("*.yaml")))
-        lines.append(f"  {group:<12} {choices}")
+    lines += [f"  {group:<12} {', '.join(choices)}" for group, choices in choices_of_groups().items() if group in own]
     lines += ["", "options (defaults of the schema; configs/ may set others):"]
     lines += [f"  {key:<44} {text}" for key, text in _options(schema)]
     return "\n".join(lines)
@@ -187,6 +212,9 @@ def _explain(error: Exception, schema: type) -> str:
     if found:
         key = key or next(group for group in found.groups() if group)
         return _no_such_key(str(key), schema)
+    unset = re.search(r"Environment variable '(\w+)' not found", text)
+    if unset:
+        return f"configuration: {key} needs the environment variable {unset[1]}, which is not set; set it, or give {key}="
     if key:  # Hydra's own text is "Error merging override ..."; what was wrong is in OmegaConf's
         return f"configuration: {key}: {str(cause or error).strip().splitlines()[0]}"
     return f"configuration: {' '.join(text.split())}"

@@ -37,6 +37,9 @@ class PoolConfig:
         for name in ("actors", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
+        if self.cpus_per_actor < 0 or self.gpus_per_actor < 0:
+            raise ValueError("cpus_per_actor and gpus_per_actor must not be negative: "
+                             f"got {self.cpus_per_actor}, {self.gpus_per_actor}")
 
 
 class Embedder:

@@ -82,6 +82,10 @@ class UnsupervisedConfig:
 
     def __post_init__(self) -> None:
         check_common(self)
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0: got {self.temperature}")
+        if not 0 <= self.momentum <= 1:
+            raise ValueError(f"momentum must be in [0, 1]: got {self.momentum}")
         if self.iterations < 1 or self.decay_epochs < 1:
             raise ValueError(f"iterations and decay_epochs must be at least 1: got {self.iterations}, {self.decay_epochs}")
         check_shared(self.cluster, self.neighbours)
@@ -97,6 +101,10 @@ def check_common(config: Any) -> None:
         raise ValueError(f"learning_rate must be positive: got {config.learning_rate}")
     if not 0 < config.layer_decay <= 1:
         raise ValueError(f"layer_decay must be in (0, 1]: got {config.layer_decay}")
+    if config.weight_decay < 0:
+        raise ValueError(f"weight_decay must be 0 or more: got {config.weight_decay}")
+    if not 0 <= config.drop_path < 1:
+        raise ValueError(f"drop_path must be in [0, 1): got {config.drop_path}")
     if config.neck not in ("before", "after"):
         raise ValueError(f"neck must be before or after: got '{config.neck}'")
 

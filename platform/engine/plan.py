@@ -48,6 +48,8 @@ class StreamConfig:
     """Largest share of an epoch's samples that may be unreadable; above it the run stops."""
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more: got {self.seed}")
         if not 0 <= self.max_corrupt_share <= 1:
             raise ValueError(f"max_corrupt_share must be between 0 and 1: got {self.max_corrupt_share}")
         for name in ("micro_batch", "micro_batches_per_step", "window_row_groups", "segment_windows"):

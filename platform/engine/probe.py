@@ -25,6 +25,10 @@ class ProbeConfig:
     every_steps: int = 100
     """Optimiser steps between probes (a multiple of tracking.every_steps)."""
 
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise ValueError(f"every_steps must be at least 1: got {self.every_steps}")
+
 
 class Probe:
     """Call it with a backbone in eval mode: {"probe_mAP", "probe_same_camera"}.

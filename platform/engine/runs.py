@@ -15,6 +15,7 @@ from typing import Any
 
 from platform.engine.config import ROOT, to_plain
 from platform.engine.errors import UserError
+from platform.engine.records import read_record
 from platform.engine.storage import Location, open_storage
 
 CONFIG, SUMMARY = "config.json", "summary.json"
@@ -46,7 +47,8 @@ class Run:
 def open_run(program: str, output: str, config: Any, storage: Any, volatile: Iterable[str] = VOLATILE) -> Run:
     """Create or re-open the run folder `output` for `config` (a program's dataclass).
 
-    Raises UserError listing the settings that differ if the folder belongs to a run with another configuration.
+    Raises UserError listing the settings that differ if the folder belongs to a run with another configuration, or if its
+    config.json is somebody else's.
     """
     if not output:
         raise UserError("output is empty: name the folder or bucket path of the run, e.g. output=runs/my-run")
@@ -54,7 +56,8 @@ def open_run(program: str, output: str, config: Any, storage: Any, volatile: Ite
     plain = to_plain(config)
     file = location / CONFIG
     if file.exists():
-        stored = _completed(config, file.read_json()["config"])
+        stored = read_record(file, "config", dict, "that folder is not a run of this program; choose another output")
+        stored = _completed(config, stored["config"])
         ignored = set(volatile)
         differences = [f"{key}: {old!r} -> {new!r}" for key, old, new in _differences(stored, plain)
                        if key not in ignored and key.split(".")[0] not in ignored]

@@ -53,6 +53,8 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         if self.num_cpus < 0:
             raise ValueError(f"num_cpus must be 0 (all cores) or more: got {self.num_cpus}")
+        if self.num_gpus < -1:
+            raise ValueError(f"num_gpus must be -1 (all there are) or more: got {self.num_gpus}")
         if self.object_store_gib < 0:
             raise ValueError(f"object_store_gib must be 0 (default) or more: got {self.object_store_gib}")
 

@@ -37,6 +37,12 @@ class ScalingConfig:
         if self.max_failures < -1 or self.max_preemptions < -1:
             raise ValueError("max_failures and max_preemptions must be -1 (no limit) or more: "
                              f"got {self.max_failures}, {self.max_preemptions}")
+        if self.cpus_per_worker <= 0:
+            raise ValueError(f"cpus_per_worker must be above 0: got {self.cpus_per_worker}")
+        if self.gpus_per_worker < 0 or (self.gpus_per_worker > 1 and self.gpus_per_worker % 1):
+            raise ValueError(f"gpus_per_worker must be a whole number, or a share between 0 and 1: got {self.gpus_per_worker}")
+        if self.threads < 0:
+            raise ValueError(f"threads must be 0 (those of its CPUs) or more: got {self.threads}")
         if self.resize_check_s <= 0:
             raise ValueError(f"resize_check_s must be above 0: got {self.resize_check_s}")
         if self.workers < 1:

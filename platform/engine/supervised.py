@@ -70,7 +70,9 @@ class SupervisedConfig:
         limit = LARGEST_MARGIN.get(self.identity, float("inf"))
         if not 0.0 <= self.identity_margin < limit:
             raise ValueError(f"identity_margin must be in [0, {limit:.4g}) for {self.identity}: got {self.identity_margin}")
-        for name in ("triplet_weight", "triplet_margin", "center_weight"):
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing must be in [0, 1): got {self.label_smoothing}")
+        for name in ("warmup_epochs", "triplet_weight", "triplet_margin", "center_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more: got {getattr(self, name)}")
         if not 0.0 <= self.center_rate <= 1.0:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from platform.engine.errors import UserError
 from platform.engine.storage import Location
 from platform.engine.trackers import open_trackers
 
@@ -81,9 +82,24 @@ class Tracker:
 
 
 def read_metrics(root: Location) -> list[dict[str, Any]]:
-    """The rows of a run's `metrics.jsonl`, empty if it has none."""
-    file = root / FILE
-    return [json.loads(line) for line in file.read_bytes().splitlines()] if file.exists() else []
+    """The rows of a run's `metrics.jsonl`, empty if it has none.
+
+    A last line without its end is left out: a copy was cut there, and a resumed run logs what follows its checkpoint anew.
+    Raises UserError for any other line that is not a row.
+    """
+    file, rows = root / FILE, []
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:  # no JSON, or not even UTF-8
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("position"), int):
+            rows.append(row)
+        elif line.endswith(b"\n"):
+            raise UserError(f"{file.uri}, line {number}: {line[:60]!r} is not a row of metrics. Take that line out, or move the "
+                            "file away: training goes on without it, the report lacks its curves")
+    return rows
 
 
 def format_row(row: dict[str, float]) -> str:

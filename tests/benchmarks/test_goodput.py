@@ -38,5 +38,13 @@ def test_more_failures_and_longer_intervals_cost_more():
     assert values[0.05, 300.0] > values[0.5, 300.0] > values[0.5, 3600.0]
 
 
+def test_a_node_that_is_back_before_the_restart_is_over():
+    """Two whole restarts for each interruption, one after the other: time does not run back, and progress is not taken away."""
+    costs = replace(COSTS, notice_share=1.0, stall=0.0, restart=60.0, replacement=1.0)
+    rate = 0.5  # of each of two nodes: one interruption an hour
+    found = np.mean([simulate(costs, 8, rate, 600, seed=seed) for seed in range(60)])
+    assert found == pytest.approx(3600 / (3600 + 2 * 60), abs=0.002)
+
+
 def test_a_run_that_cannot_end_is_zero():
     assert simulate(replace(COSTS, notice_share=0.0, restart=36000.0), 64, 5.0, 3600, seed=1) == 0.0

@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import ray
 import yaml
 from moto import mock_aws
+from ray.autoscaler._private.kuberay.autoscaling_config import _get_custom_resources
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli
 
@@ -131,7 +133,8 @@ def test_the_aws_launcher_completes_the_recipe(tmp_path, monkeypatch):
             continue
         (facts,) = ec2.describe_instance_types(InstanceTypes=[node["InstanceType"]])["InstanceTypes"]
         gpus = sum(gpu["Count"] for gpu in facts.get("GpuInfo", {}).get("Gpus", []))
-        assert kind["resources"] == {"CPU": facts["VCpuInfo"]["DefaultVCpus"]} | ({"GPU": gpus} if gpus else {})
+        physical = {"CPU": facts["VCpuInfo"]["DefaultVCpus"]} | ({"GPU": gpus} if gpus else {})
+        assert kind["resources"] == physical | ({} if gpus else {"decode": 1})
         (start,) = [c for text in done["worker_start_ray_commands"] for c in ray_commands(text) if c[0] == "start"]
         assert parse(start).params["object_store_memory"] <= 0.3 * facts["MemoryInfo"]["SizeInMiB"] * 2**20
 
@@ -168,8 +171,8 @@ def test_kubernetes_accepts_the_recipe(name):
     groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
     accounts = {document["metadata"]["name"] for document in found if document["kind"] == "ServiceAccount"}
     for group in groups:
-        options = [f"--{key}={value}" for key, value in group["rayStartParams"].items()]
-        parse(["start", *options])
+        options = " ".join(f"--{key}={value}" for key, value in group["rayStartParams"].items())
+        parse(["start", *shlex.split(options)])  # the operator writes them into a shell command
         assert group["template"]["spec"]["serviceAccountName"] in accounts
     for group in spec["workerGroupSpecs"]:
         pod = group["template"]["spec"]
@@ -197,6 +200,35 @@ def test_a_misspelt_field_of_a_kubernetes_recipe_is_refused(path):
 def test_the_job_has_the_cluster_of_the_cluster_recipe():
     (cluster_account, cluster), (job_account, job) = documents(KUBERAY[0]), documents(KUBERAY[1])
     assert job_account == cluster_account and job["spec"]["rayClusterSpec"] == cluster["spec"]
+
+
+def resources_on_offer(name: str) -> list[dict[str, Any]]:
+    """What each type of worker node offers, as Ray's autoscaler reads it and as `ray start` on the node does."""
+    if name in LAUNCHER:
+        kinds = prepare_config(launcher(name))["available_node_types"]
+        return [kind["resources"] for kind_name, kind in kinds.items() if kind_name != "head"]
+    document = documents(name)[-1]
+    found = []
+    for group in document["spec"].get("rayClusterSpec", document["spec"])["workerGroupSpecs"]:
+        parameters = group["rayStartParams"]
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        custom = _get_custom_resources({}, parameters, group["groupName"])
+        (word,) = shlex.split(parameters.get("resources", "{}"))
+        assert json.loads(word) == custom, "the autoscaler and the node itself read different resources"
+        found.append({"CPU": int(limits["cpu"]), "GPU": limits.get("nvidia.com/gpu", 0)} | custom)
+    return found
+
+
+# The machines of on-prem.yaml are one kind: whether they have GPUs is not the recipe's to know.
+@pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml", *KUBERAY])
+def test_cpu_nodes_offer_what_the_scaling_configurations_ask_of_decode_nodes(name):
+    schema = get_type_hints(importlib.import_module("platform.pretrain").main)["config"]
+    choices = [path.stem for path in (ROOT / "configs" / "scaling").glob("*.yaml")]
+    wanted = {load_config(schema, "pretrain", [f"scaling={choice}"]).scaling.decode_resource for choice in choices} - {""}
+    cpu_nodes = [offer for offer in resources_on_offer(name) if offer.get("CPU") and not offer.get("GPU")]
+    assert wanted == {"decode"} and len(cpu_nodes) == 1
+    for resource in wanted:
+        assert any(offer.get(resource, 0) >= 1 for offer in cpu_nodes), f"scaling.decode_resource={resource} would wait for ever"
 
 
 def program_calls() -> list[str]:

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 import subprocess
 import sys
 import tarfile
@@ -16,11 +17,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from platform.engine.config import ConfigError, load_config
+import platform.ingest
+from platform.engine.config import ConfigError, help_text, load_config
 from platform.engine.errors import UserError
 from platform.engine.shard_tasks import check_image
 from platform.engine.shards import read_manifest, read_rejected, read_rows, verify, write_shard
-from platform.engine.sources import SourceConfig, open_source
+from platform.engine.sources import KINDS, SourceConfig, open_source
 from platform.engine.sources.base import Candidate, Plan
 from platform.engine.sources.tar import TarSource
 from platform.engine.storage import StorageConfig, StorageError, open_storage
@@ -52,6 +54,14 @@ def run(tmp_path, *overrides: str, output: str = "shards"):
 
 
 # ---- kinds of sources, through Ray
+
+
+def test_help_shows_one_command_for_each_kind_of_source():
+    text = help_text(IngestConfig, "ingest", platform.ingest.__doc__)
+    commands = re.findall(r"^  python -m platform\.ingest (.*?)(?:   \(.*)?$", text, re.MULTILINE)
+    shown = [load_config(IngestConfig, "ingest", command.split()) for command in commands]
+    assert sorted(config.source.kind for config in shown) == sorted(KINDS)
+    assert all(config.output and (config.source.path or config.source.kind == "synthetic") for config in shown)
 
 
 def test_folder_keeps_bytes_and_lists_what_it_cannot_use(tmp_path, ray_session):

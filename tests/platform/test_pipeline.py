@@ -10,7 +10,7 @@ import pytest
 from platform.engine.config import ConfigError, load_config
 from platform.engine.errors import UserError
 from platform.engine.storage import open_storage
-from platform.pipeline import PipelineConfig, main, source_proxy, stages
+from platform.pipeline import PipelineConfig, Results, main, source_proxy, stages
 
 TINY = ["source.synthetic.num_pretrain=96", "source.synthetic.pretrain_identities=24", "source.synthetic.pretrain_scenes=8",
         "labelled.synthetic.source_identities=8", "target.synthetic.target_identities=16", "row_group_rows=32",
@@ -100,6 +100,46 @@ def test_a_deleted_stage_is_done_again_and_no_other(finished):
     assert again["cfs"] == results["cfs"]
     assert again["finetune"][1:] == results["finetune"][1:]
     assert again["finetune"][0] == pytest.approx(results["finetune"][0], abs=1e-3)
+
+
+def test_a_stage_is_running_then_complete_or_failed(tmp_path):
+    """What a reader of results.json sees at every moment, also after the process was killed there."""
+    def stored() -> dict:
+        return json.loads((tmp_path / "results.json").read_text())["stages"]
+
+    with Results(open_storage(str(tmp_path))).stage("score"):
+        assert stored() == {"score": {"status": "running", "seconds": 0.0}}
+        time.sleep(0.2)
+    done = stored()["score"]
+    assert done["status"] == "complete" and done["seconds"] >= 0.2
+    for reason in (UserError("full"), KeyboardInterrupt()):
+        with pytest.raises(type(reason)), Results(open_storage(str(tmp_path))).stage("select"):
+            raise reason
+        assert stored()["score"] == done and stored()["select"]["status"] == "failed"
+    again = Results(open_storage(str(tmp_path)))
+    with again.stage("score"):  # skipped
+        pass
+    with again.stage("select"):  # done at last
+        time.sleep(0.2)
+    assert stored()["score"] == done and stored()["select"]["status"] == "complete" and stored()["select"]["seconds"] >= 0.2
+
+
+def test_a_failed_stage_is_in_the_results(tmp_path, ray_session):
+    nowhere = ["source.kind=folder", f"source.path={tmp_path}/nowhere"]
+    with pytest.raises(UserError, match="nowhere"):
+        main(load_config(PipelineConfig, "pipeline", [f"output={tmp_path}/run", *TINY, *nowhere]))
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert list(found["stages"]) == ["ingest-pretrain"] and found["stages"]["ingest-pretrain"]["status"] == "failed"
+    assert found["finetune"] == [] and found["environment"]["ray"]
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("[1]", "holds a list where an object with 'stages' belongs"), ('{"stages": 3}', "its 'stages' is of type int"),
+    ("{}", r"it has no 'stages' \(it has: nothing\)"), ('{"stages"', "is not valid JSON")])
+def test_results_of_something_else_are_refused(tmp_path, content, message):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(UserError, match=rf"results\.json.*{message}"):
+        Results(open_storage(str(tmp_path)))
 
 
 def test_another_configuration_is_refused(finished):

@@ -89,6 +89,26 @@ def test_a_selection_of_another_data_set_is_refused(scored, tiny_shards, tiny_la
         read_units(tiny_labelled, open_storage(str(tmp_path / "selection")))
 
 
+def test_what_is_no_selection_is_refused(scored, tiny_shards, tmp_path):
+    """A data set in its place, a folder without an index, an index that was cut, one of other columns."""
+    with pytest.raises(UserError, match=r"tiny/manifest\.json is not what belongs there, it has no 'data_checksum' .*"
+                                        r"give the folder that platform\.select wrote as data\.selection"):
+        read_units(tiny_shards, tiny_shards)
+    main(config_of(tiny_shards, tmp_path, f"scores={scored}"))
+    index, selection = tmp_path / "index.parquet", open_storage(str(tmp_path))
+    whole = index.read_bytes()
+    for content in (whole[:100], whole[:-20], whole[:50] + bytes(200) + whole[250:], b""):
+        index.write_bytes(content)
+        with pytest.raises(UserError, match=r"cannot read .*index\.parquet: .*run platform\.select again"):
+            read_units(tiny_shards, selection)
+    pq.write_table(pa.table({"key": ["a"]}), index)
+    with pytest.raises(UserError, match=r"cannot read .*index\.parquet: .*run platform\.select again"):
+        read_units(tiny_shards, selection)
+    index.unlink()
+    with pytest.raises(UserError, match=r"index\.parquet: it does not exist.*run platform\.select again"):
+        read_units(tiny_shards, selection)
+
+
 def test_a_complete_selection_is_only_reported_and_another_refused(scored, tiny_shards, tmp_path, capsys):
     first = main(config_of(tiny_shards, tmp_path / "selection", f"scores={scored}"))
     assert main(config_of(tiny_shards, tmp_path / "selection", f"scores={scored}")) == first
@@ -189,6 +209,18 @@ def test_scores_that_do_not_fit_are_refused(tiny_shards, tiny_labelled, scored, 
         config_of(tiny_shards, output, f"scores={scored}", "list=x.pkl")
     with pytest.raises(ConfigError, match=r"fraction must be in \(0, 1\]: got 0.0"):
         config_of(tiny_shards, output, "fraction=0")
+
+
+def test_what_is_not_of_scores_is_refused(tiny_shards, scored, keys, scores, tmp_path):
+    """The summary of another program, and a part that was cut."""
+    folder = write_scores(tmp_path / "scores", tiny_shards, scores, keys)
+    part = next((folder / "parts").iterdir())
+    part.write_bytes(part.read_bytes()[:60])
+    with pytest.raises(UserError, match=r"cannot read the scores in .*scores: "):
+        main(config_of(tiny_shards, tmp_path / "a", f"scores={folder}"))
+    (folder / "summary.json").write_text('{"mAP": 0.5}')
+    with pytest.raises(UserError, match=r"summary\.json .*no 'data_checksum' \(it has: mAP\): give the folder that platform\."):
+        main(config_of(tiny_shards, tmp_path / "b", f"scores={folder}"))
 
 
 def test_a_random_subset_is_the_control(tiny_shards, keys, tmp_path):

@@ -59,8 +59,9 @@ def test_plain_and_back():
 
 
 @pytest.mark.parametrize("program", sorted(programs()))
-def test_every_program_composes(program):
+def test_every_program_composes(program, monkeypatch):
     """Its file and every choice of every group that it has."""
+    monkeypatch.setenv("REIDSSL_DATA", "s3://bucket/sets")
     schema = schema_of(program)
     composed = load_config(schema, program)
     assert isinstance(composed, schema)
@@ -74,6 +75,42 @@ def test_every_program_composes(program):
                         load_config(schema, program, [f"{group}={choice.stem}"])
                 else:
                     assert load_config(schema, program, [f"{group}={choice.stem}"])
+
+
+def test_the_data_group_of_pre_training(monkeypatch):
+    """A path where a choice is meant, and the other way round, is explained."""
+    def data(*overrides: str):
+        return load_config(PretrainConfig, "pretrain", overrides).data
+
+    assert (data().uri, data().selection) == ("runs/demo/data/pretrain", "")
+    assert data("data=demo_selected").selection == "runs/demo/selection"
+    assert data("data=demo_selected", "data.uri=s3://b/x").uri == "s3://b/x"
+    monkeypatch.delenv("REIDSSL_DATA", raising=False)
+    with pytest.raises(ConfigError, match=r"data\.uri needs the environment variable REIDSSL_DATA, which is not set"):
+        data("data=luperson")
+    monkeypatch.setenv("REIDSSL_DATA", "s3://bucket/sets")
+    assert data("data=luperson").uri == data("data=luperson_cfs").uri == "s3://bucket/sets/luperson"
+    assert data("data=luperson_cfs").selection == "s3://bucket/sets/luperson_cfs"
+    for path in ("runs/x", "s3://b/x", "luperson_csf"):
+        with pytest.raises(ConfigError, match=rf"data={path}: there is no configs/data/{path}\.yaml; choices: demo, .*"
+                                              rf"A path or an s3:// prefix is given as data\.uri={path}$"):
+            data(f"data={path}")
+    for value in ("null", ""):
+        with pytest.raises(ConfigError, match=r"choices: demo, "):
+            data(f"data={value}")
+
+
+@pytest.mark.parametrize("program", ["score", "select", "cluster"])
+def test_a_plain_key_that_has_the_name_of_a_group_takes_a_path(program):
+    schema = schema_of(program)
+    for text, value in (("data=runs/x", "runs/x"), ("data=s3://bucket/x", "s3://bucket/x"), ("data='a=b, c'", "a=b, c"),
+                        ("data=demo", "demo"), ("data=${output}/data", "runs/y/data")):
+        assert load_config(schema, program, ["output=runs/y", text]).data == value
+    for text, message in (("data=[a,b]", r"data: Cannot convert 'list' to string"), ("data=null", r"data: .*not Optional"),
+                          ("data=a=b", r"data=a=b is not key=value .*quotes"), ("data=a,b", "data=a,b is not one value"),
+                          ("~data", "~data is not one value"), ("data", "data is not key=value")):
+        with pytest.raises(ConfigError, match=rf"^configuration: {message}"):
+            load_config(schema, program, [text])
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -131,11 +168,49 @@ def test_the_published_rows_are_there():
     ("model=vit_huge", r"(?s)vit_huge.*vit_base"),
     ("experiment=nothing", r"nothing"),
     ("stream.micro_batch", r"stream\.micro_batch"),
+    ("model=null", r"model=null: there is no .*choices: vit_base, "),
     ("model.width=${nowhere}", r"nowhere"),
 ])
 def test_refused_with_the_key_in_the_message(override, message):
     with pytest.raises(ConfigError, match=message):
         load_config(PretrainConfig, "pretrain", [override])
+
+
+@pytest.mark.parametrize(("program", "override", "message"), [
+    ("pretrain", "scaling.gpus_per_worker=-1", r"scaling\.gpus_per_worker must be a whole number, or a share"),
+    ("pretrain", "scaling.gpus_per_worker=1.5", r"scaling\.gpus_per_worker must be a whole number, or a share"),
+    ("pretrain", "scaling.cpus_per_worker=0", r"scaling\.cpus_per_worker must be above 0: got 0\.0"),
+    ("pretrain", "scaling.threads=-2", r"scaling\.threads must be 0 .*: got -2"),
+    ("pretrain", "stream.seed=-1", r"stream\.seed must be 0 or more: got -1"),
+    ("pretrain", "runtime.num_gpus=-5", r"runtime\.num_gpus must be -1 .*: got -5"),
+    ("pretrain", "probe.every_steps=0", r"probe\.every_steps must be at least 1: got 0"),
+    ("pretrain", "length.epochs=inf", r"length\.epochs must be a finite number: got inf"),
+    ("pretrain", "length.epochs=nan", r"length\.epochs must be a finite number: got nan"),
+    ("pretrain", "optimizer.learning_rate=nan", r"optimizer\.learning_rate must be a finite number: got nan"),
+    ("pretrain", "deepspeed.clip=nan", r"deepspeed\.clip must be a finite number: got nan"),
+    ("pretrain", "deepspeed.clip=inf", r"deepspeed\.clip must be a finite number: got inf"),
+    ("pretrain", "storage.patience_s=nan", r"storage\.patience_s must be a finite number: got nan"),
+    ("pretrain", "augment.mean=[0.5,nan,0.5]", r"augment\.mean\[1\] must be a finite number: got nan"),
+    ("pretrain", "augment.aspect=[0.5,inf]", r"augment\.aspect\[1\] must be a finite number: got inf"),
+    ("finetune", "seed=-1", r"configuration: seed must be 0 or more: got -1"),
+    ("finetune", "supervised.weight_decay=-0.1", r"supervised\.weight_decay must be 0 or more: got -0\.1"),
+    ("finetune", "supervised.warmup_epochs=-1", r"supervised\.warmup_epochs must be 0 or more: got -1"),
+    ("finetune", "supervised.label_smoothing=1", r"supervised\.label_smoothing must be in \[0, 1\): got 1"),
+    ("finetune", "supervised.drop_path=1", r"supervised\.drop_path must be in \[0, 1\): got 1"),
+    ("finetune", "unsupervised.temperature=0", r"unsupervised\.temperature must be above 0: got 0"),
+    ("finetune", "unsupervised.momentum=1.5", r"unsupervised\.momentum must be in \[0, 1\]: got 1\.5"),
+    ("score", "pool.cpus_per_actor=-1", r"pool\.cpus_per_actor and gpus_per_actor must not be negative: got -1"),
+    ("score", "pool.gpus_per_actor=-1", r"pool\.cpus_per_actor and gpus_per_actor must not be negative: got 1\.0, -1"),
+    ("select", "seed=-1", r"configuration: seed must be 0 or more: got -1"),
+    ("tune", "+space.unsupervised.cluster={eps:[0.5,nan]}", r"space\.unsupervised\.cluster\.eps\[1\] must be a finite"),
+    ("pipeline", "row_group_rows=0", r"configuration: row_group_rows must be at least 1: got 0"),
+    ("pipeline", "cfs.proxy_samples=-1", r"cfs\.proxy_samples must be 0 .*: got -1"),
+    ("pipeline", "finetune.seed=-1", r"finetune\.seed must be 0 or more: got -1"),
+    ("pipeline", "pretrain.stream.seed=-1", r"pretrain\.stream\.seed must be 0 or more: got -1"),
+])
+def test_impossible_values_are_refused_before_anything_starts(program, override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(schema_of(program), program, [override])
 
 
 @dataclass(kw_only=True)
@@ -178,6 +253,14 @@ def test_help_lists_every_option_with_default_and_meaning():
     text = help_text(PretrainConfig, "pretrain", None)
     for key in leaves(asdict(PretrainConfig())):
         assert f"  {key}=" in text, key
+
+
+@pytest.mark.parametrize(("program", "groups"), [
+    ("pretrain", ["data", "deepspeed", "experiment", "model", "objective", "scaling", "storage", "tracking"]),
+    ("finetune", ["deepspeed", "experiment", "model", "scaling", "storage", "tracking"]), ("score", ["storage"])])
+def test_help_lists_the_groups_that_the_program_has(program, groups):
+    _, _, listed = help_text(schema_of(program), program, None).partition("\ngroups:\n")
+    assert [line.split()[0] for line in listed.partition("\noptions")[0].strip().splitlines()] == groups
 
 
 def leaves(values: dict, prefix: str = ""):

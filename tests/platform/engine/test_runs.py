@@ -55,6 +55,17 @@ def test_another_configuration_is_refused_with_the_differences(place):
         open_run("pretrain", output, changed, storage)
 
 
+@pytest.mark.parametrize(("content", "message"), [
+    ('{"architectures": ["ViT"]}', r"it has no 'config' \(it has: architectures\): .*choose another output"),
+    ('{"config": "vit"}', r"its 'config' is of type str"), ("[]", r"holds a list where an object with 'config' belongs"),
+    ("{", "is not valid JSON")])
+def test_a_folder_of_something_else_is_refused(tmp_path, content, message):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=rf"config\.json.*{message}"):
+        open_run("pretrain", str(tmp_path), OuterConfig(), StorageConfig())
+    assert (tmp_path / "config.json").read_text() == content
+
+
 def test_a_setting_that_came_later_has_its_default_in_older_runs(tmp_path):
     """An unfinished run of an earlier version goes on, unless the new setting is used."""
     open_run("pretrain", str(tmp_path), OuterConfig(), StorageConfig())

@@ -28,6 +28,23 @@ def test_rows_are_published_and_continued_up_to_the_checkpoint(tmp_path):
     assert fresh.rows == []  # started over: the old log belongs to nothing
 
 
+def test_a_log_that_was_cut_or_is_somebody_elses(tmp_path):
+    """A cut last line is left out, also by the run that goes on; anything else that is no row is named."""
+    root, file = open_storage(str(tmp_path)), tmp_path / "metrics.jsonl"
+    rows = b'{"position": 10, "loss": 0.5}\n{"position": 20, "loss": 0.25}\n'
+    for cut in (b'{"position": 30, "lo', b"{", b'{"name": "\xc3', b"3"):
+        file.write_bytes(rows + cut)
+        assert [row["position"] for row in read_metrics(root)] == [10, 20]
+    tracker = Tracker(root, TrackingConfig(), resume_position=20)
+    tracker.add(30, {"loss": 0.125})
+    tracker.publish()
+    assert [row["position"] for row in read_metrics(root)] == [10, 20, 30]
+    for bad in (b"torn\n", b"[1, 2]\n", b'{"loss": 0.5}\n', b"\n"):
+        file.write_bytes(rows[:30] + bad + rows[30:])
+        with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: .* is not a row of metrics\. Take that line out"):
+            read_metrics(root)
+
+
 def test_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

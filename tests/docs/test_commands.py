@@ -1,0 +1,40 @@
+"""Every `python -m platform.<program> ...` in the README and the guides is one that the program takes."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+from platform.engine.config import load_config
+from platform.pipeline import PipelineConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+GUIDES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+
+
+def commands(guide: str) -> list[str]:
+    """Program and overrides of every command, in code blocks and in running text; continued lines joined."""
+    text = (ROOT / guide).read_text(encoding="utf-8").replace("\\\n", " ")
+    found = re.findall(r"python -m platform\.(\w+[^\n`#]*)", text)
+    return sorted({" ".join(command.split()) for command in found})
+
+
+@pytest.mark.parametrize(("guide", "command"), [(guide, command) for guide in GUIDES for command in commands(guide)])
+def test_the_commands_of_the_guides_compose(guide, command):
+    program, *overrides = shlex.split(command)
+    schema = get_type_hints(importlib.import_module(f"platform.{program}").main)["config"]
+    given = [word for word in overrides if word not in ("...", "--help", "--show-config")]
+    assert load_config(schema, program, given)
+
+
+def test_the_lengths_of_the_demo_guide_have_a_command_each():
+    """The second table of docs/demo.md: images seen, epochs without labels."""
+    rows = re.findall(r"^\| (\d\d,\d{3}) \| (\d+) \|", (ROOT / "docs" / "demo.md").read_text(encoding="utf-8"), re.MULTILINE)
+    table = {(int(samples.replace(",", "")), int(epochs)) for samples, epochs in rows}
+    runs = [load_config(PipelineConfig, "pipeline", shlex.split(command)[1:]) for command in commands("docs/demo.md")
+            if command.startswith("pipeline")]
+    assert table and {(run.pretrain.length.samples, run.finetune.unsupervised.epochs) for run in runs} == table
+    assert all(one == other for one in runs for other in runs if one.output == other.output)
