@@ -114,7 +114,9 @@ def _data_row(role: str, data: DataSet) -> DataRow:
 
 def stage_rows(folder: RunFolder) -> list[dict[str, Any]]:
     """{"name", "status", "seconds", "share"} of the pipeline's stages; share of the longest, for a bar."""
-    stages = folder.results.get("stages") or {}
+    stages = dict(folder.results.get("stages") or {})
+    if stages.get("report", {}).get("status") == "running":  # this page itself
+        del stages["report"]
     longest = max((float(one.get("seconds") or 0) for one in stages.values()), default=0.0)
     return [{"name": name, "status": str(one.get("status", "")), "seconds": float(one.get("seconds") or 0),
              "share": float(one.get("seconds") or 0) / longest if longest else 0.0} for name, one in stages.items()]
