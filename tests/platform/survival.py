@@ -130,6 +130,13 @@ class Nodes:
                     return process
         return None
 
+    def wait_until_idle(self) -> None:
+        """Workers of a driver that was killed go on, and write checkpoints, until Ray notices."""
+        deadline = time.monotonic() + 60
+        while any(self.training_process(node) for node in self.workers):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
     def drain(self, node: Any, seconds: int) -> None:
         """The notice that cluster/drain_on_notice.py passes on."""
         command = [str(Path(sys.executable).parent / "ray"), "drain-node", "--address", self.cluster.address, "--node-id",

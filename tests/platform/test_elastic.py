@@ -190,6 +190,7 @@ def test_a_torn_checkpoint_is_passed_over_and_named(nodes, start, undisturbed):
     first_driver = start("scaling.workers=1", steps=FEW)
     first_driver.wait_for(r"step 18/")
     first_driver.kill()
+    nodes.wait_until_idle()
     checkpoints = Path(first_driver.output) / "checkpoints"
     older, newest = sorted(checkpoints.iterdir())[-2:]
     (newest / STATE).write_bytes((newest / STATE).read_bytes()[:1000])
