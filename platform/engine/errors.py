@@ -20,9 +20,14 @@ class StoppedError(UserError):
 
 
 def user_error_of(error: BaseException) -> UserError | None:
-    """The UserError that a Ray task raised, out of what was wrapped around it (whose text is the remote stack trace)."""
+    """`error` itself, or the UserError that a Ray task raised, out of what was wrapped around it.
+
+    Ray's wrapper is an instance of the class that it wraps too, but its text is the remote stack trace.
+    """
     from ray.exceptions import RayTaskError
 
+    if isinstance(error, UserError) and not isinstance(error, RayTaskError):
+        return error
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, UserError) and not isinstance(seen, RayTaskError):

@@ -133,7 +133,7 @@ def _guarded(config: dict[str, Any]) -> None:
         loop(arguments)
         ray.get(_board.fatal.remote())  # calls arrive in order: what was pushed before is there
     except Exception as error:
-        found = error if isinstance(error, UserError) else user_error_of(error)
+        found = user_error_of(error)
         if found is None:
             raise
         ray.get(_board.fail.remote(str(found)))

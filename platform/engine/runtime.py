@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from platform.engine.config import ROOT
 from platform.engine.errors import UserError
@@ -199,9 +200,12 @@ _idle_boards: list[Any] = []
 def relayed_lines() -> Iterator[Any]:
     """Yields the handle of a LineBoard; what workers push to it is printed here within half a second.
 
-    The board of a run that went well serves the next run of this process, which saves starting one.
+    The board of a run that went well serves the next run of this process, which saves starting one. It lives on the driver's own
+    node: any other may be taken away.
     """
-    board: Any = _idle_boards.pop() if _idle_boards else ray.remote(num_cpus=0)(LineBoard).remote()  # type: ignore[call-overload]
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    remote: Any = ray.remote(num_cpus=0, scheduling_strategy=here)  # type: ignore[call-overload]
+    board = _idle_boards.pop() if _idle_boards else remote(LineBoard).remote()
     board.clear.remote()
     stop = threading.Event()
 
