@@ -159,7 +159,7 @@ def train(arguments: dict[str, Any]) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     check_size(world, config.stream.micro_batches_per_step)
     run = Run(open_storage(config.output, config.storage), "pretrain", arguments["config"])
-    plan, total = plan_of(config)
+    plan, total = patiently(lambda: plan_of(config), config.storage.patience_s, report_line)
     batch, accumulation = config.stream.global_batch, config.stream.micro_batches_per_step // world
 
     store = CheckpointStore(run.location / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_every_steps * batch)
@@ -182,7 +182,8 @@ def train(arguments: dict[str, Any]) -> None:
     restore(newest, engine, objective, norms)
     corrupt = CorruptSamples(config.stream.max_corrupt_share, plan.samples_per_epoch, newest.metadata.get("corrupt"))
     del newest  # rank 0's holds the whole state
-    tracker = Tracker(run.location, config.tracking, seen, labels=run.location.uri) if rank == 0 else None
+    tracker = patiently(lambda: Tracker(run.location, config.tracking, seen, labels=run.location.uri), config.storage.patience_s,
+                        report_line) if rank == 0 else None
     probe = Probe(config.probe, config.model, config.augment, config.storage) if rank == 0 and config.probe.uri else None
     choices = config.objective.entropy_choices(config.stream.micro_batch)
     collapse = CollapseMonitor(config.objective.name, choices, config.model.width)

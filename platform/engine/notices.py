@@ -32,8 +32,8 @@ class Notices:
         self.margin_s = margin_s
         self._order = ""
         self._seen_deadlines: set[int] = set()
-        self._deadline: int | None = None
-        self._waited = False
+        self._ahead: set[int] = set()
+        """Deadlines, in ms, before which nobody has waited yet."""
         self._ended = threading.Event()
         if board is not None:
             threading.Thread(target=self._poll, daemon=True, name="notices").start()
@@ -53,10 +53,11 @@ class Notices:
         save = wait = False
         if info is not None:
             deadline = info.deadline_ms or 0
-            self._deadline = min(filter(None, (self._deadline, deadline)), default=None)
             save = deadline not in self._seen_deadlines
+            if save and deadline:
+                self._ahead.add(deadline)
             self._seen_deadlines.add(deadline)
-            wait = self._deadline is not None and not self._waited and now > self._deadline / 1000 - self.margin_s
+            wait = bool(self._ahead) and now > min(self._ahead) / 1000 - self.margin_s
         found = {SAVE: save, WAIT: wait or self._order == "resize", STOP: self._order == "stop"}
         return {f"notice/{name}": torch.tensor(float(value)) for name, value in found.items()}
 
@@ -77,10 +78,11 @@ class Notices:
 
     def wait(self) -> None:
         """Until the workers are restarted; training goes on if nobody does that within a minute after the deadline."""
-        until = max(time.time(), (self._deadline or 0) / 1000) + LONGEST_WAIT_S
+        until = max(time.time(), min(self._ahead, default=0) / 1000) + LONGEST_WAIT_S
         while time.time() < until:
             time.sleep(POLL_S)
-        self._waited, self._order = True, ""
+        self._ahead = {deadline for deadline in self._ahead if deadline / 1000 > time.time()}
+        self._order = ""
 
     def close(self) -> None:
         self._ended.set()

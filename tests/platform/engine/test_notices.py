@@ -35,6 +35,10 @@ def test_a_drain_notice_asks_for_one_checkpoint_now_and_one_near_the_deadline(mo
     monkeypatch.setattr(notices.time, "time", lambda: now + 30)
     notice.wait()
     assert decisions(notice, 2) == ["", ""]  # nobody restarted the workers: train on
+    info = Info(20)  # another node is taken away
+    assert decisions(notice, 2) == ["save", ""]
+    monkeypatch.setattr(notices.time, "time", lambda: now + 46)
+    assert decisions(notice) == ["wait"]
 
 
 def test_slow_checkpoints_begin_earlier(monkeypatch):
