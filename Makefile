@@ -30,6 +30,8 @@ bench: env
 	$(RUN) -m benchmarks.pseudo_labels $(BENCH)
 	$(RUN) -m benchmarks.ranking $(BENCH)
 	$(RUN) -m benchmarks.reranking $(BENCH)
+	$(RUN) -m benchmarks.step_overhead $(BENCH)
+	$(RUN) -m benchmarks.input_stream $(BENCH)
 
 lint: env
 	$(RUN) -m ruff check .
