@@ -278,7 +278,7 @@ def test_optimisers_that_cannot_be(tiny_shards, tmp_path):
     config_of(tiny_shards, tmp_path, "optimizer.name=lars", "deepspeed.zero_stage=0")
 
 
-def test_a_run_that_diverges_stops_and_another_goes_on_from_before(tiny_shards, tmp_path, ray_session, capsys):
+def test_a_run_that_diverges_stops_and_leaves_sound_checkpoints(tiny_shards, tmp_path, ray_session):
     output = tmp_path / "run"
     config = config_of(tiny_shards, output, "optimizer.learning_rate=1e35", "optimizer.warmup_epochs=0.4",
                        "checkpoint.every_steps=1", "checkpoint.keep=9")
@@ -289,12 +289,18 @@ def test_a_run_that_diverges_stops_and_another_goes_on_from_before(tiny_shards, 
         found = CheckpointStore(open_storage(str(output / "checkpoints"))).newest(position)
         assert found is not None and found.position >= 16
         assert all(torch.isfinite(value).all() for value in found.payload["student"]["parameters"].values())
+
+
+@pytest.mark.slow
+def test_another_run_goes_on_from_before(alone, tiny_shards, tmp_path, ray_session, capsys):
+    """With other settings; a folder that is no run is refused."""
     with pytest.raises(UserError, match=r"no checkpoint under .*/nothing/checkpoints: checkpoint\.resume_from must be"):
         main(config_of(tiny_shards, tmp_path / "none", f"checkpoint.resume_from={tmp_path}/nothing"))
     capsys.readouterr()
-    milder = config_of(tiny_shards, tmp_path / "milder", f"checkpoint.resume_from={output}", "checkpoint.resume_position=16")
-    assert main(milder)["steps"] == STEPS and sorted(losses(tmp_path / "milder")) == [16 * step for step in range(2, STEPS + 1)]
-    assert "continuing from 16 samples seen with 1 worker" in capsys.readouterr().out
+    milder = config_of(tiny_shards, tmp_path / "milder", f"checkpoint.resume_from={alone[0]}", "checkpoint.resume_position=440",
+                       "optimizer.learning_rate=0.001")
+    assert main(milder)["steps"] == STEPS and sorted(losses(tmp_path / "milder")) == [16 * step for step in range(27, STEPS + 1)]
+    assert "continuing from 416 samples seen with 1 worker" in capsys.readouterr().out
 
 
 def test_data_that_changed_under_a_run_is_refused(alone, tiny_shards, tmp_path, ray_session):
