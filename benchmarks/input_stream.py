@@ -1,6 +1,6 @@
 """The input of pre-training, images in storage to crops: the sample stream against a torch DataLoader.
 
-  python -m benchmarks.input_stream            1,024 images, 16 epochs from local files and 4 from S3
+  python -m benchmarks.input_stream            1,024 images, 16 epochs from local files and 2 from S3
   python -m benchmarks.input_stream --full     8,192 images, 4 epochs and 1
 
 JPEGs of 256 x 128 in; batches of 64 with 2 crops of 256 x 128 and 8 of 128 x 64 out. Ours: shards through Ray Data, which reads,
@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks.measure import arguments_of, measure, print_machine
 
 BATCH, GLOBAL = 64, (256, 128)
-QUICK, FULL = {"num": 1024, "local": 16, "s3": 4}, {"num": 8192, "local": 4, "s3": 1}
+QUICK, FULL = {"num": 1024, "local": 16, "s3": 2}, {"num": 8192, "local": 4, "s3": 1}
 TUNING = [(workers, where) for where in ("workers", "main") for workers in (1, 2, 3)]
 
 
@@ -36,12 +36,14 @@ def rate_of(batches: Iterator[int], num_batches: int) -> dict[str, Any]:
     """Consumes batches (their sizes). Of those after the first third: images a second, and processor time an image by kind of
     process; and the seconds until the first one.
     """
-    started, arrivals, before = time.perf_counter(), [], {}
+    started, arrivals, before, after = time.perf_counter(), [], {}, {}
     for count in batches:
         arrivals.append((time.perf_counter(), count))
         if len(arrivals) == num_batches // 3:
             before = processor_seconds()
-    after, warm = processor_seconds(), num_batches // 3
+        if len(arrivals) == num_batches:  # while the workers are there
+            after = processor_seconds()
+    warm = num_batches // 3
     assert len(arrivals) == num_batches
     count = sum(count for _, count in arrivals[warm:])
     spent: dict[str, float] = {}

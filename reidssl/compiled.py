@@ -18,16 +18,26 @@ import torch
 Result = TypeVar("Result")
 
 
-def kernel(function: Callable[..., Any]) -> Any:
+def kernel(function: Callable[..., Any], finite: bool = False) -> Any:
     """Compile `function` at its first call; the machine code is kept on disk where a folder can be written.
 
     Sums may be reordered (vectorised), within one call always in the same way; NaN and infinity keep their meaning.
+
+    finite: the function meets no NaN, so that maxima are vectorised too; infinities keep their meaning.
     """
-    options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract"}}
+    options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract"} | ({"nnan"} if finite else set())}
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # a read-only installation without a home folder has no place for the cache
         return numba.njit(**options)(function)
+
+
+def threads_of(num_threads: int | None) -> int:
+    """A number of threads; None: as many as torch uses (`torch.set_num_threads`)."""
+    num_threads = torch.get_num_threads() if num_threads is None else num_threads
+    if num_threads < 1:
+        raise ValueError(f"num_threads must be at least 1: got {num_threads}")
+    return num_threads
 
 
 def over_blocks(
@@ -37,13 +47,11 @@ def over_blocks(
 
     Args:
         function: called with `0 <= start < stop <= num_rows`.
-        num_threads: blocks worked on at once; None: as many as torch uses (`torch.set_num_threads`).
+        num_threads: blocks worked on at once, as in `threads_of`.
     """
     if block < 1:
         raise ValueError(f"block must be at least 1 row: got {block}")
-    num_threads = torch.get_num_threads() if num_threads is None else num_threads
-    if num_threads < 1:
-        raise ValueError(f"num_threads must be at least 1: got {num_threads}")
+    num_threads = threads_of(num_threads)
     starts = range(0, num_rows, block)
     if num_threads == 1 or len(starts) < 2:
         return [function(start, min(start + block, num_rows)) for start in starts]

@@ -5,6 +5,7 @@ Shapes: N images, D feature width, k neighbours, b rows and c columns of one blo
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reidssl.clustering.products import products, products_buffer
+from reidssl.clustering.products import MULTIPLE, products, products_buffer
 from reidssl.clustering.selecting import select_columns, select_rows
-from reidssl.compiled import over_blocks
+from reidssl.compiled import one_torch_thread_each, over_blocks, threads_of
 
 Array = np.ndarray
 Neighbours = tuple[Array, Array]
@@ -121,23 +122,35 @@ def nearest_among(unit: Tensor, k: int, block: int = 2048, num_threads: int | No
     _at_least_one(k=k, block=block)
     if unit.device.type != "cpu":
         return nearest(unit, unit, k, own, block, DEVICE_COLUMNS, num_threads)
-    found, itself = _nothing_yet(num, min(k, num)), np.empty(num, np.float32)
-    buffer = products_buffer(unit, min(block, num), min(block, num))
-    for start in range(0, num, block):
-        rows = unit[start : start + block]
-        mine = Nearest(*(array[start : start + block] for array in found))
-        for first in range(start, num, block):  # every image meets the others in rising order, which settles ties
-            columns = unit[first : first + block]
-            scores = products(rows, columns, buffer).numpy()
-            if first == start:
-                itself[start : start + block] = scores.diagonal()
-                np.fill_diagonal(scores, np.inf)  # before all duplicates of itself
-            over_blocks(partial(select_rows, scores, first, mine.similarities, mine.indices, mine.lowest), len(rows), 64,
-                        num_threads)
-            if first > start:
-                theirs = Nearest(*(array[first : first + block] for array in found))
-                work = partial(select_columns, scores, start, theirs.similarities, theirs.indices, theirs.lowest)
-                over_blocks(work, len(columns), 512, num_threads)
+    found, itself, num_threads = _nothing_yet(num, min(k, num)), np.empty(num, np.float32), threads_of(num_threads)
+    share = -(-min(block, num) // (MULTIPLE * num_threads)) * MULTIPLE  # rows of a thread, which keeps its piece of the block
+    buffers = [products_buffer(unit, share, min(block, num)) for _ in range(0, min(block, num), share)]
+
+    def rows_of(start: int, first: int, low: int) -> Array:
+        """Products and the lists of some rows of a block: the scores. A thread runs all of it: none waits for another's part."""
+        here = slice(start + low, min(start + low + share, start + block, num))
+        scores = products(unit[here], unit[first : first + block], buffers[low // share]).numpy()
+        if first == start:
+            places = np.arange(len(scores)), np.arange(low, low + len(scores))
+            itself[here] = scores[places]
+            scores[places] = np.inf  # before all duplicates of itself
+        select_rows(scores, first, found.similarities[here], found.indices[here], found.lowest[here], 0, len(scores))
+        return scores
+
+    def columns_of(start: int, first: int, low: int, pieces: list[Array]) -> None:
+        """The lists of some columns of a block, whose rows come in rising order, which settles ties."""
+        theirs = Nearest(*(array[first : first + block] for array in found))
+        for number, scores in enumerate(pieces):
+            select_columns(scores, start + number * share, theirs.similarities, theirs.indices, theirs.lowest, low,
+                           min(low + share, scores.shape[1]))
+
+    with ThreadPoolExecutor(num_threads) as pool, one_torch_thread_each():
+        for start in range(0, num, block):
+            for first in range(start, num, block):
+                rows, columns = (range(0, min(block, num - begin), share) for begin in (start, first))
+                pieces = list(pool.map(partial(rows_of, start, first), rows))
+                if first > start:
+                    list(pool.map(partial(columns_of, start, first, pieces=pieces), columns))
     found.similarities[:, 0] = itself
     return found
 

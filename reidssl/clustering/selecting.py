@@ -1,14 +1,20 @@
 """The best k of blocks of scores as they come, on the CPU.
 
-Most stretches of scores hold nothing that would enter any list, and that is seen many scores at a time. Images come in
-rising order, and only a larger score displaces another, so equal scores keep the order of their index.
+Most stretches of scores hold nothing that would enter any list, which their largest says, many scores at a time. Images come in
+rising order, and only a larger score displaces another, so equal scores keep the order of their index. No score is NaN:
+features are finite.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
+import numpy as np
+
 from reidssl.compiled import kernel
 
 STRETCH = 64
+finite_kernel = partial(kernel, finite=True)
 
 
 @kernel
@@ -23,7 +29,7 @@ def insert(values, indices, row, score, index):  # type: ignore[no-untyped-def]
     indices[row, place] = index
 
 
-@kernel
+@finite_kernel
 def select_rows(scores, first, values, indices, lowest, start, stop):  # type: ignore[no-untyped-def]
     """Take the block into the lists of its rows start..stop.
 
@@ -34,47 +40,47 @@ def select_rows(scores, first, values, indices, lowest, start, stop):  # type: i
     """
     num, k = scores.shape[1], values.shape[1]
     for r in range(start, stop):
-        smallest, low = values[r, k - 1], lowest[r]
+        smallest, low, row = values[r, k - 1], lowest[r], scores[r]
         for begin in range(0, num, STRETCH):
             end = min(begin + STRETCH, num)
-            interesting = 0
+            largest = least = row[begin]
             for c in range(begin, end):
-                interesting += (scores[r, c] > smallest) | (scores[r, c] < low)
-            if interesting == 0:
+                largest = max(largest, row[c])
+                least = min(least, row[c])
+            low = min(low, least)
+            if largest <= smallest:
                 continue
             for c in range(begin, end):
-                score = scores[r, c]
-                low = min(low, score)
-                if score > smallest:
-                    insert(values, indices, r, score, first + c)
+                if row[c] > smallest:
+                    insert(values, indices, r, row[c], first + c)
                     smallest = values[r, k - 1]
         lowest[r] = low
 
 
-@kernel
+@finite_kernel
 def select_columns(scores, first, values, indices, lowest, start, stop):  # type: ignore[no-untyped-def]
     """The same for the columns start..stop: scores float32 (b, c) of the b images from `first` on with c queries."""
-    num, k = scores.shape[0], values.shape[1]
+    num, k, width = scores.shape[0], values.shape[1], stop - start
     smallest = values[start:stop, k - 1].copy()
     low = lowest[start:stop].copy()
     for r in range(num):
-        for begin in range(start, stop, STRETCH):
-            end = min(begin + STRETCH, stop)
-            interesting = 0
+        row = scores[r, start:stop]
+        for begin in range(0, width, STRETCH):
+            end = min(begin + STRETCH, width)
+            most = np.float32(-np.inf)
             for c in range(begin, end):
-                interesting += (scores[r, c] > smallest[c - start]) | (scores[r, c] < low[c - start])
-            if interesting == 0:
+                most = max(most, row[c] - smallest[c])
+                low[c] = min(low[c], row[c])
+            if most <= 0:
                 continue
             for c in range(begin, end):
-                score = scores[r, c]
-                low[c - start] = min(low[c - start], score)
-                if score > smallest[c - start]:
-                    insert(values, indices, c, score, first + r)
-                    smallest[c - start] = values[c, k - 1]
+                if row[c] > smallest[c]:
+                    insert(values, indices, start + c, row[c], first + r)
+                    smallest[c] = values[start + c, k - 1]
     lowest[start:stop] = low
 
 
-@kernel
+@finite_kernel
 def select_visitors(scores, visitors, images, values, indices):  # type: ignore[no-untyped-def]
     """Take a group of images into the lists of the queries that visit it.
 
@@ -84,16 +90,16 @@ def select_visitors(scores, visitors, images, values, indices):  # type: ignore[
     """
     num, k = scores.shape[1], values.shape[1]
     for r in range(len(visitors)):
-        q = visitors[r]
+        q, row = visitors[r], scores[r]
         smallest = values[q, k - 1]
         for begin in range(0, num, STRETCH):
             end = min(begin + STRETCH, num)
-            interesting = 0
+            largest = row[begin]
             for c in range(begin, end):
-                interesting += scores[r, c] > smallest
-            if interesting == 0:
+                largest = max(largest, row[c])
+            if largest <= smallest:
                 continue
             for c in range(begin, end):
-                if scores[r, c] > smallest:
-                    insert(values, indices, q, scores[r, c], images[c])
+                if row[c] > smallest:
+                    insert(values, indices, q, row[c], images[c])
                     smallest = values[q, k - 1]
