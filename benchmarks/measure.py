@@ -54,7 +54,7 @@ def _once(module: str, side: str, arguments: Any) -> Measured:
         here.recv()  # ready
         start = peak = _held_mib(process.pid)
         here.send("go")
-        while not here.poll(0.002):
+        while not here.poll(0.01):
             peak = max(peak, _held_mib(process.pid))
         seconds, numbers = here.recv()
     except EOFError:

@@ -20,6 +20,8 @@ from reidssl.compiled import one_torch_thread_each, over_blocks, threads_of
 
 Array = np.ndarray
 Neighbours = tuple[Array, Array]
+TILE = 1024
+"""Images that a thread compares its rows with at a time; their scores stay in its cache."""
 DEVICE_COLUMNS = 65536
 """Images compared at a time on an accelerator, where small blocks cost more in calls than in products."""
 
@@ -123,33 +125,37 @@ def nearest_among(unit: Tensor, k: int, block: int = 2048, num_threads: int | No
     if unit.device.type != "cpu":
         return nearest(unit, unit, k, own, block, DEVICE_COLUMNS, num_threads)
     found, itself, num_threads = _nothing_yet(num, min(k, num)), np.empty(num, np.float32), threads_of(num_threads)
-    share = -(-min(block, num) // (MULTIPLE * num_threads)) * MULTIPLE  # rows of a thread, which keeps its piece of the block
-    buffers = [products_buffer(unit, share, min(block, num)) for _ in range(0, min(block, num), share)]
+    share = -(-min(block, num) // (MULTIPLE * num_threads)) * MULTIPLE  # rows of a thread, which keeps its tiles of the block
+    tile = min(share, TILE)
+    buffers = [[products_buffer(unit, share, tile) for _ in range(0, min(block, num), tile)]
+               for _ in range(0, min(block, num), share)]
 
-    def rows_of(start: int, first: int, low: int) -> Array:
-        """Products and the lists of some rows of a block: the scores. A thread runs all of it: none waits for another's part."""
-        here = slice(start + low, min(start + low + share, start + block, num))
-        scores = products(unit[here], unit[first : first + block], buffers[low // share]).numpy()
-        if first == start:
-            places = np.arange(len(scores)), np.arange(low, low + len(scores))
-            itself[here] = scores[places]
-            scores[places] = np.inf  # before all duplicates of itself
-        select_rows(scores, first, found.similarities[here], found.indices[here], found.lowest[here], 0, len(scores))
-        return scores
+    def rows_of(start: int, first: int, low: int) -> list[Array]:
+        """Products and lists of some rows of a block: the scores, in tiles. A thread does both while a tile is in its cache."""
+        here, tiles = slice(start + low, min(start + low + share, start + block, num)), []
+        for left, buffer in zip(range(first, min(first + block, num), tile), buffers[low // share], strict=False):
+            scores = products(unit[here], unit[left : min(left + tile, first + block)], buffer).numpy()
+            same = np.arange(max(here.start, left), min(here.stop, left + scores.shape[1]))
+            itself[same] = scores[same - here.start, same - left]
+            scores[same - here.start, same - left] = np.inf  # before all duplicates of itself
+            select_rows(scores, left, found.similarities[here], found.indices[here], found.lowest[here], 0, len(scores))
+            tiles.append(scores)
+        return tiles
 
-    def columns_of(start: int, first: int, low: int, pieces: list[Array]) -> None:
+    def columns_of(start: int, first: int, low: int, pieces: list[list[Array]]) -> None:
         """The lists of some columns of a block, whose rows come in rising order, which settles ties."""
-        theirs = Nearest(*(array[first : first + block] for array in found))
-        for number, scores in enumerate(pieces):
-            select_columns(scores, start + number * share, theirs.similarities, theirs.indices, theirs.lowest, low,
-                           min(low + share, scores.shape[1]))
+        for number, tiles in enumerate(pieces):
+            scores = tiles[low // tile]
+            here = slice(first + low, first + low + scores.shape[1])
+            select_columns(scores, start + number * share, found.similarities[here], found.indices[here], found.lowest[here], 0,
+                           scores.shape[1])
 
     with ThreadPoolExecutor(num_threads) as pool, one_torch_thread_each():
         for start in range(0, num, block):
             for first in range(start, num, block):
-                rows, columns = (range(0, min(block, num - begin), share) for begin in (start, first))
-                pieces = list(pool.map(partial(rows_of, start, first), rows))
+                pieces = list(pool.map(partial(rows_of, start, first), range(0, min(block, num - start), share)))
                 if first > start:
+                    columns = range(0, min(block, num - first), tile)
                     list(pool.map(partial(columns_of, start, first, pieces=pieces), columns))
     found.similarities[:, 0] = itself
     return found
