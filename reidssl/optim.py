@@ -130,29 +130,23 @@ def clip_per_tensor_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
         Scalar, the largest norm before clipping; 0 without any gradient. Nothing is read back from the
         device.
     """
-    gradients, norms = _gradient_norms(parameters, max_norm)
+    if not max_norm > 0:
+        raise ValueError(f"max_norm must be positive: got {max_norm}")
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    norms = torch.stack([gradient.float().norm() for gradient in gradients])
     for gradient, scale in zip(gradients, (max_norm / (norms + 1e-6)).clamp(max=1.0), strict=True):
         gradient.mul_(scale)
-    return norms.max() if gradients else torch.zeros(())
+    return norms.max()
 
 
-@torch.no_grad()
 def clip_global_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale all gradients by one factor so that the norm of them together is at most `max_norm`.
+    """Scale all gradients by one factor so that the norm of them together is at most `max_norm`; infinity: only measure it.
 
     Returns:
         Scalar, that norm before clipping; 0 without any gradient. Nothing is read back from the device.
     """
-    gradients, norms = _gradient_norms(parameters, max_norm)
-    total = norms.norm()
-    for gradient in gradients:
-        gradient.mul_((max_norm / (total + 1e-6)).clamp(max=1.0))
-    return total
-
-
-def _gradient_norms(parameters: Iterable[Tensor], max_norm: float) -> tuple[list[Tensor], Tensor]:
-    """The gradients that there are, and the norm of each, float32 (n,)."""
     if not max_norm > 0:
         raise ValueError(f"max_norm must be positive: got {max_norm}")
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return gradients, torch.stack([gradient.float().norm() for gradient in gradients]) if gradients else torch.zeros(0)
+    return torch.nn.utils.clip_grad_norm_(parameters, max_norm)

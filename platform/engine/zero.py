@@ -11,7 +11,7 @@ from torch import nn
 
 from platform.engine.errors import UserError
 from platform.engine.partitions import is_partitioned, partitions
-from reidssl.optim import clip_per_tensor_
+from reidssl.optim import clip_global_, clip_per_tensor_
 
 
 @dataclass(kw_only=True)
@@ -94,7 +94,7 @@ def step(engine: Any, config: DeepSpeedConfig, where: str, advice: str) -> None:
         if config.clip_per_tensor and config.clip > 0:
             norm = clip_per_tensor_(engine.module.parameters(), config.clip)
         else:
-            norm = nn.utils.clip_grad_norm_(engine.module.parameters(), config.clip or math.inf)
+            norm = clip_global_(engine.module.parameters(), config.clip or math.inf)
         _check_norm(norm, where, advice)
     engine.step()
     if last and not whole:
