@@ -68,6 +68,8 @@ class ClusterConfig:
             raise ValueError(f"eps_end must be 0 (eps throughout) or in (0, 1): got {self.eps_end}")
         if self.min_samples < 1:
             raise ValueError(f"min_samples must be at least 1: got {self.min_samples}")
+        if self.num_clusters < 0:
+            raise ValueError(f"num_clusters must be 0 or more: got {self.num_clusters}")
         gap, ends = self.reliability_gap, (self.eps, self.eps_end or self.eps)
         if gap < 0 or (gap and not (min(ends) - gap > 0 and max(ends) + gap < 1)):
             raise ValueError(f"reliability_gap must be 0 (off) or leave eps -/+ it in (0, 1): got {gap} with eps {self.eps}")

@@ -66,6 +66,7 @@ def test_centroids_are_unit_means():
         ({"k1": 4}, "^k2 must be in"),
         ({"eps": 1.0}, "^eps must be in"),
         ({"min_samples": 0}, "^min_samples must be"),
+        ({"num_clusters": -1}, "^num_clusters must be 0 or more: got -1"),
     ],
 )
 def test_config_refuses(wrong, message):
