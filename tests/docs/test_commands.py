@@ -30,11 +30,13 @@ def test_the_commands_of_the_guides_compose(guide, command):
     assert load_config(schema, program, given)
 
 
-def test_the_lengths_of_the_demo_guide_have_a_command_each():
-    """The second table of docs/demo.md: images seen, epochs without labels."""
-    rows = re.findall(r"^\| (\d\d,\d{3}) \| (\d+) \|", (ROOT / "docs" / "demo.md").read_text(encoding="utf-8"), re.MULTILINE)
-    table = {(int(samples.replace(",", "")), int(epochs)) for samples, epochs in rows}
+def test_the_rows_of_the_demo_guide_have_a_command_each():
+    """The second table of docs/demo.md: width of the stem, seed."""
+    rows = re.findall(r"^\| (\d\d) \| (\d) \|", (ROOT / "docs" / "demo.md").read_text(encoding="utf-8"), re.MULTILINE)
     runs = [load_config(PipelineConfig, "pipeline", shlex.split(command)[1:]) for command in commands("docs/demo.md")
             if command.startswith("pipeline")]
-    assert table and {(run.pretrain.length.samples, run.finetune.unsupervised.epochs) for run in runs} == table
+    assert rows and {(str(run.pretrain.model.stem_width), str(run.finetune.seed)) for run in runs} == set(rows)
+    for run in runs:  # everything is of the one seed
+        worlds = [run.source.synthetic.seed, run.labelled.synthetic.seed, run.target.synthetic.seed]
+        assert {*worlds, run.pretrain.stream.seed} == {run.finetune.seed}
     assert all(one == other for one in runs for other in runs if one.output == other.output)
