@@ -5,9 +5,8 @@
   python -m benchmarks.million --num 200000 --actors 2 4   also shared over so many Ray actors
 
 Random features of 40 images to an identity, 15 cameras, with half the noise of the other benchmarks; k1 30, k2 6, eps 0.6,
-search=ivf. With 20 images to an identity, a third of the 30 neighbours are other people and the same search finds fewer of
-them (0.81 at 200,000). Nothing to compare with: the dense algorithm would need arrays of N x N (4 TB at a million). With
-actors, memory is that of the clustering process alone.
+search=ivf. Nothing to compare with: the dense algorithm would need arrays of N x N (4 TB at a million). With actors, memory is
+that of the clustering process alone.
 """
 
 import argparse
