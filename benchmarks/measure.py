@@ -4,7 +4,7 @@ A side is a function `side(arguments) -> (work, check)`: making it imports, prep
 `work()` is what is timed; `check(result)` turns its result into a few numbers that are compared between the sides.
 Memory is what the process holds for itself (anonymous and shared memory, Linux's RssAnon and RssShmem), sampled from outside: at
 the start of `work`, and its peak while `work` runs. Left out on every side are pages of libraries mapped from their files (of
-torch's some 250 MiB), which processes share and the system drops when it needs room.
+torch's some 250 MiB), which processes share and the system drops when it needs room; the peak that counts them is given too.
 """
 
 import argparse
@@ -29,6 +29,8 @@ class Measured:
     """Memory when the work began: imports, compiled code and the input."""
     peak_mib: float
     """Largest memory while it ran."""
+    resident_mib: float
+    """The same, pages that are mapped from files included (VmRSS)."""
     numbers: dict[str, Any]
 
     @property
@@ -40,7 +42,8 @@ def measure(module: str, side: str, arguments: Any, repeats: int = 1) -> Measure
     """The fastest of `repeats` runs, each in a fresh process; peaks are the largest."""
     runs = [_once(module, side, arguments) for _ in range(repeats)]
     best = min(runs, key=lambda run: run.seconds)
-    return Measured(best.seconds, best.start_mib, max(run.peak_mib for run in runs), best.numbers)
+    peak, resident = (max(each) for each in zip(*((run.peak_mib, run.resident_mib) for run in runs), strict=True))
+    return Measured(best.seconds, best.start_mib, peak, resident, best.numbers)
 
 
 def _once(module: str, side: str, arguments: Any) -> Measured:
@@ -52,16 +55,17 @@ def _once(module: str, side: str, arguments: Any) -> Measured:
     there.close()
     try:
         here.recv()  # ready
-        start = peak = _held_mib(process.pid)
+        peak, resident = _memory_mib(process.pid)
+        start = peak
         here.send("go")
         while not here.poll(0.01):
-            peak = max(peak, _held_mib(process.pid))
+            peak, resident = map(max, (peak, resident), _memory_mib(process.pid))
         seconds, numbers = here.recv()
     except EOFError:
         process.join()
         raise SystemExit(f"{module}: side {side} died (exit code {process.exitcode}); out of memory?") from None
     process.join()
-    return Measured(seconds, start, peak, numbers)
+    return Measured(seconds, start, peak, resident, numbers)
 
 
 def _run(module: str, side: str, arguments: Any, pipe: Connection) -> None:
@@ -74,12 +78,14 @@ def _run(module: str, side: str, arguments: Any, pipe: Connection) -> None:
     pipe.send((seconds, check(result)))
 
 
-def _held_mib(pid: int | None) -> float:
+def _memory_mib(pid: int | None) -> tuple[float, float]:
+    """What a process holds for itself, and its whole resident set."""
     try:
         fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-        return sum(int(fields[name].split()[0]) for name in ("RssAnon", "RssShmem")) / 1024
+        own, shared, resident = (int(fields[name].split()[0]) / 1024 for name in ("RssAnon", "RssShmem", "VmRSS"))
+        return own + shared, resident
     except (OSError, KeyError):  # it has just ended
-        return 0.0
+        return 0.0, 0.0
 
 
 def arguments_of(doc: str | None) -> argparse.Namespace:
@@ -101,17 +107,18 @@ def print_machine() -> None:
 def print_sides(title: str, ours: Measured, theirs: Measured, name: str) -> None:
     """Both sides and their ratios, and whether they computed the same."""
     print(f"\n{title}")
-    print(f"  {'':<34}{'seconds':>9}{'peak MiB':>10}{'above its start':>17}")
+    print(f"  {'':<34}{'seconds':>9}{'peak MiB':>10}{'above its start':>17}{'with libraries':>16}")
     for label, run in (("this project", ours), (name, theirs)):
-        print(f"  {label:<34}{run.seconds:>9.2f}{run.peak_mib:>10,.0f}{run.grown_mib:>17,.0f}")
+        print(f"  {label:<34}{run.seconds:>9.2f}{run.peak_mib:>10,.0f}{run.grown_mib:>17,.0f}{run.resident_mib:>16,.0f}")
     print(f"  ratio{'':<29}{theirs.seconds / ours.seconds:>8.1f}x{theirs.peak_mib / ours.peak_mib:>9.1f}x"
-          f"{theirs.grown_mib / ours.grown_mib:>16.1f}x")
+          f"{theirs.grown_mib / ours.grown_mib:>16.1f}x{theirs.resident_mib / ours.resident_mib:>15.1f}x")
     for key in ours.numbers:
         print(f"  {key}: {ours.numbers[key]} against {theirs.numbers.get(key)}")
 
 
 def print_one(title: str, run: Measured) -> None:
     """A size at which the other side does not fit into memory."""
-    print(f"\n{title}: {run.seconds:.2f} s, peak {run.peak_mib:,.0f} MiB, {run.grown_mib:,.0f} above its start")
+    print(f"\n{title}: {run.seconds:.2f} s, peak {run.peak_mib:,.0f} MiB, {run.grown_mib:,.0f} above its start, "
+          f"{run.resident_mib:,.0f} with libraries")
     for key, value in run.numbers.items():
         print(f"  {key}: {value}")
