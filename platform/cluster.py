@@ -10,49 +10,32 @@ machine holds the features of all. This program then has the table of neighbours
 and the distances, some kB an image, and clusters. Result: labels.parquet (key, label; -1 = outlier).
 """
 
+from platform.engine.command import run_program
+
+if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
+    run_program("cluster")
+
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from platform.engine.config import run_program
 from platform.engine.errors import UserError, user_error_of
 from platform.engine.features import FEATURE, ParquetPart, read_all
-from platform.engine.inference import Batch, Embedder, PoolConfig, stream_through_actors
-from platform.engine.jaccard import check_shared, sharded_labels
+from platform.engine.inference import Batch, Embedder, stream_through_actors
+from platform.engine.jaccard import sharded_labels
 from platform.engine.models import load_model
-from platform.engine.neighbours import NeighbourActorsConfig
 from platform.engine.parts import PARTS, as_column, write_parts, write_table
 from platform.engine.runs import SUMMARY, VOLATILE, Run, open_run
-from platform.engine.runtime import RuntimeConfig, connect, say
+from platform.engine.runtime import connect, say
+from platform.engine.schemas.cluster import ClusterProgramConfig
 from platform.engine.shards import Manifest, read_manifest, read_rows
-from platform.engine.storage import Location, StorageConfig, open_storage
-from reidssl.clustering.pseudo_labels import ClusterConfig, PseudoLabels, pseudo_labels
+from platform.engine.storage import Location, open_storage
+from reidssl.clustering.pseudo_labels import PseudoLabels, pseudo_labels
 from reidssl.models.checkpoints import weights_hash
 
 LABELS = "labels.parquet"
-
-
-@dataclass(kw_only=True)
-class ClusterProgramConfig:
-    """Which images, by which model, grouped how."""
-
-    output: str = "runs/clusters"
-    """Folder of the features and labels."""
-    checkpoint: str = ""
-    """Run folder or checkpoint file that gives the features."""
-    data: str = "runs/demo/data/pretrain"
-    """Shards to cluster, all splits."""
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    neighbours: NeighbourActorsConfig = field(default_factory=NeighbourActorsConfig)
-    pool: PoolConfig = field(default_factory=PoolConfig)
-    storage: StorageConfig = field(default_factory=StorageConfig)
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-
-    def __post_init__(self) -> None:
-        check_shared(self.cluster, self.neighbours)
 
 
 def main(config: ClusterProgramConfig) -> dict[str, Any]:
@@ -121,7 +104,3 @@ def label(config: ClusterProgramConfig, parts: list[ParquetPart]) -> PseudoLabel
         return pseudo_labels(read_all(parts), config.cluster)
     except ValueError as error:  # features that have collapsed, more clusters than images
         raise UserError(f"{config.data} cannot be clustered: {error}") from None
-
-
-if __name__ == "__main__":
-    run_program("cluster")

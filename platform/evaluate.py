@@ -9,53 +9,30 @@ checkpoint file, ours or a released one; a test set is shards with splits query 
 pool of actors by Ray Data; only labels and features are held here.
 """
 
+from platform.engine.command import run_program
+
+if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
+    run_program("evaluate")
+
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from platform.engine.config import run_program
 from platform.engine.errors import UserError, user_error_of
-from platform.engine.evaluation import EvaluateConfig, Labels, evaluate_features, require_splits
-from platform.engine.inference import Embedder, PoolConfig, stream_through_actors
+from platform.engine.evaluation import Labels, evaluate_features, require_splits
+from platform.engine.inference import Embedder, stream_through_actors
 from platform.engine.models import load_model
-from platform.engine.runtime import RuntimeConfig, connect, say
+from platform.engine.runtime import connect, say
+from platform.engine.schemas.evaluate import EvaluateProgramConfig
 from platform.engine.shards import Manifest, read_manifest
-from platform.engine.storage import Location, StorageConfig, open_storage
+from platform.engine.storage import Location, open_storage
 from reidssl.data.msmt17 import IMAGE_FOLDERS
 from reidssl.models.checkpoints import weights_hash
 
 SPLITS = ("query", "gallery")
 COLUMNS = ("mAP", "rank1", "rank5", "rank10", "mINP")
-
-
-@dataclass(kw_only=True)
-class EvaluateProgramConfig:
-    """Which models, on which test sets."""
-
-    models: list[str] = field(default_factory=list)
-    """Run folders or checkpoint files."""
-    test_sets: list[str] = field(default_factory=lambda: ["runs/demo/data/target"])
-    """Shards with splits query and gallery."""
-    image_size: list[int] = field(default_factory=list)
-    """[height, width] of the images, position embeddings resized to it; empty: what each model was trained with."""
-    output: str = ""
-    """Folder for evaluation.json (all results and rankings); empty: print only."""
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    pool: PoolConfig = field(default_factory=PoolConfig)
-    storage: StorageConfig = field(default_factory=StorageConfig)
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-
-    def __post_init__(self) -> None:
-        if self.image_size and (len(self.image_size) != 2 or min(self.image_size) < 1):
-            raise ValueError(f"image_size must be [height, width] or []: got {list(self.image_size)}")
-
-    @property
-    def changes(self) -> dict[str, Any]:
-        """To the configuration of the backbones."""
-        return {"image_size": tuple(self.image_size)} if self.image_size else {}
 
 
 def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
@@ -163,7 +140,3 @@ def matrix(rows: list[dict[str, Any]]) -> str:
     lines += [f"{model:<{width}}" + "".join(f"  {cells[model, name]:>{column}}"
               for name, column in zip(sets, columns, strict=True)) for model in models]
     return "mAP / Rank-1\n" + "\n".join(lines)
-
-
-if __name__ == "__main__":
-    run_program("evaluate")

@@ -11,42 +11,27 @@ folder of its own below output, with a README.md that says what the model is and
   released     torch files that the published code reads
 """
 
+from platform.engine.command import run_program
+
+if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
+    run_program("export")
+
 import json
-from dataclasses import dataclass, field
 from typing import Any
 
 import safetensors.torch
 
-from platform.engine.config import run_program
 from platform.engine.errors import UserError
 from platform.engine.models import LoadedModel, load_model, model_file
 from platform.engine.runs import SUMMARY
 from platform.engine.runtime import say
+from platform.engine.schemas.export import ExportConfig
 from platform.engine.storage import Location, StorageConfig, open_storage
 from reidssl.models.checkpoints import model_bytes, weights_hash
 from reidssl.models.export import Embedder, onnx_bytes, timm_config, timm_state_dict, torch_bytes
 from reidssl.models.released import released_checkpoint
 
-FORMATS = ("safetensors", "timm", "onnx", "released")
 METRICS = {"mAP": "mAP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mINP": "mINP"}
-
-
-@dataclass(kw_only=True)
-class ExportConfig:
-    """What to export, where to, and as what."""
-
-    input: str = ""
-    """Run folder or checkpoint file."""
-    output: str = ""
-    """Folder of the exported model, local or s3://."""
-    formats: list[str] = field(default_factory=lambda: ["safetensors", "released"])
-    """Any of safetensors, timm, onnx, released."""
-    storage: StorageConfig = field(default_factory=StorageConfig)
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.formats if name not in FORMATS]
-        if unknown or not self.formats:
-            raise ValueError(f"formats must be one or more of {', '.join(FORMATS)}: got {', '.join(unknown) or 'none'}")
 
 
 def main(config: ExportConfig) -> list[str]:
@@ -178,7 +163,3 @@ Files: {', '.join(files)}. Images are resized to the size above (bicubic), witho
 The weights carry the terms of the data that they were trained on: LUPerson, Market-1501 and MSMT17 allow research only.
 Recognising people touches their rights; whoever uses this model answers for a lawful purpose.
 """
-
-
-if __name__ == "__main__":
-    run_program("export")

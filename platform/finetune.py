@@ -9,90 +9,36 @@ UDA = supervised on the source's train split, then the unsupervised procedure on
 again continues after the last finished epoch. Results: model.safetensors, metrics.jsonl, rankings.json, summary.json.
 """
 
+from platform.engine.command import run_program
+
+if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
+    run_program("finetune")
+
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
 
-from platform.engine import zero
 from platform.engine.checkpoints import CheckpointStore
-from platform.engine.config import run_program, to_dataclass
+from platform.engine.config import to_dataclass
 from platform.engine.device import device
 from platform.engine.epochs import PhaseTrainer, extract
 from platform.engine.errors import UserError
-from platform.engine.evaluation import EvaluateConfig, evaluate_features, require_splits
+from platform.engine.evaluation import evaluate_features, require_splits
 from platform.engine.images import ImageSet
 from platform.engine.launch import launch, report_line
-from platform.engine.models import REID, ChangesConfig, LoadedModel, load_model
-from platform.engine.phases import Phase, Unsupervised, UnsupervisedConfig
+from platform.engine.models import REID, LoadedModel, load_model
+from platform.engine.phases import Phase, Unsupervised
 from platform.engine.runs import SUMMARY, Run, open_run
-from platform.engine.runtime import RuntimeConfig, connect, say
-from platform.engine.scaling import ScalingConfig
-from platform.engine.storage import StorageConfig, open_storage
-from platform.engine.supervised import Supervised, SupervisedConfig
-from platform.engine.tracking import Tracker, TrackingConfig
-from reidssl.augment.reid import ReidAugmentConfig
+from platform.engine.runtime import connect, say
+from platform.engine.schemas.finetune import FinetuneConfig
+from platform.engine.storage import open_storage
+from platform.engine.supervised import Supervised
+from platform.engine.tracking import Tracker
 from reidssl.models.checkpoints import model_bytes, weights_hash
 from reidssl.models.reid import ReidModel
-from reidssl.models.vit import Vit, VitConfig, build_vit
-
-SETTINGS = ("supervised", "uda", "usl")
-
-
-@dataclass(kw_only=True)
-class FinetuneConfig:
-    """Everything a fine-tuning run depends on."""
-
-    output: str = "runs/finetune"
-    """Run folder, local or s3://."""
-    setting: str = "supervised"
-    """supervised, uda or usl."""
-    init: str = ""
-    """Pre-training run or checkpoint file to start from; empty: random weights."""
-    source: str = ""
-    """Labelled shards of the source set (uda only)."""
-    target: str = "runs/demo/data/target"
-    """Shards of the target set with splits train, query and gallery."""
-    seed: int = 0
-    """Seed of batches, augmentation, drop path and new layers."""
-    evaluate_every: int = 0
-    """Also evaluate every so many epochs; 0: at the end only."""
-    model: VitConfig = field(default_factory=VitConfig)
-    """Backbone for random weights. With init its own configuration counts, but for the image size (augment.image_size) and
-    `changes`."""
-    changes: ChangesConfig = field(default_factory=ChangesConfig)
-    supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
-    unsupervised: UnsupervisedConfig = field(default_factory=UnsupervisedConfig)
-    augment: ReidAugmentConfig = field(default_factory=ReidAugmentConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    deepspeed: zero.DeepSpeedConfig = field(default_factory=lambda: zero.DeepSpeedConfig(clip=0.0))
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    scaling: ScalingConfig = field(default_factory=ScalingConfig)
-    storage: StorageConfig = field(default_factory=StorageConfig)
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-
-    def __post_init__(self) -> None:
-        if self.setting not in SETTINGS:
-            raise ValueError(f"setting must be one of {', '.join(SETTINGS)}: got '{self.setting}'")
-        if self.setting == "uda" and not self.source:
-            raise ValueError("source must name the labelled source set for setting=uda: got ''")
-        if not self.init and tuple(self.augment.image_size) != tuple(self.model.image_size):
-            raise ValueError(f"augment.image_size must equal model.image_size {tuple(self.model.image_size)}: "
-                             f"got {tuple(self.augment.image_size)}")
-        if self.deepspeed.zero_stage == 3:
-            raise ValueError("deepspeed.zero_stage must be 0, 1 or 2: got 3. Fine-tuning evaluates and exports the model between "
-                             "its phases, for which every worker holds it whole")
-        if self.evaluate.tasks:
-            raise ValueError("evaluate.tasks must be 0 in fine-tuning, whose workers rank by themselves: "
-                             f"got {self.evaluate.tasks}")
-        if not self.init and self.changes.as_dict():
-            raise ValueError(f"changes are made to the backbone of init, which is empty: set {', '.join(self.changes.as_dict())} "
-                             "of model instead")
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more: got {self.seed}")
-        if self.evaluate_every < 0:
-            raise ValueError(f"evaluate_every must be 0 (end only) or more: got {self.evaluate_every}")
+from reidssl.models.vit import Vit, build_vit
 
 
 def main(config: FinetuneConfig) -> dict[str, Any]:
@@ -208,7 +154,3 @@ def finish(run: Run, config: FinetuneConfig, model: ReidModel, phase: Phase, tra
     run.finish({"setting": config.setting, "init": config.init, "target": config.target, "source": config.source,
                 "image_size": list(model.backbone.config.image_size), "seed": config.seed, "neck": phase.config.neck,
                 "weights": weights_hash(model)[:12], "clusters": int(clusters[-1]) if clusters else None, **result})
-
-
-if __name__ == "__main__":
-    run_program("finetune")

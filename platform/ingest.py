@@ -17,16 +17,20 @@ is published last: an interrupted ingest leaves no data set, and running it agai
 unchanged source give equal shards, whatever the number of machines.
 """
 
+from platform.engine.command import run_program
+
+if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
+    run_program("ingest")
+
 import fnmatch
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from platform.engine.config import run_program
 from platform.engine.errors import UserError, user_error_of
 from platform.engine.progress import progress
-from platform.engine.runtime import RuntimeConfig, connect, say
+from platform.engine.runtime import connect, say
+from platform.engine.schemas.ingest import IngestConfig
 from platform.engine.shard_tasks import ReadUnits, shard_sink
 from platform.engine.shards import (
     MANIFEST,
@@ -36,34 +40,8 @@ from platform.engine.shards import (
     write_manifest,
     write_rejected,
 )
-from platform.engine.sources import Source, SourceConfig, open_source
-from platform.engine.storage import Location, StorageConfig, abort_incomplete_uploads, open_storage
-
-
-@dataclass(kw_only=True)
-class IngestConfig:
-    """A source, an output and the shape of the shards."""
-
-    source: SourceConfig = field(default_factory=SourceConfig)
-    output: str = ""
-    """Folder or s3:// prefix of the shards."""
-    shard_mb: int = 64
-    """Megabytes of images in a shard, about."""
-    row_group_rows: int = 256
-    """Images in a row group: what training reads with one request."""
-    limit: int = 0
-    """Take only this many images, from the beginning; 0: all."""
-    overwrite: bool = False
-    """Replace a data set that is there already."""
-    storage: StorageConfig = field(default_factory=StorageConfig)
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-
-    def __post_init__(self) -> None:
-        for name in ("shard_mb", "row_group_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
-        if self.limit < 0:
-            raise ValueError(f"limit must be 0 (all) or more: got {self.limit}")
+from platform.engine.sources import Source, open_source
+from platform.engine.storage import Location, abort_incomplete_uploads, open_storage
 
 
 def main(config: IngestConfig) -> Manifest:
@@ -153,7 +131,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
-
-
-if __name__ == "__main__":
-    run_program("ingest")

@@ -14,31 +14,31 @@ Results: report.html and results.json in the output folder; while it runs, resul
 running, complete or failed. The same command again continues where it was interrupted.
 """
 
+from platform.engine.command import run_program
+
+if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
+    run_program("pipeline")
+
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from platform.engine.config import run_program
-from platform.engine.evaluation import EvaluateConfig
-from platform.engine.inference import PoolConfig
-from platform.engine.phases import UnsupervisedConfig
 from platform.engine.records import read_record
 from platform.engine.runs import VOLATILE, environment, open_run
-from platform.engine.runtime import RuntimeConfig, connect, say
-from platform.engine.scaling import ScalingConfig
+from platform.engine.runtime import connect, say
+from platform.engine.schemas.pipeline import PipelineConfig
 from platform.engine.shards import read_manifest
-from platform.engine.sources import SourceConfig
-from platform.engine.storage import Location, StorageConfig, StorageError
+from platform.engine.storage import Location, StorageError
 from platform.engine.supervised import SupervisedConfig
 from platform.engine.tracking import TrackingConfig
 from platform.finetune import FinetuneConfig
 from platform.finetune import main as run_finetune
 from platform.ingest import IngestConfig
 from platform.ingest import main as run_ingest
-from platform.pretrain import DataConfig, LengthConfig, PretrainConfig
+from platform.pretrain import DataConfig, LengthConfig
 from platform.pretrain import main as run_pretrain
 from platform.report import ReportConfig
 from platform.report import main as run_report
@@ -46,82 +46,9 @@ from platform.score import ScoreConfig
 from platform.score import main as run_score
 from platform.select import SelectConfig
 from platform.select import main as run_select
-from reidssl.augment.reid import ReidAugmentConfig
 
 SETTINGS, INITS = ("supervised", "uda", "usl"), ("random", "full", "selected", "control")
 PARTS = ("pretrain", "source", "target")
-
-
-@dataclass(kw_only=True)
-class FinetuneStageConfig:
-    """Shared by all fine-tuning stages."""
-
-    supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
-    unsupervised: UnsupervisedConfig = field(default_factory=UnsupervisedConfig)
-    augment: ReidAugmentConfig = field(default_factory=ReidAugmentConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    seed: int = 0
-    """Seed of batches, augmentation and new layers."""
-    scaling: ScalingConfig = field(default_factory=ScalingConfig)
-
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more: got {self.seed}")
-
-
-@dataclass(kw_only=True)
-class CfsConfig:
-    """How the selected subset comes about."""
-
-    proxy_samples: int = 0
-    """Images that a source proxy of its own sees (the paper's: 20 of 100 epochs); 0: the full pre-training is the proxy."""
-    fraction: float = 0.5
-    """Share of the images to keep."""
-    control: bool = False
-    """Also pre-train on a random part of the same size."""
-    target_proxy: str = "supervised"
-    """supervised (as published: uses the target's labels) or usl (label-free)."""
-    supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
-    """How the supervised target proxy is tuned."""
-
-    def __post_init__(self) -> None:
-        if self.proxy_samples < 0:
-            raise ValueError(f"proxy_samples must be 0 (no proxy of its own) or more: got {self.proxy_samples}")
-        if self.target_proxy not in ("supervised", "usl"):
-            raise ValueError(f"target_proxy must be supervised or usl: got '{self.target_proxy}'")
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction must be in (0, 1]: got {self.fraction}")
-
-
-@dataclass(kw_only=True)
-class PipelineConfig:
-    """The whole job. pretrain.data, pretrain.output and the like are set by the pipeline."""
-
-    output: str = "runs/demo"
-    """Folder of everything."""
-    source: SourceConfig = field(default_factory=lambda: SourceConfig(kind="synthetic", part="pretrain"))
-    """The unlabelled pre-training images."""
-    labelled: SourceConfig = field(default_factory=lambda: SourceConfig(kind="synthetic", part="source"))
-    """The labelled source set (UDA)."""
-    target: SourceConfig = field(default_factory=lambda: SourceConfig(kind="synthetic", part="target"))
-    """The target set with train, query and gallery."""
-    row_group_rows: int = 256
-    """Images in a row group of the shards."""
-    settings: list[str] = field(default_factory=lambda: list(SETTINGS))
-    """Fine-tuning settings to run."""
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
-    finetune: FinetuneStageConfig = field(default_factory=FinetuneStageConfig)
-    cfs: CfsConfig = field(default_factory=CfsConfig)
-    pool: PoolConfig = field(default_factory=PoolConfig)
-    storage: StorageConfig = field(default_factory=StorageConfig)
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-
-    def __post_init__(self) -> None:
-        if self.row_group_rows < 1:
-            raise ValueError(f"row_group_rows must be at least 1: got {self.row_group_rows}")
-        unknown = set(self.settings) - set(SETTINGS)
-        if unknown or not self.settings:
-            raise ValueError(f"settings must be some of {', '.join(SETTINGS)}: got {list(self.settings)}")
 
 
 def main(config: PipelineConfig) -> dict[str, Any]:
@@ -288,7 +215,3 @@ def table(results: dict[str, Any]) -> str:
                      f"{100 * row['rank5']:>8.1f}{100 * row['rank10']:>9.1f}{100 * row['mINP']:>7.1f}"
                      f"{row['clusters'] or '-':>10}")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    run_program("pipeline")

@@ -10,40 +10,46 @@ Running the same command again continues an interrupted run from its newest chec
 Results in the output folder: backbone.safetensors (the EMA teacher), metrics.jsonl, summary.json, checkpoints/.
 """
 
+from platform.engine.command import run_program
+
+if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
+    run_program("pretrain")
+
 import math
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from platform.engine import zero
-from platform.engine.checkpoints import BackgroundWriter, CheckpointConfig, CheckpointStore
-from platform.engine.config import run_program, to_dataclass
+from platform.engine.checkpoints import BackgroundWriter, CheckpointStore
+from platform.engine.config import to_dataclass
 from platform.engine.corrupt import CorruptSamples
 from platform.engine.device import device
 from platform.engine.errors import UserError
 from platform.engine.launch import launch, notices, report_line
 from platform.engine.notices import STOP, WAIT
-from platform.engine.optimizers import OptimizerConfig, Schedules, pretraining_optimizer
+from platform.engine.optimizers import Schedules, pretraining_optimizer
 from platform.engine.partitions import named_full_parameters
 from platform.engine.patience import patiently
-from platform.engine.plan import Plan, StreamConfig, stream_seeds
-from platform.engine.probe import Probe, ProbeConfig
+from platform.engine.plan import Plan, stream_seeds
+from platform.engine.probe import Probe
 from platform.engine.runs import SUMMARY, Run, open_run
-from platform.engine.runtime import RuntimeConfig, connect, say
-from platform.engine.scaling import ScalingConfig, allowed_sizes, check_size
+from platform.engine.runtime import connect, say
+from platform.engine.scaling import allowed_sizes, check_size
+from platform.engine.schemas.pretrain import DataConfig as DataConfig
+from platform.engine.schemas.pretrain import LengthConfig as LengthConfig
+from platform.engine.schemas.pretrain import PretrainConfig
 from platform.engine.selection import read_units
 from platform.engine.shards import read_manifest
 from platform.engine.steps import StepBatchNorm, StepMeans, StepRows, check_finite
-from platform.engine.storage import StorageConfig, open_storage
+from platform.engine.storage import open_storage
 from platform.engine.stream import stream
-from platform.engine.tracking import Tracker, TrackingConfig, format_row, record_keys
+from platform.engine.tracking import Tracker, format_row, record_keys
 from platform.engine.training_state import find_newest, restore, save
-from reidssl.augment.multicrop import MultiCrop, MultiCropConfig
+from reidssl.augment.multicrop import MultiCrop
 from reidssl.models.checkpoints import model_bytes
-from reidssl.models.vit import VitConfig
-from reidssl.objectives import ObjectiveConfig, build_objective
+from reidssl.objectives import build_objective
 from reidssl.objectives.base import Objective, Progress
 from reidssl.objectives.collapse import CollapseMonitor
 from reidssl.seeding import mix
@@ -51,60 +57,6 @@ from reidssl.seeding import mix
 ADVICE = ("The newest checkpoint is from before: run with another output and checkpoint.resume_from=<this output> to go on from "
           "it (or from an earlier one, checkpoint.resume_position=<samples>) with a lower optimizer.learning_rate or "
           "deepspeed.clip, or with deepspeed.precision=fp32")
-
-
-@dataclass(kw_only=True)
-class DataConfig:
-    """What is trained on."""
-
-    uri: str = "runs/demo/data/pretrain"
-    """Shards with a manifest, as platform.ingest writes them."""
-    selection: str = ""
-    """Folder written by platform.select: train on its images only; empty: on all."""
-
-
-@dataclass(kw_only=True)
-class LengthConfig:
-    """How long; schedules are stretched over it."""
-
-    epochs: float = 100.0
-    """Passes over the data."""
-    samples: int = 0
-    """Images seen, instead of epochs; 0: use epochs. Compares subsets at equal cost."""
-
-    def __post_init__(self) -> None:
-        if self.epochs <= 0 or self.samples < 0:
-            raise ValueError(f"epochs must be positive and samples 0 or more: got {self.epochs}, {self.samples}")
-
-
-@dataclass(kw_only=True)
-class PretrainConfig:
-    """Everything a pre-training run depends on."""
-
-    output: str = "runs/pretrain"
-    """Run folder, local or s3://."""
-    data: DataConfig = field(default_factory=DataConfig)
-    length: LengthConfig = field(default_factory=LengthConfig)
-    model: VitConfig = field(default_factory=VitConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    augment: MultiCropConfig = field(default_factory=MultiCropConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    stream: StreamConfig = field(default_factory=StreamConfig)
-    deepspeed: zero.DeepSpeedConfig = field(default_factory=zero.DeepSpeedConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    probe: ProbeConfig = field(default_factory=ProbeConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    scaling: ScalingConfig = field(default_factory=ScalingConfig)
-    storage: StorageConfig = field(default_factory=StorageConfig)
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-
-    def __post_init__(self) -> None:
-        if tuple(self.augment.global_size) != tuple(self.model.image_size):
-            raise ValueError(f"augment.global_size must equal model.image_size {tuple(self.model.image_size)}: "
-                             f"got {tuple(self.augment.global_size)}")
-        if self.optimizer.name == "lars" and self.deepspeed.zero_stage != 0:
-            raise ValueError("optimizer.name=lars needs deepspeed.zero_stage=0, where every tensor is whole: "
-                             f"got zero_stage={self.deepspeed.zero_stage}")
 
 
 def main(config: PretrainConfig) -> dict[str, Any]:
@@ -271,7 +223,3 @@ def finish(run: Run, objective: Objective, config: PretrainConfig, tracker: Trac
                "corrupt_samples": corrupt.total, "corrupt": corrupt.reasons,
                "probe": {k: v for k, v in last.items() if k.startswith("probe")}}
     patiently(lambda: run.finish(summary), patience_s, report_line)
-
-
-if __name__ == "__main__":
-    run_program("pretrain")

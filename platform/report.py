@@ -8,34 +8,28 @@ The page needs no network and no file beside it. It works on a pipeline's folder
 single run: it has the sections that exist and says what is missing.
 """
 
+from platform.engine.command import run_program
+
+if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
+    run_program("report")
+
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from platform.engine.config import ROOT, run_program
+from platform.engine.config import ROOT
 from platform.engine.errors import UserError
 from platform.engine.report import charts, pictures, tables
 from platform.engine.report.folder import Member, RunFolder, read_folder
 from platform.engine.runtime import say
+from platform.engine.schemas.report import ReportConfig
 from platform.engine.shards import read_rows
-from platform.engine.storage import Location, StorageConfig, StorageError, open_storage
+from platform.engine.storage import Location, StorageError, open_storage
 from platform.score import read_scores
 
 TEMPLATES, TEMPLATE, PAGE = ROOT / "platform" / "templates", "report.html.j2", "report.html"
-
-
-@dataclass(kw_only=True)
-class ReportConfig:
-    """What is reported and where the page goes."""
-
-    run: str = "runs/demo"
-    """Run folder of platform.pipeline, or of a single program; local or s3://."""
-    output: str = ""
-    """The page: a .html file, or a folder for report.html; empty: in the run folder."""
-    storage: StorageConfig = field(default_factory=StorageConfig)
 
 
 def main(config: ReportConfig) -> Location:
@@ -151,7 +145,3 @@ def _label_free(target_proxy: Member | None) -> str:
     return {"usl": "The target proxy was tuned without labels (USL), so the selection is label-free.",
             "supervised": "The target proxy was tuned with the target's identity labels, so the selection is not label-free.",
             }.get(target_proxy.setting, "")
-
-
-if __name__ == "__main__":
-    run_program("report")

@@ -10,7 +10,11 @@ High = little forgotten = close to the target domain (TransReID-SSL, 3.3). The m
 Scores are written shard by shard as Parquet (key, score); an interrupted run continues with the shards that are missing.
 """
 
-from dataclasses import dataclass, field
+from platform.engine.command import run_program
+
+if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
+    run_program("score")
+
 from functools import partial
 from typing import Any
 
@@ -19,55 +23,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from platform.engine.config import run_program
 from platform.engine.device import device, use_threads
 from platform.engine.errors import UserError, user_error_of
 from platform.engine.features import FEATURE, ParquetPart
-from platform.engine.inference import PoolConfig, stream_through_actors
+from platform.engine.inference import stream_through_actors
 from platform.engine.models import load_model
-from platform.engine.neighbours import NeighbourActorsConfig, sharded_neighbours
+from platform.engine.neighbours import sharded_neighbours
 from platform.engine.parts import PARTS, as_column, write_parts, write_table
 from platform.engine.runs import SUMMARY, VOLATILE, open_run
-from platform.engine.runtime import RuntimeConfig, connect, say
+from platform.engine.runtime import connect, say
+from platform.engine.schemas.score import ScoreConfig
 from platform.engine.shards import Manifest, read_manifest, read_rows
 from platform.engine.storage import Location, StorageConfig, open_storage
 from reidssl.augment.reid import normalise
-from reidssl.clustering.index import check_search
-from reidssl.selection.cfs import MEASURES, auc, cfs_scores, neighbourhood_overlap
+from reidssl.selection.cfs import auc, cfs_scores, neighbourhood_overlap
 
 FEATURES = "features"
-
-
-@dataclass(kw_only=True)
-class ScoreConfig:
-    """Everything a scoring run depends on."""
-
-    output: str = "runs/scores"
-    """Folder of the scores."""
-    source: str = ""
-    """Source proxy: the run folder of platform.pretrain, or a .safetensors file."""
-    target: str = ""
-    """Target proxy: the run folder of platform.finetune, started from the source proxy."""
-    measure: str = "cosine"
-    """How little was forgotten: cosine or neighbourhood."""
-    k: int = 20
-    """Neighbours (measure=neighbourhood)."""
-    search: str = "exact"
-    """How they are searched: exact, ivf or hnsw."""
-    neighbours: NeighbourActorsConfig = field(default_factory=lambda: NeighbourActorsConfig(actors=2))
-    """Actors that share the search."""
-    data: str = "runs/demo/data/pretrain"
-    """Shards to score."""
-    pool: PoolConfig = field(default_factory=PoolConfig)
-    storage: StorageConfig = field(default_factory=StorageConfig)
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-
-    def __post_init__(self) -> None:
-        if self.measure not in MEASURES:
-            raise ValueError(f"measure must be one of {', '.join(MEASURES)}: got '{self.measure}'")
-        if self.k < 1 or self.neighbours.actors < 1:
-            raise ValueError(f"k and neighbours.actors must be at least 1: got {self.k}, {self.neighbours.actors}")
-        check_search(self.search, 0)
 
 
 class Scorer:
@@ -176,7 +147,3 @@ def read_scores(output: Location, manifest: Manifest) -> pa.Table:
         with (output / PARTS / entry.name).open_input() as file:
             tables.append(pq.read_table(file))
     return pa.concat_tables(tables)
-
-
-if __name__ == "__main__":
-    run_program("score")

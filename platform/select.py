@@ -9,20 +9,24 @@ list: a published order, best first (a pickled list of paths; read without execu
 The index (file, row_group, row, key, score) is what `platform.pretrain data.selection=...` reads.
 """
 
+from platform.engine.command import run_program
+
+if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
+    run_program("select")
+
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from platform.engine.config import run_program
 from platform.engine.errors import UserError
 from platform.engine.parts import write_table
 from platform.engine.records import read_record
 from platform.engine.runs import SUMMARY, open_run
 from platform.engine.runtime import say
+from platform.engine.schemas.select import SelectConfig
 from platform.engine.selection import INDEX
 from platform.engine.shards import Manifest, read_manifest, read_rows
 from platform.engine.storage import StorageConfig, open_storage
@@ -30,38 +34,6 @@ from platform.score import read_scores
 from reidssl.seeding import sample_seeds, uniforms
 from reidssl.selection.cfs import agreement
 from reidssl.selection.subset import load_published_list, select_top
-
-
-@dataclass(kw_only=True)
-class SelectConfig:
-    """Everything a selection depends on."""
-
-    output: str = "runs/selection"
-    """Folder of the index."""
-    scores: str = ""
-    """Folder written by platform.score."""
-    list: str = ""
-    """Published order instead of scores: a pickled list of keys, best first."""
-    random: bool = False
-    """A random subset instead: what a selection must beat, since a smaller set is also seen more often."""
-    seed: int = 0
-    """Of the random subset."""
-    reference: str = ""
-    """Published order to compare the scores with."""
-    fraction: float = 0.5
-    """Share of the images to keep."""
-    data: str = "runs/demo/data/pretrain"
-    """Shards to select from."""
-    storage: StorageConfig = field(default_factory=StorageConfig)
-
-    def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction must be in (0, 1]: got {self.fraction}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more: got {self.seed}")
-        given = [name for name in ("scores", "list", "random") if getattr(self, name)]
-        if len(given) > 1:
-            raise ValueError(f"scores, list and random exclude each other: got {' and '.join(given)}")
 
 
 def main(config: SelectConfig) -> dict[str, Any]:
@@ -161,7 +133,3 @@ def locate(manifest: Manifest, keys: list[str], scores: np.ndarray, chosen: np.n
     return pa.table({"file": pa.array(np.concatenate(files)[where].tolist()),
                      "row_group": np.concatenate(groups)[where], "row": np.concatenate(rows)[where],
                      "key": [keys[index] for index in where], "score": np.asarray(scores, np.float64)[where]})
-
-
-if __name__ == "__main__":
-    run_program("select")

@@ -7,47 +7,27 @@ space: a grid; keys are settings of platform.finetune, values the lists to try. 
 An interrupted sweep continues: finished trials are read, unfinished ones resume from their last epoch.
 """
 
+from platform.engine.command import run_program
+
+if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
+    run_program("tune")
+
 import hashlib
 import itertools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
-from platform.engine.config import run_program, to_dataclass, to_plain
+from platform.engine.config import to_dataclass, to_plain
 from platform.engine.errors import UserError
 from platform.engine.runs import SUMMARY, VOLATILE, open_run
-from platform.engine.runtime import RuntimeConfig, connect, forward_lines, relayed_lines, say
-from platform.engine.storage import Location, StorageConfig, open_storage
+from platform.engine.runtime import connect, forward_lines, relayed_lines, say
+from platform.engine.schemas.tune import METRICS, TuneConfig
+from platform.engine.storage import Location, open_storage
 from platform.finetune import FinetuneConfig, check_inputs
 from platform.finetune import main as run_finetune
 
 DEFAULT_SPACE = {"unsupervised": {"cluster": {"eps": [0.4, 0.5, 0.6, 0.7]}}}
-METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
-
-
-@dataclass(kw_only=True)
-class TuneConfig:
-    """The fine-tuning to vary, and how."""
-
-    output: str = "runs/tune"
-    """Folder of the sweep; trials go below it."""
-    finetune: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(setting="usl"))
-    """Settings common to all trials."""
-    space: dict[str, Any] = field(default_factory=dict)
-    """Settings of platform.finetune with lists of values; every combination is a trial. Empty: eps of the clustering."""
-    metric: str = "mAP"
-    """What the best trial has most of: mAP, rank1, rank5, rank10 or mINP."""
-    concurrent: int = 1
-    """Trials at the same time; all their workers must fit the cluster at once, or none starts."""
-    storage: StorageConfig = field(default_factory=StorageConfig)
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-
-    def __post_init__(self) -> None:
-        if self.metric not in METRICS:
-            raise ValueError(f"metric must be one of {', '.join(METRICS)}: got '{self.metric}'")
-        if self.concurrent < 1:
-            raise ValueError(f"concurrent must be at least 1: got {self.concurrent}")
 
 
 def main(config: TuneConfig) -> dict[str, Any]:
@@ -171,7 +151,3 @@ def table(rows: list[dict[str, Any]], metric: str) -> str:
     widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(names)]
     return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True))
                      for line in [names, *cells])
-
-
-if __name__ == "__main__":
-    run_program("tune")

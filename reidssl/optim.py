@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reidssl.choices import OPTIMIZERS
+
 NamedParameters = Iterable[tuple[str, torch.nn.Parameter]]
-OPTIMIZERS = ("adamw", "sgd", "lars")
 
 
 def build_optimizer(name: str, groups: list[dict[str, Any]], lr: float, momentum: float = 0.9,

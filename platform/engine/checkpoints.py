@@ -14,35 +14,10 @@ import torch
 
 from platform.engine.errors import UserError
 from platform.engine.patience import patiently
+from platform.engine.schemas.training import CheckpointConfig as CheckpointConfig
 from platform.engine.storage import Location, NotFoundError
 
 STATE, MANIFEST = "state.pt", "manifest.json"
-
-
-@dataclass(kw_only=True)
-class CheckpointConfig:
-    """When checkpoints are written and how many stay."""
-
-    every_steps: int = 500
-    """Optimiser steps between checkpoints."""
-    keep: int = 2
-    """Newest checkpoints kept; older ones are deleted."""
-    keep_every_steps: int = 0
-    """Checkpoints at multiples of so many steps (a multiple of every_steps) are kept for good; 0: none."""
-    resume_from: str = ""
-    """Folder of another run on the same data: begin from its checkpoint, with this run's settings from there on."""
-    resume_position: int = 0
-    """Newest checkpoint of resume_from with at most so many samples seen; 0: the newest."""
-
-    def __post_init__(self) -> None:
-        if self.keep_every_steps < 0 or self.keep_every_steps % max(self.every_steps, 1):
-            raise ValueError(f"keep_every_steps must be 0 or a multiple of every_steps ({self.every_steps}): "
-                             f"got {self.keep_every_steps}")
-        if self.every_steps < 1 or self.keep < 1:
-            raise ValueError(f"every_steps and keep must be at least 1: got {self.every_steps}, {self.keep}")
-        if self.resume_position < 0 or (self.resume_position and not self.resume_from):
-            raise ValueError(f"resume_position must be 0, or a number of samples together with resume_from: got "
-                             f"{self.resume_position}")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Retrieval metrics of features, with the rankings that the report shows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,50 +9,16 @@ from torch import Tensor
 from platform.engine.device import device
 from platform.engine.errors import UserError
 from platform.engine.ranking import rank_shared
+from platform.engine.schemas.retrieval import EvaluateConfig
 from platform.engine.shards import read_manifest, read_rows
 from platform.engine.storage import Location
 from reidssl.metrics.cameras import camera_pairs
 from reidssl.metrics.expansion import expand_queries
-from reidssl.metrics.judging import GALLERY_BLOCK
 from reidssl.metrics.ranking import best_matches, rank
 from reidssl.metrics.reranking import rank_reranked
 from reidssl.metrics.verification import true_positive_rates
 
 SHOWN_QUERIES, SHOWN_MATCHES = 8, 10
-
-
-@dataclass(kw_only=True)
-class EvaluateConfig:
-    """How retrieval is judged."""
-
-    reranking: bool = False
-    """Also report k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)."""
-    expansion: int = 0
-    """Gallery images by which each query is expanded before ranking (alpha-QE); 0: none, as published results have it."""
-    expansion_alpha: float = 3.0
-    """Power of the cosine by which those images are weighted."""
-    roc: bool = False
-    """Also report verification: true positive rates at false positive rates 1e-4, 1e-3 and 1e-2."""
-    cameras: bool = False
-    """Also report the mAP from each camera to each other camera."""
-    per_query: bool = False
-    """Also keep the average precision of every query."""
-    block: int = 128
-    """Queries compared at a time: memory is block x gallery_block x 4 bytes (re-ranking: block x gallery)."""
-    gallery_block: int = GALLERY_BLOCK
-    """Gallery images compared at a time; a larger gallery is run through twice."""
-    tasks: int = 0
-    """Ray tasks that share the queries of mAP and CMC, for large galleries (platform.evaluate); 0: this process ranks."""
-
-    def __post_init__(self) -> None:
-        if self.expansion < 0 or self.expansion_alpha < 0:
-            raise ValueError(f"expansion and expansion_alpha must be 0 or more: got {self.expansion}, {self.expansion_alpha}")
-        if self.block < 1:
-            raise ValueError(f"block must be at least 1 query: got {self.block}")
-        if self.gallery_block < 1:
-            raise ValueError(f"gallery_block must be at least 1 image: got {self.gallery_block}")
-        if self.tasks < 0:
-            raise ValueError(f"tasks must be 0 or more: got {self.tasks}")
 
 
 class Identified(Protocol):

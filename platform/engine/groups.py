@@ -1,11 +1,12 @@
 """Config groups: folders below `configs/` from which `group=choice` takes a file, and what else a user may mean by it."""
 
-from collections.abc import Sequence
-from dataclasses import is_dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from omegaconf import OmegaConf
+import yaml
+
+from platform.engine.paths import hint_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG_FOLDER = ROOT / "configs"
@@ -20,18 +21,33 @@ def choices_of_groups() -> dict[str, list[str]]:
 def groups_of(program: str) -> set[str]:
     """The groups that `configs/<program>.yaml` chooses from; empty if there is no such file."""
     file = CONFIG_FOLDER / f"{program}.yaml"
-    loaded: Any = OmegaConf.load(file) if file.exists() else {}
-    entries = loaded.get("defaults", [])
-    return {str(group) for entry in entries if OmegaConf.is_dict(entry) for group in entry}
+    loaded = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return {group for entry in loaded.get("defaults", []) if isinstance(entry, dict) for group in entry}
 
 
-def split_groups(schema: type, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(what Hydra composes, what is set afterwards). Hydra would take `data=path` of a program whose `data` is a plain key
-    for a choice of the group configs/data/, which another program has."""
-    hints = get_type_hints(schema)
-    plain = {group for group in choices_of_groups() if group in hints and not is_dataclass(hints[group])}
-    later = [override for override in overrides if override.partition("=")[0].lstrip("+~") in plain]
-    return [override for override in overrides if override not in later], later
+def experiments_of(program: str, schema: type) -> list[str]:
+    """The experiments whose settings and groups the program has, read without composing any."""
+    return [name for name in choices_of_groups().get("experiment", []) if "experiment" in groups_of(program)
+            and _fits(CONFIG_FOLDER / "experiment" / f"{name}.yaml", groups_of(program), schema)]
+
+
+def _fits(file: Path, groups: set[str], schema: type) -> bool:
+    loaded: Any = yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    for entry in loaded.pop("defaults", []):
+        if isinstance(entry, str):
+            if entry != "_self_" and not _fits(file.with_name(f"{entry}.yaml"), groups, schema):
+                return False
+        elif any(group.removeprefix("override ").strip("/ ") not in groups for group in entry):
+            return False
+    return all(hint_of(schema, key) is not None for key in _leaves(loaded))
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def no_such_choice(schema: type, overrides: Sequence[str]) -> str:

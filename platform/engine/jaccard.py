@@ -25,13 +25,6 @@ from reidssl.clustering.reciprocal import half_of, query_expansion, reciprocal_s
 from reidssl.clustering.refining import candidates, taken
 
 
-def check_shared(cluster: ClusterConfig, config: NeighbourActorsConfig) -> None:
-    """ValueError for an algorithm that cannot be shared out."""
-    if config.actors and cluster.algorithm == "kmeans":
-        raise ValueError("neighbours.actors must be 0 with cluster.algorithm=kmeans, which runs in one process: got "
-                         f"{config.actors}")
-
-
 def sharded_labels(parts: Sequence[Part], cluster: ClusterConfig, config: NeighbourActorsConfig,
                    progress: float = 0.0) -> PseudoLabels:
     """`pseudo_labels` of all parts together, by dbscan or infomap; progress as there.

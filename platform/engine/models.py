@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from platform.engine.device import device
 from platform.engine.errors import UserError
+from platform.engine.schemas.phases import ChangesConfig as ChangesConfig
 from platform.engine.storage import Location, StorageConfig, open_storage
 from reidssl.augment.reid import normalise
 from reidssl.models.checkpoints import LoadReport, load_reid, load_vit, read_checkpoint
@@ -21,20 +22,6 @@ IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 # How the published code feeds and reads its models, for files that do not say it: mean, std, side of the neck.
 RELEASED = {"dino": (IMAGENET_MEAN, IMAGENET_STD, "before"), "reid": ([0.5] * 3, [0.5] * 3, "before"),
             "cluster_contrast": (IMAGENET_MEAN, IMAGENET_STD, "after")}
-
-
-@dataclass(kw_only=True)
-class ChangesConfig:
-    """What may differ from the configuration that a checkpoint's backbone was trained with, its weights staying the same."""
-
-    stride: int = 0
-    """Distance between patches in pixels, smaller makes them overlap (TransReID trains with 12); 0: as it was."""
-    gem_pooling: bool = False
-    """Add the generalised mean of the patch tokens to the class token."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """The changes, without what stays as it was."""
-        return {name: value for name, value in (("stride", self.stride), ("gem_pooling", self.gem_pooling)) if value}
 
 
 @dataclass(frozen=True)

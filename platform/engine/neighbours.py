@@ -13,7 +13,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,37 +20,12 @@ import numpy as np
 from platform.engine.errors import UserError, user_error_of
 from platform.engine.feature_actor import Shard
 from platform.engine.features import Part
+from platform.engine.schemas.retrieval import NeighbourActorsConfig
 from reidssl.clustering.index import in_order
 from reidssl.clustering.neighbours import Neighbours
 
 RESTARTS = 10
 """Of an actor; one whose share does not fit into memory would be started for ever."""
-
-
-@dataclass(kw_only=True)
-class NeighbourActorsConfig:
-    """Actors that share the neighbour search, and tasks after it that share the Jaccard distance."""
-
-    actors: int = 0
-    """Actors, each with its share of the features; 0: no actors, the process that clusters searches by itself."""
-    cpus_per_actor: float = 1.0
-    """CPUs reserved for an actor or task, and its threads."""
-    gpus_per_actor: float = 0.0
-    """GPUs reserved for an actor; for exact search by torch, else by the GPU build of FAISS."""
-    block: int = 8192
-    """Images whose neighbours are looked for at a time, and images of a task."""
-
-    def __post_init__(self) -> None:
-        if self.actors < 0 or self.block < 1:
-            raise ValueError(f"actors must be 0 or more and block at least 1: got {self.actors}, {self.block}")
-        if self.cpus_per_actor <= 0 or self.gpus_per_actor < 0:
-            raise ValueError(f"cpus_per_actor must be positive and gpus_per_actor not negative: got {self.cpus_per_actor}, "
-                             f"{self.gpus_per_actor}")
-
-    @property
-    def threads(self) -> int:
-        """Of an actor or task."""
-        return max(1, int(self.cpus_per_actor))
 
 
 class FeatureShards:

@@ -1,47 +1,15 @@
 """Optimisers of the programs, and the schedules that pre-training sets by hand before every step."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from platform.engine.schemas.training import OptimizerConfig
 from reidssl.models.reid import ReidModel
-from reidssl.optim import OPTIMIZERS, build_optimizer, decay_by_layer, parameter_groups, sgd_groups
+from reidssl.optim import build_optimizer, decay_by_layer, parameter_groups, sgd_groups
 from reidssl.schedules import Cosine
-
-
-@dataclass(kw_only=True)
-class OptimizerConfig:
-    """Pre-training's optimiser and its schedules (METHOD: TransReID-SSL, section 4.1; DINO)."""
-
-    name: str = "adamw"
-    """adamw; sgd; or lars (arXiv 1708.03888), whose rates are per tensor and which therefore needs deepspeed.zero_stage=0."""
-    learning_rate: float = 5e-4
-    """Peak learning rate per 256 images of global batch (linear scaling)."""
-    learning_rate_final: float = 1e-6
-    """Learning rate at the end."""
-    warmup_epochs: float = 10.0
-    """Epochs of linear warm-up."""
-    weight_decay: float = 0.04
-    """Weight decay at the start."""
-    weight_decay_final: float = 0.4
-    """Weight decay at the end."""
-    beta2: float = 0.999
-    """AdamW's second momentum."""
-    momentum: float = 0.9
-    """First momentum, of all three."""
-
-    def __post_init__(self) -> None:
-        if self.name not in OPTIMIZERS:
-            raise ValueError(f"name must be one of {', '.join(OPTIMIZERS)}: got '{self.name}'")
-        for name in ("learning_rate", "learning_rate_final", "warmup_epochs", "weight_decay", "weight_decay_final"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative: got {getattr(self, name)}")
-        for name in ("beta2", "momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1: got {getattr(self, name)}")
 
 
 class Schedules:

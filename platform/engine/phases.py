@@ -5,7 +5,7 @@ it (platform/finetune.py) owns the engine, the workers and the checkpoints. The 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,96 +17,17 @@ from platform.engine.device import device
 from platform.engine.errors import UserError
 from platform.engine.features import array_parts
 from platform.engine.images import ImageSet
-from platform.engine.jaccard import check_shared, sharded_labels
-from platform.engine.neighbours import NeighbourActorsConfig
+from platform.engine.jaccard import sharded_labels
+from platform.engine.schemas.phases import BatchConfig as BatchConfig
+from platform.engine.schemas.phases import UnsupervisedConfig
 from reidssl.clustering.cameras import camera_proxies
 from reidssl.clustering.memory import ClusterMemory
-from reidssl.clustering.pseudo_labels import ClusterConfig, PseudoLabels, cluster_centroids, pseudo_labels
+from reidssl.clustering.pseudo_labels import PseudoLabels, cluster_centroids, pseudo_labels
 from reidssl.data.samplers import identity_batches
 from reidssl.models.reid import ReidModel, ReidOutput
 from reidssl.schedules import Steps
 
 Features = Callable[[ImageSet], Tensor]
-
-
-@dataclass(kw_only=True)
-class BatchConfig:
-    """Identity batches: P identities with K images each are one micro-batch."""
-
-    identities: int = 16
-    """P."""
-    instances: int = 4
-    """K."""
-    micro_batches_per_step: int = 1
-    """Micro-batches in one optimiser step; the number of workers must divide it."""
-
-    def __post_init__(self) -> None:
-        for name in ("identities", "instances", "micro_batches_per_step"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
-
-
-@dataclass(kw_only=True)
-class UnsupervisedConfig:
-    """Fine-tuning without labels: Cluster Contrast (arXiv 2103.11568)."""
-
-    epochs: int = 50
-    """Rounds of clustering and training."""
-    iterations: int = 200
-    """Optimiser steps in an epoch."""
-    optimizer: str = "sgd"
-    """sgd or adamw."""
-    learning_rate: float = 3.5e-4
-    """Learning rate at the start."""
-    layer_decay: float = 1.0
-    """Factor of the learning rate from each layer to the one before it; 1: all alike; 0.65 to 0.9 are usual."""
-    weight_decay: float = 5e-4
-    """Weight decay."""
-    decay_epochs: int = 20
-    """The learning rate falls to a tenth every so many epochs."""
-    temperature: float = 0.05
-    """Of the cluster memory's softmax."""
-    momentum: float = 0.1
-    """Weight of the old vector in the memory's update."""
-    hard: bool = True
-    """Update a cluster with its least similar feature only."""
-    drop_path: float = 0.3
-    """Stochastic depth rate of the backbone."""
-    neck: str = "after"
-    """Side of the neck whose feature is clustered and used for retrieval."""
-    camera_proxies: bool = False
-    """One memory vector for each camera of a cluster; an image is drawn to all those of its cluster."""
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    neighbours: NeighbourActorsConfig = field(default_factory=NeighbourActorsConfig)
-    batch: BatchConfig = field(default_factory=lambda: BatchConfig(identities=32, instances=8))
-
-    def __post_init__(self) -> None:
-        check_common(self)
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0: got {self.temperature}")
-        if not 0 <= self.momentum <= 1:
-            raise ValueError(f"momentum must be in [0, 1]: got {self.momentum}")
-        if self.iterations < 1 or self.decay_epochs < 1:
-            raise ValueError(f"iterations and decay_epochs must be at least 1: got {self.iterations}, {self.decay_epochs}")
-        check_shared(self.cluster, self.neighbours)
-
-
-def check_common(config: Any) -> None:
-    """ValueError for what no phase can do."""
-    if config.epochs < 0:
-        raise ValueError(f"epochs must be 0 or more: got {config.epochs}")
-    if config.optimizer not in ("sgd", "adamw"):
-        raise ValueError(f"optimizer must be sgd or adamw: got '{config.optimizer}'")
-    if config.learning_rate <= 0:
-        raise ValueError(f"learning_rate must be positive: got {config.learning_rate}")
-    if not 0 < config.layer_decay <= 1:
-        raise ValueError(f"layer_decay must be in (0, 1]: got {config.layer_decay}")
-    if config.weight_decay < 0:
-        raise ValueError(f"weight_decay must be 0 or more: got {config.weight_decay}")
-    if not 0 <= config.drop_path < 1:
-        raise ValueError(f"drop_path must be in [0, 1): got {config.drop_path}")
-    if config.neck not in ("before", "after"):
-        raise ValueError(f"neck must be before or after: got '{config.neck}'")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """A k-NN probe during pre-training: does the backbone recognise people, or only cameras?"""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,26 +7,11 @@ import torch
 
 from platform.engine.device import device
 from platform.engine.images import ImageSet
+from platform.engine.schemas.training import ProbeConfig
 from platform.engine.storage import open_storage
 from reidssl.augment.multicrop import MultiCropConfig
 from reidssl.augment.reid import normalise
 from reidssl.models.vit import Vit, VitConfig
-
-
-@dataclass(kw_only=True)
-class ProbeConfig:
-    """A small labelled set that is only looked at, never trained on."""
-
-    uri: str = ""
-    """Labelled shards; empty: no probe."""
-    split: str = "gallery"
-    """Which split of it."""
-    every_steps: int = 100
-    """Optimiser steps between probes (a multiple of tracking.every_steps)."""
-
-    def __post_init__(self) -> None:
-        if self.every_steps < 1:
-            raise ValueError(f"every_steps must be at least 1: got {self.every_steps}")
 
 
 class Probe:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from platform.engine.device import use_threads
 from platform.engine.errors import UserError, user_error_of
+from reidssl.choices import GALLERY_BLOCK
 from reidssl.metrics.inputs import check_fit, labels_of, unit_pair
-from reidssl.metrics.judging import GALLERY_BLOCK, QueryResults, judge_pieces, pieces_of
+from reidssl.metrics.judging import QueryResults, judge_pieces, pieces_of
 from reidssl.metrics.ranking import RankingMetrics, summarise
 
 

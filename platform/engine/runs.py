@@ -9,12 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import metadata
 from typing import Any
 
 from platform.engine.config import ROOT, to_plain
 from platform.engine.errors import UserError
+from platform.engine.paths import map_paths, same_place
 from platform.engine.records import read_record
 from platform.engine.storage import Location, open_storage
 
@@ -58,8 +59,9 @@ def open_run(program: str, output: str, config: Any, storage: Any, volatile: Ite
     if file.exists():
         stored = read_record(file, "config", dict, "that folder is not a run of this program; choose another output")
         stored = _completed(config, stored["config"])
+        same = partial(map_paths, type(config), change=lambda text, key, role: same_place(text))
         ignored = set(volatile)
-        differences = [f"{key}: {old!r} -> {new!r}" for key, old, new in _differences(stored, plain)
+        differences = [f"{key}: {old!r} -> {new!r}" for key, old, new in _differences(same(stored), same(plain))
                        if key not in ignored and key.split(".")[0] not in ignored]
         if differences:
             shown = "\n  ".join(differences[:12])

@@ -12,7 +12,6 @@ words.
 import errno
 import json
 import os
-import re
 import shutil
 import tempfile
 import uuid
@@ -21,13 +20,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 from boto3.s3.transfer import TransferConfig
 
+from platform.engine.paths import absolute
 from platform.engine.s3 import (
     StorageConfig,
     abort_uploads,
@@ -45,7 +43,6 @@ __all__ = ["Listed", "Location", "NotFoundError", "StorageConfig", "StorageError
 PARTIAL = ".partial"
 PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.ETIMEDOUT, errno.ESTALE, errno.ENETUNREACH,
            errno.EHOSTUNREACH, errno.ECONNRESET}
-BUCKET_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,254}")
 
 
 class Listed(NamedTuple):
@@ -58,24 +55,10 @@ class Listed(NamedTuple):
 
 def open_storage(uri: str, config: StorageConfig | None = None) -> "Location":
     """The Location of a path, a file:// URI or an s3:// URI. Opens no connection. Raises StorageError."""
-    text = str(uri)
-    scheme, separator, rest = text.partition("://")
-    if not text.strip() or "\0" in text:
-        raise StorageError(f"{text!r} is not a location: give a path, file:///path or s3://bucket/prefix")
-    if not separator or scheme == "file":
-        path = url2pathname(urlsplit(text).path) if separator else text
-        return Location(os.path.abspath(os.path.expanduser(path)), config or StorageConfig())
-    if scheme != "s3":
-        raise StorageError(f"'{scheme}://' is not supported: use a path, file:// or s3:// (other stores through their "
-                           "S3-compatible endpoint, storage.endpoint_url)")
-    bucket, _, key = rest.partition("/")
-    if "@" in bucket:
-        raise StorageError("an s3:// URI must not hold credentials: remove the part before '@' and use the "
-                           "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY variables or storage.profile")
-    if not BUCKET_NAME.fullmatch(bucket):
-        raise StorageError(f"'{text}' does not name a bucket: write s3://bucket/prefix")
-    root = Location(f"s3://{bucket}", config or StorageConfig())
-    return root.joinpath(*[part for part in key.split("/") if part])
+    try:
+        return Location(absolute(str(uri)), config or StorageConfig())
+    except ValueError as error:
+        raise StorageError(str(error)) from None
 
 
 @dataclass(frozen=True)

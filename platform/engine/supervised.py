@@ -1,6 +1,5 @@
 """The phase of fine-tuning with identity labels."""
 
-from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
@@ -8,75 +7,15 @@ from torch import Tensor
 from platform.engine.device import device
 from platform.engine.errors import UserError
 from platform.engine.images import ImageSet
-from platform.engine.phases import BatchConfig, Epoch, Features, check_common
+from platform.engine.phases import Epoch, Features
+from platform.engine.schemas.phases import SupervisedConfig
 from reidssl.data.samplers import identity_batches
 from reidssl.losses.center import CenterLoss
 from reidssl.losses.identity import identity_loss
-from reidssl.losses.margin import LARGEST_MARGIN, MARGIN_LOSSES
+from reidssl.losses.margin import MARGIN_LOSSES
 from reidssl.losses.triplet import triplet_loss
 from reidssl.models.reid import ReidModel, ReidOutput
 from reidssl.schedules import ReidCosine
-
-IDENTITY_LOSSES = ("cross_entropy", *MARGIN_LOSSES)
-
-
-@dataclass(kw_only=True)
-class SupervisedConfig:
-    """Fine-tuning with identity labels (TransReID-SSL, section 4): identity + soft-margin batch-hard triplet loss.
-
-    The other losses are options; the defaults are the published recipe.
-    """
-
-    epochs: int = 120
-    """Passes over the identities."""
-    optimizer: str = "sgd"
-    """sgd (momentum 0.9, biases twice the rate) or adamw."""
-    learning_rate: float = 4e-4
-    """Peak learning rate."""
-    layer_decay: float = 1.0
-    """Factor of the learning rate from each layer to the one before it; 1: all alike; 0.65 to 0.9 are usual."""
-    weight_decay: float = 1e-4
-    """Weight decay."""
-    warmup_epochs: float = 20.0
-    """Epochs of linear warm-up."""
-    identity: str = "cross_entropy"
-    """Identity loss: cross_entropy of a linear classifier, or of cosines with a margin: arcface, cosface, circle."""
-    identity_scale: float = 30.0
-    """Scale of the cosines (margin losses only); 30 to 64, for circle 64 to 256."""
-    identity_margin: float = 0.3
-    """Margin (margin losses only): radians for arcface, a cosine for cosface and circle (for circle less is stricter)."""
-    label_smoothing: float = 0.0
-    """Of the identity loss."""
-    triplet_weight: float = 1.0
-    """Of the triplet loss; 0 leaves it out, for models too small to satisfy it (it stays at ln 2 and only disturbs)."""
-    triplet_margin: float = 0.0
-    """Margin of the triplet loss; 0: the soft margin."""
-    center_weight: float = 0.0
-    """Of the center loss on the feature before the neck; 5e-4 is usual, 0 leaves it out."""
-    center_rate: float = 0.5
-    """How far a centre moves towards its features in a step."""
-    drop_path: float = 0.1
-    """Stochastic depth rate of the backbone."""
-    neck: str = "before"
-    """Side of the neck whose feature is used for retrieval."""
-    batch: BatchConfig = field(default_factory=BatchConfig)
-
-    def __post_init__(self) -> None:
-        check_common(self)
-        if self.identity not in IDENTITY_LOSSES:
-            raise ValueError(f"identity must be one of {', '.join(IDENTITY_LOSSES)}: got '{self.identity}'")
-        if self.identity_scale <= 0:
-            raise ValueError(f"identity_scale must be positive: got {self.identity_scale}")
-        limit = LARGEST_MARGIN.get(self.identity, float("inf"))
-        if not 0.0 <= self.identity_margin < limit:
-            raise ValueError(f"identity_margin must be in [0, {limit:.4g}) for {self.identity}: got {self.identity_margin}")
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise ValueError(f"label_smoothing must be in [0, 1): got {self.label_smoothing}")
-        for name in ("warmup_epochs", "triplet_weight", "triplet_margin", "center_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more: got {getattr(self, name)}")
-        if not 0.0 <= self.center_rate <= 1.0:
-            raise ValueError(f"center_rate must be in [0, 1]: got {self.center_rate}")
 
 
 class Supervised:

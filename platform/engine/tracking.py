@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from platform.engine.errors import UserError
+from platform.engine.paths import OutputPath, ServiceAddress
 from platform.engine.storage import Location
 from platform.engine.trackers import open_trackers
 
@@ -25,20 +26,22 @@ class TrackingConfig:
 
     every_steps: int = 20
     """Optimiser steps between log lines."""
-    tensorboard: str = ""
+    tensorboard: OutputPath = ""
     """Local folder for TensorBoard event files; empty: none."""
     wandb: str = ""
     """Weights & Biases project; empty: none. The key comes from `wandb login` or WANDB_API_KEY on the worker's node."""
-    mlflow: str = ""
+    mlflow: ServiceAddress = ""
     """MLflow tracking URI (http://host:5000, sqlite:///file.db); empty: none. Credentials: MLFLOW_TRACKING_* variables."""
     experiment: str = "reidssl"
     """MLflow's experiment."""
-    audit: str = ""
+    audit: OutputPath = ""
     """Folder that every worker can write to: epoch, key and pixels' CRC-32 of each sample that was computed; empty: none."""
 
     def __post_init__(self) -> None:
         if self.every_steps < 1:
             raise ValueError(f"every_steps must be at least 1: got {self.every_steps}")
+        if self.audit.startswith("s3://"):
+            raise ValueError(f"audit must be a folder that every worker can write to, not object storage: got {self.audit}")
 
 
 class Tracker:

@@ -2,7 +2,6 @@
 
 import logging
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,33 +10,8 @@ from torch import nn
 
 from platform.engine.errors import UserError
 from platform.engine.partitions import is_partitioned, partitions
+from platform.engine.schemas.training import DeepSpeedConfig
 from reidssl.optim import clip_global_, clip_per_tensor_
-
-
-@dataclass(kw_only=True)
-class DeepSpeedConfig:
-    """How the optimiser's state is partitioned and in which precision the model computes."""
-
-    zero_stage: int = 1
-    """0: replicated; 1: optimizer states partitioned; 2: gradients too; 3: parameters too. One worker alone has nobody to
-    share with and runs as with 0."""
-    precision: str = "fp32"
-    """fp32, or bf16: the student computes in bf16 by autocast, while weights, moments, norms and the teacher stay fp32."""
-    clip: float = 3.0
-    """Largest gradient norm; 0 switches clipping off."""
-    clip_per_tensor: bool = False
-    """Clip every parameter tensor on its own, as the released pre-training does; only ZeRO stage 0."""
-
-    def __post_init__(self) -> None:
-        if self.zero_stage not in (0, 1, 2, 3):
-            raise ValueError(f"zero_stage must be 0, 1, 2 or 3: got {self.zero_stage}")
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision must be fp32 or bf16: got '{self.precision}'")
-        if self.clip < 0:
-            raise ValueError(f"clip must be 0 (off) or positive: got {self.clip}")
-        if self.clip_per_tensor and self.zero_stage != 0:
-            raise ValueError("clip_per_tensor needs zero_stage=0, where every worker holds whole gradients; "
-                             f"got zero_stage={self.zero_stage}. Use zero_stage=0 or clip_per_tensor=false")
 
 
 def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: DeepSpeedConfig, *,

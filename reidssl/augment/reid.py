@@ -8,56 +8,18 @@ Legend: B images, H x W source size, h x w = `image_size`. What happens to an im
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reidssl.augment.checks import check_images, check_positive_size, check_probability, check_statistics
+from reidssl.augment.checks import check_images, check_statistics
+from reidssl.augment.config import ReidAugmentConfig
 from reidssl.augment.geometry import resize_images
 from reidssl.seeding import uniforms
 
 ERASING_TRIES = 10
-
-
-@dataclass(kw_only=True)
-class ReidAugmentConfig:
-    """The released fine-tuning recipe's augmentation."""
-
-    image_size: tuple[int, int] = (256, 128)
-    """(height, width) of the result; images of another size are resized first (bicubic)."""
-    flip: float = 0.5
-    """Probability of mirroring an image left to right."""
-    pad: int = 10
-    """Black pixels added on every side before a crop of `image_size` is taken at random."""
-    erasing: float = 0.5
-    """Probability of erasing a rectangle (Random Erasing, arXiv 1708.04896)."""
-    erasing_area: tuple[float, float] = (0.02, 1 / 3)
-    """Smallest and largest share of the image's area in the rectangle."""
-    erasing_aspect: tuple[float, float] = (0.3, 1 / 0.3)
-    """Range of height / width of the rectangle, drawn log-uniformly."""
-    erasing_noise: bool = True
-    """Fill the rectangle with standard normal noise (after normalising); otherwise with the mean colour."""
-    mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
-    """Mean of each channel, subtracted at the end."""
-    std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
-    """Standard deviation of each channel, divided by at the end."""
-
-    def __post_init__(self) -> None:
-        check_positive_size("image_size", self.image_size)
-        check_probability("flip", self.flip)
-        check_probability("erasing", self.erasing)
-        if self.pad < 0:
-            raise ValueError(f"pad must not be negative: got {self.pad}")
-        low, high = self.erasing_area
-        if not 0.0 < low <= high <= 1.0:
-            raise ValueError(f"erasing_area must be an increasing pair within (0, 1]: got {(low, high)}")
-        low, high = self.erasing_aspect
-        if not 0.0 < low <= high:
-            raise ValueError(f"erasing_aspect must be an increasing pair of positive numbers: got {(low, high)}")
-        check_statistics(self.mean, self.std)
 
 
 class ReidAugment:

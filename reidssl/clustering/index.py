@@ -19,23 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reidssl.clustering.config import check_search
 from reidssl.clustering.grouped import GroupedIndex, num_groups
 from reidssl.clustering.neighbours import Array, Neighbours, nearest, nearest_among, unit_rows
 
-SEARCHES = ("exact", "ivf", "hnsw")
 PART_VISITED = 32
 """By default a query visits one group in so many."""
-
-
-def check_search(search: str, effort: int) -> None:
-    """ValueError if there is no such search, FAISS is not installed for it, or the effort is negative."""
-    if search not in SEARCHES:
-        raise ValueError(f"search must be one of {', '.join(SEARCHES)}: got '{search}'")
-    if search != "exact" and find_spec("faiss") is None:
-        raise ValueError(f"search must be exact where FAISS is not installed: got '{search}'; pip install 'reidssl[cpu]' "
-                         "or 'reidssl[gpu]'")
-    if effort < 0:
-        raise ValueError(f"search_effort must be 0 (chosen from the number of images) or more: got {effort}")
 
 
 class NeighbourIndex:

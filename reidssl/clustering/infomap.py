@@ -5,19 +5,11 @@ Unlike DBSCAN it splits groups that only a few links hold together, so a chain o
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import numpy as np
 import scipy.sparse as sp
 
+from reidssl.clustering.config import check_infomap
 from reidssl.clustering.neighbours import Array
-
-
-def check_infomap() -> None:
-    """ValueError if the library is not installed."""
-    if find_spec("infomap") is None:
-        raise ValueError("algorithm must be dbscan or kmeans where the infomap library is not installed: got 'infomap'; "
-                         "pip install 'reidssl[infomap]'")
 
 
 def infomap(distances: sp.csr_matrix, eps: float, min_samples: int, seed: int = 0) -> Array:

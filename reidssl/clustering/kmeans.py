@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from reidssl.clustering.config import check_kmeans
 from reidssl.clustering.infomap import renumbered
 from reidssl.clustering.neighbours import Array, unit_rows
-
-
-def check_kmeans(num_clusters: int) -> None:
-    """ValueError if FAISS is not installed or the number is missing."""
-    if find_spec("faiss") is None:
-        raise ValueError("algorithm must be dbscan or infomap where FAISS is not installed: got 'kmeans'; "
-                         "pip install 'reidssl[cpu]' or 'reidssl[gpu]'")
-    if num_clusters < 1:
-        raise ValueError(f"num_clusters must be at least 1 with algorithm=kmeans: got {num_clusters}")
 
 
 def kmeans(features: Tensor | Array, num_clusters: int, iterations: int = 20, seed: int = 0) -> Array:

@@ -10,82 +10,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reidssl.clustering.config import ClusterConfig
 from reidssl.clustering.dbscan import dbscan
-from reidssl.clustering.index import check_search, find_neighbours, recall
-from reidssl.clustering.infomap import check_infomap, infomap
+from reidssl.clustering.index import find_neighbours, recall
+from reidssl.clustering.infomap import infomap
 from reidssl.clustering.jaccard import TooManyPairs, jaccard_rows, jaccard_vectors
-from reidssl.clustering.kmeans import check_kmeans, kmeans
+from reidssl.clustering.kmeans import kmeans
 from reidssl.clustering.neighbours import Array, Neighbours
 from reidssl.clustering.refining import refine
 from reidssl.clustering.reliability import reliable
 from reidssl.clustering.ungraphed import dbscan_vectors
 
-ALGORITHMS = ("dbscan", "infomap", "kmeans")
 PAIRS_PER_IMAGE = 1000
 """Pairs within eps that are stored, per image, at 8 bytes; real sets have some tens, collapsed features N."""
 
 Graph = Callable[[sp.csr_matrix, float, int], sp.csr_matrix]
 """(vectors, largest distance, most pairs) -> distances, or TooManyPairs."""
-
-
-@dataclass(kw_only=True)
-class ClusterConfig:
-    """How images are grouped."""
-
-    algorithm: str = "dbscan"
-    """dbscan, infomap (both on the Jaccard distance) or kmeans (on the features; needs num_clusters)."""
-    k1: int = 30
-    """Neighbours, the image included, whose reciprocity counts."""
-    k2: int = 6
-    """Neighbours, the image included, averaged by query expansion."""
-    eps: float = 0.6
-    """Largest Jaccard distance between neighbours in a cluster (0.6 for Market-1501, 0.7 for MSMT17)."""
-    eps_end: float = 0.0
-    """The same in the last epoch, approached in equal steps; 0: eps throughout."""
-    min_samples: int = 4
-    """Neighbours, the image included, that make an image the core of a cluster; with infomap the smallest cluster."""
-    num_clusters: int = 0
-    """Clusters of kmeans."""
-    reliability_gap: float = 0.0
-    """Keep only clusters and images that last when eps is this much larger and smaller (SpCL uses 0.02); 0: keep all."""
-    reliable_share: float = 0.9
-    """Share of the clusters, the most independent ones, that the reliability criterion keeps."""
-    search: str = "exact"
-    """Neighbour search: exact, ivf or hnsw (approximate, FAISS; for hundreds of thousands of images)."""
-    search_effort: int = 0
-    """ivf: groups visited by an image; hnsw: candidates kept; more finds more. 0: chosen from the number of images."""
-
-    def __post_init__(self) -> None:
-        if self.algorithm not in ALGORITHMS:
-            raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}: got '{self.algorithm}'")
-        if self.k1 < 1:
-            raise ValueError(f"k1 must be at least 1: got {self.k1}")
-        if not 1 <= self.k2 <= self.k1:
-            raise ValueError(f"k2 must be in [1, k1 = {self.k1}]: got {self.k2}")
-        if not 0.0 < self.eps < 1.0:
-            raise ValueError(f"eps must be in (0, 1): got {self.eps}")
-        if not 0.0 <= self.eps_end < 1.0:
-            raise ValueError(f"eps_end must be 0 (eps throughout) or in (0, 1): got {self.eps_end}")
-        if self.min_samples < 1:
-            raise ValueError(f"min_samples must be at least 1: got {self.min_samples}")
-        if self.num_clusters < 0:
-            raise ValueError(f"num_clusters must be 0 or more: got {self.num_clusters}")
-        gap, ends = self.reliability_gap, (self.eps, self.eps_end or self.eps)
-        if gap < 0 or (gap and not (min(ends) - gap > 0 and max(ends) + gap < 1)):
-            raise ValueError(f"reliability_gap must be 0 (off) or leave eps -/+ it in (0, 1): got {gap} with eps {self.eps}")
-        if not 0 < self.reliable_share <= 1:
-            raise ValueError(f"reliable_share must be in (0, 1]: got {self.reliable_share}")
-        check_search(self.search, self.search_effort)
-        if self.algorithm == "infomap":
-            check_infomap()
-        if self.algorithm == "kmeans":
-            check_kmeans(self.num_clusters)
-            if gap:
-                raise ValueError("reliability_gap must be 0 with algorithm=kmeans, which has no eps")
-
-    def eps_at(self, progress: float) -> float:
-        """eps after a share `progress` in [0, 1] of the epochs."""
-        return self.eps + ((self.eps_end or self.eps) - self.eps) * progress
 
 
 @dataclass(frozen=True)

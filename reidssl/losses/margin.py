@@ -73,7 +73,6 @@ def circle_loss(cosines: Tensor, labels: Tensor, scale: float, margin: float, la
 
 MarginLoss = Callable[[Tensor, Tensor, float, float, float], Tensor]
 MARGIN_LOSSES: dict[str, MarginLoss] = {"arcface": arcface_loss, "cosface": cosface_loss, "circle": circle_loss}
-LARGEST_MARGIN = {"arcface": math.pi, "cosface": 2.0, "circle": 1.0}
 
 
 def _checked(cosines: Tensor, labels: Tensor, scale: float, margin: float, too_much: float) -> Tensor:

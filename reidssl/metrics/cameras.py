@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reidssl.choices import GALLERY_BLOCK
 from reidssl.clustering.neighbours import Array
 from reidssl.metrics.inputs import check_fit, labels_of, unit_pair
-from reidssl.metrics.judging import GALLERY_BLOCK, judge_pieces, pieces_of
+from reidssl.metrics.judging import judge_pieces, pieces_of
 
 
 @dataclass(frozen=True)

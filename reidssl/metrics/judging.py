@@ -28,7 +28,6 @@ ScoreBlocks = Iterable[tuple[int, Tensor]]
 """(first query, float32 scores (q, G), higher is nearer) of consecutive query blocks."""
 Piece = Callable[[], Tensor]
 """Gives some consecutive gallery images, float32 (c, D) of length one; called once or twice."""
-GALLERY_BLOCK = 131072
 
 
 class QueryResults(NamedTuple):

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reidssl.choices import GALLERY_BLOCK
 from reidssl.clustering.neighbours import Array, knn, top_scores, unit_rows
 from reidssl.metrics.inputs import check_fit, labels_of, unit_pair
 from reidssl.metrics.judging import (
-    GALLERY_BLOCK,
     QueryResults,
     ScoreBlocks,
     cosine_blocks,

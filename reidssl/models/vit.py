@@ -4,7 +4,6 @@ Shapes: B images, D width, (h, w) the grid of patches, N = h * w. Image size is 
 The output is the class token after the final layer norm (eps 1e-6); activations are exact GELU.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,94 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from reidssl.models.config import VitConfig
 from reidssl.models.ics import IcsStem
 from reidssl.models.initialisation import seeded
 
-STEMS = ("ics", "patch")
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
 LAYER_SCALE = 1e-5  # the initial value in DINOv2
-
-
-@dataclass(kw_only=True)
-class VitConfig:
-    """Everything that is needed to build a backbone; saved in the header of its checkpoints. Default: ViT-S + ICS."""
-
-    width: int = 384
-    """Embedding width D: 192 for ViT-Ti, 384 for ViT-S, 768 for ViT-B, 1024 for ViT-L."""
-    depth: int = 12
-    """Number of transformer blocks."""
-    heads: int = 6
-    """Attention heads; must divide width."""
-    mlp_ratio: float = 4.0
-    """Hidden width of each block's MLP, as a multiple of width."""
-    patch_size: int = 16
-    """Side of a patch in pixels; even for the ics stem."""
-    stride: int = 0
-    """Distance between patches in pixels; smaller than patch_size makes them overlap; 0 means patch_size."""
-    image_size: tuple[int, int] = (256, 128)
-    """(height, width) whose grid the position embeddings belong to; other sizes interpolate them."""
-    stem: str = "ics"
-    """"ics" (IBN convolution stem) or "patch" (one linear projection of each patch)."""
-    stem_width: int = 64
-    """Channels inside the ics stem."""
-    drop_path: float = 0.0
-    """Stochastic depth rate of the last block, rising linearly from 0 at the first."""
-    gem_pooling: bool = False
-    """Add the generalised mean (p 3) of the patch tokens to the class token."""
-    num_cameras: int = 0
-    """Learn one embedding for each camera and add it to every token; 0 switches it off."""
-    camera_weight: float = 3.0
-    """Weight of the camera embedding."""
-    layer_scale: float = 0.0
-    """Initial value of a learned factor on each channel of every residual branch (CaiT; DINOv2 has it); 0 has none."""
-
-    def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads", "patch_size", "stem_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
-        if self.width % self.heads:
-            raise ValueError(f"width must be a multiple of heads: got width {self.width} and {self.heads} heads")
-        if self.mlp_ratio <= 0:
-            raise ValueError(f"mlp_ratio must be positive: got {self.mlp_ratio}")
-        if not 0 <= self.stride <= self.patch_size:
-            raise ValueError(f"stride must be in [0, patch_size = {self.patch_size}]: got {self.stride}")
-        if self.stem not in STEMS:
-            raise ValueError(f"stem must be one of {', '.join(STEMS)}: got {self.stem!r}")
-        if self.stem == "ics" and (self.patch_size % 2 or self.stride % 2):
-            raise ValueError(
-                f"patch_size and stride must be even for stem=ics: got {self.patch_size} and {self.stride}"
-            )
-        if self.stem == "ics" and self.stem_width % 2:
-            raise ValueError(f"stem_width must be even: got {self.stem_width}")
-        if not 0.0 <= self.drop_path < 1.0:
-            raise ValueError(f"drop_path must be in [0, 1): got {self.drop_path}")
-        for name in ("num_cameras", "layer_scale"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more: got {getattr(self, name)}")
-        self.image_size = (int(self.image_size[0]), int(self.image_size[1]))  # JSON and YAML give lists
-        try:
-            self.grid(*self.image_size)
-        except ValueError as error:
-            raise ValueError(f"image_size does not fit: {error}") from None
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of patches for an image of this size; ValueError where the size does not fit.
-
-        Overlapping patches (stride < patch_size) may leave less than a stride of pixels over at the bottom and right, as
-        in the published 256 x 128 with stride 12: 21 x 10.
-        """
-        stride = self.stride or self.patch_size
-        overlapping = stride < self.patch_size
-        for size in (height, width):
-            if size < self.patch_size or (not overlapping and size % stride):
-                raise ValueError(
-                    f"an image of {height} x {width} (height x width) cannot be cut into patches of "
-                    f"{self.patch_size} every {stride} pixels: each side must be "
-                    + (f"at least {self.patch_size}" if overlapping else f"a multiple of {stride}")
-                )
-            if self.stem == "ics" and size % 2:
-                raise ValueError(f"the ics stem halves the image, so both sides must be even: got {height} x {width}")
-        return (height - self.patch_size) // stride + 1, (width - self.patch_size) // stride + 1
 
 
 def vit_config(size: str, **fields: Any) -> VitConfig:

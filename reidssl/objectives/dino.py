@@ -5,7 +5,7 @@ Shapes: B images, V crops, T = 2 teacher views (the global crops, which come fir
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,65 +13,11 @@ from torch import Tensor
 from reidssl.models.heads import DinoHead
 from reidssl.models.vit import Vit, VitConfig, build_vit
 from reidssl.objectives.base import MultiCropModel, Objective, ObjectiveOutput, Progress, StudentCall, StudentOutput
+from reidssl.objectives.config import DinoConfig
 from reidssl.objectives.koleo import koleo_loss
 from reidssl.objectives.sinkhorn import sinkhorn_knopp
 
 TEACHER_VIEWS = 2
-CENTERINGS = ("center", "sinkhorn_knopp")
-
-
-@dataclass(kw_only=True)
-class DinoConfig:
-    """Settings of DINO; the defaults are those of TransReID-SSL on LUPerson."""
-
-    out_dim: int = 65536
-    """Number of prototypes K."""
-    hidden: int = 2048
-    """Hidden width of the head's MLP."""
-    bottleneck: int = 256
-    """Width of the head before its last layer."""
-    student_temperature: float = 0.1
-    """Temperature of the student's softmax."""
-    teacher_temperature: float = 0.04
-    """Temperature of the teacher's softmax after warm-up; lower is sharper."""
-    warmup_teacher_temperature: float = 0.04
-    """Teacher temperature at the start."""
-    warmup_teacher_temperature_epochs: float = 0.0
-    """Epochs over which the teacher temperature goes linearly to its final value."""
-    centering: str = "center"
-    """What keeps one prototype from dominating: center (a running mean is subtracted) or sinkhorn_knopp (each
-    micro-batch's targets use all prototypes equally, 3 iterations)."""
-    center_momentum: float = 0.9
-    """Weight of the old centre in each step's update."""
-    koleo_weight: float = 0.0
-    """Weight of the KoLeo regulariser on the student's features of each global crop; 0.1 in DINOv2, 0 leaves it out."""
-    teacher_momentum: float = 0.996
-    """Weight of the old teacher at the start; the training loop raises it to 1 on a cosine."""
-    freeze_last_layer_epochs: int = 1
-    """Epochs in which the last layer gets no gradient."""
-
-    def __post_init__(self) -> None:
-        for name in ("out_dim", "hidden", "bottleneck"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
-        for name in ("student_temperature", "teacher_temperature", "warmup_teacher_temperature"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive: got {getattr(self, name)}")
-        if self.centering not in CENTERINGS:
-            raise ValueError(f"centering must be one of {', '.join(CENTERINGS)}: got {self.centering!r}")
-        for name in ("warmup_teacher_temperature_epochs", "freeze_last_layer_epochs", "koleo_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more: got {getattr(self, name)}")
-        for name in ("center_momentum", "teacher_momentum"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must be in [0, 1]: got {getattr(self, name)}")
-
-    def teacher_temperature_at(self, progress: Progress) -> float:
-        """The teacher's temperature at a position of the run."""
-        if progress.exact_epoch >= self.warmup_teacher_temperature_epochs:
-            return self.teacher_temperature
-        share = progress.exact_epoch / self.warmup_teacher_temperature_epochs
-        return (1.0 - share) * self.warmup_teacher_temperature + share * self.teacher_temperature
 
 
 def dino_loss(

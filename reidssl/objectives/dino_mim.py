@@ -11,7 +11,6 @@ patches of the micro-batch (the same number in each), K = out_dim, P = K or patc
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,42 +20,10 @@ from reidssl.models.heads import DinoHead
 from reidssl.models.initialisation import seeded
 from reidssl.models.vit import Vit, VitConfig
 from reidssl.objectives.base import MultiCropModel, ObjectiveOutput, Progress, StudentCall, StudentOutput
-from reidssl.objectives.dino import TEACHER_VIEWS, Dino, DinoConfig
+from reidssl.objectives.config import DinoMimConfig
+from reidssl.objectives.dino import TEACHER_VIEWS, Dino
 from reidssl.objectives.masking import patch_masks
 from reidssl.seeding import mix
-
-
-@dataclass(kw_only=True)
-class DinoMimConfig(DinoConfig):
-    """DINO's settings, with iBOT's for the patches; temperatures and centring are the same for both."""
-
-    out_dim: int = 8192
-    """Number of prototypes K."""
-    patch_weight: float = 1.0
-    """Weight of the patches' loss."""
-    mask_share: float = 0.5
-    """Share of the global crops that are masked."""
-    mask_ratio: tuple[float, float] = (0.1, 0.5)
-    """Smallest and largest share of a masked crop's patches that are masked."""
-    mask_aspect: float = 0.3
-    """Masked blocks have a height / width in [this, 1 / this]."""
-    shared_head: bool = True
-    """Patches go through the head of the class token; false: through one of their own."""
-    patch_out_dim: int = 8192
-    """Prototypes of the patches' own head (shared_head=false only)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.mask_ratio = (float(self.mask_ratio[0]), float(self.mask_ratio[1]))  # YAML gives lists
-        if self.patch_weight < 0:
-            raise ValueError(f"patch_weight must be 0 or more: got {self.patch_weight}")
-        for name in ("mask_share", "mask_aspect"):
-            if not 0.0 < getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must be in (0, 1]: got {getattr(self, name)}")
-        if not 0.0 < self.mask_ratio[0] <= self.mask_ratio[1] < 1.0:
-            raise ValueError(f"mask_ratio must be (smallest, largest) within (0, 1): got {self.mask_ratio}")
-        if self.patch_out_dim < 1:
-            raise ValueError(f"patch_out_dim must be at least 1: got {self.patch_out_dim}")
 
 
 class MaskedMultiCropModel(MultiCropModel):

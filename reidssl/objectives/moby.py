@@ -4,7 +4,7 @@ Shapes: B images, V crops, T = 2 momentum views (the global crops, which come fi
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,40 +13,10 @@ from torch.nn import functional as F
 from reidssl.models.initialisation import seeded
 from reidssl.models.vit import Vit, VitConfig, build_vit
 from reidssl.objectives.base import MultiCropModel, Objective, ObjectiveOutput, Progress, StudentCall
+from reidssl.objectives.config import MobyConfig
 from reidssl.precision import no_autocast
 
 MOMENTUM_VIEWS = 2
-
-
-@dataclass(kw_only=True)
-class MobyConfig:
-    """Settings of MoBY; the defaults are its paper's. Its drop path of 0.1 to 0.2 is that of the model: model.drop_path."""
-
-    out_dim: int = 256
-    """Width C of the embedding in which views are contrasted."""
-    hidden: int = 4096
-    """Hidden width of projector and predictor."""
-    projector_layers: int = 2
-    """Layers of the projector; the predictor has two."""
-    queue_size: int = 4096
-    """Keys Q of earlier images that each view is contrasted with; at least the global batch makes full use of each step."""
-    temperature: float = 0.2
-    """Of the softmax over the own key and the queue."""
-    teacher_momentum: float = 0.99
-    """Weight of the old momentum encoder at the start; the training loop raises it to 1 on a cosine."""
-    teacher_drop_path: float = 0.0
-    """Stochastic depth rate of the momentum encoder: less than the student's makes the pair asymmetric."""
-
-    def __post_init__(self) -> None:
-        for name in ("out_dim", "hidden", "projector_layers", "queue_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive: got {self.temperature}")
-        if not 0.0 <= self.teacher_momentum <= 1.0:
-            raise ValueError(f"teacher_momentum must be in [0, 1]: got {self.teacher_momentum}")
-        if not 0.0 <= self.teacher_drop_path < 1.0:
-            raise ValueError(f"teacher_drop_path must be in [0, 1): got {self.teacher_drop_path}")
 
 
 class MobyHead(nn.Module):

@@ -7,7 +7,7 @@ images of the micro-batch, so the loss of a micro-batch depends on nothing outsi
 import copy
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,38 +16,10 @@ from torch.nn import functional as F
 from reidssl.models.initialisation import seeded
 from reidssl.models.vit import Vit, VitConfig, build_vit
 from reidssl.objectives.base import MultiCropModel, Objective, ObjectiveOutput, Progress, StudentCall
+from reidssl.objectives.config import MocoV3Config
 from reidssl.precision import no_autocast
 
 MOMENTUM_VIEWS = 2
-
-
-@dataclass(kw_only=True)
-class MocoV3Config:
-    """Settings of MoCo v3; the defaults are the paper's for ViT-S."""
-
-    out_dim: int = 256
-    """Width C of the embedding in which views are contrasted."""
-    hidden: int = 4096
-    """Hidden width of projector and predictor."""
-    projector_layers: int = 3
-    """Layers of the projector; 0 contrasts the backbone's own features, for very small models."""
-    temperature: float = 0.2
-    """Of the softmax over the images of a micro-batch."""
-    teacher_momentum: float = 0.99
-    """Weight of the old momentum encoder at the start; the training loop raises it to 1 on a cosine."""
-    freeze_patch_embed: bool = False
-    """Leave the stem at its random weights, which steadies the training of large ViTs (paper, section 4)."""
-
-    def __post_init__(self) -> None:
-        for name in ("out_dim", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
-        if self.projector_layers < 0:
-            raise ValueError(f"projector_layers must be 0 or more: got {self.projector_layers}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive: got {self.temperature}")
-        if not 0.0 <= self.teacher_momentum <= 1.0:
-            raise ValueError(f"teacher_momentum must be in [0, 1]: got {self.teacher_momentum}")
 
 
 class MocoHead(nn.Module):

@@ -21,10 +21,9 @@ from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn import functional as F
 
+from reidssl.choices import MEASURES
 from reidssl.clustering.neighbours import Array, knn
 from reidssl.selection.subset import count_of, select_top
-
-MEASURES = ("cosine", "neighbourhood")
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Any
 
 from platform.engine.config import to_plain
 from platform.engine.errors import UserError
+from platform.engine.paths import InputPath
 from platform.engine.sources.base import Candidate, Plan, Source
 from platform.engine.sources.files import FileSource, Indexer
 from platform.engine.sources.luperson import LmdbSource
@@ -37,13 +38,13 @@ class SourceConfig:
     kind: str = "folder"
     """folder, market1501, msmt17, dukemtmc, cuhk03 (new protocol), luperson (images/ tree), luperson_lmdb, webdataset, video
     or synthetic."""
-    path: str = ""
+    path: InputPath = ""
     """Folder, file or s3:// prefix; not for synthetic."""
     labelled: bool = False
     """folder: take <identity>/<image> or <split>/<identity>/<image> as labels."""
     boxes: str = ""
     """cuhk03: labeled or detected; may be empty where only one of them is there."""
-    detections: str = ""
+    detections: InputPath = ""
     """video: MOTChallenge file of the video; for a folder of videos the folder with <video's name>.txt each."""
     crops: CropConfig = field(default_factory=CropConfig)
     part: str = "pretrain"

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from platform.engine.errors import UserError
-from platform.engine.runtime import say
 from platform.engine.sources.base import Candidate, Plan, in_units, limited
 from platform.engine.storage import Location, NotFoundError
 from reidssl.data.records import LayoutWarning, Record
@@ -37,6 +36,8 @@ class FileSource:
                 records = self.index(names, lambda name: self.root.joinpath(name).read_text())
             except ValueError as error:
                 raise UserError(f"source.path {self.root}: {error}") from None
+        from platform.engine.runtime import say  # brings Ray, which settings are read without
+
         for remark in remarks:
             if issubclass(remark.category, LayoutWarning):
                 say(f"note: {remark.message}")

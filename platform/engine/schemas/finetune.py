@@ -1,0 +1,71 @@
+"""The settings of platform.finetune."""
+
+from dataclasses import dataclass, field
+
+from platform.engine.paths import InputPath, OutputPath
+from platform.engine.scaling import ScalingConfig
+from platform.engine.schemas.phases import ChangesConfig, SupervisedConfig, UnsupervisedConfig
+from platform.engine.schemas.retrieval import EvaluateConfig
+from platform.engine.schemas.runtime import RuntimeConfig
+from platform.engine.schemas.training import DeepSpeedConfig
+from platform.engine.storage import StorageConfig
+from platform.engine.tracking import TrackingConfig
+from reidssl.augment.config import ReidAugmentConfig
+from reidssl.models.config import VitConfig
+
+SETTINGS = ("supervised", "uda", "usl")
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig:
+    """Everything a fine-tuning run depends on."""
+
+    output: OutputPath = "runs/finetune"
+    """Run folder, local or s3://."""
+    setting: str = "supervised"
+    """supervised, uda or usl."""
+    init: InputPath = ""
+    """Pre-training run or checkpoint file to start from; empty: random weights."""
+    source: InputPath = ""
+    """Labelled shards of the source set (uda only)."""
+    target: InputPath = "runs/demo/data/target"
+    """Shards of the target set with splits train, query and gallery."""
+    seed: int = 0
+    """Seed of batches, augmentation, drop path and new layers."""
+    evaluate_every: int = 0
+    """Also evaluate every so many epochs; 0: at the end only."""
+    model: VitConfig = field(default_factory=VitConfig)
+    """Backbone for random weights. With init its own configuration counts, but for the image size (augment.image_size) and
+    `changes`."""
+    changes: ChangesConfig = field(default_factory=ChangesConfig)
+    supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
+    unsupervised: UnsupervisedConfig = field(default_factory=UnsupervisedConfig)
+    augment: ReidAugmentConfig = field(default_factory=ReidAugmentConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    deepspeed: DeepSpeedConfig = field(default_factory=lambda: DeepSpeedConfig(clip=0.0))
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        if self.setting not in SETTINGS:
+            raise ValueError(f"setting must be one of {', '.join(SETTINGS)}: got '{self.setting}'")
+        if self.setting == "uda" and not self.source:
+            raise ValueError("source must name the labelled source set for setting=uda: got ''")
+        if not self.init and tuple(self.augment.image_size) != tuple(self.model.image_size):
+            raise ValueError(f"augment.image_size must equal model.image_size {tuple(self.model.image_size)}: "
+                             f"got {tuple(self.augment.image_size)}")
+        if self.deepspeed.zero_stage == 3:
+            raise ValueError("deepspeed.zero_stage must be 0, 1 or 2: got 3. Fine-tuning evaluates and exports the model between "
+                             "its phases, for which every worker holds it whole")
+        if self.evaluate.tasks:
+            raise ValueError("evaluate.tasks must be 0 in fine-tuning, whose workers rank by themselves: "
+                             f"got {self.evaluate.tasks}")
+        if not self.init and self.changes.as_dict():
+            raise ValueError(f"changes are made to the backbone of init, which is empty: set {', '.join(self.changes.as_dict())} "
+                             "of model instead")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more: got {self.seed}")
+        if self.evaluate_every < 0:
+            raise ValueError(f"evaluate_every must be 0 (end only) or more: got {self.evaluate_every}")

@@ -1,0 +1,68 @@
+"""The settings of platform.pretrain."""
+
+from dataclasses import dataclass, field
+
+from platform.engine.paths import InputPath, OutputPath
+from platform.engine.plan import StreamConfig
+from platform.engine.scaling import ScalingConfig
+from platform.engine.schemas.runtime import RuntimeConfig
+from platform.engine.schemas.training import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, ProbeConfig
+from platform.engine.storage import StorageConfig
+from platform.engine.tracking import TrackingConfig
+from reidssl.augment.config import MultiCropConfig
+from reidssl.models.config import VitConfig
+from reidssl.objectives.config import ObjectiveConfig
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """What is trained on."""
+
+    uri: InputPath = "runs/demo/data/pretrain"
+    """Shards with a manifest, as platform.ingest writes them."""
+    selection: InputPath = ""
+    """Folder written by platform.select: train on its images only; empty: on all."""
+
+
+@dataclass(kw_only=True)
+class LengthConfig:
+    """How long; schedules are stretched over it."""
+
+    epochs: float = 100.0
+    """Passes over the data."""
+    samples: int = 0
+    """Images seen, instead of epochs; 0: use epochs. Compares subsets at equal cost."""
+
+    def __post_init__(self) -> None:
+        if self.epochs <= 0 or self.samples < 0:
+            raise ValueError(f"epochs must be positive and samples 0 or more: got {self.epochs}, {self.samples}")
+
+
+@dataclass(kw_only=True)
+class PretrainConfig:
+    """Everything a pre-training run depends on."""
+
+    output: OutputPath = "runs/pretrain"
+    """Run folder, local or s3://."""
+    data: DataConfig = field(default_factory=DataConfig)
+    length: LengthConfig = field(default_factory=LengthConfig)
+    model: VitConfig = field(default_factory=VitConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    augment: MultiCropConfig = field(default_factory=MultiCropConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        if tuple(self.augment.global_size) != tuple(self.model.image_size):
+            raise ValueError(f"augment.global_size must equal model.image_size {tuple(self.model.image_size)}: "
+                             f"got {tuple(self.augment.global_size)}")
+        if self.optimizer.name == "lars" and self.deepspeed.zero_stage != 0:
+            raise ValueError("optimizer.name=lars needs deepspeed.zero_stage=0, where every tensor is whole: "
+                             f"got zero_stage={self.deepspeed.zero_stage}")

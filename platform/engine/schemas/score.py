@@ -1,0 +1,43 @@
+"""The settings of platform.score."""
+
+from dataclasses import dataclass, field
+
+from platform.engine.inference import PoolConfig
+from platform.engine.paths import InputPath, OutputPath
+from platform.engine.schemas.retrieval import NeighbourActorsConfig
+from platform.engine.schemas.runtime import RuntimeConfig
+from platform.engine.storage import StorageConfig
+from reidssl.choices import MEASURES
+from reidssl.clustering.config import check_search
+
+
+@dataclass(kw_only=True)
+class ScoreConfig:
+    """Everything a scoring run depends on."""
+
+    output: OutputPath = "runs/scores"
+    """Folder of the scores."""
+    source: InputPath = ""
+    """Source proxy: the run folder of platform.pretrain, or a .safetensors file."""
+    target: InputPath = ""
+    """Target proxy: the run folder of platform.finetune, started from the source proxy."""
+    measure: str = "cosine"
+    """How little was forgotten: cosine or neighbourhood."""
+    k: int = 20
+    """Neighbours (measure=neighbourhood)."""
+    search: str = "exact"
+    """How they are searched: exact, ivf or hnsw."""
+    neighbours: NeighbourActorsConfig = field(default_factory=lambda: NeighbourActorsConfig(actors=2))
+    """Actors that share the search."""
+    data: InputPath = "runs/demo/data/pretrain"
+    """Shards to score."""
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        if self.measure not in MEASURES:
+            raise ValueError(f"measure must be one of {', '.join(MEASURES)}: got '{self.measure}'")
+        if self.k < 1 or self.neighbours.actors < 1:
+            raise ValueError(f"k and neighbours.actors must be at least 1: got {self.k}, {self.neighbours.actors}")
+        check_search(self.search, 0)

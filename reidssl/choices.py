@@ -1,0 +1,11 @@
+"""What settings choose from, importable without torch: configurations are checked before anything heavy is loaded."""
+
+import math
+
+OPTIMIZERS = ("adamw", "sgd", "lars")
+LARGEST_MARGIN = {"arcface": math.pi, "cosface": 2.0, "circle": 1.0}
+"""The margin losses, and what each margin must stay below."""
+MEASURES = ("cosine", "neighbourhood")
+"""Of the Catastrophic Forgetting Score (reidssl/selection/cfs.py)."""
+GALLERY_BLOCK = 131072
+"""Gallery images compared at a time."""
