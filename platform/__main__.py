@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import signal
 
 FOLDER = pathlib.Path(__file__).parent
 ORDER = ("pipeline", "ingest", "pretrain", "score", "select", "finetune", "cluster", "tune", "evaluate", "export", "report")
@@ -17,6 +18,7 @@ def programs() -> dict[str, str]:
 
 
 def main() -> None:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` has seen enough
     print("Programs (each has --help):\n")
     for name, summary in programs().items():
         print(f"  python -m platform.{name:<10} {summary}")

@@ -1,7 +1,7 @@
 """The selected subset: the best-scored share of a data set, or a random one, as an index, without copying an image.
 
   python -m platform.select data=runs/demo/data/pretrain scores=runs/scores output=runs/selection fraction=0.5
-  python -m platform.select data=s3://b/luperson list=cfs_list.pkl fraction=0.5 output=s3://b/selection
+  python -m platform.select data=s3://bucket/luperson list=cfs_list.pkl fraction=0.5 output=s3://bucket/selection
   python -m platform.select ... reference=cfs_list.pkl      (also: how far the scores agree with a published order)
   python -m platform.select data=runs/demo/data/pretrain random=true output=runs/control      (the control of any selection)
 

@@ -87,7 +87,7 @@ def _refuse_unknown(schema: type, values: Any, prefix: str = "") -> None:
     hints = get_type_hints(schema)
     for key, value in values.items():
         if key not in hints:
-            raise ConfigError(_no_such_key(f"{prefix}{key}", schema, prefix))
+            raise ConfigError(f"configuration: {_no_such_key(f'{prefix}{key}', schema, prefix)}")
         if is_dataclass(hints[key]) and isinstance(value, dict):
             _refuse_unknown(hints[key], value, f"{prefix}{key}.")  # type: ignore[arg-type]
 
@@ -95,7 +95,7 @@ def _refuse_unknown(schema: type, values: Any, prefix: str = "") -> None:
 def _no_such_key(key: str, schema: type, prefix: str = "") -> str:
     close = difflib.get_close_matches(key, _keys(schema, prefix), n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(close)}?" if close else "; --help lists the keys"
-    return f"configuration: there is no key '{key}'{hint}"
+    return f"there is no key '{key}'{hint}"
 
 
 def _build(schema: type[Schema], values: Mapping[str, Any], prefix: str = "") -> Schema:
@@ -146,7 +146,7 @@ def _explain(error: Exception, schema: type) -> str:
     found = re.search(r"Could not override '([^']+)'|Key '([^']+)' not in|Key '([^']+)' is not in struct", text)
     if found:
         key = key or next(group for group in found.groups() if group)
-        return _no_such_key(str(key), schema)
+        return f"configuration: {_no_such_key(str(key), schema)}"
     unset = re.search(r"Environment variable '(\w+)' not found", text)
     if unset:
         return f"configuration: {key} needs the environment variable {unset[1]}, which is not set; set it, or give {key}="

@@ -58,7 +58,8 @@ def _section(schema: type, values: dict[str, Any], prefix: str, width: int) -> l
 def in_words(value: Any) -> str:
     """A value as the command line takes it."""
     if isinstance(value, str):
-        return f'"{value}"' if (value[:1] in ("'", '"') and value[:1] == value[-1:]) or value == "null" else value
+        quotes_itself = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+        return f'"{value}"' if quotes_itself or value == "null" else value
     if isinstance(value, list | tuple):
         return f"[{','.join(_quoted(each) for each in value)}]"
     if isinstance(value, dict):

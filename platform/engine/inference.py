@@ -5,7 +5,6 @@ once, and only keys and results travel to the driver.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,33 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from platform.engine.errors import UserError
+from platform.engine.schemas.retrieval import PoolConfig
 from platform.engine.shards import FileEntry
 from platform.engine.storage import Location, StorageConfig
 from platform.engine.windows import decode_image
 
 Batch = dict[str, np.ndarray]
-
-
-@dataclass(kw_only=True)
-class PoolConfig:
-    """The actors that hold the models."""
-
-    actors: int = 2
-    """Most actors; the pool grows to it while there is work."""
-    batch: int = 256
-    """Images in one forward pass."""
-    cpus_per_actor: float = 1.0
-    """CPUs reserved for an actor."""
-    gpus_per_actor: float = 0.0
-    """GPUs reserved for an actor; fractions share one."""
-
-    def __post_init__(self) -> None:
-        for name in ("actors", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
-        if self.cpus_per_actor < 0 or self.gpus_per_actor < 0:
-            raise ValueError("cpus_per_actor and gpus_per_actor must not be negative: "
-                             f"got {self.cpus_per_actor}, {self.gpus_per_actor}")
 
 
 class Embedder:

@@ -64,13 +64,18 @@ def _read(schema: type, groups: set[str], text: str, unknown: Any) -> Override:
         if key in choices_of_groups():
             raise OverrideError(f"'{text}': this program has no group {key}; " + (
                 f"its groups are {', '.join(sorted(groups))}" if groups else "it has none"))
-        raise OverrideError(unknown(key))
+        parts = key.split(".")
+        above = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+        raise OverrideError(unknown(next(each for each in above if hint_of(schema, each) is None)))
     if name.startswith("+") and not name.startswith("++") and _is_there(schema, key):
         raise OverrideError(f"'{text}': {key} exists already: write {key}={value}")
     kind = bare(hint)
-    if kind is str and value != "null":
+    texts = get_origin(kind) is list and bare(get_args(kind)[0]) is str
+    if value == "null" and (kind is str or texts):
+        raise OverrideError(f"{key} cannot be null: write {key}={'[]' if texts else ''} for none, {key}=\"'null'\" for that word")
+    if kind is str:
         return Override(key, "", _unquoted(value))
-    if get_origin(kind) is list and bare(get_args(kind)[0]) is str and value != "null":
+    if texts:
         return Override(key, "", _items(key, value))
     _check(key, value)
     return Override(key, text if _is_there(schema, key) else f"++{key}={value}")

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from platform.engine.inference import PoolConfig
 from platform.engine.paths import InputPath, OutputPath
-from platform.engine.schemas.retrieval import NeighbourActorsConfig, check_shared
+from platform.engine.schemas.retrieval import NeighbourActorsConfig, PoolConfig, check_shared
 from platform.engine.schemas.runtime import RuntimeConfig
 from platform.engine.storage import StorageConfig
 from reidssl.clustering.config import ClusterConfig

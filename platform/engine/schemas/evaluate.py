@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from platform.engine.inference import PoolConfig
 from platform.engine.paths import InputPath, OutputPath
-from platform.engine.schemas.retrieval import EvaluateConfig
+from platform.engine.schemas.retrieval import EvaluateConfig, PoolConfig
 from platform.engine.schemas.runtime import RuntimeConfig
 from platform.engine.storage import StorageConfig
 

@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from platform.engine.inference import PoolConfig
 from platform.engine.paths import OutputPath
 from platform.engine.scaling import ScalingConfig
 from platform.engine.schemas.finetune import SETTINGS
 from platform.engine.schemas.phases import SupervisedConfig, UnsupervisedConfig
-from platform.engine.schemas.pretrain import PretrainConfig
-from platform.engine.schemas.retrieval import EvaluateConfig
+from platform.engine.schemas.pretrain import DataConfig, PretrainConfig
+from platform.engine.schemas.retrieval import EvaluateConfig, PoolConfig
 from platform.engine.schemas.runtime import RuntimeConfig
 from platform.engine.sources import SourceConfig
 from platform.engine.storage import StorageConfig
@@ -72,7 +71,7 @@ class PipelineConfig:
     """Images in a row group of the shards."""
     settings: list[str] = field(default_factory=lambda: list(SETTINGS))
     """Fine-tuning settings to run."""
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    pretrain: PretrainConfig = field(default_factory=lambda: PretrainConfig(output="", data=DataConfig(uri="")))
     finetune: FinetuneStageConfig = field(default_factory=FinetuneStageConfig)
     cfs: CfsConfig = field(default_factory=CfsConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)

@@ -71,3 +71,25 @@ def check_shared(cluster: ClusterConfig, config: NeighbourActorsConfig) -> None:
     if config.actors and cluster.algorithm == "kmeans":
         raise ValueError("neighbours.actors must be 0 with cluster.algorithm=kmeans, which runs in one process: got "
                          f"{config.actors}")
+
+
+@dataclass(kw_only=True)
+class PoolConfig:
+    """The actors that hold the models."""
+
+    actors: int = 2
+    """Most actors; the pool grows to it while there is work."""
+    batch: int = 256
+    """Images in one forward pass."""
+    cpus_per_actor: float = 1.0
+    """CPUs reserved for an actor."""
+    gpus_per_actor: float = 0.0
+    """GPUs reserved for an actor; fractions share one."""
+
+    def __post_init__(self) -> None:
+        for name in ("actors", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
+        if self.cpus_per_actor < 0 or self.gpus_per_actor < 0:
+            raise ValueError("cpus_per_actor and gpus_per_actor must not be negative: "
+                             f"got {self.cpus_per_actor}, {self.gpus_per_actor}")

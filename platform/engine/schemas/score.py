@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from platform.engine.inference import PoolConfig
 from platform.engine.paths import InputPath, OutputPath
-from platform.engine.schemas.retrieval import NeighbourActorsConfig
+from platform.engine.schemas.retrieval import NeighbourActorsConfig, PoolConfig
 from platform.engine.schemas.runtime import RuntimeConfig
 from platform.engine.storage import StorageConfig
 from reidssl.choices import MEASURES

@@ -11,10 +11,6 @@ from platform.engine.errors import UserError
 from platform.engine.paths import InputPath
 from platform.engine.sources.base import Candidate, Plan, Source
 from platform.engine.sources.files import FileSource, Indexer
-from platform.engine.sources.luperson import LmdbSource
-from platform.engine.sources.synthetic import SyntheticSource
-from platform.engine.sources.tar import TarSource
-from platform.engine.sources.video import VideoSource
 from platform.engine.storage import StorageConfig, open_storage
 from reidssl.data import cuhk03, dukemtmc, folder, luperson, market1501, msmt17
 from reidssl.data.mot import CropConfig
@@ -81,6 +77,12 @@ class SourceConfig:
 
 def open_source(config: SourceConfig, storage: StorageConfig) -> Source:
     """The reader for `config`. Raises UserError when a field it needs is empty."""
+    # Not above: settings are read without the libraries of videos, tars and LMDB.
+    from platform.engine.sources.luperson import LmdbSource
+    from platform.engine.sources.synthetic import SyntheticSource
+    from platform.engine.sources.tar import TarSource
+    from platform.engine.sources.video import VideoSource
+
     common: dict[str, Any] = {"image_format": config.image_format, "jpeg_quality": config.jpeg_quality}
     if config.kind == "synthetic":
         return SyntheticSource(config.synthetic, config.part, config.unit_images, **common)
