@@ -29,6 +29,7 @@ from platform.engine.phases import Phase, Unsupervised, UnsupervisedConfig
 from platform.engine.runs import SUMMARY, Run, open_run
 from platform.engine.runtime import RuntimeConfig, connect, say
 from platform.engine.scaling import ScalingConfig
+from platform.engine.set_aside import LISTED, SAID, check_share
 from platform.engine.storage import StorageConfig, open_storage
 from platform.engine.supervised import Supervised, SupervisedConfig
 from platform.engine.tracking import Tracker, TrackingConfig
@@ -56,6 +57,9 @@ class FinetuneConfig:
     """Shards of the target set with splits train, query and gallery."""
     seed: int = 0
     """Seed of batches, augmentation, drop path and new layers."""
+    max_corrupt_share: float = 0.01
+    """Largest share of a split's images that may be undecodable: those are left out and listed; above it (and above one image)
+    the run stops."""
     evaluate_every: int = 0
     """Also evaluate every so many epochs; 0: at the end only."""
     model: VitConfig = field(default_factory=VitConfig)
@@ -89,6 +93,7 @@ class FinetuneConfig:
         if not self.init and self.changes.as_dict():
             raise ValueError(f"changes are made to the backbone of init, which is empty: set {', '.join(self.changes.as_dict())} "
                              "of model instead")
+        check_share(self.max_corrupt_share)
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more: got {self.seed}")
         if self.evaluate_every < 0:
@@ -143,6 +148,9 @@ def finetune(arguments: dict[str, Any]) -> None:
     tracker = Tracker(run.location, config.tracking, found.position if found else 0, run.location.uri) \
         if dist.get_rank() == 0 else None
     query, gallery = (image_set(config, config.target, split, model.backbone) for split in ("query", "gallery"))
+    corrupt = [problem for images in (*[phase.images for phase in phases], query, gallery) for problem in images.problems]
+    for problem in corrupt[:SAID] if tracker else []:
+        report_line(f"set aside: {problem}")
 
     def judge(phase: Phase) -> dict[str, Any]:
         of_query, of_gallery = (extract(model, images, phase.config.neck, config.augment) for images in (query, gallery))
@@ -156,7 +164,8 @@ def finetune(arguments: dict[str, Any]) -> None:
             trainer.train(model, phase, number, found)
     result = judge(phases[-1])
     if tracker:
-        finish(run, config, model, phases[-1], tracker, result)
+        finish(run, config, model, phases[-1], tracker,
+               result | {"corrupt_images": len(corrupt), "corrupt": corrupt[:LISTED]})
     dist.barrier()
 
 
@@ -193,7 +202,8 @@ def phases_of(config: FinetuneConfig, backbone: Vit) -> list[Phase]:
 
 
 def image_set(config: FinetuneConfig, uri: str, split: str, backbone: Vit) -> ImageSet:
-    return ImageSet(open_storage(uri, config.storage), [split], backbone.config.image_size)
+    return ImageSet(open_storage(uri, config.storage), [split], backbone.config.image_size,
+                    max_corrupt_share=config.max_corrupt_share)
 
 
 def finish(run: Run, config: FinetuneConfig, model: ReidModel, phase: Phase, tracker: Tracker, result: dict[str, Any]) -> None:
