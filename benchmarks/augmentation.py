@@ -43,8 +43,8 @@ def ours(num):
     """Decoding of the next batch in threads while MultiCrop works on this one."""
     import torch
 
-    from platform.engine.windows import decode_image
     from reidssl.augment.multicrop import MultiCrop, MultiCropConfig
+    from reidssl.data.decode import decode_image
     from reidssl.seeding import sample_seeds
 
     torch.set_num_threads(CORES)

@@ -120,7 +120,7 @@ class Files:
         return len(self.uris)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, str]:
-        from platform.engine.windows import decode_image
+        from reidssl.data.decode import decode_image
 
         return decode_image(self.read(self.uris[index]), GLOBAL), self.uris[index]
 

@@ -7,7 +7,8 @@
 Features are computed by a pool of actors and stored shard by shard as Parquet; an interrupted run continues with the shards that
 are missing. With neighbours.actors search and Jaccard distance are shared out: each actor loads some of those files, so no
 machine holds the features of all. This program then has the table of neighbours, the images' weights over their neighbours
-and the distances, some kB an image, and clusters. Result: labels.parquet (key, label; -1 = outlier).
+and the distances, some kB an image, and clusters. Result: labels.parquet (key, label, problem; -1 = outlier). An image that
+cannot be decoded takes no part: its label is -1, its problem says why, and the summary counts it.
 """
 
 from platform.engine.command import run_program
@@ -22,14 +23,15 @@ import numpy as np
 import pyarrow as pa
 
 from platform.engine.errors import UserError, user_error_of
-from platform.engine.features import FEATURE, ParquetPart, read_all
+from platform.engine.features import FEATURE, ParquetPart, read_all, stored_part
 from platform.engine.inference import Batch, Embedder, stream_through_actors
 from platform.engine.jaccard import sharded_labels
 from platform.engine.models import load_model
-from platform.engine.parts import PARTS, as_column, write_parts, write_table
+from platform.engine.parts import PARTS, PROBLEM, as_column, problems_in, write_parts, write_table
 from platform.engine.runs import SUMMARY, VOLATILE, Run, open_run
 from platform.engine.runtime import connect, say
 from platform.engine.schemas.cluster import ClusterProgramConfig
+from platform.engine.set_aside import SetAside
 from platform.engine.shards import Manifest, read_manifest, read_rows
 from platform.engine.storage import Location, open_storage
 from reidssl.clustering.pseudo_labels import PseudoLabels, pseudo_labels
@@ -55,24 +57,33 @@ def main(config: ClusterProgramConfig) -> dict[str, Any]:
     manifest = read_manifest(root)
     extract(config, run, root, manifest)
     started = time.perf_counter()
-    parts = [ParquetPart(run.location / PARTS / entry.name, entry.rows) for entry in manifest.files]
-    found = label(config, parts)
-    known = read_rows(root, ["key", "pid"])
-    write_table(run.location / LABELS, pa.table({"key": known["key"], "label": pa.array(found.labels.astype(np.int32))}))
+    set_aside = set_aside_of(config, root, manifest)
+    problems = np.concatenate([problems_in(run.location / PARTS / entry.name) for entry in manifest.files])
+    set_aside.add(problems)  # those of earlier starts too
+    found = label(config, [stored_part(run.location / PARTS / entry.name) for entry in manifest.files])
+    known, good = read_rows(root, ["key", "pid"]), problems == ""
+    labels = np.full(len(problems), -1, np.int32)
+    labels[good] = found.labels
+    write_table(run.location / LABELS, pa.table({"key": known["key"], "label": labels, PROBLEM: problems.tolist()}))
     recall = "" if found.recall is None else f"; recall of the search {found.recall:.3f}"
-    say(f"cluster: {found.num_clusters:,} clusters, {found.num_outliers:,} outliers of {manifest.num_rows:,} images in "
+    say(f"cluster: {found.num_clusters:,} clusters, {found.num_outliers:,} outliers of {int(good.sum()):,} images in "
         f"{time.perf_counter() - started:,.0f} s{recall}")
     summary = {"images": manifest.num_rows, "clusters": found.num_clusters, "outliers": found.num_outliers,
                "search_recall": found.recall, "actors": config.neighbours.actors, "seconds": found.seconds}
-    pids = known["pid"].to_numpy()
+    pids = known["pid"].to_numpy()[good]
     if pids.min() >= 0:  # labels are known: judge the clusters by them
         from sklearn.metrics import adjusted_rand_score
 
         summary["adjusted_rand_index"] = float(adjusted_rand_score(pids, found.labels))
     model = load_model(config.checkpoint, config.storage)
+    summary |= set_aside.summary()
     run.finish(summary | {"checkpoint": config.checkpoint, "weights": weights_hash(model.reid or model.backbone)[:12],
                           "data": config.data, "data_checksum": manifest.checksum})
     return run.summary or {}
+
+
+def set_aside_of(config: ClusterProgramConfig, root: Location, manifest: Manifest) -> SetAside:
+    return SetAside(root.uri, manifest.num_rows, config.pool.max_corrupt_share, "pool.max_corrupt_share")
 
 
 def extract(config: ClusterProgramConfig, run: Run, root: Location, manifest: Manifest) -> None:
@@ -87,11 +98,12 @@ def extract(config: ClusterProgramConfig, run: Run, root: Location, manifest: Ma
     batches = stream_through_actors(root, pending, Embedder, arguments, size, config.pool)
 
     def publish(name: str, columns: Batch) -> None:
-        table = pa.table({"key": columns["key"].tolist(), FEATURE: as_column(columns["feature"])})
+        table = pa.table({"key": columns["key"].tolist(), FEATURE: as_column(columns["feature"]),
+                          PROBLEM: columns["problem"].tolist()})
         write_table(run.location / PARTS / name, table)
 
     try:
-        write_parts(pending, batches, publish, done, manifest.num_rows)
+        write_parts(pending, set_aside_of(config, root, manifest).watch(batches), publish, done, manifest.num_rows)
     except Exception as error:
         raise user_error_of(error) or error from None
 

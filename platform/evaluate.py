@@ -26,6 +26,7 @@ from platform.engine.inference import Embedder, stream_through_actors
 from platform.engine.models import load_model
 from platform.engine.runtime import connect, say
 from platform.engine.schemas.evaluate import EvaluateProgramConfig
+from platform.engine.set_aside import SetAside
 from platform.engine.shards import Manifest, read_manifest
 from platform.engine.storage import Location, open_storage
 from reidssl.data.msmt17 import IMAGE_FOLDERS
@@ -70,20 +71,29 @@ def evaluate(uri: str, image_size: tuple[int, int], location: Location, config: 
     arguments = {"model": uri, "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor)),
                  "changes": config.changes}
     manifest = read_manifest(location)
+    set_aside = SetAside(location.uri, sum(manifest.splits[split] for split in SPLITS), config.pool.max_corrupt_share,
+                         "pool.max_corrupt_share")
     try:
-        batches = list(stream_through_actors(location, manifest.files, Embedder, arguments, image_size, config.pool, SPLITS))
+        batches = list(set_aside.watch(stream_through_actors(location, manifest.files, Embedder, arguments, image_size,
+                                                             config.pool, SPLITS)))
     except Exception as error:
         raise user_error_of(error) or error from None
-    rows = {name: np.concatenate([batch[name] for batch in batches]) for name in ("key", "split", "feature")}
-    labels, features = [], []
+    rows = {name: np.concatenate([batch[name] for batch in batches]) for name in ("key", "split", "feature", "problem")}
+    labels, features, left_out = [], [], {}
     for split in SPLITS:
         chosen = rows["split"] == split
         labels.append(Labels(location, split))
-        features.append(torch.from_numpy(rows["feature"][chosen]))
         if rows["key"][chosen].tolist() != labels[-1].keys:
             raise UserError(f"{location.uri} changed while it was read: run the same command again")
+        good = rows["problem"][chosen] == ""
+        if not good.any():
+            raise UserError(f"{location.uri} cannot be judged: none of its {split} images can be decoded")
+        labels[-1] = labels[-1].only(good)
+        features.append(torch.from_numpy(rows["feature"][chosen][good]))
+        left_out[split] = int((~good).sum())
     found = evaluate_features(labels[0], labels[1], features[0], features[1], config.evaluate)
-    return {"data_set": data_set(manifest, labels[1].keys[0]), "data_checksum": manifest.checksum, **found}
+    return {"data_set": data_set(manifest, labels[1].keys[0]), "data_checksum": manifest.checksum,
+            **set_aside.summary(), "left_out": left_out, **found}
 
 
 def data_set(manifest: Manifest, key: str) -> str:
@@ -111,6 +121,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append(f"  {row['data_set']} (checksum {row['data_checksum'][:12]}), {' and '.join(row['splits'])}, images "
                      f"{'x'.join(map(str, row['image_size']))}, {'also' if row['reranking'] else 'no'} re-ranking, weights "
                      f"{row['weights']}")
+        if row["corrupt_images"]:
+            counts = " and ".join(f"{count} {split}" for split, count in row["left_out"].items() if count)
+            lines.append(f"  left out: {counts} images that cannot be decoded")
         if "reranked" in row:
             reranked = row["reranked"]
             lines.append(f"{'  re-ranked':<{width}}  {'':<{data_width}}  {100 * reranked['mAP']:7.1f}  "

@@ -33,6 +33,7 @@ from platform.engine.phases import Phase, Unsupervised
 from platform.engine.runs import SUMMARY, Run, open_run
 from platform.engine.runtime import connect, say
 from platform.engine.schemas.finetune import FinetuneConfig
+from platform.engine.set_aside import LISTED, SAID
 from platform.engine.storage import open_storage
 from platform.engine.supervised import Supervised
 from platform.engine.tracking import Tracker
@@ -89,6 +90,9 @@ def finetune(arguments: dict[str, Any]) -> None:
     tracker = Tracker(run.location, config.tracking, found.position if found else 0, run.location.uri) \
         if dist.get_rank() == 0 else None
     query, gallery = (image_set(config, config.target, split, model.backbone) for split in ("query", "gallery"))
+    corrupt = [problem for images in (*[phase.images for phase in phases], query, gallery) for problem in images.problems]
+    for problem in corrupt[:SAID] if tracker else []:
+        report_line(f"set aside: {problem}")
 
     def judge(phase: Phase) -> dict[str, Any]:
         of_query, of_gallery = (extract(model, images, phase.config.neck, config.augment) for images in (query, gallery))
@@ -102,7 +106,8 @@ def finetune(arguments: dict[str, Any]) -> None:
             trainer.train(model, phase, number, found)
     result = judge(phases[-1])
     if tracker:
-        finish(run, config, model, phases[-1], tracker, result)
+        finish(run, config, model, phases[-1], tracker,
+               result | {"corrupt_images": len(corrupt), "corrupt": corrupt[:LISTED]})
     dist.barrier()
 
 
@@ -139,7 +144,8 @@ def phases_of(config: FinetuneConfig, backbone: Vit) -> list[Phase]:
 
 
 def image_set(config: FinetuneConfig, uri: str, split: str, backbone: Vit) -> ImageSet:
-    return ImageSet(open_storage(uri, config.storage), [split], backbone.config.image_size)
+    return ImageSet(open_storage(uri, config.storage), [split], backbone.config.image_size,
+                    max_corrupt_share=config.max_corrupt_share)
 
 
 def finish(run: Run, config: FinetuneConfig, model: ReidModel, phase: Phase, tracker: Tracker, result: dict[str, Any]) -> None:

@@ -12,7 +12,10 @@
   python -m platform.ingest source.kind=synthetic source.part=pretrain output=runs/synthetic
 
 Ray Data reads units of the source in parallel, checks that every image decodes, keeps the original bytes and writes
-Parquet shards. What cannot be used is listed with its reason in rejected.parquet and never stops the job. The manifest
+Parquet shards. Images are JPEG, PNG, WebP, BMP, TIFF, GIF or PPM. Where they are used they are turned upright as their EXIF
+says, 16-bit levels are scaled to 8, what is transparent is composed over white, of several frames the first is taken
+(reidssl/data/color_modes.py has every case): the manifest counts what is converted. What cannot be used is listed with its
+reason in rejected.parquet and never stops the job. The manifest
 is published last: an interrupted ingest leaves no data set, and running it again starts over. Equal arguments on an
 unchanged source give equal shards, whatever the number of machines.
 """
@@ -42,6 +45,8 @@ from platform.engine.shards import (
 )
 from platform.engine.sources import Source, open_source
 from platform.engine.storage import Location, abort_incomplete_uploads, open_storage
+from reidssl.data.color_modes import CONVERSIONS
+from reidssl.data.decode import MAX_PIXELS
 
 
 def main(config: IngestConfig) -> Manifest:
@@ -50,7 +55,7 @@ def main(config: IngestConfig) -> Manifest:
         raise UserError("output is empty: say where the shards go, e.g. output=runs/photos or output=s3://bucket/photos")
     output = open_storage(config.output, config.storage).prepare_output()
     arguments = {"source": config.source.arguments(), "limit": config.limit, "shard_mb": config.shard_mb,
-                 "row_group_rows": config.row_group_rows}
+                 "row_group_rows": config.row_group_rows, "max_pixels": config.max_pixels}
     existing = existing_data_set(output, arguments, config.overwrite)
     if existing is not None:
         say(f"{output} is complete already: {summary(existing)}; nothing to do (overwrite=true makes it anew)")
@@ -67,9 +72,10 @@ def existing_data_set(output: Location, arguments: Mapping[str, Any], overwrite:
     if overwrite or not output.joinpath(MANIFEST).exists():
         return None
     manifest = read_manifest(output)
-    if manifest.arguments == arguments:
+    known = {"max_pixels": MAX_PIXELS} | manifest.arguments  # older ones do not have it
+    if known == arguments:
         return manifest
-    old, new = _flat(manifest.arguments), _flat(arguments)
+    old, new = _flat(known), _flat(arguments)
     changed = ", ".join(f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
                         for key in sorted(old | new) if old.get(key) != new.get(key))
     raise UserError(f"{output} holds a data set made with other arguments ({changed}). Choose another output, or set "
@@ -88,14 +94,15 @@ def ingest(source: Source, output: Location, config: IngestConfig, arguments: di
     units = [{"unit": pickle.dumps(unit)} for unit in plan.units]
     with progress("ingest", "images", plan.num_images) as counter:
         items = ray.data.from_items(units, override_num_blocks=len(units))
-        dataset = items.map_batches(ReadUnits(source, counter), batch_size=1, batch_format="pyarrow", num_cpus=1)
+        read = ReadUnits(source, counter, config.max_pixels)
+        dataset = items.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=1)
         dataset.context.execution_options.preserve_order = True  # shards must not depend on who is faster
         sink = shard_sink(output, config.shard_mb << 20, config.row_group_rows)
         try:
             dataset.write_datasink(sink, ray_remote_args={"num_cpus": 0.5})
         except Exception as error:
             raise user_error_of(error) or error from None
-    entries, rejected, splits = sink.written
+    entries, rejected, splits, converted = sink.written
     if not entries:
         examples = "; ".join(f"{key}: {reason}" for key, reason in rejected[:3])
         raise UserError(f"none of the {len(rejected):,} images could be used ({examples}). Nothing was published")
@@ -103,7 +110,7 @@ def ingest(source: Source, output: Location, config: IngestConfig, arguments: di
     manifest = Manifest(
         files=entries, num_rejected=len(rejected),
         source={"kind": config.source.kind, "path": arguments["source"].get("path", "")},
-        arguments=arguments, splits=dict(sorted(splits.items())),
+        arguments=arguments, splits=dict(sorted(splits.items())), converted=dict(sorted(converted.items())),
         extra_columns={name: str(kind) for name, kind in source.extra_columns.items()},
     )
     write_manifest(output, manifest)
@@ -122,8 +129,10 @@ def clean(output: Location) -> None:
 def summary(manifest: Manifest) -> str:
     splits = ", ".join(f"{name} {count:,}" for name, count in manifest.splits.items())
     count = len(manifest.files)
+    converted = ", ".join(f"{number:,} {CONVERSIONS.get(name, name)}" for name, number in manifest.converted.items())
     return (f"{manifest.num_rows:,} images ({splits}) in {count} shard{'s' * (count != 1)}, "
-            f"{manifest.num_bytes / 1e6:,.1f} MB, {manifest.num_rejected:,} rejected")
+            f"{manifest.num_bytes / 1e6:,.1f} MB, {manifest.num_rejected:,} rejected"
+            + f"; when used: {converted}" * bool(converted))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

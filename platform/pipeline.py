@@ -148,6 +148,7 @@ def fine_tune(config: PipelineConfig, root: Location, setting: str, init: str, n
         source=(root / "data" / "source").uri if setting == "uda" else "", target=(root / "data" / "target").uri,
         model=replace(config.pretrain.model), supervised=supervised or stage.supervised, unsupervised=stage.unsupervised,
         augment=stage.augment, evaluate=stage.evaluate, scaling=stage.scaling, tracking=TrackingConfig(),
+        max_corrupt_share=config.pool.max_corrupt_share,
         storage=config.storage, runtime=config.runtime))
 
 

@@ -136,7 +136,8 @@ def train(arguments: dict[str, Any]) -> None:
     del newest  # rank 0's holds the whole state
     tracker = patiently(lambda: Tracker(run.location, config.tracking, seen, labels=run.location.uri), config.storage.patience_s,
                         report_line) if rank == 0 else None
-    probe = Probe(config.probe, config.model, config.augment, config.storage) if rank == 0 and config.probe.uri else None
+    probe = Probe(config.probe, config.model, config.augment, config.storage, config.stream.max_corrupt_share) \
+        if rank == 0 and config.probe.uri else None
     choices = config.objective.entropy_choices(config.stream.micro_batch)
     collapse = CollapseMonitor(config.objective.name, choices, config.model.width)
 

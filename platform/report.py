@@ -130,7 +130,10 @@ def cfs_section(folder: RunFolder) -> dict[str, Any] | None:
         if "planted" in data.manifest.extra_columns:
             column = read_rows(data.location, ["planted"])["planted"].to_numpy().astype(bool)
             planted = column if column.any() and not column.all() else None
-        keys, scores = table["key"].to_pylist(), table["score"].to_numpy().astype(np.float64)
+        scored = table["score"].is_valid().to_numpy()  # an image that cannot be decoded has none
+        keys = table["key"].filter(scored).to_pylist()
+        scores = table["score"].filter(scored).to_numpy().astype(np.float64)
+        planted = None if planted is None else planted[scored]
         section["histogram"] = charts.score_histogram(scores, planted, select)
         section["samples"] = pictures.samples(data, keys, scores, planted)
     except StorageError as error:

@@ -7,7 +7,8 @@ High = little forgotten = close to the target domain (TransReID-SSL, 3.3). The m
   cosine          of the two proxies' features of the image, in [-1, 1]
   neighbourhood   share of the image's k nearest images that the two proxies agree on, in [0, 1]; measure=neighbourhood. The
                   features go to Parquet below output and are searched by actors that share them (search=ivf for millions)
-Scores are written shard by shard as Parquet (key, score); an interrupted run continues with the shards that are missing.
+Scores are written shard by shard as Parquet (key, score, problem); an interrupted run continues with the shards that are
+missing. An image that cannot be decoded has no score (null) but its problem, is counted in the summary and is never selected.
 """
 
 from platform.engine.command import run_program
@@ -25,14 +26,15 @@ import torch
 
 from platform.engine.device import device, use_threads
 from platform.engine.errors import UserError, user_error_of
-from platform.engine.features import FEATURE, ParquetPart
+from platform.engine.features import FEATURE, stored_part
 from platform.engine.inference import stream_through_actors
 from platform.engine.models import load_model
 from platform.engine.neighbours import sharded_neighbours
-from platform.engine.parts import PARTS, as_column, write_parts, write_table
+from platform.engine.parts import PARTS, PROBLEM, as_column, problems_in, write_parts, write_table
 from platform.engine.runs import SUMMARY, VOLATILE, open_run
 from platform.engine.runtime import connect, say
 from platform.engine.schemas.score import ScoreConfig
+from platform.engine.set_aside import SetAside
 from platform.engine.shards import Manifest, read_manifest, read_rows
 from platform.engine.storage import Location, StorageConfig, open_storage
 from reidssl.augment.reid import normalise
@@ -56,7 +58,7 @@ class Scorer:
         source, target = (model.backbone(normalise(images, model.mean, model.std)) for model in (self.source, self.target))
         found = {"score": cfs_scores(source, target)} if self.measure == "cosine" else {"source": source, "target": target}
         arrays = {name: each.float().cpu().numpy() for name, each in found.items()}
-        return {"key": batch["key"], "file": batch["file"], **arrays}
+        return {name: batch[name] for name in ("key", "file", "problem")} | arrays
 
 
 def main(config: ScoreConfig) -> dict[str, Any]:
@@ -86,24 +88,33 @@ def main(config: ScoreConfig) -> dict[str, Any]:
     try:
         if pending:
             batches = stream_through_actors(root, pending, Scorer, arguments, image_size, config.pool)
+            batches = set_aside_of(config, root, manifest).watch(batches)
             write_parts(pending, batches, partial(publish, run.location), done, manifest.num_rows)
         if config.measure == "neighbourhood":
             compare_neighbourhoods(config, run.location, root, manifest)
     except Exception as error:
         raise user_error_of(error) or error from None
-    summary = summarise(run.location, root, manifest)
+    set_aside = set_aside_of(config, root, manifest)
+    for entry in manifest.files:  # those of earlier starts too
+        set_aside.add(problems_in(run.location / PARTS / entry.name))
+    summary = summarise(run.location, root, manifest) | set_aside.summary()
     run.finish(summary | {"source": config.source, "target": config.target, "data": config.data,
                           "data_checksum": manifest.checksum, "measure": config.measure})
     return run.summary or {}
 
 
+def set_aside_of(config: ScoreConfig, root: Location, manifest: Manifest) -> SetAside:
+    return SetAside(root.uri, manifest.num_rows, config.pool.max_corrupt_share, "pool.max_corrupt_share")
+
+
 def publish(output: Location, name: str, columns: dict[str, np.ndarray]) -> None:
     """The scores of a shard, or its features by either proxy (the target's last: they say that the shard is done)."""
     if "score" in columns:
-        write_scores(output, name, columns["key"].tolist(), columns["score"])
+        write_scores(output, name, columns["key"].tolist(), columns["score"], columns["problem"])
         return
     for proxy in ("source", "target"):
-        write_table(output.joinpath(FEATURES, proxy, name), pa.table({FEATURE: as_column(columns[proxy])}))
+        write_table(output.joinpath(FEATURES, proxy, name), pa.table({FEATURE: as_column(columns[proxy]),
+                                                                         PROBLEM: columns["problem"].tolist()}))
 
 
 def compare_neighbourhoods(config: ScoreConfig, output: Location, root: Location, manifest: Manifest) -> None:
@@ -113,37 +124,44 @@ def compare_neighbourhoods(config: ScoreConfig, output: Location, root: Location
     tables: list[np.ndarray] = []
     for proxy in ("source", "target"):
         say(f"score: {config.k} neighbours of {manifest.num_rows:,} images by the {proxy} proxy")
-        parts = [ParquetPart(output.joinpath(FEATURES, proxy, entry.name), entry.rows) for entry in manifest.files]
+        parts = [stored_part(output.joinpath(FEATURES, proxy, entry.name)) for entry in manifest.files]
         tables.append(sharded_neighbours(parts, config.k + 1, config.neighbours, config.search)[0])
     scores = neighbourhood_overlap(tables[0], tables[1])
-    keys, start = read_rows(root, ["key"])["key"].to_pylist(), 0
+    keys, start, used = read_rows(root, ["key"])["key"].to_pylist(), 0, 0
     for entry in manifest.files:
-        stop = start + entry.rows
-        write_scores(output, entry.name, keys[start:stop], scores[start:stop])
-        start = stop
+        problems = problems_in(output.joinpath(FEATURES, "target", entry.name))
+        good = problems == ""
+        values = np.zeros(entry.rows, scores.dtype)
+        values[good] = scores[used : used + int(good.sum())]
+        write_scores(output, entry.name, keys[start : start + entry.rows], values, problems)
+        start, used = start + entry.rows, used + int(good.sum())
     (output / FEATURES).delete()
 
 
-def write_scores(output: Location, name: str, keys: list[str], scores: np.ndarray) -> None:
-    write_table(output / PARTS / name, pa.table({"key": keys, "score": pa.array(scores)}))
+def write_scores(output: Location, name: str, keys: list[str], scores: np.ndarray, problems: np.ndarray) -> None:
+    """A row for every key of the shard; null for those with a problem."""
+    write_table(output / PARTS / name, pa.table({"key": keys, "score": pa.array(scores, mask=(problems != "").astype(bool)),
+                                                 PROBLEM: problems.tolist()}))
 
 
 def summarise(output: Location, root: Location, manifest: Manifest) -> dict[str, Any]:
     """Distribution of the scores; with a `planted` column also how well they rank planted images low."""
-    scores = read_scores(output, manifest)["score"].to_numpy()
-    summary: dict[str, Any] = {"total": len(scores), "mean": float(scores.mean()), "std": float(scores.std()),
+    column = read_scores(output, manifest)["score"]
+    scored = column.is_valid().to_numpy()
+    scores = column.drop_null().to_numpy()
+    summary: dict[str, Any] = {"total": len(column), "mean": float(scores.mean()), "std": float(scores.std()),
                                "quantiles": [float(q) for q in np.quantile(scores, [0, .05, .25, .5, .75, .95, 1])]}
     if "planted" in manifest.extra_columns:
-        planted = read_rows(root, ["planted"])["planted"].to_numpy().astype(bool)
+        planted = read_rows(root, ["planted"])["planted"].to_numpy().astype(bool)[scored]
         if planted.any() and not planted.all():
             summary["auc_planted"] = float(auc(scores, ~planted))
     return summary
 
 
 def read_scores(output: Location, manifest: Manifest) -> pa.Table:
-    """(key, score) of every image in the order of the shards."""
+    """(key, score) of every image in the order of the shards; the score is null where the image cannot be decoded."""
     tables = []
     for entry in manifest.files:
         with (output / PARTS / entry.name).open_input() as file:
-            tables.append(pq.read_table(file))
+            tables.append(pq.read_table(file, columns=["key", "score"]))
     return pa.concat_tables(tables)

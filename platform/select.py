@@ -58,16 +58,21 @@ def select(config: SelectConfig) -> tuple[pa.Table, dict[str, Any]]:
     """The index and what there is to say about it. Raises UserError for input that belongs to other data or is broken."""
     root = open_storage(config.data, config.storage)
     manifest = read_manifest(root)
-    keys, scores = scored_keys(config, manifest)
+    keys, scores, usable = scored_keys(config, manifest)
+    places = np.flatnonzero(usable)  # images that cannot be decoded have no score and are never selected
+    if not len(places):
+        raise UserError(f"none of the {len(keys):,} images of {root.uri} has a score: none of them could be decoded")
+    candidates = [keys[place] for place in places]
     summary: dict[str, Any] = {}
     if config.reference:
         order = published_list(config.reference, config.storage)
         with refused_as_user_error(config.reference):
-            summary["agreement"] = agreement(keys, scores, order, config.fraction)
+            summary["agreement"] = agreement(candidates, scores[places], order, config.fraction)
         say(f"agreement with {config.reference}: {summary['agreement']}")
     with refused_as_user_error(config.scores or config.list or config.data):
-        chosen = select_top(keys, scores, config.fraction)
+        chosen = places[select_top(candidates, scores[places], config.fraction)]
     summary |= {"data": config.data, "data_checksum": manifest.checksum, "total": len(keys),
+                "corrupt_images": len(keys) - len(places),
                 "selected": len(chosen), "fraction": config.fraction, "threshold": float(np.min(scores[chosen]))}
     if "planted" in manifest.extra_columns:
         planted = read_rows(root, ["planted"])["planted"].to_numpy().astype(bool)
@@ -91,12 +96,13 @@ def refused_as_user_error(name: str) -> Iterator[None]:
         raise UserError(f"{name}: {error}") from None
 
 
-def scored_keys(config: SelectConfig, manifest: Manifest) -> tuple[list[str], np.ndarray]:
-    """Keys in the order of the shards, and a score for each (with a published list: minus its rank; random: any in [0, 1))."""
+def scored_keys(config: SelectConfig, manifest: Manifest) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Keys in the order of the shards, a score for each (with a published list: minus its rank; random: any in [0, 1)), and
+    whether it has one."""
     root = open_storage(config.data, config.storage)
     keys = read_rows(root, ["key"])["key"].to_pylist()
     if config.random:
-        return keys, uniforms(sample_seeds(config.seed, 0, keys), 1)[:, 0]
+        return keys, uniforms(sample_seeds(config.seed, 0, keys), 1)[:, 0], np.ones(len(keys), bool)
     if config.scores:
         folder = open_storage(config.scores, config.storage)
         if not (folder / SUMMARY).exists():
@@ -108,7 +114,7 @@ def scored_keys(config: SelectConfig, manifest: Manifest) -> tuple[list[str], np
             table = read_scores(folder, manifest)
         if table["key"].to_pylist() != keys:
             raise UserError(f"the keys in {folder.uri} are not those of {root.uri}: score this data set again")
-        return keys, table["score"].to_numpy()
+        return keys, table["score"].to_numpy(), table["score"].is_valid().to_numpy()
     order = published_list(config.list, config.storage)
     rank = {key.removeprefix("images/"): position for position, key in enumerate(order)}
     found = np.asarray([rank.get(key.removeprefix("images/"), -1) for key in keys])
@@ -118,7 +124,7 @@ def scored_keys(config: SelectConfig, manifest: Manifest) -> tuple[list[str], np
                         f"entry '{order[0] if order else ''}'): the list belongs to another data set")
     if missing:
         say(f"select: {missing:,} of {len(keys):,} images are not in the list and rank last")
-    return keys, np.where(found < 0, -float(len(order) + 1), -found.astype(float))
+    return keys, np.where(found < 0, -float(len(order) + 1), -found.astype(float)), np.ones(len(keys), bool)
 
 
 def locate(manifest: Manifest, keys: list[str], scores: np.ndarray, chosen: np.ndarray) -> pa.Table:

@@ -3,10 +3,10 @@
 import pyarrow as pa
 import pytest
 
-from platform.engine.shard_tasks import check_image
 from platform.engine.shards import SCHEMA, Manifest, write_manifest, write_rejected, write_shard
 from platform.engine.sources.synthetic import SyntheticSource
 from platform.engine.storage import Location, open_storage
+from reidssl.data.decode import check_image
 from reidssl.data.synthetic import SyntheticConfig, specifications
 
 
@@ -16,7 +16,7 @@ def write_data_set(location: Location, config: SyntheticConfig, part: str, shard
     source = SyntheticSource(config, part, unit_images=1, image_format="jpeg", jpeg_quality=90)
     rows = []
     for found in source.read(specifications(config, part)):
-        rows.append((found.key, found.image, *check_image(found.image), found.pid, found.camid, found.split, found.extras[0]))
+        rows.append((found.key, found.image, *check_image(found.image)[:2], found.pid, found.camid, found.split, found.extras[0]))
     schema = pa.schema([*SCHEMA, *[pa.field(name, kind) for name, kind in source.extra_columns.items()]])
     columns = list(zip(*rows, strict=True))
     table = pa.Table.from_arrays([pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)],

@@ -7,8 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from platform.engine.errors import UserError
-
-LISTED = 100
+from platform.engine.set_aside import LISTED, most_corrupt
 
 
 class CorruptSamples:
@@ -18,7 +17,7 @@ class CorruptSamples:
     """
 
     def __init__(self, max_share: float, samples_per_epoch: int, state: dict[str, Any] | None = None) -> None:
-        self.limit = max_share * samples_per_epoch
+        self.limit = most_corrupt(max_share, samples_per_epoch)
         self.samples_per_epoch = samples_per_epoch
         state = state or {"total": 0, "epoch": -1, "in_epoch": 0, "reasons": []}
         self.total, self.epoch, self.in_epoch = state["total"], state["epoch"], state["in_epoch"]

@@ -1,6 +1,7 @@
 """Retrieval metrics of features, with the rankings that the report shows."""
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,6 +45,13 @@ class Labels:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def only(self, chosen: np.ndarray) -> "Labels":
+        """Those of the images that bool `chosen` (N,) picks."""
+        found = copy(self)
+        found.keys = [key for key, kept in zip(self.keys, chosen, strict=True) if kept]
+        found.pids, found.camids = self.pids[chosen], self.camids[chosen]
+        return found
 
 
 def require_splits(location: Location, splits: Sequence[str]) -> None:

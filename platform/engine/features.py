@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from platform.engine.errors import UserError
-from platform.engine.parts import as_array
+from platform.engine.parts import PROBLEM, as_array, problems_in
 from platform.engine.storage import Location
 
 FEATURE = "feature"
@@ -48,14 +49,17 @@ class ObjectPart:
 
 @dataclass(frozen=True)
 class ParquetPart:
-    """A Parquet file with a column `feature` of fixed-size lists of float32."""
+    """A Parquet file with a column `feature` of fixed-size lists of float32; rows with a `problem` do not count."""
 
     file: Location
     rows: int
 
     def read(self) -> np.ndarray:
         with self.file.open_input() as opened, self.file.errors("read"):
-            table = pq.ParquetFile(opened).read(columns=[FEATURE])
+            parquet = pq.ParquetFile(opened)
+            marked = PROBLEM in parquet.schema_arrow.names
+            table = parquet.read(columns=[FEATURE, *[PROBLEM] * marked])
+            table = table.filter(pc.equal(table[PROBLEM], "")) if marked else table
         if table.num_rows != self.rows:
             raise UserError(f"{self.file.uri} has {table.num_rows} rows instead of {self.rows}: it was changed meanwhile; make "
                             "the features again")
@@ -63,6 +67,11 @@ class ParquetPart:
 
     def name(self, row: int) -> str:
         return f"row {row} of {self.file.uri}"
+
+
+def stored_part(file: Location) -> ParquetPart:
+    """The rows of `file` that have no problem."""
+    return ParquetPart(file, int((problems_in(file) == "").sum()))
 
 
 def array_parts(features: np.ndarray, count: int) -> list[Part]:

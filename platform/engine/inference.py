@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 
 from platform.engine.errors import UserError
 from platform.engine.schemas.retrieval import PoolConfig
-from platform.engine.shards import FileEntry
+from platform.engine.set_aside import problems_of
+from platform.engine.shards import FileEntry, read_manifest
 from platform.engine.storage import Location, StorageConfig
-from platform.engine.windows import decode_image
+from reidssl.data.decode import decode_batch
 
 Batch = dict[str, np.ndarray]
 
@@ -39,27 +40,29 @@ class Embedder:
 
         with torch.inference_mode():
             features = self.model.embed(torch.from_numpy(np.ascontiguousarray(batch["image"])))
-        return {name: batch[name] for name in ("key", "split", "file")} | {"feature": features.float().cpu().numpy()}
+        return {name: batch[name] for name in ("key", "split", "file", "problem")} | {"feature": features.float().cpu().numpy()}
 
 
 def stream_through_actors(root: Location, files: Sequence[FileEntry], actor: type, arguments: dict[str, Any],
                           image_size: tuple[int, int], pool: PoolConfig, splits: Sequence[str] = ()) -> Iterator[Batch]:
-    """Rows of `files` through `actor(**arguments)` called with {"image": uint8 (B, 3, H, W), "key", "split", ...}.
+    """Rows of `files` through `actor(**arguments)` called with {"image": uint8 (B, 3, H, W), "key", "split", "problem", ...}.
 
-    splits: only rows of these; empty: all.
+    splits: only rows of these; empty: all. An image that cannot be decoded comes too, grey and with its "problem", so that
+    the rows remain those of the shards; what is computed of it means nothing (SetAside.watch counts it).
 
-    Yields the actor's batches in the order of the shards. The actor must return "key" and "file" unchanged.
+    Yields the actor's batches in the order of the shards. The actor must return "key", "file" and "problem" unchanged.
     Raises UserError if the pool would take every CPU of the cluster, which would leave none for reading.
     """
     import ray
 
     units = [(entry.name, group) for entry in files for group in range(len(entry.row_groups))]
     actors = _pool_size(pool, len(units))
+    max_pixels = read_manifest(root).max_pixels
 
     def read(batch: Batch) -> Iterator[Batch]:
         for index in batch["id"]:
             name, group = units[index]
-            yield _read_and_decode(root, name, group, image_size, splits)
+            yield _read_and_decode(root, name, group, image_size, splits, max_pixels)
 
     dataset = ray.data.range(len(units), override_num_blocks=len(units))
     dataset = dataset.map_batches(read, batch_size=1, num_cpus=0.5)
@@ -71,21 +74,19 @@ def stream_through_actors(root: Location, files: Sequence[FileEntry], actor: typ
     yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
 
 
-def _read_and_decode(root: Location, name: str, group: int, image_size: tuple[int, int], splits: Sequence[str]) -> Batch:
+def _read_and_decode(root: Location, name: str, group: int, image_size: tuple[int, int], splits: Sequence[str],
+                     max_pixels: int) -> Batch:
     columns = ["key", "image", "pid", "camid"]
-    with root.joinpath(name).open_input() as opened:
+    shard = root.joinpath(name)
+    with shard.open_input() as opened, shard.errors("read"):
         file = pq.ParquetFile(opened)
         has_split = "split" in file.schema_arrow.names
         table = file.read_row_group(group, columns=columns + (["split"] if has_split else []))
     if splits:
         table = table.filter(pa.compute.is_in(table["split"], value_set=pa.array(list(splits))))
-    images = np.empty((table.num_rows, 3, *image_size), np.uint8)
-    for index, (key, data) in enumerate(zip(table["key"].to_pylist(), table["image"].to_pylist(), strict=True)):
-        try:
-            images[index] = decode_image(data, image_size)
-        except Exception as error:
-            raise UserError(f"image '{key}' in {name} cannot be decoded ({error}): ingest the data set again") from None
-    return {"image": images, "key": np.asarray(table["key"].to_pylist(), dtype=object),
+    keys = table["key"].to_pylist()
+    images, reasons = decode_batch(table["image"].to_pylist(), image_size, max_pixels)
+    return {"image": images, "key": np.asarray(keys, dtype=object), "problem": problems_of(keys, reasons),
             "pid": table["pid"].to_numpy(), "camid": table["camid"].to_numpy(),
             "split": np.asarray(table["split"].to_pylist() if has_split else [""] * table.num_rows, dtype=object),
             "file": np.full(table.num_rows, name, dtype=object)}

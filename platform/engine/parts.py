@@ -17,6 +17,8 @@ from platform.engine.shards import FileEntry
 from platform.engine.storage import Location
 
 PARTS = "parts"
+PROBLEM = "problem"
+"""Column of the parts: why an image was set aside, "" for all others. Its values mean nothing then."""
 
 
 def write_parts(pending: Sequence[FileEntry], batches: Iterable[Batch], publish: Callable[[str, Batch], None], done: int,
@@ -56,6 +58,15 @@ def as_array(column: pa.ChunkedArray) -> np.ndarray:
     """float32 (N, D) out of fixed-size lists."""
     whole = column.combine_chunks()
     return whole.flatten().to_numpy().reshape(len(whole), whole.type.list_size)
+
+
+def problems_in(file: Location) -> np.ndarray:
+    """str (rows,): the column PROBLEM of a part; one that was written without it has no problems."""
+    with file.open_input() as opened, file.errors("read"):
+        parquet = pq.ParquetFile(opened)
+        if PROBLEM not in parquet.schema_arrow.names:
+            return np.full(parquet.metadata.num_rows, "", object)
+        return np.asarray(parquet.read(columns=[PROBLEM])[PROBLEM].to_pylist(), object)
 
 
 def write_table(file: Location, table: pa.Table) -> None:

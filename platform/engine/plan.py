@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from platform.engine.set_aside import check_share
 from reidssl.seeding import sample_seeds
 
 
@@ -45,13 +46,12 @@ class StreamConfig:
     segment_windows: int = 2000
     """Windows that one Ray Data execution reads before the next takes over; bounds its bookkeeping in long runs."""
     max_corrupt_share: float = 0.01
-    """Largest share of an epoch's samples that may be unreadable; above it the run stops."""
+    """Largest share of an epoch's samples that may be unreadable; above it, and above one sample, the run stops."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more: got {self.seed}")
-        if not 0 <= self.max_corrupt_share <= 1:
-            raise ValueError(f"max_corrupt_share must be between 0 and 1: got {self.max_corrupt_share}")
+        check_share(self.max_corrupt_share)
         for name in ("micro_batch", "micro_batches_per_step", "window_row_groups", "segment_windows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")

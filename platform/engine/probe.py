@@ -21,8 +21,10 @@ class Probe:
     same camera, in [0, 1]; rising while the mAP stands still means that backgrounds are being learnt.
     """
 
-    def __init__(self, config: ProbeConfig, model: VitConfig, augment: MultiCropConfig, storage: Any) -> None:
-        self.images = ImageSet(open_storage(config.uri, storage), [config.split], model.image_size)
+    def __init__(self, config: ProbeConfig, model: VitConfig, augment: MultiCropConfig, storage: Any,
+                 max_corrupt_share: float) -> None:
+        self.images = ImageSet(open_storage(config.uri, storage), [config.split], model.image_size,
+                               max_corrupt_share=max_corrupt_share)
         self.mean, self.std = augment.mean, augment.std
 
     @torch.no_grad()

@@ -22,7 +22,7 @@ from platform.engine.storage import Location, open_storage
 CONFIG, SUMMARY = "config.json", "summary.json"
 # Settings that change how a run is carried out and never what it computes.
 VOLATILE = ("output", "runtime", "scaling", "tracking", "checkpoint", "storage", "stream.segment_windows",
-            "stream.max_corrupt_share")
+            "stream.max_corrupt_share", "max_corrupt_share")
 PACKAGES = ("torch", "timm", "ray", "deepspeed", "faiss-cpu", "faiss-gpu", "pyarrow", "numpy")
 
 

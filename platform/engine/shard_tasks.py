@@ -1,6 +1,5 @@
 """What the tasks of an ingest do: read and check units of a source, write blocks of rows as shards."""
 
-import io
 import pickle
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -8,14 +7,13 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image, UnidentifiedImageError
 
 from platform.engine.shards import SCHEMA, FileEntry, write_shard
 from platform.engine.sources.base import LARGEST_IMAGE, Candidate, Source
 from platform.engine.storage import Location
+from reidssl.data.decode import MAX_PIXELS, check_image
 
 BLOCK_BYTES = 16 << 20  # what a reading task hands on at a time
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 
 
 class Written(NamedTuple):
@@ -26,19 +24,22 @@ class Written(NamedTuple):
     """(key, reason)"""
     splits: Counter[str]
     """Rows of each split."""
+    converted: Counter[str]
+    """Images that the decoder changes, by what it does."""
 
 
 class ReadUnits:
-    """Units -> blocks of rows, one column more than the shards': `error`, empty for good rows."""
+    """Units -> blocks of rows, two columns more than the shards': `converted`, and `error`, empty for good rows."""
 
-    def __init__(self, source: Source, counter: Any) -> None:
-        self.source, self.counter = source, counter
+    def __init__(self, source: Source, counter: Any, max_pixels: int = MAX_PIXELS) -> None:
+        self.source, self.counter, self.max_pixels = source, counter, max_pixels
         self.no_extras = (None,) * (len(source.extra_columns) - 1)  # for what a source could not read
         extras = [pa.field(name, kind) for name, kind in source.extra_columns.items()]
         # Rejected rows have no image; large_binary because Ray may join blocks beyond 2 GiB.
         fields = [field.with_nullable(True) for field in SCHEMA]
         fields[1] = pa.field("image", pa.large_binary())
-        self.schema = pa.schema([*fields, *extras, pa.field("error", pa.string())])
+        converted = pa.field("converted", pa.list_(pa.string()))
+        self.schema = pa.schema([*fields, *extras, converted, pa.field("error", pa.string())])
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for packed in batch["unit"].to_pylist():
@@ -47,7 +48,8 @@ class ReadUnits:
             rows: list[tuple[Any, ...]] = []
             size = 0
             for candidate in self.source.read(unit):
-                rows.append(checked_row(candidate._replace(extras=candidate.extras or self.no_extras), seen))
+                rows.append(checked_row(candidate._replace(extras=candidate.extras or self.no_extras), seen,
+                                        self.max_pixels))
                 size += len(candidate.image)
                 if size >= BLOCK_BYTES:
                     yield self._block(rows)
@@ -64,38 +66,23 @@ class ReadUnits:
         return table
 
 
-def checked_row(candidate: Candidate, seen: set[str]) -> tuple[Any, ...]:
-    """The candidate as a row, with its size, or with the reason why it is set aside."""
+def checked_row(candidate: Candidate, seen: set[str], max_pixels: int = MAX_PIXELS) -> tuple[Any, ...]:
+    """The candidate as a row, with its upright size and what the decoder does to it, or with the reason why it is set aside."""
     error, height, width = candidate.error, 0, 0
+    converted: tuple[str, ...] = ()
     if not error and candidate.key in seen:
         error = "duplicate key"
+    if not error and len(candidate.image) > LARGEST_IMAGE:
+        error = f"{len(candidate.image):,} bytes are too many for a person image"
     if not error:
         try:
-            height, width = check_image(candidate.image)
+            height, width, converted = check_image(candidate.image, max_pixels)
         except ValueError as problem:
             error = str(problem)
     seen.add(candidate.key)
     image = None if error else candidate.image
     labels = (candidate.pid, candidate.camid, candidate.split, *candidate.extras)
-    return (candidate.key, image, height, width, *labels, error)
-
-
-def check_image(data: bytes) -> tuple[int, int]:
-    """(height, width) of an encoded image, decoded in full. Raises ValueError with the reason why it cannot be."""
-    if not data:
-        raise ValueError("empty file")
-    if len(data) > LARGEST_IMAGE:
-        raise ValueError(f"{len(data):,} bytes are too many for a person image")
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            image.verify()  # checksums of the container
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            image.load()  # every pixel: finds truncated files
-            return image.height, image.width
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... on damaged files
-        unknown = f"not an image in a known format ({', '.join(FORMATS)})"
-        reason = unknown if isinstance(error, UnidentifiedImageError) else str(error)
-        raise ValueError(f"cannot be decoded: {reason}") from None
+    return (candidate.key, image, height, width, *labels, converted, error)
 
 
 def shard_sink(output: Location, shard_bytes: int, row_group_rows: int) -> Any:
@@ -119,7 +106,8 @@ def shard_sink(output: Location, shard_bytes: int, row_group_rows: int) -> Any:
             returns = write_result.write_returns
             self.written = Written([entry for part in returns for entry in part.entries],
                                    [pair for part in returns for pair in part.rejected],
-                                   sum((part.splits for part in returns), Counter()))
+                                   sum((part.splits for part in returns), Counter()),
+                                   sum((part.converted for part in returns), Counter()))
 
     return ShardSink()
 
@@ -129,6 +117,8 @@ def write_blocks(output: Location, blocks: list[pa.Table], shard_bytes: int, row
     table = pa.concat_tables(blocks)
     bad = table.filter(pc.not_equal(table["error"], ""))
     good = table.filter(pc.equal(table["error"], "")).drop_columns(["error"])
+    converted = Counter(pc.list_flatten(good["converted"]).to_pylist())
+    good = good.drop_columns(["converted"])
     rejected = list(zip(bad["key"].to_pylist(), bad["error"].to_pylist(), strict=True))
     extras = [field for field in good.schema if field.name not in SCHEMA.names]
     target = pa.schema([*SCHEMA, *extras])
@@ -136,4 +126,4 @@ def write_blocks(output: Location, blocks: list[pa.Table], shard_bytes: int, row
     rows = -(-good.num_rows // pieces)
     entries = [write_shard(output, good.slice(start, rows).cast(target), row_group_rows)
                for start in range(0, good.num_rows, max(rows, 1))]
-    return Written(entries, rejected, Counter(good["split"].to_pylist()))
+    return Written(entries, rejected, Counter(good["split"].to_pylist()), converted)

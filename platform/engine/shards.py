@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from platform.engine.storage import Location, NotFoundError, StorageError
+from reidssl.data.decode import MAX_PIXELS
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -27,7 +28,7 @@ REJECTED = "rejected.parquet"
 SCHEMA = pa.schema([
     pa.field("key", pa.string(), nullable=False),  # path relative to the source, unique
     pa.field("image", pa.binary(), nullable=False),  # JPEG or PNG as it came
-    pa.field("height", pa.int32(), nullable=False),
+    pa.field("height", pa.int32(), nullable=False),  # of the upright image, whatever its EXIF says
     pa.field("width", pa.int32(), nullable=False),
     pa.field("pid", pa.int32(), nullable=False),  # -1 unlabelled
     pa.field("camid", pa.int32(), nullable=False),  # -1 unknown
@@ -60,6 +61,8 @@ class Manifest:
     """Everything that determines the content; equal arguments give equal shards."""
     splits: dict[str, int] = field(default_factory=dict)
     """Rows of each split."""
+    converted: dict[str, int] = field(default_factory=dict)
+    """Images that the decoder changes when they are used, by what it does (reidssl.data.color_modes.CONVERSIONS)."""
     extra_columns: dict[str, str] = field(default_factory=dict)
     """Columns beyond COLUMNS and their Arrow types."""
     version: int = VERSION
@@ -71,6 +74,11 @@ class Manifest:
     @property
     def num_bytes(self) -> int:
         return sum(entry.bytes for entry in self.files)
+
+    @property
+    def max_pixels(self) -> int:
+        """The limit that its images passed, which holds for every later use of them."""
+        return int(self.arguments.get("max_pixels", MAX_PIXELS))
 
     @property
     def checksum(self) -> str:
@@ -137,6 +145,7 @@ def read_manifest(location: Location) -> Manifest:
     try:
         entries = [FileEntry(**entry) for entry in values["files"]]
         names = set(Manifest.__dataclass_fields__) - {"files"}
+        values = {"converted": {}, **values}  # older ones do not have it
         manifest = Manifest(files=entries, **{name: values[name] for name in names})
     except (KeyError, TypeError) as error:
         raise StorageError(f"{file} is not a shard manifest ({error}): ingest the data again") from None

@@ -20,7 +20,9 @@ import numpy as np
 import pyarrow as pa
 
 from platform.engine.errors import UserError
+from platform.engine.patience import patiently
 from platform.engine.plan import Plan, StreamConfig
+from platform.engine.shards import read_manifest
 from platform.engine.storage import Location
 from platform.engine.windows import Decoder, read_window
 
@@ -48,10 +50,14 @@ def build_dataset(plan: Plan, config: StreamConfig, root: Location, image_size: 
     dataset = ray.data.range(len(tasks), override_num_blocks=len(tasks))
     dataset = dataset.map_batches(read, batch_size=1, num_cpus=0.5, **where)
     dataset = dataset.repartition(target_num_rows_per_block=config.micro_batch, strict=True)
-    dataset = dataset.map_batches(Decoder(image_size).__call__, batch_size=config.micro_batch,
+    dataset = dataset.map_batches(Decoder(image_size, _max_pixels(root)).__call__, batch_size=config.micro_batch,
                                   zero_copy_batch=True, num_cpus=1, **where)
     dataset.context.execution_options.preserve_order = True
     return dataset
+
+
+def _max_pixels(root: Location) -> int:
+    return patiently(lambda: read_manifest(root).max_pixels, root.config.patience_s)
 
 
 def segments(plan: Plan, config: StreamConfig, position: int, end: int) -> Iterator[tuple[int, int]]:
@@ -106,7 +112,7 @@ def begun(batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.nda
 def local_stream(plan: Plan, config: StreamConfig, root: Location, image_size: tuple[int, int], position: int, end: int,
                  rank: int = 0, world: int = 1) -> Iterator[dict[str, np.ndarray]]:
     """The same micro-batches read in this process, without Ray: the definition of what `stream` must deliver."""
-    decode, waiting, number = Decoder(image_size), None, 0
+    decode, waiting, number = Decoder(image_size, _max_pixels(root)), None, 0
     for task in plan.tasks(position, end):
         table = read_window(plan, task, root)
         waiting = table if waiting is None else pa.concat_tables([waiting, table])

@@ -1,17 +1,17 @@
 """Reading one window of the sample stream and decoding its micro-batches; what cannot be read or decoded is set aside."""
 
-import io
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from platform.engine.errors import UserError
 from platform.engine.patience import patiently
 from platform.engine.plan import Plan, Task, Unit
+from platform.engine.set_aside import problems_of
 from platform.engine.storage import Location, NotFoundError, StorageError
+from reidssl.data.decode import MAX_PIXELS, decode_batch
 
 
 def read_window(plan: Plan, task: Task, root: Location, threads: int = 4) -> pa.Table:
@@ -73,38 +73,24 @@ def _read_unit(root: Location, unit: Unit) -> pa.Table | str:
     return table
 
 
-def decode_image(data: bytes, image_size: tuple[int, int], resample: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
-    """Encoded image -> uint8 (3, H, W), resized to `image_size` (height, width)."""
-    with Image.open(io.BytesIO(data)) as image:
-        image.draft("RGB", (image_size[1], image_size[0]))  # JPEG: decode near the size that is needed
-        rgb = image.convert("RGB")
-        if rgb.size != (image_size[1], image_size[0]):
-            rgb = rgb.resize((image_size[1], image_size[0]), resample)
-        return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
-
-
 class Decoder:
     """Encoded micro-batch -> {"image": uint8 (B, 3, H, W), "key", "epoch", "problem"}.
 
-    An image that cannot be decoded is replaced by the next one of the micro-batch that can.
+    An image that cannot be decoded is replaced by the next one of the micro-batch that can; where none can, all are grey and
+    CorruptSamples decides whether the run goes on.
     """
 
-    def __init__(self, image_size: tuple[int, int]) -> None:
-        self.image_size = image_size
+    def __init__(self, image_size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:
+        self.image_size, self.max_pixels = image_size, max_pixels
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        count = len(batch["key"])
-        images, problems, broken = np.empty((count, 3, *self.image_size), np.uint8), batch["problem"].astype(object), []
-        for index, (key, data) in enumerate(zip(batch["key"], batch["image"], strict=True)):
-            try:
-                images[index] = decode_image(data, self.image_size)
-            except Exception as error:  # Pillow raises almost anything
-                broken.append(index)
-                problems[index] = f"image '{key}' cannot be decoded ({error})"
-        if len(broken) == count:
-            raise UserError(f"none of {count} images can be decoded: {problems[0]}; ingest the data again")
-        keys = batch["key"].copy()
-        for index in broken:
-            other = next(place % count for place in range(index + 1, index + count) if place % count not in broken)
-            images[index], keys[index] = images[other], keys[other]
+        count, keys, problems = len(batch["key"]), batch["key"].copy(), batch["problem"].astype(object)
+        images, reasons = decode_batch(batch["image"].tolist(), self.image_size, self.max_pixels)
+        whole = [index for index in range(count) if not reasons[index]]
+        for index, problem in enumerate(problems_of(batch["key"].tolist(), reasons)):
+            if problem:
+                problems[index] = problem
+                if whole:
+                    other = min(whole, key=lambda place: (place - index) % count)
+                    images[index], keys[index] = images[other], batch["key"][other]
         return {"image": images, "key": keys, "epoch": batch["epoch"], "problem": problems}

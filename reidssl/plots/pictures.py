@@ -8,15 +8,16 @@ import io
 import numpy as np
 from PIL import Image
 
+from reidssl.data.decode import decode_whole
+
 # From black through violet and orange to pale yellow, even in lightness: readable without colour, too.
 _ANCHORS = np.array([[0, 0, 4], [40, 11, 84], [101, 21, 110], [159, 42, 99], [212, 72, 66], [245, 125, 21],
                      [250, 193, 39], [252, 255, 164]], np.float64)
 
 
 def thumbnail(data: bytes, height: int = 128, quality: int = 85) -> bytes:
-    """JPEG bytes of an encoded image (JPEG, PNG, ...), scaled down to at most `height` rows; never scaled up."""
-    with Image.open(io.BytesIO(data)) as opened:
-        image = opened.convert("RGB")
+    """JPEG bytes of an encoded image (JPEG, PNG, ...), upright, scaled down to at most `height` rows; never scaled up."""
+    image = decode_whole(data)
     if image.height > height:
         image = image.resize((max(1, round(image.width * height / image.height)), height), Image.Resampling.LANCZOS)
     return encode(np.asarray(image), quality)

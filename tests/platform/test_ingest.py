@@ -20,7 +20,6 @@ from PIL import Image
 import platform.ingest
 from platform.engine.config import ConfigError, help_text, load_config
 from platform.engine.errors import UserError
-from platform.engine.shard_tasks import check_image
 from platform.engine.shards import read_manifest, read_rejected, read_rows, verify, write_shard
 from platform.engine.sources import KINDS, SourceConfig, open_source
 from platform.engine.sources.base import Candidate, Plan
@@ -67,18 +66,20 @@ def test_help_shows_one_command_for_each_kind_of_source():
 def test_folder_keeps_bytes_and_lists_what_it_cannot_use(tmp_path, ray_session):
     good = {"a/1.jpg": picture(1), "a/2.PNG": picture(2, (50, 20), "PNG"), "b/c/3.jpeg": picture(3)}
     bad = {"a/cut.jpg": picture(4)[:-400], "a/cut.png": picture(5, image_format="PNG")[:-400], "empty.jpg": b"",
-           "text.jpg": b"<html>not found</html>", "gif.jpg": picture(6, image_format="GIF")}
+           "text.jpg": b"<html>not found</html>", "eps.jpg": picture(6, image_format="EPS"),
+           "phone.HEIC": b"\0\0\0\x18ftypheic" + bytes(40)}
     write_all(open_storage(str(tmp_path / "in")), good | bad | {"notes.txt": b"no image"})
     location, manifest = run(tmp_path, "source.kind=folder", f"source.path={tmp_path}/in")
     rows = read_rows(location, ["key", "image", "height", "width", "pid", "camid", "split"])
     assert dict(zip(rows["key"].to_pylist(), rows["image"].to_pylist(), strict=True)) == good
     assert rows["height"].to_pylist() == [64, 50, 64] and rows["width"].to_pylist() == [32, 20, 32]
     assert set(rows["pid"].to_pylist()) == set(rows["camid"].to_pylist()) == {-1}
-    assert manifest.splits == {"train": 3} and manifest.num_rejected == 5
+    assert manifest.splits == {"train": 3} and manifest.num_rejected == 6
     reasons = dict(read_rejected(location))
     assert reasons.keys() == bad.keys()
     assert reasons["empty.jpg"] == "empty file" and "truncated" in reasons["a/cut.jpg"]
-    assert "known format" in reasons["text.jpg"] and "known format" in reasons["gif.jpg"]
+    assert "known format" in reasons["text.jpg"] and "PostScript is not supported" in reasons["eps.jpg"]
+    assert "HEIC is not supported: convert it" in reasons["phone.HEIC"]
 
 
 def test_market1501_with_a_limit(tmp_path, ray_session):
@@ -371,13 +372,6 @@ def test_a_cut_video_gives_the_frames_before_the_damage(tmp_path):
     found = read_all(open_source(config, StorageConfig()))
     assert [bool(candidate.error) for candidate in found] == [False, False, False, True]
     assert found[3].key == "v/0000099_track00001.jpg" and "frame 30" in found[3].error
-
-
-def test_check_image():
-    assert check_image(picture(1, (20, 10))) == (20, 10)
-    for data, text in ((b"", "empty"), (b"junk", "known format"), (picture(1)[:-300], "truncated")):
-        with pytest.raises(ValueError, match=text):
-            check_image(data)
 
 
 # ---- the command line

@@ -13,9 +13,9 @@ from platform.engine.errors import UserError
 from platform.engine.models import load_model
 from platform.engine.shards import read_manifest, read_rows
 from platform.engine.storage import StorageConfig, StorageError, open_storage
-from platform.engine.windows import decode_image
 from platform.score import ScoreConfig, main, read_scores
 from reidssl.augment.reid import normalise
+from reidssl.data.decode import decode_image
 from reidssl.models.checkpoints import load_reid, load_vit
 from reidssl.selection.cfs import cfs_scores
 

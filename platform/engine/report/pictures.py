@@ -5,6 +5,7 @@ Only the row groups that hold a wanted image are read, so the page costs the sam
 
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from platform.engine.report.folder import DataSet, Member, RunFolder
 from platform.engine.report.tables import INITS, SETTINGS, setting_title
 from platform.engine.shards import read_rows
 from platform.engine.storage import StorageError
-from platform.engine.windows import decode_image
 from reidssl.augment.reid import normalise
+from reidssl.data.decode import DecodeError, decode_image, decode_whole
 from reidssl.models.checkpoints import weights_hash
 from reidssl.plots.pictures import attention_overlay, data_uri, encode, thumbnail
 from reidssl.plots.strips import Match, ranking_strip
@@ -31,7 +32,10 @@ THUMBNAIL_HEIGHT, ATTENTION_HEIGHT = 128, 160
 
 
 def images_of(data: DataSet, keys: Iterable[str]) -> dict[str, bytes]:
-    """Encoded images by key; keys that the data set does not have are left out. Raises StorageError."""
+    """Encoded images by key; keys that the data set does not have, or of images that cannot be decoded, are left out.
+
+    Raises StorageError.
+    """
     wanted = set(keys)
     rows = np.flatnonzero(np.fromiter((key in wanted for key in read_rows(data.location, ["key"])["key"].to_pylist()), bool))
     places: dict[tuple[str, int], list[int]] = defaultdict(list)
@@ -45,7 +49,10 @@ def images_of(data: DataSet, keys: Iterable[str]) -> dict[str, bytes]:
         file = data.location / name
         with file.open_input() as opened, file.errors("read"):
             table = pq.ParquetFile(opened).read_row_group(group, columns=["key", "image"]).take(inside)
-        found |= dict(zip(table["key"].to_pylist(), table["image"].to_pylist(), strict=True))
+        for key, image in zip(table["key"].to_pylist(), table["image"].to_pylist(), strict=True):
+            with suppress(DecodeError):
+                decode_whole(image)
+                found[key] = image
     return found
 
 
@@ -139,6 +146,7 @@ def attention_maps(folder: RunFolder, models: list[tuple[str, LoadedModel]]) -> 
         keys = read_rows(data.location, ["key"], split=split)["key"].to_pylist()
         chosen = [keys[at] for at in np.unique(np.linspace(0, len(keys) - 1, ATTENTION_IMAGES).astype(int))]
         images = images_of(data, chosen)
+        chosen = [key for key in chosen if key in images]
     except StorageError as error:
         folder.notes.append(f"The images of the attention maps cannot be read: {error}")
         return None

@@ -8,6 +8,7 @@ from platform.engine.schemas.phases import ChangesConfig, SupervisedConfig, Unsu
 from platform.engine.schemas.retrieval import EvaluateConfig
 from platform.engine.schemas.runtime import RuntimeConfig
 from platform.engine.schemas.training import DeepSpeedConfig
+from platform.engine.set_aside import check_share
 from platform.engine.storage import StorageConfig
 from platform.engine.tracking import TrackingConfig
 from reidssl.augment.config import ReidAugmentConfig
@@ -32,6 +33,9 @@ class FinetuneConfig:
     """Shards of the target set with splits train, query and gallery."""
     seed: int = 0
     """Seed of batches, augmentation, drop path and new layers."""
+    max_corrupt_share: float = 0.01
+    """Largest share of a split's images that may be undecodable: those are left out and listed; above it (and above one image)
+    the run stops."""
     evaluate_every: int = 0
     """Also evaluate every so many epochs; 0: at the end only."""
     model: VitConfig = field(default_factory=VitConfig)
@@ -65,6 +69,7 @@ class FinetuneConfig:
         if not self.init and self.changes.as_dict():
             raise ValueError(f"changes are made to the backbone of init, which is empty: set {', '.join(self.changes.as_dict())} "
                              "of model instead")
+        check_share(self.max_corrupt_share)
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more: got {self.seed}")
         if self.evaluate_every < 0:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from platform.engine.set_aside import check_share
 from reidssl.choices import GALLERY_BLOCK
 from reidssl.clustering.config import ClusterConfig
 
@@ -85,11 +86,14 @@ class PoolConfig:
     """CPUs reserved for an actor."""
     gpus_per_actor: float = 0.0
     """GPUs reserved for an actor; fractions share one."""
+    max_corrupt_share: float = 0.01
+    """Largest share of the images that may be undecodable: those are left out and listed; above it (and above one) it stops."""
 
     def __post_init__(self) -> None:
         for name in ("actors", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
+        check_share(self.max_corrupt_share)
         if self.cpus_per_actor < 0 or self.gpus_per_actor < 0:
             raise ValueError("cpus_per_actor and gpus_per_actor must not be negative: "
                              f"got {self.cpus_per_actor}, {self.gpus_per_actor}")

@@ -23,7 +23,7 @@ class SelectConfig:
     reference: InputPath = ""
     """Published order to compare the scores with."""
     fraction: float = 0.5
-    """Share of the images to keep."""
+    """Share of the images to keep (of those that have a score)."""
     data: InputPath = "runs/demo/data/pretrain"
     """Shards to select from."""
     storage: StorageConfig = field(default_factory=StorageConfig)

@@ -15,9 +15,10 @@ from PIL import Image
 from platform.engine.errors import UserError
 from platform.engine.plan import Plan, StreamConfig, Task, Unit, stream_seeds
 from platform.engine.selection import read_units
+from platform.engine.shards import read_manifest, write_manifest
 from platform.engine.storage import open_storage
 from platform.engine.stream import build_dataset, local_stream, micro_batches, segments
-from platform.engine.windows import Decoder, decode_image, read_window
+from platform.engine.windows import Decoder, read_window
 from reidssl.seeding import sample_seeds
 
 SIZE = (16, 8)
@@ -107,13 +108,6 @@ def test_impossible_settings(name):
 # ---- pixels and augmentation seeds
 
 
-def test_decode_resizes_and_converts():
-    sink = io.BytesIO()
-    Image.fromarray(np.full((20, 10), 7, np.uint8), "L").save(sink, "PNG")
-    pixels = decode_image(sink.getvalue(), SIZE)
-    assert pixels.shape == (3, *SIZE) and pixels.dtype == np.uint8 and (pixels == 7).all()
-
-
 def png(level: int) -> bytes:
     sink = io.BytesIO()
     Image.fromarray(np.full((20, 10, 3), level, np.uint8)).save(sink, "PNG")
@@ -127,8 +121,17 @@ def test_an_image_that_broke_is_replaced_by_the_next_and_named():
     assert found["image"].max((1, 2, 3)).tolist() == [1, 2, 1] and found["key"].tolist() == ["a", "b", "a"]
     assert found["problem"][0] == found["problem"][1] == "" and "image 'c' cannot be decoded" in found["problem"][2]
     batch["image"] = np.array([b"x", b"y", b"z"], object)
-    with pytest.raises(UserError, match=r"none of 3 images can be decoded: image 'a' .*ingest"):
-        Decoder(SIZE)(batch)
+    found = Decoder(SIZE)(batch)  # how many are too many is CorruptSamples' to say
+    assert (found["image"] == 128).all() and found["key"].tolist() == ["a", "b", "c"] and all(found["problem"])
+
+
+def test_the_limit_of_the_data_set_holds_in_the_stream(tmp_path, tiny_shards):
+    """64 x 32 pixels are too many for a manifest that says so."""
+    shutil.copytree(tiny_shards.path, tmp_path / "small")
+    location = open_storage(str(tmp_path / "small"))
+    write_manifest(location, replace(read_manifest(location), arguments={"max_pixels": 64 * 32 - 1}))
+    batch = next(local_stream(plan_of(location), CONFIG, location, SIZE, 0, 8))
+    assert all("64 x 32 = 2,048 pixels are more than max_pixels allows (2,047)" in problem for problem in batch["problem"])
 
 
 @pytest.fixture

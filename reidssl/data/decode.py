@@ -1,0 +1,191 @@
+"""The one decoder: encoded bytes -> upright RGB uint8, whatever the file's format, mode, bit depth or orientation.
+
+What each mode and bit depth becomes is in color_modes.py.
+EXIF orientation is applied; one that is broken or unknown counts as upright. Of several frames the first is taken. Only the
+formats in `FORMATS` are opened: Pillow would run other programs for some of the rest (Ghostscript for EPS).
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from reidssl.data.color_modes import DecodeError, to_rgb
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+"""As Pillow names them; JPEG includes MPO, the JPEGs of cameras with further pictures in them."""
+MAX_PIXELS = 32_000_000
+LARGEST_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+"""Pillow itself opens nothing larger."""
+_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+          8: Image.Transpose.ROTATE_90}
+_WITH_EXIF = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+_FOREIGN = {b"%!PS": "PostScript", b"\xc5\xd0\xd3\xc6": "EPS", b"%PDF": "PDF", b"8BPS": "Photoshop", b"<svg": "SVG",
+            b"\x00\x00\x00\x0cjP": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000", b"\xff\x0a": "JPEG XL",
+            b"\x00\x00\x00\x0cJXL": "JPEG XL", b"\x00\x00\x01\x00": "ICO"}
+
+# Damaged metadata does not concern the pixels, and `max_pixels` is the limit here. (Not around each call: catch_warnings is
+# not safe in threads.)
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", "(Possibly c|C)orrupt EXIF|Truncated File Read|Metadata Warning|Image appears to be a mal",
+                        category=UserWarning)
+
+
+class Checked(NamedTuple):
+    """What `check_image` found."""
+
+    height: int
+    """Of the upright image."""
+    width: int
+    converted: tuple[str, ...]
+    """Keys of CONVERSIONS."""
+
+
+def decode_image(data: bytes, image_size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Encoded image -> uint8 (3, H, W), upright, resized (bicubic) to `image_size` (height, width). Raises DecodeError."""
+    rgb, _ = _decode(data, max_pixels, image_size)
+    size = (image_size[1], image_size[0])
+    if rgb.size != size:
+        rgb = rgb.resize(size, Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+
+
+def decode_batch(data: Sequence[bytes], image_size: tuple[int, int], max_pixels: int = MAX_PIXELS,
+                 threads: int = 1) -> tuple[np.ndarray, list[str]]:
+    """Encoded images -> uint8 (B, 3, H, W), and for each the reason why it cannot be decoded ("" = it can).
+
+    An image that cannot be decoded is grey (128) all over.
+    """
+    images = np.full((len(data), 3, *image_size), 128, np.uint8)
+
+    def one(place: int) -> str:
+        try:
+            images[place] = decode_image(data[place], image_size, max_pixels)
+        except DecodeError as error:
+            return str(error)
+        return ""
+
+    if threads == 1:
+        return images, [one(place) for place in range(len(data))]
+    with ThreadPoolExecutor(threads) as pool:
+        return images, list(pool.map(one, range(len(data))))
+
+
+def decode_whole(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Encoded image -> upright RGB image of its own size. Raises DecodeError."""
+    return _decode(data, max_pixels, None)[0]
+
+
+def check_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Checked:
+    """Decode every pixel and verify the container's checksums. Raises DecodeError."""
+    with _open(data, max_pixels) as image:
+        if image.format == "PNG":
+            try:
+                image.verify()
+            except Exception as error:
+                raise _error(error) from None
+    rgb, converted = _decode(data, max_pixels, None)
+    with _open(data, max_pixels) as image:
+        if _has_frames(image):
+            converted.append("first_frame")
+    return Checked(rgb.height, rgb.width, tuple(converted))
+
+
+def _decode(data: bytes, max_pixels: int, near: tuple[int, int] | None) -> tuple[Image.Image, list[str]]:
+    """The upright RGB image and what was done to it; near: a JPEG may come smaller, but not smaller than this size."""
+    with _open(data, max_pixels) as image:
+        try:
+            is_tiff = image.format == "TIFF"  # Pillow turns these by itself
+            orientation = _orientation(image)
+            if near:
+                height, width = near[::-1] if orientation >= 5 else near
+                image.draft("RGB", (width, height))
+            sample_format = _sample_format(image)
+            image.load()
+            if image.format == "PNG":
+                orientation = _orientation(image)  # its EXIF may stand behind the pixels
+            rgb, done = to_rgb(image, sample_format)
+        except DecodeError:
+            raise
+        except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... on damaged files
+            raise _error(error) from None
+    if orientation in _TURNS:
+        done.append("rotated")
+        rgb = rgb if is_tiff else rgb.transpose(_TURNS[orientation])
+    return rgb, done
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    """Header read, pixels not; refused before they are."""
+    if not data:
+        raise DecodeError("empty file")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        found = re.search(r"\((\d+) pixels\)", str(error))
+        seen = f"{int(found[1]):,}" if found else f"more than {LARGEST_MAX_PIXELS:,}"
+        raise DecodeError(f"{seen} pixels are more than max_pixels allows ({max_pixels:,})") from None
+    except UnidentifiedImageError:
+        raise DecodeError(_unknown(data)) from None
+    except Exception as error:
+        raise _error(error) from None
+    width, height = image.size
+    if not 0 < width * height <= max_pixels:
+        image.close()
+        raise DecodeError(f"{height:,} x {width:,} = {height * width:,} pixels are " + (
+            f"more than max_pixels allows ({max_pixels:,})" if width * height > 0 else "no image"))
+    return image
+
+
+def _unknown(data: bytes) -> str:
+    known = f"not an image in a known format ({', '.join(FORMATS)})"
+    start = data[:32].lstrip()
+    name = next((name for magic, name in _FOREIGN.items() if start.startswith(magic)), "")
+    if data[4:8] == b"ftyp":
+        name = "AVIF" if data[8:12] in (b"avif", b"avis") else \
+            "HEIC" if data[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1") else "MPEG-4 video"
+    return f"{name} is not supported: convert it to JPEG or PNG; {known}" if name else known
+
+
+def _error(error: Exception) -> DecodeError:
+    lines = str(error).split("\n")
+    return DecodeError(lines[0][:200] or type(error).__name__)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8; 1 where there is none or it cannot be read."""
+    try:
+        if image.format == "TIFF":
+            value: Any = image.tag_v2.get(ExifTags.Base.Orientation, 1)  # type: ignore[attr-defined]
+        elif any(name in image.info for name in _WITH_EXIF):
+            value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        else:
+            return 1
+    except Exception:  # a broken block never fails the image
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _sample_format(image: Image.Image) -> str:
+    """Before the pixels are loaded: "RGB;16B" and the like; Pillow names them in the arguments of the codec."""
+    tiles = getattr(image, "tile", [])
+    if not tiles:
+        return ""
+    codec, _, _, arguments = tiles[0]
+    wide = codec == "ppm" and any(isinstance(value, int) and value > 255 for value in arguments)
+    return f"{arguments}{';16' if wide else ''}"
+
+
+def _has_frames(image: Image.Image) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # a second frame that is damaged does not concern the first
+        return True
