@@ -10,11 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image, UnidentifiedImageError
 
+from platform.engine.errors import UserError
 from platform.engine.shards import SCHEMA, FileEntry, write_shard
 from platform.engine.sources.base import LARGEST_IMAGE, Candidate, Source
 from platform.engine.storage import Location
 
 BLOCK_BYTES = 16 << 20  # what a reading task hands on at a time
+UNSTORABLE = (pa.ArrowException, OverflowError, ValueError, TypeError)
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 
 
@@ -26,10 +28,15 @@ class Written(NamedTuple):
     """(key, reason)"""
     splits: Counter[str]
     """Rows of each split."""
+    labels: Counter[str]
+    """Rows with an `identity`, those of them with `no camera`, and the notes of the source."""
 
 
 class ReadUnits:
-    """Units -> blocks of rows, one column more than the shards': `error`, empty for good rows."""
+    """Units -> blocks of rows, two columns more than the shards': `note`, and `error`, empty for good rows.
+
+    Whatever is wrong with one image sets that image aside; only a UserError, which is of the whole source, ends the job.
+    """
 
     def __init__(self, source: Source, counter: Any) -> None:
         self.source, self.counter = source, counter
@@ -38,7 +45,7 @@ class ReadUnits:
         # Rejected rows have no image; large_binary because Ray may join blocks beyond 2 GiB.
         fields = [field.with_nullable(True) for field in SCHEMA]
         fields[1] = pa.field("image", pa.large_binary())
-        self.schema = pa.schema([*fields, *extras, pa.field("error", pa.string())])
+        self.schema = pa.schema([*fields, *extras, pa.field("note", pa.string()), pa.field("error", pa.string())])
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for packed in batch["unit"].to_pylist():
@@ -46,7 +53,7 @@ class ReadUnits:
             seen: set[str] = set()
             rows: list[tuple[Any, ...]] = []
             size = 0
-            for candidate in self.source.read(unit):
+            for candidate in self._candidates(unit):
                 rows.append(checked_row(candidate._replace(extras=candidate.extras or self.no_extras), seen))
                 size += len(candidate.image)
                 if size >= BLOCK_BYTES:
@@ -55,13 +62,44 @@ class ReadUnits:
             if rows:
                 yield self._block(rows)
 
+    def _candidates(self, unit: Any) -> Iterator[Candidate]:
+        """The unit's images; sources catch faults of single ones, this one what no one thought of."""
+        last = ""
+        try:
+            for candidate in self.source.read(unit):
+                last = candidate.key
+                yield candidate
+        except UserError:
+            raise
+        except Exception as error:
+            yield Candidate(f"behind {last}", error=f"reading broke off: {type(error).__name__}: {error}"[:300])
+
     def _block(self, rows: list[tuple[Any, ...]]) -> pa.Table:
-        columns = list(zip(*rows, strict=True))
-        arrays = [pa.array(column, kind) for column, kind in zip(columns, self.schema.types, strict=True)]
-        table = pa.Table.from_arrays(arrays, schema=self.schema)
-        rejected = len(rows) - columns[-1].count("")
+        try:
+            table = self._table(rows)
+        except UNSTORABLE:
+            rows = [self._storable(row) for row in rows]
+            table = self._table(rows)
+        rejected = sum(row[-1] != "" for row in rows)
         self.counter.add.remote(images=len(rows), rejected=rejected)
         return table
+
+    def _table(self, rows: list[tuple[Any, ...]]) -> pa.Table:
+        columns = list(zip(*rows, strict=True))
+        arrays = [pa.array(column, kind) for column, kind in zip(columns, self.schema.types, strict=True)]
+        return pa.Table.from_arrays(arrays, schema=self.schema)
+
+    def _storable(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The row, or the same key with the reason why the row cannot be stored, such as an identity beyond int32."""
+        for field, value in zip(self.schema, row, strict=True):
+            try:
+                pa.array([value], field.type)
+            except UNSTORABLE as problem:
+                key = str(row[0]).encode("utf-8", "backslashreplace").decode()
+                reason = f"cannot be stored: {field.name} {str(value)[:60]!r} is no {field.type}: {problem}"
+                error = Candidate(key, extras=self.no_extras, error=reason.splitlines()[0].encode("utf-8", "replace").decode())
+                return checked_row(error, set())
+        return row
 
 
 def checked_row(candidate: Candidate, seen: set[str]) -> tuple[Any, ...]:
@@ -74,10 +112,11 @@ def checked_row(candidate: Candidate, seen: set[str]) -> tuple[Any, ...]:
             height, width = check_image(candidate.image)
         except ValueError as problem:
             error = str(problem)
-    seen.add(candidate.key)
+    if not error:
+        seen.add(candidate.key)
     image = None if error else candidate.image
     labels = (candidate.pid, candidate.camid, candidate.split, *candidate.extras)
-    return (candidate.key, image, height, width, *labels, error)
+    return (candidate.key, image, height, width, *labels, candidate.note, error)
 
 
 def check_image(data: bytes) -> tuple[int, int]:
@@ -119,7 +158,8 @@ def shard_sink(output: Location, shard_bytes: int, row_group_rows: int) -> Any:
             returns = write_result.write_returns
             self.written = Written([entry for part in returns for entry in part.entries],
                                    [pair for part in returns for pair in part.rejected],
-                                   sum((part.splits for part in returns), Counter()))
+                                   sum((part.splits for part in returns), Counter()),
+                                   sum((part.labels for part in returns), Counter()))
 
     return ShardSink()
 
@@ -128,7 +168,9 @@ def write_blocks(output: Location, blocks: list[pa.Table], shard_bytes: int, row
     """Blocks of ReadUnits -> one shard, or several where the blocks came larger than asked for."""
     table = pa.concat_tables(blocks)
     bad = table.filter(pc.not_equal(table["error"], ""))
-    good = table.filter(pc.equal(table["error"], "")).drop_columns(["error"])
+    good = table.filter(pc.equal(table["error"], ""))
+    labels = label_counts(good)
+    good = good.drop_columns(["note", "error"])
     rejected = list(zip(bad["key"].to_pylist(), bad["error"].to_pylist(), strict=True))
     extras = [field for field in good.schema if field.name not in SCHEMA.names]
     target = pa.schema([*SCHEMA, *extras])
@@ -136,4 +178,12 @@ def write_blocks(output: Location, blocks: list[pa.Table], shard_bytes: int, row
     rows = -(-good.num_rows // pieces)
     entries = [write_shard(output, good.slice(start, rows).cast(target), row_group_rows)
                for start in range(0, good.num_rows, max(rows, 1))]
-    return Written(entries, rejected, Counter(good["split"].to_pylist()))
+    return Written(entries, rejected, Counter(good["split"].to_pylist()), labels)
+
+
+def label_counts(rows: pa.Table) -> Counter[str]:
+    """See `Written.labels`."""
+    known = pc.not_equal(rows["pid"], -1)
+    no_camera = pc.and_(known, pc.equal(rows["camid"], -1))
+    counts = Counter({"identity": pc.sum(known).as_py() or 0, "no camera": pc.sum(no_camera).as_py() or 0})
+    return counts + Counter(note for note in rows["note"].to_pylist() if note)
