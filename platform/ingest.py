@@ -27,7 +27,8 @@ if __name__ == "__main__":  # before the imports below: --help and a misspelt ke
 
 import fnmatch
 import pickle
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from platform.engine.errors import UserError, user_error_of
@@ -47,6 +48,8 @@ from platform.engine.sources import Source, open_source
 from platform.engine.storage import Location, abort_incomplete_uploads, open_storage
 from reidssl.data.color_modes import CONVERSIONS
 from reidssl.data.decode import MAX_PIXELS
+
+MOST_KINDS = 6  # reasons and notes that the terminal shows
 
 
 def main(config: IngestConfig) -> Manifest:
@@ -102,7 +105,7 @@ def ingest(source: Source, output: Location, config: IngestConfig, arguments: di
             dataset.write_datasink(sink, ray_remote_args={"num_cpus": 0.5})
         except Exception as error:
             raise user_error_of(error) or error from None
-    entries, rejected, splits, converted = sink.written
+    entries, rejected, splits, converted, labels = sink.written
     if not entries:
         examples = "; ".join(f"{key}: {reason}" for key, reason in rejected[:3])
         raise UserError(f"none of the {len(rejected):,} images could be used ({examples}). Nothing was published")
@@ -114,7 +117,32 @@ def ingest(source: Source, output: Location, config: IngestConfig, arguments: di
         extra_columns={name: str(kind) for name, kind in source.extra_columns.items()},
     )
     write_manifest(output, manifest)
+    for remark in remarks(manifest.num_rows, rejected, labels):
+        say(remark)
     return manifest
+
+
+def remarks(num_rows: int, rejected: Sequence[tuple[str, str]], labels: Mapping[str, int]) -> list[str]:
+    """What the user should know of the images that were taken and of those that were not, a line each.
+
+    rejected: (key, reason), a reason beginning with its kind and a colon; labels: as in `shard_tasks.Written`.
+    """
+    lines = []
+    if rejected:
+        kinds = Counter(reason.partition(":")[0] for _, reason in rejected)
+        common = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(MOST_KINDS))
+        more = f" and {len(kinds) - MOST_KINDS} further reasons" if len(kinds) > MOST_KINDS else ""
+        lines.append(f"set aside, each with its reason in {REJECTED}: {common}{more}")
+    known, no_camera = labels.get("identity", 0), labels.get("no camera", 0)
+    if 0 < known < num_rows:
+        lines.append(f"note: {num_rows - known:,} of {num_rows:,} images have no identity (pid -1), while the others have one")
+    if no_camera:
+        lines.append(f"note: {no_camera:,} of {known:,} labelled images have no camera (camid -1): an mAP of them counts matches "
+                     "within one camera, which published figures leave out. source.pattern (folder) or source.tar.camid_field "
+                     "says where cameras are")
+    notes = Counter({note: count for note, count in labels.items() if note not in ("identity", "no camera")})
+    lines += [f"note: {count:,} images: {note}" for note, count in notes.most_common(MOST_KINDS)]
+    return lines
 
 
 def clean(output: Location) -> None:

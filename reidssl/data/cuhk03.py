@@ -13,29 +13,46 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
 from reidssl.data import three_folders
-from reidssl.data.records import SPLITS, LayoutError, Record, describe, warn_unless_published
+from reidssl.data.labels import LARGEST, shown, whole_number
+from reidssl.data.records import (
+    SPLITS,
+    Aside,
+    LayoutError,
+    Record,
+    describe,
+    refuse_if_most,
+    warn_of,
+    warn_unless_published,
+)
 
 BOXES = ("labeled", "detected")
 PUBLISHED = {
     "labeled": {"train": 7_368, "query": 1_400, "gallery": 5_328},
     "detected": {"train": 7_365, "query": 1_400, "gallery": 5_332},
 }
-_NAMES = re.compile(r"(\d{1,6})_c(\d{1,3})_\d+")
+_NAMES = re.compile(r"(\d{1,6})_c(\d{1,3})_\d+", re.ASCII)
 
 
 def index(
-    files: Sequence[str], read_text: Callable[[str], str], expect_published: bool = True, boxes: str = ""
+    files: Sequence[str],
+    read_text: Callable[[str], str],
+    expect_published: bool = True,
+    boxes: str = "",
+    aside: Aside | None = None,
 ) -> list[Record]:
     """The images of one set of boxes, sorted by path.
 
     `files` are paths relative to the root; `read_text(path)` gives a list's text. `boxes` is "labeled" or "detected";
     "" takes the one that is there. `expect_published` warns (`LayoutWarning`) when counts differ from the published
-    ones. Raises `LayoutError` when neither or both are there, or a list or name is not understood.
+    ones. `aside` is filled with the images, or entries of the list, that are not used and why; None warns of them. Raises
+    `LayoutError` when neither or both are there, or a list, or most of its entries or of the names, are not understood.
     """
     if boxes not in ("", *BOXES):
         raise ValueError(f"boxes must be one of {', '.join(BOXES)}, or empty where only one is there: got {boxes!r}")
+    left_out: Aside = {} if aside is None else aside
     lists = {kind: [p for p in files if PurePosixPath(p).name == f"splits_new_{kind}.json"] for kind in BOXES}
     folders = {kind: [p for p in files if kind in PurePosixPath(p).parts[:-2]] for kind in BOXES}
     there = [kind for kind in BOXES if lists[kind] or folders[kind]]
@@ -47,15 +64,17 @@ def index(
     if chosen and lists[chosen]:
         if len(lists[chosen]) > 1:
             raise LayoutError(f"more than one CUHK03 below this root: {', '.join(lists[chosen])}. Give the folder of one.")
-        records = _listed(files, lists[chosen][0], read_text(lists[chosen][0]), chosen)
+        records = _listed(files, lists[chosen][0], read_text(lists[chosen][0]), chosen, left_out)
     else:
         # Without a folder that says so, the root is the folder of one of the two itself: its numbers tell which.
         records = three_folders.read(
-            folders[chosen] if chosen else files, "CUHK03", _NAMES, "<identity>_c<camera>_<number>.png", None
+            folders[chosen] if chosen else files, "CUHK03", _NAMES, "<identity>_c<camera>_<number>.png", None, left_out
         )
         chosen = chosen or _by_counts(records)
     if expect_published:
         warn_unless_published(f"CUHK03 ({chosen})", records, PUBLISHED[chosen])
+    if aside is None:
+        warn_of(left_out, f"CUHK03 ({chosen})")
     return sorted(records)
 
 
@@ -64,25 +83,54 @@ def _by_counts(records: list[Record]) -> str:
     return min(BOXES, key=lambda kind: abs(PUBLISHED[kind]["train"] - num_train))
 
 
-def _listed(files: Sequence[str], name: str, text: str, kind: str) -> list[Record]:
+def _listed(files: Sequence[str], name: str, text: str, kind: str, aside: Aside) -> list[Record]:
     """The records that a splits_new_*.json names; its paths are another machine's, so only their last part counts."""
     root = str(PurePosixPath(name).parent).removeprefix(".")
     folder = f"{root}/images_{kind}/" if root else f"images_{kind}/"
     present = {path for path in files if path.startswith(folder)}
+    records: dict[str, Record] = {}
+    unfit: list[str] = []
+    for part, number, entry in _entries(name, text):
+        where = f"{name}, {part} {number}"
+        try:
+            record = _record(entry, folder, part)
+            if record.key in records:
+                raise ValueError(f"listed twice: {record.key} is listed for {records[record.key].split} already")
+            if record.key not in present:
+                raise ValueError(f"not there: {record.key} is listed, but the file does not exist")
+            records[record.key] = record
+        except ValueError as error:
+            unfit.append(where)
+            aside[where] = str(error)
+    if unfit:
+        refuse_if_most(len(unfit), len(unfit) + len(records), f"CUHK03: {unfit[0]}: {aside[unfit[0]]}. Unpack the set again")
+    return list(records.values())
+
+
+def _entries(name: str, text: str) -> list[tuple[str, int, Any]]:
+    """(split, place from 1, entry) of a splits_new_*.json. Raises `LayoutError` where it is no such list."""
     try:
         (split,) = json.loads(text)
-        rows = [(part, PurePosixPath(path.replace("\\", "/")).name, int(pid), int(camid))
-                for part in SPLITS for path, pid, camid in split[part]]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return [(part, number, entry) for part in SPLITS for number, entry in enumerate(split[part], 1)]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise LayoutError(
             f"{name} is not understood ({type(error).__name__}: {error}): expected a list of one object with train, query "
             "and gallery, each of [path, identity, camera]"
         ) from None
-    missing = [file for _, file, _, _ in rows if folder + file not in present]
-    if missing:
-        raise LayoutError(
-            f"CUHK03: {len(missing):,} of {len(rows):,} images that {name} lists are not there, first {folder}{missing[0]}. "
-            "Unpack the set again."
-        )
-    # Cameras are counted from 0 there; people are numbered from 0 in the training split and by themselves in the test.
-    return [Record(folder + file, pid, camid + 1, part) for part, file, pid, camid in rows]
+
+
+def _record(entry: Any, folder: str, part: str) -> Record:
+    """An entry [path, identity, camera]. Cameras are counted from 0 there; people are numbered from 0 in the training split
+    and by themselves in the test. Raises ValueError."""
+    if not (isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str)):
+        raise ValueError(f"entry not understood: expected [path, identity, camera], got {shown(entry)}")
+    labels = []
+    for what, value in zip(("identity", "camera"), entry[1:], strict=True):
+        try:
+            number = whole_number(value)
+        except ValueError as error:
+            raise ValueError(f"entry not understood: {what} {error}") from None
+        if not 0 <= number < LARGEST:
+            raise ValueError(f"entry not understood: {what} {number} is not in 0..{LARGEST - 1}")
+        labels.append(number)
+    return Record(folder + PurePosixPath(entry[0].replace("\\", "/")).name, labels[0], labels[1] + 1, part)

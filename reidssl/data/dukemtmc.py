@@ -12,15 +12,18 @@ import re
 from collections.abc import Callable, Sequence
 
 from reidssl.data import three_folders
-from reidssl.data.records import Record
+from reidssl.data.records import Aside, Record
 
 PUBLISHED = {"train": 16_522, "query": 2_228, "gallery": 17_661}
-_NAMES = re.compile(r"(\d{1,6})_c(\d{1,3})_f\d+")
+_NAMES = re.compile(r"(\d{1,6})_c(\d{1,3})_f\d+", re.ASCII)
 
 
 def index(
-    files: Sequence[str], read_text: Callable[[str], str] | None = None, expect_published: bool = True
+    files: Sequence[str],
+    read_text: Callable[[str], str] | None = None,
+    expect_published: bool = True,
+    aside: Aside | None = None,
 ) -> list[Record]:
     """The images of a DukeMTMC-reID layout, sorted by path; arguments and errors as in `market1501.index`."""
     example = "<identity>_c<camera>_f<frame>.jpg"
-    return three_folders.read(files, "DukeMTMC-reID", _NAMES, example, PUBLISHED if expect_published else None)
+    return three_folders.read(files, "DukeMTMC-reID", _NAMES, example, PUBLISHED if expect_published else None, aside)

@@ -6,23 +6,25 @@ The count is the paper's: 4,180,243 images. LUPerson is for research only and mu
 from __future__ import annotations
 
 import io
-import itertools
 import pickle
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from reidssl.data.records import LayoutError, Record, describe, is_image, warn_unless_published
+from reidssl.data.records import Aside, LayoutError, Record, describe, is_image, refuse_if_most, warn_of, warn_unless_published
 
 PUBLISHED = {"train": 4_180_243}
 
 
 def index(
-    files: Sequence[str], read_text: Callable[[str], str] | None = None, expect_published: bool = True
+    files: Sequence[str],
+    read_text: Callable[[str], str] | None = None,
+    expect_published: bool = True,
+    aside: Aside | None = None,
 ) -> list[Record]:
     """Every image below `images/`, unlabelled, sorted by path.
 
-    `files` are paths relative to the root, which may be the folder above. `read_text` is not needed
-    here; all layouts take it. Raises `LayoutError` when there is no image below an `images/` folder.
+    `files` are paths relative to the root, which may be the folder above. `read_text` and `aside` are not needed
+    here; all layouts take them. Raises `LayoutError` when there is no image below an `images/` folder.
     """
     found = [path for path in files if "/images/" in f"/{path}" and is_image(path)]
     if not found:
@@ -34,11 +36,8 @@ def index(
 
 
 def records_of_keys(keys: Iterable[str], expect_published: bool = True) -> list[Record]:
-    """Unlabelled records of the given keys, sorted. Raises `LayoutError` for a key that is there twice."""
-    records = sorted(Record(key, -1, -1, "train") for key in keys)
-    for first, second in itertools.pairwise(records):
-        if first.key == second.key:
-            raise LayoutError(f"the key {first.key!r} is there more than once")
+    """Unlabelled records of the given keys, sorted; a key that is there twice counts once."""
+    records = [Record(key, -1, -1, "train") for key in sorted(set(keys))]
     if expect_published:
         warn_unless_published("LUPerson", records, PUBLISHED)
     return records
@@ -54,13 +53,15 @@ class _PlainUnpickler(pickle.Unpickler):
         )
 
 
-def read_keys(data: bytes) -> list[str]:
-    """The keys in a pickled list of str (or UTF-8 bytes), as `keys.pkl` beside the LMDB holds them.
+def read_keys(data: bytes, aside: Aside | None = None) -> list[str]:
+    """The keys in a pickled list of str (or bytes), as `keys.pkl` beside the LMDB holds them; repeats are left out.
 
-    Raises `LayoutError` for anything else; nothing in the file is ever executed.
+    Bytes that are not UTF-8 become lone surrogates, as in `os.fsdecode`. `aside` is filled with the entries that are no
+    keys, by their place, and why; None warns (`LayoutWarning`) of them. Raises `LayoutError` when most are none, and for
+    anything but a list; nothing in the file is ever executed.
     """
     try:
-        value = _PlainUnpickler(io.BytesIO(data), encoding="utf-8").load()
+        value = _PlainUnpickler(io.BytesIO(data), encoding="utf-8", errors="surrogateescape").load()
     except LayoutError:
         raise
     except (
@@ -69,13 +70,18 @@ def read_keys(data: bytes) -> list[str]:
         raise LayoutError(f"the key list is not a readable pickle ({len(data):,} bytes): {error}") from error
     if not isinstance(value, list | tuple):
         raise LayoutError(f"the key list must hold a list of strings: got {type(value).__name__}")
-    keys = []
+    keys: dict[str, None] = {}
+    left_out: Aside = {} if aside is None else aside
+    unfit: list[str] = []
     for position, key in enumerate(value):
-        try:
-            text = key.decode() if isinstance(key, bytes) else key
-        except UnicodeDecodeError as error:
-            raise LayoutError(f"key {position} is not UTF-8: {key[:40]!r}") from error
-        if not isinstance(text, str):
-            raise LayoutError(f"key {position} must be a string: got {type(key).__name__}")
-        keys.append(text)
-    return keys
+        text = key.decode("utf-8", "surrogateescape") if isinstance(key, bytes) else key
+        if isinstance(text, str) and text:
+            keys[text] = None
+            continue
+        unfit.append(f"keys.pkl, entry {position}")
+        left_out[unfit[-1]] = f"no key: key {position} must be a string that is not empty: got {type(key).__name__}"
+    if unfit:
+        refuse_if_most(len(unfit), len(value), left_out[unfit[0]].partition(": ")[2])
+    if aside is None:
+        warn_of(left_out, "the key list")
+    return list(keys)

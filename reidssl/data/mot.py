@@ -1,17 +1,17 @@
-"""Person crops from a video's detections in MOTChallenge form.
+"""Person crops of video frames from boxes in MOTChallenge form; `reidssl.data.mot_lines` reads the files.
 
-One detection a line: `frame, track, left, top, width, height, score, ...`, frames from 1, pixels of the
-resolution that the detector saw, further fields ignored (motchallenge.net). Real detections reach over
-the frame's edge, are tiny, or were recorded at another resolution than the video's: that is what the
-settings are for.
+Real detections reach over the frame's edge, are tiny, or were recorded at another resolution than the video's: that is
+what the settings are for.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+
+FORMS = ("auto", "detections", "ground_truth")
 
 
 @dataclass(kw_only=True)
@@ -30,6 +30,13 @@ class CropConfig:
     """Smallest share of the box's area that lies inside the frame."""
     frame_stride: int = 1
     """Of the frames that have detections, use every so manieth."""
+    form: str = "auto"
+    """How the file's lines are read: detections (7th field a score), ground_truth (7th to 9th field flag, class, visibility)
+    or auto, which tells by most of its lines and says so."""
+    classes: list[int] = field(default_factory=lambda: [1])
+    """ground truth: classes that become crops; 1 pedestrian, 2 person on a vehicle, 7 person who stands still."""
+    min_visibility: float = 0.3
+    """ground truth: smallest share of a person that nothing covers."""
 
     def __post_init__(self) -> None:
         height, width = self.recorded_size  # a list where it comes from a YAML file
@@ -41,8 +48,13 @@ class CropConfig:
         for name in ("min_height", "min_width", "frame_stride"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
-        if not 0 <= self.min_visible <= 1:
-            raise ValueError(f"min_visible must be in [0, 1]: got {self.min_visible}")
+        for name in ("min_visible", "min_visibility"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1]: got {getattr(self, name)}")
+        if self.form not in FORMS:
+            raise ValueError(f"form must be one of {', '.join(FORMS)}: got {self.form!r}")
+        if not self.classes:
+            raise ValueError("classes must name at least one class, such as [1]: got []")
         if not math.isfinite(self.min_score):
             raise ValueError(f"min_score must be a finite number: got {self.min_score}")
 
@@ -63,42 +75,6 @@ class Detections(NamedTuple):
         """The rows of one frame, int64."""
         start, stop = np.searchsorted(self.frames, [frame, frame + 1])
         return np.arange(start, stop)
-
-
-def parse_detections(text: str) -> Detections:
-    """Read a MOTChallenge detection file.
-
-    Fields are separated by commas or white space; the score may be left out (1). Empty lines and those
-    that begin with `#` are skipped. Raises ValueError that names the line for anything else.
-    """
-    rows = [_parse(line, number) for number, line in enumerate(text.splitlines(), 1) if _has_data(line)]
-    table = np.array(rows, np.float64).reshape(len(rows), 7)
-    table = table[np.argsort(table[:, 0], kind="stable")]
-    return Detections(table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), table[:, 2:6], table[:, 6])
-
-
-def _has_data(line: str) -> bool:
-    return bool(line.strip()) and not line.lstrip().startswith("#")
-
-
-def _parse(line: str, number: int) -> list[float]:
-    fields = line.replace(",", " ").split()
-    if len(fields) < 6:
-        raise ValueError(
-            f"line {number}: {len(fields)} fields, at least 6 are needed "
-            f"(frame, track, left, top, width, height): {line[:80]!r}"
-        )
-    try:
-        values = [float(field) for field in fields[:7]]
-    except ValueError as error:
-        raise ValueError(f"line {number}: {error}: {line[:80]!r}") from None
-    if not all(map(math.isfinite, values)):
-        raise ValueError(f"line {number}: every value must be finite: {line[:80]!r}")
-    if values[0] < 1 or values[0] != int(values[0]):
-        raise ValueError(f"line {number}: frames are whole numbers from 1: got {fields[0]}")
-    if values[1] != int(values[1]):
-        raise ValueError(f"line {number}: a track is a whole number: got {fields[1]}")
-    return values if len(values) == 7 else [*values, 1.0]
 
 
 def select(detections: Detections, config: CropConfig) -> Detections:

@@ -13,7 +13,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
 
-from reidssl.data.records import LayoutError, Record, describe, warn_unless_published
+from reidssl.data.labels import whole_number
+from reidssl.data.records import (
+    Aside,
+    LayoutError,
+    Record,
+    describe,
+    is_image,
+    refuse_if_most,
+    warn_of,
+    warn_unless_published,
+)
 
 LISTS = {
     "list_train.txt": "train",
@@ -56,53 +66,77 @@ def find(files: Sequence[str]) -> tuple[str, str]:
 
 
 def index(
-    files: Sequence[str], read_text: Callable[[str], str], expect_published: bool = True
+    files: Sequence[str],
+    read_text: Callable[[str], str],
+    expect_published: bool = True,
+    aside: Aside | None = None,
 ) -> list[Record]:
     """The images that the four lists of an MSMT17 layout name, sorted by path.
 
-    `files` are paths relative to the root; `read_text(path)` gives a list's text. `expect_published`
-    warns (`LayoutWarning`) when counts differ from the published ones. Raises `LayoutError` for a
-    missing list, a line that is not understood, an image that is listed twice or is not there.
+    `files` are paths relative to the root; `read_text(path)` gives a list's text. `expect_published` warns
+    (`LayoutWarning`) when counts differ from the published ones. A line that is not understood, names an image that is
+    not there or one that is listed already is set aside: `aside` is filled with "<list>, line <n>" or the image and the
+    reason; None warns of them. Raises `LayoutError` for a missing list, and for one of which no line or less than half
+    can be used.
     """
     root, version = find(files)
     train, test = IMAGE_FOLDERS[version]
-    present, records = set(files), {}
-    missing: list[str] = []
+    present = set(files)
+    absent = [root + name for name in LISTS if root + name not in present]
+    if absent:
+        raise LayoutError(f"MSMT17 {version}: {absent[0]} is missing; all of {', '.join(LISTS)} are needed")
+    left_out: Aside = {} if aside is None else aside
+    records: dict[str, Record] = {}
+    lines: dict[str, str] = {}
     for name, split in LISTS.items():
-        if root + name not in present:
-            raise LayoutError(
-                f"MSMT17 {version}: {root + name} is missing; all of {', '.join(LISTS)} are needed"
-            )
         folder = train if split == "train" else test
-        for path, pid, where in _lines(read_text(root + name), root + name):
-            key = f"{root}{folder}/{path}"
-            if key in records:
-                raise LayoutError(f"{where}: {path} is listed twice")
-            if key not in present:
-                missing.append(key)
-            records[key] = Record(key, pid, _camera(path, where), split)
-    if missing:
-        raise LayoutError(
-            f"MSMT17 {version}: {len(missing):,} of {len(records):,} listed images are not there, "
-            f"first {missing[0]}. Unpack the set again."
-        )
+        unfit, total = [], 0
+        for where, line in _lines(read_text(root + name), root + name):
+            total += 1
+            try:
+                record = _record(line, f"{root}{folder}/", split)
+                if record.key in records:
+                    raise ValueError(f"listed twice: {record.key} is in {lines[record.key]} already, as identity "
+                                     f"{records[record.key].pid}; here it is {record.pid}")
+                if record.key not in present:
+                    raise ValueError(f"not there: {record.key} is listed, but the file does not exist")
+            except ValueError as error:
+                unfit.append(where)
+                left_out[where] = str(error)
+                continue
+            records[record.key], lines[record.key] = record, where
+        if not total:
+            raise LayoutError(f"MSMT17 {version}: {root + name} is empty: unpack the set again")
+        if unfit:
+            refuse_if_most(len(unfit), total, f"MSMT17 {version}: {unfit[0]}: {left_out[unfit[0]]}")
     if expect_published:
         warn_unless_published(f"MSMT17 {version}", records.values(), PUBLISHED)
+    if aside is None:
+        warn_of(left_out, f"MSMT17 {version}")
     return sorted(records.values())
 
 
-def _lines(text: str, name: str) -> Iterator[tuple[str, int, str]]:
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        path, _, pid = line.strip().rpartition(" ")
-        if not path or not pid.isdecimal():
-            raise LayoutError(f"{name}, line {number}: expected '<path> <identity>', got {line[:80]!r}")
-        yield path.strip(), int(pid), f"{name}, line {number}"
+def _lines(text: str, name: str) -> Iterator[tuple[str, str]]:
+    """("<list>, line <n>", the line) of every line with something in it."""
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
+        if line.strip():
+            yield f"{name}, line {number}", line.strip()
 
 
-def _camera(path: str, where: str) -> int:
+def _record(line: str, folder: str, split: str) -> Record:
+    """What a line says. Raises ValueError."""
+    path, *rest = line.rsplit(maxsplit=1)
+    try:
+        pid = whole_number(rest[0]) if rest else -1
+    except ValueError:
+        pid = -1
+    if pid < 0 or not is_image(path):
+        raise ValueError(f"line not understood: expected '<path> <identity>', got {line[:80]!r}")
     fields = PurePosixPath(path).name.split("_")
-    if len(fields) < 4 or not fields[2].isdecimal():
-        raise LayoutError(f"{where}: {path} has no camera number in the third '_' field of its name")
-    return int(fields[2])
+    try:
+        camid = whole_number(fields[2]) if len(fields) > 3 else -1
+    except ValueError:
+        camid = -1
+    if camid < 0:
+        raise ValueError(f"line not understood: {path} has no camera number in the third '_' field of its name")
+    return Record(folder + path, pid, camid, split)

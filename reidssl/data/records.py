@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -28,6 +29,37 @@ class LayoutError(ValueError):
 
 class LayoutWarning(UserWarning):
     """The layout can be read, but it is not the data set as published."""
+
+
+Aside = dict[str, str]
+"""What a layout does not use, and why: an image's path, or a list's with the number of the line, -> the reason.
+
+A reason begins with its kind and a colon, so that many can be counted by kind.
+"""
+
+
+def warn_of(aside: Aside, name: str) -> None:
+    """Warn (`LayoutWarning`) of what was set aside, by kind, for callers who do not ask for the list.
+
+    Junk is part of published sets and gives no warning.
+    """
+    aside = {path: reason for path, reason in aside.items() if not reason.startswith("junk:")}
+    if aside:
+        kinds = Counter(reason.partition(":")[0] for reason in aside.values())
+        path, reason = next(iter(aside.items()))
+        warnings.warn(
+            f"{name}: {len(aside):,} set aside ("
+            + ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+            + f"), the first is {path}: {reason}",
+            LayoutWarning,
+            stacklevel=3,
+        )
+
+
+def refuse_if_most(bad: int, total: int, message: str) -> None:
+    """LayoutError where more than half do not fit: then it is not some items that are wrong, but the layout."""
+    if 2 * bad > total:
+        raise LayoutError(f"{message} ({bad:,} of {total:,} like this)")
 
 
 def list_files(root: str | os.PathLike[str]) -> list[str]:

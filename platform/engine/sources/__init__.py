@@ -14,6 +14,8 @@ from platform.engine.sources.files import FileSource, Indexer
 from platform.engine.storage import StorageConfig, open_storage
 from reidssl.data import cuhk03, dukemtmc, folder, luperson, market1501, msmt17
 from reidssl.data.mot import CropConfig
+from reidssl.data.records import SPLITS
+from reidssl.data.sidecars import FieldConfig
 from reidssl.data.synthetic import SyntheticConfig
 
 __all__ = ["Candidate", "Plan", "Source", "SourceConfig", "open_source"]
@@ -25,6 +27,7 @@ LAYOUTS: dict[str, Indexer] = {
 KINDS = (*LAYOUTS, "luperson_lmdb", "webdataset", "video", "synthetic")
 PARTS = ("pretrain", "source", "target")
 FORMATS = ("jpeg", "png")
+NEWER = ("pattern", "splits", "tar")
 
 
 @dataclass(kw_only=True)
@@ -38,6 +41,12 @@ class SourceConfig:
     """Folder, file or s3:// prefix; not for synthetic."""
     labelled: bool = False
     """folder: take <identity>/<image> or <split>/<identity>/<image> as labels."""
+    pattern: str = ""
+    """folder, labelled: regular expression searched in each path; its named groups pid, camid and split say where they are,
+    e.g. '_c(?P<camid>[0-9]+)_'."""
+    splits: list[str] = field(default_factory=list)
+    """folder, webdataset: other names of splits and which of train, query, gallery they are, e.g. [val:train,test:gallery]."""
+    tar: FieldConfig = field(default_factory=FieldConfig)
     boxes: str = ""
     """cuhk03: labeled or detected; may be empty where only one of them is there."""
     detections: InputPath = ""
@@ -57,6 +66,15 @@ class SourceConfig:
         for name, allowed in (("kind", KINDS), ("part", PARTS), ("image_format", FORMATS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}: got {getattr(self, name)!r}")
+        if self.pattern:
+            folder.check_pattern(self.pattern)
+            if not self.labelled:
+                raise ValueError(f"pattern says where labels are; it needs labelled=true: got {self.pattern!r}")
+        for pair in self.splits:
+            name, _, split = pair.rpartition(":")
+            if not name or split not in SPLITS or name in SPLITS:
+                raise ValueError(f"splits must say which of {', '.join(SPLITS)} another name is, as in [test:gallery]: "
+                                 f"got {pair!r}")
         if self.boxes not in ("", *cuhk03.BOXES):
             raise ValueError(f"boxes must be empty or one of {', '.join(cuhk03.BOXES)}: got {self.boxes!r}")
         if not 1 <= self.jpeg_quality <= 100:
@@ -64,12 +82,21 @@ class SourceConfig:
         if self.unit_images < 1:
             raise ValueError(f"unit_images must be at least 1: got {self.unit_images}")
 
+    @property
+    def split_names(self) -> dict[str, str]:
+        """`splits` as a mapping."""
+        return dict(pair.rpartition(":")[::2] for pair in self.splits)
+
     def arguments(self) -> dict[str, Any]:
         """What determines the images, as JSON-compatible values: the fields that matter for this kind."""
         names = {"synthetic": ("kind", "part", "synthetic", "image_format", "jpeg_quality"),
                  "video": ("kind", "path", "detections", "crops", "image_format", "jpeg_quality"),
-                 "folder": ("kind", "path", "labelled"), "cuhk03": ("kind", "path", "boxes")}.get(self.kind, ("kind", "path"))
+                 "folder": ("kind", "path", "labelled", "pattern", "splits"), "webdataset": ("kind", "path", "tar", "splits"),
+                 "cuhk03": ("kind", "path", "boxes")}.get(self.kind, ("kind", "path"))
         values = {name: value for name, value in to_plain(self).items() if name in names}
+        for name in NEWER:  # data sets made before these were there keep their arguments
+            if values.get(name) == to_plain(SourceConfig())[name]:
+                values.pop(name)
         for name in {"path", "detections"} & set(values):
             values[name] = open_storage(values[name]).uri if values[name] else ""
         return _finite(values)
@@ -97,10 +124,10 @@ def open_source(config: SourceConfig, storage: StorageConfig) -> Source:
     if config.kind == "luperson_lmdb":
         return LmdbSource(root, config.unit_images)
     if config.kind == "webdataset":
-        return TarSource(root)
+        return TarSource(root, config.tar, config.split_names)
     index: Callable[..., Any] = LAYOUTS[config.kind]
     if config.kind == "folder":
-        index = partial(index, labelled=config.labelled)
+        index = partial(index, labelled=config.labelled, pattern=config.pattern, splits=config.split_names)
     if config.kind == "cuhk03":
         index = partial(index, boxes=config.boxes)
     return FileSource(root, index, config.unit_images)

@@ -13,7 +13,7 @@ LARGEST_IMAGE = 64 << 20  # bytes; what is larger is no person crop, and must no
 
 
 class Candidate(NamedTuple):
-    """One image as found; `error` says why there is none."""
+    """One image as found."""
 
     key: str
     image: bytes = b""
@@ -23,6 +23,9 @@ class Candidate(NamedTuple):
     extras: tuple[Any, ...] = ()
     """Values of the source's extra columns after `split`."""
     error: str = ""
+    """Why there is no image, as "<kind>: <detail>"."""
+    note: str = ""
+    """What the user should know of a good image; equal notes are counted."""
 
 
 class Plan(NamedTuple):

@@ -9,8 +9,10 @@ import pyarrow as pa
 
 from platform.engine.errors import UserError
 from platform.engine.sources.base import Candidate, Plan, in_units, limited
+from platform.engine.sources.items import fault_of
 from platform.engine.storage import Location
 from reidssl.data.luperson import read_keys
+from reidssl.data.names import spelled
 
 
 @dataclass
@@ -39,28 +41,39 @@ class LmdbSource:
         except lmdb.Error as error:
             raise UserError(f"source.path {self.root} cannot be opened as an LMDB: {error}") from None
 
-    def _keys(self) -> list[bytes]:
+    def _keys(self, aside: dict[str, str]) -> list[bytes]:
         listed = self.root / "keys.pkl"
         if not self.root.is_file() and listed.is_file():
             try:
-                return [key.encode() for key in read_keys(listed.read_bytes())]
+                return [key.encode("utf-8", "surrogateescape") for key in read_keys(listed.read_bytes(), aside)]
             except ValueError as error:
                 raise UserError(f"{listed}: {error}") from None
-        with self._open() as environment, environment.begin() as transaction, transaction.cursor() as cursor:
-            names = [bytes(key) for key in cursor.iternext(values=False)]
+        try:
+            with self._open() as environment, environment.begin() as transaction, transaction.cursor() as cursor:
+                names = [bytes(key) for key in cursor.iternext(values=False)]
+        except lmdb.Error as error:
+            raise UserError(f"source.path {self.root}: the keys of the LMDB cannot be read: {error}") from None
         return [key for key in names if not key.startswith(b"__")]  # __len__, __keys__: written by some tools
 
     def plan(self, limit: int) -> Plan:
+        """Units are lists of keys, and of candidates for what is set aside already."""
         self._open().close()
-        keys = limited(sorted(self._keys()), limit)
-        return Plan(in_units(keys, self.unit_images), len(keys))
+        aside: dict[str, str] = {}
+        items: list[Any] = limited(sorted(self._keys(aside)), limit)
+        items += [Candidate(key, error=reason) for key, reason in aside.items()]
+        return Plan(in_units(items, self.unit_images), len(items))
 
-    def read(self, unit: list[bytes]) -> Iterator[Candidate]:
+    def read(self, unit: list[Any]) -> Iterator[Candidate]:
         with self._open() as environment, environment.begin() as transaction:
-            for key in unit:
-                name = key.decode("utf-8", "backslashreplace")
-                data = transaction.get(key)
-                if data is None:
-                    yield Candidate(name, error="listed in keys.pkl, but not in the LMDB")
-                else:
-                    yield Candidate(name, data)
+            for item in unit:
+                yield item if isinstance(item, Candidate) else self._one(transaction, item)
+
+    def _one(self, transaction: Any, key: bytes) -> Candidate:
+        name = spelled(key.decode("utf-8", "surrogateescape"))
+        try:
+            data = transaction.get(key)
+        except Exception as error:  # keys that LMDB refuses, pages that are damaged
+            return Candidate(name, error=fault_of(self.root, error))
+        if data is None:
+            return Candidate(name, error="not there: listed in keys.pkl, but not in the LMDB")
+        return Candidate(name, data)

@@ -1,6 +1,7 @@
 """Person crops of videos with detections in MOTChallenge form."""
 
 import posixpath
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -9,12 +10,18 @@ import numpy as np
 import pyarrow as pa
 
 from platform.engine.errors import UserError
+from platform.engine.runtime import say
 from platform.engine.sources.base import Candidate, Plan, encode_image
-from platform.engine.storage import Location
-from reidssl.data.mot import CropConfig, Detections, crops_of, parse_detections, select
+from platform.engine.sources.items import fault_of, list_items, open_item
+from platform.engine.storage import Location, StorageError
+from reidssl.data.mot import CropConfig, Detections, crops_of, select
+from reidssl.data.mot_lines import GROUND_TRUTH, parse_lines
+from reidssl.data.names import spelled
 from reidssl.data.video import VideoError, frames
 
 VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".mpg", ".mpeg", ".webm", ".m4v", ".ts")
+
+NO_DETECTIONS = Detections(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 4)), np.empty(0))
 
 
 class VideoUnit(NamedTuple):
@@ -22,7 +29,11 @@ class VideoUnit(NamedTuple):
 
     name: str
     """Path below the root; "" for the root itself."""
+    stem: str
+    """Of its crops' keys."""
     detections: Detections
+    aside: list[tuple[str, str]]
+    """(key, reason) of what is set aside already."""
 
 
 @dataclass
@@ -40,48 +51,87 @@ class VideoSource:
     image_format: str
     jpeg_quality: int
     extra_columns: dict[str, pa.DataType] = field(default_factory=lambda: {
-        "split": pa.string(), "frame": pa.int32(), "track": pa.int32(), "score": pa.float32()})
+        "split": pa.string(), "frame": pa.int32(), "track": pa.int64(), "score": pa.float32()})
 
     def plan(self, limit: int) -> Plan:
-        units, left = [], limit
-        for name, file in self._pairs():
+        units, left, single = [], limit, self.root.is_file()
+        forms: Counter[str] = Counter()
+        for name, stem, file, missing in self._pairs(single):
+            parsed, reason = None, missing
             try:
-                found = select(parse_detections(file.read_text()), self.crops)
-            except ValueError as error:
-                raise UserError(f"source.detections {file}: {error}") from None
+                parsed = None if missing else parse_lines(file.read_text(), self.crops)
+            except (ValueError, StorageError) as error:
+                if single:
+                    raise UserError(f"source.detections {file}: {error}") from None
+                reason = f"detections not understood: {file.name}: {error}"
+            if parsed is None:
+                units.append(VideoUnit(name, stem, NO_DETECTIONS, [(stem, reason)]))
+                continue
+            forms[parsed.form] += 1
+            found = select(parsed.detections, self.crops)
             if limit:
                 found = found.take(np.arange(min(left, len(found.frames))))
                 left -= len(found.frames)
-            if len(found.frames):
-                units.append(VideoUnit(name, found))
-        return Plan(units, sum(len(unit.detections.frames) for unit in units))
+            aside = [(f"{spelled(file.name)}, line {number}", why) for number, why in parsed.aside]
+            if len(found.frames) or aside:
+                units.append(VideoUnit(name, stem, found, aside))
+        self._refuse_nothing(units)
+        _say_forms(forms, units)
+        return Plan(units, sum(len(unit.detections.frames) + len(unit.aside) for unit in units))
 
-    def _pairs(self) -> list[tuple[str, Location]]:
-        """(video's name, its file of detections)."""
-        if self.root.is_file():
-            return [("", self.detections)]
-        names = [item.name for item in self.root.list() if item.name.lower().endswith(VIDEO_SUFFIXES)]
-        if not names:
+    def _pairs(self, single: bool) -> list[tuple[str, str, Location, str]]:
+        """(video's name, stem of its keys, its file of detections, why it cannot be read or "")."""
+        if single:
+            return [("", posixpath.splitext(spelled(self.root.name))[0], self.detections, "")]
+        names, unread = list_items(self.root)
+        videos = sorted([name for name in names if name.lower().endswith(VIDEO_SUFFIXES)]
+                        + [name for name in unread if name.lower().endswith(VIDEO_SUFFIXES)])
+        if not videos:
             raise UserError(f"source.path {self.root} is no video and holds none ({', '.join(VIDEO_SUFFIXES)})")
-        pairs = [(name, self.detections.joinpath(posixpath.splitext(name)[0] + ".txt")) for name in names]
-        missing = [str(file) for _, file in pairs if not file.is_file()]
-        if missing:
+        times = Counter(posixpath.splitext(name)[0] for name in videos)  # a.avi and a.mp4 would give the same keys
+        pairs, missing = [], []
+        for name in videos:
+            stem = posixpath.splitext(name)[0]
+            file, reason = self.detections, unread.get(name, "")
+            try:
+                file = self.detections.joinpath(stem + ".txt")
+                if not file.is_file():
+                    missing.append(str(file))
+                    reason = reason or f"no detections: {stem}.txt is not in source.detections"
+            except (StorageError, ValueError) as error:  # a name that is no path, or not UTF-8
+                reason = reason or f"no detections: {error}"
+            pairs.append((name, stem if times[stem] == 1 else name, file, reason))
+        if len(missing) == len(pairs):
             raise UserError(f"{len(missing)} of {len(pairs)} videos have no detections, the first missing file is "
                             f"{missing[0]}. source.detections is the folder with one <video's name>.txt each")
         return pairs
 
+    def _refuse_nothing(self, units: list[VideoUnit]) -> None:
+        if any(len(unit.detections.frames) for unit in units):
+            return
+        kinds = Counter(reason.partition(":")[0] for unit in units for _, reason in unit.aside)
+        if kinds:
+            first = next((key, reason) for unit in units for key, reason in unit.aside)
+            raise UserError(f"source.detections {self.detections}: nothing is left to cut out: "
+                            f"{', '.join(f'{count:,} {kind}' for kind, count in kinds.most_common())}; the first is {first[0]}: "
+                            f"{first[1]}. source.crops.form, classes and min_visibility say how lines are read")
+
     def read(self, unit: VideoUnit) -> Iterator[Candidate]:
-        location = self.root.joinpath(unit.name) if unit.name else self.root
-        stem = posixpath.splitext(unit.name or self.root.name)[0]
+        yield from (Candidate(key, error=reason) for key, reason in unit.aside)
         left = {int(frame) for frame in unit.detections.frames}
+        if not left:
+            return
         try:
-            with location.open_input() as file:
+            with open_item(self.root, unit.name) as file:
                 for number, image in frames(file, wanted=set(left)):
-                    yield from self._frame(unit.detections, number, image, stem)
+                    yield from self._frame(unit.detections, number, image, unit.stem)
                     left.discard(number)
-        except VideoError as error:
+        except Exception as error:  # of the video or of one frame: what comes behind it has no certain number
+            reason = fault_of(self.root, error)
+            if isinstance(error, VideoError):
+                reason = f"video damaged: {error}"
             for row in np.flatnonzero(np.isin(unit.detections.frames, list(left))):
-                yield Candidate(self._key(unit.detections, int(row), stem), error=str(error))
+                yield Candidate(self._key(unit.detections, int(row), unit.stem), error=reason)
 
     def _frame(self, detections: Detections, number: int, image: np.ndarray, stem: str) -> Iterator[Candidate]:
         rows = detections.in_frame(number)
@@ -89,7 +139,7 @@ class VideoSource:
         for place, row in enumerate(rows):
             key = self._key(detections, row, stem)
             if place not in cut:
-                yield Candidate(key, error="the box is too small or too far outside the frame (source.crops)")
+                yield Candidate(key, error="box not taken: it is too small or too far outside the frame (source.crops)")
                 continue
             extras = (number, int(detections.tracks[row]), float(detections.scores[row]))
             yield Candidate(key, encode_image(cut[place], self.image_format, self.jpeg_quality), extras=extras)
@@ -99,3 +149,15 @@ class VideoSource:
         box = "_".join(f"{value:.0f}" for value in detections.boxes[row])
         who = f"track{track:05d}" if track >= 0 else f"box{box}"
         return f"{stem}/{int(detections.frames[row]):07d}_{who}.{'jpg' if self.image_format == 'jpeg' else 'png'}"
+
+
+def _say_forms(forms: Counter[str], units: list[VideoUnit]) -> None:
+    """How files were read is a guess where `source.crops.form` does not say it."""
+    texts = {GROUND_TRUTH: "ground truth (flag, class, visibility)"}
+    read = " and ".join(f"{count:,} file{'s' * (count != 1)} as {texts.get(form, f'{form} (scores)')}"
+                        for form, count in forms.most_common())
+    kinds = Counter(reason.partition(":")[0] for unit in units for _, reason in unit.aside)
+    said = f"; set aside: {', '.join(f'{count:,} {kind}' for kind, count in kinds.most_common())}" if kinds else ""
+    say(f"source.detections: {read} (source.crops.form){said}")
+
+

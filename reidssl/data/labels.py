@@ -1,0 +1,84 @@
+"""Identities, cameras and splits: what counts as one, and how names become numbers.
+
+One policy for every source. A number is a whole number from -1 to 2147483647 (int32); -1 means unknown. A JSON value must
+be an integer: 1.7, 7.0, 1e3, true, null and lists are refused. Text must be -1 or digits alone; leading zeros do not
+matter. Splits are train, query and gallery, spelled so; other names need a mapping, since whether a "test" holds queries
+or the gallery is nothing to guess.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from reidssl.data.records import SPLITS, LayoutError, LayoutWarning
+
+LARGEST = 2**31 - 1  # what an int32 column holds
+_WHOLE = re.compile(r"-1|[0-9]+")
+
+
+def whole_number(value: Any) -> int:
+    """An identity or camera from a JSON value or text. Raises ValueError with the value seen and what is allowed."""
+    if isinstance(value, str) and _WHOLE.fullmatch(value):
+        value = int(value) if len(value.lstrip("0")) <= 10 else LARGEST + 1
+    elif isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{shown(value)} is no whole number")
+    if not -1 <= value <= LARGEST:
+        raise ValueError(f"{shown(value)} is not in -1..{LARGEST}")
+    return value
+
+
+def split_name(value: Any, others: Mapping[str, str] | None = None) -> str:
+    """A split by its name here, or by one that `others` maps. Raises ValueError with the value seen and what is allowed."""
+    if isinstance(value, str):
+        if value in SPLITS:
+            return value
+        if others and value in others:
+            return others[value]
+    known = ", ".join([*SPLITS, *(others or ())])
+    raise ValueError(f"{shown(value)} is none of {known}; source.splits=[test:gallery] would say what another name is")
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it, shortened."""
+    if isinstance(value, int) and abs(value) >= 10**60:
+        return f"a number of {value.bit_length()} bits"  # its digits would take long to print
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def numbered(names: Iterable[str], what: str) -> dict[str, int]:
+    """A number for each name: its own where it is one, the lowest free numbers for the others in alphabetical order.
+
+    A `LayoutWarning` tells which names were given numbers; the result depends on the set of names alone. `what` says in
+    the plural what is named. Raises `LayoutError` where two names are the same number, as 7 and 007.
+    """
+    own: dict[int, str] = {}
+    others = []
+    for name in sorted(set(names)):
+        number = _own_number(name)
+        if number is None:
+            others.append(name)
+        elif number in own:
+            raise LayoutError(f"two {what} have the same number, {own[number]!r} and {name!r}: rename one of them")
+        else:
+            own[number] = name
+    free: Iterator[int] = (number for number in itertools.count() if number not in own)
+    given = dict(zip(others, free, strict=False))
+    if given:
+        examples = ", ".join(f"{name!r} is {number}" for name, number in itertools.islice(given.items(), 3))
+        warnings.warn(f"{len(given):,} {what} are no whole numbers up to {LARGEST} and were given the lowest free numbers "
+                      f"in alphabetical order: {examples}{', ...' if len(given) > 3 else ''}", LayoutWarning, stacklevel=3)
+    return {name: number for number, name in own.items()} | given
+
+
+def _own_number(name: str) -> int | None:
+    if not _WHOLE.fullmatch(name) or name == "-1":
+        return None
+    try:
+        return whole_number(name)
+    except ValueError:
+        return None

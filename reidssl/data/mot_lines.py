@@ -1,0 +1,166 @@
+"""Lines of MOTChallenge files (motchallenge.net): detections, tracker outputs and ground truth.
+
+    detections     frame, track, left, top, width, height[, score[, x, y, z]]               score may be empty: 1
+    ground truth   frame, track, left, top, width, height, flag, class, visibility          MOT16 and later
+                   frame, track, left, top, width, height, flag, x, y, z                    2015
+
+Fields are separated by commas or else by white space; an empty field stays a field. Frames count from 1. A flag of 0 marks
+what the benchmark does not judge, class 1 is a pedestrian, visibility is the share that nothing covers. A line that is not
+understood is set aside with its number, field and value, as is a line of ground truth that is no visible person.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from reidssl.data.labels import LARGEST, shown
+from reidssl.data.mot import CropConfig, Detections
+
+FIELDS = ("frame", "track", "left", "top", "width", "height")
+LARGEST_TRACK = 2**63 - 1
+LARGEST_PIXEL = 1_000_000  # beyond the largest frame of any camera
+GROUND_TRUTH, DETECTIONS = "ground_truth", "detections"
+
+
+class ParsedLines(NamedTuple):
+    """What a file holds."""
+
+    detections: Detections
+    form: str
+    """GROUND_TRUTH or DETECTIONS: how its lines were read."""
+    aside: list[tuple[int, str]]
+    """(number of the line, reason) of the lines that are not used; a reason begins with its kind and a colon."""
+
+
+def parse_lines(text: str, config: CropConfig) -> ParsedLines:
+    """Read a MOTChallenge file as `config.form` says; its limits apply to ground truth.
+
+    With form "auto" a file is ground truth if most of its lines have nine fields that can be flag, class and visibility, or
+    (2015) if most have ten fields, a track and a seventh field of 0 or 1, and some a 0. Empty lines and those that begin
+    with `#` are skipped. Raises ValueError that names a line where more than half of the lines are not understood.
+    """
+    lines = [(number, _fields(line)) for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1) if _has_data(line)]
+    form = config.form if config.form != "auto" else _form([fields for _, fields in lines])
+    rows: list[tuple[Any, ...]] = []
+    aside: list[tuple[int, str]] = []
+    unread: list[str] = []
+    for number, fields in lines:
+        try:
+            row = _row(fields)
+            score, reason = _judged(fields, config) if form == GROUND_TRUTH else (_score(fields), "")
+        except ValueError as error:
+            unread.append(f"line {number}: {error}")
+            aside.append((number, f"line not understood: {error}"))
+            continue
+        if reason:
+            aside.append((number, reason))
+        else:
+            rows.append((*row, score))
+    if 2 * len(unread) > len(lines):
+        raise ValueError(f"{unread[0]} ({len(unread):,} of {len(lines):,} lines are not understood)")
+    return ParsedLines(_detections(rows), form, aside)
+
+
+def _has_data(line: str) -> bool:
+    return bool(line.strip()) and not line.lstrip().startswith("#")
+
+
+def _fields(line: str) -> list[str]:
+    return [field.strip() for field in line.split(",")] if "," in line else line.split()
+
+
+def _form(lines: list[list[str]]) -> str:
+    """The form of a whole file: one line alone can be either."""
+    nine = sum(_can_be_ground_truth(fields) for fields in lines)
+    if 2 * nine > len(lines):
+        return GROUND_TRUTH
+    tracked = [fields[6] for fields in lines if len(fields) == 10 and not fields[1].startswith("-")]
+    flags = set(tracked)
+    return GROUND_TRUTH if 2 * len(tracked) > len(lines) and "0" in flags and flags <= {"0", "1"} else DETECTIONS
+
+
+def _can_be_ground_truth(fields: list[str]) -> bool:
+    if len(fields) != 9 or fields[6] not in ("0", "1"):
+        return False
+    try:
+        return 1 <= int(fields[7]) <= 99 and 0 <= float(fields[8]) <= 1
+    except ValueError:
+        return False
+
+
+def _row(fields: list[str]) -> tuple[Any, ...]:
+    """(frame, track, left, top, width, height). Raises ValueError that names the field."""
+    if not 6 <= len(fields) <= 10:
+        raise ValueError(f"{len(fields)} fields, 6 to 10 are allowed (frame, track, left, top, width, height, score, ...): "
+                         f"{shown(', '.join(fields))}")
+    frame = _value(fields, 0, "frame", _whole, lambda value: 1 <= value <= LARGEST, f"a whole number in 1..{LARGEST}")
+    track = _value(fields, 1, "track", _whole, lambda value: -1 <= value <= LARGEST_TRACK,
+                   "a whole number from 0, or -1 for none")
+    box = [_value(fields, place, FIELDS[place], float, lambda value: abs(value) <= LARGEST_PIXEL,
+                  f"a number of pixels within {LARGEST_PIXEL}") for place in range(2, 6)]
+    for place in (4, 5):
+        if box[place - 2] <= 0:
+            raise ValueError(f"{FIELDS[place]} must be above 0: got {fields[place]}")
+    return (frame, track, *box)
+
+
+def _score(fields: list[str]) -> float:
+    if len(fields) < 7 or not fields[6]:
+        return 1.0
+    return float(_value(fields, 6, "score", float, math.isfinite, "a finite number, or left out"))
+
+
+def _judged(fields: list[str], config: CropConfig) -> tuple[float, str]:
+    """(score, why a line of ground truth is no visible person or ""). Raises ValueError that names the field."""
+    nine = len(fields) == 9
+    flagged = len(fields) > 6 and (nine or bool(fields[6]))
+    reasons = []
+    if flagged and _value(fields, 6, "flag", float, lambda value: value in (0, 1), "0 or 1") == 0:
+        reasons.append("flag 0: the benchmark does not judge this box")
+    if nine:
+        kind = _value(fields, 7, "class", _whole, lambda value: -1 <= value <= 99, "a whole number up to 99")
+        visibility = _value(fields, 8, "visibility", float, lambda value: -1 <= value <= 1, "a number up to 1")
+        if kind not in config.classes:
+            reasons.append(f"class {kind}: only {', '.join(map(str, config.classes))} are people here (source.crops.classes)")
+        if 0 <= visibility < config.min_visibility:  # -1: not known
+            reasons.append(f"hardly visible: visibility {visibility} is below {config.min_visibility} "
+                           "(source.crops.min_visibility)")
+    return 1.0, "; ".join(reasons)
+
+
+def _value(fields: list[str], place: int, name: str, kind: Callable[[str], Any], fits: Callable[[Any], bool],
+           allowed: str) -> Any:
+    text = fields[place]
+    if not text:
+        raise ValueError(f"{name} is empty (field {place + 1}): it must be {allowed}")
+    try:
+        value = kind(text if "_" not in text else "")  # Python takes 1_000 for a number
+        if fits(value):  # false for NaN
+            return value
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError(f"{name} must be {allowed}: got {shown(text)} (field {place + 1})")
+
+
+def _whole(text: str) -> int:
+    """A whole number, also as 7.0, which many tools write; exact for any that an int64 holds."""
+    if len(text) > 40:
+        raise ValueError("too long")
+    try:
+        return int(text)
+    except ValueError:
+        value = float(text)
+        if not value.is_integer() or abs(value) > 2**53:
+            raise ValueError("not whole") from None
+        return int(value)
+
+
+def _detections(rows: list[tuple[Any, ...]]) -> Detections:
+    rows.sort(key=lambda row: row[0])  # stable: the file's order within a frame
+    columns = list(zip(*rows, strict=True)) or [()] * 7
+    return Detections(np.array(columns[0], np.int64), np.array(columns[1], np.int64),
+                      np.array(columns[2:6], np.float64).T.reshape(len(rows), 4), np.array(columns[6], np.float64))

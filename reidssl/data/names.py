@@ -1,0 +1,46 @@
+r"""Names of files as text that can be stored anywhere.
+
+A file system, a tar or a key list may hold names that are not UTF-8; Python shows their bytes as lone surrogates, which
+neither Arrow nor a terminal takes. Such a name is spelled with `\xNN` for each byte that is not UTF-8, `\uNNNN` for any
+other lone surrogate, and `\\` for a backslash. So is a name that could be mistaken for such a spelling. All other names
+stay as they are. No two names have one spelling, and `unspelled` gives the name back.
+"""
+
+from __future__ import annotations
+
+import re
+
+_MISTAKABLE = re.compile(r"\\(?:\\|x[0-9a-f]{2}|u[0-9a-f]{4})")
+_TO_ESCAPE = re.compile("[\\\\\ud800-\udfff]")
+
+
+def spelled(name: str) -> str:
+    """The name as storable text; `name` as `os.fsdecode` or `bytes.decode("utf-8", "surrogateescape")` gives it."""
+    if name.isascii() and "\\" not in name:  # nearly all names
+        return name
+    try:
+        name.encode()
+        if not _MISTAKABLE.search(name):
+            return name
+    except UnicodeEncodeError:
+        pass
+    return _TO_ESCAPE.sub(_escape, name)
+
+
+def unspelled(text: str) -> str:
+    """The name that `spelled` was given."""
+    return _MISTAKABLE.sub(_unescape, text) if "\\" in text else text
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if match[0] == "\\":
+        return "\\\\"
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+
+def _unescape(match: re.Match[str]) -> str:
+    kind, digits = match[0][1], match[0][2:]
+    if kind == "\\":
+        return "\\"
+    return chr(0xDC00 + int(digits, 16)) if kind == "x" else chr(int(digits, 16))
