@@ -1,7 +1,7 @@
 """The backbone: timm's VisionTransformer for person images, with the ICS stem and crops of any size.
 
 Shapes: B images, D width, (h, w) the grid of patches, N = h * w. Image size is (height, width).
-The output is the class token after the final layer norm (eps 1e-6); activations are exact GELU.
+The output is the class token after the final layer norm; activations are exact GELU.
 """
 
 from dataclasses import dataclass
@@ -53,6 +53,8 @@ class VitConfig:
     """Weight of the camera embedding."""
     layer_scale: float = 0.0
     """Initial value of a learned factor on each channel of every residual branch (CaiT; DINOv2 has it); 0 has none."""
+    norm_eps: float = 1e-6
+    """Epsilon of the layer norms; 1e-12 in Hugging Face's ViTs."""
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "patch_size", "stem_width"):
@@ -60,8 +62,9 @@ class VitConfig:
                 raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads: got width {self.width} and {self.heads} heads")
-        if self.mlp_ratio <= 0:
-            raise ValueError(f"mlp_ratio must be positive: got {self.mlp_ratio}")
+        for name in ("mlp_ratio", "norm_eps"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive: got {getattr(self, name)}")
         if not 0 <= self.stride <= self.patch_size:
             raise ValueError(f"stride must be in [0, patch_size = {self.patch_size}]: got {self.stride}")
         if self.stem not in STEMS:
@@ -154,7 +157,7 @@ class Vit(VisionTransformer):
             mlp_ratio=config.mlp_ratio,
             drop_path_rate=config.drop_path,
             init_values=config.layer_scale or None,
-            norm_layer=lambda width, **options: nn.LayerNorm(width, eps=1e-6, **options),
+            norm_layer=lambda width, **options: nn.LayerNorm(width, eps=config.norm_eps, **options),
             act_layer=nn.GELU,
             embed_layer=lambda **_: _build_stem(config),
         )
