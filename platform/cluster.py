@@ -22,7 +22,7 @@ from platform.engine.errors import UserError, user_error_of
 from platform.engine.features import FEATURE, ParquetPart, read_all
 from platform.engine.inference import Batch, Embedder, PoolConfig, stream_through_actors
 from platform.engine.jaccard import check_shared, sharded_labels
-from platform.engine.models import load_model
+from platform.engine.models import LoadConfig, load_model
 from platform.engine.neighbours import NeighbourActorsConfig
 from platform.engine.parts import PARTS, as_column, write_parts, write_table
 from platform.engine.runs import SUMMARY, VOLATILE, Run, open_run
@@ -45,6 +45,7 @@ class ClusterProgramConfig:
     """Run folder or checkpoint file that gives the features."""
     data: str = "runs/demo/data/pretrain"
     """Shards to cluster, all splits."""
+    load: LoadConfig = field(default_factory=LoadConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     neighbours: NeighbourActorsConfig = field(default_factory=NeighbourActorsConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
@@ -62,8 +63,11 @@ def main(config: ClusterProgramConfig) -> dict[str, Any]:
                         "checkpoint=runs/usl")
     root = open_storage(config.data, config.storage)
     if not (open_storage(config.output, config.storage) / SUMMARY).exists():
-        load_model(config.checkpoint, config.storage)  # a wrong path fails before it becomes the folder's configuration
+        # A wrong path, or cameras that the model does not know, fail before they become the folder's configuration.
+        model = load_model(config.checkpoint, config.storage, config.load)
         read_manifest(root)
+        model.require_cameras(root, ())
+        say(f"cluster: {config.checkpoint}: {model.report}")
     run = open_run("cluster", config.output, config, config.storage, volatile=(*VOLATILE, "pool", "neighbours"))
     if run.summary:
         say(f"cluster: {run.location.uri} is complete already")
@@ -86,8 +90,9 @@ def main(config: ClusterProgramConfig) -> dict[str, Any]:
         from sklearn.metrics import adjusted_rand_score
 
         summary["adjusted_rand_index"] = float(adjusted_rand_score(pids, found.labels))
-    model = load_model(config.checkpoint, config.storage)
-    run.finish(summary | {"checkpoint": config.checkpoint, "weights": weights_hash(model.reid or model.backbone)[:12],
+    model = load_model(config.checkpoint, config.storage, config.load)
+    run.finish(summary | {"checkpoint": config.checkpoint, "model": model.about.as_dict(),
+                          "weights": weights_hash(model.reid or model.backbone)[:12],
                           "data": config.data, "data_checksum": manifest.checksum})
     return run.summary or {}
 
@@ -99,8 +104,9 @@ def extract(config: ClusterProgramConfig, run: Run, root: Location, manifest: Ma
     say(f"cluster: {manifest.num_rows:,} images in {len(manifest.files)} shards, {done:,} have features")
     if not pending:
         return
-    arguments = {"model": config.checkpoint, "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor))}
-    size = load_model(config.checkpoint, config.storage).image_size
+    arguments = {"model": config.checkpoint, "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor)),
+                 "given": config.load}
+    size = load_model(config.checkpoint, config.storage, config.load).image_size
     batches = stream_through_actors(root, pending, Embedder, arguments, size, config.pool)
 
     def publish(name: str, columns: Batch) -> None:

@@ -19,7 +19,7 @@ import safetensors.torch
 
 from platform.engine.config import run_program
 from platform.engine.errors import UserError
-from platform.engine.models import LoadedModel, load_model, model_file
+from platform.engine.models import LoadConfig, LoadedModel, load_model, model_file
 from platform.engine.runs import SUMMARY
 from platform.engine.runtime import say
 from platform.engine.storage import Location, StorageConfig, open_storage
@@ -41,6 +41,7 @@ class ExportConfig:
     """Folder of the exported model, local or s3://."""
     formats: list[str] = field(default_factory=lambda: ["safetensors", "released"])
     """Any of safetensors, timm, onnx, released."""
+    load: LoadConfig = field(default_factory=LoadConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
 
     def __post_init__(self) -> None:
@@ -54,7 +55,8 @@ def main(config: ExportConfig) -> list[str]:
     for name in ("input", "output"):
         if not getattr(config, name):
             raise UserError(f"{name} is empty: give input=<run folder or checkpoint> and output=<folder>")
-    model = load_model(config.input, config.storage)
+    model = load_model(config.input, config.storage, config.load)
+    say(f"export: {config.input}: {model.report}")
     (model.reid or model.backbone).cpu()
     output = open_storage(config.output, config.storage).prepare_output()
     about = facts(config.input, config.storage, model)
@@ -75,7 +77,10 @@ def main(config: ExportConfig) -> list[str]:
 
 def as_safetensors(model: LoadedModel) -> dict[str, bytes]:
     """Our own file, with all that its header had."""
-    metadata = model.metadata | {"mean": model.mean, "std": model.std, "neck": model.neck}
+    metadata: dict[str, Any] = {"checkpoint": model.about.as_dict(), **model.metadata}
+    metadata |= {"mean": model.mean, "std": model.std, "neck": model.neck}
+    if model.cameras is not None:
+        metadata["cameras"] = model.cameras
     return {"model.safetensors": model_bytes(model.reid or model.backbone, metadata)}
 
 
@@ -112,6 +117,10 @@ def facts(uri: str, storage: StorageConfig, model: LoadedModel) -> dict[str, Any
         "feature": f"{model.neck} the neck, L2-normalised" if model.reid else "class token after the last norm, L2-normalised",
         "weights": weights_hash(model.reid or model.backbone)[:12],
     }
+    if model.about.as_dict()["assumed"]:
+        found["assumed, since the file did not say it"] = ", ".join(model.about.as_dict()["assumed"])
+    if model.cameras is not None:
+        found["cameras"] = "one embedding for each of " + ", ".join(str(c) for c in model.cameras if c is not None)
     # Names only: a card is for the public, the paths of whoever trained are not.
     for key in ("setting", "init", "source", "target"):
         if model.metadata.get(key):

@@ -9,6 +9,7 @@ UDA = supervised on the source's train split, then the unsupervised procedure on
 again continues after the last finished epoch. Results: model.safetensors, metrics.jsonl, rankings.json, summary.json.
 """
 
+import json
 import math
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch.distributed as dist
 
 from platform.engine import zero
+from platform.engine.camera_plan import CameraPlan, plan_cameras
 from platform.engine.checkpoints import CheckpointStore
 from platform.engine.config import run_program, to_dataclass
 from platform.engine.device import device
@@ -24,7 +26,7 @@ from platform.engine.errors import UserError
 from platform.engine.evaluation import EvaluateConfig, evaluate_features, require_splits
 from platform.engine.images import ImageSet
 from platform.engine.launch import launch, report_line
-from platform.engine.models import REID, ChangesConfig, LoadedModel, load_model
+from platform.engine.models import REID, ChangesConfig, LoadConfig, LoadedModel, load_model
 from platform.engine.phases import Phase, Unsupervised, UnsupervisedConfig
 from platform.engine.runs import SUMMARY, Run, open_run
 from platform.engine.runtime import RuntimeConfig, connect, say
@@ -59,8 +61,10 @@ class FinetuneConfig:
     evaluate_every: int = 0
     """Also evaluate every so many epochs; 0: at the end only."""
     model: VitConfig = field(default_factory=VitConfig)
-    """Backbone for random weights. With init its own configuration counts, but for the image size (augment.image_size) and
-    `changes`."""
+    """Backbone for random weights. With init its own configuration counts, but for the image size (augment.image_size),
+    `changes`, and num_cameras: above 0 (as many as the training images come from), new camera embeddings are learned."""
+    load: LoadConfig = field(default_factory=LoadConfig)
+    """Of init; its mean, std and neck are not used here."""
     changes: ChangesConfig = field(default_factory=ChangesConfig)
     supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
     unsupervised: UnsupervisedConfig = field(default_factory=UnsupervisedConfig)
@@ -89,6 +93,11 @@ class FinetuneConfig:
         if not self.init and self.changes.as_dict():
             raise ValueError(f"changes are made to the backbone of init, which is empty: set {', '.join(self.changes.as_dict())} "
                              "of model instead")
+        for name, own in (("mean", "augment.mean"), ("std", "augment.std"), ("neck", "supervised.neck or unsupervised.neck")):
+            if getattr(self.load, name):
+                raise ValueError(f"load.{name} must be empty in fine-tuning, which has its own: set {own}")
+        if not self.init and self.load.as_dict():
+            raise ValueError(f"load says what the file of init does not, and init is empty: got {self.load.as_dict()}")
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more: got {self.seed}")
         if self.evaluate_every < 0:
@@ -119,8 +128,14 @@ def check_inputs(config: FinetuneConfig) -> None:
     if config.setting == "uda":
         require_splits(open_storage(config.source, config.storage), ["train"])
     require_splits(open_storage(config.target, config.storage), ["train", "query", "gallery"])
-    if config.init:
-        say(f"finetune: {config.init}: {load_init(config).report}")
+    init = load_init(config)
+    plan = plan_cameras(config, init)
+    if init:
+        about = init.about.without("mean", "std", "neck")
+        say(f"finetune: {config.init}: {replace(init.report, about=about)}; images are normalised by augment.mean "
+            f"{list(config.augment.mean)} and augment.std {list(config.augment.std)}")
+    if plan:
+        say(f"finetune: {plan}")
 
 
 def shared_micro_batches(config: FinetuneConfig) -> int:
@@ -138,11 +153,13 @@ def finetune(arguments: dict[str, Any]) -> None:
     found = store.newest()
     if found and dist.get_rank() == 0:
         report_line(f"continuing after phase {found.payload['phase'] + 1}, epoch {found.payload['epoch']}")
-    model = initial_model(config)
-    phases = phases_of(config, model.backbone)
+    init = load_init(config)
+    plan = plan_cameras(config, init)
+    model = initial_model(config, init, plan)
+    phases = phases_of(config, model.backbone, plan)
     tracker = Tracker(run.location, config.tracking, found.position if found else 0, run.location.uri) \
         if dist.get_rank() == 0 else None
-    query, gallery = (image_set(config, config.target, split, model.backbone) for split in ("query", "gallery"))
+    query, gallery = (image_set(config, config.target, split, model.backbone, plan) for split in ("query", "gallery"))
 
     def judge(phase: Phase) -> dict[str, Any]:
         of_query, of_gallery = (extract(model, images, phase.config.neck, config.augment) for images in (query, gallery))
@@ -156,19 +173,34 @@ def finetune(arguments: dict[str, Any]) -> None:
             trainer.train(model, phase, number, found)
     result = judge(phases[-1])
     if tracker:
-        finish(run, config, model, phases[-1], tracker, result)
+        finish(run, config, model, phases[-1], tracker, result, record_of(init, plan))
     dist.barrier()
 
 
-def initial_model(config: FinetuneConfig) -> ReidModel:
-    """Backbone from `init` (position embeddings resized to augment.image_size), or random; a fresh neck."""
-    if not config.init:
+def initial_model(config: FinetuneConfig, init: LoadedModel | None, plan: CameraPlan | None) -> ReidModel:
+    """Backbone from `init` (position embeddings resized to augment.image_size), or random; a fresh neck, fresh cameras."""
+    if init is None:
         return ReidModel(build_vit(config.model, config.seed)).to(device())
-    return ReidModel(load_init(config).backbone).to(device())
+    backbone = init.backbone
+    if plan and plan.fresh:
+        cameras = {"num_cameras": plan.rows, "camera_weight": config.model.camera_weight}
+        backbone = build_vit(replace(init.backbone.config, **cameras), config.seed)
+        kept = {name: value for name, value in init.backbone.state_dict().items() if name != "camera_embed"}
+        backbone.load_state_dict(backbone.state_dict() | kept)
+    return ReidModel(backbone).to(device())
 
 
-def load_init(config: FinetuneConfig) -> LoadedModel:
-    return load_model(config.init, config.storage, image_size=config.augment.image_size, **config.changes.as_dict())
+def load_init(config: FinetuneConfig) -> LoadedModel | None:
+    """The model of `init`; None without one."""
+    if not config.init:
+        return None
+    return load_model(config.init, config.storage, config.load, image_size=config.augment.image_size,
+                      **config.changes.as_dict())
+
+
+def record_of(init: LoadedModel | None, plan: CameraPlan | None) -> dict[str, Any]:
+    """What results say of init's file and of the cameras."""
+    return {"checkpoint": init.about.as_dict() if init else None, "cameras": list(plan.target) if plan else None}
 
 
 def model_for(phase: Phase, before: ReidModel) -> ReidModel:
@@ -181,25 +213,31 @@ def model_for(phase: Phase, before: ReidModel) -> ReidModel:
     return model.to(device())
 
 
-def phases_of(config: FinetuneConfig, backbone: Vit) -> list[Phase]:
+def phases_of(config: FinetuneConfig, backbone: Vit, plan: CameraPlan | None = None) -> list[Phase]:
     """Supervised, unsupervised, or one after the other."""
     phases: list[Phase] = []
     if config.setting != "usl":
         labelled = config.source if config.setting == "uda" else config.target
-        phases.append(Supervised(config.supervised, image_set(config, labelled, "train", backbone), config.seed))
+        phases.append(Supervised(config.supervised, image_set(config, labelled, "train", backbone, plan), config.seed))
     if config.setting != "supervised":
-        phases.append(Unsupervised(config.unsupervised, image_set(config, config.target, "train", backbone), config.seed))
+        images = image_set(config, config.target, "train", backbone, plan)
+        phases.append(Unsupervised(config.unsupervised, images, config.seed))
     return phases
 
 
-def image_set(config: FinetuneConfig, uri: str, split: str, backbone: Vit) -> ImageSet:
-    return ImageSet(open_storage(uri, config.storage), [split], backbone.config.image_size)
+def image_set(config: FinetuneConfig, uri: str, split: str, backbone: Vit, plan: CameraPlan | None = None) -> ImageSet:
+    images = ImageSet(open_storage(uri, config.storage), [split], backbone.config.image_size)
+    if plan:
+        images.camera_rows = plan.rows_for(uri, images.camids)
+    return images
 
 
-def finish(run: Run, config: FinetuneConfig, model: ReidModel, phase: Phase, tracker: Tracker, result: dict[str, Any]) -> None:
+def finish(run: Run, config: FinetuneConfig, model: ReidModel, phase: Phase, tracker: Tracker, result: dict[str, Any],
+           record: dict[str, Any]) -> None:
     """Publish the model, the rankings and the summary (which marks the run complete)."""
     metadata = {"mean": config.augment.mean, "std": config.augment.std, "neck": phase.config.neck,
                 "setting": config.setting, "init": config.init, "target": config.target, "source": config.source}
+    metadata |= {name: json.dumps(value) for name, value in record.items() if value is not None}
     (run.location / REID).write_bytes(model_bytes(model, metadata))
     (run.location / "rankings.json").write_json(result.pop("rankings"))
     clusters = [row["clusters"] for row in tracker.rows if "clusters" in row]
@@ -207,7 +245,7 @@ def finish(run: Run, config: FinetuneConfig, model: ReidModel, phase: Phase, tra
     tracker.close()
     run.finish({"setting": config.setting, "init": config.init, "target": config.target, "source": config.source,
                 "image_size": list(model.backbone.config.image_size), "seed": config.seed, "neck": phase.config.neck,
-                "weights": weights_hash(model)[:12], "clusters": int(clusters[-1]) if clusters else None, **result})
+                "weights": weights_hash(model)[:12], "clusters": int(clusters[-1]) if clusters else None, **record, **result})
 
 
 if __name__ == "__main__":

@@ -24,14 +24,13 @@ from platform.engine.device import device, use_threads
 from platform.engine.errors import UserError, user_error_of
 from platform.engine.features import FEATURE, ParquetPart
 from platform.engine.inference import PoolConfig, stream_through_actors
-from platform.engine.models import load_model
+from platform.engine.models import LoadConfig, LoadedModel, load_model
 from platform.engine.neighbours import NeighbourActorsConfig, sharded_neighbours
 from platform.engine.parts import PARTS, as_column, write_parts, write_table
 from platform.engine.runs import SUMMARY, VOLATILE, open_run
 from platform.engine.runtime import RuntimeConfig, connect, say
 from platform.engine.shards import Manifest, read_manifest, read_rows
 from platform.engine.storage import Location, StorageConfig, open_storage
-from reidssl.augment.reid import normalise
 from reidssl.clustering.index import check_search
 from reidssl.selection.cfs import MEASURES, auc, cfs_scores, neighbourhood_overlap
 
@@ -58,6 +57,10 @@ class ScoreConfig:
     """Actors that share the search."""
     data: str = "runs/demo/data/pretrain"
     """Shards to score."""
+    load: LoadConfig = field(default_factory=LoadConfig)
+    """Of the source proxy."""
+    load_target: LoadConfig = field(default_factory=LoadConfig)
+    """The same of the target proxy."""
     pool: PoolConfig = field(default_factory=PoolConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
@@ -73,16 +76,17 @@ class ScoreConfig:
 class Scorer:
     """Actor: both proxies, one forward pass each; a score per image, or for measures that compare images its two features."""
 
-    def __init__(self, source: str, target: str, measure: str, storage: StorageConfig, threads: int) -> None:
+    def __init__(self, source: str, target: str, measure: str, storage: StorageConfig, threads: int, load: LoadConfig,
+                 load_target: LoadConfig) -> None:
         use_threads(threads)
-        self.source = load_model(source, storage)
-        self.target = load_model(target, storage)
+        self.source = load_model(source, storage, load)
+        self.target = load_model(target, storage, load_target, "load_target")
         self.measure = measure
 
     @torch.inference_mode()
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         images = torch.from_numpy(np.ascontiguousarray(batch["image"])).to(device())
-        source, target = (model.backbone(normalise(images, model.mean, model.std)) for model in (self.source, self.target))
+        source, target = (model.features(images, batch["camid"]) for model in (self.source, self.target))
         found = {"score": cfs_scores(source, target)} if self.measure == "cosine" else {"source": source, "target": target}
         arrays = {name: each.float().cpu().numpy() for name, each in found.items()}
         return {"key": batch["key"], "file": batch["file"], **arrays}
@@ -94,16 +98,20 @@ def main(config: ScoreConfig) -> dict[str, Any]:
         if not getattr(config, name):
             raise UserError(f"{name} is empty: name the {name} proxy's run folder, e.g. {name}=runs/demo/{name}-proxy")
     if not (open_storage(config.output, config.storage) / SUMMARY).exists():
-        for uri in (config.source, config.target):  # a wrong path fails before it becomes the folder's configuration
-            load_model(uri, config.storage)
+        # A wrong path, or cameras that a proxy does not know, fail before they become the folder's configuration.
+        loaded = proxies(config)
         read_manifest(open_storage(config.data, config.storage))
+        for section, model in loaded.items():
+            model.require_cameras(open_storage(config.data, config.storage), (), section)
+            say(f"score: {model.uri}: {model.report}")
     run = open_run("score", config.output, config, config.storage, volatile=(*VOLATILE, "pool", "neighbours"))
     if run.summary:
         say(f"score: {run.location.uri} is complete already")
         return run.summary
     root = open_storage(config.data, config.storage)
     manifest = read_manifest(root)
-    image_size = load_model(config.source, config.storage).image_size
+    both = proxies(config)
+    image_size = both["load"].image_size
     # A measure that compares images needs the features of all of them first.
     done_in = [run.location / PARTS] + [run.location.joinpath(FEATURES, "target")] * (config.measure == "neighbourhood")
     pending = [entry for entry in manifest.files if not any((folder / entry.name).exists() for folder in done_in)]
@@ -111,7 +119,8 @@ def main(config: ScoreConfig) -> dict[str, Any]:
     say(f"score: {manifest.num_rows:,} images in {len(manifest.files)} shards, {done:,} scored before")
     connect(config.runtime)
     arguments = {"source": config.source, "target": config.target, "measure": config.measure,
-                 "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor))}
+                 "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor)), "load": config.load,
+                 "load_target": config.load_target}
     try:
         if pending:
             batches = stream_through_actors(root, pending, Scorer, arguments, image_size, config.pool)
@@ -122,8 +131,15 @@ def main(config: ScoreConfig) -> dict[str, Any]:
         raise user_error_of(error) or error from None
     summary = summarise(run.location, root, manifest)
     run.finish(summary | {"source": config.source, "target": config.target, "data": config.data,
-                          "data_checksum": manifest.checksum, "measure": config.measure})
+                          "data_checksum": manifest.checksum, "measure": config.measure,
+                          "proxies": [model.about.as_dict() for model in both.values()]})
     return run.summary or {}
+
+
+def proxies(config: ScoreConfig) -> dict[str, LoadedModel]:
+    """Source and target proxy, by the section of the configuration that says what their files do not."""
+    return {"load": load_model(config.source, config.storage, config.load),
+            "load_target": load_model(config.target, config.storage, config.load_target, "load_target")}
 
 
 def publish(output: Location, name: str, columns: dict[str, np.ndarray]) -> None:

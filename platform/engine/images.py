@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from platform.engine.device import device
 from platform.engine.errors import UserError
 from platform.engine.shards import read_rows
 from platform.engine.storage import Location
@@ -35,6 +36,8 @@ class ImageSet:
         self.pids: np.ndarray = table["pid"].to_numpy().astype(np.int64)
         self.camids: np.ndarray = table["camid"].to_numpy().astype(np.int64)
         self.split: np.ndarray = np.asarray(table["split"].to_pylist())
+        self.camera_rows: np.ndarray | None = None
+        """int64 (N,), rows of the model's camera embeddings; None: the model has none."""
         self._encoded = table["image"]
         self._threads = threads
         size = len(self.keys) * 3 * image_size[0] * image_size[1]
@@ -54,6 +57,10 @@ class ImageSet:
         if self._decoded is not None:
             return torch.from_numpy(self._decoded[indices])
         return torch.from_numpy(self._decode(indices))
+
+    def cameras(self, indices: np.ndarray) -> Tensor | None:
+        """int64 (B,), what a model with camera embeddings wants beside `batch`; None: it has none."""
+        return None if self.camera_rows is None else torch.from_numpy(self.camera_rows[indices]).to(device())
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """All images in order, `size` at a time."""

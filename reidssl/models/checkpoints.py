@@ -100,9 +100,9 @@ def read_metadata(source: Source) -> dict[str, str]:
 def read_checkpoint(source: Source | ModelFile | Checkpoint, weights: str = "") -> Checkpoint:
     """A model file of ours or of anybody who trains such backbones; or a folder with one, perhaps in shards.
 
-    Understands safetensors, and torch files of plain tensors: DINO and DINOv2 training checkpoints, MoCo v3's, MAE's encoder, bare
-    backbones, the supervised re-ID model, Cluster Contrast's, timm's and torch-hub's ViTs, Hugging Face's ViT and DINOv2; whatever
-    is wrapped around them (`state_dict`, `module.`, `model.`, `backbone.`, `base.`, `encoder_q.`, ...).
+    Understands safetensors, and torch files of plain tensors: DINO and DINOv2 training checkpoints, MoCo v3's, MAE's encoder,
+    bare backbones, the supervised re-ID model, Cluster Contrast's, timm's and torch-hub's ViTs, Hugging Face's ViT and DINOv2;
+    whatever is wrapped around them (`state_dict`, `module.`, `model.`, `backbone.`, `base.`, `encoder_q.`, ...).
 
     Args:
         weights: which of several models, e.g. "student"; empty: of teacher and student the teacher, of two encoders of MoCo the
@@ -120,8 +120,7 @@ def read_checkpoint(source: Source | ModelFile | Checkpoint, weights: str = "") 
     except Unsaid:
         raise
     except ValueError as error:
-        text = str(error).replace(f"{file.name} is ", f"{file.name} is a Lightning checkpoint: it ", 1) if lightning else str(error)
-        raise ValueError(text) from None
+        raise ValueError(f"{error} (a Lightning checkpoint)" if lightning else str(error)) from None
     hugging_face = is_hugging_face(found.tensors)
     flat: dict[str, Tensor] = {}
     for key, value in (to_timm(found.tensors) if hugging_face else found.tensors).items():
@@ -264,15 +263,17 @@ def _learnt_config(checkpoint: Checkpoint, hw_ratio: float | None, given: LoadCo
     """The configuration of a file that carries none, and how each part of it is known."""
     tensors, name = checkpoint.tensors, checkpoint.name
     # A first look with one head, whose shapes all the rest follows from: it refuses what is no ViT.
-    size = tuple(given.image_size) or changes.get("image_size")
+    size = changes.get("image_size")
+    if given.image_size:
+        size = (given.image_size[0], given.image_size[1])
     stride = given.stride or (changes.get("stride", 0) if not given.image_size else 0)
     config = infer_vit_config(tensors, name, heads=1, image_size=size, stride=stride, hw_ratio=hw_ratio)
     patches, grid = tensors["pos_embed"].shape[1] - 1, config.grid(*config.image_size)
     if (given.image_size or given.stride) and config.image_size != size:
         told = replace(config, image_size=size or config.image_size, stride=given.stride)
         raise ValueError(f"{name} has position embeddings of {patches} patches, and images of {told.image_size} with stride "
-                         f"{given.stride or config.patch_size} give {math.prod(told.grid(*told.image_size))}: correct image_size or "
-                         "stride")
+                         f"{given.stride or config.patch_size} give {math.prod(told.grid(*told.image_size))}: correct "
+                         "image_size or stride")
     heads = heads_of(checkpoint.origin, config.width, config.depth, given.heads, checkpoint.described, name)
     try:
         config = replace(config, heads=heads.value, gem_pooling=given.gem_pooling)
@@ -303,8 +304,9 @@ def _cameras(checkpoint: Checkpoint, config: VitConfig, given: LoadConfig) -> di
     elif given.cameras:
         found["cameras"] = Answer(list(given.cameras), "given")
     if found and len(found["cameras"].value) != config.num_cameras:
-        raise ValueError(f"{checkpoint.name} has embeddings of {config.num_cameras} cameras, and {len(found['cameras'].value)} camera "
-                         f"numbers are {found['cameras'].how}: {found['cameras'].value}")
+        cameras = found["cameras"]
+        raise ValueError(f"{checkpoint.name} has embeddings of {config.num_cameras} cameras, and {len(cameras.value)} camera "
+                         f"numbers are {cameras.how}: {cameras.value}")
     if "vit" in checkpoint.metadata:
         return found | {"camera_weight": Answer(config.camera_weight, "said")}
     if given.camera_weight:
@@ -321,8 +323,8 @@ def _refuse_contradictions(name: str, config: VitConfig, given: LoadConfig) -> N
                              ("gem_pooling", config.gem_pooling, given.gem_pooling),
                              ("camera_weight", config.camera_weight, given.camera_weight)):
         if told and told != own:
-            raise ValueError(f"{name} says {field} {own}, and {field}={told} was given: leave it out, the file is a model of ours and "
-                             "says what it was trained with")
+            raise ValueError(f"{name} says {field} {own}, and {field}={told} was given: leave it out, the file is a model of "
+                             "ours and says what it was trained with")
 
 
 def _stored_config(checkpoint: Checkpoint) -> VitConfig:

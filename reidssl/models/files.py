@@ -65,12 +65,21 @@ def read_source(source: Source | ModelFile) -> ModelFile:
         return ModelFile(source, "the checkpoint")
     path = Path(source)
     if not path.is_dir():
+        refuse_part(path.name, os.fspath(source))
         return ModelFile(path.read_bytes(), os.fspath(source), _reader(path.parent))
     for name in (*MODEL_FILES, SHARD_INDEX):
         if (path / name).is_file():
             return ModelFile((path / name).read_bytes(), os.fspath(source), _reader(path))
-    raise ValueError(f"{os.fspath(source)} is a folder without a model: none of {', '.join((*MODEL_FILES, SHARD_INDEX))} is in it; "
-                     "name the file")
+    wanted = ", ".join((*MODEL_FILES, SHARD_INDEX))
+    raise ValueError(f"{os.fspath(source)} is a folder without a model: none of {wanted} is in it; name the file")
+
+
+def refuse_part(file_name: str, name: str) -> None:
+    """ValueError for a part of a model in shards that was named alone."""
+    if file_name.endswith(".index.json"):
+        raise ValueError(f"{name} is a sharded safetensors index, a list of files: name its folder")
+    if re.search(r"-\d{5}-of-\d{5}\.\w+$", file_name):
+        raise ValueError(f"{name} is one shard of a model in several files: name its folder")
 
 
 def _reader(folder: Path) -> Callable[[str], bytes | None]:
@@ -107,8 +116,8 @@ def read_content(file: ModelFile) -> Any:
         wanted = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error))
         if wanted:
             raise ValueError(
-                f"{name} holds an object of {wanted[1]} and is refused as dangerous: unpickling anything but plain tensors can run "
-                "code. Where you trust it, load it with the code that wrote it and save the weights alone: "
+                f"{name} holds an object of {wanted[1]} and is refused as dangerous: unpickling anything but plain tensors can "
+                "run code. Where you trust it, load it with the code that wrote it and save the weights alone: "
                 "torch.save(checkpoint['state_dict'], 'weights.pth'), with the key under which they are"
             ) from error
         raise ValueError(

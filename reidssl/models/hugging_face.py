@@ -78,7 +78,8 @@ def describe(beside: Callable[[str], bytes | None], width: int, depth: int) -> d
 def _timm(config: dict[str, Any], width: int, depth: int) -> dict[str, Any]:
     import timm
 
-    arguments = config.get("model_args") if isinstance(config.get("model_args"), dict) else {}
+    given = config.get("model_args")
+    arguments: dict[str, Any] = given if isinstance(given, dict) else {}
     try:
         with torch.device("meta"):
             model: Any = timm.create_model(config["architecture"], pretrained=False, num_classes=0, **arguments)

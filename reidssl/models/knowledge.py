@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -72,6 +72,10 @@ class About:
         if self.left_out:
             parts.append(f"left out: {', '.join(Counter(name.split('.')[0] for name in self.left_out))}")
         return "; ".join(parts)
+
+    def without(self, *names: str) -> About:
+        """The same without what does not matter to the caller."""
+        return replace(self, answers={name: answer for name, answer in self.answers.items() if name not in names})
 
     def as_dict(self) -> dict[str, Any]:
         """For records: {"kind", "weights", name: value ..., "given": names, "assumed": names}."""
@@ -137,8 +141,9 @@ def heads_of(origin: Origin, width: int, depth: int, given: int, described: Mapp
     if origin.heads == "64" and width % 64 == 0:
         return Answer(width // 64, "assumed", _OF_64)
     # Another depth of a known width leaves open the same choice.
-    usual = usual or {heads: whose for (own, _), choices in USUAL_HEADS.items() if own == width for heads, whose in choices.items()}
-    answers = usual or {heads: "" for heads in (width // 64, width // 32) if heads and width % heads == 0}
+    same_width = [choices for (own, _), choices in USUAL_HEADS.items() if own == width]
+    answers = usual or {heads: whose for choices in same_width for heads, whose in choices.items()} or {
+        heads: "" for heads in (width // 64, width // 32) if heads and width % heads == 0}
     shown = ", ".join(f"{heads}{f' ({whose})' if whose else ''}" for heads, whose in sorted(answers.items()))
     raise Unsaid(name, f"is {origin.kind}, width {width}, depth {depth}, and does not say how many attention heads it has"
                  + (f"; usual are {shown}, and another number gives wrong features" if shown else ""), "heads",

@@ -6,8 +6,8 @@ import io
 import zipfile
 
 _BEGINNINGS = (
-    (b"version https://git-lfs", " but a Git LFS pointer, a few lines in the place of the file: run git lfs pull, or download the "
-                                 "file itself"),
+    (b"version https://git-lfs", " but a Git LFS pointer, a few lines in the place of the file: run git lfs pull, or download "
+                                 "the file itself"),
     (b"<!doctype html", " but a web page (HTML), that around the download or its error message: fetch the file itself"),
     (b"<html", " but a web page (HTML), that around the download or its error message: fetch the file itself"),
     (b"<head", " but a web page (HTML), that around the download or its error message: fetch the file itself"),

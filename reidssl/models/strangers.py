@@ -14,22 +14,22 @@ _RESNETS = {(2, 2, 2, 2): "18", (3, 4, 6, 3): "50", (3, 4, 23, 3): "101", (3, 8,
 _VIT = "this backbone is a plain ViT; take one"
 # (pattern of a name, what it means). Those of `_ALMOST` are in files that are a ViT otherwise.
 _ALMOST = (
-    (r"(^|\.)(dist_token|distillation_token)$", "is a distilled DeiT with a distillation token beside the class token, which this "
-     "backbone does not have: take the published model without distillation (deit_small_patch16_224, not deit_small_distilled)"),
-    (r"(^|\.)(rope_embed|rope|storage_tokens)(\.|$)", "is a DINOv3 model (rotary position embeddings, storage tokens), which this "
-     "backbone does not have: take DINO or DINOv2 without registers"),
+    (r"(^|\.)(dist_token|distillation_token)$", "is a distilled DeiT with a distillation token beside the class token, which "
+     "this backbone does not have: take the published model without distillation (deit_small, not deit_small_distilled)"),
+    (r"(^|\.)(rope_embed|rope|storage_tokens)(\.|$)", "is a DINOv3 model (rotary position embeddings, storage tokens), which "
+     "this backbone does not have: take DINO or DINOv2 without registers"),
     (r"(^|\.)(register_tokens|reg_token)$", "was trained with register tokens (as DINOv2's reg models and DINOv3), which this "
      "backbone does not have: take the published model without registers"),
     (r"\.mlp\.(w12|weights_in)\.weight$", "has SwiGLU blocks (as DINOv2's ViT-g), which this backbone does not have; take one of "
      "the smaller models"),
     (r"(^|\.)norm_pre\.weight$", f"is a CLIP vision transformer (a norm before its blocks): {_VIT}"),
-    (r"(^|\.)fc_norm\.weight$", f"does not fit this backbone: a ViT whose patch tokens are averaged and normed after that (fc_norm); {_VIT} "
-     "with a class token"),
+    (r"(^|\.)fc_norm\.weight$", "does not fit this backbone: a ViT whose patch tokens are averaged and normed after that "
+     f"(fc_norm); {_VIT} with a class token"),
     (r"(^|\.)(attn_pool|rel_pos_bias)\.|\.(gamma_1|relative_position_bias_table|attn\.q_bias)$",
      f"is a BEiT, EVA or SigLIP model (relative positions or pooling by attention): {_VIT}"),
     (r"\.attn\.(q|k)_norm\.weight$", f"has norms of queries and keys in its attention (as ViT-22B): {_VIT} without"),
-    (r"(^|\.)b1\.0\.norm1\.weight$", "is a TransReID model with the jigsaw branch (JPM: b1, b2, four local features), of which this "
-     "backbone is only a part: train TransReID with JPM off, or take its global branch out yourself"),
+    (r"(^|\.)b1\.0\.norm1\.weight$", "is a TransReID model with the jigsaw branch (JPM: b1, b2, four local features), of which "
+     "this backbone is only a part: train TransReID with JPM off, or take its global branch out yourself"),
     (r"\.lora_[AB]\.", "is an adapter (LoRA): merge it into its model first (merge_and_unload) and save that"),
 )
 _OTHERS = (
@@ -62,9 +62,8 @@ def stranger(tensors: Mapping[str, Tensor], shown: str, of_root: bool = False) -
     if found:
         return found
     if re.search(r"blocks\.0\.|encoder\.layer\.0\.|layers\.0\.", " ".join(names[:400])):
-        shard = " or one shard of several, whose folder is to be named" if not any("cls_token" in name for name in names) else ""
-        return ("is no vision transformer that we know: it has transformer blocks without class token, position embeddings or norms of "
-                f"ours (as SigLIP, I-JEPA or mean-pooled ViTs{shard}); it holds {shown}")
+        return ("is no vision transformer that we know: it has transformer blocks and not the class token, position embeddings "
+                f"or norms that belong to them (as SigLIP, I-JEPA, mean-pooled ViTs, or one shard of several); it holds {shown}")
     kernels = sum(value.ndim == 4 and value.shape[-1] > 1 for value in tensors.values())
     if kernels > 3:
         return f"is a convolutional network with {kernels} convolutions: {_VIT}"
@@ -90,10 +89,12 @@ def _first(table: Iterable[tuple[str, str]], names: list[str]) -> str:
 
 
 def _resnet(names: list[str]) -> str:
-    blocks = {(int(m[1]), int(m[2])) for m in (re.search(r"(?:^|\.)layer(\d)\.(\d+)\.conv1\.weight$", name) for name in names) if m}
+    found = (re.search(r"(?:^|\.)layer(\d)\.(\d+)\.conv1\.weight$", name) for name in names)
+    blocks = {(int(match[1]), int(match[2])) for match in found if match}
     if not blocks:
         return ""
-    counts = tuple(sum(stage == each for each, _ in blocks) for stage in (1, 2, 3, 4))
+    first, second, third, fourth = (sum(stage == each for each, _ in blocks) for stage in (1, 2, 3, 4))
+    counts = (first, second, third, fourth)
     two = counts == (3, 4, 6, 3) and not any(re.search(r"layer1\.0\.conv3\.weight$", name) for name in names)
     depth = "34" if two else _RESNETS.get(counts, "")
     moco = any(re.search(r"(encoder_q|base_encoder|encoder_k)\.", name) for name in names)

@@ -111,8 +111,8 @@ def _chosen(roots: list[str], labels: dict[str, str], weights: str, name: str, c
     if len(roots) == 1:
         return roots[0]
     for first, second in _USUAL:
-        firsts, seconds = ([root for root in roots if any(part == word or part.startswith(f"{word}_") for part in root.split("."))]
-                           for word in (first, second))
+        firsts, seconds = ([root for root in roots if any(part == word or part.startswith(f"{word}_")
+                                                          for part in root.split("."))] for word in (first, second))
         if len(firsts) == 1 and len(firsts) + len(seconds) == len(roots):
             return firsts[0]
     raise Unsaid(name, f"holds several models ({', '.join(labels)}) and does not say which to take", "weights", list(labels))
