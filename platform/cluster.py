@@ -47,8 +47,11 @@ def main(config: ClusterProgramConfig) -> dict[str, Any]:
                         "checkpoint=runs/usl")
     root = open_storage(config.data, config.storage)
     if not (open_storage(config.output, config.storage) / SUMMARY).exists():
-        load_model(config.checkpoint, config.storage)  # a wrong path fails before it becomes the folder's configuration
+        # A wrong path, or cameras that the model does not know, fail before they become the folder's configuration.
+        model = load_model(config.checkpoint, config.storage, config.load)
         read_manifest(root)
+        model.require_cameras(root, ())
+        say(f"cluster: {config.checkpoint}: {model.report}")
     run = open_run("cluster", config.output, config, config.storage, volatile=(*VOLATILE, "pool", "neighbours"))
     if run.summary:
         say(f"cluster: {run.location.uri} is complete already")
@@ -75,9 +78,10 @@ def main(config: ClusterProgramConfig) -> dict[str, Any]:
         from sklearn.metrics import adjusted_rand_score
 
         summary["adjusted_rand_index"] = float(adjusted_rand_score(pids, found.labels))
-    model = load_model(config.checkpoint, config.storage)
+    model = load_model(config.checkpoint, config.storage, config.load)
     summary |= set_aside.summary()
-    run.finish(summary | {"checkpoint": config.checkpoint, "weights": weights_hash(model.reid or model.backbone)[:12],
+    run.finish(summary | {"checkpoint": config.checkpoint, "model": model.about.as_dict(),
+                          "weights": weights_hash(model.reid or model.backbone)[:12],
                           "data": config.data, "data_checksum": manifest.checksum})
     return run.summary or {}
 
@@ -93,8 +97,9 @@ def extract(config: ClusterProgramConfig, run: Run, root: Location, manifest: Ma
     say(f"cluster: {manifest.num_rows:,} images in {len(manifest.files)} shards, {done:,} have features")
     if not pending:
         return
-    arguments = {"model": config.checkpoint, "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor))}
-    size = load_model(config.checkpoint, config.storage).image_size
+    arguments = {"model": config.checkpoint, "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor)),
+                 "given": config.load}
+    size = load_model(config.checkpoint, config.storage, config.load).image_size
     batches = stream_through_actors(root, pending, Embedder, arguments, size, config.pool)
 
     def publish(name: str, columns: Batch) -> None:

@@ -48,14 +48,20 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
     _refuse_repeated("test_sets", [location.uri for location in sets])
     for location in sets:
         require_splits(location, SPLITS)
-    loaded = [load_model(uri, config.storage, **config.changes) for uri in config.models]  # a wrong path fails before any work
+    # A wrong path, or cameras that a model does not know, fail before any work.
+    loaded = [load_model(uri, config.storage, config.load, **config.changes) for uri in config.models]
+    for uri, model in zip(config.models, loaded, strict=True):
+        say(f"evaluate: {uri}: {model.report}")
+        for location in sets:
+            model.require_cameras(location, SPLITS)
     connect(config.runtime)
     rows = []
     for uri, model in zip(config.models, loaded, strict=True):
         for location in sets:
             result = evaluate(uri, model.image_size, location, config)
             row = {"model": uri, "data": location.uri, "splits": list(SPLITS), "image_size": list(model.image_size),
-                   "reranking": config.evaluate.reranking, "weights": weights_hash(model.reid or model.backbone)[:12], **result}
+                   "reranking": config.evaluate.reranking, "weights": weights_hash(model.reid or model.backbone)[:12],
+                   "checkpoint": model.about.as_dict(), **result}
             rows.append(row)
             say(f"{uri} on {location.uri}: mAP {row['mAP']:.1%}  Rank-1 {row['rank1']:.1%}")
     print(table(rows))
@@ -69,7 +75,7 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
 def evaluate(uri: str, image_size: tuple[int, int], location: Location, config: EvaluateProgramConfig) -> dict[str, Any]:
     """Features of query and gallery through the actors, in one pass over the shards, then the metrics."""
     arguments = {"model": uri, "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor)),
-                 "changes": config.changes}
+                 "given": config.load, "changes": config.changes}
     manifest = read_manifest(location)
     set_aside = SetAside(location.uri, sum(manifest.splits[split] for split in SPLITS), config.pool.max_corrupt_share,
                          "pool.max_corrupt_share")

@@ -39,7 +39,8 @@ def main(config: ExportConfig) -> list[str]:
     for name in ("input", "output"):
         if not getattr(config, name):
             raise UserError(f"{name} is empty: give input=<run folder or checkpoint> and output=<folder>")
-    model = load_model(config.input, config.storage)
+    model = load_model(config.input, config.storage, config.load)
+    say(f"export: {config.input}: {model.report}")
     (model.reid or model.backbone).cpu()
     output = open_storage(config.output, config.storage).prepare_output()
     about = facts(config.input, config.storage, model)
@@ -60,7 +61,10 @@ def main(config: ExportConfig) -> list[str]:
 
 def as_safetensors(model: LoadedModel) -> dict[str, bytes]:
     """Our own file, with all that its header had."""
-    metadata = model.metadata | {"mean": model.mean, "std": model.std, "neck": model.neck}
+    metadata: dict[str, Any] = {"checkpoint": model.about.as_dict(), **model.metadata}
+    metadata |= {"mean": model.mean, "std": model.std, "neck": model.neck}
+    if model.cameras is not None:
+        metadata["cameras"] = model.cameras
     return {"model.safetensors": model_bytes(model.reid or model.backbone, metadata)}
 
 
@@ -97,6 +101,10 @@ def facts(uri: str, storage: StorageConfig, model: LoadedModel) -> dict[str, Any
         "feature": f"{model.neck} the neck, L2-normalised" if model.reid else "class token after the last norm, L2-normalised",
         "weights": weights_hash(model.reid or model.backbone)[:12],
     }
+    if model.about.as_dict()["assumed"]:
+        found["assumed, since the file did not say it"] = ", ".join(model.about.as_dict()["assumed"])
+    if model.cameras is not None:
+        found["cameras"] = "one embedding for each of " + ", ".join(str(c) for c in model.cameras if c is not None)
     # Names only: a card is for the public, the paths of whoever trained are not.
     for key in ("setting", "init", "source", "target"):
         if model.metadata.get(key):

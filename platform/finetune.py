@@ -14,12 +14,14 @@ from platform.engine.command import run_program
 if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
     run_program("finetune")
 
+import json
 import math
 from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
 
+from platform.engine.camera_plan import CameraPlan, plan_cameras
 from platform.engine.checkpoints import CheckpointStore
 from platform.engine.config import to_dataclass
 from platform.engine.device import device
@@ -66,8 +68,14 @@ def check_inputs(config: FinetuneConfig) -> None:
     if config.setting == "uda":
         require_splits(open_storage(config.source, config.storage), ["train"])
     require_splits(open_storage(config.target, config.storage), ["train", "query", "gallery"])
-    if config.init:
-        say(f"finetune: {config.init}: {load_init(config).report}")
+    init = load_init(config)
+    plan = plan_cameras(config, init)
+    if init:
+        about = init.about.without("mean", "std", "neck")
+        say(f"finetune: {config.init}: {replace(init.report, about=about)}; images are normalised by augment.mean "
+            f"{list(config.augment.mean)} and augment.std {list(config.augment.std)}")
+    if plan:
+        say(f"finetune: {plan}")
 
 
 def shared_micro_batches(config: FinetuneConfig) -> int:
@@ -85,11 +93,13 @@ def finetune(arguments: dict[str, Any]) -> None:
     found = store.newest()
     if found and dist.get_rank() == 0:
         report_line(f"continuing after phase {found.payload['phase'] + 1}, epoch {found.payload['epoch']}")
-    model = initial_model(config)
-    phases = phases_of(config, model.backbone)
+    init = load_init(config)
+    plan = plan_cameras(config, init)
+    model = initial_model(config, init, plan)
+    phases = phases_of(config, model.backbone, plan)
     tracker = Tracker(run.location, config.tracking, found.position if found else 0, run.location.uri) \
         if dist.get_rank() == 0 else None
-    query, gallery = (image_set(config, config.target, split, model.backbone) for split in ("query", "gallery"))
+    query, gallery = (image_set(config, config.target, split, model.backbone, plan) for split in ("query", "gallery"))
     corrupt = [problem for images in (*[phase.images for phase in phases], query, gallery) for problem in images.problems]
     for problem in corrupt[:SAID] if tracker else []:
         report_line(f"set aside: {problem}")
@@ -107,19 +117,34 @@ def finetune(arguments: dict[str, Any]) -> None:
     result = judge(phases[-1])
     if tracker:
         finish(run, config, model, phases[-1], tracker,
-               result | {"corrupt_images": len(corrupt), "corrupt": corrupt[:LISTED]})
+               result | {"corrupt_images": len(corrupt), "corrupt": corrupt[:LISTED]}, record_of(init, plan))
     dist.barrier()
 
 
-def initial_model(config: FinetuneConfig) -> ReidModel:
-    """Backbone from `init` (position embeddings resized to augment.image_size), or random; a fresh neck."""
-    if not config.init:
+def initial_model(config: FinetuneConfig, init: LoadedModel | None, plan: CameraPlan | None) -> ReidModel:
+    """Backbone from `init` (position embeddings resized to augment.image_size), or random; a fresh neck, fresh cameras."""
+    if init is None:
         return ReidModel(build_vit(config.model, config.seed)).to(device())
-    return ReidModel(load_init(config).backbone).to(device())
+    backbone = init.backbone
+    if plan and plan.fresh:
+        cameras = {"num_cameras": plan.rows, "camera_weight": config.model.camera_weight}
+        backbone = build_vit(replace(init.backbone.config, **cameras), config.seed)
+        kept = {name: value for name, value in init.backbone.state_dict().items() if name != "camera_embed"}
+        backbone.load_state_dict(backbone.state_dict() | kept)
+    return ReidModel(backbone).to(device())
 
 
-def load_init(config: FinetuneConfig) -> LoadedModel:
-    return load_model(config.init, config.storage, image_size=config.augment.image_size, **config.changes.as_dict())
+def load_init(config: FinetuneConfig) -> LoadedModel | None:
+    """The model of `init`; None without one."""
+    if not config.init:
+        return None
+    return load_model(config.init, config.storage, config.load, image_size=config.augment.image_size,
+                      **config.changes.as_dict())
+
+
+def record_of(init: LoadedModel | None, plan: CameraPlan | None) -> dict[str, Any]:
+    """What results say of init's file and of the cameras."""
+    return {"checkpoint": init.about.as_dict() if init else None, "cameras": list(plan.target) if plan else None}
 
 
 def model_for(phase: Phase, before: ReidModel) -> ReidModel:
@@ -132,26 +157,32 @@ def model_for(phase: Phase, before: ReidModel) -> ReidModel:
     return model.to(device())
 
 
-def phases_of(config: FinetuneConfig, backbone: Vit) -> list[Phase]:
+def phases_of(config: FinetuneConfig, backbone: Vit, plan: CameraPlan | None = None) -> list[Phase]:
     """Supervised, unsupervised, or one after the other."""
     phases: list[Phase] = []
     if config.setting != "usl":
         labelled = config.source if config.setting == "uda" else config.target
-        phases.append(Supervised(config.supervised, image_set(config, labelled, "train", backbone), config.seed))
+        phases.append(Supervised(config.supervised, image_set(config, labelled, "train", backbone, plan), config.seed))
     if config.setting != "supervised":
-        phases.append(Unsupervised(config.unsupervised, image_set(config, config.target, "train", backbone), config.seed))
+        images = image_set(config, config.target, "train", backbone, plan)
+        phases.append(Unsupervised(config.unsupervised, images, config.seed))
     return phases
 
 
-def image_set(config: FinetuneConfig, uri: str, split: str, backbone: Vit) -> ImageSet:
-    return ImageSet(open_storage(uri, config.storage), [split], backbone.config.image_size,
-                    max_corrupt_share=config.max_corrupt_share)
+def image_set(config: FinetuneConfig, uri: str, split: str, backbone: Vit, plan: CameraPlan | None = None) -> ImageSet:
+    images = ImageSet(open_storage(uri, config.storage), [split], backbone.config.image_size,
+                      max_corrupt_share=config.max_corrupt_share)
+    if plan:
+        images.camera_rows = plan.rows_for(uri, images.camids)
+    return images
 
 
-def finish(run: Run, config: FinetuneConfig, model: ReidModel, phase: Phase, tracker: Tracker, result: dict[str, Any]) -> None:
+def finish(run: Run, config: FinetuneConfig, model: ReidModel, phase: Phase, tracker: Tracker, result: dict[str, Any],
+           record: dict[str, Any]) -> None:
     """Publish the model, the rankings and the summary (which marks the run complete)."""
     metadata = {"mean": config.augment.mean, "std": config.augment.std, "neck": phase.config.neck,
                 "setting": config.setting, "init": config.init, "target": config.target, "source": config.source}
+    metadata |= {name: json.dumps(value) for name, value in record.items() if value is not None}
     (run.location / REID).write_bytes(model_bytes(model, metadata))
     (run.location / "rankings.json").write_json(result.pop("rankings"))
     clusters = [row["clusters"] for row in tracker.rows if "clusters" in row]
@@ -159,4 +190,4 @@ def finish(run: Run, config: FinetuneConfig, model: ReidModel, phase: Phase, tra
     tracker.close()
     run.finish({"setting": config.setting, "init": config.init, "target": config.target, "source": config.source,
                 "image_size": list(model.backbone.config.image_size), "seed": config.seed, "neck": phase.config.neck,
-                "weights": weights_hash(model)[:12], "clusters": int(clusters[-1]) if clusters else None, **result})
+                "weights": weights_hash(model)[:12], "clusters": int(clusters[-1]) if clusters else None, **record, **result})

@@ -28,7 +28,7 @@ from platform.engine.device import device, use_threads
 from platform.engine.errors import UserError, user_error_of
 from platform.engine.features import FEATURE, stored_part
 from platform.engine.inference import stream_through_actors
-from platform.engine.models import load_model
+from platform.engine.models import LoadedModel, load_model
 from platform.engine.neighbours import sharded_neighbours
 from platform.engine.parts import PARTS, PROBLEM, as_column, problems_in, write_parts, write_table
 from platform.engine.runs import SUMMARY, VOLATILE, open_run
@@ -37,7 +37,7 @@ from platform.engine.schemas.score import ScoreConfig
 from platform.engine.set_aside import SetAside
 from platform.engine.shards import Manifest, read_manifest, read_rows
 from platform.engine.storage import Location, StorageConfig, open_storage
-from reidssl.augment.reid import normalise
+from reidssl.models.given import LoadConfig
 from reidssl.selection.cfs import auc, cfs_scores, neighbourhood_overlap
 
 FEATURES = "features"
@@ -46,16 +46,17 @@ FEATURES = "features"
 class Scorer:
     """Actor: both proxies, one forward pass each; a score per image, or for measures that compare images its two features."""
 
-    def __init__(self, source: str, target: str, measure: str, storage: StorageConfig, threads: int) -> None:
+    def __init__(self, source: str, target: str, measure: str, storage: StorageConfig, threads: int, load: LoadConfig,
+                 load_target: LoadConfig) -> None:
         use_threads(threads)
-        self.source = load_model(source, storage)
-        self.target = load_model(target, storage)
+        self.source = load_model(source, storage, load)
+        self.target = load_model(target, storage, load_target, "load_target")
         self.measure = measure
 
     @torch.inference_mode()
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         images = torch.from_numpy(np.ascontiguousarray(batch["image"])).to(device())
-        source, target = (model.backbone(normalise(images, model.mean, model.std)) for model in (self.source, self.target))
+        source, target = (model.features(images, batch["camid"]) for model in (self.source, self.target))
         found = {"score": cfs_scores(source, target)} if self.measure == "cosine" else {"source": source, "target": target}
         arrays = {name: each.float().cpu().numpy() for name, each in found.items()}
         return {name: batch[name] for name in ("key", "file", "problem")} | arrays
@@ -67,16 +68,20 @@ def main(config: ScoreConfig) -> dict[str, Any]:
         if not getattr(config, name):
             raise UserError(f"{name} is empty: name the {name} proxy's run folder, e.g. {name}=runs/demo/{name}-proxy")
     if not (open_storage(config.output, config.storage) / SUMMARY).exists():
-        for uri in (config.source, config.target):  # a wrong path fails before it becomes the folder's configuration
-            load_model(uri, config.storage)
+        # A wrong path, or cameras that a proxy does not know, fail before they become the folder's configuration.
+        loaded = proxies(config)
         read_manifest(open_storage(config.data, config.storage))
+        for section, model in loaded.items():
+            model.require_cameras(open_storage(config.data, config.storage), (), section)
+            say(f"score: {model.uri}: {model.report}")
     run = open_run("score", config.output, config, config.storage, volatile=(*VOLATILE, "pool", "neighbours"))
     if run.summary:
         say(f"score: {run.location.uri} is complete already")
         return run.summary
     root = open_storage(config.data, config.storage)
     manifest = read_manifest(root)
-    image_size = load_model(config.source, config.storage).image_size
+    both = proxies(config)
+    image_size = both["load"].image_size
     # A measure that compares images needs the features of all of them first.
     done_in = [run.location / PARTS] + [run.location.joinpath(FEATURES, "target")] * (config.measure == "neighbourhood")
     pending = [entry for entry in manifest.files if not any((folder / entry.name).exists() for folder in done_in)]
@@ -84,7 +89,8 @@ def main(config: ScoreConfig) -> dict[str, Any]:
     say(f"score: {manifest.num_rows:,} images in {len(manifest.files)} shards, {done:,} scored before")
     connect(config.runtime)
     arguments = {"source": config.source, "target": config.target, "measure": config.measure,
-                 "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor))}
+                 "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor)), "load": config.load,
+                 "load_target": config.load_target}
     try:
         if pending:
             batches = stream_through_actors(root, pending, Scorer, arguments, image_size, config.pool)
@@ -99,8 +105,15 @@ def main(config: ScoreConfig) -> dict[str, Any]:
         set_aside.add(problems_in(run.location / PARTS / entry.name))
     summary = summarise(run.location, root, manifest) | set_aside.summary()
     run.finish(summary | {"source": config.source, "target": config.target, "data": config.data,
-                          "data_checksum": manifest.checksum, "measure": config.measure})
+                          "data_checksum": manifest.checksum, "measure": config.measure,
+                          "proxies": [model.about.as_dict() for model in both.values()]})
     return run.summary or {}
+
+
+def proxies(config: ScoreConfig) -> dict[str, LoadedModel]:
+    """Source and target proxy, by the section of the configuration that says what their files do not."""
+    return {"load": load_model(config.source, config.storage, config.load),
+            "load_target": load_model(config.target, config.storage, config.load_target, "load_target")}
 
 
 def set_aside_of(config: ScoreConfig, root: Location, manifest: Manifest) -> SetAside:

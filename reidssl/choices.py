@@ -7,5 +7,7 @@ LARGEST_MARGIN = {"arcface": math.pi, "cosface": 2.0, "circle": 1.0}
 """The margin losses, and what each margin must stay below."""
 MEASURES = ("cosine", "neighbourhood")
 """Of the Catastrophic Forgetting Score (reidssl/selection/cfs.py)."""
+NECKS = ("before", "after")
+"""Sides of the batch-norm neck of a re-ID model."""
 GALLERY_BLOCK = 131072
 """Gallery images compared at a time."""

@@ -89,7 +89,7 @@ class PhaseTrainer:
                                  batch_seeds(self.seed, phase.images, epoch, steps, positions))
                 torch.manual_seed(mix(self.seed, number, epoch, steps, index))  # drop path
                 target = torch.from_numpy(work.labels[positions]).to(device())
-                output = engine(images)
+                output = engine(images, phase.images.cameras(positions))
                 loss, terms = phase.loss(output, target)
                 where, advice = f"in {phase.name} epoch {epoch + 1} step {steps + 1}", f"Lower {phase.name}.learning_rate"
                 check_finite(loss, terms, f"{where} on rank {rank}", advice)
@@ -152,9 +152,9 @@ def extract(model: ReidModel, images: ImageSet, neck: str, augment: ReidAugmentC
     starts = list(range(0, len(images), EXTRACTION_BATCH))
     own = []
     for start in starts[rank::world]:
-        batch = images.batch(np.arange(start, min(start + EXTRACTION_BATCH, len(images)))).to(device())
-        inputs = normalise(batch, augment.mean, augment.std).to(next(model.parameters()).dtype)
-        own.append(model(inputs).embedding(neck).float().cpu())
+        positions = np.arange(start, min(start + EXTRACTION_BATCH, len(images)))
+        inputs = normalise(images.batch(positions).to(device()), augment.mean, augment.std).to(next(model.parameters()).dtype)
+        own.append(model(inputs, images.cameras(positions)).embedding(neck).float().cpu())
     model.train(training)
     parts: list[Any] = [own]
     if world > 1:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from platform.engine.device import device
 from platform.engine.errors import UserError
 from platform.engine.set_aside import SetAside, problems_of
 from platform.engine.shards import read_manifest, read_rows
@@ -49,6 +50,8 @@ class ImageSet:
         self.pids: np.ndarray = table["pid"].to_numpy().astype(np.int64)[good]
         self.camids: np.ndarray = table["camid"].to_numpy().astype(np.int64)[good]
         self.split: np.ndarray = np.asarray(table["split"].to_pylist())[good]
+        self.camera_rows: np.ndarray | None = None
+        """int64 (N,), rows of the model's camera embeddings; None: the model has none."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -63,6 +66,10 @@ class ImageSet:
             return torch.from_numpy(self._decoded[self._rows[indices]])
         images, _ = decode_batch([self.encoded(index) for index in indices], self.image_size, self._max_pixels, self._threads)
         return torch.from_numpy(images)
+
+    def cameras(self, indices: np.ndarray) -> Tensor | None:
+        """int64 (B,), what a model with camera embeddings wants beside `batch`; None: it has none."""
+        return None if self.camera_rows is None else torch.from_numpy(self.camera_rows[indices]).to(device())
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """All images in order, `size` at a time."""

@@ -22,9 +22,10 @@ Batch = dict[str, np.ndarray]
 
 
 class Embedder:
-    """Actor: one model, L2-normalised features. changes: to the configuration of its backbone."""
+    """Actor: one model, L2-normalised features. given: what its file does not say; changes: to its backbone's configuration."""
 
-    def __init__(self, model: str, storage: StorageConfig, threads: int, changes: dict[str, Any] | None = None) -> None:
+    def __init__(self, model: str, storage: StorageConfig, threads: int, given: Any = None,
+                 changes: dict[str, Any] | None = None) -> None:
         # Not above: the tasks that read and decode import this file, and torch takes long.
         from platform.engine.device import use_threads
         from platform.engine.imports import import_models
@@ -33,13 +34,13 @@ class Embedder:
         from platform.engine.models import load_model
 
         use_threads(threads)
-        self.model = load_model(model, storage, **(changes or {}))
+        self.model = load_model(model, storage, given, **(changes or {}))
 
     def __call__(self, batch: Batch) -> Batch:
         import torch
 
         with torch.inference_mode():
-            features = self.model.embed(torch.from_numpy(np.ascontiguousarray(batch["image"])))
+            features = self.model.embed(torch.from_numpy(np.ascontiguousarray(batch["image"])), batch["camid"])
         return {name: batch[name] for name in ("key", "split", "file", "problem")} | {"feature": features.float().cpu().numpy()}
 
 

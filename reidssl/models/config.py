@@ -37,6 +37,8 @@ class VitConfig:
     """Weight of the camera embedding."""
     layer_scale: float = 0.0
     """Initial value of a learned factor on each channel of every residual branch (CaiT; DINOv2 has it); 0 has none."""
+    norm_eps: float = 1e-6
+    """Epsilon of the layer norms; 1e-12 in Hugging Face's ViTs."""
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "patch_size", "stem_width"):
@@ -44,8 +46,9 @@ class VitConfig:
                 raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads: got width {self.width} and {self.heads} heads")
-        if self.mlp_ratio <= 0:
-            raise ValueError(f"mlp_ratio must be positive: got {self.mlp_ratio}")
+        for name in ("mlp_ratio", "norm_eps"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive: got {getattr(self, name)}")
         if not 0 <= self.stride <= self.patch_size:
             raise ValueError(f"stride must be in [0, patch_size = {self.patch_size}]: got {self.stride}")
         if self.stem not in STEMS:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reidssl.models.reid import NECKS, ReidModel
+from reidssl.choices import NECKS
+from reidssl.models.reid import ReidModel
 from reidssl.models.vit import Vit
 
 ONNX_TOLERANCE = 1e-4
@@ -105,7 +106,7 @@ def timm_state_dict(model: Vit | ReidModel, neck: str = "before") -> dict[str, T
     """The weights under timm's names. With neck="after" the neck is folded into the last layer norm.
 
     Both are affine per channel in eval mode, so timm's feature is then the neck's output exactly. ValueError for what
-    timm's ViT does not have: the ics stem, overlapping patches, cameras, GeM pooling.
+    timm's ViT does not have: the ics stem, overlapping patches, cameras, GeM pooling, another epsilon of the norms.
     """
     vit = model if isinstance(model, Vit) else model.backbone
     config = vit.config
@@ -114,6 +115,7 @@ def timm_state_dict(model: Vit | ReidModel, neck: str = "before") -> dict[str, T
         (config.stride not in (0, config.patch_size), f"overlapping patches (stride {config.stride})"),
         (bool(config.num_cameras), "camera embeddings"),
         (config.gem_pooling, "GeM pooling"),
+        (config.norm_eps != 1e-6, f"layer norms of epsilon {config.norm_eps:g}"),
     ]
     found = [words for there, words in own if there]
     if found:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from reidssl.models.knowledge import About
 from reidssl.models.reid import ReidModel
 from reidssl.models.released import is_head, pos_grid, resize_pos_embed, to_flat
 from reidssl.models.vit import Vit, VitConfig
@@ -32,10 +33,12 @@ class LoadReport:
     """In the model and without a fitting value in the file: left as they were."""
     grids: tuple[tuple[int, int], tuple[int, int]] | None = None
     """(rows, columns) of the position embeddings in the file and in the model, where they were resized."""
+    about: About | None = None
+    """What is known of the file, by `load_vit` and `load_reid`."""
 
     def __str__(self) -> str:
         """One line for a terminal."""
-        parts = [f"{len(self.loaded)} tensors loaded"]
+        parts = [f"{f'{self.about}; ' if self.about else ''}{len(self.loaded)} tensors loaded"]
         if self.grids:
             old, new = self.grids
             parts.append(f"position embeddings resized from {old[0]} x {old[1]} to {new[0]} x {new[1]} patches")
@@ -130,6 +133,10 @@ def load_into(
     unexpected = [name for name in extra if not is_head(name) and not name.startswith(replaceable)]
     if missing or unexpected or shapes:
         raise CheckpointMismatch(source_name, vit.config, missing, unexpected, shapes)
+    packed = [name for name, value in prepared.items() if own[name].is_floating_point() and not value.is_floating_point()]
+    if packed:
+        raise ValueError(f"{source_name} is quantised: {packed[0]} and {len(packed) - 1} more hold {prepared[packed[0]].dtype}, "
+                         "no floating point numbers; take the model that it was made from")
     broken = sorted(name for name, value in prepared.items() if not bool(value.isfinite().all()))
     if broken:
         raise ValueError(f"{source_name} has values that are not finite (NaN or infinite) in {_listed('tensors', broken)}: its "

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reidssl.choices import NECKS
 from reidssl.models.initialisation import seeded
 from reidssl.models.vit import Vit
-
-NECKS = ("before", "after")
 
 
 class ReidOutput(NamedTuple):

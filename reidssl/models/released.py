@@ -45,8 +45,8 @@ _CAMERA_OURS, _CAMERA_RELEASED = "camera_embed", "sie_embed"
 _PREFIXES = ("module.", "_orig_mod.", "backbone.", "base.")
 _NECK = ("bottleneck.", "classifier.")
 # What sits on top of a backbone in the published files and means nothing without its training: projection heads of DINO,
-# iBOT and DINOv2, classifiers of timm, DeiT and the supervised model, the token of masked patches.
-_HEADS = ("head.", "head_dist.", "fc.", "dino_head.", "ibot_head.", "pre_logits.", "mask_token")
+# iBOT and DINOv2, classifiers of timm, DeiT and the supervised model, the token of masked patches, the decoder of MAE.
+_HEADS = ("head.", "head_dist.", "fc.", "dino_head.", "ibot_head.", "pre_logits.", "mask_token", "decoder_")
 # DINOv2's training keeps its blocks in chunks: blocks.<chunk>.<block>.
 _CHUNKED_BLOCK = re.compile(r"^blocks\.\d+\.(\d+)\.")
 
@@ -158,11 +158,12 @@ def infer_vit_config(
     tensors: Mapping[str, Tensor],
     source_name: str,
     *,
+    heads: int,
     image_size: tuple[int, int] | None = None,
     stride: int = 0,
     hw_ratio: float | None = None,
 ) -> VitConfig:
-    """The configuration of a checkpoint that does not carry one, from its shapes; attention heads of 64 channels.
+    """The configuration of a checkpoint that does not carry one, from its shapes; they do not tell the attention heads.
 
     `image_size` and `stride` are what the caller is going to use: where their grid has as many patches as the
     checkpoint, it is taken to be the checkpoint's own, whatever `hw_ratio` says (so does the released code, which resizes only
@@ -173,22 +174,18 @@ def infer_vit_config(
         projection = tensors["patch_embed.proj.weight"]
         hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
         num_patches = tensors["pos_embed"].shape[1] - 1
-    except KeyError as error:
-        if "blocks.0.mlp.w12.weight" in tensors:
-            raise ValueError(f"{source_name} has SwiGLU blocks (as DINOv2's ViT-g), which this backbone does not have; "
-                             "take one of the smaller models") from None
-        raise ValueError(f"{source_name} is no vision transformer that we know: it has no {error}") from None
-    if "register_tokens" in tensors or "reg_token" in tensors:
-        raise ValueError(
-            f"{source_name} was trained with register tokens, which this backbone does not have: take the published "
-            "model without registers"
-        )
+    except (KeyError, IndexError) as error:
+        raise ValueError(f"{source_name} is no vision transformer that we know: it has no {error}, and holds "
+                         f"{len(tensors)} tensors ({', '.join(list(tensors)[:3])}, ...)") from None
+    if projection.ndim != 4 or not width:
+        raise ValueError(f"{source_name} is no vision transformer that we know: its patch projection is of shape "
+                         f"{tuple(projection.shape)}")
     ics = "patch_embed.conv1.weight" in tensors
     patch_size = projection.shape[-1] * (2 if ics else 1)
     config = VitConfig(
         width=width,
-        depth=sum(name.endswith(".norm1.weight") and name.startswith("blocks.") for name in tensors),
-        heads=max(1, width // 64),
+        depth=depth_of(tensors),
+        heads=heads,
         mlp_ratio=hidden / width,
         patch_size=patch_size,
         image_size=(patch_size, patch_size),
@@ -203,3 +200,8 @@ def infer_vit_config(
             return wanted
     rows, columns = pos_grid(num_patches, hw_ratio)
     return replace(config, image_size=(rows * patch_size, columns * patch_size))
+
+
+def depth_of(tensors: Mapping[str, Tensor]) -> int:
+    """Number of transformer blocks."""
+    return sum(name.endswith(".norm1.weight") and name.startswith("blocks.") for name in tensors)

@@ -1,7 +1,7 @@
 """The backbone: timm's VisionTransformer for person images, with the ICS stem and crops of any size.
 
 Shapes: B images, D width, (h, w) the grid of patches, N = h * w. Image size is (height, width).
-The output is the class token after the final layer norm (eps 1e-6); activations are exact GELU.
+The output is the class token after the final layer norm; activations are exact GELU.
 """
 
 from typing import Any
@@ -71,7 +71,7 @@ class Vit(VisionTransformer):
             mlp_ratio=config.mlp_ratio,
             drop_path_rate=config.drop_path,
             init_values=config.layer_scale or None,
-            norm_layer=lambda width, **options: nn.LayerNorm(width, eps=1e-6, **options),
+            norm_layer=lambda width, **options: nn.LayerNorm(width, eps=config.norm_eps, **options),
             act_layer=nn.GELU,
             embed_layer=lambda **_: _build_stem(config),
         )

@@ -143,27 +143,32 @@ def attention_maps(folder: RunFolder, models: list[tuple[str, LoadedModel]]) -> 
         return None
     try:
         split = "query" if "query" in data.manifest.splits else None
-        keys = read_rows(data.location, ["key"], split=split)["key"].to_pylist()
-        chosen = [keys[at] for at in np.unique(np.linspace(0, len(keys) - 1, ATTENTION_IMAGES).astype(int))]
+        table = read_rows(data.location, ["key", "camid"], split=split)
+        places = np.unique(np.linspace(0, table.num_rows - 1, ATTENTION_IMAGES).astype(int))
+        chosen, camids = table["key"].take(places).to_pylist(), table["camid"].to_numpy()[places]
         images = images_of(data, chosen)
         chosen = [key for key in chosen if key in images]
     except StorageError as error:
         folder.notes.append(f"The images of the attention maps cannot be read: {error}")
         return None
-    rows = [(label, [data_uri(encode(overlay)) for overlay in _overlays(model, [images[key] for key in chosen])])
-            for label, model in models]
+    rows = []
+    for label, model in models:
+        try:
+            overlays = _overlays(model, [images[key] for key in chosen], camids)
+        except (UserError, ValueError) as error:  # cameras that the model does not know
+            folder.notes.append(f"Attention of {label} cannot be drawn: {error}")
+            continue
+        rows.append((label, [data_uri(encode(overlay)) for overlay in overlays]))
     thumbnails = [_picture(images[key], ATTENTION_HEIGHT) for key in chosen]
     return {"role": data.role, "keys": chosen, "rows": rows, "images": thumbnails}
 
 
 @torch.inference_mode()
-def _overlays(model: LoadedModel, encoded: list[bytes]) -> list[np.ndarray]:
+def _overlays(model: LoadedModel, encoded: list[bytes], camids: np.ndarray) -> list[np.ndarray]:
     images = np.stack([decode_image(data, model.image_size) for data in encoded])
     inputs = normalise(torch.from_numpy(images).to(device()), model.mean, model.std)
-    config = model.backbone.config
-    camids = torch.zeros(len(images), dtype=torch.int64, device=device()) if config.num_cameras else None
-    attention = model.backbone.class_attention(inputs, camids).mean(dim=1).float().cpu().numpy()
-    grid = config.grid(*model.image_size)
+    attention = model.backbone.class_attention(inputs, model.camera_rows(camids)).mean(dim=1).float().cpu().numpy()
+    grid = model.backbone.config.grid(*model.image_size)
     return [attention_overlay(image.transpose(1, 2, 0), own.reshape(grid), ATTENTION_HEIGHT)
             for image, own in zip(images, attention, strict=True)]
 

@@ -7,6 +7,7 @@ from platform.engine.schemas.retrieval import NeighbourActorsConfig, PoolConfig,
 from platform.engine.schemas.runtime import RuntimeConfig
 from platform.engine.storage import StorageConfig
 from reidssl.clustering.config import ClusterConfig
+from reidssl.models.given import LoadConfig
 
 
 @dataclass(kw_only=True)
@@ -19,6 +20,7 @@ class ClusterProgramConfig:
     """Run folder or checkpoint file that gives the features."""
     data: InputPath = "runs/demo/data/pretrain"
     """Shards to cluster, all splits."""
+    load: LoadConfig = field(default_factory=LoadConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     neighbours: NeighbourActorsConfig = field(default_factory=NeighbourActorsConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)

@@ -7,6 +7,7 @@ from platform.engine.paths import InputPath, OutputPath
 from platform.engine.schemas.retrieval import EvaluateConfig, PoolConfig
 from platform.engine.schemas.runtime import RuntimeConfig
 from platform.engine.storage import StorageConfig
+from reidssl.models.given import LoadConfig
 
 
 @dataclass(kw_only=True)
@@ -21,6 +22,7 @@ class EvaluateProgramConfig:
     """[height, width] of the images, position embeddings resized to it; empty: what each model was trained with."""
     output: OutputPath = ""
     """Folder for evaluation.json (all results and rankings); empty: print only."""
+    load: LoadConfig = field(default_factory=LoadConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from platform.engine.paths import InputPath, OutputPath
 from platform.engine.storage import StorageConfig
+from reidssl.models.given import LoadConfig
 
 FORMATS = ("safetensors", "timm", "onnx", "released")
 
@@ -18,6 +19,7 @@ class ExportConfig:
     """Folder of the exported model, local or s3://."""
     formats: list[str] = field(default_factory=lambda: ["safetensors", "released"])
     """Any of safetensors, timm, onnx, released."""
+    load: LoadConfig = field(default_factory=LoadConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
 
     def __post_init__(self) -> None:

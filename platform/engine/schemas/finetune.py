@@ -13,6 +13,7 @@ from platform.engine.storage import StorageConfig
 from platform.engine.tracking import TrackingConfig
 from reidssl.augment.config import ReidAugmentConfig
 from reidssl.models.config import VitConfig
+from reidssl.models.given import LoadConfig
 
 SETTINGS = ("supervised", "uda", "usl")
 
@@ -39,8 +40,10 @@ class FinetuneConfig:
     evaluate_every: int = 0
     """Also evaluate every so many epochs; 0: at the end only."""
     model: VitConfig = field(default_factory=VitConfig)
-    """Backbone for random weights. With init its own configuration counts, but for the image size (augment.image_size) and
-    `changes`."""
+    """Backbone for random weights. With init its own configuration counts, but for the image size (augment.image_size),
+    `changes`, and num_cameras: above 0 (as many as the training images come from), new camera embeddings are learned."""
+    load: LoadConfig = field(default_factory=LoadConfig)
+    """Of init; its mean, std and neck are not used here."""
     changes: ChangesConfig = field(default_factory=ChangesConfig)
     supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
     unsupervised: UnsupervisedConfig = field(default_factory=UnsupervisedConfig)
@@ -69,6 +72,11 @@ class FinetuneConfig:
         if not self.init and self.changes.as_dict():
             raise ValueError(f"changes are made to the backbone of init, which is empty: set {', '.join(self.changes.as_dict())} "
                              "of model instead")
+        for name, own in (("mean", "augment.mean"), ("std", "augment.std"), ("neck", "supervised.neck or unsupervised.neck")):
+            if getattr(self.load, name):
+                raise ValueError(f"load.{name} must be empty in fine-tuning, which has its own: set {own}")
+        if not self.init and self.load.as_dict():
+            raise ValueError(f"load says what the file of init does not, and init is empty: got {self.load.as_dict()}")
         check_share(self.max_corrupt_share)
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more: got {self.seed}")

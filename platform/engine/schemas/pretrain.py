@@ -60,6 +60,9 @@ class PretrainConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
+        if self.model.num_cameras:
+            raise ValueError("model.num_cameras must be 0 in pre-training, whose images have no cameras: "
+                             f"got {self.model.num_cameras}. Fine-tuning learns camera embeddings (model.num_cameras there)")
         if tuple(self.augment.global_size) != tuple(self.model.image_size):
             raise ValueError(f"augment.global_size must equal model.image_size {tuple(self.model.image_size)}: "
                              f"got {tuple(self.augment.global_size)}")

@@ -8,6 +8,7 @@ from platform.engine.schemas.runtime import RuntimeConfig
 from platform.engine.storage import StorageConfig
 from reidssl.choices import MEASURES
 from reidssl.clustering.config import check_search
+from reidssl.models.given import LoadConfig
 
 
 @dataclass(kw_only=True)
@@ -30,6 +31,10 @@ class ScoreConfig:
     """Actors that share the search."""
     data: InputPath = "runs/demo/data/pretrain"
     """Shards to score."""
+    load: LoadConfig = field(default_factory=LoadConfig)
+    """Of the source proxy."""
+    load_target: LoadConfig = field(default_factory=LoadConfig)
+    """The same of the target proxy."""
     pool: PoolConfig = field(default_factory=PoolConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

@@ -6,7 +6,7 @@ import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from reidssl.models.checkpoints import load_vit, read_checkpoint
+from reidssl.models.checkpoints import Unsaid, load_vit, read_checkpoint
 from tests.reference.fill_weights import images
 
 
@@ -33,17 +33,21 @@ def test_timm_file(suffix, tmp_path):
     model = small()
     path = tmp_path / f"model.{suffix}"
     (torch.save if suffix == "pth" else safetensors.torch.save_file)(model.state_dict(), path)
-    vit = load_vit(path)
+    with pytest.raises(Unsaid, match=r"plain vision transformer of unknown origin, width 128.*Give load.heads=2 or load.heads=4"):
+        load_vit(path)
+    vit = load_vit(path, heads=2)
     assert vit.config.image_size == (64, 64) and vit.config.heads == 2
     torch.testing.assert_close(vit(images(64, 64)), model.forward_features(images(64, 64))[:, 0], atol=1e-5, rtol=0)
-    assert load_vit(path, image_size=(256, 128))(images()).shape == (2, 128)
+    assert load_vit(path, heads=2, image_size=(256, 128))(images()).shape == (2, 128)
 
 
 @torch.no_grad()
-def test_torch_hub_dino_is_timm_vit_small():
-    """dino_deitsmall16_pretrain.pth: the names and shapes of timm's ViT-S/16 without classifier."""
-    model = timm.create_model("vit_small_patch16_224.dino", pretrained=False, num_classes=0).eval()
-    vit = load_vit(safetensors.torch.save(model.state_dict()))
+def test_torch_hub_dino_is_timm_vit_small(tmp_path):
+    """dino_deitsmall16_pretrain.pth: the names and shapes of timm's ViT-S/16 without classifier, told by its published name."""
+    model, reports = timm.create_model("vit_small_patch16_224.dino", pretrained=False, num_classes=0).eval(), []
+    torch.save(model.state_dict(), tmp_path / "dino_deitsmall16_pretrain.pth")
+    vit = load_vit(tmp_path / "dino_deitsmall16_pretrain.pth", on_load=reports.append)
+    assert "by its published file name" in str(reports[0]) and "assumed: heads 6" in str(reports[0])
     assert (vit.config.width, vit.config.heads, vit.config.image_size, vit.config.stem) == (384, 6, (224, 224), "patch")
     torch.testing.assert_close(vit(images(224, 224)), model(images(224, 224)), atol=1e-5, rtol=0)
 
@@ -73,7 +77,7 @@ def test_dinov2(rename, tmp_path):
 def test_relatives_that_are_something_else_are_refused(options):
     """Mean pooling with its own norm, no query biases, no class token: close, but not this model."""
     with pytest.raises(ValueError, match=r"does not fit this backbone|no vision transformer that we know"):
-        load_vit(safetensors.torch.save(small(**options).state_dict()))
+        load_vit(safetensors.torch.save(small(**options).state_dict()), heads=2)
 
 
 def test_layout_of_a_bare_vit():

@@ -1,0 +1,108 @@
+"""Vision transformers as Hugging Face's transformers names them, and the config.json beside them (theirs or timm's)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_INSIDE = (
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.(cls_token|mask_token)$", r"\1"),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^layernorm\.", "norm."),
+    (r"^pooler\.", "fc.pooler."),
+    (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),
+)
+_BLOCK = (
+    (r"\.(layernorm_before|norm1)\.", ".norm1."),
+    (r"\.(layernorm_after|norm2)\.", ".norm2."),
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+)
+_PART = re.compile(r"^(blocks\.\d+)\.attention\.attention\.(query|key|value)\.(weight|bias)$")
+
+
+def is_hugging_face(names: Mapping[str, Tensor]) -> bool:
+    """Whether names below a model's root are those of transformers' ViT or DINOv2."""
+    return "embeddings.cls_token" in names
+
+
+def to_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names of transformers' ViT, DeiT, ViT-MAE and DINOv2 -> timm's; query, key and value joined. Other names stay."""
+    found: dict[str, Tensor] = {}
+    parts: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        for pattern, new in _INSIDE:
+            name = re.sub(pattern, new, name)
+        part = _PART.match(name)
+        if part:
+            parts.setdefault((part[1], part[3]), {})[part[2]] = value
+            continue
+        if name.startswith("blocks."):
+            for pattern, new in _BLOCK:
+                name = re.sub(pattern, new, name)
+        found[name] = value
+    for (block, kind), three in parts.items():
+        if len(three) == 3:
+            found[f"{block}.attn.qkv.{kind}"] = torch.cat([three[part] for part in ("query", "key", "value")])
+        else:
+            found |= {f"{block}.attention.attention.{part}.{kind}": value for part, value in three.items()}
+    return found
+
+
+def describe(beside: Callable[[str], bytes | None], width: int, depth: int) -> dict[str, Any]:
+    """What config.json (transformers' or timm's) and preprocessor_config.json say of a model of this width and depth.
+
+    {"heads", "norm_eps", "mean", "std", "from"}, each where it is said; {} for files of something else. Raises ValueError for an
+    activation that is not GELU.
+    """
+    config, found = _json(beside("config.json")), {}
+    if config.get("num_attention_heads") and (config.get("hidden_size"), config.get("num_hidden_layers")) == (width, depth):
+        if config.get("hidden_act", "gelu") != "gelu":
+            raise ValueError(f"is a ViT with the activation {config['hidden_act']} in config.json, and this backbone has gelu")
+        found = {"heads": config["num_attention_heads"], "norm_eps": float(config.get("layer_norm_eps", 1e-12))}
+        picture = _json(beside("preprocessor_config.json"))
+        found |= {new: picture[old] for old, new in (("image_mean", "mean"), ("image_std", "std")) if _three(picture.get(old))}
+    elif isinstance(config.get("architecture"), str):
+        found = _timm(config, width, depth)
+    return found
+
+
+def _timm(config: dict[str, Any], width: int, depth: int) -> dict[str, Any]:
+    import timm
+
+    given = config.get("model_args")
+    arguments: dict[str, Any] = given if isinstance(given, dict) else {}
+    try:
+        with torch.device("meta"):
+            model: Any = timm.create_model(config["architecture"], pretrained=False, num_classes=0, **arguments)
+        sizes = (model.embed_dim, len(model.blocks))
+        heads, eps = model.blocks[0].attn.num_heads, model.blocks[0].norm1.eps
+    except Exception:  # an architecture that this timm does not have or that is no ViT: then the file says nothing
+        return {}
+    if sizes != (width, depth):
+        return {}
+    found = {"heads": heads, "norm_eps": float(eps)}
+    settings = config.get("pretrained_cfg")
+    if isinstance(settings, dict):
+        found |= {name: settings[name] for name in ("mean", "std") if _three(settings.get(name))}
+    return found
+
+
+def _three(values: Any) -> bool:
+    return isinstance(values, list) and len(values) == 3 and all(isinstance(value, int | float) for value in values)
+
+
+def _json(data: bytes | None) -> dict[str, Any]:
+    try:
+        found = json.loads(data) if data else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
