@@ -65,6 +65,8 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
     if config.evaluate.per_query and not config.output:
         raise UserError("evaluate.per_query=true gives a number for every query, which only evaluation.json holds: give "
                         "output=<folder>, or leave per_query out")
+    if config.output:
+        open_storage(config.output, config.storage).prepare_output()
     sets = [open_storage(uri, config.storage) for uri in config.test_sets]
     _refuse_repeated("models", [uri.rstrip("/") for uri in config.models])
     _refuse_repeated("test_sets", [location.uri for location in sets])

@@ -43,12 +43,21 @@ def main(config: ReportConfig) -> Location:
     if not config.run:
         raise UserError("run is empty: name the folder of a run, e.g. run=runs/demo")
     folder = read_folder(config.run, config.storage)
+    target = page_location(config)
     page = render(folder).encode("utf-8")
+    target.write_bytes(page)
+    say(f"report: {target.uri} ({len(page) / 1e6:.1f} MB)")
+    return target
+
+
+def page_location(config: ReportConfig) -> Location:
+    """Where the page goes. Raises StorageError if it cannot be written there."""
     target = open_storage(config.output or config.run, config.storage)
     if not target.name.endswith((".html", ".htm")):
         target = target / PAGE
-    target.write_bytes(page)
-    say(f"report: {target.uri} ({len(page) / 1e6:.1f} MB)")
+    elif target.exists() and not target.is_file():
+        raise StorageError(f"cannot write {target.uri}: it is a folder; name a file, or a folder whose name does not end in .html")
+    target.parent.prepare_output()
     return target
 
 

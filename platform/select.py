@@ -68,7 +68,10 @@ def main(config: SelectConfig) -> dict[str, Any]:
     """Write the index and its manifest; returns the summary."""
     if not (config.scores or config.list or config.random):
         raise UserError("nothing to select by: give scores=<folder of platform.score>, list=<published order> or random=true")
-    complete = (open_storage(config.output, config.storage) / SUMMARY).exists()
+    output = open_storage(config.output, config.storage)
+    complete = (output / SUMMARY).exists()
+    if not complete:
+        output.prepare_output()
     # What can be refused is refused before the folder takes this configuration for its own.
     index, summary = (None, {}) if complete else select(config)
     run = open_run("select", config.output, config, config.storage)

@@ -48,13 +48,15 @@ def open_run(program: str, output: str, config: Any, storage: Any, volatile: Ite
     """Create or re-open the run folder `output` for `config` (a program's dataclass).
 
     Raises UserError listing the settings that differ if the folder belongs to a run with another configuration, or if its
-    config.json is somebody else's.
+    config.json is somebody else's, and StorageError if an unfinished run's folder cannot be written to.
     """
     if not output:
         raise UserError("output is empty: name the folder or bucket path of the run, e.g. output=runs/my-run")
     location = open_storage(output, storage)
     plain = to_plain(config)
     file = location / CONFIG
+    if not (location / SUMMARY).exists():  # a complete run is only read
+        location.prepare_output()
     if file.exists():
         stored = read_record(file, "config", dict, "that folder is not a run of this program; choose another output")
         stored = _completed(config, stored["config"])
