@@ -30,7 +30,6 @@ from platform.engine.runtime import RuntimeConfig, connect, say
 from platform.engine.shards import Manifest, read_manifest, read_rows
 from platform.engine.storage import Location, StorageConfig, open_storage
 from reidssl.clustering.pseudo_labels import ClusterConfig, PseudoLabels, pseudo_labels
-from reidssl.models.checkpoints import weights_hash
 
 LABELS = "labels.parquet"
 
@@ -62,15 +61,15 @@ def main(config: ClusterProgramConfig) -> dict[str, Any]:
                         "checkpoint=runs/usl")
     root = open_storage(config.data, config.storage)
     if not (open_storage(config.output, config.storage) / SUMMARY).exists():
-        load_model(config.checkpoint, config.storage)  # a wrong path fails before it becomes the folder's configuration
-        read_manifest(root)
+        model = load_model(config.checkpoint, config.storage)  # a wrong path fails before it becomes the folder's configuration
+        manifest = read_manifest(root)
     run = open_run("cluster", config.output, config, config.storage, volatile=(*VOLATILE, "pool", "neighbours"))
     if run.summary:
         say(f"cluster: {run.location.uri} is complete already")
         return run.summary
+    run.pin({"data_checksum": manifest.checksum, "weights": model.weights})
     connect(config.runtime)
-    manifest = read_manifest(root)
-    extract(config, run, root, manifest)
+    extract(config, run, root, manifest, model.image_size)
     started = time.perf_counter()
     parts = [ParquetPart(run.location / PARTS / entry.name, entry.rows) for entry in manifest.files]
     found = label(config, parts)
@@ -86,13 +85,12 @@ def main(config: ClusterProgramConfig) -> dict[str, Any]:
         from sklearn.metrics import adjusted_rand_score
 
         summary["adjusted_rand_index"] = float(adjusted_rand_score(pids, found.labels))
-    model = load_model(config.checkpoint, config.storage)
-    run.finish(summary | {"checkpoint": config.checkpoint, "weights": weights_hash(model.reid or model.backbone)[:12],
-                          "data": config.data, "data_checksum": manifest.checksum})
+    run.finish(summary | {"checkpoint": config.checkpoint, "weights": model.weights, "data": config.data,
+                          "data_checksum": manifest.checksum})
     return run.summary or {}
 
 
-def extract(config: ClusterProgramConfig, run: Run, root: Location, manifest: Manifest) -> None:
+def extract(config: ClusterProgramConfig, run: Run, root: Location, manifest: Manifest, size: tuple[int, int]) -> None:
     """One file of features for every shard that has none yet."""
     pending = [entry for entry in manifest.files if not (run.location / PARTS / entry.name).exists()]
     done = manifest.num_rows - sum(entry.rows for entry in pending)
@@ -100,7 +98,6 @@ def extract(config: ClusterProgramConfig, run: Run, root: Location, manifest: Ma
     if not pending:
         return
     arguments = {"model": config.checkpoint, "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor))}
-    size = load_model(config.checkpoint, config.storage).image_size
     batches = stream_through_actors(root, pending, Embedder, arguments, size, config.pool)
 
     def publish(name: str, columns: Batch) -> None:

@@ -24,7 +24,7 @@ from platform.engine.device import device, use_threads
 from platform.engine.errors import UserError, user_error_of
 from platform.engine.features import FEATURE, ParquetPart
 from platform.engine.inference import PoolConfig, stream_through_actors
-from platform.engine.models import load_model
+from platform.engine.models import LoadedModel, load_model
 from platform.engine.neighbours import NeighbourActorsConfig, sharded_neighbours
 from platform.engine.parts import PARTS, as_column, write_parts, write_table
 from platform.engine.runs import SUMMARY, VOLATILE, open_run
@@ -93,17 +93,15 @@ def main(config: ScoreConfig) -> dict[str, Any]:
     for name in ("source", "target"):
         if not getattr(config, name):
             raise UserError(f"{name} is empty: name the {name} proxy's run folder, e.g. {name}=runs/demo/{name}-proxy")
-    if not (open_storage(config.output, config.storage) / SUMMARY).exists():
-        for uri in (config.source, config.target):  # a wrong path fails before it becomes the folder's configuration
-            load_model(uri, config.storage)
-        read_manifest(open_storage(config.data, config.storage))
+    root = open_storage(config.data, config.storage)
+    if not (open_storage(config.output, config.storage) / SUMMARY).exists():  # a wrong path must not become its configuration
+        proxies = load_proxies(config)
+        manifest = read_manifest(root)
     run = open_run("score", config.output, config, config.storage, volatile=(*VOLATILE, "pool", "neighbours"))
     if run.summary:
         say(f"score: {run.location.uri} is complete already")
         return run.summary
-    root = open_storage(config.data, config.storage)
-    manifest = read_manifest(root)
-    image_size = load_model(config.source, config.storage).image_size
+    run.pin({"data_checksum": manifest.checksum} | {f"{name}_weights": proxy.weights for name, proxy in proxies.items()})
     # A measure that compares images needs the features of all of them first.
     done_in = [run.location / PARTS] + [run.location.joinpath(FEATURES, "target")] * (config.measure == "neighbourhood")
     pending = [entry for entry in manifest.files if not any((folder / entry.name).exists() for folder in done_in)]
@@ -114,16 +112,37 @@ def main(config: ScoreConfig) -> dict[str, Any]:
                  "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor))}
     try:
         if pending:
-            batches = stream_through_actors(root, pending, Scorer, arguments, image_size, config.pool)
+            batches = stream_through_actors(root, pending, Scorer, arguments, proxies["source"].image_size, config.pool)
             write_parts(pending, batches, partial(publish, run.location), done, manifest.num_rows)
         if config.measure == "neighbourhood":
             compare_neighbourhoods(config, run.location, root, manifest)
     except Exception as error:
         raise user_error_of(error) or error from None
-    summary = summarise(run.location, root, manifest)
-    run.finish(summary | {"source": config.source, "target": config.target, "data": config.data,
-                          "data_checksum": manifest.checksum, "measure": config.measure})
+    run.finish(summarise(run.location, root, manifest) | measure_of(config) | {
+        "source": config.source, "target": config.target, "data": config.data, "data_checksum": manifest.checksum,
+        "proxies": {name: {"weights": proxy.weights, "image_size": list(proxy.image_size), **proxy.origin}
+                    for name, proxy in proxies.items()}})
     return run.summary or {}
+
+
+def load_proxies(config: ScoreConfig) -> dict[str, LoadedModel]:
+    """{"source", "target"}. UserError for a wrong path, and for two models of which neither can be the other one tuned."""
+    proxies = {name: load_model(getattr(config, name), config.storage) for name in ("source", "target")}
+    source, target = (proxy.backbone.config for proxy in proxies.values())
+    for name in ("image_size", "width", "depth", "patch_size", "stem"):
+        if getattr(source, name) != getattr(target, name):
+            raise UserError(f"the proxies are not of one model: {name} is {getattr(source, name)} in source={config.source} and "
+                            f"{getattr(target, name)} in target={config.target}. The target proxy is the source proxy fine-tuned: "
+                            "give its run of platform.finetune as target")
+    if proxies["source"].weights == proxies["target"].weights:
+        say(f"score: warning: source and target hold the same weights ({proxies['source'].weights}), so nothing was forgotten")
+    return proxies
+
+
+def measure_of(config: ScoreConfig) -> dict[str, Any]:
+    """The measure with the settings that it uses."""
+    used = {"k": config.k, "search": config.search} if config.measure == "neighbourhood" else {}
+    return {"measure": config.measure, **used}
 
 
 def publish(output: Location, name: str, columns: dict[str, np.ndarray]) -> None:

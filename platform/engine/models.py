@@ -12,7 +12,7 @@ from platform.engine.device import device
 from platform.engine.errors import UserError
 from platform.engine.storage import Location, StorageConfig, open_storage
 from reidssl.augment.reid import normalise
-from reidssl.models.checkpoints import LoadReport, load_reid, load_vit, read_checkpoint
+from reidssl.models.checkpoints import LoadReport, load_reid, load_vit, read_checkpoint, weights_hash
 from reidssl.models.reid import ReidModel
 from reidssl.models.vit import Vit
 
@@ -21,6 +21,7 @@ IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 # How the published code feeds and reads its models, for files that do not say it: mean, std, side of the neck.
 RELEASED = {"dino": (IMAGENET_MEAN, IMAGENET_STD, "before"), "reid": ([0.5] * 3, [0.5] * 3, "before"),
             "cluster_contrast": (IMAGENET_MEAN, IMAGENET_STD, "after")}
+ORIGIN = ("setting", "init", "source", "target", "data", "selection", "samples_seen")
 
 
 @dataclass(kw_only=True)
@@ -54,6 +55,16 @@ class LoadedModel:
     @property
     def image_size(self) -> tuple[int, int]:
         return self.backbone.config.image_size
+
+    @property
+    def weights(self) -> str:
+        """Hash of the weights, as results name it."""
+        return weights_hash(self.reid or self.backbone)[:12]
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What the file says of how the model was made: setting, init, source, target, data, selection."""
+        return {name: self.metadata[name] for name in ORIGIN if self.metadata.get(name)}
 
     def embed(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> L2-normalised float32 (B, D), the feature used for retrieval."""

@@ -18,7 +18,7 @@ from platform.engine.errors import UserError
 from platform.engine.records import read_record
 from platform.engine.storage import Location, open_storage
 
-CONFIG, SUMMARY = "config.json", "summary.json"
+CONFIG, SUMMARY, INPUTS = "config.json", "summary.json", "inputs.json"
 # Settings that change how a run is carried out and never what it computes.
 VOLATILE = ("output", "runtime", "scaling", "tracking", "checkpoint", "storage", "stream.segment_windows",
             "stream.max_corrupt_share")
@@ -38,6 +38,22 @@ class Run:
         """What the finished run reported; None while it is incomplete."""
         file = self.location / SUMMARY
         return file.read_json() if file.exists() else None
+
+    def pin(self, inputs: dict[str, Any]) -> None:
+        """Hold fast what the run's inputs are (checksums, hashes of weights) for the time until it is complete.
+
+        Raises UserError if they were others when the run began: what is there and what would be added do not belong together.
+        """
+        file = self.location / INPUTS
+        if not file.exists():
+            file.write_json(inputs)
+            return
+        advice = "it is written when a run begins; choose another output"
+        changed = [f"{key}: {old!r} -> {new!r}" for key, old, new in _differences(read_record(file, next(iter(inputs)), str, advice),
+                                                                                 inputs)]
+        if changed:
+            raise UserError(f"the inputs of {self.location.uri} changed since it began ({'; '.join(changed)}): choose another "
+                            "output, bring the old inputs back, or delete that folder")
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Mark the run complete."""
