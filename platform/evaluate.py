@@ -21,11 +21,11 @@ from platform.engine.errors import UserError, user_error_of
 from platform.engine.evaluation import EvaluateConfig, Labels, evaluate_features, require_splits
 from platform.engine.inference import Embedder, PoolConfig, stream_through_actors
 from platform.engine.models import load_model
+from platform.engine.runs import environment
 from platform.engine.runtime import RuntimeConfig, connect, say
 from platform.engine.shards import Manifest, read_manifest
 from platform.engine.storage import Location, StorageConfig, open_storage
 from reidssl.data.msmt17 import IMAGE_FOLDERS
-from reidssl.models.checkpoints import weights_hash
 
 SPLITS = ("query", "gallery")
 COLUMNS = ("mAP", "rank1", "rank5", "rank10", "mINP")
@@ -79,14 +79,16 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
         for location in sets:
             result = evaluate(uri, model.image_size, location, config)
             row = {"model": uri, "data": location.uri, "splits": list(SPLITS), "image_size": list(model.image_size),
-                   "reranking": config.evaluate.reranking, "weights": weights_hash(model.reid or model.backbone)[:12], **result}
+                   "reranking": config.evaluate.reranking, "query_expansion": config.evaluate.expansion, "weights": model.weights,
+                   **result}
             rows.append(row)
             say(f"{uri} on {location.uri}: mAP {row['mAP']:.1%}  Rank-1 {row['rank1']:.1%}")
     print(table(rows))
     if len(rows) > 1:
         print("\n" + matrix(rows))
     if config.output:
-        (open_storage(config.output, config.storage) / "evaluation.json").write_json(rows)
+        (open_storage(config.output, config.storage) / "evaluation.json").write_json(
+            [row | {"environment": environment()} for row in rows])
     return rows
 
 
@@ -134,8 +136,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append(f"{row['model']:<{width}}  {row['data']:<{data_width}}  "
                      + "  ".join(f"{100 * row[name]:7.1f}" for name in COLUMNS))
         lines.append(f"  {row['data_set']} (checksum {row['data_checksum'][:12]}), {' and '.join(row['splits'])}, images "
-                     f"{'x'.join(map(str, row['image_size']))}, {'also' if row['reranking'] else 'no'} re-ranking, weights "
-                     f"{row['weights']}")
+                     f"{'x'.join(map(str, row['image_size']))}, {expansion_text(row['query_expansion'])}, {'also' if row['reranking'] else 'no'} "
+                     f"re-ranking, weights {row['weights']}")
         if "reranked" in row:
             reranked = row["reranked"]
             lines.append(f"{'  re-ranked':<{width}}  {'':<{data_width}}  {100 * reranked['mAP']:7.1f}  "
@@ -146,6 +148,11 @@ def table(rows: list[dict[str, Any]]) -> str:
         if "camera_pairs" in row:
             lines += camera_table(row["camera_pairs"])
     return "\n".join(lines)
+
+
+def expansion_text(images: int) -> str:
+    """What was done to the queries before all figures."""
+    return f"query expansion with {images} images" if images else "no query expansion"
 
 
 def camera_table(pairs: dict[str, Any]) -> list[str]:
@@ -164,7 +171,7 @@ def matrix(rows: list[dict[str, Any]]) -> str:
     lines = [" " * width + "".join(f"  {name:>{column}}" for name, column in zip(sets, columns, strict=True))]
     lines += [f"{model:<{width}}" + "".join(f"  {cells[model, name]:>{column}}"
               for name, column in zip(sets, columns, strict=True)) for model in models]
-    return "mAP / Rank-1\n" + "\n".join(lines)
+    return f"mAP / Rank-1, {expansion_text(rows[0]['query_expansion'])}\n" + "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from platform.engine.config import ROOT, run_program
 from platform.engine.errors import UserError
 from platform.engine.report import charts, pictures, tables
-from platform.engine.report.folder import Member, RunFolder, read_folder
+from platform.engine.report import selection as selections
+from platform.engine.report.folder import RunFolder, read_folder
 from platform.engine.runtime import say
 from platform.engine.shards import read_rows
 from platform.engine.storage import Location, StorageConfig, StorageError, open_storage
@@ -70,6 +71,7 @@ def render(folder: RunFolder) -> str:
         "title": folder.location.name, "uri": folder.location.uri, "kind": kind_of(folder),
         "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "results": results, "result_bars": charts.result_bars(folder) if len(results) > 1 else None,
+        "has_expansion": any(row.expansion for row in results),
         "has_reranked": any(row.reranked is not None for row in results),
         "has_clusters": any(row.clusters is not None for row in results),
         "cfs": cfs_section(folder), "pretrain_charts": charts.pretrain_charts(folder),
@@ -128,13 +130,16 @@ def facts(folder: RunFolder, results: list[tables.ResultRow]) -> list[tuple[str,
 
 def cfs_section(folder: RunFolder) -> dict[str, Any] | None:
     """Histogram, numbers and sample images of the scores; None without finished scores."""
-    run = next((one for one in folder.of("score") if one.summary), None)
-    if run is None:
+    finished = [one for one in folder.of("score") if one.summary]
+    if not finished:
         return None
-    # a selection by a published order has no threshold among these scores
-    select = next((one.summary for one in folder.of("select") if one.summary and one.config.get("scores")), None)
-    section: dict[str, Any] = {"summary": run.summary, "selection": select, "histogram": None, "samples": None,
-                               "label_free": _label_free(folder.named("proxy/target"))}
+    run = finished[0]
+    folder.notes += [f"Scores that are not shown: {one.name} ({selections.measure_name(one)})." for one in finished[1:]]
+    select = selections.selection_by(folder, run)
+    section: dict[str, Any] = {
+        "summary": run.summary, "selection": select, "histogram": None, "samples": None,
+        "measure": selections.measure_name(run), "kept": selections.kept_images(run), "selections": selections.selection_rows(folder),
+        "label_free": selections.target_proxy_text(folder, run), "proxies": selections.proxy_rows(run)}
     data = folder.data.get("pretrain")
     if data is None:
         folder.notes.append("The scores' distribution is not shown: the images that were scored are not at hand.")
@@ -146,20 +151,11 @@ def cfs_section(folder: RunFolder) -> dict[str, Any] | None:
             column = read_rows(data.location, ["planted"])["planted"].to_numpy().astype(bool)
             planted = column if column.any() and not column.all() else None
         keys, scores = table["key"].to_pylist(), table["score"].to_numpy().astype(np.float64)
-        section["histogram"] = charts.score_histogram(scores, planted, select)
+        section["histogram"] = charts.score_histogram(scores, planted, select, section["measure"])
         section["samples"] = pictures.samples(data, keys, scores, planted)
     except StorageError as error:
         folder.notes.append(f"The scores cannot be read: {error}")
     return section
-
-
-def _label_free(target_proxy: Member | None) -> str:
-    """Whether the target proxy, and so the selection, used identity labels."""
-    if target_proxy is None:
-        return ""
-    return {"usl": "The target proxy was tuned without labels (USL), so the selection is label-free.",
-            "supervised": "The target proxy was tuned with the target's identity labels, so the selection is not label-free.",
-            }.get(target_proxy.setting, "")
 
 
 if __name__ == "__main__":
