@@ -35,7 +35,6 @@ from platform.engine.set_aside import SetAside
 from platform.engine.shards import Manifest, read_manifest, read_rows
 from platform.engine.storage import Location, open_storage
 from reidssl.clustering.pseudo_labels import PseudoLabels, pseudo_labels
-from reidssl.models.checkpoints import weights_hash
 
 LABELS = "labels.parquet"
 
@@ -49,16 +48,16 @@ def main(config: ClusterProgramConfig) -> dict[str, Any]:
     if not (open_storage(config.output, config.storage) / SUMMARY).exists():
         # A wrong path, or cameras that the model does not know, fail before they become the folder's configuration.
         model = load_model(config.checkpoint, config.storage, config.load)
-        read_manifest(root)
+        manifest = read_manifest(root)
         model.require_cameras(root, ())
         say(f"cluster: {config.checkpoint}: {model.report}")
     run = open_run("cluster", config.output, config, config.storage, volatile=(*VOLATILE, "pool", "neighbours"))
     if run.summary:
         say(f"cluster: {run.location.uri} is complete already")
         return run.summary
+    run.pin({"data_checksum": manifest.checksum, "weights": model.weights})
     connect(config.runtime)
-    manifest = read_manifest(root)
-    extract(config, run, root, manifest)
+    extract(config, run, root, manifest, model.image_size)
     started = time.perf_counter()
     set_aside = set_aside_of(config, root, manifest)
     problems = np.concatenate([problems_in(run.location / PARTS / entry.name) for entry in manifest.files])
@@ -78,11 +77,9 @@ def main(config: ClusterProgramConfig) -> dict[str, Any]:
         from sklearn.metrics import adjusted_rand_score
 
         summary["adjusted_rand_index"] = float(adjusted_rand_score(pids, found.labels))
-    model = load_model(config.checkpoint, config.storage, config.load)
-    summary |= set_aside.summary()
-    run.finish(summary | {"checkpoint": config.checkpoint, "model": model.about.as_dict(),
-                          "weights": weights_hash(model.reid or model.backbone)[:12],
-                          "data": config.data, "data_checksum": manifest.checksum})
+    run.finish(summary | set_aside.summary() | {
+        "checkpoint": config.checkpoint, "model": model.about.as_dict(), "weights": model.weights, "data": config.data,
+        "data_checksum": manifest.checksum})
     return run.summary or {}
 
 
@@ -90,7 +87,7 @@ def set_aside_of(config: ClusterProgramConfig, root: Location, manifest: Manifes
     return SetAside(root.uri, manifest.num_rows, config.pool.max_corrupt_share, "pool.max_corrupt_share")
 
 
-def extract(config: ClusterProgramConfig, run: Run, root: Location, manifest: Manifest) -> None:
+def extract(config: ClusterProgramConfig, run: Run, root: Location, manifest: Manifest, size: tuple[int, int]) -> None:
     """One file of features for every shard that has none yet."""
     pending = [entry for entry in manifest.files if not (run.location / PARTS / entry.name).exists()]
     done = manifest.num_rows - sum(entry.rows for entry in pending)
@@ -99,7 +96,6 @@ def extract(config: ClusterProgramConfig, run: Run, root: Location, manifest: Ma
         return
     arguments = {"model": config.checkpoint, "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor)),
                  "given": config.load}
-    size = load_model(config.checkpoint, config.storage, config.load).image_size
     batches = stream_through_actors(root, pending, Embedder, arguments, size, config.pool)
 
     def publish(name: str, columns: Batch) -> None:

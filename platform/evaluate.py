@@ -24,13 +24,13 @@ from platform.engine.errors import UserError, user_error_of
 from platform.engine.evaluation import Labels, evaluate_features, require_splits
 from platform.engine.inference import Embedder, stream_through_actors
 from platform.engine.models import load_model
+from platform.engine.runs import environment
 from platform.engine.runtime import connect, say
 from platform.engine.schemas.evaluate import EvaluateProgramConfig
 from platform.engine.set_aside import SetAside
 from platform.engine.shards import Manifest, read_manifest
 from platform.engine.storage import Location, open_storage
 from reidssl.data.msmt17 import IMAGE_FOLDERS
-from reidssl.models.checkpoints import weights_hash
 
 SPLITS = ("query", "gallery")
 COLUMNS = ("mAP", "rank1", "rank5", "rank10", "mINP")
@@ -43,6 +43,8 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
     if config.evaluate.per_query and not config.output:
         raise UserError("evaluate.per_query=true gives a number for every query, which only evaluation.json holds: give "
                         "output=<folder>, or leave per_query out")
+    if config.output:
+        open_storage(config.output, config.storage).prepare_output()
     sets = [open_storage(uri, config.storage) for uri in config.test_sets]
     _refuse_repeated("models", [uri.rstrip("/") for uri in config.models])
     _refuse_repeated("test_sets", [location.uri for location in sets])
@@ -60,7 +62,7 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
         for location in sets:
             result = evaluate(uri, model.image_size, location, config)
             row = {"model": uri, "data": location.uri, "splits": list(SPLITS), "image_size": list(model.image_size),
-                   "reranking": config.evaluate.reranking, "weights": weights_hash(model.reid or model.backbone)[:12],
+                   "reranking": config.evaluate.reranking, "query_expansion": config.evaluate.expansion, "weights": model.weights,
                    "checkpoint": model.about.as_dict(), **result}
             rows.append(row)
             say(f"{uri} on {location.uri}: mAP {row['mAP']:.1%}  Rank-1 {row['rank1']:.1%}")
@@ -68,7 +70,8 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
     if len(rows) > 1:
         print("\n" + matrix(rows))
     if config.output:
-        (open_storage(config.output, config.storage) / "evaluation.json").write_json(rows)
+        (open_storage(config.output, config.storage) / "evaluation.json").write_json(
+            [row | {"environment": environment()} for row in rows])
     return rows
 
 
@@ -125,8 +128,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append(f"{row['model']:<{width}}  {row['data']:<{data_width}}  "
                      + "  ".join(f"{100 * row[name]:7.1f}" for name in COLUMNS))
         lines.append(f"  {row['data_set']} (checksum {row['data_checksum'][:12]}), {' and '.join(row['splits'])}, images "
-                     f"{'x'.join(map(str, row['image_size']))}, {'also' if row['reranking'] else 'no'} re-ranking, weights "
-                     f"{row['weights']}")
+                     f"{'x'.join(map(str, row['image_size']))}, {expansion_text(row['query_expansion'])}, "
+                     f"{'also' if row['reranking'] else 'no'} re-ranking, weights {row['weights']}")
         if row["corrupt_images"]:
             counts = " and ".join(f"{count} {split}" for split, count in row["left_out"].items() if count)
             lines.append(f"  left out: {counts} images that cannot be decoded")
@@ -140,6 +143,11 @@ def table(rows: list[dict[str, Any]]) -> str:
         if "camera_pairs" in row:
             lines += camera_table(row["camera_pairs"])
     return "\n".join(lines)
+
+
+def expansion_text(images: int) -> str:
+    """What was done to the queries before all figures."""
+    return f"query expansion with {images} images" if images else "no query expansion"
 
 
 def camera_table(pairs: dict[str, Any]) -> list[str]:
@@ -158,4 +166,4 @@ def matrix(rows: list[dict[str, Any]]) -> str:
     lines = [" " * width + "".join(f"  {name:>{column}}" for name, column in zip(sets, columns, strict=True))]
     lines += [f"{model:<{width}}" + "".join(f"  {cells[model, name]:>{column}}"
               for name, column in zip(sets, columns, strict=True)) for model in models]
-    return "mAP / Rank-1\n" + "\n".join(lines)
+    return f"mAP / Rank-1, {expansion_text(rows[0]['query_expansion'])}\n" + "\n".join(lines)

@@ -48,7 +48,7 @@ from platform.engine.stream import stream
 from platform.engine.tracking import Tracker, format_row, record_keys
 from platform.engine.training_state import find_newest, restore, save
 from reidssl.augment.multicrop import MultiCrop
-from reidssl.models.checkpoints import model_bytes
+from reidssl.models.checkpoints import model_bytes, weights_hash
 from reidssl.objectives import build_objective
 from reidssl.objectives.base import Objective, Progress
 from reidssl.objectives.collapse import CollapseMonitor
@@ -213,7 +213,8 @@ def finish(run: Run, objective: Objective, config: PretrainConfig, tracker: Trac
     metadata = {"kind": "backbone", "mean": config.augment.mean, "std": config.augment.std, "samples_seen": seen,
                 "data": config.data.uri, "selection": config.data.selection,
                 "manifest": read_manifest(open_storage(config.data.uri, config.storage)).checksum}
-    backbone, patience_s = model_bytes(objective.export_backbone(), metadata), config.storage.patience_s
+    exported = objective.export_backbone()
+    backbone, patience_s = model_bytes(exported, metadata), config.storage.patience_s
     patiently(lambda: (run.location / "backbone.safetensors").write_bytes(backbone), patience_s, report_line)
     speeds = sorted(row["images_per_second"] for row in tracker.rows)
     last = tracker.rows[-1]
@@ -221,6 +222,7 @@ def finish(run: Run, objective: Objective, config: PretrainConfig, tracker: Trac
     tracker.close()
     summary = {"samples_seen": seen, "steps": seen // config.stream.global_batch, "final_loss": last["loss"],
                "images_per_second": speeds[len(speeds) // 2],
-               "corrupt_samples": corrupt.total, "corrupt": corrupt.reasons,
+               "corrupt_samples": corrupt.total, "corrupt": corrupt.reasons, "weights": weights_hash(exported)[:12],
+               "data": config.data.uri, "selection": config.data.selection, "data_checksum": metadata["manifest"],
                "probe": {k: v for k, v in last.items() if k.startswith("probe")}}
     patiently(lambda: run.finish(summary), patience_s, report_line)

@@ -22,7 +22,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from platform.engine.config import ROOT
 from platform.engine.errors import UserError
 from platform.engine.report import charts, pictures, tables
-from platform.engine.report.folder import Member, RunFolder, read_folder
+from platform.engine.report import selection as selections
+from platform.engine.report.folder import RunFolder, read_folder
 from platform.engine.runtime import say
 from platform.engine.schemas.report import ReportConfig
 from platform.engine.shards import read_rows
@@ -37,12 +38,21 @@ def main(config: ReportConfig) -> Location:
     if not config.run:
         raise UserError("run is empty: name the folder of a run, e.g. run=runs/demo")
     folder = read_folder(config.run, config.storage)
+    target = page_location(config)
     page = render(folder).encode("utf-8")
+    target.write_bytes(page)
+    say(f"report: {target.uri} ({len(page) / 1e6:.1f} MB)")
+    return target
+
+
+def page_location(config: ReportConfig) -> Location:
+    """Where the page goes. Raises StorageError if it cannot be written there."""
     target = open_storage(config.output or config.run, config.storage)
     if not target.name.endswith((".html", ".htm")):
         target = target / PAGE
-    target.write_bytes(page)
-    say(f"report: {target.uri} ({len(page) / 1e6:.1f} MB)")
+    elif target.exists() and not target.is_file():
+        raise StorageError(f"cannot write {target.uri}: it is a folder; name a file, or a folder whose name does not end in .html")
+    target.parent.prepare_output()
     return target
 
 
@@ -55,6 +65,7 @@ def render(folder: RunFolder) -> str:
         "title": folder.location.name, "uri": folder.location.uri, "kind": kind_of(folder),
         "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "results": results, "result_bars": charts.result_bars(folder) if len(results) > 1 else None,
+        "has_expansion": any(row.expansion for row in results),
         "has_reranked": any(row.reranked is not None for row in results),
         "has_clusters": any(row.clusters is not None for row in results),
         "cfs": cfs_section(folder), "pretrain_charts": charts.pretrain_charts(folder),
@@ -113,13 +124,16 @@ def facts(folder: RunFolder, results: list[tables.ResultRow]) -> list[tuple[str,
 
 def cfs_section(folder: RunFolder) -> dict[str, Any] | None:
     """Histogram, numbers and sample images of the scores; None without finished scores."""
-    run = next((one for one in folder.of("score") if one.summary), None)
-    if run is None:
+    finished = [one for one in folder.of("score") if one.summary]
+    if not finished:
         return None
-    # a selection by a published order has no threshold among these scores
-    select = next((one.summary for one in folder.of("select") if one.summary and one.config.get("scores")), None)
-    section: dict[str, Any] = {"summary": run.summary, "selection": select, "histogram": None, "samples": None,
-                               "label_free": _label_free(folder.named("proxy/target"))}
+    run = finished[0]
+    folder.notes += [f"Scores that are not shown: {one.name} ({selections.measure_name(one)})." for one in finished[1:]]
+    select = selections.selection_by(folder, run)
+    section: dict[str, Any] = {
+        "summary": run.summary, "selection": select, "histogram": None, "samples": None,
+        "measure": selections.measure_name(run), "kept": selections.kept_images(run), "selections": selections.selection_rows(folder),
+        "label_free": selections.target_proxy_text(folder, run), "proxies": selections.proxy_rows(run)}
     data = folder.data.get("pretrain")
     if data is None:
         folder.notes.append("The scores' distribution is not shown: the images that were scored are not at hand.")
@@ -134,17 +148,8 @@ def cfs_section(folder: RunFolder) -> dict[str, Any] | None:
         keys = table["key"].filter(scored).to_pylist()
         scores = table["score"].filter(scored).to_numpy().astype(np.float64)
         planted = None if planted is None else planted[scored]
-        section["histogram"] = charts.score_histogram(scores, planted, select)
+        section["histogram"] = charts.score_histogram(scores, planted, select, section["measure"])
         section["samples"] = pictures.samples(data, keys, scores, planted)
     except StorageError as error:
         folder.notes.append(f"The scores cannot be read: {error}")
     return section
-
-
-def _label_free(target_proxy: Member | None) -> str:
-    """Whether the target proxy, and so the selection, used identity labels."""
-    if target_proxy is None:
-        return ""
-    return {"usl": "The target proxy was tuned without labels (USL), so the selection is label-free.",
-            "supervised": "The target proxy was tuned with the target's identity labels, so the selection is not label-free.",
-            }.get(target_proxy.setting, "")

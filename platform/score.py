@@ -67,21 +67,15 @@ def main(config: ScoreConfig) -> dict[str, Any]:
     for name in ("source", "target"):
         if not getattr(config, name):
             raise UserError(f"{name} is empty: name the {name} proxy's run folder, e.g. {name}=runs/demo/{name}-proxy")
-    if not (open_storage(config.output, config.storage) / SUMMARY).exists():
-        # A wrong path, or cameras that a proxy does not know, fail before they become the folder's configuration.
-        loaded = proxies(config)
-        read_manifest(open_storage(config.data, config.storage))
-        for section, model in loaded.items():
-            model.require_cameras(open_storage(config.data, config.storage), (), section)
-            say(f"score: {model.uri}: {model.report}")
+    root = open_storage(config.data, config.storage)
+    if not (open_storage(config.output, config.storage) / SUMMARY).exists():  # a wrong path must not become its configuration
+        manifest = read_manifest(root)
+        proxies = load_proxies(config, root)
     run = open_run("score", config.output, config, config.storage, volatile=(*VOLATILE, "pool", "neighbours"))
     if run.summary:
         say(f"score: {run.location.uri} is complete already")
         return run.summary
-    root = open_storage(config.data, config.storage)
-    manifest = read_manifest(root)
-    both = proxies(config)
-    image_size = both["load"].image_size
+    run.pin({"data_checksum": manifest.checksum} | {f"{name}_weights": proxy.weights for name, proxy in proxies.items()})
     # A measure that compares images needs the features of all of them first.
     done_in = [run.location / PARTS] + [run.location.joinpath(FEATURES, "target")] * (config.measure == "neighbourhood")
     pending = [entry for entry in manifest.files if not any((folder / entry.name).exists() for folder in done_in)]
@@ -93,7 +87,7 @@ def main(config: ScoreConfig) -> dict[str, Any]:
                  "load_target": config.load_target}
     try:
         if pending:
-            batches = stream_through_actors(root, pending, Scorer, arguments, image_size, config.pool)
+            batches = stream_through_actors(root, pending, Scorer, arguments, proxies["source"].image_size, config.pool)
             batches = set_aside_of(config, root, manifest).watch(batches)
             write_parts(pending, batches, partial(publish, run.location), done, manifest.num_rows)
         if config.measure == "neighbourhood":
@@ -103,17 +97,36 @@ def main(config: ScoreConfig) -> dict[str, Any]:
     set_aside = set_aside_of(config, root, manifest)
     for entry in manifest.files:  # those of earlier starts too
         set_aside.add(problems_in(run.location / PARTS / entry.name))
-    summary = summarise(run.location, root, manifest) | set_aside.summary()
-    run.finish(summary | {"source": config.source, "target": config.target, "data": config.data,
-                          "data_checksum": manifest.checksum, "measure": config.measure,
-                          "proxies": [model.about.as_dict() for model in both.values()]})
+    run.finish(summarise(run.location, root, manifest) | set_aside.summary() | measure_of(config) | {
+        "source": config.source, "target": config.target, "data": config.data, "data_checksum": manifest.checksum,
+        "proxies": {name: {"weights": proxy.weights, "image_size": list(proxy.image_size), "checkpoint": proxy.about.as_dict(),
+                           **proxy.origin} for name, proxy in proxies.items()}})
     return run.summary or {}
 
 
-def proxies(config: ScoreConfig) -> dict[str, LoadedModel]:
-    """Source and target proxy, by the section of the configuration that says what their files do not."""
-    return {"load": load_model(config.source, config.storage, config.load),
-            "load_target": load_model(config.target, config.storage, config.load_target, "load_target")}
+def load_proxies(config: ScoreConfig, root: Location) -> dict[str, LoadedModel]:
+    """{"source", "target"}. UserError for a wrong path, for cameras of the data at `root` that a proxy does not know, and for two
+    models of which neither can be the other one tuned."""
+    proxies = {"source": load_model(config.source, config.storage, config.load),
+               "target": load_model(config.target, config.storage, config.load_target, "load_target")}
+    for section, proxy in zip(("load", "load_target"), proxies.values(), strict=True):
+        proxy.require_cameras(root, (), section)
+        say(f"score: {proxy.uri}: {proxy.report}")
+    source, target = (proxy.backbone.config for proxy in proxies.values())
+    for name in ("image_size", "width", "depth", "patch_size", "stem"):
+        if getattr(source, name) != getattr(target, name):
+            raise UserError(f"the proxies are not of one model: {name} is {getattr(source, name)} in source={config.source} and "
+                            f"{getattr(target, name)} in target={config.target}. The target proxy is the source proxy fine-tuned: "
+                            "give its run of platform.finetune as target")
+    if proxies["source"].weights == proxies["target"].weights:
+        say(f"score: warning: source and target hold the same weights ({proxies['source'].weights}), so nothing was forgotten")
+    return proxies
+
+
+def measure_of(config: ScoreConfig) -> dict[str, Any]:
+    """The measure with the settings that it uses."""
+    used = {"k": config.k, "search": config.search} if config.measure == "neighbourhood" else {}
+    return {"measure": config.measure, **used}
 
 
 def set_aside_of(config: ScoreConfig, root: Location, manifest: Manifest) -> SetAside:

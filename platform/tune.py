@@ -3,8 +3,12 @@
   python -m platform.tune finetune.init=runs/first finetune.target=runs/market output=runs/sweep
   python -m platform.tune '+space.unsupervised.cluster={eps:[0.4,0.5],k1:[20,30]}' output=runs/sweep ...
 
-space: a grid; keys are settings of platform.finetune, values the lists to try. The default sweeps eps of the USL setting.
-An interrupted sweep continues: finished trials are read, unfinished ones resume from their last epoch.
+space: a grid; keys are settings of platform.finetune, values the lists to try. The default sweeps eps of the USL setting. Every
+combination is composed and checked before the first trial starts.
+trials.json says of every trial what it ran with, and whether it is finished, failed (and why) or not finished. A trial that fails
+takes no other with it; the program then ends with status 10 + the number of failed trials (99 at most). The same command again reads
+the finished trials, repeats the failed ones and continues the unfinished from their last epoch; summary.json is written when all
+are finished.
 """
 
 from platform.engine.command import run_program
@@ -13,114 +17,153 @@ if __name__ == "__main__":  # before the imports below: --help and a misspelt ke
     run_program("tune")
 
 import hashlib
-import itertools
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
-from platform.engine.config import to_dataclass, to_plain
-from platform.engine.errors import UserError
-from platform.engine.runs import SUMMARY, VOLATILE, open_run
+from platform.engine.config import ConfigError, to_dataclass, to_plain
+from platform.engine.errors import UserError, user_error_of
+from platform.engine.runs import SUMMARY, VOLATILE, Run, open_run
 from platform.engine.runtime import connect, forward_lines, relayed_lines, say
 from platform.engine.schemas.tune import METRICS, TuneConfig
+from platform.engine.space import Point, name_of, points, text_of, with_point
 from platform.engine.storage import Location, open_storage
-from platform.finetune import FinetuneConfig, check_inputs
+from platform.finetune import FinetuneConfig, check_inputs, shared_micro_batches
 from platform.finetune import main as run_finetune
 
 DEFAULT_SPACE = {"unsupervised": {"cluster": {"eps": [0.4, 0.5, 0.6, 0.7]}}}
+FINISHED, FAILED, UNFINISHED = "finished", "failed", "not finished"
+TRIALS = "trials.json"
+RESERVED = {"output": "every trial has a folder of its own below output", "storage": "it is that of the sweep, storage",
+            "runtime": "all trials run on the Ray of the sweep, runtime"}
+TRIAL_CPUS = 0.01  # of the function that starts a trial's workers and waits for them
+
+
+class FailedTrialsError(UserError):
+    """Some trials failed; the others are finished and recorded."""
+
+    def __init__(self, text: str, failed: int) -> None:
+        super().__init__(text)
+        self.status = min(10 + failed, 99)
 
 
 def main(config: TuneConfig) -> dict[str, Any]:
-    """Run the grid; returns {"best", "trials"}."""
+    """Run the grid; returns {"best", "trials"}. Raises FailedTrialsError after all trials when some of them failed."""
     trials = grid(config)
     if not (open_storage(config.output, config.storage) / SUMMARY).exists():
-        for point in trials:  # first: a mistyped path must not become the configuration of the output folder
-            check_inputs(trial_config(config, point))
+        check_trials(config, trials)  # first: a mistyped path must not become the configuration of the output folder
     run = open_run("tune", config.output, config, config.storage, volatile=(*VOLATILE, "concurrent"))
     if run.summary:
         say(f"tune: {run.location.uri} is complete already")
     else:
         connect(config.runtime)
-        check_concurrency(config)
+        check_concurrency(config, trials)
         say(f"tune: {len(trials)} trials, {config.concurrent} at a time; output {run.location.uri}")
-        results = sweep(config, trials, run.location)
-        best = max(results, key=lambda row: row[config.metric])
-        run.finish({"best": best, "trials": results, "metric": config.metric})
+        conclude(config, run, sweep(config, trials, run.location))
     summary = run.summary or {}
     print(table(summary["trials"], config.metric))
     return summary
 
 
-def grid(config: TuneConfig) -> list[dict[str, Any]]:
+def conclude(config: TuneConfig, run: Run, rows: list[dict[str, Any]]) -> None:
+    """Record every trial; the sweep is complete if all are finished."""
+    (run.location / TRIALS).write_json(rows)
+    finished = [row for row in rows if row["state"] == FINISHED]
+    if len(finished) == len(rows):
+        run.finish({"best": max(rows, key=lambda row: row[config.metric]), "trials": rows, "metric": config.metric})
+        return
+    if finished:
+        print(table(finished, config.metric))
+    others = [row for row in rows if row["state"] != FINISHED]
+    shown = "\n  ".join(f"{row['state']}: {text_of(row['point'])}: {row['reason']}" for row in others)
+    raise FailedTrialsError(f"{len(others)} of {len(rows)} trials are not finished, {len(finished)} are; see "
+                            f"{(run.location / TRIALS).uri}. The same command again repeats only these:\n  {shown}", len(others))
+
+
+def grid(config: TuneConfig) -> list[Point]:
     """Every combination, each validated as a fine-tuning configuration before anything runs."""
-    space = flat(config.space or DEFAULT_SPACE)
-    trials = [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
-    for point in trials:
-        trial_config(config, point)
-    return trials
-
-
-def flat(space: dict[str, Any], prefix: str = "") -> dict[str, list[Any]]:
-    """Nested settings -> {"a.b.c": values}. Raises UserError for anything but non-empty lists at the ends."""
-    found: dict[str, list[Any]] = {}
-    for key, value in space.items():
-        if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
-        elif isinstance(value, list) and value:
-            found[prefix + key] = value
-        else:
-            raise UserError(f"space.{prefix}{key} must be a list of values to try, e.g. [0.5,0.6]: got {value!r}")
+    found = points(config.space or DEFAULT_SPACE, to_plain(config.finetune), RESERVED)
+    seen: dict[str, Point] = {}
+    for point in found:
+        content = json.dumps(to_plain(trial_config(config, point)) | {"output": ""}, sort_keys=True)
+        if content in seen:  # [1, 1.0]
+            raise UserError(f"space: {text_of(seen[content])} and {text_of(point)} are the same trial")
+        seen[content] = point
     return found
 
 
-def trial_config(config: TuneConfig, point: dict[str, Any]) -> FinetuneConfig:
+def trial_config(config: TuneConfig, point: Point) -> FinetuneConfig:
     """The common settings with one point of the grid; its folder is named by the point."""
-    plain = to_plain(config.finetune)
-    for key, value in point.items():
-        *path, last = key.split(".")
-        place: Any = plain
-        for part in path:
-            place = place.get(part, {}) if isinstance(place, dict) else {}
-        if last not in place:
-            raise UserError(f"space: '{key}' is no setting of platform.finetune; its --help lists them")
-        place[last] = value
+    plain = with_point(to_plain(config.finetune), point)
     digest = hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()[:8]
-    name = "-".join(f"{key.split('.')[-1]}={value}" for key, value in point.items()).replace("/", "_")
-    plain["output"] = open_storage(config.output, config.storage).uri.rstrip("/") + f"/trials/{name}-{digest}"
+    plain["output"] = open_storage(config.output, config.storage).joinpath("trials", f"{name_of(point)}-{digest}").uri
     plain["storage"] = to_plain(config.storage)
-    return to_dataclass(FinetuneConfig, plain)
+    try:
+        return to_dataclass(FinetuneConfig, plain)
+    except ConfigError as error:
+        raise ConfigError(f"space: {text_of(point)} cannot be: {str(error).removeprefix('configuration: ')}") from None
 
 
-def sweep(config: TuneConfig, trials: list[dict[str, Any]], location: Location) -> list[dict[str, Any]]:
-    """Ray Tune runs the trials; a trial is a light function that starts its own Train run."""
+def check_trials(config: TuneConfig, trials: list[Point]) -> None:
+    """UserError for inputs of any trial that are not there or do not fit; what several trials share is looked at once."""
+    seen = set()
+    for point in trials:
+        trial = trial_config(config, point)
+        inputs = (trial.setting, trial.init, trial.source, trial.target, tuple(trial.augment.image_size), str(trial.changes))
+        try:
+            trial.scaling.sizes(shared_micro_batches(trial))
+            if inputs not in seen:
+                check_inputs(trial)
+        except UserError as error:
+            raise UserError(f"space: {text_of(point)} cannot be: {error}") from None
+        seen.add(inputs)
+
+
+def sweep(config: TuneConfig, trials: list[Point], location: Location) -> list[dict[str, Any]]:
+    """Ray Tune runs the trials; a trial is a light function that starts its own Train run. Returns a row for each, in order."""
     import ray.tune
 
     def trial(parameters: dict[str, Any]) -> None:
         forward_lines(board)
-        point = json.loads(parameters["point"])
-        summary = run_finetune(trial_config(config, point))
-        ray.tune.report({name: summary[name] for name in METRICS} | {"clusters": summary.get("clusters") or 0})
+        try:
+            run_finetune(trial_config(config, json.loads(parameters["point"])))
+            ray.tune.report({"reason": ""})
+        except Exception as error:  # reported, not raised: it concerns this trial alone
+            ray.tune.report({"reason": reason_of(error)})
 
     with relayed_lines() as board:
         outcome = _run(trial, trials, config, location)
-    results, failures = [], []
-    for result in outcome:
-        point = json.loads(result.config["point"])
-        if result.error:
-            failures.append(f"{point}: {str(result.error).strip().splitlines()[-1]}")
-        else:
-            results.append(point | {name: result.metrics[name] for name in (*METRICS, "clusters")})
-    if failures:
-        raise UserError(f"{len(failures)} of {len(trials)} trials failed; run the same command again to repeat them:\n  "
-                        + "\n  ".join(failures))
-    return results
+    reasons = {result.config["point"]: (result.metrics or {}).get("reason") or reason_of(result.error) for result in outcome}
+    return [row_of(config, point, reasons.get(json.dumps(point), "")) for point in trials]
 
 
-def _run(trial: Callable[[dict[str, Any]], None], trials: list[dict[str, Any]], config: TuneConfig, location: Location) -> Any:
+def reason_of(error: BaseException | None) -> str:
+    """Why a trial failed, in one line; "" if it did not."""
+    if error is None:
+        return ""
+    lines = [line.strip() for line in str(user_error_of(error) or error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def row_of(config: TuneConfig, point: Point, reason: str) -> dict[str, Any]:
+    """One trial for the records: its point and figures, its state, and everything that it ran with."""
+    settings = trial_config(config, point)
+    folder = open_storage(settings.output, config.storage)
+    row: dict[str, Any] = {**point, "point": point, "folder": folder.uri, "seed": settings.seed, "config": to_plain(settings)}
+    if not (folder / SUMMARY).exists():
+        return row | {"state": FAILED if reason else UNFINISHED, "reason": reason or "it was stopped before its end"}
+    summary = (folder / SUMMARY).read_json()
+    return row | {"state": FINISHED, "reason": "", "weights": summary.get("weights"), "clusters": summary.get("clusters") or 0,
+                  **{name: summary[name] for name in METRICS}}
+
+
+def _run(trial: Callable[[dict[str, Any]], None], trials: list[Point], config: TuneConfig, location: Location) -> Any:
     import ray.tune
 
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends this program as any other
     tuner = ray.tune.Tuner(
-        ray.tune.with_resources(trial, {"CPU": 0.01}),
+        ray.tune.with_resources(trial, {"CPU": TRIAL_CPUS}),
         param_space={"point": ray.tune.grid_search([json.dumps(point) for point in trials])},
         tune_config=ray.tune.TuneConfig(max_concurrent_trials=config.concurrent),
         run_config=ray.tune.RunConfig(name="ray_tune", storage_path=location.path, verbose=0,
@@ -129,23 +172,26 @@ def _run(trial: Callable[[dict[str, Any]], None], trials: list[dict[str, Any]], 
     return tuner.fit()
 
 
-def check_concurrency(config: TuneConfig) -> None:
+def check_concurrency(config: TuneConfig, trials: list[Point]) -> None:
     """Trials whose workers cannot all start would wait for each other for ever."""
     import ray
 
-    scaling = config.finetune.scaling
-    for kind, each in (("CPU", scaling.cpus_per_worker), ("GPU", scaling.gpus_per_worker)):
-        needed = config.concurrent * (scaling.min_workers or scaling.workers) * each
-        available = ray.cluster_resources().get(kind, 0)
-        if needed > available:
-            raise UserError(f"{config.concurrent} trials at a time need {needed:g} {kind}, this Ray has {available:g}: lower "
+    if "RAY_CLUSTER_AUTOSCALES" in os.environ:
+        return  # more nodes may come
+    together = min(config.concurrent, len(trials))
+    scalings = [trial_config(config, point).scaling for point in trials]
+    for kind, own, each in (("CPU", TRIAL_CPUS, "cpus_per_worker"), ("GPU", 0.0, "gpus_per_worker")):
+        needs = sorted((scaling.fewest * getattr(scaling, each) + own for scaling in scalings), reverse=True)
+        needed, available = sum(needs[:together]), ray.cluster_resources().get(kind, 0)
+        if needed > available + (own and 1e-9):
+            raise UserError(f"{together} trials at a time need {needed:g} {kind}, this Ray has {available:g}: lower "
                             "concurrent or finetune.scaling.workers, or connect to a larger cluster")
 
 
 def table(rows: list[dict[str, Any]], metric: str) -> str:
-    """Best first."""
+    """Best first: what was varied, and the figures."""
     rows = sorted(rows, key=lambda row: -row[metric])
-    names = list(rows[0])
+    names = [*rows[0]["point"], *METRICS, "clusters"]
     cells = [[f"{100 * row[n]:.1f}" if n in METRICS else f"{row[n]:g}"
               if isinstance(row[n], int | float) else str(row[n]) for n in names] for row in rows]
     widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(names)]

@@ -22,6 +22,7 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import AUTOSCALING_REQUESTS_GET_TIMEOUT_S
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 
+from platform.engine.ray_cluster import draining_nodes
 from platform.engine.runtime import is_own
 
 
@@ -32,8 +33,7 @@ def largest_allowed(count: int, allowed: Sequence[int]) -> int:
 
 def staying_nodes() -> set[str]:
     """Ids of the nodes that are alive and not being drained."""
-    draining = ray._private.state.state.get_draining_nodes()
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]} - set(draining)
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]} - draining_nodes()
 
 
 class AllowedSizesPolicy(ElasticScalingPolicy):

@@ -14,13 +14,23 @@ from platform.engine.errors import UserError
 from platform.engine.schemas.phases import ChangesConfig as ChangesConfig
 from platform.engine.storage import Location, StorageConfig, open_storage
 from reidssl.augment.reid import normalise
-from reidssl.models.checkpoints import LoadConfig, LoadReport, ModelFile, Unsaid, load_reid, load_vit, read_checkpoint
+from reidssl.models.checkpoints import (
+    LoadConfig,
+    LoadReport,
+    ModelFile,
+    Unsaid,
+    load_reid,
+    load_vit,
+    read_checkpoint,
+    weights_hash,
+)
 from reidssl.models.files import MODEL_FILES, SHARD_INDEX, refuse_part
 from reidssl.models.knowledge import About
 from reidssl.models.reid import ReidModel
 from reidssl.models.vit import Vit
 
 BACKBONE, REID = "backbone.safetensors", "model.safetensors"
+ORIGIN = ("setting", "init", "source", "target", "data", "selection", "samples_seen")
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,16 @@ class LoadedModel:
     @property
     def image_size(self) -> tuple[int, int]:
         return self.backbone.config.image_size
+
+    @property
+    def weights(self) -> str:
+        """Hash of the weights, as results name it."""
+        return weights_hash(self.reid or self.backbone)[:12]
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What the file says of how the model was made: setting, init, source, target, data, selection."""
+        return {name: self.metadata[name] for name in ORIGIN if self.metadata.get(name)}
 
     @property
     def about(self) -> About:

@@ -19,7 +19,7 @@ from platform.engine.paths import map_paths, same_place
 from platform.engine.records import read_record
 from platform.engine.storage import Location, open_storage
 
-CONFIG, SUMMARY = "config.json", "summary.json"
+CONFIG, SUMMARY, INPUTS = "config.json", "summary.json", "inputs.json"
 # Settings that change how a run is carried out and never what it computes.
 VOLATILE = ("output", "runtime", "scaling", "tracking", "checkpoint", "storage", "stream.segment_windows",
             "stream.max_corrupt_share", "max_corrupt_share")
@@ -40,6 +40,22 @@ class Run:
         file = self.location / SUMMARY
         return file.read_json() if file.exists() else None
 
+    def pin(self, inputs: dict[str, Any]) -> None:
+        """Hold fast what the run's inputs are (checksums, hashes of weights) for the time until it is complete.
+
+        Raises UserError if they were others when the run began: what is there and what would be added do not belong together.
+        """
+        file = self.location / INPUTS
+        if not file.exists():
+            file.write_json(inputs)
+            return
+        advice = "it is written when a run begins; choose another output"
+        changed = [f"{key}: {old!r} -> {new!r}" for key, old, new in _differences(read_record(file, next(iter(inputs)), str, advice),
+                                                                                 inputs)]
+        if changed:
+            raise UserError(f"the inputs of {self.location.uri} changed since it began ({'; '.join(changed)}): choose another "
+                            "output, bring the old inputs back, or delete that folder")
+
     def finish(self, summary: dict[str, Any]) -> None:
         """Mark the run complete."""
         (self.location / SUMMARY).write_json({"program": self.program, "environment": environment(), **summary})
@@ -49,13 +65,15 @@ def open_run(program: str, output: str, config: Any, storage: Any, volatile: Ite
     """Create or re-open the run folder `output` for `config` (a program's dataclass).
 
     Raises UserError listing the settings that differ if the folder belongs to a run with another configuration, or if its
-    config.json is somebody else's.
+    config.json is somebody else's, and StorageError if an unfinished run's folder cannot be written to.
     """
     if not output:
         raise UserError("output is empty: name the folder or bucket path of the run, e.g. output=runs/my-run")
     location = open_storage(output, storage)
     plain = to_plain(config)
     file = location / CONFIG
+    if not (location / SUMMARY).exists():  # a complete run is only read
+        location.prepare_output()
     if file.exists():
         stored = read_record(file, "config", dict, "that folder is not a run of this program; choose another output")
         stored = _completed(config, stored["config"])

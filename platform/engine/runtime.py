@@ -8,6 +8,7 @@ Three ways to run, one function:
 
 import logging
 import os
+import tempfile
 import threading
 import time
 import warnings
@@ -20,7 +21,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from platform.engine.config import ROOT
 from platform.engine.errors import UserError
+from platform.engine.ray_cluster import REMEDY, check_cluster, log_folder, longest_socket_path, session_path_length
 from platform.engine.schemas.runtime import RuntimeConfig
+from platform.engine.terminal import set_native_lines_aside
 
 # What workers inherit: no warnings of other people's libraries.
 WORKER_ENVIRONMENT = {"PYTHONWARNINGS": "ignore", "DS_IGNORE_CUDA_DETECTION": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -39,34 +42,34 @@ _own = False  # whether `connect` started the Ray that this process uses
 def connect(config: RuntimeConfig) -> None:
     """Connect to or start Ray once per process; a second call does nothing.
 
-    Raises UserError when the given address does not answer.
+    Raises UserError when the given address does not answer, or Ray cannot start here.
     """
     quiet()
     if ray.is_initialized():
         return
-    address = config.address or os.environ.get("RAY_ADDRESS", "")
+    address = (config.address or os.environ.get("RAY_ADDRESS", "")).strip()
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    if address or in_job:
-        _join(address, in_job)
+    set_native_lines_aside()
+    if address not in ("", "local") or in_job:
+        _join(address or "auto", in_job)
     else:
         _start(config)
+    set_native_lines_aside(log_folder())
     _quiet_ray_data()
 
 
 def _join(address: str, in_job: bool) -> None:
     global _own
     _own = False
+    found = check_cluster(address)
     _add_to_environment(CLUSTER_ENVIRONMENT)
     environment: dict[str, Any] = {"env_vars": CLUSTER_ENVIRONMENT}
     if not in_job:
         environment |= {"working_dir": str(ROOT), "excludes": SHIPPED_EXCLUDES}
     try:
-        ray.init(address=address or "auto", runtime_env=environment, **INIT)
-    except (ConnectionError, RuntimeError) as error:
-        raise UserError(
-            f"no Ray cluster answers at '{address or 'auto'}': {str(error).splitlines()[0]}. Start one with "
-            "`ray start --head`, correct runtime.address / RAY_ADDRESS, or leave both empty to start a local Ray"
-        ) from None
+        ray.init(address=found, runtime_env=environment, **INIT)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"the Ray cluster at '{address}' cannot be used: {_first_line(error)}. {REMEDY}") from None
 
 
 def _start(config: RuntimeConfig) -> None:
@@ -76,6 +79,7 @@ def _start(config: RuntimeConfig) -> None:
     a worker has imported the standard `platform` before it sees this folder otherwise.
     """
     global _own
+    _choose_temporary_folder()
     _add_to_environment(WORKER_ENVIRONMENT)
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), before]))
@@ -90,6 +94,9 @@ def _start(config: RuntimeConfig) -> None:
             object_store_memory=int(gib * 2**30),
             **INIT,
         )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"Ray cannot start on this machine: {_first_line(error)}. Its log files lie in {_temporary_folder()}/ray; "
+                        "look at runtime.* and at the memory and disk that are left") from None
     finally:
         if before is None:
             del os.environ["PYTHONPATH"]
@@ -98,6 +105,51 @@ def _start(config: RuntimeConfig) -> None:
     if config.dashboard:
         os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     _own = True
+
+
+def _temporary_folder() -> str:
+    """Where Ray puts its folder `ray`: its own rule."""
+    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+
+
+def _choose_temporary_folder() -> None:
+    """Another temporary folder for Ray where the one that is set cannot hold its files and sockets; says so.
+
+    Raises UserError when none can.
+    """
+    folder = _temporary_folder()
+    reason = unfit_for_ray(folder)
+    if not reason:
+        return
+    name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR" if os.environ.get("TMPDIR") else "the folder"
+    other = next((one for one in ("/tmp", "/var/tmp", "/dev/shm") if not unfit_for_ray(one)), None)
+    if other is None:
+        raise UserError(f"Ray cannot keep its files in {name}={folder}: {reason}. Set RAY_TMPDIR to a writable folder with a path "
+                        f"of at most {longest_socket_path() - session_path_length()} characters")
+    os.environ["RAY_TMPDIR"] = other
+    say(f"{name}={folder} {reason}: Ray keeps its files in {other}/ray instead")
+
+
+def unfit_for_ray(folder: str) -> str:
+    """Why Ray cannot keep its files and sockets in `folder`, as the end of a sentence; "" if it can."""
+    most = longest_socket_path() - session_path_length()
+    if not os.path.isabs(folder):
+        return "is not an absolute path"
+    if len(os.fsencode(folder)) > most:
+        return f"is too long for Ray's sockets ({len(os.fsencode(folder))} characters, at most {most})"
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        os.makedirs(os.path.join(folder, "ray"), exist_ok=True)
+        with tempfile.TemporaryFile(dir=os.path.join(folder, "ray")):
+            pass
+    except OSError as error:
+        return f"cannot be written to ({error.strerror})"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def is_own() -> bool:

@@ -36,6 +36,7 @@ from platform.engine.s3 import (
     make_bucket,
 )
 from platform.engine.s3_errors import S3_ERRORS, NotFoundError, StorageError, explain
+from platform.engine.writable import probe_folder
 
 __all__ = ["Listed", "Location", "NotFoundError", "StorageConfig", "StorageError", "abort_incomplete_uploads",
            "create_bucket", "open_storage"]
@@ -255,16 +256,36 @@ class Location:
             elif os.path.lexists(self.path):
                 os.unlink(self.path)
 
+    @property
+    def parent(self) -> "Location":
+        """The folder or prefix that this is in."""
+        above = self.path.rstrip("/").rpartition("/")[0]
+        return Location(f"s3://{above or self.bucket}" if self.is_s3 else above or "/", self.config)
+
     def prepare_output(self) -> "Location":
-        """Find out now, not after hours of work, whether outputs can go here; creates the bucket if so configured."""
-        if self.is_s3 and self.config.create_bucket:
+        """Find out now, not after hours of work, whether files can go below here, by writing one and taking it away.
+
+        Creates the bucket if so configured. Raises StorageError.
+        """
+        if self.is_s3:
+            self._probe_bucket()
+        else:
+            with self.errors("write to"):
+                probe_folder(self.path)
+        return self
+
+    def _probe_bucket(self) -> None:
+        if self.config.create_bucket:
             create_bucket(self.uri, self.config)
-        elif self.is_s3:
+        else:
             with self.errors("write to"):
                 client(self.config).head_bucket(Bucket=self.bucket)
-        elif os.path.isfile(self.path):
-            raise StorageError(f"cannot write to {self.uri}: it is a file, a folder is needed")
-        return self
+        if self.key and self.is_file():
+            raise StorageError(f"cannot write to {self.uri}: it is an object, a prefix is needed")
+        with self.errors("write to"):
+            probe = {"Bucket": self.bucket, "Key": f"{self.key}/.probe.{uuid.uuid4().hex[:12]}{PARTIAL}".lstrip("/")}
+            client(self.config).put_object(Body=b"", **probe)
+            client(self.config).delete_object(**probe)
 
 
 def create_bucket(uri: str, config: StorageConfig | None = None) -> None:

@@ -1,6 +1,8 @@
 """Scoring through its `main`: equal to a direct computation, continued shard by shard, refused."""
 
+import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,8 +18,10 @@ from platform.engine.storage import StorageConfig, StorageError, open_storage
 from platform.score import ScoreConfig, main, read_scores
 from reidssl.augment.reid import normalise
 from reidssl.data.decode import decode_image
-from reidssl.models.checkpoints import load_reid, load_vit
+from reidssl.models.checkpoints import load_reid, load_vit, save_model
+from reidssl.models.vit import build_vit
 from reidssl.selection.cfs import cfs_scores
+from tests.fixtures_runs import IMAGENET, TINY_VIT
 
 
 def config_of(data, source, target, output, *overrides: str) -> ScoreConfig:
@@ -65,6 +69,12 @@ def test_scores_equal_a_direct_computation(scored, tiny_shards, tiny_backbone, s
     planted = np.array(read_rows(tiny_shards, ["planted"])["planted"].to_pylist())
     assert summary["auc_planted"] == pytest.approx(roc_auc_score(planted == 0, values))
     assert summary["data_checksum"] == read_manifest(tiny_shards).checksum
+    assert summary["measure"] == "cosine" and "k" not in summary  # what the measure does not use is not claimed
+    proxies = summary["proxies"]
+    assert proxies["source"].pop("checkpoint")["kind"]
+    assert proxies["source"] == {"weights": load_model(str(tiny_backbone), StorageConfig()).weights, "image_size": [64, 32]}
+    assert proxies["target"]["weights"] == supervised_run[1]["weights"] != proxies["source"]["weights"]
+    assert proxies["target"]["setting"] == "supervised" and proxies["target"]["init"] == str(tiny_backbone)
 
 
 def test_neighbourhoods_equal_the_library(ray_session, tiny_shards, tiny_backbone, supervised_run, tmp_path):
@@ -75,7 +85,8 @@ def test_neighbourhoods_equal_the_library(ray_session, tiny_shards, tiny_backbon
     expected = cfs_scores(*features, "neighbourhood", 7).numpy()
     found = np.array(list(scores_in(output, tiny_shards).values()))
     assert (found == expected).mean() > 0.97 and np.abs(found - expected).max() <= 1 / 7 + 1e-6  # batches round: near ties
-    assert 0.05 < found.mean() < 0.95 and summary["measure"] == "neighbourhood"
+    assert 0.05 < found.mean() < 0.95
+    assert {name: summary[name] for name in ("measure", "k", "search")} == {"measure": "neighbourhood", "k": 7, "search": "exact"}
     assert not (output / "features").exists()
 
 
@@ -132,6 +143,29 @@ def test_wrong_inputs_are_said_and_bind_nothing(tmp_path, tiny_shards, tiny_back
     assert not output.exists()  # the corrected command must not meet the configuration of the wrong one
     with pytest.raises(ConfigError, match=r"measure must be one of cosine, neighbourhood: got 'euclidean'"):
         config_of(tiny_shards, tiny_backbone, supervised_run[0], output, "measure=euclidean")
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"width": 48, "heads": 3}, r"width is 32 in source=.*backbone.* and 48 in target=.*other"),
+    ({"image_size": (96, 32)}, r"image_size is \(64, 32\) in source=.* and \(96, 32\) in target="),
+    ({"depth": 3}, r"depth is 2 in source=.* and 3 in target="),
+])
+def test_proxies_of_two_models_are_refused_before_any_work(tmp_path, tiny_shards, tiny_backbone, change, said):
+    (tmp_path / "other").mkdir()
+    save_model(build_vit(replace(TINY_VIT, **change), seed=1), {"kind": "backbone", **IMAGENET},
+               tmp_path / "other" / "backbone.safetensors")
+    with pytest.raises(UserError, match=r"the proxies are not of one model: " + said):
+        main(config_of(tiny_shards, tiny_backbone, tmp_path / "other", tmp_path / "scores"))
+    assert not (tmp_path / "scores").exists()
+
+
+def test_scores_are_not_continued_with_another_proxy_in_the_old_place(scored, tiny_shards, tiny_backbone, supervised_run, tmp_path):
+    copy = copied(scored, tmp_path)
+    known = json.loads((copy / "inputs.json").read_text())
+    assert known["target_weights"] == supervised_run[1]["weights"]
+    (copy / "inputs.json").write_text(json.dumps(known | {"target_weights": "0123456789ab"}))
+    with pytest.raises(UserError, match=r"inputs of .* changed since it began \(target_weights: '0123456789ab' -> "):
+        main(config_of(tiny_shards, tiny_backbone, supervised_run[0], copy))
 
 
 def test_a_pool_that_leaves_no_cpu_for_reading_is_refused(tmp_path, ray_session, tiny_shards, tiny_backbone):

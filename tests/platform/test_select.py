@@ -1,5 +1,6 @@
 """The selected subset: exact, from scores or a published list, and what is refused."""
 
+import hashlib
 import os
 import pickle
 from pathlib import Path
@@ -66,6 +67,7 @@ def test_the_index_is_exact(scored, tiny_shards, keys, scores, tmp_path, fractio
     for row in index:  # the row that the index names is the image that was chosen
         group = pq.ParquetFile((tiny_shards / row["file"]).path).read_row_group(row["row_group"], columns=["key"])
         assert group["key"][row["row"]].as_py() == row["key"]
+    assert summary["by"]["kind"] == "scores" and summary["by"]["uri"] == str(scored)
     assert summary["threshold"] == min(row["score"] for row in index) and summary["total"] == 90
     planted = dict(zip(keys, read_rows(tiny_shards, ["planted"])["planted"].to_pylist(), strict=True))
     assert summary["planted_share"]["all"] == pytest.approx(np.mean(list(planted.values())))
@@ -132,9 +134,37 @@ def test_a_published_list_decides_alone(tiny_shards, keys, tmp_path, capsys):
     file = published(tmp_path, [key.removeprefix("images/") for key in [*listed[:50], "of_another_crop.jpg", *listed[50:]]])
     summary = main(config_of(tiny_shards, tmp_path / "a", f"list={file}", "fraction=0.5"))
     assert {row["key"] for row in pq.read_table(tmp_path / "a" / "index.parquet").to_pylist()} == set(listed[:45])
-    assert summary["selected"] == 45 and "5 of 90 images are not in the list and rank last" in capsys.readouterr().out
-    main(config_of(tiny_shards, tmp_path / "b", f"list={file}", "fraction=0.95"))  # 86: all that are listed and one more
-    assert {row["key"] for row in pq.read_table(tmp_path / "b" / "index.parquet").to_pylist()} == {*listed, min(missing)}
+    assert summary["selected"] == 45
+    assert "1 of 86 entries of the list name no image of the data set, e.g. 'of_another_crop.jpg'" in capsys.readouterr().out
+    assert summary["by"] == {"kind": "list", "uri": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+                             "entries": 86, "absent_from_data": 1, "absent_from_list": 5}
+
+
+def test_a_list_that_is_too_short_is_never_filled_up(tiny_shards, keys, tmp_path, capsys):
+    file = published(tmp_path, keys[:30])
+    short = r"list.pkl names 30 of the 90 images of .*tiny, fraction=0.5 asks for 45"
+    with pytest.raises(UserError, match=short + r": set fraction=0.3333 or less, allow_short=true to keep the 30, or"):
+        main(config_of(tiny_shards, tmp_path / "a", f"list={file}"))
+    assert not (tmp_path / "a").exists()
+    summary = main(config_of(tiny_shards, tmp_path / "a", f"list={file}", "allow_short=true"))
+    assert pq.read_table(tmp_path / "a" / "index.parquet")["key"].to_pylist() == keys[:30] and summary["selected"] == 30
+    assert "the 30 are kept (allow_short)" in capsys.readouterr().out
+    assert main(config_of(tiny_shards, tmp_path / "b", f"list={file}", "fraction=0.3333"))["selected"] == 30
+    with pytest.raises(ConfigError, match="allow_short is for a list"):
+        config_of(tiny_shards, tmp_path / "c", "random=true", "allow_short=true")
+
+
+def test_a_list_of_absolute_windows_paths_is_understood_and_its_beginning_said(tiny_shards, keys, tmp_path, capsys):
+    rows = ["C:\\people\\" + key.replace("/", "\\") for key in keys[::-1]]
+    main(config_of(tiny_shards, tmp_path / "a", f"list={published(tmp_path, rows)}"))
+    assert pq.read_table(tmp_path / "a" / "index.parquet")["key"].to_pylist() == keys[45:]
+    assert "select: the list has 'people/" in capsys.readouterr().out
+
+
+def test_a_list_that_names_an_image_twice_is_refused(tiny_shards, keys, tmp_path):
+    for again in (keys[0], f"./{keys[0]}"):
+        with pytest.raises(UserError, match=rf"list.pkl: 1 images are named more than once, e\.g\. '{keys[0]}'"):
+            main(config_of(tiny_shards, tmp_path / "a", f"list={published(tmp_path, [*keys, again])}"))
 
 
 class Malicious:
@@ -155,7 +185,7 @@ def test_a_pickle_that_runs_code_is_refused(scored, tiny_shards, tmp_path, optio
 
 
 @pytest.mark.parametrize(("entries", "message"), [
-    (["of/another.jpg", "data/set.jpg"], r"none of the 90 keys .*: the list belongs to another data set"),
+    (["of/another.jpg", "data/set.jpg"], r"none of the 90 keys is in .*: the list belongs to another data set"),
     ({"a.jpg": 1}, r"must hold a non-empty list of image paths: got dict"),
     (["a.jpg", 7], r"must hold strings only: entry 1 is int"),
     ([], r"must hold a non-empty list")])
@@ -183,7 +213,7 @@ def test_agreement_with_a_reference(tiny_shards, keys, tmp_path):
         assert summary["agreement"]["spearman"] == pytest.approx(spearman)
         assert summary["agreement"]["top_overlap"] == overlap and summary["agreement"]["num_compared"] == 90
     file = published(tmp_path, ["of/another.jpg", "data/set.jpg"])
-    with pytest.raises(UserError, match=r"list.pkl: the reference shares 0 of 90 images"):
+    with pytest.raises(UserError, match=r"none of the 90 keys is in .*list.pkl"):
         main(config_of(tiny_shards, tmp_path / "other", f"scores={folder}", f"reference={file}"))
 
 
@@ -227,7 +257,8 @@ def test_a_random_subset_is_the_control(tiny_shards, keys, tmp_path):
     """A function of the seed and the keys, spread over all images, with nothing of the scores in it."""
     runs = {}
     for name, seed in (("a", 3), ("again", 3), ("b", 4)):
-        assert main(config_of(tiny_shards, tmp_path / name, "random=true", f"seed={seed}"))["selected"] == 45
+        summary = main(config_of(tiny_shards, tmp_path / name, "random=true", f"seed={seed}"))
+        assert summary["selected"] == 45 and summary["by"] == {"kind": "random", "seed": seed}
         runs[name] = set(pq.read_table(tmp_path / name / "index.parquet")["key"].to_pylist())
     assert runs["a"] == runs["again"] != runs["b"] and len(runs["a"]) == 45
     assert 10 <= len(runs["a"] & set(keys[:45])) <= 35  # not the first half, not the second

@@ -1,12 +1,16 @@
 """Sweeps: the grid, and one through real Ray Tune with real Ray Train runs in it."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import yaml
 
 from platform.engine.config import ConfigError, load_config
 from platform.engine.errors import UserError
-from platform.tune import TuneConfig, flat, grid, main
+from platform.engine.space import flat, name_of, points
+from platform.tune import FailedTrialsError, TuneConfig, grid, main
 from tests.fixtures_runs import TINY_FINETUNE
 
 
@@ -53,18 +57,78 @@ def test_the_grid_is_every_combination(tmp_path):
     assert len(grid(config_of("shards", "model", tmp_path))) == 4  # the default: eps of the clustering
 
 
+@pytest.fixture(scope="module")
+def base(tiny_labelled, tiny_backbone) -> TuneConfig:
+    return config_of(tiny_labelled.uri, tiny_backbone, "nowhere")
+
+
 @pytest.mark.parametrize(("space", "message"), [
     ("{unsupervised:{cluster:{epsilon:[0.4]}}}", r"'unsupervised.cluster.epsilon' is no setting of platform.finetune"),
     ("{unsupervized:{epochs:[1]}}", r"'unsupervized.epochs' is no setting of platform.finetune"),
+    ("{uniform:[0.4,0.6]}", r"'uniform' is no setting"),
     ("{unsupervised:{epochs:3}}", r"space.unsupervised.epochs must be a list of values to try.*got 3"),
+    ("{unsupervised:{epochs:often}}", r"space.unsupervised.epochs must be a list of values to try.*got 'often'"),
+    ("{unsupervised:{epochs:null}}", r"space.unsupervised.epochs must be a list of values to try.*got None"),
     ("{unsupervised:{epochs:[]}}", r"space.unsupervised.epochs must be a list"),
-    ("{unsupervised:{cluster:{eps:[0.5,1.5]}}}", r"eps must be in \(0, 1\): got 1.5"),
-    ("{unsupervised:{epochs:[often]}}", r"unsupervised.epochs"),
+    ("{unsupervised:{}}", r"space.unsupervised must be a list"),
+    ("{unsupervised:{cluster:[1]}}", r"space.unsupervised.cluster is a group of settings \(.*eps"),
+    ("{unsupervised:{cluster:{eps:{uniform:[0.4,0.6]}}}}", r"space.unsupervised.cluster.eps must be a list of values to try, .*got "
+                                                           r"'uniform' below it\. A sweep is a grid: distributions"),
+    ("{unsupervised:{cluster:{eps:{grid_search:[0.4,0.6]}}}}", r"space.unsupervised.cluster.eps must be a list.*'grid_search'"),
+    ("{unsupervised:{cluster:{eps:[0.5,1.5]}}}", r"space: unsupervised.cluster.eps=1.5 cannot be: .*must be in \(0, 1\): got 1.5"),
+    ("{unsupervised:{epochs:[often]}}", r"space: unsupervised.epochs=often cannot be: .*unsupervised.epochs"),
+    ("{unsupervised:{epochs:[[1,2]]}}", r"space: unsupervised.epochs=\[1, 2\] cannot be"),
+    ("{augment:{image_size:[64,32]}}", r"space: augment.image_size=64 cannot be: .*augment.image_size"),
+    ("{setting:[usl,unsupervised]}", r"space: setting=unsupervised cannot be: setting must be one of"),
+    ("{unsupervised:{cluster:{eps:[0.5,0.6,0.5]}}}", r"space.unsupervised.cluster.eps has 0.5 more than once"),
+    ("{evaluate:{expansion_alpha:[1,1.0]}}", r"evaluate.expansion_alpha=1 and evaluate.expansion_alpha=1.0 are the same trial"),
+    ("{unsupervised.epochs:[1],unsupervised:{epochs:[2]}}", r"space has unsupervised.epochs in two places"),
+    ("{output:[a,b]}", r"space.output cannot be swept: every trial has a folder of its own"),
+    ("{storage:{profile:[a,b]}}", r"space.storage.profile cannot be swept"),
+    ("{scaling:{workers:[1,7]}}", r"space: scaling.workers=7 cannot be: 7 workers cannot share"),
 ])
-def test_a_wrong_space_is_refused_before_anything_runs(tmp_path, tiny_labelled, tiny_backbone, space, message):
+def test_a_wrong_space_is_refused_before_anything_runs(tmp_path, base, space, message):
     with pytest.raises(UserError, match=message):
-        main(config_of(tiny_labelled.uri, tiny_backbone, tmp_path / "sweep", f"+space={space}"))
+        main(replace(base, output=str(tmp_path / "sweep"), space=yaml.safe_load(space.replace(":", ": "))))
     assert not (tmp_path / "sweep").exists()
+
+
+def test_a_space_that_is_too_large_is_counted_not_made(tmp_path):
+    values = list(range(100))
+    with pytest.raises(UserError, match=r"space has 1,000,000 combinations \(100 x 100 x 100\), at most 10,000"):
+        points({"a": values, "b": values, "c": values}, {"a": 1, "b": 1, "c": 1}, {})
+
+
+def test_folders_have_names_that_file_systems_take(tmp_path):
+    point = {"init": f"s3://bucket/{'x' * 300}", "augment.image_size": [64, 32], "neck": "a:b*c"}
+    name = name_of(point)
+    assert len(name) <= 120 and "/" not in name and name.startswith("init=s3_bucket_xxx")
+    assert name_of({"a.eps": 0.4, "k1": 20}) == "eps=0.4-k1=20"
+
+
+def test_one_trial_that_fails_does_not_hide_the_others(tmp_path, ray_session, tiny_backbone, tiny_labelled, capsys):
+    """It diverges, every time: its learning rate is beyond all numbers. The other's figures are there all the same."""
+    output = tmp_path / "sweep"
+    arguments = (tiny_labelled.uri, tiny_backbone, output, "+space={setting:[supervised],supervised:{learning_rate:[1e-3,1e37]}}",
+                 "finetune.supervised.epochs=1")
+    with pytest.raises(FailedTrialsError, match=r"(?s)1 of 2 trials are not finished, 1 are; .*trials\.json.*\n  failed: "
+                                                r"setting=supervised, supervised.learning_rate=1e\+37: .*(finite|NaN)") as caught:
+        main(config_of(*arguments))
+    assert caught.value.status == 11
+    rows = {row["supervised.learning_rate"]: row for row in json.loads((output / "trials.json").read_text())}
+    good, bad = rows[1e-3], rows[1e37]
+    assert (good["state"], good["reason"], bad["state"]) == ("finished", "", "failed") and "mAP" in good and "mAP" not in bad
+    assert good["config"]["supervised"]["learning_rate"] == 1e-3 and good["seed"] == good["config"]["seed"] == 0
+    summary = json.loads((Path(good["folder"]) / "summary.json").read_text())
+    assert good["weights"] == summary["weights"] and good["mAP"] == summary["mAP"]
+    assert not (output / "summary.json").exists()
+    printed = capsys.readouterr()
+    assert f"{100 * good['mAP']:.1f}" in printed.out and "Traceback" not in printed.out + printed.err
+    when = (Path(good["folder"]) / "summary.json").stat().st_mtime_ns
+    with pytest.raises(FailedTrialsError):  # again: the good one is read, the bad one repeated
+        main(config_of(*arguments))
+    assert (Path(good["folder"]) / "summary.json").stat().st_mtime_ns == when
+    assert capsys.readouterr().out.count("is complete already") == 1
 
 
 def test_wrong_paths_are_refused_before_anything_runs(tmp_path, tiny_labelled, tiny_backbone):
@@ -78,7 +142,7 @@ def test_wrong_paths_are_refused_before_anything_runs(tmp_path, tiny_labelled, t
 
 
 def test_trials_whose_workers_cannot_all_start_are_refused(tmp_path, ray_session, tiny_labelled, tiny_backbone):
-    with pytest.raises(UserError, match=r"3 trials at a time need 6 CPU, this Ray has 4: lower concurrent"):
+    with pytest.raises(UserError, match=r"3 trials at a time need 6.03 CPU, this Ray has 4: lower concurrent"):
         main(config_of(tiny_labelled.uri, tiny_backbone, tmp_path / "sweep", "concurrent=3", "finetune.scaling.workers=2"))
 
 
@@ -87,4 +151,6 @@ def test_settings_that_cannot_be(tmp_path):
         config_of("shards", "model", tmp_path, "metric=map")
     with pytest.raises(ConfigError, match=r"concurrent must be at least 1: got 0"):
         config_of("shards", "model", tmp_path, "concurrent=0")
+    with pytest.raises(ConfigError, match=r"finetune.storage is that of the sweep: give storage instead"):
+        config_of("shards", "model", tmp_path, "finetune.storage.profile=mine")
     assert flat({"a": {"b.c": [1]}, "d": [2, 3]}) == {"a.b.c": [1], "d": [2, 3]}

@@ -152,7 +152,7 @@ def result_bars(folder: RunFolder) -> Markup:
     return Markup(grouped_bars(groups, title="mAP in per cent, by setting and start", size=size))
 
 
-def score_histogram(scores: np.ndarray, planted: np.ndarray | None, selection: dict[str, Any] | None) -> Markup:
+def score_histogram(scores: np.ndarray, planted: np.ndarray | None, selection: dict[str, Any] | None, measure: str) -> Markup:
     """Distribution of the scores, useless images apart where they are known, with the threshold of the selection."""
     groups = {"images": scores} if planted is None else {"people": scores[~planted], "planted useless images": scores[planted]}
     threshold, label = None, ""
@@ -160,5 +160,5 @@ def score_histogram(scores: np.ndarray, planted: np.ndarray | None, selection: d
         threshold = float(selection["threshold"])
         label = f"kept from {threshold:.3f}: {selection['selected']:,} images ({selection['fraction']:.0%})"
     return Markup(histogram(groups, title="Catastrophic Forgetting Score of the pre-training images",
-                            x_label="score (cosine of the two proxies' features); high = close to the target domain",
+                            x_label=f"score ({measure}); high = close to the target domain",
                             threshold=threshold, threshold_label=label))

@@ -29,6 +29,8 @@ class ResultRow:
     values: dict[str, float]
     clusters: int | None
     reranked: float | None = None
+    expansion: int = 0
+    """Gallery images by which the queries were expanded before all figures; 0: not done."""
     gain: float | None = None
     """mAP minus that of random weights in the same setting; None where there is none."""
     is_best: bool = False
@@ -65,7 +67,15 @@ def _row(setting: str, init: str, run: str, values: dict[str, Any]) -> ResultRow
     clusters = values.get("clusters")
     shares = {name: float(values[name]) for name in SHARES if values.get(name) is not None}
     return ResultRow(setting, init, run, shares, None if clusters is None else int(clusters),
-                     (values.get("reranked") or {}).get("mAP"))
+                     (values.get("reranked") or {}).get("mAP"), expansion_of(values))
+
+
+def expansion_of(values: dict[str, Any]) -> int:
+    """Images of the query expansion that the figures in `values` had."""
+    if "query_expansion" in values:
+        return int(values["query_expansion"] or 0)
+    recorded = (values.get("evaluation") or {}).get("expansion") or {}
+    return int(recorded.get("images", 0))
 
 
 def _place(name: str, order: Iterable[str]) -> int:
@@ -131,29 +141,44 @@ def provenance_rows(folder: RunFolder, hashes: dict[str, str]) -> list[dict[str,
         summary = one.summary or {}
         size = summary.get("image_size") or one.setting_of("model", "image_size") or []
         seed = one.setting_of("stream", "seed") if one.program == "pretrain" else one.setting_of("seed")
-        role = "pretrain" if one.program == "pretrain" else "target"
-        data = folder.data.get(role)
         rows.append({
             "run": one.name, "seed": "" if seed is None else str(seed), "image_size": " × ".join(map(str, size)),
             "neck": {"before": "before the neck", "after": "after the neck"}.get(str(summary.get("neck", "")), ""),
-            "reranking": _reranking(one), "split": _split(one), "data": data.manifest.checksum[:12] if data else "not read",
+            "reranking": _reranking(one), "split": _split(one), "data": _data_version(folder, one),
             "weights": str(summary.get("weights") or hashes.get(one.name, "")),
             "state": "finished" if summary else "not finished",
         })
     return rows
 
 
+def _data_version(folder: RunFolder, member: Member) -> str:
+    """Checksum that the run recorded; else that of the data set at hand, if it is the one that the run's configuration names."""
+    recorded = (member.summary or {}).get("data_checksum")
+    if recorded:
+        return str(recorded)[:12]
+    role, uri = ("pretrain", member.setting_of("data", "uri")) if member.program == "pretrain" \
+        else ("target", member.setting_of("target"))
+    data = folder.data.get(role)
+    named = [part for part in str(uri or "").split("/") if part][-2:]
+    if data is None or named != [part for part in data.location.uri.split("/") if part][-2:]:
+        return "not recorded"
+    return data.manifest.checksum[:12]
+
+
 def _reranking(member: Member) -> str:
-    if member.program == "pretrain":
+    summary = member.summary or {}
+    if member.program == "pretrain" or "mAP" not in summary:
         return ""
-    return "also with" if (member.summary or {}).get("reranked") else "without"
+    expansion = expansion_of(summary)
+    return ("also with" if summary.get("reranked") else "without") + (f"; query expansion {expansion}" if expansion else "")
 
 
 def _split(member: Member) -> str:
     if member.program == "pretrain":
         if member.short_name == "control":
             return "a random part"
-        return "selected images" if member.setting_of("data", "selection") else "all images"
+        selection = str(member.setting_of("data", "selection") or "")
+        return f"images of {selection.rstrip('/').rpartition('/')[2]}" if selection else "all images"
     summary = member.summary or {}
     return f"{summary['queries']:,} queries, {summary['gallery']:,} gallery" if "queries" in summary else ""
 

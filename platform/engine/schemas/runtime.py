@@ -8,7 +8,8 @@ class RuntimeConfig:
     """How to reach Ray."""
 
     address: str = ""
-    """Cluster to connect to ("auto" for the one on this machine); empty: RAY_ADDRESS, the job's, or a local start."""
+    """Cluster to connect to, host:port of its head ("auto" for the one on this machine); empty: RAY_ADDRESS, the job's, or a
+    local start."""
     num_cpus: int = 0
     """Logical CPUs of a local start; 0: the cores of this machine, at least 4, so that reading overlaps training."""
     num_gpus: int = -1

@@ -16,6 +16,8 @@ class SelectConfig:
     """Folder written by platform.score."""
     list: InputPath = ""
     """Published order instead of scores: a pickled list of keys, best first."""
+    allow_short: bool = False
+    """Keep what the list names, where that is less than the fraction; false: that is an error."""
     random: bool = False
     """A random subset instead: what a selection must beat, since a smaller set is also seen more often."""
     seed: int = 0
@@ -36,3 +38,5 @@ class SelectConfig:
         given = [name for name in ("scores", "list", "random") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"scores, list and random exclude each other: got {' and '.join(given)}")
+        if self.allow_short and not self.list:
+            raise ValueError("allow_short is for a list: give list=<published order>, or leave it out")

@@ -33,3 +33,7 @@ class TuneConfig:
             raise ValueError(f"metric must be one of {', '.join(METRICS)}: got '{self.metric}'")
         if self.concurrent < 1:
             raise ValueError(f"concurrent must be at least 1: got {self.concurrent}")
+        for name in ("storage", "runtime"):
+            given, own = getattr(self.finetune, name), getattr(self, name)
+            if given not in (type(given)(), own):
+                raise ValueError(f"finetune.{name} is that of the sweep: give {name} instead")

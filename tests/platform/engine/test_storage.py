@@ -5,7 +5,12 @@ over a socket, with buckets, listings, multipart uploads and S3's own error code
 as a Python package, it is the one that passed listing, directory markers and checksums.
 """
 
+import http.server
+import os
 import pickle
+import re
+import subprocess
+import threading
 import urllib.request
 
 import boto3
@@ -23,6 +28,7 @@ from platform.engine.storage import (
     create_bucket,
     open_storage,
 )
+from tests.platform import survival
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -277,8 +283,82 @@ def test_local_trouble_in_plain_words(tmp_path):
     (tmp_path / "file").write_bytes(b"1")
     with pytest.raises(StorageError, match=r"cannot write .*file"):
         open_storage(str(tmp_path / "file/below")).write_bytes(b"1")
-    with pytest.raises(StorageError, match="it is a file, a folder is needed"):
-        open_storage(str(tmp_path / "file")).prepare_output()
+
+
+@pytest.mark.parametrize(("place", "reason"), [
+    ("file", "it is a file, a folder is needed"), ("file/run", r".*/file is a file, a folder is needed"),
+    ("file/a/b/run", r".*/file is a file, a folder is needed"), ("nowhere/run", r".*/nowhere is a link that leads nowhere"),
+    ("made/" + "x" * 300, "File name too long"), ("/proc/run", "/proc takes no new folders"), ("/proc/self", "/proc/self takes no new files"),
+    ("/sys/kernel/run", "/sys/kernel|permission|not permitted"), ("/dev/null/run", r"/dev/null is a file"),
+])
+def test_an_output_that_cannot_be_written_is_known_before(tmp_path, place, reason):
+    (tmp_path / "file").write_bytes(b"1")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    before = sorted(tmp_path.rglob("*"))
+    output = os.path.join(tmp_path, place)
+    with pytest.raises(StorageError, match=rf"^cannot write to {re.escape(output)}: .*({reason})"):
+        open_storage(output).prepare_output()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_output_that_can_be_written_is_left_as_it_was(tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "old")
+    for place in ("old", "new/a/b", "link/c", "."):
+        open_storage(str(tmp_path / place)).prepare_output()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["link", "old"]
+
+
+def test_a_full_and_a_read_only_disk_are_outputs_that_cannot_be_written(tmp_path):
+    with survival.small_disk(tmp_path / "disk", 1) as disk:
+        (disk / "all").write_bytes(b"1" * (1 << 20))
+        with pytest.raises(StorageError, match="No space left on device") as caught:
+            open_storage(f"{disk}/run").prepare_output()
+        assert caught.value.transient and os.listdir(disk) == ["all"]
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(StorageError, match="Read-only file system"):
+            open_storage(f"{disk}/run").prepare_output()
+
+
+class ReadOnlyBucket(http.server.BaseHTTPRequestHandler):
+    """A bucket that is there and takes nothing."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200 if self.path.strip("/").count("/") == 0 else 404)
+        self.end_headers()
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"] or 0))
+        body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        self.send_response(404)
+        self.end_headers()
+
+    def log_message(self, *arguments) -> None:
+        pass
+
+
+def test_a_bucket_that_refuses_is_known_before():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), ReadOnlyBucket) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        config = StorageConfig(endpoint_url=f"http://127.0.0.1:{server.server_port}", max_attempts=1)
+        with pytest.raises(StorageError, match=r"cannot write to s3://bucket/run: permission denied for this object"):
+            open_storage("s3://bucket/run", config).prepare_output()
+        server.shutdown()
+
+
+def test_the_probe_of_a_bucket_leaves_nothing(s3):
+    root = open_storage(f"{s3.uri}/run", StorageConfig(endpoint_url=s3.endpoint_url))
+    root.prepare_output()
+    assert root.parent.uri == s3.uri and root.parent.list() == []
+    root.write_bytes(b"1")
+    with pytest.raises(StorageError, match="it is an object, a prefix is needed"):
+        root.prepare_output()
 
 
 @pytest.mark.parametrize(("values", "text"), [

@@ -1,0 +1,107 @@
+"""Which images the entries of a list mean, where its paths are written another way than the data set's keys."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+DRIVE = re.compile(r"^[A-Za-z]:")
+PUBLISHED_FOLDER = "images/"
+"""Below which the authors' lists name their images."""
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What was found of a list in a data set."""
+
+    places: np.ndarray
+    """int64 (B,): for every key its place in the list, from 0; -1 if it is not there."""
+    absent: list[str]
+    """Entries that name no image of the data set, as written, in the order of the list."""
+    entry_prefix: str = ""
+    """Folders before the entries that the keys do not have; "" if none."""
+    key_prefix: str = ""
+    """Folders before the keys that the entries do not have; "" if none."""
+
+
+def match_entries(entries: Sequence[str], keys: Sequence[str]) -> Matched:
+    """Find the images that a list names, whatever way its paths are written.
+
+    Compared are paths with forward slashes, without `./`, a drive, doubled and leading slashes and a leading "images/". What is not
+    found so is looked for again without the folders that more than half of those paths begin with (absolute paths), or without
+    those that all keys begin with: one beginning for all, so that no image is found by its name alone in one folder or another.
+
+    Args:
+        entries: paths, best first. keys: unique keys of the data set (B,).
+
+    Raises:
+        ValueError: two entries name one image (how many, and examples), or a key and another differ in spelling only.
+    """
+    plain, names = [_plain(entry) for entry in entries], [_plain(key) for key in keys]
+    places = {name: place for place, name in enumerate(names)}
+    if len(places) != len(names):
+        raise ValueError(f"{len(names) - len(places)} keys of the data set differ from others in spelling only")
+    found = [places.get(name, -1) for name in plain]
+    missing = [place for place, image in enumerate(found) if image < 0]
+    entry_prefix = key_prefix = ""
+    if missing:
+        entry_prefix = _shared((_prefix_before(plain[place], places) for place in missing), len(missing) // 2 + 1)
+        if entry_prefix:
+            for place in missing:
+                if plain[place].startswith(entry_prefix):
+                    found[place] = places.get(_plain(plain[place][len(entry_prefix):]), -1)
+        else:
+            wanted = {plain[place]: place for place in missing}
+            key_prefix = _shared((_prefix_before(name, wanted) for name in names), 1)
+            if all(name.startswith(key_prefix) for name in names):
+                for image, name in enumerate(names if key_prefix else []):
+                    place = wanted.get(name[len(key_prefix):])
+                    if place is not None:
+                        found[place] = image
+            else:
+                key_prefix = ""
+    _refuse_repeated(entries, plain, found)
+    order = np.full(len(keys), -1, np.int64)
+    for place, image in enumerate(found):
+        if image >= 0:
+            order[image] = place
+    return Matched(order, [entries[place] for place, image in enumerate(found) if image < 0], entry_prefix, key_prefix)
+
+
+def _plain(path: str) -> str:
+    """`.\\images\\a\\.\\b.jpg`, `/images/a//b.jpg`, `C:\\images\\a\\b.jpg` -> `a/b.jpg`."""
+    normal = posixpath.normpath(DRIVE.sub("", path.strip().replace("\\", "/"))).lstrip("/")
+    return normal.removeprefix(PUBLISHED_FOLDER)
+
+
+def _prefix_before(path: str, known: dict[str, int]) -> str:
+    """The fewest leading folders of `path`, with their slash, after which a known path stands; "" if none."""
+    start = path.find("/") + 1
+    while start:
+        rest = path[start:]
+        if rest in known:
+            return path[:start]
+        if rest.startswith(PUBLISHED_FOLDER) and rest.removeprefix(PUBLISHED_FOLDER) in known:
+            return path[: start + len(PUBLISHED_FOLDER)]
+        start = path.find("/", start) + 1
+    return ""
+
+
+def _shared(prefixes: Iterable[str], fewest: int) -> str:
+    """The most frequent of them, if it occurs `fewest` times; else ""."""
+    counts = Counter(filter(None, prefixes)).most_common(1)
+    return counts[0][0] if counts and counts[0][1] >= fewest else ""
+
+
+def _refuse_repeated(entries: Sequence[str], plain: Sequence[str], found: Sequence[int]) -> None:
+    names = [f"#{image}" if image >= 0 else name for image, name in zip(found, plain, strict=True)]
+    repeated = [name for name, times in Counter(names).items() if times > 1]
+    if repeated:
+        shown = ", ".join(f"'{entries[names.index(name)]}'" for name in repeated[:3])
+        raise ValueError(f"{len(repeated):,} images are named more than once, e.g. {shown}: which place counts is not clear; "
+                         "leave the others out")
