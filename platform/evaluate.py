@@ -134,6 +134,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append(f"  {row['data_set']} (checksum {row['data_checksum'][:12]}), {' and '.join(row['splits'])}, images "
                      f"{'x'.join(map(str, row['image_size']))}, {'also' if row['reranking'] else 'no'} re-ranking, weights "
                      f"{row['weights']}")
+        if "camera_note" in row:
+            lines.append(f"  {row['camera_note']}")
         if "reranked" in row:
             reranked = row["reranked"]
             lines.append(f"{'  re-ranked':<{width}}  {'':<{data_width}}  {100 * reranked['mAP']:7.1f}  "

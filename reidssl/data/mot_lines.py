@@ -127,7 +127,8 @@ def _judged(fields: list[str], config: CropConfig) -> tuple[float, str]:
         if kind not in config.classes:
             reasons.append(f"class {kind}: only {', '.join(map(str, config.classes))} are people here (source.crops.classes)")
         if 0 <= visibility < config.min_visibility:  # -1: not known
-            reasons.append(f"hardly visible: visibility {visibility} is below {config.min_visibility} (source.crops.min_visibility)")
+            reasons.append(f"hardly visible: visibility {visibility} is below {config.min_visibility} "
+                           "(source.crops.min_visibility)")
     return 1.0, "; ".join(reasons)
 
 

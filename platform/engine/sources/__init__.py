@@ -76,7 +76,8 @@ class SourceConfig:
         for pair in self.splits:
             name, _, split = pair.rpartition(":")
             if not name or split not in SPLITS or name in SPLITS:
-                raise ValueError(f"splits must say which of {', '.join(SPLITS)} another name is, as in [test:gallery]: got {pair!r}")
+                raise ValueError(f"splits must say which of {', '.join(SPLITS)} another name is, as in [test:gallery]: "
+                                 f"got {pair!r}")
         if self.boxes not in ("", *cuhk03.BOXES):
             raise ValueError(f"boxes must be empty or one of {', '.join(cuhk03.BOXES)}: got {self.boxes!r}")
         if not 1 <= self.jpeg_quality <= 100:
