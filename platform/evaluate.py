@@ -133,6 +133,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         if row["corrupt_images"]:
             counts = " and ".join(f"{count} {split}" for split, count in row["left_out"].items() if count)
             lines.append(f"  left out: {counts} images that cannot be decoded")
+        if "camera_note" in row:
+            lines.append(f"  {row['camera_note']}")
         if "reranked" in row:
             reranked = row["reranked"]
             lines.append(f"{'  re-ranked':<{width}}  {'':<{data_width}}  {100 * reranked['mAP']:7.1f}  "

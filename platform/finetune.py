@@ -188,6 +188,8 @@ def finish(run: Run, config: FinetuneConfig, model: ReidModel, phase: Phase, tra
     clusters = [row["clusters"] for row in tracker.rows if "clusters" in row]
     tracker.publish()
     tracker.close()
+    if "camera_note" in result:
+        say(f"note: {config.target}: {result['camera_note']}")
     run.finish({"setting": config.setting, "init": config.init, "target": config.target, "source": config.source,
                 "image_size": list(model.backbone.config.image_size), "seed": config.seed, "neck": phase.config.neck,
                 "weights": weights_hash(model)[:12], "clusters": int(clusters[-1]) if clusters else None, **record, **result})

@@ -69,7 +69,7 @@ def evaluate_features(query: Identified, gallery: Identified, query_features: Te
 
     {"mAP", "rank1", "rank5", "rank10", "mINP", "queries", "gallery", "rankings"} and, where asked for, "reranked" {"mAP",
     "rank1"}, "roc" {"1e-04": rate, ...}, "camera_pairs" {"query_cameras", "gallery_cameras", "mAP": rows, null where undefined},
-    "average_precision" {key: value, null for a query without a true match}.
+    "average_precision" {key: value, null for a query without a true match}; "camera_note" where cameras are not known.
     """
     query_features, gallery_features = query_features.to(device()), gallery_features.to(device())
     sizes: dict[str, Any] = {"block": config.block, "gallery_block": config.gallery_block}
@@ -97,8 +97,21 @@ def evaluate_features(query: Identified, gallery: Identified, query_features: Te
     if config.per_query:
         found["average_precision"] = {key: _number(value)
                                       for key, value in zip(query.keys, ranked.average_precision, strict=True)}
+    note = camera_note(query, gallery)
+    if note:
+        found["camera_note"] = note
     found["rankings"] = _rankings(query, gallery, query_features, gallery_features)
     return found
+
+
+def camera_note(query: Identified, gallery: Identified) -> str:
+    """What unknown cameras (camid -1) mean for the figures, or ""."""
+    unknown = [int(((images.camids == -1) & (images.pids != -1)).sum()) for images in (query, gallery)]
+    if not any(unknown):
+        return ""
+    which = "no cameras are known" if unknown == [len(query), len(gallery)] else (
+        f"{unknown[0]:,} of {len(query):,} query and {unknown[1]:,} of {len(gallery):,} gallery images have no camera")
+    return f"{which}: matches within one camera count, which published figures leave out"
 
 
 def _number(value: float) -> float | None:

@@ -23,12 +23,14 @@ _WHOLE = re.compile(r"-1|[0-9]+")
 def whole_number(value: Any) -> int:
     """An identity or camera from a JSON value or text. Raises ValueError with the value seen and what is allowed."""
     if isinstance(value, str) and _WHOLE.fullmatch(value):
-        value = int(value) if len(value.lstrip("0")) <= 10 else LARGEST + 1
-    elif isinstance(value, bool) or not isinstance(value, int):
+        number = int(value) if len(value.lstrip("0")) <= 10 else LARGEST + 1  # int() refuses thousands of digits
+    elif isinstance(value, int) and not isinstance(value, bool):
+        number = value
+    else:
         raise ValueError(f"{shown(value)} is no whole number")
-    if not -1 <= value <= LARGEST:
+    if not -1 <= number <= LARGEST:
         raise ValueError(f"{shown(value)} is not in -1..{LARGEST}")
-    return value
+    return number
 
 
 def split_name(value: Any, others: Mapping[str, str] | None = None) -> str:

@@ -10,6 +10,7 @@ import pickle
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from reidssl.data.labels import shown
 from reidssl.data.records import Aside, LayoutError, Record, describe, is_image, refuse_if_most, warn_of, warn_unless_published
 
 PUBLISHED = {"train": 4_180_243}
@@ -53,6 +54,14 @@ class _PlainUnpickler(pickle.Unpickler):
         )
 
 
+def _has_bytes(text: str) -> bool:
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_keys(data: bytes, aside: Aside | None = None) -> list[str]:
     """The keys in a pickled list of str (or bytes), as `keys.pkl` beside the LMDB holds them; repeats are left out.
 
@@ -75,11 +84,11 @@ def read_keys(data: bytes, aside: Aside | None = None) -> list[str]:
     unfit: list[str] = []
     for position, key in enumerate(value):
         text = key.decode("utf-8", "surrogateescape") if isinstance(key, bytes) else key
-        if isinstance(text, str) and text:
+        if isinstance(text, str) and text and (text.isascii() or _has_bytes(text)):
             keys[text] = None
             continue
         unfit.append(f"keys.pkl, entry {position}")
-        left_out[unfit[-1]] = f"no key: key {position} must be a string that is not empty: got {type(key).__name__}"
+        left_out[unfit[-1]] = f"no key: key {position} must be text that is not empty: got {shown(key)} ({type(key).__name__})"
     if unfit:
         refuse_if_most(len(unfit), len(value), left_out[unfit[0]].partition(": ")[2])
     if aside is None:

@@ -54,7 +54,7 @@ class CropConfig:
         if self.form not in FORMS:
             raise ValueError(f"form must be one of {', '.join(FORMS)}: got {self.form!r}")
         if not self.classes:
-            raise ValueError("classes must name at least one class, such as [1]: got []")
+            raise ValueError("classes must be at least one number, such as [1]: got []")
         if not math.isfinite(self.min_score):
             raise ValueError(f"min_score must be a finite number: got {self.min_score}")
 

@@ -1,5 +1,7 @@
 """Metrics and rankings of a labelled test set, from features."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -27,6 +29,17 @@ def test_perfect_features_give_perfect_numbers(sets):
     found = evaluate_features(*sets, features_of(sets[0], 0.01), features_of(sets[1], 0.01), EvaluateConfig())
     assert [found[name] for name in ("mAP", "rank1", "rank5", "rank10", "mINP")] == pytest.approx([1.0] * 5)
     assert found["queries"] == found["gallery"] == 18 and "reranked" not in found
+
+
+def test_unknown_cameras_are_said_with_the_figures(sets):
+    query, gallery = (copy.copy(images) for images in sets)
+    features = features_of(query, 0.6), features_of(gallery, 0.6)
+    assert "camera_note" not in evaluate_features(query, gallery, *features, EvaluateConfig())
+    gallery.camids = np.where(np.arange(len(gallery)) < 4, -1, gallery.camids)
+    some = evaluate_features(query, gallery, *features, EvaluateConfig())["camera_note"]
+    assert some.startswith("0 of 18 query and 4 of 18 gallery images have no camera: matches within one camera count")
+    query.camids, gallery.camids = np.full(18, -1), np.full(18, -1)
+    assert evaluate_features(query, gallery, *features, EvaluateConfig())["camera_note"].startswith("no cameras are known")
 
 
 def test_rankings_are_those_of_the_features(sets):

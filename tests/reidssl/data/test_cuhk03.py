@@ -70,7 +70,7 @@ def test_counts_are_those_of_the_set(kind, train, gallery, recwarn):
     ("files", "text", "message"),
     [
         (["a.txt"], "", "not a CUHK03 layout: no images in bounding_box_train/.*Found a.txt"),
-        (UNPACKED[:2], None, "2 of 3 images that splits_new_labeled.json lists are not there, first images_labeled/1_003_1"),
+        (UNPACKED[:2], None, r"splits_new_labeled.json, query 1: not there: images_labeled/1_003_1_01.png .*2 of 3 like this"),
         (UNPACKED, "{}", "splits_new_labeled.json is not understood"),
         (UNPACKED, '[{"train": [["a", "b"]]}]', "splits_new_labeled.json is not understood"),
         (UNPACKED, "not json", "expected a list of one object with train, query and gallery"),
@@ -85,3 +85,25 @@ def test_other_layouts_are_refused_with_what_was_found(files, text, message):
 def test_missing_choice_is_explained():
     with pytest.raises(LayoutError, match=r"not CUHK03 with detected boxes: no detected/ and no splits_new_detected.json"):
         cuhk03.index(UNPACKED, read, boxes="detected")
+
+
+def test_bad_entries_are_set_aside_by_their_place():
+    good = [[f"images_labeled/1_{n:03d}_1_01.png", n, 0] for n in range(9)]
+    bad = [["images_labeled/x.png", 1.7, 0], ["images_labeled/x.png", True, 0], ["images_labeled/x.png", 2**31, 0], ["x.png", 3],
+           ["images_labeled/1_000_1_01.png", 0, 0], ["images_labeled/x.png", 3, 1], "abc"]
+    listed = json.dumps([{"train": good + bad, "query": [good[0]], "gallery": good[1:2]}])
+    files = ["splits_new_labeled.json", *(path for path, _, _ in good)]
+    aside: dict[str, str] = {}
+    found = cuhk03.index(files, lambda _: listed, expect_published=False, aside=aside)
+    assert [record.pid for record in found] == list(range(9)) and {record.split for record in found} == {"train"}
+    assert list(aside) == [f"splits_new_labeled.json, train {n}" for n in range(10, 17)] + [
+        "splits_new_labeled.json, query 1", "splits_new_labeled.json, gallery 1"]
+    reasons = list(aside.values())
+    assert "identity 1.7 is no whole number" in reasons[0] and "identity True is no whole" in reasons[1]
+    assert "2147483648 is not in -1..2147483647" in reasons[2] and "expected [path, identity, camera]" in reasons[3]
+    assert "listed twice" in reasons[4] and "not there" in reasons[5] and "listed for train already" in reasons[7]
+
+
+def test_a_list_that_is_nested_too_deeply_is_refused():
+    with pytest.raises(LayoutError, match="is not understood \\(RecursionError"):
+        cuhk03.index(UNPACKED, lambda _: "[" * 200_000)

@@ -34,4 +34,4 @@ def test_published_counts_are_checked(recwarn):
 
 def test_market_is_not_duke():
     with pytest.raises(LayoutError, match=r"'query/0003_c2s1_000451_00.jpg' is not a DukeMTMC-reID name: expected <identity>_c"):
-        dukemtmc.index([*FILES, "query/0003_c2s1_000451_00.jpg"])
+        dukemtmc.index([*FILES, "query/0003_c2s1_000451_00.jpg", "query/0004_c2s1_000451_00.jpg"])

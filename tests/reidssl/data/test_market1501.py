@@ -62,8 +62,7 @@ def test_a_complete_set_gives_no_warning(recwarn):
         ([], "no images in bounding_box_train/, query/, bounding_box_test/. Found no files at all"),
         (["train/1/a.jpg", "b.txt"], "Found b.txt, train/"),
         ([f for f in FILES if not f.startswith("query")], "no images in query/"),
-        ([*FILES, "query/person.jpg"], "'query/person.jpg' is not a Market-1501 name"),
-        ([*FILES, "query/0001-c2.jpg"], "not a Market-1501 name"),
+        (["query/person.jpg", "query/0001-c2.jpg", *FILES], "'query/person.jpg' is not a Market-1501 name"),
         (FILES + [f"copy/{f}" for f in FILES], "more than one Market-1501 layout below this root: ., copy"),
     ],
 )
@@ -71,3 +70,16 @@ def test_other_layouts_are_refused_with_what_was_found(files, message):
     with pytest.raises(LayoutError) as caught:
         market1501.index(files, expect_published=False)
     assert message in str(caught.value)
+
+
+def test_what_does_not_fit_is_set_aside_with_its_reason():
+    aside: dict[str, str] = {}
+    odd = ["query/person.jpg", "query/0000_c1s1_000001_00.jpg", "bounding_box_train/-2_c1s1_000001_00.jpg",
+           "bounding_box_train/٣_c1s1_1.jpg"]
+    found = market1501.index([*FILES, *odd], expect_published=False, aside=aside)
+    assert found == market1501.index(FILES, expect_published=False)
+    assert aside.keys() == {*odd, "bounding_box_test/-1_c1s1_000401_03.jpg"}
+    assert aside[odd[0]].startswith("name not understood: 'query/person.jpg' is not a Market-1501 name: expected <identity>")
+    assert aside[odd[1]].startswith("distractor: ") and aside["bounding_box_test/-1_c1s1_000401_03.jpg"].startswith("junk: ")
+    with pytest.warns(LayoutWarning, match=r"Market-1501: 4 set aside \(3 name not understood, 1 distractor\)"):
+        market1501.index([*FILES, *odd], expect_published=False)

@@ -1,15 +1,8 @@
 import numpy as np
 import pytest
 
-from reidssl.data.mot import CropConfig, crops_of, parse_detections, select
-
-TEXT = """# frame, track, box, score
-3, 7, 10, 20, 30, 60, 0.9, -1, -1, -1
-1,-1,0,0,5.5,6.5,2.25
-
-1 4 1 2 3 4
-"""
-
+from reidssl.data.mot import CropConfig, crops_of, select
+from reidssl.data.mot_lines import parse_lines
 
 def ramp(height: int = 120, width: int = 80) -> np.ndarray:
     """An image whose pixels tell their row and column."""
@@ -21,42 +14,9 @@ def any_size(**settings) -> CropConfig:
     return CropConfig(**{"min_height": 1, "min_width": 1, **settings})
 
 
-def test_parses_and_sorts_by_frame_keeping_the_files_order_within():
-    found = parse_detections(TEXT)
-    assert found.frames.tolist() == [1, 1, 3] and found.frames.dtype == np.int64
-    assert found.tracks.tolist() == [-1, 4, 7]
-    assert found.boxes.tolist() == [[0, 0, 5.5, 6.5], [1, 2, 3, 4], [10, 20, 30, 60]]
-    assert found.scores.tolist() == [2.25, 1.0, 0.9]
-    assert [found.in_frame(n).tolist() for n in (1, 2, 3, 4)] == [[0, 1], [], [2], []]
-
-
-def test_an_empty_file_has_no_detections():
-    found = parse_detections("\n# nothing\n")
-    assert found.boxes.shape == (0, 4) and found.in_frame(1).tolist() == []
-    assert select(found, CropConfig()).frames.tolist() == []
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("1,2,3,4,5", "line 2: 5 fields, at least 6 are needed"),
-        ("1,2,3,4,five,6,1", "line 2: could not convert string to float: 'five'"),
-        ("1,2,nan,4,5,6,1", "line 2: every value must be finite"),
-        ("1,2,3,4,5,inf,1", "line 2: every value must be finite"),
-        ("0,2,3,4,5,6,1", "line 2: frames are whole numbers from 1: got 0"),
-        ("1.5,2,3,4,5,6,1", "line 2: frames are whole numbers from 1: got 1.5"),
-        ("1,2.5,3,4,5,6,1", "line 2: a track is a whole number: got 2.5"),
-    ],
-)
-def test_a_bad_line_is_named(line, message):
-    with pytest.raises(ValueError) as caught:
-        parse_detections("1,1,1,1,1,1,1\n" + line)
-    assert message in str(caught.value)
-
-
 def test_select_by_score_and_stride_over_the_frames_that_have_detections():
     text = "\n".join(f"{frame},1,0,0,9,9,{frame / 10}" for frame in (1, 3, 5, 7, 9, 9))
-    found = parse_detections(text)
+    found = parse_lines(text, CropConfig()).detections
     assert select(found, CropConfig(frame_stride=2)).frames.tolist() == [1, 5, 9, 9]
     assert select(found, CropConfig(min_score=0.5)).frames.tolist() == [5, 7, 9, 9]
     # the score does not move the stride's frames
@@ -127,6 +87,9 @@ def test_a_crop_does_not_keep_its_frame():
         ("min_width", 0),
         ("frame_stride", 0),
         ("min_visible", 1.5),
+        ("min_visibility", -0.1),
+        ("form", "gt"),
+        ("classes", []),
         ("min_score", float("nan")),
     ],
 )

@@ -63,14 +63,16 @@ def test_published_counts_are_checked():
     [
         (
             {"list_val.txt": "0000/0000_004_02_0303morning_0019_1.jpg"},
-            "list_val.txt, line 1: expected '<path> <ident",
+            "list_val.txt, line 1: line not understood: expected '<path> <ident",
         ),
         ({"list_val.txt": "\n0000/0000_004_02_x_1.jpg zero"}, "list_val.txt, line 2"),
-        ({"list_val.txt": "0000/person.jpg 0"}, "list_val.txt, line 1: 0000/person.jpg has no camera number"),
-        ({"list_val.txt": LISTS["list_train.txt"]}, "list_val.txt, line 1: 0000/0000_000_01_0303morning"),
+        ({"list_val.txt": "0000/person.jpg 0"}, "list_val.txt, line 1: line not understood: 0000/person.jpg has no camera"),
+        ({"list_val.txt": LISTS["list_train.txt"]}, "list_val.txt, line 1: listed twice: train/0000/0000_000_01_0303"),
+        ({"list_query.txt": LISTS["list_train.txt"]}, "list_query.txt, line 1: not there: test/0000/0000_000_01"),
+        ({"list_query.txt": "\n \n"}, "list_query.txt is empty"),
         (
             {"list_gallery.txt": "0009/0009_001_05_0302noon_0002_0.jpg 9"},
-            "1 of 5 listed images are not there, first test/0009",
+            "list_gallery.txt, line 1: not there: test/0009/0009_001_05_0302noon_0002_0.jpg",
         ),
     ],
 )
@@ -92,3 +94,19 @@ def test_other_layouts_are_refused(files, message):
     with pytest.raises(LayoutError) as caught:
         msmt17.index(files, read, expect_published=False)
     assert message in str(caught.value)
+
+
+def test_bad_lines_are_set_aside_by_list_and_number():
+    bad = ["0000/0000_009_01_0303morning_0015_0.jpg 20230101123456", "0000/0000_009_01_0303morning_0015_0.jpg -1", "x y z",
+           "0000/0000_009_99999999999_0303morning_0015_0.jpg 1", "0000/0000_000_03_0302noon_0001_0.jpg 0", "0005/0005_0_1_x.jpg 5"]
+    good = [f"0001/0001_{n:03d}_05_0302noon_0002_0.jpg\t1" for n in range(8)]
+    lists = {**LISTS, "list_gallery.txt": "\ufeff" + "\r\n".join([*good, "", *bad])}
+    files = [*layout(), *(f"test/{line.split()[0]}" for line in good)]
+    aside: dict[str, str] = {}
+    found = msmt17.index(files, lambda path: lists[path], expect_published=False, aside=aside)
+    assert sum(record.split == "gallery" for record in found) == 8
+    assert list(aside) == [f"list_gallery.txt, line {number}" for number in range(10, 16)]
+    reasons = list(aside.values())
+    assert all(reason.startswith("line not understood: ") for reason in reasons[:4])
+    assert reasons[4].startswith("listed twice: ") and "list_query.txt, line 1" in reasons[4]
+    assert reasons[5].startswith("not there: test/0005/")
