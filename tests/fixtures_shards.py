@@ -1,9 +1,13 @@
 """Two tiny data sets of synthetic people, made once a session and never written to by a test."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from platform.engine.shards import SCHEMA, Manifest, write_manifest, write_rejected, write_shard
+from platform.engine.shards import SCHEMA, Manifest, read_manifest, write_manifest, write_rejected, write_shard
 from platform.engine.sources.synthetic import SyntheticSource
 from platform.engine.storage import Location, open_storage
 from reidssl.data.decode import check_image
@@ -32,6 +36,20 @@ def write_data_set(location: Location, config: SyntheticConfig, part: str, shard
         files=entries, source={"kind": "synthetic"}, arguments={"part": part},
         splits={name: splits.count(name) for name in sorted(set(splits))},
         extra_columns={name: str(kind) for name, kind in source.extra_columns.items()}))
+
+
+def with_images(origin: Location, location: Location, images: Mapping[str, bytes]) -> Location:
+    """A copy of the data set with other images under these keys, sound but for them: its manifest fits its shards."""
+    manifest, entries = read_manifest(origin), []
+    for entry in manifest.files:
+        table = pq.read_table((origin / entry.name).path)
+        column = [images.get(key, image) for key, image in zip(table["key"].to_pylist(), table["image"].to_pylist(), strict=True)]
+        place = table.schema.get_field_index("image")
+        table = table.set_column(place, table.schema.field(place), pa.array(column, pa.binary()))
+        entries.append(write_shard(location, table, entry.row_groups[0]))
+    write_rejected(location, [])
+    write_manifest(location, replace(manifest, files=entries))
+    return location
 
 
 @pytest.fixture(scope="session")

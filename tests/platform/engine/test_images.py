@@ -10,8 +10,9 @@ from PIL import Image
 
 from platform.engine.errors import UserError
 from platform.engine.images import ImageSet
-from platform.engine.shards import COLUMNS, SCHEMA, Manifest, read_rows, write_manifest, write_shard
+from platform.engine.shards import COLUMNS, read_rows
 from platform.engine.storage import StorageError, open_storage
+from tests.fixtures_shards import with_images
 
 
 def test_labels_and_pixels(tiny_labelled):
@@ -42,12 +43,30 @@ def test_unknown_split(tiny_labelled):
         ImageSet(tiny_labelled, ["test"], (64, 32))
 
 
-def test_an_image_that_broke_is_named(tmp_path):
-    location = open_storage(str(tmp_path))
-    schema = pa.schema([*SCHEMA, pa.field("split", pa.string())])
-    table = pa.Table.from_pylist([{"key": "a/1.jpg", "image": b"no image", "height": 4, "width": 2, "pid": 1, "camid": 1,
-                                   "split": "train"}], schema=schema)
-    entry = write_shard(location, table)
-    write_manifest(location, Manifest(files=[entry], splits={"train": 1}, extra_columns={"split": "string"}))
-    with pytest.raises(UserError, match=r"'a/1\.jpg' .* cannot be decoded"):
-        ImageSet(location, ["train"], (4, 2))
+@pytest.mark.parametrize("cache_gib", [2.0, 0.0])
+def test_images_that_cannot_be_decoded_are_left_out(tmp_path, tiny_labelled, cache_gib):
+    whole = ImageSet(tiny_labelled, ["train"], (64, 32))
+    bad = [whole.keys[3], whole.keys[20]]
+    location = with_images(tiny_labelled, open_storage(str(tmp_path)), {bad[0]: b"no image", bad[1]: whole.encoded(20)[:-300]})
+    images = ImageSet(location, ["train"], (64, 32), cache_gib=cache_gib, max_corrupt_share=0.1)
+    kept = np.delete(np.arange(36), [3, 20])
+    assert images.keys == [whole.keys[place] for place in kept] and len(images) == 34
+    assert (images.pids == whole.pids[kept]).all() and (images.camids == whole.camids[kept]).all() and len(images.split) == 34
+    assert torch.equal(torch.cat(list(images.batches(10))), whole.batch(kept))
+    assert [images.encoded(place) for place in (2, 3, 33)] == [whole.encoded(place) for place in (2, 4, 35)]
+    assert [problem.split("'")[1] for problem in images.problems] == bad and "truncated" in images.problems[1]
+    with pytest.raises(UserError, match=r"2 of the 36 images of .*, split train cannot be decoded, more than max_corrupt_share "
+                                        rf"allows \(1\): image '{bad[0]}' cannot be decoded .*raise max_corrupt_share"):
+        ImageSet(location, ["train"], (64, 32))
+    with pytest.raises(UserError, match=r"none of the 18 images of .*, split query, can be decoded: image '"):
+        all_junk = {key: b"x" for key in ImageSet(tiny_labelled, ["query"], (64, 32)).keys}
+        ImageSet(with_images(tiny_labelled, open_storage(str(tmp_path / "junk")), all_junk), ["query"], (64, 32),
+                 max_corrupt_share=1.0)
+
+
+def test_one_bad_image_is_never_too_many_unless_none_may_be(tmp_path, tiny_labelled):
+    key = ImageSet(tiny_labelled, ["query"], (64, 32)).keys[0]
+    location = with_images(tiny_labelled, open_storage(str(tmp_path)), {key: b""})
+    assert len(ImageSet(location, ["query"], (64, 32))) == 17
+    with pytest.raises(UserError, match=r"1 of the 18 images .* more than max_corrupt_share allows \(0\)"):
+        ImageSet(location, ["query"], (64, 32), max_corrupt_share=0.0)
