@@ -18,7 +18,7 @@ import torch
 
 from platform.engine.config import run_program
 from platform.engine.errors import UserError, user_error_of
-from platform.engine.evaluation import EvaluateConfig, Labels, evaluate_features, require_splits
+from platform.engine.evaluation import EvaluateConfig, Labels, evaluate_features, require_judgeable
 from platform.engine.inference import Embedder, PoolConfig, stream_through_actors
 from platform.engine.models import load_model
 from platform.engine.runtime import RuntimeConfig, connect, say
@@ -69,7 +69,7 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
     _refuse_repeated("models", [uri.rstrip("/") for uri in config.models])
     _refuse_repeated("test_sets", [location.uri for location in sets])
     for location in sets:
-        require_splits(location, SPLITS)
+        require_judgeable(location)
     loaded = [load_model(uri, config.storage, **config.changes) for uri in config.models]  # a wrong path fails before any work
     connect(config.runtime)
     rows = []

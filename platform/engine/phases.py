@@ -1,7 +1,7 @@
 """What fine-tuning does in an epoch, and the phase without labels: clustering and contrast with the clusters.
 
 A phase decides which images form the batches, what the loss of a batch is and what happens after a step; the loop around
-it (platform/finetune.py) owns the engine, the workers and the checkpoints. The phase with labels is in supervised.py.
+it (epochs.py) owns the engine, the workers and the checkpoints. The phase with labels is in supervised.py.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from platform.engine.cluster_warnings import cluster_warnings
 from platform.engine.collectives import broadcast_object
 from platform.engine.device import device
 from platform.engine.errors import UserError
@@ -31,19 +32,30 @@ Features = Callable[[ImageSet], Tensor]
 
 @dataclass(kw_only=True)
 class BatchConfig:
-    """Identity batches: P identities with K images each are one micro-batch."""
+    """The batch of one optimiser step, P identities with K images each, however many workers share it."""
 
     identities: int = 16
     """P."""
     instances: int = 4
     """K."""
-    micro_batches_per_step: int = 1
-    """Micro-batches in one optimiser step; the number of workers must divide it."""
+    micro_batches: int = 0
+    """Pieces of equal size in which the step's images go through the backbone; the number of workers must divide it. 0: one for
+    each of scaling.workers, kept for the whole run. Losses, mining, the neck's batch norm and the cluster memory see the whole
+    batch however it is cut; the batch norm of an ics stem sees a piece. More pieces than workers need less memory and about a
+    third more time: their images go through the backbone once more, without gradients."""
 
     def __post_init__(self) -> None:
-        for name in ("identities", "instances", "micro_batches_per_step"):
+        for name in ("identities", "instances"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
+        if not 0 <= self.micro_batches <= self.images:
+            raise ValueError(f"micro_batches must be between 0 (as many as workers) and the {self.images} images of a batch: "
+                             f"got {self.micro_batches}")
+
+    @property
+    def images(self) -> int:
+        """P x K."""
+        return self.identities * self.instances
 
 
 @dataclass(kw_only=True)
@@ -114,11 +126,13 @@ class Epoch:
     """One epoch's work."""
 
     batches: list[np.ndarray]
-    """Positions in the image set, one array a micro-batch; none: there is nothing to learn from in this epoch."""
+    """Positions in the image set, one array an optimiser step; none: there is nothing to learn from in this epoch."""
     labels: np.ndarray
     """int64 (N,), -1 where an image is not used."""
     log: dict[str, float]
     """What is worth a line."""
+    warnings: list[str] = field(default_factory=list)
+    """What makes the epoch doubtful, a clause each."""
 
 
 class Phase(Protocol):
@@ -138,13 +152,13 @@ class Phase(Protocol):
         """Collective: the batches of an epoch; `features` extracts those of all images."""
 
     def loss(self, output: ReidOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scalar loss of a micro-batch and its terms."""
+        """Scalar loss of a step's batch and its terms."""
 
     def remembered(self, output: ReidOutput) -> Tensor | None:
-        """The features (B, D) of a micro-batch that `after_step` wants; None: none, and it is not called."""
+        """The features (B, D) of a step that `after_step` wants; None: none, and it is not called."""
 
     def after_step(self, features: Tensor, labels: Tensor) -> None:
-        """Once per optimiser step, with all its features (B, D) in the order of the micro-batches."""
+        """Once per optimiser step, with all its features (B, D) in the order of the batch."""
 
     def state_tensors(self) -> dict[str, Tensor]:
         """What a later epoch needs besides the model."""
@@ -175,10 +189,12 @@ class Unsupervised:
         found = broadcast_object(self._cluster(epoch, everything) if _is_first() else None)
         log = {"clusters": found.num_clusters, "outliers": found.num_outliers,
                "cluster_seconds": sum(found.seconds.values())}
+        if found.num_clusters:
+            log["largest_cluster"] = int(np.bincount(found.labels[found.labels >= 0]).max())
         if found.recall is not None:
             log["search_recall"] = found.recall
         if found.num_clusters < 2:  # nothing to contrast with: the features do not tell images apart (yet)
-            return Epoch([], found.labels, log)
+            return Epoch([], found.labels, log, cluster_warnings(log, len(self.images)))
         labels, groups = found.labels, None
         if self.config.camera_proxies:
             labels, clusters = camera_proxies(found.labels, self.images.camids)
@@ -189,13 +205,12 @@ class Unsupervised:
                                     groups).to(device())
         batch = self.config.batch
         batches = identity_batches(found.labels, self.images.camids, batch.identities, batch.instances, self.seed, epoch,
-                                   self.config.iterations * batch.micro_batches_per_step, cross_camera=True,
-                                   allow_fewer=True)
+                                   self.config.iterations, cross_camera=True, allow_fewer=True)
         if self.images.pids.min() >= 0:  # labels are known: judge the clusters, never train on them
             from sklearn.metrics import adjusted_rand_score
 
             log["adjusted_rand_index"] = float(adjusted_rand_score(self.images.pids, found.labels))
-        return Epoch(batches, labels, log)
+        return Epoch(batches, labels, log, cluster_warnings(log, len(self.images)))
 
     def _cluster(self, epoch: int, features: Tensor) -> PseudoLabels:
         cluster, actors = self.config.cluster, self.config.neighbours
