@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from platform.engine.errors import UserError, user_error_of
-from platform.engine.evaluation import Labels, evaluate_features, require_splits
+from platform.engine.evaluation import Labels, evaluate_features, require_judgeable
 from platform.engine.inference import Embedder, stream_through_actors
 from platform.engine.models import load_model
 from platform.engine.runs import environment
@@ -49,7 +49,7 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
     _refuse_repeated("models", [uri.rstrip("/") for uri in config.models])
     _refuse_repeated("test_sets", [location.uri for location in sets])
     for location in sets:
-        require_splits(location, SPLITS)
+        require_judgeable(location)
     # A wrong path, or cameras that a model does not know, fail before any work.
     loaded = [load_model(uri, config.storage, config.load, **config.changes) for uri in config.models]
     for uri, model in zip(config.models, loaded, strict=True):

@@ -6,7 +6,8 @@
 
 init: a pre-training run, or a checkpoint file (ours or a released one); empty: random weights.
 UDA = supervised on the source's train split, then the unsupervised procedure on the target's. Running the same command
-again continues after the last finished epoch. Results: model.safetensors, metrics.jsonl, rankings.json, summary.json.
+again continues after the last finished epoch. A batch is that of all workers together, and gives the same numbers on any
+number of them. Results: model.safetensors, metrics.jsonl, rankings.json, summary.json; the model is there before it is judged.
 """
 
 from platform.engine.command import run_program
@@ -22,22 +23,25 @@ from typing import Any
 import torch.distributed as dist
 
 from platform.engine.camera_plan import CameraPlan, plan_cameras
-from platform.engine.checkpoints import CheckpointStore
+from platform.engine.checkpoints import CheckpointStore, Found
+from platform.engine.cluster_warnings import run_warnings, untrained
 from platform.engine.config import to_dataclass
 from platform.engine.device import device
 from platform.engine.epochs import PhaseTrainer, extract
 from platform.engine.errors import UserError
-from platform.engine.evaluation import evaluate_features, require_splits
+from platform.engine.evaluation import evaluate_features, require_judgeable, require_splits
 from platform.engine.images import ImageSet
 from platform.engine.launch import launch, report_line
 from platform.engine.models import REID, LoadedModel, load_model
-from platform.engine.phases import Phase, Unsupervised
-from platform.engine.runs import SUMMARY, Run, open_run
+from platform.engine.phases import Phase, Unsupervised, UnsupervisedConfig
+from platform.engine.records import read_record
+from platform.engine.runs import CONFIG, SUMMARY, Run, open_run
 from platform.engine.runtime import connect, say
 from platform.engine.schemas.finetune import FinetuneConfig
 from platform.engine.set_aside import LISTED, SAID
-from platform.engine.storage import open_storage
-from platform.engine.supervised import Supervised
+from platform.engine.shards import read_rows
+from platform.engine.storage import Location, open_storage
+from platform.engine.supervised import Supervised, SupervisedConfig, check_identities
 from platform.engine.tracking import Tracker
 from reidssl.models.checkpoints import model_bytes, weights_hash
 from reidssl.models.reid import ReidModel
@@ -46,8 +50,11 @@ from reidssl.models.vit import Vit, build_vit
 
 def main(config: FinetuneConfig) -> dict[str, Any]:
     """Fine-tune, evaluate, return the summary; a complete run is only reported."""
-    if not (open_storage(config.output, config.storage) / SUMMARY).exists():
-        check_inputs(config)  # first: a mistyped path must not become the configuration of the output folder
+    location = open_storage(config.output, config.storage)
+    config = with_micro_batches(config, location)
+    if not (location / SUMMARY).exists():  # first: a mistyped path must not become the configuration of the output folder
+        config.scaling.sizes(shared_micro_batches(config))
+        check_inputs(config)
     run = open_run("finetune", config.output, config, config.storage)
     if run.summary:
         say(f"finetune: {run.location.uri} is complete already")
@@ -59,15 +66,20 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
     summary = run.summary
     if summary is None:
         raise UserError("fine-tuning ended without a summary; run the same command again to continue")
-    say(f"finetune: {config.setting}  mAP {summary['mAP']:.1%}  Rank-1 {summary['rank1']:.1%}")
+    say(f"finetune: {config.setting}  mAP {summary['mAP']:.1%}  Rank-1 {summary['rank1']:.1%}"
+        + "".join(f"  warning: {warning}" for warning in summary["warnings"]))
     return summary
 
 
 def check_inputs(config: FinetuneConfig) -> None:
-    """UserError for a wrong path, checkpoint or split here, not in a worker."""
-    if config.setting == "uda":
-        require_splits(open_storage(config.source, config.storage), ["train"])
-    require_splits(open_storage(config.target, config.storage), ["train", "query", "gallery"])
+    """UserError for a wrong path, checkpoint, split or label here, not in a worker."""
+    target = open_storage(config.target, config.storage)
+    require_splits(target, ["train"])
+    require_judgeable(target)
+    if config.setting != "usl":
+        labelled = open_storage(config.source, config.storage) if config.setting == "uda" else target
+        require_splits(labelled, ["train"])
+        check_identities(labelled.uri, read_rows(labelled, ["pid"], split="train")["pid"].to_numpy(), config.supervised.batch)
     init = load_init(config)
     plan = plan_cameras(config, init)
     if init:
@@ -78,11 +90,38 @@ def check_inputs(config: FinetuneConfig) -> None:
         say(f"finetune: {plan}")
 
 
+def phase_sections(config: FinetuneConfig) -> dict[str, SupervisedConfig | UnsupervisedConfig]:
+    """The configuration of every phase of the setting, in order, by its key."""
+    found: dict[str, SupervisedConfig | UnsupervisedConfig] = {}
+    if config.setting != "usl":
+        found["supervised"] = config.supervised
+    if config.setting != "supervised":
+        found["unsupervised"] = config.unsupervised
+    return found
+
+
+def with_micro_batches(config: FinetuneConfig, output: Location) -> FinetuneConfig:
+    """`micro_batches` = 0 becomes what the run in `output` began with, or one piece for each worker.
+
+    A run keeps its cut: the batch norm of a stem sees pieces, so with another cut it would be another run.
+    """
+    begun: dict[str, Any] = {}
+    if (output / CONFIG).exists():
+        begun = read_record(output / CONFIG, "config", dict, "that folder is not a run of this program; choose another output")
+    resolved: dict[str, Any] = {}
+    for name, section in phase_sections(config).items():
+        batch, stored = section.batch, begun.get("config", {}).get(name, {}).get("batch", {}).get("micro_batches")
+        pieces = batch.micro_batches or stored or math.lcm(config.scaling.workers, config.scaling.fewest)
+        if pieces > batch.images:
+            raise UserError(f"{config.scaling.workers} workers cannot share the {batch.images} images of a step: lower "
+                            f"scaling.workers, or raise {name}.batch.identities")
+        resolved[name] = replace(section, batch=replace(batch, micro_batches=pieces))
+    return replace(config, **resolved)
+
+
 def shared_micro_batches(config: FinetuneConfig) -> int:
-    """What the numbers of workers must divide: the micro-batches per step of every phase of the setting."""
-    phases = {"supervised": [config.supervised], "usl": [config.unsupervised],
-              "uda": [config.supervised, config.unsupervised]}[config.setting]
-    return math.gcd(*(phase.batch.micro_batches_per_step for phase in phases))  # type: ignore[attr-defined]
+    """What the numbers of workers must divide: the micro-batches of a step of every phase of the setting."""
+    return math.gcd(*(section.batch.micro_batches for section in phase_sections(config).values()))
 
 
 def finetune(arguments: dict[str, Any]) -> None:
@@ -97,8 +136,7 @@ def finetune(arguments: dict[str, Any]) -> None:
     plan = plan_cameras(config, init)
     model = initial_model(config, init, plan)
     phases = phases_of(config, model.backbone, plan)
-    tracker = Tracker(run.location, config.tracking, found.position if found else 0, run.location.uri) \
-        if dist.get_rank() == 0 else None
+    tracker = open_tracker(run, config, found) if dist.get_rank() == 0 else None
     query, gallery = (image_set(config, config.target, split, model.backbone, plan) for split in ("query", "gallery"))
     corrupt = [problem for images in (*[phase.images for phase in phases], query, gallery) for problem in images.problems]
     for problem in corrupt[:SAID] if tracker else []:
@@ -109,16 +147,27 @@ def finetune(arguments: dict[str, Any]) -> None:
         return evaluate_features(query, gallery, of_query, of_gallery, config.evaluate)
 
     trainer = PhaseTrainer(setting=config.setting, seed=config.seed, augment=config.augment, deepspeed=config.deepspeed,
-                           evaluate_every=config.evaluate_every, store=store, tracker=tracker, judge=judge)
+                           evaluate_every=config.evaluate_every, store=store, tracker=tracker, judge=judge,
+                           images_seen=found.payload["images_seen"] if found else 0)
     for number, phase in enumerate(phases):
         model = model_for(phase, model)
         if not found or number >= found.payload["phase"]:
             trainer.train(model, phase, number, found)
-    result = judge(phases[-1])
+    record = record_of(init, plan)
     if tracker:
-        finish(run, config, model, phases[-1], tracker,
-               result | {"corrupt_images": len(corrupt), "corrupt": corrupt[:LISTED]}, record_of(init, plan))
+        publish_model(run, config, model, phases[-1], record)  # first: whatever judging meets, the trained model is there
+    result = judge(phases[-1]) | {"corrupt_images": len(corrupt), "corrupt": corrupt[:LISTED]}
+    if tracker:
+        finish(run, config, model, phases[-1], tracker, result, trainer.images_seen, record)
     dist.barrier()
+
+
+def open_tracker(run: Run, config: FinetuneConfig, found: Found | None) -> Tracker:
+    """The run's log, with the epochs that the newest checkpoint holds; an epoch without training has no position of its own."""
+    def held(row: dict[str, Any]) -> bool:
+        return found is not None and (row["phase"], row["epoch"]) <= (found.payload["phase"], found.payload["epoch"])
+
+    return Tracker(run.location, config.tracking, labels=run.location.uri, resumed=held)
 
 
 def initial_model(config: FinetuneConfig, init: LoadedModel | None, plan: CameraPlan | None) -> ReidModel:
@@ -127,8 +176,8 @@ def initial_model(config: FinetuneConfig, init: LoadedModel | None, plan: Camera
         return ReidModel(build_vit(config.model, config.seed)).to(device())
     backbone = init.backbone
     if plan and plan.fresh:
-        cameras = {"num_cameras": plan.rows, "camera_weight": config.model.camera_weight}
-        backbone = build_vit(replace(init.backbone.config, **cameras), config.seed)
+        settings = replace(init.backbone.config, num_cameras=plan.rows, camera_weight=config.model.camera_weight)
+        backbone = build_vit(settings, config.seed)
         kept = {name: value for name, value in init.backbone.state_dict().items() if name != "camera_embed"}
         backbone.load_state_dict(backbone.state_dict() | kept)
     return ReidModel(backbone).to(device())
@@ -177,19 +226,24 @@ def image_set(config: FinetuneConfig, uri: str, split: str, backbone: Vit, plan:
     return images
 
 
-def finish(run: Run, config: FinetuneConfig, model: ReidModel, phase: Phase, tracker: Tracker, result: dict[str, Any],
-           record: dict[str, Any]) -> None:
-    """Publish the model, the rankings and the summary (which marks the run complete)."""
+def publish_model(run: Run, config: FinetuneConfig, model: ReidModel, phase: Phase, record: dict[str, Any]) -> None:
     metadata = {"mean": config.augment.mean, "std": config.augment.std, "neck": phase.config.neck,
                 "setting": config.setting, "init": config.init, "target": config.target, "source": config.source}
     metadata |= {name: json.dumps(value) for name, value in record.items() if value is not None}
     (run.location / REID).write_bytes(model_bytes(model, metadata))
+
+
+def finish(run: Run, config: FinetuneConfig, model: ReidModel, phase: Phase, tracker: Tracker, result: dict[str, Any],
+           images_seen: int, record: dict[str, Any]) -> None:
+    """Publish the rankings and the summary (which marks the run complete)."""
     (run.location / "rankings.json").write_json(result.pop("rankings"))
     clusters = [row["clusters"] for row in tracker.rows if "clusters" in row]
     tracker.publish()
     tracker.close()
     if "camera_note" in result:
-        say(f"note: {config.target}: {result['camera_note']}")
+        report_line(f"note: {config.target}: {result['camera_note']}")
     run.finish({"setting": config.setting, "init": config.init, "target": config.target, "source": config.source,
                 "image_size": list(model.backbone.config.image_size), "seed": config.seed, "neck": phase.config.neck,
-                "weights": weights_hash(model)[:12], "clusters": int(clusters[-1]) if clusters else None, **record, **result})
+                "weights": weights_hash(model)[:12], "clusters": int(clusters[-1]) if clusters else None,
+                "images_seen": images_seen, "epochs_without_training": untrained(tracker.rows),
+                "warnings": run_warnings(tracker.rows, len(phase.images)), **record, **result})

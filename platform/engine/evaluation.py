@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from copy import copy
+from inspect import signature
 from typing import Any, Protocol
 
 import numpy as np
@@ -63,12 +64,51 @@ def require_splits(location: Location, splits: Sequence[str]) -> None:
                         f"{', '.join(found) or 'none'}. Name another data set, or ingest this one with its test images")
 
 
+def require_judgeable(location: Location) -> None:
+    """UserError, before any work is done, if no query of the data set can have a match that counts. Reads labels only."""
+    require_splits(location, ["query", "gallery"])
+    table = read_rows(location, ["pid", "camid", "split"])
+    split = np.asarray(table["split"].to_pylist())
+    pids, camids = (table[name].to_numpy().astype(np.int64) for name in ("pid", "camid"))
+    query, gallery = split == "query", (split == "gallery") & (pids != -1)
+    people = np.unique(pids[query & (pids != -1)])
+    shared = np.intersect1d(people, pids[gallery])
+    cameras = np.unique(camids[(query | gallery) & np.isin(pids, shared)])
+    if not len(people):
+        problem = f"none of its {int(query.sum()):,} query images has an identity (pid)"
+    elif not len(shared):
+        problem = f"none of the {len(people):,} people of split query is in split gallery"
+    elif len(cameras) == 1 and cameras[0] != -1:
+        problem = (f"all images of the {len(shared):,} people whom split query and gallery share come from one camera "
+                   f"({cameras[0]}), and a match counts only in another camera than the query's")
+    elif not _matched(pids[query], camids[query], pids[gallery], camids[gallery]).any():
+        problem = (f"none of its {int(query.sum()):,} query images has an image of the same person in another camera in split "
+                   "gallery")
+    else:
+        return
+    raise UserError(f"{location.uri} cannot be judged: {problem}. Name another data set, or ingest this one with the right "
+                    "splits, identities and cameras")
+
+
+def _matched(query_pids: np.ndarray, query_camids: np.ndarray, gallery_pids: np.ndarray,
+             gallery_camids: np.ndarray) -> np.ndarray:
+    """bool (Q,): whether a query has a true match; an unknown camera (-1) is the same as no other, as `rank` has it."""
+    def occurrences(keys: np.ndarray, among: np.ndarray) -> np.ndarray:
+        ordered = np.sort(among)
+        return np.searchsorted(ordered, keys, "right") - np.searchsorted(ordered, keys, "left")
+
+    alike = occurrences(query_pids, gallery_pids)
+    both = (pids * 2**32 + camids for pids, camids in ((query_pids, query_camids), (gallery_pids, gallery_camids)))
+    junk = np.where(query_camids == -1, 0, occurrences(*both))
+    return (query_pids != -1) & (alike > junk)
+
+
 def evaluate_features(query: Identified, gallery: Identified, query_features: Tensor, gallery_features: Tensor,
                       config: EvaluateConfig) -> dict[str, Any]:
     """Everything `config` asks for, all shares in [0, 1]; on the accelerator given to this process, if any.
 
-    {"mAP", "rank1", "rank5", "rank10", "mINP", "queries", "gallery", "rankings"} and, where asked for, "reranked" {"mAP",
-    "rank1"}, "roc" {"1e-04": rate, ...}, "camera_pairs" {"query_cameras", "gallery_cameras", "mAP": rows, null where undefined},
+    {"mAP", "rank1", "rank5", "rank10", "mINP", "queries", "gallery", "rankings", "evaluation" (`options_of`)} and, where asked
+    for, "reranked" {"mAP", "rank1"}, "roc" {"1e-04": rate, ...}, "camera_pairs" {"query_cameras", "gallery_cameras", "mAP": rows, null where undefined},
     "average_precision" {key: value, null for a query without a true match}; "camera_note" where cameras are not known.
     """
     query_features, gallery_features = query_features.to(device()), gallery_features.to(device())
@@ -97,11 +137,22 @@ def evaluate_features(query: Identified, gallery: Identified, query_features: Te
     if config.per_query:
         found["average_precision"] = {key: _number(value)
                                       for key, value in zip(query.keys, ranked.average_precision, strict=True)}
+    found["evaluation"] = options_of(config)
     note = camera_note(query, gallery)
     if note:
         found["camera_note"] = note
     found["rankings"] = _rankings(query, gallery, query_features, gallery_features)
     return found
+
+
+def options_of(config: EvaluateConfig) -> dict[str, Any]:
+    """What the figures depend on besides the features, to be stored with them; null for what was not done.
+
+    "expansion" {"images", "alpha"} has changed all figures; "reranking" {"k1", "k2", "weight"} is that of "reranked".
+    """
+    defaults = {name: parameter.default for name, parameter in signature(rank_reranked).parameters.items()}
+    return {"expansion": {"images": config.expansion, "alpha": config.expansion_alpha} if config.expansion else None,
+            "reranking": {name: defaults[name] for name in ("k1", "k2", "weight")} if config.reranking else None}
 
 
 def camera_note(query: Identified, gallery: Identified) -> str:

@@ -1,17 +1,18 @@
 """What fine-tuning does in an epoch, and the phase without labels: clustering and contrast with the clusters.
 
 A phase decides which images form the batches, what the loss of a batch is and what happens after a step; the loop around
-it (platform/finetune.py) owns the engine, the workers and the checkpoints. The phase with labels is in supervised.py.
+it (epochs.py) owns the engine, the workers and the checkpoints. The phase with labels is in supervised.py.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from platform.engine.cluster_warnings import cluster_warnings
 from platform.engine.collectives import broadcast_object
 from platform.engine.device import device
 from platform.engine.errors import UserError
@@ -35,11 +36,13 @@ class Epoch:
     """One epoch's work."""
 
     batches: list[np.ndarray]
-    """Positions in the image set, one array a micro-batch; none: there is nothing to learn from in this epoch."""
+    """Positions in the image set, one array an optimiser step; none: there is nothing to learn from in this epoch."""
     labels: np.ndarray
     """int64 (N,), -1 where an image is not used."""
     log: dict[str, float]
     """What is worth a line."""
+    warnings: list[str] = field(default_factory=list)
+    """What makes the epoch doubtful, a clause each."""
 
 
 class Phase(Protocol):
@@ -59,13 +62,13 @@ class Phase(Protocol):
         """Collective: the batches of an epoch; `features` extracts those of all images."""
 
     def loss(self, output: ReidOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scalar loss of a micro-batch and its terms."""
+        """Scalar loss of a step's batch and its terms."""
 
     def remembered(self, output: ReidOutput) -> Tensor | None:
-        """The features (B, D) of a micro-batch that `after_step` wants; None: none, and it is not called."""
+        """The features (B, D) of a step that `after_step` wants; None: none, and it is not called."""
 
     def after_step(self, features: Tensor, labels: Tensor) -> None:
-        """Once per optimiser step, with all its features (B, D) in the order of the micro-batches."""
+        """Once per optimiser step, with all its features (B, D) in the order of the batch."""
 
     def state_tensors(self) -> dict[str, Tensor]:
         """What a later epoch needs besides the model."""
@@ -96,10 +99,12 @@ class Unsupervised:
         found = broadcast_object(self._cluster(epoch, everything) if _is_first() else None)
         log = {"clusters": found.num_clusters, "outliers": found.num_outliers,
                "cluster_seconds": sum(found.seconds.values())}
+        if found.num_clusters:
+            log["largest_cluster"] = int(np.bincount(found.labels[found.labels >= 0]).max())
         if found.recall is not None:
             log["search_recall"] = found.recall
         if found.num_clusters < 2:  # nothing to contrast with: the features do not tell images apart (yet)
-            return Epoch([], found.labels, log)
+            return Epoch([], found.labels, log, cluster_warnings(log, len(self.images)))
         labels, groups = found.labels, None
         if self.config.camera_proxies:
             labels, clusters = camera_proxies(found.labels, self.images.camids)
@@ -110,13 +115,12 @@ class Unsupervised:
                                     groups).to(device())
         batch = self.config.batch
         batches = identity_batches(found.labels, self.images.camids, batch.identities, batch.instances, self.seed, epoch,
-                                   self.config.iterations * batch.micro_batches_per_step, cross_camera=True,
-                                   allow_fewer=True)
+                                   self.config.iterations, cross_camera=True, allow_fewer=True)
         if self.images.pids.min() >= 0:  # labels are known: judge the clusters, never train on them
             from sklearn.metrics import adjusted_rand_score
 
             log["adjusted_rand_index"] = float(adjusted_rand_score(self.images.pids, found.labels))
-        return Epoch(batches, labels, log)
+        return Epoch(batches, labels, log, cluster_warnings(log, len(self.images)))
 
     def _cluster(self, epoch: int, features: Tensor) -> PseudoLabels:
         cluster, actors = self.config.cluster, self.config.neighbours

@@ -8,7 +8,7 @@ from platform.engine.device import device
 from platform.engine.errors import UserError
 from platform.engine.images import ImageSet
 from platform.engine.phases import Epoch, Features
-from platform.engine.schemas.phases import SupervisedConfig
+from platform.engine.schemas.phases import BatchConfig, SupervisedConfig
 from reidssl.data.samplers import identity_batches
 from reidssl.losses.center import CenterLoss
 from reidssl.losses.identity import identity_loss
@@ -16,6 +16,17 @@ from reidssl.losses.margin import MARGIN_LOSSES
 from reidssl.losses.triplet import triplet_loss
 from reidssl.models.reid import ReidModel, ReidOutput
 from reidssl.schedules import ReidCosine
+
+
+def check_identities(uri: str, pids: np.ndarray, batch: BatchConfig) -> None:
+    """UserError unless the images of a train split, pids int (N,), can fill a batch. `uri`: of the data set."""
+    unlabelled, identities = int((pids < 0).sum()), len(np.unique(pids[pids >= 0]))
+    if unlabelled:
+        raise UserError(f"{uri} has unlabelled images in split train ({unlabelled:,} of {len(pids):,}): supervised fine-tuning "
+                        "needs identities; use setting=usl")
+    if identities < batch.identities:
+        raise UserError(f"{uri} has {identities} {'person' if identities == 1 else 'people'} in split train, a batch needs "
+                        f"{batch.identities}: lower supervised.batch.identities")
 
 
 class Supervised:
@@ -26,10 +37,8 @@ class Supervised:
 
     def __init__(self, config: SupervisedConfig, images: ImageSet, seed: int) -> None:
         self.config, self.images, self.seed = config, images, seed
+        check_identities(images.location.uri, images.pids, config.batch)
         identities, self.classes = np.unique(images.pids, return_inverse=True)
-        if images.pids.min() < 0:
-            raise UserError(f"{images.location.uri} has unlabelled images in split {', '.join(images.splits)}: supervised "
-                            "fine-tuning needs identities; use setting=usl")
         self.num_classes = len(identities)
         floor = 0.002 * config.learning_rate
         self.schedule = ReidCosine(config.learning_rate, floor, max(config.epochs, 1),
@@ -46,8 +55,7 @@ class Supervised:
 
     def begin(self, epoch: int, features: Features) -> Epoch:
         batch = self.config.batch
-        batches = identity_batches(self.classes, None, batch.identities, batch.instances, self.seed, epoch,
-                                   allow_fewer=True)
+        batches = identity_batches(self.classes, None, batch.identities, batch.instances, self.seed, epoch)
         return Epoch(batches, self.classes, {})
 
     def loss(self, output: ReidOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

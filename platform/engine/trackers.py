@@ -17,7 +17,7 @@ class ExperimentTracker(Protocol):
     """One service."""
 
     def add(self, position: int, metrics: dict[str, float]) -> None:
-        """A row at `position` samples (or epochs) seen."""
+        """A row at `position` images seen."""
 
     def flush(self) -> None:
         """Make what was added durable."""

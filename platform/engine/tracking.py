@@ -8,6 +8,7 @@ same rows; what a crash made a run log twice stands twice in them, and once in `
 import json
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,17 @@ class TrackingConfig:
 
 
 class Tracker:
-    """Collects rows {"position": ..., metric: float, ...}."""
+    """Collects rows {"position": images seen, metric: float, ...}."""
 
-    def __init__(self, root: Location, config: TrackingConfig, resume_position: int = 0, labels: str = "") -> None:
+    def __init__(self, root: Location, config: TrackingConfig, resume_position: int = 0, labels: str = "",
+                 resumed: Callable[[dict[str, Any]], bool] | None = None) -> None:
+        """resumed: which rows of the log so far to go on from, where the position does not tell; None: those up to
+        `resume_position`."""
         self.file = root / FILE
         self.rows: list[dict[str, Any]] = []
-        if resume_position and self.file.exists():
-            self.rows = [row for row in read_metrics(root) if row["position"] <= resume_position]
+        if (resume_position or resumed) and self.file.exists():
+            resumed = resumed or (lambda row: bool(row["position"] <= resume_position))
+            self.rows = [row for row in read_metrics(root) if resumed(row)]
         self._gauges: dict[str, Any] = {}
         self._run = labels
         self._trackers = open_trackers(config, labels or root.uri)

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from platform.engine import device as devices
 from platform.engine.errors import UserError
 from platform.engine.partitions import is_partitioned, partitions
 from platform.engine.schemas.training import DeepSpeedConfig
@@ -40,6 +41,11 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: Dee
     }
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     return engine
+
+
+def autocast(config: DeepSpeedConfig) -> torch.autocast:
+    """The precision of the engine's forward passes, for a pass of its module outside the engine."""
+    return torch.autocast(devices.device().type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
 
 
 def set_schedules(engine: Any, learning_rate: float, weight_decay: float | None = None, resting: bool = False) -> None:

@@ -5,6 +5,7 @@ Shapes: B images, D the backbone's width, C identities.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -62,9 +63,16 @@ class ReidModel(nn.Module):
                 self.classifier = (CosineClassifier if cosine else nn.Linear)(width, num_classes, bias=False)
                 nn.init.normal_(self.classifier.weight, std=0.001)
 
-    def forward(self, images: Tensor, camids: Tensor | None = None) -> ReidOutput:
-        """Features and scores of float (B, 3, H, W) images; camids as the backbone takes them."""
+    def forward(self, images: Tensor, camids: Tensor | None = None,
+                among_all: Callable[[Tensor], Tensor] | None = None) -> ReidOutput:
+        """Features and scores of float (B, 3, H, W) images; camids as the backbone takes them.
+
+        among_all: where the images are a piece of a training step, makes the features of the whole step out of theirs; neck,
+        classifier and output are then of the whole step.
+        """
         before = self.backbone(images, camids)
+        if among_all is not None:
+            before = among_all(before)
         after = self.bottleneck(before)
         return ReidOutput(before, after, None if self.classifier is None else self.classifier(after))
 

@@ -26,19 +26,30 @@ class ChangesConfig:
 
 @dataclass(kw_only=True)
 class BatchConfig:
-    """Identity batches: P identities with K images each are one micro-batch."""
+    """The batch of one optimiser step, P identities with K images each, however many workers share it."""
 
     identities: int = 16
     """P."""
     instances: int = 4
     """K."""
-    micro_batches_per_step: int = 1
-    """Micro-batches in one optimiser step; the number of workers must divide it."""
+    micro_batches: int = 0
+    """Pieces of equal size in which the step's images go through the backbone; the number of workers must divide it. 0: one for
+    each of scaling.workers, kept for the whole run. Losses, mining, the neck's batch norm and the cluster memory see the whole
+    batch however it is cut; the batch norm of an ics stem sees a piece. More pieces than workers need less memory and about a
+    third more time: their images go through the backbone once more, without gradients."""
 
     def __post_init__(self) -> None:
-        for name in ("identities", "instances", "micro_batches_per_step"):
+        for name in ("identities", "instances"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
+        if not 0 <= self.micro_batches <= self.images:
+            raise ValueError(f"micro_batches must be between 0 (as many as workers) and the {self.images} images of a batch: "
+                             f"got {self.micro_batches}")
+
+    @property
+    def images(self) -> int:
+        """P x K."""
+        return self.identities * self.instances
 
 
 @dataclass(kw_only=True)

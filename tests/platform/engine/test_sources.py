@@ -19,7 +19,6 @@ from PIL import Image
 
 from platform.engine.errors import UserError
 from platform.engine.shard_tasks import ReadUnits, write_blocks
-from platform.engine.shards import read_rows
 from platform.engine.sources import SourceConfig, open_source
 from platform.engine.sources.base import Candidate, Plan
 from platform.engine.storage import StorageConfig, StorageError, open_storage

@@ -1,0 +1,44 @@
+"""Drop path (stochastic depth, arXiv 1603.09382) that is the same however a step's batch is cut into pieces."""
+
+from __future__ import annotations
+
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+
+class StepDropPath(nn.Module):
+    """timm's drop path, drawn for the images of a whole optimiser step, of which a piece takes its rows.
+
+    With the generator seeded alike before each piece, an image's draw depends on its place in the step alone. A batch that is
+    not cut draws what timm's layer draws.
+    """
+
+    def __init__(self, rate: float, scale_by_keep: bool = True) -> None:
+        super().__init__()
+        self.rate = rate
+        self.scale_by_keep = scale_by_keep
+        self.place: tuple[int, int] | None = None
+        """(first row of the piece, images of the step); None: the piece is the whole step."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: float (b, ...), the images of the piece in their order."""
+        if not self.training or self.rate == 0.0:
+            return x
+        first, total = self.place or (0, len(x))
+        keep = 1.0 - self.rate
+        kept = x.new_empty((total,) + (1,) * (x.ndim - 1)).bernoulli_(keep)
+        if keep > 0.0 and self.scale_by_keep:
+            kept.div_(keep)
+        return x * kept[first : first + len(x)]
+
+
+def draw_by_step(model: nn.Module) -> list[StepDropPath]:
+    """Put StepDropPath in place of every drop path of `model`; returns them, so that their `place` can be set."""
+    found = []
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, DropPath):
+                layer = StepDropPath(child.drop_prob, child.scale_by_keep).train(child.training)
+                setattr(parent, name, layer)
+                found.append(layer)
+    return found
