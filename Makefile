@@ -18,7 +18,7 @@ BENCH ?=
 .PHONY: demo test test-slow bench lint env clean check
 
 demo: env
-	$(RUN) -m platform.pipeline output=$(DEMO_RUN)
+	$(RUN) -m platform.pipeline experiment=demo output=$(DEMO_RUN)
 
 test: env
 	$(RUN) -m pytest
