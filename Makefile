@@ -2,7 +2,8 @@
 # make test   the test suite; make test-slow: the faults on a whole cluster and the rare variants, about as long again
 # make bench  speed and memory against what one would install instead (make bench BENCH=--full: the published sizes, many minutes)
 # make lint   ruff and mypy
-# make clean  remove the environment and the demo's run
+# make docs   the guides, the configuration reference and the library's API as a site in site/
+# make clean  remove the environment, the demo's run and the site
 #
 # The first call makes .venv with the locked dependencies; later calls reuse it.
 # GPU machines: make EXTRA=gpu env
@@ -15,10 +16,10 @@ STAMP := $(VENV)/.installed-$(EXTRA)
 DEMO_RUN ?= runs/demo
 BENCH ?=
 
-.PHONY: demo test test-slow bench lint env clean check
+.PHONY: demo test test-slow bench lint docs env clean check
 
 demo: env
-	$(RUN) -m platform.pipeline output=$(DEMO_RUN)
+	$(RUN) -m platform.pipeline experiment=demo output=$(DEMO_RUN)
 
 test: env
 	$(RUN) -m pytest
@@ -37,6 +38,10 @@ lint: env
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 
+docs: env
+	@$(VENV)/bin/pip install --quiet --no-input --constraint requirements.lock --editable '.[docs]'
+	$(RUN) -m mkdocs build --strict
+
 env: $(STAMP)
 
 $(STAMP): pyproject.toml requirements.lock | check
@@ -53,4 +58,4 @@ check:
 	@for tool in gcc git; do command -v $$tool >/dev/null || { echo "error: $$tool not found: install it"; exit 2; }; done
 
 clean:
-	rm -rf $(VENV) $(DEMO_RUN)
+	rm -rf $(VENV) $(DEMO_RUN) site

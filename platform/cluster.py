@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from platform.engine.errors import UserError, user_error_of
 from platform.engine.features import FEATURE, ParquetPart, read_all, stored_part
@@ -117,3 +118,11 @@ def label(config: ClusterProgramConfig, parts: list[ParquetPart]) -> PseudoLabel
         return pseudo_labels(read_all(parts), config.cluster)
     except ValueError as error:  # features that have collapsed, more clusters than images
         raise UserError(f"{config.data} cannot be clustered: {error}") from None
+
+
+def read_labels(output: Location) -> tuple[list[str], np.ndarray]:
+    """(keys, int32 labels (N,), -1 = outlier) of a finished run. Raises StorageError."""
+    file = output / LABELS
+    with file.open_input() as opened, file.errors("read"):
+        table = pq.ParquetFile(opened).read(columns=["key", "label"])
+    return table["key"].to_pylist(), table["label"].to_numpy()

@@ -1,15 +1,19 @@
 """All stages in order, from images to a re-ID model with numbers and a report; each is skipped when it is complete.
 
-  python -m platform.pipeline                                    (synthetic people, local folder: what `make demo` runs)
-  python -m platform.pipeline source.kind=video source.path=street.avi source.detections=street.txt output=runs/street
-  python -m platform.pipeline source.kind=luperson source.path=s3://bucket/LUPerson output=s3://bucket/run storage=s3 \\
-      target.kind=market1501 target.path=s3://bucket/Market-1501
+  python -m platform.pipeline experiment=demo                    (synthetic people, tiny sizes: what `make demo` runs)
+  python -m platform.pipeline pretrain_set.kind=luperson pretrain_set.path=s3://bucket/LUPerson storage=s3 \\
+      target_set.kind=market1501 target_set.path=s3://bucket/Market-1501 settings=[supervised,usl] output=s3://bucket/run
+  python -m platform.pipeline experiment=small settings=[] pretrain_set.kind=video pretrain_set.path=street.avi \\
+      pretrain_set.detections=street.txt output=runs/street      (a video and nothing else, sizes for a laptop)
 
 Stages: ingest the pre-training, source and target sets; pre-train on everything; fine-tune that (or a shorter source
 proxy) to the target; score every image with the two (CFS) and select the best part; pre-train on it for the same number
 of images seen; fine-tune to the target supervised, UDA and USL from random weights, from the full and from the selected
 pre-training; report. cfs.control=true adds a pre-training on a random part of the same size, seen as often: what the
-selected part must beat.
+selected part must beat. settings=[] leaves the fine-tuning out; without a target set, too, the stages are: ingest,
+pre-train, cluster the images (pseudo-identities), report.
+Sizes are the published recipe's. model@pretrain.model=vit_base_ics, objective@pretrain.objective=moco_v3,
+scaling@pretrain.scaling=gpus8 choose others.
 Results: report.html and results.json in the output folder; while it runs, results.json says of each stage whether it is
 running, complete or failed. The same command again continues where it was interrupted.
 """
@@ -26,12 +30,17 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from platform.cluster import ClusterProgramConfig
+from platform.cluster import main as run_cluster
+from platform.engine.config import run_program
+from platform.engine.errors import UserError
 from platform.engine.records import read_record
 from platform.engine.runs import VOLATILE, environment, open_run
 from platform.engine.runtime import connect, say
 from platform.engine.schemas.pipeline import PipelineConfig
-from platform.engine.shards import read_manifest
-from platform.engine.storage import Location, StorageError
+from platform.engine.shards import MANIFEST, read_manifest
+from platform.engine.sources import SourceConfig, open_source
+from platform.engine.storage import Location, StorageError, open_storage
 from platform.engine.supervised import SupervisedConfig
 from platform.engine.tracking import TrackingConfig
 from platform.finetune import FinetuneConfig
@@ -53,9 +62,12 @@ PARTS = ("pretrain", "source", "target")
 
 def main(config: PipelineConfig) -> dict[str, Any]:
     """Run every stage that is not complete; keep results.json up to date."""
+    check_sets(config)  # first: a forgotten set must not become the configuration of the output folder
     run = open_run("pipeline", config.output, config, config.storage, volatile=(*VOLATILE, "pool"))
     root = run.location
     story = stages(config, root)
+    if not is_given(config, "target"):
+        say("pipeline: settings=[] and no target_set: ingest, pre-training, clusters and report only")
     results = Results(root)
     connect(config.runtime)
     for number, (name, stage) in enumerate(story, 1):
@@ -69,11 +81,76 @@ def main(config: PipelineConfig) -> dict[str, Any]:
     return final
 
 
-def stages(config: PipelineConfig, root: Location) -> list[tuple[str, Callable[[], Any]]]:
+def is_given(config: PipelineConfig, part: str) -> bool:
+    """Whether the user named anything of that set."""
+    name = f"{part}_set"
+    return getattr(config, name) != getattr(PipelineConfig(), name)
+
+
+def check_sets(config: PipelineConfig) -> None:
+    """Raises UserError for a set that is needed and not given, or not there; one line with the keys to give."""
+    if not is_given(config, "pretrain"):
+        raise UserError("pretrain_set is not given: name the images to pre-train on, e.g. pretrain_set.kind=folder "
+                        "pretrain_set.path=photos (experiment=demo draws synthetic people)")
+    if config.settings and not is_given(config, "target"):
+        raise UserError(f"target_set is not given, and settings=[{','.join(config.settings)}] fine-tune to it: name a set with "
+                        "identities, e.g. target_set.kind=market1501 target_set.path=Market-1501, or give settings=[] to stop "
+                        "after pre-training and clustering")
+    if "uda" in config.settings and not is_given(config, "source"):
+        others = ",".join(one for one in config.settings if one != "uda")
+        raise UserError("source_set is not given, and the setting uda starts from it: name a labelled set, e.g. "
+                        f"source_set.kind=msmt17 source_set.path=MSMT17_V1, or leave uda out: settings=[{others}]")
+    for part in parts_of(config):
+        if not open_storage(config.output, config.storage).joinpath("data", part, MANIFEST).exists():
+            check_set(config, part)
+
+
+def check_set(config: PipelineConfig, part: str) -> None:
+    """Raises UserError if what a set is to be read from is not named or not there."""
+    chosen: SourceConfig = getattr(config, f"{part}_set")
+    with of_set(part):
+        open_source(chosen, config.storage)
+    for key in ("path", "detections"):
+        uri = getattr(chosen, key)
+        if uri and chosen.kind != "synthetic" and not open_storage(uri, config.storage).exists():
+            raise UserError(f"{part}_set.{key}={uri} does not exist")
+
+
+@contextmanager
+def of_set(part: str) -> Iterator[None]:
+    """What the readers say about `source`, platform.ingest's key, is said about the pipeline's key of that set."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error).replace("source.", f"{part}_set.")
+        raise UserError(text if f"{part}_set." in text else f"{part}_set: {text}") from None
+
+
+def parts_of(config: PipelineConfig) -> list[str]:
+    """The sets that this run reads."""
+    wanted = {"pretrain": True, "source": "uda" in config.settings, "target": is_given(config, "target")}
+    return [part for part in PARTS if wanted[part]]
+
+
+Story = list[tuple[str, Callable[[], Any]]]
+
+
+def stages(config: PipelineConfig, root: Location) -> Story:
     """Name and function of every stage, in order. Each ends in a program's main, which skips itself when complete."""
-    story: list[tuple[str, Callable[[], Any]]] = [(f"ingest-{part}", partial(ingest, config, root, part)) for part in PARTS]
-    proxy = source_proxy(config)
+    story: Story = [(f"ingest-{part}", partial(ingest, config, root, part)) for part in parts_of(config)]
     story.append(("pretrain-full", partial(pretrain, config, root, "pretrain/full")))
+    if is_given(config, "target"):
+        story += selection_stages(config, root) + finetune_stages(config, root)
+    else:
+        story.append(("cluster", partial(cluster, config, root)))
+    story.append(("report", partial(run_report, ReportConfig(run=root.uri, storage=config.storage))))
+    return story
+
+
+def selection_stages(config: PipelineConfig, root: Location) -> Story:
+    """From the full pre-training to that on the selected part."""
+    proxy = source_proxy(config)
+    story: Story = []
     if proxy != "pretrain/full":
         story.append(("source-proxy", partial(pretrain, config, root, proxy)))
     story += [
@@ -86,12 +163,17 @@ def stages(config: PipelineConfig, root: Location) -> list[tuple[str, Callable[[
     if config.cfs.control:
         story += [("select-control", partial(select_control, config, root)),
                   ("pretrain-control", partial(pretrain, config, root, "pretrain/control", selection="selection-control"))]
+    return story
+
+
+def finetune_stages(config: PipelineConfig, root: Location) -> Story:
+    """Every setting from every start."""
+    story: Story = []
     for setting in config.settings:
         for init in INITS if config.cfs.control else INITS[:-1]:
             from_run = "" if init == "random" else f"pretrain/{init}"
             stage = partial(fine_tune, config, root, setting, from_run, f"finetune/{setting}-{init}")
             story.append((f"finetune-{setting}-{init}", stage))
-    story.append(("report", partial(run_report, ReportConfig(run=root.uri, storage=config.storage))))
     return story
 
 
@@ -102,9 +184,9 @@ def source_proxy(config: PipelineConfig) -> str:
 
 def ingest(config: PipelineConfig, root: Location, part: str) -> None:
     """One of the three data sets."""
-    source = {"pretrain": config.source, "source": config.labelled, "target": config.target}[part]
-    run_ingest(IngestConfig(source=source, output=(root / "data" / part).uri, row_group_rows=config.row_group_rows,
-                            storage=config.storage, runtime=config.runtime))
+    with of_set(part):
+        run_ingest(IngestConfig(source=getattr(config, f"{part}_set"), output=(root / "data" / part).uri,
+                                row_group_rows=config.row_group_rows, storage=config.storage, runtime=config.runtime))
 
 
 def pretrain(config: PipelineConfig, root: Location, name: str, selection: str = "") -> None:
@@ -117,7 +199,15 @@ def pretrain(config: PipelineConfig, root: Location, name: str, selection: str =
         config.pretrain, output=(root / name).uri, storage=config.storage, runtime=config.runtime,
         data=DataConfig(uri=data.uri, selection=(root / selection).uri if selection else ""),
         length=LengthConfig(epochs=length.epochs, samples=samples),
-        probe=replace(config.pretrain.probe, uri=(root / "data" / "target").uri)))
+        probe=replace(config.pretrain.probe, uri=(root / "data" / "target").uri if is_given(config, "target") else "")))
+
+
+def cluster(config: PipelineConfig, root: Location) -> None:
+    """Pseudo-identities of the pre-training images, as unsupervised fine-tuning would make them."""
+    how = config.finetune.unsupervised
+    run_cluster(ClusterProgramConfig(
+        checkpoint=(root / "pretrain" / "full").uri, data=(root / "data" / "pretrain").uri, output=(root / "clusters").uri,
+        cluster=how.cluster, neighbours=how.neighbours, pool=config.pool, storage=config.storage, runtime=config.runtime))
 
 
 def score(config: PipelineConfig, root: Location) -> None:
@@ -189,6 +279,9 @@ class Results:
         if scores and selection:
             found["cfs"] = {"total": scores["total"], "selected": selection["selected"],
                             "auc_planted": scores.get("auc_planted")}
+        clusters = self._summary("clusters")
+        if clusters:
+            found["clusters"] = {name: clusters[name] for name in ("images", "clusters", "outliers")}
         full = self._summary("pretrain/full")
         if full:
             found["pretrain"] = {name: full[name] for name in ("images_per_second", "steps", "final_loss")}
@@ -207,10 +300,15 @@ class Results:
 
 def table(results: dict[str, Any]) -> str:
     """The final table."""
-    cfs = results["cfs"]
-    auc = "" if cfs.get("auc_planted") is None else f", AUC against planted images {cfs['auc_planted']:.3f}"
-    lines = ["", f"CFS kept {cfs['selected']:,} of {cfs['total']:,} images{auc}", "",
-             f"{'setting':<12}{'init':<10}{'mAP':>7}{'Rank-1':>8}{'Rank-5':>8}{'Rank-10':>9}{'mINP':>7}{'clusters':>10}"]
+    cfs, clusters, lines = results["cfs"], results.get("clusters"), [""]
+    if clusters:
+        lines.append(f"{clusters['clusters']:,} pseudo-identities and {clusters['outliers']:,} outliers among "
+                     f"{clusters['images']:,} images (clusters/labels.parquet)")
+    if cfs:
+        auc = "" if cfs["auc_planted"] is None else f", AUC against planted images {cfs['auc_planted']:.3f}"
+        lines.append(f"CFS kept {cfs['selected']:,} of {cfs['total']:,} images{auc}")
+    if results["finetune"]:
+        lines += ["", f"{'setting':<12}{'init':<10}{'mAP':>7}{'Rank-1':>8}{'Rank-5':>8}{'Rank-10':>9}{'mINP':>7}{'clusters':>10}"]
     for row in results["finetune"]:
         lines.append(f"{row['setting']:<12}{row['init']:<10}{100 * row['mAP']:>7.1f}{100 * row['rank1']:>8.1f}"
                      f"{100 * row['rank5']:>8.1f}{100 * row['rank10']:>9.1f}{100 * row['mINP']:>7.1f}"

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from platform.engine.config import ROOT
+from platform.cluster import read_labels
+from platform.engine.config import ROOT, run_program
 from platform.engine.errors import UserError
 from platform.engine.report import charts, pictures, tables
 from platform.engine.report import selection as selections
@@ -68,7 +69,7 @@ def render(folder: RunFolder) -> str:
         "has_expansion": any(row.expansion for row in results),
         "has_reranked": any(row.reranked is not None for row in results),
         "has_clusters": any(row.clusters is not None for row in results),
-        "cfs": cfs_section(folder), "pretrain_charts": charts.pretrain_charts(folder),
+        "cfs": cfs_section(folder), "identities": cluster_section(folder), "pretrain_charts": charts.pretrain_charts(folder),
         "objectives": sorted({str(one.setting_of("objective", "name")) for one in folder.of("pretrain")} - {"None"}),
         "has_proxy": folder.named("proxy/source") is not None,
         "cluster_charts": charts.cluster_charts(folder), "finetune_charts": charts.finetune_charts(folder),
@@ -94,8 +95,11 @@ def kind_of(folder: RunFolder) -> str:
         if len(folder.members) > 1:
             return f"{len(folder.members)} runs"
         one = folder.members[0]
-        names = {"pretrain": "Self-supervised pre-training", "score": "Catastrophic Forgetting Scores", "select": "Selection"}
+        names = {"pretrain": "Self-supervised pre-training", "score": "Catastrophic Forgetting Scores", "select": "Selection",
+                 "cluster": "Pseudo-identities"}
         return names.get(one.program, f"Fine-tuning: {tables.setting_title(one.setting)}" if one.setting else one.program)
+    if not folder.has_target:
+        return "Pre-training and pseudo-identities"
     return "Pre-training, image selection, fine-tuning and evaluation"
 
 
@@ -115,6 +119,10 @@ def facts(folder: RunFolder, results: list[tables.ResultRow]) -> list[tuple[str,
     score = next(iter(folder.of("score")), None)
     if score and score.summary and "auc_planted" in score.summary:
         found.append((f"{score.summary['auc_planted']:.3f}", "AUC of the scores", "people against planted useless images"))
+    for one in folder.of("cluster"):
+        if one.summary:
+            found.append((f"{one.summary['clusters']:,}", "pseudo-identities",
+                          f"{one.summary['outliers']:,} of {one.summary['images']:,} images belong to none"))
     for one in folder.of("pretrain"):
         if one.summary and not one.name.startswith("proxy/"):
             found.append((f"{one.summary['images_per_second']:,.0f} / s", f"images pre-trained, {one.short_name}",
@@ -152,4 +160,18 @@ def cfs_section(folder: RunFolder) -> dict[str, Any] | None:
         section["samples"] = pictures.samples(data, keys, scores, planted)
     except StorageError as error:
         folder.notes.append(f"The scores cannot be read: {error}")
+    return section
+
+
+def cluster_section(folder: RunFolder) -> dict[str, Any] | None:
+    """Numbers and images of the largest pseudo-identities; None without finished clusters."""
+    run = next((one for one in folder.of("cluster") if one.summary), None)
+    if run is None:
+        return None
+    section: dict[str, Any] = {"summary": run.summary, "clusters": []}
+    if "pretrain" in folder.data:
+        try:
+            section["clusters"] = pictures.clusters(folder.data["pretrain"], *read_labels(run.location))
+        except StorageError as error:
+            folder.notes.append(f"The images of the pseudo-identities cannot be read: {error}")
     return section

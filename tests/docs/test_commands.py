@@ -1,4 +1,4 @@
-"""Every `python -m platform.<program> ...` in the README and the guides is one that the program takes."""
+"""Every `python -m platform.<program> ...` in the README, the guides and the experiments is one that the program takes."""
 
 import importlib
 import re
@@ -12,7 +12,8 @@ from platform.engine.config import load_config
 from platform.pipeline import PipelineConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-GUIDES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+GUIDES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+EXPERIMENTS = sorted(f"configs/experiment/{path.name}" for path in (ROOT / "configs" / "experiment").glob("*.yaml"))
 
 
 def commands(guide: str) -> list[str]:
@@ -22,12 +23,19 @@ def commands(guide: str) -> list[str]:
     return sorted({" ".join(command.split()) for command in found})
 
 
-@pytest.mark.parametrize(("guide", "command"), [(guide, command) for guide in GUIDES for command in commands(guide)])
+@pytest.mark.parametrize(("guide", "command"), [
+    (guide, command) for guide in [*GUIDES, *EXPERIMENTS] for command in commands(guide)])
 def test_the_commands_of_the_guides_compose(guide, command):
     program, *overrides = shlex.split(command)
     schema = get_type_hints(importlib.import_module(f"platform.{program}").main)["config"]
     given = [word for word in overrides if word not in ("...", "--help", "--show-config")]
     assert load_config(schema, program, given)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_shows_its_own_command(experiment):
+    """The program that it is for, and how it is run."""
+    assert any(f" experiment={Path(experiment).stem} " in f"{command} " for command in commands(experiment))
 
 
 def test_the_rows_of_the_demo_guide_have_a_command_each():
@@ -37,6 +45,6 @@ def test_the_rows_of_the_demo_guide_have_a_command_each():
             if command.startswith("pipeline")]
     assert rows and {(str(run.pretrain.model.stem_width), str(run.finetune.seed)) for run in runs} == set(rows)
     for run in runs:  # everything is of the one seed
-        worlds = [run.source.synthetic.seed, run.labelled.synthetic.seed, run.target.synthetic.seed]
+        worlds = [run.pretrain_set.synthetic.seed, run.source_set.synthetic.seed, run.target_set.synthetic.seed]
         assert {*worlds, run.pretrain.stream.seed} == {run.finetune.seed}
     assert all(one == other for one in runs for other in runs if one.output == other.output)

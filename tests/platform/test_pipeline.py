@@ -10,10 +10,13 @@ import pytest
 from platform.engine.config import ConfigError, load_config
 from platform.engine.errors import UserError
 from platform.engine.storage import open_storage
+from platform.finetune import FinetuneConfig
 from platform.pipeline import PipelineConfig, Results, main, source_proxy, stages
+from platform.pretrain import PretrainConfig
 
-TINY = ["source.synthetic.num_pretrain=96", "source.synthetic.pretrain_identities=24", "source.synthetic.pretrain_scenes=8",
-        "labelled.synthetic.source_identities=8", "target.synthetic.target_identities=16", "row_group_rows=32",
+TINY = ["experiment=demo", "pretrain_set.synthetic.num_pretrain=96", "pretrain_set.synthetic.pretrain_identities=24",
+        "pretrain_set.synthetic.pretrain_scenes=8", "source_set.synthetic.source_identities=8",
+        "target_set.synthetic.target_identities=16", "row_group_rows=32",
         "pretrain.model.width=32", "pretrain.model.depth=1", "pretrain.model.heads=2", "pretrain.model.patch_size=16",
         "pretrain.model.stem_width=8", "pretrain.objective.moco_v3.hidden=32", "pretrain.objective.moco_v3.out_dim=16",
         "pretrain.length.samples=192", "pretrain.stream.micro_batch=16", "pretrain.tracking.every_steps=2",
@@ -21,7 +24,7 @@ TINY = ["source.synthetic.num_pretrain=96", "source.synthetic.pretrain_identitie
         "finetune.supervised.epochs=2", "finetune.supervised.batch.identities=4", "finetune.unsupervised.epochs=1",
         "finetune.unsupervised.iterations=2", "finetune.unsupervised.cluster.k1=8", "finetune.unsupervised.cluster.eps=0.7",
         "finetune.unsupervised.cluster.min_samples=2", "finetune.scaling.threads=1", "settings=[usl]"]
-STAGES = ["ingest-pretrain", "ingest-source", "ingest-target", "pretrain-full", "source-proxy", "target-proxy", "score",
+STAGES = ["ingest-pretrain", "ingest-target", "pretrain-full", "source-proxy", "target-proxy", "score",
           "select", "pretrain-selected", "finetune-usl-random", "finetune-usl-full", "finetune-usl-selected", "report"]
 
 pytestmark = pytest.mark.timeout(1800)  # two minutes alone, several times that beside other work
@@ -125,9 +128,10 @@ def test_a_stage_is_running_then_complete_or_failed(tmp_path):
 
 
 def test_a_failed_stage_is_in_the_results(tmp_path, ray_session):
-    nowhere = ["source.kind=folder", f"source.path={tmp_path}/nowhere"]
-    with pytest.raises(UserError, match="nowhere"):
-        main(load_config(PipelineConfig, "pipeline", [f"output={tmp_path}/run", *TINY, *nowhere]))
+    (tmp_path / "empty").mkdir()
+    empty = ["pretrain_set.kind=folder", f"pretrain_set.path={tmp_path}/empty"]
+    with pytest.raises(UserError, match=r"pretrain_set\.path .*empty does not exist or holds no files"):
+        main(load_config(PipelineConfig, "pipeline", [f"output={tmp_path}/run", *TINY, *empty]))
     found = json.loads((tmp_path / "run" / "results.json").read_text())
     assert list(found["stages"]) == ["ingest-pretrain"] and found["stages"]["ingest-pretrain"]["status"] == "failed"
     assert found["finetune"] == [] and found["environment"]["ray"]
@@ -161,9 +165,65 @@ def test_the_control_is_a_random_part_pre_trained_as_the_selected_one(tmp_path):
     assert [name for name in names if name not in STAGES] == ["select-control", "pretrain-control", "finetune-usl-control"]
 
 
+def test_the_source_set_is_read_for_uda_alone(tmp_path):
+    config = load_config(PipelineConfig, "pipeline", [f"output={tmp_path}", *TINY, "settings=[uda]"])
+    names = [name for name, _ in stages(config, open_storage(str(tmp_path)))]
+    assert names[:3] == ["ingest-pretrain", "ingest-source", "ingest-target"]
+
+
+def test_the_plain_pipeline_has_the_published_sizes():
+    """Those of platform.pretrain and platform.finetune, and of the groups that the user chooses."""
+    config, pretrain = load_config(PipelineConfig, "pipeline"), load_config(PretrainConfig, "pretrain")
+    tuned = load_config(FinetuneConfig, "finetune")
+    for name in ("model", "objective", "augment", "optimizer", "length", "stream", "deepspeed", "scaling"):
+        assert getattr(config.pretrain, name) == getattr(pretrain, name), name
+    for name in ("supervised", "unsupervised", "augment", "scaling"):
+        assert getattr(config.finetune, name) == getattr(tuned, name), name
+    assert config.cfs.supervised == tuned.supervised
+    chosen = load_config(PipelineConfig, "pipeline", ["model@pretrain.model=vit_base", "pretrain.model.image_size=[384,128]"])
+    assert chosen.pretrain.model.width == 768 and chosen.pretrain.model.stem == "patch"
+    assert chosen.pretrain.augment.global_size == chosen.finetune.augment.image_size == (384, 128)
+
+
+VIDEO = ["pretrain_set.kind=video", "pretrain_set.path={}/street.avi", "pretrain_set.detections={}/street.txt"]
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ([], r"pretrain_set is not given: .*pretrain_set\.kind=folder pretrain_set\.path=.*experiment=demo"),
+    (["pretrain_set.kind=video", "settings=[]"], r"pretrain_set\.path is empty: say where the video source is"),
+    ([*VIDEO[:2], "settings=[]"], r"pretrain_set\.detections is empty: a video needs"),
+    ([*VIDEO[:2], "pretrain_set.detections={}/none.txt", "settings=[]"], r"pretrain_set\.detections=.*/none\.txt does not exist"),
+    (VIDEO, r"target_set is not given, and settings=\[supervised,uda,usl\].*target_set\.path=.*or give settings=\[\] to stop"),
+    ([*VIDEO, "target_set.kind=synthetic"], r"source_set is not given, .*or leave uda out: settings=\[supervised,usl\]"),
+    ([*VIDEO, "target_set.path={}", "source_set.kind=msmt17"], r"source_set\.path is empty: say where the msmt17 source is"),
+    ([*VIDEO, "settings=[usl]", "target_set.path={}/nowhere"], r"target_set\.path=.*/nowhere does not exist"),
+])
+def test_a_set_that_is_missing_is_refused_before_any_work(tmp_path, given, message):
+    (tmp_path / "street.avi").touch()
+    (tmp_path / "street.txt").touch()
+    overrides = [f"output={tmp_path}/run", *(text.format(tmp_path) for text in given)]
+    with pytest.raises(UserError, match=message) as raised:
+        main(load_config(PipelineConfig, "pipeline", overrides))
+    assert "\n" not in str(raised.value) and not (tmp_path / "run").exists()
+
+
+def test_without_a_target_set_the_images_are_clustered(tmp_path, ray_session):
+    """What a street video alone gives: a backbone, pseudo-identities and a report that misses nothing."""
+    given = ["experiment=small", "settings=[]", "pretrain_set.kind=synthetic", "pretrain_set.part=target",
+             "pretrain_set.synthetic.image_size=[64,32]", "pretrain_set.synthetic.target_identities=8"]
+    tiny = [text for text in TINY if text.startswith(("pretrain.", "finetune.unsupervised.", "row_group"))]
+    results = main(load_config(PipelineConfig, "pipeline", [f"output={tmp_path}/run", *given, *tiny]))
+    assert list(results["stages"]) == ["ingest-pretrain", "pretrain-full", "cluster", "report"]
+    labels = pq.read_table(tmp_path / "run" / "clusters" / "labels.parquet")
+    found = labels["label"].to_numpy()
+    assert results["clusters"] == {"images": labels.num_rows, "clusters": found.max() + 1, "outliers": (found < 0).sum()}
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Not there" not in page and "Pseudo-identities" in page
+
+
 def test_settings_that_cannot_be(tmp_path):
     for override, message in (("settings=[semi]", "settings must be some of supervised, uda, usl"),
-                              ("settings=[]", "settings must be some of"), ("cfs.fraction=0", r"fraction must be in \(0, 1\]"),
+                              ("cfs.fraction=0", r"fraction must be in \(0, 1\]"),
                               ("cfs.target_proxy=moco", "target_proxy must be supervised or usl")):
         with pytest.raises(ConfigError, match=message):
             load_config(PipelineConfig, "pipeline", [override])

@@ -19,6 +19,7 @@ EXPECTED = {
     "selection": "the selected subset", "pretrain/full": "pre-training on all images",
     "pretrain/selected": "pre-training on the selected images", "pretrain/control": "pre-training on a random part",
 }
+EXPECTED_WITHOUT_TARGET = {"pretrain/full": EXPECTED["pretrain/full"], "clusters": "the pseudo-identities"}
 DATA_ROLES = ("pretrain", "source", "target")
 SETTINGS, INITS = ("supervised", "uda", "usl"), ("random", "full", "selected", "control")
 
@@ -90,6 +91,12 @@ class RunFolder:
         """The runs of a program, in order of their names."""
         return [one for one in self.members if one.program == program and one.name.startswith(under)]
 
+    @property
+    def has_target(self) -> bool:
+        """False for a pipeline that was given no target set."""
+        target = next((one.setting_of("target_set") for one in self.of("pipeline")), None)
+        return target is None or target.get("kind") == "synthetic" or bool(target.get("path"))
+
     def named(self, name: str) -> Member | None:
         return next((one for one in self.members if one.name == name), None)
 
@@ -122,7 +129,7 @@ def read_folder(uri: str, storage: StorageConfig) -> RunFolder:
 
 def _story_order(member: Member) -> tuple[Any, ...]:
     """The order of the pipeline's stages; settings and starts in their usual order, the rest by name."""
-    order = ["", "proxy", "scores", "selection", "selection-control", "pretrain", "finetune"]
+    order = ["", "proxy", "scores", "selection", "selection-control", "pretrain", "clusters", "finetune"]
     place = order.index(member.name.split("/")[0]) if member.name.split("/")[0] in order else 0
     setting, init = (names.index(name) if name in names else len(names)
                      for name, names in ((member.setting, SETTINGS), (member.init, INITS)))
@@ -161,7 +168,7 @@ def _find_data(found: RunFolder, names: list[str], storage: StorageConfig) -> No
     for one in found.members:
         if one.program == "pretrain":
             named = {"pretrain": one.setting_of("data", "uri")}
-        elif one.program in ("score", "select"):
+        elif one.program in ("score", "select", "cluster"):
             named = {"pretrain": one.setting_of("data")}
         elif one.program == "finetune":
             named = {"target": one.setting_of("target"), "source": one.setting_of("source")}
@@ -190,7 +197,7 @@ def _note_missing(found: RunFolder) -> None:
         # a pipeline without proxy samples takes the full pre-training as its source proxy
         own_proxy = pipeline is None or pipeline.setting_of("cfs", "proxy_samples") != 0
         control = bool(pipeline and pipeline.setting_of("cfs", "control"))
-        for name, meaning in EXPECTED.items():
+        for name, meaning in (EXPECTED if found.has_target else EXPECTED_WITHOUT_TARGET).items():
             wanted = {"proxy/source": own_proxy, "pretrain/control": control}.get(name, True)
             if found.named(name) is None and wanted:
                 found.notes.append(f"Not there: {meaning} ({name}).")

@@ -27,6 +27,7 @@ from reidssl.plots.pictures import attention_overlay, data_uri, encode, thumbnai
 from reidssl.plots.strips import Match, ranking_strip
 
 SAMPLES, QUERIES, ATTENTION_IMAGES = 16, 4, 10
+CLUSTERS, CLUSTER_IMAGES = 12, 12
 MOST_MODELS = 6  # keeps the page small for folders with many runs
 THUMBNAIL_HEIGHT, ATTENTION_HEIGHT = 128, 160
 
@@ -67,6 +68,23 @@ def samples(data: DataSet, keys: list[str], scores: np.ndarray, planted: np.ndar
             for side, rows in chosen.items()}
 
 
+def clusters(data: DataSet, keys: list[str], labels: np.ndarray) -> list[dict[str, Any]]:
+    """{"size", "images"} of some clusters, from the largest to the smallest by even steps; images spread over each."""
+    names, sizes = np.unique(labels[labels >= 0], return_counts=True)
+    order = np.argsort(-sizes, kind="stable")
+    chosen = order[_spread(len(order), CLUSTERS)]
+    rows = {int(at): np.flatnonzero(labels == names[at]) for at in chosen}
+    shown = {at: own[_spread(len(own), CLUSTER_IMAGES)] for at, own in rows.items()}
+    images = images_of(data, [keys[row] for own in shown.values() for row in own])
+    return [{"size": int(sizes[at]), "images": [{"key": keys[row], "image": _picture(images[keys[row]])}
+                                                for row in own if keys[row] in images]} for at, own in shown.items()]
+
+
+def _spread(total: int, count: int) -> np.ndarray:
+    """At most `count` of the positions 0 .. total - 1, evenly spread."""
+    return np.unique(np.linspace(0, max(total - 1, 0), min(count, total)).astype(int))
+
+
 def galleries(folder: RunFolder) -> tuple[str, list[dict[str, Any]]]:
     """(setting, queries) with, for each query, the ranking of every init of that setting below each other.
 
@@ -97,7 +115,7 @@ def _rankings(member: Member, notes: list[str]) -> dict[str, dict[str, Any]]:
 
 def _gallery(folder: RunFolder, rankings: dict[Member, dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
     queries = list(next(iter(rankings.values())))
-    queries = [queries[at] for at in np.unique(np.linspace(0, len(queries) - 1, min(QUERIES, len(queries))).astype(int))]
+    queries = [queries[at] for at in _spread(len(queries), QUERIES)]
     entries = {query: [(one, found[query]) for one, found in rankings.items() if query in found] for query in queries}
     keys = {key for query, own in entries.items() for _, entry in own for key in (query, *entry["matches"])}
     images: dict[str, bytes] = {}
@@ -144,7 +162,7 @@ def attention_maps(folder: RunFolder, models: list[tuple[str, LoadedModel]]) -> 
     try:
         split = "query" if "query" in data.manifest.splits else None
         table = read_rows(data.location, ["key", "camid"], split=split)
-        places = np.unique(np.linspace(0, table.num_rows - 1, ATTENTION_IMAGES).astype(int))
+        places = _spread(table.num_rows, ATTENTION_IMAGES)
         chosen, camids = table["key"].take(places).to_pylist(), table["camid"].to_numpy()[places]
         images = images_of(data, chosen)
         chosen = [key for key in chosen if key in images]

@@ -59,18 +59,18 @@ class CfsConfig:
 class PipelineConfig:
     """The whole job. pretrain.data, pretrain.output and the like are set by the pipeline."""
 
-    output: OutputPath = "runs/demo"
+    output: OutputPath = "runs/pipeline"
     """Folder of everything."""
-    source: SourceConfig = field(default_factory=lambda: SourceConfig(kind="synthetic", part="pretrain"))
-    """The unlabelled pre-training images."""
-    labelled: SourceConfig = field(default_factory=lambda: SourceConfig(kind="synthetic", part="source"))
-    """The labelled source set (UDA)."""
-    target: SourceConfig = field(default_factory=lambda: SourceConfig(kind="synthetic", part="target"))
-    """The target set with train, query and gallery."""
+    pretrain_set: SourceConfig = field(default_factory=lambda: SourceConfig(part="pretrain"))
+    """The unlabelled images to pre-train on; required."""
+    source_set: SourceConfig = field(default_factory=lambda: SourceConfig(part="source"))
+    """The labelled set that UDA starts from; required for it alone."""
+    target_set: SourceConfig = field(default_factory=lambda: SourceConfig(part="target"))
+    """The target set with identities in train, query and gallery; required unless settings=[]."""
     row_group_rows: int = 256
     """Images in a row group of the shards."""
     settings: list[str] = field(default_factory=lambda: list(SETTINGS))
-    """Fine-tuning settings to run."""
+    """Fine-tuning settings to run; []: none."""
     pretrain: PretrainConfig = field(default_factory=lambda: PretrainConfig(output="", data=DataConfig(uri="")))
     finetune: FinetuneStageConfig = field(default_factory=FinetuneStageConfig)
     cfs: CfsConfig = field(default_factory=CfsConfig)
@@ -81,6 +81,5 @@ class PipelineConfig:
     def __post_init__(self) -> None:
         if self.row_group_rows < 1:
             raise ValueError(f"row_group_rows must be at least 1: got {self.row_group_rows}")
-        unknown = set(self.settings) - set(SETTINGS)
-        if unknown or not self.settings:
+        if set(self.settings) - set(SETTINGS):
             raise ValueError(f"settings must be some of {', '.join(SETTINGS)}: got {list(self.settings)}")
