@@ -1,11 +1,12 @@
 # make demo   pre-train, select, fine-tune, evaluate and report on synthetic people (CPU; sized for 20 minutes on 2 idle cores)
 # make test   the test suite; make test-slow: the faults on a whole cluster and the rare variants, about as long again
+# make test-gpu   the tests that need a GPU, on a machine that has one
 # make bench  speed and memory against what one would install instead (make bench BENCH=--full: the published sizes, many minutes)
 # make lint   ruff and mypy
 # make clean  remove the environment and the demo's run
 #
 # The first call makes .venv with the locked dependencies; later calls reuse it.
-# GPU machines: make EXTRA=gpu env
+# GPU machines: make EXTRA=gpu env; make EXTRA=gpu test-gpu; .venv/bin/python -m benchmarks.gpu
 
 PYTHON ?= $(or $(shell command -v python3.11),python3)
 EXTRA ?= cpu
@@ -15,7 +16,7 @@ STAMP := $(VENV)/.installed-$(EXTRA)
 DEMO_RUN ?= runs/demo
 BENCH ?=
 
-.PHONY: demo test test-slow bench lint env clean check
+.PHONY: demo test test-slow test-gpu bench lint env clean check
 
 demo: env
 	$(RUN) -m platform.pipeline output=$(DEMO_RUN)
@@ -25,6 +26,9 @@ test: env
 
 test-slow: env
 	$(RUN) -m pytest -m slow
+
+test-gpu: env
+	$(RUN) -m pytest -m gpu -rs
 
 bench: env
 	$(RUN) -m benchmarks.pseudo_labels $(BENCH)
