@@ -1,4 +1,4 @@
-"""What an accelerator wants and a CPU does not: pinned copies, exact products, compiled functions.
+"""What an accelerator wants and a CPU does not: pinned copies and compiled functions.
 
 Every function here does nothing on a CPU, so that callers have one code for both.
 """
@@ -6,8 +6,7 @@ Every function here does nothing on a CPU, so that callers have one code for bot
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,22 +22,9 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-@contextmanager
-def exact_products(device: torch.device) -> Iterator[None]:
-    """A region in which products of float32 matrices keep all 24 bits, whatever the process has allowed them (TF32 keeps 11)."""
-    allowed = torch.get_float32_matmul_precision()
-    if device.type == "cpu" or allowed == "highest":
-        yield
-        return
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(allowed)
-
-
 def compiles(device: torch.device) -> bool:
-    """Whether torch.compile pays on this device: GPUs from compute capability 7.0 with Triton. A CPU would wait for a C++ compiler."""
+    """Whether torch.compile pays on this device: on GPUs from compute capability 7.0, with Triton. Not on a CPU, which would wait
+    for a C++ compiler."""
     return (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
             and importlib.util.find_spec("triton") is not None)
 

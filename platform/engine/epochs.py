@@ -13,7 +13,7 @@ from torch import Tensor
 from platform.engine import zero
 from platform.engine.checkpoints import CheckpointStore, Found
 from platform.engine.consolidation import consolidate, restore
-from platform.engine.device import device
+from platform.engine.device import device, upload
 from platform.engine.errors import UserError
 from platform.engine.images import ImageSet
 from platform.engine.launch import report_line
@@ -85,10 +85,10 @@ class PhaseTrainer:
         for steps, step in enumerate(grouped(work.batches, batch.micro_batches_per_step)):
             features, labels = [], []
             for index, positions in list(enumerate(step))[rank :: dist.get_world_size()]:
-                images = augment(phase.images.batch(positions).to(device()),
+                images = augment(upload(phase.images.batch(positions)),
                                  batch_seeds(self.seed, phase.images, epoch, steps, positions))
                 torch.manual_seed(mix(self.seed, number, epoch, steps, index))  # drop path
-                target = torch.from_numpy(work.labels[positions]).to(device())
+                target = upload(work.labels[positions])
                 output = engine(images)
                 loss, terms = phase.loss(output, target)
                 where, advice = f"in {phase.name} epoch {epoch + 1} step {steps + 1}", f"Lower {phase.name}.learning_rate"
@@ -152,7 +152,7 @@ def extract(model: ReidModel, images: ImageSet, neck: str, augment: ReidAugmentC
     starts = list(range(0, len(images), EXTRACTION_BATCH))
     own = []
     for start in starts[rank::world]:
-        batch = images.batch(np.arange(start, min(start + EXTRACTION_BATCH, len(images)))).to(device())
+        batch = upload(images.batch(np.arange(start, min(start + EXTRACTION_BATCH, len(images)))))
         inputs = normalise(batch, augment.mean, augment.std).to(next(model.parameters()).dtype)
         own.append(model(inputs).embedding(neck).float().cpu())
     model.train(training)

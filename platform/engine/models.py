@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from platform.engine.device import device
+from platform.engine.device import device, upload
 from platform.engine.errors import UserError
 from platform.engine.storage import Location, StorageConfig, open_storage
 from reidssl.augment.reid import normalise
@@ -57,7 +57,7 @@ class LoadedModel:
 
     def embed(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> L2-normalised float32 (B, D), the feature used for retrieval."""
-        inputs = normalise(images.to(device()), self.mean, self.std)
+        inputs = normalise(upload(images), self.mean, self.std)
         if self.reid is None:
             return F.normalize(self.backbone(inputs), dim=-1)
         return self.reid(inputs).embedding(self.neck)

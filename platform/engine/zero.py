@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from platform.engine import device as devices
 from platform.engine.errors import UserError
 from platform.engine.partitions import is_partitioned, partitions
 from reidssl.optim import clip_global_, clip_per_tensor_
@@ -21,8 +22,9 @@ class DeepSpeedConfig:
     zero_stage: int = 1
     """0: replicated; 1: optimizer states partitioned; 2: gradients too; 3: parameters too. One worker alone has nobody to
     share with and runs as with 0."""
-    precision: str = "fp32"
-    """fp32, or bf16: the student computes in bf16 by autocast, while weights, moments, norms and the teacher stay fp32."""
+    precision: str = "auto"
+    """fp32; bf16: student and teacher compute in bf16 by autocast, while weights, moments, losses, the centre and the moving
+    average stay fp32; or auto: bf16 on GPUs, fp32 on CPUs."""
     clip: float = 3.0
     """Largest gradient norm; 0 switches clipping off."""
     clip_per_tensor: bool = False
@@ -31,8 +33,8 @@ class DeepSpeedConfig:
     def __post_init__(self) -> None:
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"zero_stage must be 0, 1, 2 or 3: got {self.zero_stage}")
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision must be fp32 or bf16: got '{self.precision}'")
+        if self.precision not in devices.PRECISIONS:
+            raise ValueError(f"precision must be auto, fp32 or bf16: got '{self.precision}'")
         if self.clip < 0:
             raise ValueError(f"clip must be 0 (off) or positive: got {self.clip}")
         if self.clip_per_tensor and self.zero_stage != 0:
@@ -49,6 +51,8 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: Dee
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # gloo does the communication on CPU; DeepSpeed's shared-memory kernels would be compiled here on first use.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    precision = devices.precision(config.precision)
+    devices.allow_fast_products(precision)
     world = dist.get_world_size()
     stage = config.zero_stage if world > 1 else 0
     settings = {
@@ -57,7 +61,7 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: Dee
         "gradient_accumulation_steps": accumulation,
         "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 1000},
         # Not DeepSpeed's "bf16": it casts the weights of batch norms and not their statistics, which then do not fit.
-        "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16", "lower_precision_safe_modules": []},
+        "torch_autocast": {"enabled": precision == "bf16", "dtype": "bfloat16", "lower_precision_safe_modules": []},
         "gradient_clipping": config.clip if stage else 0.0,  # whole gradients are clipped in `step`, which looks at their norm
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reidssl.accelerator import compiled, exact_products, send
+from reidssl.accelerator import compiled, send
 from reidssl.augment import colour, geometry
 from reidssl.precision import no_autocast
 
@@ -27,7 +27,8 @@ _BOX, _FLIP, _GREY, _SIGMA, _SOLARISE, _STEPS = slice(0, 4), 4, 5, 6, 7, slice(8
 def table_of(draws: Any, num_views: int) -> NDArray[np.float64]:
     """The parameters of V * B crops, as `MultiCrop` draws them view after view, as one float64 (24, N)."""
     steps = colour.jitter_steps(draws.jittered, draws.orders, draws.factors).reshape(-1, len(draws.orders))
-    table = np.concatenate([draws.boxes.T, draws.flipped[None], draws.grey[None], draws.sigmas[None], draws.solarised[None], steps])
+    single = [draws.flipped[None], draws.grey[None], draws.sigmas[None], draws.solarised[None]]
+    table = np.concatenate([draws.boxes.T, *single, steps])
     return table.reshape(len(table), num_views, -1).swapaxes(1, 2).reshape(len(table), -1)
 
 
@@ -42,7 +43,7 @@ def make_crops(images: Tensor, groups: list[tuple[tuple[int, int], int, Any]], l
     # Everything that was drawn travels in one copy.
     table = send(torch.from_numpy(np.concatenate(tables, axis=1)), images.device)
     work = compiled(_crops_of_one_size, images.device) if may_compile else _crops_of_one_size
-    with exact_products(images.device), no_autocast(images):
+    with no_autocast(images):
         source = images.permute(0, 2, 1, 3).to(torch.float32, memory_format=torch.contiguous_format)  # (B, H, 3, W)
         return [work(source, part, size, num_views, largest_sigma, tuple(mean), tuple(std))
                 for part, (size, num_views, _) in zip(table.split([one.shape[1] for one in tables], dim=1), groups, strict=True)]

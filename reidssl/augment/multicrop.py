@@ -2,8 +2,8 @@
 
 Two large ("global") and several small ("local") crops of every image, each with its own flip, colour jitter,
 greyscale, blur and, on the second global crop, solarisation. Whole batches of uint8 images go in; the work is
-done on the device they are on (by `batched.py`; on a CPU by the loops of `compiled.py`). What happens to an image depends on its seed
-alone, not on its batch.
+done on the device they are on (by `batched.py`; on a CPU by the loops of `compiled.py`). What happens to an image depends on its
+seed alone, not on its batch.
 
     crops = MultiCrop(MultiCropConfig())(images, sample_seeds(seed, epoch, keys))
 
