@@ -1,12 +1,13 @@
 # make demo   pre-train, select, fine-tune, evaluate and report on synthetic people (CPU; sized for 20 minutes on 2 idle cores)
 # make test   the test suite; make test-slow: the faults on a whole cluster and the rare variants, about as long again
+# make test-gpu   the tests that need a GPU, on a machine that has one
 # make bench  speed and memory against what one would install instead (make bench BENCH=--full: the published sizes, many minutes)
 # make lint   ruff and mypy
 # make docs   the guides, the configuration reference and the library's API as a site in site/
 # make clean  remove the environment, the demo's run and the site
 #
 # The first call makes .venv with the locked dependencies; later calls reuse it.
-# GPU machines: make EXTRA=gpu env
+# GPU machines: make EXTRA=gpu env; make EXTRA=gpu test-gpu; .venv/bin/python -m benchmarks.gpu
 
 PYTHON ?= $(or $(shell command -v python3.11),python3)
 EXTRA ?= cpu
@@ -16,7 +17,7 @@ STAMP := $(VENV)/.installed-$(EXTRA)
 DEMO_RUN ?= runs/demo
 BENCH ?=
 
-.PHONY: demo test test-slow bench lint docs env clean check
+.PHONY: demo test test-slow test-gpu bench lint docs env clean check
 
 demo: env
 	$(RUN) -m platform.pipeline experiment=demo output=$(DEMO_RUN)
@@ -26,6 +27,9 @@ test: env
 
 test-slow: env
 	$(RUN) -m pytest -m slow
+
+test-gpu: env
+	$(RUN) -m pytest -m gpu -rs
 
 bench: env
 	$(RUN) -m benchmarks.pseudo_labels $(BENCH)

@@ -5,6 +5,8 @@
 
 JPEGs of 256 x 128 in; batches of 64 with 2 crops of 256 x 128 and 8 of 128 x 64 out, normalised; 2 cores each: ours with two
 threads, lightly's in a DataLoader with two worker processes. Same crops, jitter, greyscale, blur and solarisation.
+Before that, without lightly, the multi-crop alone on decoded images: the compiled loops of CPUs against the batched operators of
+accelerators, both on this CPU.
 
 lightly is installed beside the environment, not into it (it would change versions of the others):
   pip install --target lightly-packages --no-deps lightly lightly-utils pytorch-lightning torchmetrics lightning-utilities
@@ -66,6 +68,36 @@ def ours(num):
     return lambda: run(num), summary
 
 
+def loops(num):
+    """The crops alone, by the compiled loops that CPUs use."""
+    return _alone(num, use_compiled=True)
+
+
+def operators(num):
+    """The crops alone, by the batched operators that accelerators use."""
+    return _alone(num, use_compiled=False)
+
+
+def _alone(num, use_compiled):
+    import torch
+
+    from platform.engine.windows import decode_image
+    from reidssl.augment.multicrop import MultiCrop, MultiCropConfig
+    from reidssl.seeding import sample_seeds
+
+    torch.set_num_threads(CORES)
+    multicrop = MultiCrop(MultiCropConfig(global_size=GLOBAL, local_size=LOCAL, num_local=NUM_LOCAL), use_compiled)
+    images = torch.from_numpy(np.stack([decode_image(one, GLOBAL) for one in encoded(BATCH)]))
+
+    def run(stop):
+        for start in range(0, stop, BATCH):
+            crops = multicrop(images, sample_seeds(0, 0, [str(start + i) for i in range(BATCH)]))
+        return crops
+
+    run(BATCH)
+    return lambda: run(num), summary
+
+
 class Decoded:
     """What lightly's users write: a data set that decodes and transforms one image."""
 
@@ -107,13 +139,15 @@ def summary(crops):
 
 def main() -> None:
     arguments = arguments_of(__doc__)
+    num = FULL if arguments.full else QUICK
+    print_machine()
+    sides = [measure(__spec__.name, side, num, arguments.repeats) for side in ("loops", "operators")]
+    print_sides(f"2 + 8 crops of {num:,} decoded images", *sides, "batched operators")
     try:
         import lightly.transforms  # noqa: F401
     except ImportError as error:
         raise SystemExit(f"error: lightly cannot be imported ({error}); how to install it beside the environment:\n\n{__doc__}") \
             from None
-    num = FULL if arguments.full else QUICK
-    print_machine()
     sides = [measure(__spec__.name, side, num, arguments.repeats) for side in ("ours", "lightly")]
     print_sides(f"2 + 8 crops of {num:,} images", *sides, "lightly's DINOTransform")
     print(f"  images per second: {num / sides[0].seconds:.0f} against {num / sides[1].seconds:.0f}")

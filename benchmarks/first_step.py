@@ -22,10 +22,10 @@ TINY = ["model.image_size=[64,32]", "model.width=32", "model.depth=1", "model.he
         "length.samples=128", "tracking.every_steps=1"]
 
 
-def start(data: str, output: str) -> tuple[float, float]:
+def start(data: str, output: str, *overrides: str) -> tuple[float, float]:
     """(seconds until Ray is there, until the first step)."""
     started, connected = time.perf_counter(), 0.0
-    command = [sys.executable, "-m", "platform.pretrain", f"data.uri={data}", f"output={output}", *TINY]
+    command = [sys.executable, "-m", "platform.pretrain", f"data.uri={data}", f"output={output}", *TINY, *overrides]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         lines = []

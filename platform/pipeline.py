@@ -32,7 +32,6 @@ from typing import Any
 
 from platform.cluster import ClusterProgramConfig
 from platform.cluster import main as run_cluster
-from platform.engine.config import run_program
 from platform.engine.errors import UserError
 from platform.engine.records import read_record
 from platform.engine.runs import VOLATILE, environment, open_run

@@ -25,12 +25,12 @@ from platform.engine import zero
 from platform.engine.checkpoints import BackgroundWriter, CheckpointStore
 from platform.engine.config import to_dataclass
 from platform.engine.corrupt import CorruptSamples
-from platform.engine.device import device
+from platform.engine.device import ahead, device, keep_compiled_code, precision, upload
 from platform.engine.errors import UserError
 from platform.engine.launch import launch, notices, report_line
 from platform.engine.notices import STOP, WAIT
 from platform.engine.optimizers import Schedules, pretraining_optimizer
-from platform.engine.partitions import named_full_parameters
+from platform.engine.partitions import full_parameters
 from platform.engine.patience import patiently
 from platform.engine.plan import Plan, stream_seeds
 from platform.engine.probe import Probe
@@ -47,6 +47,7 @@ from platform.engine.storage import open_storage
 from platform.engine.stream import stream
 from platform.engine.tracking import Tracker, format_row, record_keys
 from platform.engine.training_state import find_newest, restore, save
+from reidssl.accelerator import wants_compiling
 from reidssl.augment.multicrop import MultiCrop
 from reidssl.models.checkpoints import model_bytes, weights_hash
 from reidssl.objectives import build_objective
@@ -123,12 +124,21 @@ def train(arguments: dict[str, Any]) -> None:
             config.scaling.decode_resource)
 
     objective = build_objective(config.model, config.objective, config.stream.seed).to(device())
+    objective.bf16_teacher = precision(config.deepspeed.precision) == "bf16"
     objective.train()
     norms = StepBatchNorm(objective)
+    if config.deepspeed.zero_stage < 3 and wants_compiling(config.compile, device()):
+        keep_compiled_code()
+        objective.compile_backbones()
     optimizer = pretraining_optimizer(config.optimizer, objective.student.named_parameters(), objective.may_rest)
     engine = zero.build_engine(objective.student, optimizer, config.deepspeed,
                                micro_batch=config.stream.micro_batch, accumulation=accumulation)
     crop = MultiCrop(config.augment)
+
+    def crops_of(images: dict[str, Any]) -> list[torch.Tensor]:
+        return crop(upload(images["image"]), stream_seeds(config.stream.seed, images["epoch"], images["key"]))
+
+    prepared = ahead(micro_batches, crops_of) if seen < total else iter(())
     schedules = Schedules(config.optimizer, config.objective.teacher_momentum, batch, plan.samples_per_epoch, total)
     writer = BackgroundWriter(store, config.storage.patience_s, report_line)
     restore(newest, engine, objective, norms)
@@ -147,13 +157,11 @@ def train(arguments: dict[str, Any]) -> None:
         zero.set_schedules(engine, schedules.learning_rate(seen), schedules.weight_decay(seen),
                            objective.rests(Progress(seen, plan.samples_per_epoch, total)))
         for index in range(accumulation):
-            images = next(micro_batches)
-            seeds = stream_seeds(config.stream.seed, images["epoch"], images["key"])
-            crops = crop(torch.from_numpy(images["image"]).to(device()), seeds)
+            images, crops = next(prepared)
             progress = Progress(seen, plan.samples_per_epoch, total, index * world + rank)
             # drop path: a function of the micro-batch, not of the worker that computes it
             torch.manual_seed(mix(config.stream.seed, seen, progress.micro_batch))
-            output = objective(engine, crops, progress)
+            output = objective(engine, list(crops), progress)
             check_finite(output.loss, output.terms, f"at step {seen // batch + 1} on rank {rank}", ADVICE)
             engine.backward(output.loss)
             zero.step(engine, config.deepspeed, f"at step {seen // batch + 1}", ADVICE)
@@ -165,7 +173,7 @@ def train(arguments: dict[str, Any]) -> None:
         step_means = means.reduce()
         norms.commit(step_means)
         objective.update({k[10:]: v for k, v in step_means.items() if k.startswith("statistic/")}, rows.gather())
-        objective.update_teacher(named_full_parameters(engine.module), schedules.teacher_momentum(seen))
+        objective.update_teacher(full_parameters(engine.module), schedules.teacher_momentum(seen))
         for reason in corrupt.step(step_means["corrupt"], config.stream.micro_batches_per_step, progress.epoch):
             report_line(f"set aside: {reason}")
         seen += batch

@@ -20,7 +20,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from platform.cluster import read_labels
-from platform.engine.config import ROOT, run_program
+from platform.engine.config import ROOT
 from platform.engine.errors import UserError
 from platform.engine.report import charts, pictures, tables
 from platform.engine.report import selection as selections

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from platform.engine.device import device, use_threads
+from platform.engine.device import upload, use_threads
 from platform.engine.errors import UserError, user_error_of
 from platform.engine.features import FEATURE, stored_part
 from platform.engine.inference import stream_through_actors
@@ -55,7 +55,7 @@ class Scorer:
 
     @torch.inference_mode()
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        images = torch.from_numpy(np.ascontiguousarray(batch["image"])).to(device())
+        images = upload(np.ascontiguousarray(batch["image"]))
         source, target = (model.features(images, batch["camid"]) for model in (self.source, self.target))
         found = {"score": cfs_scores(source, target)} if self.measure == "cosine" else {"source": source, "target": target}
         arrays = {name: each.float().cpu().numpy() for name, each in found.items()}

@@ -7,6 +7,8 @@ LARGEST_MARGIN = {"arcface": math.pi, "cosface": 2.0, "circle": 1.0}
 """The margin losses, and what each margin must stay below."""
 MEASURES = ("cosine", "neighbourhood")
 """Of the Catastrophic Forgetting Score (reidssl/selection/cfs.py)."""
+PRECISIONS = ("auto", "fp32", "bf16")
+COMPILE_CHOICES = ("auto", "on", "off")
 NECKS = ("before", "after")
 """Sides of the batch-norm neck of a re-ID model."""
 GALLERY_BLOCK = 131072

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from reidssl.choices import OPTIMIZERS
+from reidssl.precision import widened
 
 NamedParameters = Iterable[tuple[str, torch.nn.Parameter]]
 
@@ -29,7 +30,9 @@ def build_optimizer(name: str, groups: list[dict[str, Any]], lr: float, momentum
         beta2: AdamW's alone.
     """
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=(momentum, beta2))
+        # On a GPU one kernel for all tensors; on a CPU the plain loop, whose rounding published curves have.
+        fused = {parameter.device.type for group in groups for parameter in group["params"]} == {"cuda"}
+        return torch.optim.AdamW(groups, lr=lr, betas=(momentum, beta2), fused=fused or None)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum)
     if name == "lars":
@@ -136,9 +139,8 @@ def clip_per_tensor_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return torch.zeros(())
-    norms = torch.stack([gradient.float().norm() for gradient in gradients])
-    for gradient, scale in zip(gradients, (max_norm / (norms + 1e-6)).clamp(max=1.0), strict=True):
-        gradient.mul_(scale)
+    norms = torch.stack(torch._foreach_norm([widened(gradient) for gradient in gradients]))
+    torch._foreach_mul_(gradients, list((max_norm / (norms + 1e-6)).clamp(max=1.0).unbind()))
     return norms.max()
 
 
@@ -151,3 +153,68 @@ def clip_global_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     if not max_norm > 0:
         raise ValueError(f"max_norm must be positive: got {max_norm}")
     return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+
+
+def broken_as_nan(loss: Tensor) -> Tensor:
+    """The loss, times NaN where it is not finite: then all its gradients are NaN, though their own formulas may be finite.
+
+    So the norm of the gradients, which workers share after their reduction, tells of the loss as well. Where the loss is finite,
+    loss and gradients keep their bits. Nothing is read back from the device.
+    """
+    return loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
+
+
+def can_mask(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether `masked_step` works with it: torch's fused AdamW, Adam and SGD."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def masked_step(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
+    """`optimizer.step()`, but where `norm` is not finite weights, moments and step counts stay as they were, to the bit.
+
+    The device decides: nothing is read back. It is the way of torch's gradient scaler, which leaves a fused optimiser the flag.
+
+    Args:
+        optimizer: one that `can_mask`.
+        norm: scalar on the parameters' device, of all gradients.
+    """
+    if not can_mask(optimizer):
+        raise ValueError(f"only fused optimisers can pass over a step: got {type(optimizer).__name__} without fused=True")
+    optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.found_inf, optimizer.grad_scale  # type: ignore[attr-defined]
+
+
+class FirstBroken:
+    """Remembers on the device where something was not finite for the first time, until somebody reads it.
+
+        broken = FirstBroken(device)
+        broken.watch(step, output.terms)            each micro-batch; a few small kernels, nothing is read back
+        found = broken.read()                       when the log is written and before a checkpoint: waits for the device
+
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._step = torch.full((), -1, dtype=torch.int64, device=device)
+        self._values: Tensor | None = None
+        self._names: list[str] = []
+
+    @torch.no_grad()
+    def watch(self, step: int, terms: dict[str, Tensor]) -> None:
+        """Note `step` and the scalars `terms`, the same names at every call, if one of them is the first that is not finite."""
+        values = torch.stack([value.detach().float() for value in terms.values()])
+        if self._values is None:
+            self._names, self._values = list(terms), torch.zeros_like(values)
+        first = ~torch.isfinite(values).all() & (self._step < 0)
+        self._values = torch.where(first, values, self._values)
+        self._step = torch.where(first, step, self._step)
+
+    def read(self) -> tuple[int, dict[str, float]] | None:
+        """(step, its terms) of the first that was not finite; None if all were."""
+        step = int(self._step)
+        if step < 0 or self._values is None:
+            return None
+        return step, dict(zip(self._names, self._values.tolist(), strict=True))

@@ -8,6 +8,9 @@ Half types have 8 or 11 bits: a distance as the difference of two large squares,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -17,6 +20,23 @@ def widened(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def no_autocast(tensor: Tensor) -> torch.autocast:
-    """A region without autocast on the tensor's device."""
-    return torch.autocast(tensor.device.type, enabled=False)
+@contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """A region in which products of float32 matrices keep all 24 bits, whatever the process has allowed them (TF32 keeps 11)."""
+    allowed = torch.get_float32_matmul_precision()
+    if device.type == "cpu" or allowed == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(allowed)
+
+
+@contextmanager
+def no_autocast(tensor: Tensor) -> Iterator[None]:
+    """A region without autocast on the tensor's device, and with exact products. Backward passes run outside of it: gradients of
+    products have the bits that the process allows."""
+    with torch.autocast(tensor.device.type, enabled=False), exact_products(tensor.device):
+        yield

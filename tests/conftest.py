@@ -1,5 +1,6 @@
 """Shared fixtures: the programs' package, one Ray for the whole session, an S3 server on loopback."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +15,19 @@ if not hasattr(platform, "__path__"):
     platform.__path__ = [str(ROOT / "platform")]
 
 import pytest  # noqa: E402
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked `gpu` run where torch finds a GPU; GPU_TESTS_ANYWHERE=1 runs them on a CPU, to try their code."""
+    wanting = [item for item in items if item.get_closest_marker("gpu")]
+    if not wanting or os.environ.get("GPU_TESTS_ANYWHERE"):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in wanting:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU: `make test-gpu` on a machine that has one"))
+
 
 pytest_plugins = ["tests.fixtures_s3", "tests.fixtures_shards", "tests.fixtures_runs"]
 

@@ -112,7 +112,12 @@ def _create_optimizer_state(engine: Any, moments: Iterable[str], steps: dict[str
         for moment in moments:
             state[moment] = torch.zeros_like(part.flat, dtype=torch.float32)
         if part.parameters and names[id(part.parameters[0])] in steps:  # those of one partition move together
-            state["step"] = torch.tensor(steps[names[id(part.parameters[0])]])
+            state["step"] = _step_count(steps[names[id(part.parameters[0])]], part.flat, part.group)
+
+
+def _step_count(count: float, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+    """Of an optimiser: fused ones count on the parameter's device, others on the CPU."""
+    return torch.tensor(count, device=parameter.device if group.get("fused") else "cpu")
 
 
 def _restore_parameter(engine: Any, parameter: Tensor, value: Tensor, moments: dict[str, Tensor],
@@ -137,7 +142,8 @@ def _restore_parameter(engine: Any, parameter: Tensor, value: Tensor, moments: d
             state_of = engine.optimizer.state[parameter]
             state_of.update({name: state.to(parameter.device).clone() for name, state in moments.items()})
             if step is not None:
-                state_of["step"] = torch.tensor(step)
+                group = next(one for one in engine.optimizer.param_groups if any(own is parameter for own in one["params"]))
+                state_of["step"] = _step_count(step, parameter, group)
     else:
         safe_set_full_fp32_param(parameter, value.to(parameter.device))
         for moment, state in moments.items():

@@ -14,7 +14,7 @@ from torch import Tensor
 from platform.engine import zero
 from platform.engine.checkpoints import CheckpointStore, Found
 from platform.engine.consolidation import consolidate, restore
-from platform.engine.device import device
+from platform.engine.device import upload
 from platform.engine.images import ImageSet
 from platform.engine.launch import report_line
 from platform.engine.optimizers import finetuning_optimizer
@@ -47,7 +47,7 @@ class Trained:
     def inputs(self, seed: int, epoch: int, step: int, positions: np.ndarray, rows: slice) -> tuple[Tensor, Tensor | None]:
         """Augmented images, and their cameras where the model has cameras, of some rows of a step at `positions` (B,)."""
         seeds = batch_seeds(seed, self.phase.images, epoch, step, positions)[rows]
-        images = self.augment(self.phase.images.batch(positions[rows]).to(device()), seeds)
+        images = self.augment(upload(self.phase.images.batch(positions[rows])), seeds)
         return images, self.phase.images.cameras(positions[rows])
 
     def seed(self, seed: int, piece: slice, batch: int) -> None:
@@ -111,7 +111,7 @@ class PhaseTrainer:
         trained.engine.module.train()
         zero.set_schedules(trained.engine, phase.learning_rate(epoch))
         for step, positions in enumerate(work.batches):
-            labels = torch.from_numpy(work.labels[positions]).to(device())
+            labels = upload(work.labels[positions])
             remembered = self._step(trained, epoch, step, positions, labels, means)
             if remembered is not None:
                 phase.after_step(remembered, labels)
@@ -176,7 +176,7 @@ def extract(model: ReidModel, images: ImageSet, neck: str, augment: ReidAugmentC
     own = []
     for start in starts[rank::world]:
         positions = np.arange(start, min(start + EXTRACTION_BATCH, len(images)))
-        inputs = normalise(images.batch(positions).to(device()), augment.mean, augment.std).to(next(model.parameters()).dtype)
+        inputs = normalise(upload(images.batch(positions)), augment.mean, augment.std).to(next(model.parameters()).dtype)
         own.append(model(inputs, images.cameras(positions)).embedding(neck).float().cpu())
     model.train(training)
     parts: list[Any] = [own]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from platform.engine.cameras import Table, require_cameras, rows_of
-from platform.engine.device import device
+from platform.engine.device import device, upload
 from platform.engine.errors import UserError
 from platform.engine.schemas.phases import ChangesConfig as ChangesConfig
 from platform.engine.storage import Location, StorageConfig, open_storage
@@ -81,13 +81,13 @@ class LoadedModel:
 
     def features(self, images: Tensor, camids: np.ndarray | None = None) -> Tensor:
         """The backbone's features (B, D) of uint8 (B, 3, H, W); camids: int (B,), the data's, for a model with cameras."""
-        return self.backbone(normalise(images.to(device()), self.mean, self.std), self.camera_rows(camids))
+        return self.backbone(normalise(upload(images), self.mean, self.std), self.camera_rows(camids))
 
     def embed(self, images: Tensor, camids: np.ndarray | None = None) -> Tensor:
         """uint8 (B, 3, H, W), camids as for `features` -> L2-normalised float32 (B, D), the feature used for retrieval."""
         if self.reid is None:
             return F.normalize(self.features(images, camids), dim=-1)
-        inputs = normalise(images.to(device()), self.mean, self.std)
+        inputs = normalise(upload(images), self.mean, self.std)
         return self.reid(inputs, self.camera_rows(camids)).embedding(self.neck)
 
     def camera_rows(self, camids: np.ndarray | None) -> Tensor | None:

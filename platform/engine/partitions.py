@@ -1,7 +1,7 @@
 """Where a DeepSpeed engine of any ZeRO stage keeps its parameters and its optimiser's state."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -56,6 +56,14 @@ def full_parameter(parameter: Tensor) -> Iterator[Tensor]:
             yield parameter.data
     else:
         yield parameter.data
+
+
+def full_parameters(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    """(name, whole parameter) pairs: a list where all are here anyway; with ZeRO-3 one after the other, as they are gathered."""
+    named = list(model.named_parameters())
+    if any(hasattr(parameter, "ds_id") for _, parameter in named):
+        return named_full_parameters(model)
+    return [(name, parameter.data) for name, parameter in named]
 
 
 def named_full_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

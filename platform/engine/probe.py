@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from platform.engine.device import device
+from platform.engine.device import upload
 from platform.engine.images import ImageSet
 from platform.engine.schemas.training import ProbeConfig
 from platform.engine.storage import open_storage
@@ -31,7 +31,7 @@ class Probe:
     def __call__(self, backbone: Vit) -> dict[str, float]:
         from reidssl.metrics.ranking import leave_one_out, same_camera_share  # compiles on import: only when probing
 
-        features = torch.cat([backbone(normalise(batch.to(device()), self.mean, self.std)).cpu()
+        features = torch.cat([backbone(normalise(upload(batch), self.mean, self.std)).cpu()
                               for batch in self.images.batches(128)])
         pids, camids = np.asarray(self.images.pids), np.asarray(self.images.camids)
         return {"probe_mAP": float(leave_one_out(features, pids, camids).mAP),

@@ -24,6 +24,8 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: Dee
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # gloo does the communication on CPU; DeepSpeed's shared-memory kernels would be compiled here on first use.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    precision = devices.precision(config.precision)
+    devices.allow_fast_products(precision)
     world = dist.get_world_size()
     stage = config.zero_stage if world > 1 else 0
     settings = {
@@ -32,7 +34,7 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: Dee
         "gradient_accumulation_steps": accumulation,
         "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 1000},
         # Not DeepSpeed's "bf16": it casts the weights of batch norms and not their statistics, which then do not fit.
-        "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16", "lower_precision_safe_modules": []},
+        "torch_autocast": {"enabled": precision == "bf16", "dtype": "bfloat16", "lower_precision_safe_modules": []},
         "gradient_clipping": config.clip if stage else 0.0,  # whole gradients are clipped in `step`, which looks at their norm
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

@@ -2,13 +2,12 @@
 
 Two large ("global") and several small ("local") crops of every image, each with its own flip, colour jitter,
 greyscale, blur and, on the second global crop, solarisation. Whole batches of uint8 images go in; the work is
-done on the device they are on (on a CPU by the loops of `compiled.py`). What happens to an image depends on its seed
-alone, not on its batch.
+done on the device they are on (by `batched.py`; on a CPU by the loops of `compiled.py`). What happens to an image depends on its
+seed alone, not on its batch.
 
     crops = MultiCrop(MultiCropConfig())(images, sample_seeds(seed, epoch, keys))
 
-Legend: B images, V crops of one size, H x W source size, h x w crop size, `planes` (3, V * B, h, w) as in
-`colour.py`.
+Legend: B images, V crops of one size, H x W source size, h x w crop size.
 """
 
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reidssl.augment import colour, compiled, geometry
+from reidssl.augment import batched, colour, compiled, geometry
 from reidssl.augment.checks import check_images
 from reidssl.augment.config import MultiCropConfig
 from reidssl.seeding import uniforms
@@ -42,7 +41,8 @@ class Draws:
 class MultiCrop:
     """Draws and makes the crops of a batch; holds no state besides its configuration.
 
-    `use_compiled=False` makes a CPU do what accelerators do, for comparison: the same crops up to rounding, and slower.
+    `use_compiled=False` makes a CPU do what accelerators do, and an accelerator do it operator by operator, for comparison: the
+    same crops up to rounding, and slower.
     """
 
     def __init__(self, config: MultiCropConfig, use_compiled: bool = True) -> None:
@@ -58,41 +58,23 @@ class MultiCrop:
         """
         check_images(images, seeds)
         config = self.config
-        groups = [(config.global_size, [0, 1])]
+        sizes = [(config.global_size, [0, 1])]
         if config.num_local:
-            groups.append((config.local_size, list(range(2, 2 + config.num_local))))
-        crops: list[Tensor] = []
-        for size, views in groups:
-            # One block of memory for all crops of one size: each crop is a contiguous slice of it.
-            out = _room((len(views), len(images), 3, *size), images.device)
-            draws = self._draw(seeds, images.shape[2], images.shape[3], views)
-            if self.use_compiled and images.device.type == "cpu":
+            sizes.append((config.local_size, list(range(2, 2 + config.num_local))))
+        height, width = images.shape[2:]
+        groups = [(size, len(views), self._draw(seeds, height, width, views)) for size, views in sizes]
+        on_cpu = images.device.type == "cpu"
+        if on_cpu and self.use_compiled:
+            made = [_room((num_views, len(images), 3, *size)) for size, num_views, _ in groups]
+            for (_, _, draws), out in zip(groups, made, strict=True):
                 compiled.make_crops(images, draws, out, config.mean, config.std)
-            else:
-                self._make(images, draws, size, out)
-            crops.extend(out.unbind(0))
+        else:
+            blurs = max(config.blur_global1, config.blur_global2, config.blur_local) > 0
+            made = batched.make_crops(images, groups, config.blur_sigma[1] if blurs else 0.0, config.mean, config.std,
+                                      self.use_compiled)
+        # One block of memory for all crops of one size: each crop is a contiguous slice of it.
+        crops = [crop for block in made for crop in block.unbind(0)]
         return crops
-
-    def _make(self, images: Tensor, draws: Draws, size: tuple[int, int], out: Tensor) -> None:
-        """Make the crops of one size into `out` (V, B, 3, h, w)."""
-        num_views, num_images = out.shape[:2]
-        source = images.transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format)
-        planes = torch.empty(3, num_views, num_images, *size, device=images.device)
-        for position in range(num_views):
-            crop = slice(position * num_images, (position + 1) * num_images)
-            boxes, flipped = draws.boxes[crop], draws.flipped[crop]
-            target = planes[:, position]
-            geometry.crop_and_resize(source, boxes, size, flips=flipped, gain=1 / 255, out=target)
-        planes = planes.flatten(1, 2).clamp_(0.0, 1.0)
-        colour.jitter_(planes, draws.jittered, draws.orders, draws.factors)
-        colour.greyscale_(planes, draws.grey)
-        colour.gaussian_blur_(planes, draws.sigmas)
-        colour.solarise_(planes, draws.solarised)
-        planes = planes.unflatten(1, (num_views, num_images))
-        # (x - mean) / std in one pass, which also brings the channels behind the samples.
-        for channel, (mean, std) in enumerate(zip(self.config.mean, self.config.std, strict=True)):
-            offset = torch.tensor(-mean / std)
-            torch.add(offset, planes[channel], alpha=1 / std, out=out[:, :, channel])
 
     def _draw(self, seeds: NDArray[np.uint64], height: int, width: int, views: Sequence[int]) -> Draws:
         """The parameters of V * B crops, view after view; each view has its own stream of random numbers."""
@@ -128,8 +110,6 @@ class MultiCrop:
         )
 
 
-def _room(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Uninitialised float32. NumPy asks the system for large pages, and taking fresh memory costs a fifth then."""
-    if device.type == "cpu":
-        return torch.from_numpy(np.empty(shape, dtype=np.float32))
-    return torch.empty(shape, device=device)
+def _room(shape: tuple[int, ...]) -> Tensor:
+    """Uninitialised float32 on the CPU. NumPy asks the system for large pages, and taking fresh memory costs a fifth then."""
+    return torch.from_numpy(np.empty(shape, dtype=np.float32))

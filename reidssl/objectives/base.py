@@ -11,7 +11,8 @@ so nothing that an objective remembers depends on how many micro-batches or work
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from reidssl.models.vit import Vit
+from reidssl.precision import widened
 
 
 class StudentOutput(NamedTuple):
@@ -112,6 +114,8 @@ class Objective(nn.Module):
 
     student: nn.Module
     teacher: nn.Module | None
+    bf16_teacher: bool = False
+    """Whether the teacher computes in bf16 by autocast, as a student may; its weights and outputs stay fp32."""
     student_only: tuple[str, ...] = ()
     """Beginnings of the names of parameters that the teacher does not have, such as a predictor's."""
     may_rest: tuple[str, ...] = ()
@@ -140,13 +144,32 @@ class Objective(nn.Module):
         """
         return False
 
+    def compile_backbones(self, **options: Any) -> None:
+        """From now on both backbones run compiled, each as a whole with one graph for each crop size; names of parameters stay.
+
+        Whole, because blocks by themselves are compiled again for every rate of drop path. Copies (`export_backbone`) are not
+        compiled. options: of torch.compile.
+        """
+        for model in (self.student, self.teacher):
+            if model is not None:
+                model.backbone.compile(dynamic=False, **options)
+
+    @torch.no_grad()
+    def teach(self, crops: Sequence[Tensor], **options: Any) -> StudentOutput:
+        """What the teacher says to crops, without gradient: float32, or float64 where the teacher is."""
+        assert self.teacher is not None
+        half = torch.autocast(crops[0].device.type, torch.bfloat16) if self.bf16_teacher else nullcontext()
+        with half:
+            output = self.teacher(crops, **options)
+        return StudentOutput(*(None if value is None else widened(value) for value in output))
+
     @torch.no_grad()
     def update_teacher(self, student_parameters: Iterable[tuple[str, Tensor]], momentum: float) -> None:
         """teacher = momentum * teacher + (1 - momentum) * student, for parameters and not for buffers.
 
         Args:
-            student_parameters: (name within the student, full tensor of any float type); may come in several
-            calls.
+            student_parameters: (name within the student, full tensor of any float type); may come in several calls. A list is
+                taken all at once, in few kernels; of another iterable each tensor need only be valid until the next.
             momentum: in [0, 1].
         """
         if not 0.0 <= momentum <= 1.0:
@@ -154,12 +177,22 @@ class Objective(nn.Module):
         if self.teacher is None:
             return
         own = dict(self.teacher.named_parameters())
-        for name, value in student_parameters:
-            if name.startswith(self.student_only):
-                continue
-            if name not in own:
-                raise ValueError(f"the teacher has no parameter {name!r}; names are those of objective.student")
-            own[name].lerp_(value.to(own[name]), 1.0 - momentum)
+
+        def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+            for name, value in student_parameters:
+                if name.startswith(self.student_only):
+                    continue
+                if name not in own:
+                    raise ValueError(f"the teacher has no parameter {name!r}; names are those of objective.student")
+                yield own[name], value.to(own[name])
+
+        if isinstance(student_parameters, list):
+            found = list(pairs())
+            if found:
+                torch._foreach_lerp_([old for old, _ in found], [new for _, new in found], 1.0 - momentum)
+            return
+        for old, new in pairs():
+            old.lerp_(new, 1.0 - momentum)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """All that the objective remembers besides the student: its own buffers and all of the teacher.

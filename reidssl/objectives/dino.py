@@ -16,6 +16,7 @@ from reidssl.objectives.base import MultiCropModel, Objective, ObjectiveOutput, 
 from reidssl.objectives.config import DinoConfig
 from reidssl.objectives.koleo import koleo_loss
 from reidssl.objectives.sinkhorn import sinkhorn_knopp
+from reidssl.precision import no_autocast
 
 TEACHER_VIEWS = 2
 
@@ -48,7 +49,7 @@ def dino_loss(
             "expected student logits (V * B, K) and teacher probabilities (T * B, K) with V = num_crops, at least 2, and T at "
             f"most V: got {tuple(student_logits.shape)} and {tuple(teacher_probabilities.shape)} with num_crops {num_crops}"
         )
-    with torch.autocast(student_logits.device.type, enabled=False):  # sums of 65,536 terms: always fp32
+    with no_autocast(student_logits):  # sums of 65,536 terms: always fp32
         logits = student_logits.float() / student_temperature
         log_partition = logits.logsumexp(dim=-1).view(num_crops, num_images).mean(dim=1)  # (V,)
         products = logits.view(num_crops, -1) @ teacher_probabilities.view(num_views, -1).T  # (V, T)
@@ -104,9 +105,7 @@ class Dino(Objective):
         if len(crops) < TEACHER_VIEWS:
             raise ValueError(f"DINO needs at least its {TEACHER_VIEWS} global crops: got {len(crops)} crops")
         student = student_call(crops, freeze_last_layer=self.rests(progress))
-        with torch.no_grad():
-            teacher = self.teacher(crops[:TEACHER_VIEWS])
-        return self.distil(student, teacher, len(crops), progress)
+        return self.distil(student, self.teach(crops[:TEACHER_VIEWS]), len(crops), progress)
 
     def rests(self, progress: Progress) -> bool:
         """The last layer is held during the first `freeze_last_layer_epochs`."""

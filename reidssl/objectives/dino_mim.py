@@ -23,6 +23,7 @@ from reidssl.objectives.base import MultiCropModel, ObjectiveOutput, Progress, S
 from reidssl.objectives.config import DinoMimConfig
 from reidssl.objectives.dino import TEACHER_VIEWS, Dino
 from reidssl.objectives.masking import patch_masks
+from reidssl.precision import no_autocast
 from reidssl.seeding import mix
 
 
@@ -71,7 +72,7 @@ def patch_loss(logits: Tensor, targets: Tensor, weights: Tensor, temperature: fl
     Returns:
         Scalar float32, 0 or more.
     """
-    with torch.autocast(logits.device.type, enabled=False):
+    with no_autocast(logits):
         scaled = logits.float() / temperature
         return (weights * (scaled.logsumexp(dim=-1) - (targets * scaled).sum(dim=-1))).sum()
 
@@ -123,8 +124,9 @@ class DinoMim(Dino):
                             self.config.mask_share, self.config.mask_ratio, self.config.mask_aspect).to(crops[0].device)
         student = student_call(crops, hidden=masks.hidden, places=masks.places,
                                freeze_last_layer=self.rests(progress))
+        teacher = self.teach(crops[:TEACHER_VIEWS], hidden=masks.hidden, places=masks.places)
+        assert teacher.patch_logits is not None
         with torch.no_grad():
-            teacher = self.teacher(crops[:TEACHER_VIEWS], hidden=masks.hidden, places=masks.places)
             temperature = self.config.teacher_temperature_at(progress)
             targets = self.targets(teacher.patch_logits, self.patch_center, temperature)
         output = self.distil(student, teacher, len(crops), progress)

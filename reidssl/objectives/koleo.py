@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reidssl.precision import no_autocast
+
 EPSILON = 1e-8
 
 
@@ -26,7 +28,7 @@ def koleo_loss(features: Tensor) -> Tensor:
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"KoLeo needs the features (B, D) of at least 2 images: got shape {tuple(features.shape)}; "
                          "raise stream.micro_batch, or set koleo_weight=0")
-    with torch.autocast(features.device.type, enabled=False):
+    with no_autocast(features):
         unit = F.normalize(features.float(), dim=-1)
         with torch.no_grad():
             cosines = unit @ unit.T

@@ -88,9 +88,8 @@ class Moby(Objective):
             raise ValueError(f"MoBY needs 2 global crops of at least 2 images: got {len(crops)} crops of {len(crops[0])}")
         num_images = len(crops[0])
         queries = F.normalize(student_call(crops).logits.float(), dim=-1).view(len(crops), num_images, -1)
-        with torch.no_grad():
-            teacher = self.teacher(crops[:MOMENTUM_VIEWS])
-            keys = F.normalize(teacher.logits.float(), dim=-1).view(MOMENTUM_VIEWS, num_images, -1)
+        teacher = self.teach(crops[:MOMENTUM_VIEWS])
+        keys = F.normalize(teacher.logits, dim=-1).view(MOMENTUM_VIEWS, num_images, -1)
         scores = torch.cat([self._scores(queries[v], keys[m], m)
                             for m in range(MOMENTUM_VIEWS) for v in range(len(crops)) if v != m])
         own = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
@@ -101,7 +100,7 @@ class Moby(Objective):
                 "loss": loss.detach(),
                 "accuracy": (scores.argmax(dim=-1) == own).float().mean(),
                 "teacher_entropy": torch.special.entr(likeness).sum(dim=-1).mean(),
-                "feature_std": F.normalize(teacher.features.float(), dim=-1).std(dim=0, correction=0).mean(),
+                "feature_std": F.normalize(teacher.features, dim=-1).std(dim=0, correction=0).mean(),
             }
         return ObjectiveOutput(loss, terms, {}, {"keys": keys.transpose(0, 1)})
 

@@ -86,9 +86,8 @@ class MocoV3(Objective):
             raise ValueError(f"MoCo v3 needs 2 global crops of at least 2 images: got {len(crops)} crops of {len(crops[0])}")
         temperature, num_images = self.config.temperature, len(crops[0])
         queries = F.normalize(student_call(crops).logits.float(), dim=-1).view(len(crops), num_images, -1)
-        with torch.no_grad():
-            teacher = self.teacher(crops[:MOMENTUM_VIEWS])
-            keys = F.normalize(teacher.logits.float(), dim=-1).view(MOMENTUM_VIEWS, num_images, -1)
+        teacher = self.teach(crops[:MOMENTUM_VIEWS])
+        keys = F.normalize(teacher.logits, dim=-1).view(MOMENTUM_VIEWS, num_images, -1)
         pairs = [(v, t) for v in range(len(crops)) for t in range(MOMENTUM_VIEWS) if v != t]
         with no_autocast(queries):
             scores = torch.einsum("vbc,tnc->vtbn", queries, keys) / temperature

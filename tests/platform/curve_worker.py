@@ -1,6 +1,8 @@
 """One worker of test_curve.py: the training loop as Ray Train runs it, over gloo and without Ray.
 
-    python -m tests.platform.curve_worker RANK FOLDER JSON    # JSON: {"world", "data", "runs": [[name, stage, stop], ...]}
+    python -m tests.platform.curve_worker RANK FOLDER JSON
+
+JSON: {"world", "data", "steps", "runs": [[name, stage, stop], ...]}, and perhaps "overrides": [...] for all runs.
 
 `stop`: break off in the middle of this step, as a crash would (0: run to the end). The shared folder holds one run each.
 """
@@ -50,7 +52,8 @@ def main(rank: int, folder: Path, order: dict) -> None:
     for name, stage, stop in order["runs"]:
         config = load_config(PretrainConfig, "pretrain", [
             f"data.uri={order['data']}", f"output={folder / name}", f"deepspeed.zero_stage={stage}",
-            f"length.samples={order['steps'] * BATCH}", f"tracking.audit={folder / name / 'audit'}", *TINY])
+            f"length.samples={order['steps'] * BATCH}", f"tracking.audit={folder / name / 'audit'}", *TINY,
+            *order.get("overrides", [])])
         try:
             train({"config": to_plain(config), "stream": stream_until(stop)})
         except CrashError:

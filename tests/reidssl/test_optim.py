@@ -5,7 +5,18 @@ import torch
 
 from reidssl.models.reid import ReidModel
 from reidssl.models.vit import VitConfig, build_vit
-from reidssl.optim import build_optimizer, clip_global_, clip_per_tensor_, decay_by_layer, parameter_groups, sgd_groups
+from reidssl.optim import (
+    FirstBroken,
+    broken_as_nan,
+    build_optimizer,
+    can_mask,
+    clip_global_,
+    clip_per_tensor_,
+    decay_by_layer,
+    masked_step,
+    parameter_groups,
+    sgd_groups,
+)
 
 CONFIG = VitConfig(width=24, depth=1, heads=3, patch_size=8, image_size=(32, 16), stem_width=8)
 
@@ -131,3 +142,54 @@ def test_what_may_rest_has_a_decayed_group_of_its_own():
     assert resting["params"] == [model["last_layer"].weight] and resting["may_rest"] and resting["weight_decay"] == 0.1
     assert decayed["params"] == [model["body"].weight] and plain["params"] == [model["body"].bias]
     assert len(parameter_groups(model.named_parameters(), 0.1, ("nowhere",))) == 2
+
+
+def test_adamw_is_plain_on_a_cpu():
+    """Its rounding is that of published curves; a fused one differs in the last bits."""
+    assert not can_mask(build_optimizer("adamw", [{"params": [torch.nn.Parameter(torch.zeros(2))]}], lr=0.1))
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_a_broken_step_changes_nothing_and_the_next_ones_go_on(kind):
+    options = {"fused": True, "lr": 0.1, "weight_decay": 0.2} | ({"momentum": 0.9} if kind is torch.optim.SGD else {})
+    weights = [torch.nn.Parameter(torch.arange(1.0, 4.0)) for _ in range(2)]
+    ours, plain = (kind([weight], **options) for weight in weights)
+    for step, gradient in enumerate([1.0, float("nan"), -2.0, float("inf"), 0.5]):
+        weights[0].grad = weights[1].grad = torch.full((3,), gradient)
+        before = weights[0].detach().clone()
+        masked_step(ours, clip_global_([weights[0]], float("inf")))
+        if torch.isfinite(weights[0].grad).all():
+            plain.step()
+            assert not torch.equal(weights[0], before)
+        assert torch.equal(weights[0], weights[1]), step
+    states = [optimizer.state[weight] for optimizer, weight in zip((ours, plain), weights, strict=True)]
+    assert states[0].keys() == states[1].keys() and states[0]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_an_optimiser_that_cannot_be_masked_is_refused():
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+    with pytest.raises(ValueError, match="got AdamW without fused=True"):
+        masked_step(optimizer, torch.ones(()))
+
+
+def test_a_broken_loss_breaks_every_gradient_and_a_good_one_none():
+    weight = torch.nn.Parameter(torch.tensor([1.5, -2.0]))
+    good = (weight * weight).sum()
+    (expected,) = torch.autograd.grad(good, weight, retain_graph=True)
+    assert torch.equal(torch.autograd.grad(broken_as_nan(good), weight, retain_graph=True)[0], expected)
+    assert torch.equal(broken_as_nan(good), good)
+    infinite = good + torch.tensor(float("inf"))  # its own gradient is finite
+    assert torch.isfinite(torch.autograd.grad(infinite, weight, retain_graph=True)[0]).all()
+    assert torch.isnan(torch.autograd.grad(broken_as_nan(infinite), weight)[0]).all()
+
+
+def test_the_first_broken_step_is_remembered():
+    broken = FirstBroken(torch.device("cpu"))
+    assert broken.read() is None
+    for step, (loss, entropy) in enumerate([(1.0, 2.0), (3.0, float("inf")), (float("nan"), 4.0)], 5):
+        broken.watch(step, {"loss": torch.tensor(loss), "entropy": torch.tensor(entropy)})
+    assert broken.read() == (6, {"loss": 3.0, "entropy": float("inf")})
+    fine = FirstBroken(torch.device("cpu"))
+    fine.watch(1, {"loss": torch.tensor(1.0)})
+    assert fine.read() is None

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reidssl.precision import no_autocast, widened
+from reidssl.precision import exact_products, no_autocast, widened
 
 
 @pytest.mark.parametrize(("given", "expected"), [(torch.float16, torch.float32), (torch.bfloat16, torch.float32),
@@ -20,3 +20,18 @@ def test_products_keep_their_type_within_the_region():
         assert (tensor @ tensor).dtype == torch.bfloat16
         with no_autocast(tensor):
             assert (tensor @ tensor).dtype == torch.float32
+
+
+def test_exact_products_bring_back_what_was_allowed():
+    """The setting is the process's; on a GPU it would be changed within the region, and must be as before after an error too."""
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        with exact_products(torch.device("cpu")):
+            assert torch.get_float32_matmul_precision() == "high"  # nothing to do on a CPU
+        with pytest.raises(ZeroDivisionError), exact_products(torch.device("cuda")):
+            assert torch.get_float32_matmul_precision() == "highest"
+            1 / 0  # noqa: B018
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -10,6 +10,7 @@ from platform.engine.schemas.training import CheckpointConfig, DeepSpeedConfig, 
 from platform.engine.storage import StorageConfig
 from platform.engine.tracking import TrackingConfig
 from reidssl.augment.config import MultiCropConfig
+from reidssl.choices import COMPILE_CHOICES
 from reidssl.models.config import VitConfig
 from reidssl.objectives.config import ObjectiveConfig
 
@@ -58,8 +59,14 @@ class PretrainConfig:
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    compile: str = "auto"
+    """Compile the backbones (torch.compile), one graph for each crop size: on, off, or auto: on GPUs that can, not on CPUs."""
 
     def __post_init__(self) -> None:
+        if self.compile not in COMPILE_CHOICES:
+            raise ValueError(f"compile must be one of {', '.join(COMPILE_CHOICES)}: got '{self.compile}'")
+        if self.compile == "on" and self.deepspeed.zero_stage == 3:
+            raise ValueError("compile=on needs whole parameters: use deepspeed.zero_stage=0, 1 or 2, or compile=auto")
         if self.model.num_cameras:
             raise ValueError("model.num_cameras must be 0 in pre-training, whose images have no cameras: "
                              f"got {self.model.num_cameras}. Fine-tuning learns camera embeddings (model.num_cameras there)")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from platform.engine.paths import InputPath
-from reidssl.choices import OPTIMIZERS
+from reidssl.choices import OPTIMIZERS, PRECISIONS
 
 
 @dataclass(kw_only=True)
@@ -45,8 +45,9 @@ class DeepSpeedConfig:
     zero_stage: int = 1
     """0: replicated; 1: optimizer states partitioned; 2: gradients too; 3: parameters too. One worker alone has nobody to
     share with and runs as with 0."""
-    precision: str = "fp32"
-    """fp32, or bf16: the student computes in bf16 by autocast, while weights, moments, norms and the teacher stay fp32."""
+    precision: str = "auto"
+    """fp32; bf16: student and teacher compute in bf16 by autocast, while weights, moments, losses, the centre and the moving
+    average stay fp32; or auto: bf16 on GPUs, fp32 on CPUs."""
     clip: float = 3.0
     """Largest gradient norm; 0 switches clipping off."""
     clip_per_tensor: bool = False
@@ -55,8 +56,8 @@ class DeepSpeedConfig:
     def __post_init__(self) -> None:
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"zero_stage must be 0, 1, 2 or 3: got {self.zero_stage}")
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision must be fp32 or bf16: got '{self.precision}'")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be auto, fp32 or bf16: got '{self.precision}'")
         if self.clip < 0:
             raise ValueError(f"clip must be 0 (off) or positive: got {self.clip}")
         if self.clip_per_tensor and self.zero_stage != 0:

@@ -8,8 +8,6 @@ from torchvision.transforms.v2 import functional as reference
 
 from reidssl.augment import colour
 
-CPU = torch.device("cpu")
-
 
 def make_images(count: int = 5, height: int = 40, width: int = 24) -> torch.Tensor:
     """Noise, with a grey, a black, a white and a saturated patch: where hues are undefined or channels tie."""
@@ -24,28 +22,34 @@ def make_images(count: int = 5, height: int = 40, width: int = 24) -> torch.Tens
     return images
 
 
-def as_planes(images: torch.Tensor) -> torch.Tensor:
-    return images.transpose(0, 1).contiguous()
+def as_lines(images: torch.Tensor) -> torch.Tensor:
+    """(N, 3, h, w) -> (N, h, 3, w), and back."""
+    return images.transpose(1, 2).contiguous()
+
+
+def jittered(images: torch.Tensor, chosen: np.ndarray, orders: np.ndarray, factors: np.ndarray) -> torch.Tensor:
+    steps = torch.from_numpy(colour.jitter_steps(chosen, orders, factors))
+    return as_lines(colour.jitter(as_lines(images), steps))
 
 
 @pytest.mark.parametrize(
     ("operator", "expected", "values", "tolerance"),
     [
-        (colour.brightness_, reference.adjust_brightness, [0.0, 0.6, 1.0, 1.4, 2.0], 1e-6),
+        ("brightness", reference.adjust_brightness, [0.0, 0.6, 1.0, 1.4, 2.0], 1e-6),
         # torchvision's grey weights 0.2989, 0.587, 0.114 do not add up to 1; Pillow's, and ours, do.
-        (colour.contrast_, reference.adjust_contrast, [0.0, 0.6, 1.0, 1.4, 2.0], 2e-4),
-        (colour.saturation_, reference.adjust_saturation, [0.0, 0.6, 1.0, 1.4, 2.0], 2e-4),
-        (colour.hue_, reference.adjust_hue, [-0.5, -0.1, 0.0, 0.1, 0.5], 5e-6),
-        (colour.hue_, reference.adjust_hue, [-0.33, 0.27, -0.02, 0.4, -0.41], 5e-6),
+        ("contrast", reference.adjust_contrast, [0.0, 0.6, 1.0, 1.4, 2.0], 2e-4),
+        ("saturation", reference.adjust_saturation, [0.0, 0.6, 1.0, 1.4, 2.0], 2e-4),
+        ("hue", reference.adjust_hue, [-0.5, -0.1, 0.0, 0.1, 0.5], 5e-6),
+        ("hue", reference.adjust_hue, [-0.33, 0.27, -0.02, 0.4, -0.41], 5e-6),
     ],
 )
 def test_operators_are_torchvisions(operator, expected, values, tolerance):
     images = make_images()
-    planes = as_planes(images)
-    result = operator(planes, torch.tensor(values))
-    assert result.data_ptr() == planes.data_ptr()
-    for image, value, made in zip(images, values, as_planes(result), strict=True):
-        torch.testing.assert_close(made, expected(image, value), rtol=0, atol=tolerance)
+    factors = np.tile([1.0, 1.0, 1.0, 0.0], (5, 1))  # the others are neutral
+    factors[:, colour.JITTER_OPERATORS.index(operator)] = values
+    made = jittered(images, np.ones(5, bool), np.array([0, 7, 13, 18, 23]), factors)
+    for image, value, result in zip(images, values, made, strict=True):
+        torch.testing.assert_close(result, expected(image, value), rtol=0, atol=tolerance)
 
 
 def test_jitter_applies_each_samples_own_order():
@@ -61,7 +65,7 @@ def test_jitter_applies_each_samples_own_order():
         "saturation": reference.adjust_saturation,
         "hue": reference.adjust_hue,
     }
-    made = as_planes(colour.jitter_(as_planes(images), chosen, orders, factors))
+    made = jittered(images, chosen, orders, factors)
     for sample in range(count):
         expected = images[sample]
         if chosen[sample]:
@@ -70,42 +74,24 @@ def test_jitter_applies_each_samples_own_order():
         torch.testing.assert_close(made[sample], expected, rtol=0, atol=1e-3)
         # The tolerance tells orders apart: another order of the same operators is further away than it.
     assert len({tuple(order) for order in colour.JITTER_ORDERS}) == 24
-    other = as_planes(colour.jitter_(as_planes(images), chosen, (orders + 9) % 24, factors))
+    other = jittered(images, chosen, (orders + 9) % 24, factors)
     differences = (other - made).abs().amax(dim=(1, 2, 3))[torch.from_numpy(chosen)]
     assert (differences > 5e-3).float().mean() > 0.9
 
 
 def test_jitter_leaves_unchosen_samples_and_empty_batches_alone():
     images = make_images(3)
-    planes = as_planes(images)
-    colour.jitter_(planes, np.zeros(3, bool), np.zeros(3, np.int64), np.ones((3, 4)))
-    assert torch.equal(planes, as_planes(images))
-    empty = colour.jitter_(planes[:, :0], np.zeros(0, bool), np.zeros(0, np.int64), np.ones((0, 4)))
-    assert empty.shape == (3, 0, 40, 24)
-
-
-def test_jitter_in_small_groups_is_the_same(monkeypatch):
-    """On a CPU the work is cut to the cache's size."""
-    rng = np.random.default_rng(1)
-    arguments = (
-        np.ones(30, bool),
-        rng.integers(0, 3, 30),
-        np.column_stack([np.ones((30, 3)) * 1.2, np.ones(30) * 0.1]),
-    )
-    expected = colour.jitter_(as_planes(make_images(30, 9, 7)), *arguments)
-    monkeypatch.setattr(colour, "_CACHE_BYTES", 1)
-    torch.testing.assert_close(
-        colour.jitter_(as_planes(make_images(30, 9, 7)), *arguments), expected, rtol=0, atol=1e-6
-    )
+    assert torch.equal(jittered(images, np.zeros(3, bool), np.zeros(3, np.int64), np.full((3, 4), 0.3)), images)
+    assert jittered(images[:0], np.zeros(0, bool), np.zeros(0, np.int64), np.ones((0, 4))).shape == (0, 3, 40, 24)
 
 
 def test_greyscale_and_solarise_are_pillows_on_8_bit_levels():
     levels = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     levels[0, 0, :, 0] = np.arange(120, 136)  # around the threshold
     images = torch.from_numpy(levels).permute(0, 3, 1, 2).float() / 255
-    chosen = np.array([True, False, True, True])
-    solarised = as_planes(colour.solarise_(as_planes(images), chosen))
-    grey = as_planes(colour.greyscale_(as_planes(images), chosen))
+    chosen = torch.tensor([True, False, True, True])
+    solarised = as_lines(colour.solarise(as_lines(images), chosen))
+    grey = as_lines(colour.greyscale(as_lines(images), chosen))
     for sample in range(4):
         picture = Image.fromarray(levels[sample])
         if not chosen[sample]:
@@ -119,8 +105,10 @@ def test_greyscale_and_solarise_are_pillows_on_8_bit_levels():
 
 def test_blur_is_the_gaussian_with_repeated_borders():
     images = make_images(5, 20, 33)
-    sigmas = np.array([0.1, 0.0, 0.5, 1.1, 2.0])
-    made = as_planes(colour.gaussian_blur_(as_planes(images), sigmas))
+    sigmas = torch.tensor([0.1, 0.0, 0.5, 1.1, 2.0], dtype=torch.float64)
+    made = as_lines(colour.gaussian_blur(as_lines(images), sigmas, 2.0))
+    larger = as_lines(colour.gaussian_blur(as_lines(images), sigmas, 9.0))  # room for wider kernels than there are
+    torch.testing.assert_close(larger, made, rtol=0, atol=1e-6)
     assert torch.equal(made[1], images[1])
     for sample in (0, 2, 3, 4):
         padded = torch.nn.functional.pad(images[sample : sample + 1], (12, 12, 12, 12), mode="replicate")
@@ -136,7 +124,8 @@ def test_blur_is_close_to_pillows():
     levels = (smooth[0] * 255).round().byte()
     picture = Image.fromarray(levels.permute(1, 2, 0).numpy())
     for sigma in (0.3, 1.0, 2.0):
-        made = colour.gaussian_blur_((levels.float() / 255)[:, None].clone(), np.array([sigma]))[:, 0] * 255
+        sigmas = torch.tensor([sigma], dtype=torch.float64)
+        made = as_lines(colour.gaussian_blur(as_lines(levels.float()[None] / 255), sigmas, sigma))[0] * 255
         blurred = np.array(picture.filter(ImageFilter.GaussianBlur(sigma))).transpose(2, 0, 1).astype(np.float32)
         difference = (made - torch.from_numpy(blurred)).abs()
         assert difference.mean() < 1.2 and difference.max() < 8
@@ -146,9 +135,10 @@ def test_blur_is_close_to_pillows():
 @pytest.mark.parametrize("length", [1, 2, 3, 40])
 def test_blur_matrices_keep_the_level_and_are_symmetric(length):
     """Rows add up to 1 however short the line; reversing the line reverses the result."""
-    matrices = colour.blur_matrices(np.array([0.1, 0.7, 2.0]), length, CPU)
+    sigmas = torch.tensor([0.1, 0.7, 2.0], dtype=torch.float64)
+    matrices = colour.blur_matrices(sigmas, length, 2.0)
     torch.testing.assert_close(matrices.sum(2), torch.ones(3, length), rtol=0, atol=1e-6)
     torch.testing.assert_close(matrices.flip(1, 2), matrices, rtol=0, atol=0)
     assert (matrices >= 0).all()
-    alone = colour.blur_matrices(np.array([0.7]), length, CPU)
+    alone = colour.blur_matrices(sigmas[1:2], length, 2.0)
     assert torch.equal(alone[0], matrices[1])

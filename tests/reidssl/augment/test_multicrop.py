@@ -74,12 +74,12 @@ def test_the_steps_come_in_the_recipes_order():
     crops = MultiCrop(config)(images, seeds)
     for views in ([0, 1], [2, 3, 4]):
         draws = MultiCrop(config)._draw(seeds, 64, 32, views)
-        planes = torch.cat([plain[view] for view in views]).transpose(0, 1).contiguous()
-        colour.jitter_(planes, draws.jittered, draws.orders, draws.factors)
-        colour.greyscale_(planes, draws.grey)
-        colour.gaussian_blur_(planes, draws.sigmas)
-        colour.solarise_(planes, draws.solarised)
-        expected = planes.transpose(0, 1)
+        lines = torch.cat([plain[view] for view in views]).transpose(1, 2).contiguous()  # (N, h, 3, w)
+        lines = colour.jitter(lines, torch.from_numpy(colour.jitter_steps(draws.jittered, draws.orders, draws.factors)))
+        lines = colour.greyscale(lines, torch.from_numpy(draws.grey))
+        lines = colour.gaussian_blur(lines, torch.from_numpy(draws.sigmas), 2.0)
+        lines = colour.solarise(lines, torch.from_numpy(draws.solarised))
+        expected = lines.transpose(1, 2)
         expected = (expected - torch.tensor(config.mean)[:, None, None]) / torch.tensor(config.std)[:, None, None]
         torch.testing.assert_close(torch.cat([crops[view] for view in views]), expected, rtol=0, atol=1e-5)
 

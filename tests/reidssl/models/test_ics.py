@@ -20,6 +20,36 @@ def test_first_half_is_normalised_per_image_and_second_half_per_batch():
         torch.testing.assert_close(normalised[:, position], expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_one_pass_equals_the_two_layers(training, layout):
+    """Outputs, gradients and running statistics; two steps, so that the statistics have moved."""
+    generator = torch.Generator().manual_seed(0)
+    one, other = InstanceBatchNorm(6), InstanceBatchNorm(6)
+    for parameter, twin in zip(one.parameters(), other.parameters(), strict=True):
+        twin.data.copy_(parameter.data.copy_(torch.randn(3, generator=generator)))
+    for norm in (one, other):
+        norm.batch.momentum = 0.3
+        norm.train(training)
+    watched = []
+    other.batch.register_forward_hook(lambda layer, inputs, output: watched.append(layer.running_mean.clone()))
+    for _ in range(2):
+        maps = (torch.randn(4, 6, 5, 3, generator=generator) * 3 + 2).contiguous(memory_format=layout)
+        inputs = [maps.clone(memory_format=torch.preserve_format).requires_grad_() for _ in range(2)]
+        outputs = one(inputs[0]), other.in_one_pass(inputs[1])
+        torch.testing.assert_close(*outputs, rtol=1e-6, atol=1e-6)
+        assert outputs[1].is_contiguous(memory_format=layout)
+        slope = torch.randn(4, 6, 5, 3, generator=generator)
+        for output in outputs:
+            output.backward(slope)
+        torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=1e-5, atol=1e-5)
+        for parameter, twin in zip(one.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(twin.grad, parameter.grad, rtol=1e-5, atol=1e-5)
+        for buffer, twin in zip(one.buffers(), other.buffers(), strict=True):
+            torch.testing.assert_close(twin, buffer, rtol=1e-6, atol=1e-6)
+    assert len(watched) == 2 and list(one.state_dict()) == list(other.state_dict())
+
+
 def test_only_batch_norm_keeps_statistics():
     stem = IcsStem(width=12, patch_size=8, stride=8, stem_width=4)
     kept = {name for name, _ in stem.named_buffers() if name.endswith("running_mean")}

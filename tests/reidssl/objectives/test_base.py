@@ -57,6 +57,17 @@ def test_teacher_follows_parameters_by_name_and_keeps_its_own_buffers():
         assert torch.equal(value, before[name])
 
 
+def test_a_list_moves_the_teacher_at_once_by_the_same_bits():
+    one, other = Dino(BACKBONE, DINO), Dino(BACKBONE, DINO)
+    values = [(name, torch.randn_like(value)) for name, value in one.student.named_parameters()]
+    values[0] = (values[0][0], values[0][1].bfloat16())
+    one.update_teacher(values, momentum=0.9)
+    other.update_teacher(iter(values), momentum=0.9)
+    for (name, moved), expected in zip(one.teacher.named_parameters(), other.teacher.parameters(), strict=True):
+        assert torch.equal(moved, expected), name
+    one.update_teacher([], momentum=0.9)
+
+
 def test_teacher_is_not_lost_at_a_momentum_near_one():
     objective = Dino(BACKBONE, DINO)
     start = objective.teacher.backbone.pos_embed.clone()

@@ -1,0 +1,353 @@
+"""What one GPU reaches: pre-training end to end against a bare loop on the same card, crops, extraction, clustering, start-up.
+
+  python -m benchmarks.gpu            on a machine with a GPU: some 20 minutes
+  python -m benchmarks.gpu --tiny     every part at toy sizes, on a CPU too: shows that the code works, its figures mean nothing
+
+ViT-S, 2 + 8 crops of 256 x 128 and 128 x 64, 65,536 prototypes, synthetic people. The bare loop is ordinary PyTorch on crops that
+are ready on the card: autocast in bf16, compiled backbones, fused AdamW. Every part runs in a process of its own, so that none
+finds the memory, the clocks or the compiled code of another. Arithmetic is counted by torch's FLOP counter on the model itself
+and set against the rate of a large bf16 product that the same card reaches in this run.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks import first_step
+from benchmarks.measure import measure, print_machine
+
+TINY_MODEL = [*first_step.TINY[:-2], "stream.micro_batch=8"]
+WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large the parts are."""
+
+    overrides: list[str]
+    """Of platform.pretrain's configuration, in every part the same."""
+    batches: tuple[int, ...]
+    """Micro-batches that are tried for end to end, the fastest counts."""
+    images: int
+    """In the shards."""
+    steps: int
+    crop_batch: int
+    loader_images: int
+    extraction: tuple[int, int]
+    """(images, batch)."""
+    features: int
+    product: int
+    """Side of the square matrices whose product gives the card's rate."""
+
+
+FULL = Sizes(["stream.micro_batches_per_step=1", "objective.dino.freeze_last_layer_epochs=0", "scaling.gpus_per_worker=1"],
+             (128, 256), 4096, 60, 64, 4096, (32768, 256), 1_000_000, 8192)
+TINY = Sizes([*TINY_MODEL, "objective.dino.freeze_last_layer_epochs=0"], (8,), 64, 6, 4, 16, (32, 16), 1500, 256)
+
+
+def config_of(overrides: list[str]) -> Any:
+    from platform.engine.config import load_config
+    from platform.pretrain import PretrainConfig
+
+    return load_config(PretrainConfig, "pretrain", ["data.uri=unused", *overrides])
+
+
+def wait() -> None:
+    """Until the card has done everything."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def random_images(count: int, size: tuple[int, int]) -> Any:
+    import torch
+
+    return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def training_step(config: Any) -> tuple[Any, Any, Any]:
+    """(step, the objective, one step's crops) of the bare loop."""
+    import torch
+
+    from platform.engine.device import device, keep_compiled_code, precision, upload
+    from platform.engine.optimizers import pretraining_optimizer
+    from reidssl.accelerator import wants_compiling
+    from reidssl.augment.multicrop import MultiCrop
+    from reidssl.objectives import build_objective
+    from reidssl.objectives.base import Progress
+    from reidssl.optim import clip_global_
+    from reidssl.seeding import sample_seeds
+
+    batch, half = config.stream.micro_batch, precision("auto") == "bf16"
+    objective = build_objective(config.model, config.objective).to(device()).train()
+    objective.bf16_teacher = half
+    if wants_compiling("auto", device()):
+        keep_compiled_code()
+        objective.compile_backbones()
+    optimizer = pretraining_optimizer(config.optimizer, objective.student.named_parameters())
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-5
+    images = upload(random_images(batch, config.model.image_size))
+    crops = MultiCrop(config.augment)(images, sample_seeds(0, 0, [str(i) for i in range(batch)]))
+
+    def student(crops: Any, **options: Any) -> Any:
+        with torch.autocast(device().type, torch.bfloat16, enabled=half):
+            return objective.student(crops, **options)
+
+    def step() -> None:
+        output = objective(student, crops, Progress(0, 10**6, 10**8))
+        output.loss.backward()
+        clip_global_(objective.student.parameters(), 3.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        objective.update(output.statistics, output.rows)
+        objective.update_teacher(list(objective.student.named_parameters()), 0.996)
+
+    return step, objective, crops
+
+
+def bare(arguments: dict[str, Any]) -> Any:
+    """The bare loop."""
+    step, _, _ = training_step(config_of(arguments["overrides"]))
+    return _repeated(step, arguments["steps"])
+
+
+def _repeated(step: Any, count: int) -> Any:
+    for _ in range(WARM_UP):
+        step()
+    wait()
+
+    def work() -> None:
+        for _ in range(count):
+            step()
+        wait()
+
+    return work, lambda found: {}
+
+
+def arithmetic(arguments: dict[str, Any]) -> Any:
+    """Operations of one image's step (2 for a multiplication and addition), and the card's own rate of them."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from platform.engine.device import device
+
+    config = config_of([*arguments["overrides"], "stream.micro_batch=2"])
+    step, objective, _ = training_step(config)
+    for model in (objective.student, objective.teacher):
+        model.backbone._compiled_call_impl = None  # the counter sees operators, not what a compiler made of them
+    with FlopCounterMode(display=False) as counter:
+        step()
+    side = arguments["product"]
+    kind = torch.bfloat16 if device().type == "cuda" else torch.float32
+    one, other = (torch.randn(side, side, device=device(), dtype=kind) for _ in range(2))
+    work, _ = _repeated(lambda: one @ other, 20)
+    return work, lambda found: {"operations": counter.get_total_flops() / 2, "product": 20 * 2 * side**3}
+
+
+def crops(arguments: dict[str, Any]) -> Any:
+    """The multi-crop alone, compiled or operator by operator."""
+    import torch
+
+    from platform.engine.device import upload
+    from reidssl.augment.multicrop import MultiCrop
+    from reidssl.seeding import sample_seeds
+
+    config, count = config_of(arguments["overrides"]), arguments["batch"]
+    crop, images = MultiCrop(config.augment, arguments["compiled"]), random_images(count, config.model.image_size)
+    names = [str(i) for i in range(count)]
+    torch.manual_seed(0)
+    return _repeated(lambda: crop(upload(images), sample_seeds(0, 0, names)), arguments["steps"])
+
+
+class PilCrops:
+    """The same recipe as torchvision's transforms on one PIL image, as released training code has it."""
+
+    def __init__(self, augment: Any) -> None:
+        from PIL import ImageFilter
+        from torchvision import transforms
+
+        def view(size: Any, scale: Any, blur: float, solarise: float) -> Any:
+            sigma = augment.blur_sigma
+
+            def blurred(image: Any) -> Any:
+                return image.filter(ImageFilter.GaussianBlur(np.random.uniform(*sigma)))
+
+            jitter = transforms.ColorJitter(augment.brightness, augment.contrast, augment.saturation, augment.hue)
+            return transforms.Compose([
+                transforms.RandomResizedCrop(size, scale, augment.aspect, transforms.InterpolationMode.BICUBIC),
+                transforms.RandomHorizontalFlip(augment.flip), transforms.RandomApply([jitter], augment.jitter),
+                transforms.RandomGrayscale(augment.greyscale), transforms.RandomApply([blurred], blur),
+                transforms.RandomSolarize(128, solarise), transforms.ToTensor(), transforms.Normalize(augment.mean, augment.std)])
+
+        large, small = (augment.global_size, augment.global_scale), (augment.local_size, augment.local_scale)
+        self.views = [view(*large, augment.blur_global1, 0.0), view(*large, augment.blur_global2, augment.solarise),
+                      *[view(*small, augment.blur_local, 0.0) for _ in range(augment.num_local)]]
+
+    def __call__(self, image: Any) -> list[Any]:
+        return [view(image) for view in self.views]
+
+
+def loader(arguments: dict[str, Any]) -> Any:
+    """A DataLoader with PIL crops, a worker for each core; the start of the workers is not counted."""
+    import torch
+
+    from benchmarks.augmentation import Decoded, encoded
+    from platform.engine.device import device
+
+    config = config_of(arguments["overrides"])
+    data = torch.utils.data.DataLoader(
+        Decoded(encoded(arguments["num"]), PilCrops(config.augment)), config.stream.micro_batch, num_workers=os.cpu_count() or 1,
+        persistent_workers=True, pin_memory=device().type == "cuda", multiprocessing_context="fork")
+    torch.set_num_threads(1)
+
+    def work() -> int:
+        made = 0
+        for batch in data:
+            made += len([crop.to(device(), non_blocking=True) for crop in batch].pop())
+        wait()
+        return made
+
+    work()
+    return work, lambda found: {"images": found}
+
+
+class Ready:
+    """Decoded images, as an image set gives them."""
+
+    def __init__(self, images: Any) -> None:
+        self.images = images
+
+    def batches(self, size: int) -> Any:
+        return self.images.split(size)
+
+
+def extraction(arguments: dict[str, Any]) -> Any:
+    """Features of decoded images, as all programs extract them."""
+    from platform.engine.device import device
+    from platform.engine.models import IMAGENET_MEAN, IMAGENET_STD, LoadedModel, embed_all
+    from reidssl.models.loading import LoadReport
+    from reidssl.models.vit import build_vit
+
+    config, (count, batch) = config_of(arguments["overrides"]), arguments["extraction"]
+    model = LoadedModel(backbone=build_vit(config.model).to(device()).eval(), reid=None, metadata={}, neck="before",
+                        report=LoadReport([], [], [], []), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    ready = Ready(random_images(batch, config.model.image_size).repeat(count // batch, 1, 1, 1))
+    embed_all(model, Ready(ready.images[: 2 * batch]), batch)
+
+    def work() -> Any:
+        return embed_all(model, ready, batch)
+
+    return work, lambda found: {"shape": tuple(found.shape)}
+
+
+def forward(arguments: dict[str, Any]) -> Any:
+    """A bare loop of compiled forward passes in bf16 on images that are ready on the card."""
+    import torch
+
+    from platform.engine.device import device, keep_compiled_code, precision
+    from reidssl.accelerator import wants_compiling
+    from reidssl.models.vit import build_vit
+
+    config, (count, batch) = config_of(arguments["overrides"]), arguments["extraction"]
+    backbone = build_vit(config.model).to(device()).eval()
+    inputs = torch.randn(batch, 3, *config.model.image_size, device=device())
+    if wants_compiling("auto", device()):
+        keep_compiled_code()
+        backbone.compile(dynamic=False)
+
+    def step() -> Any:
+        with torch.inference_mode(), torch.autocast(device().type, torch.bfloat16, enabled=precision("auto") == "bf16"):
+            return backbone(inputs)
+
+    return _repeated(step, count // batch)
+
+
+def end_to_end(folder: str, overrides: list[str], batch: int, steps: int, name: str) -> float:
+    """Images a second of platform.pretrain, the median of the log's intervals without the first, which holds the compilation."""
+    from platform.engine.storage import open_storage
+    from platform.engine.tracking import read_metrics
+
+    every = max(1, steps // 6)
+    command = [sys.executable, "-m", "platform.pretrain", f"data.uri={folder}/data", f"output={folder}/{name}", *overrides,
+               f"stream.micro_batch={batch}", f"length.samples={batch * steps}", f"tracking.every_steps={every}"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    if ended.returncode:
+        raise SystemExit(f"error: platform.pretrain failed:\n{ended.stdout[-2000:]}{ended.stderr[-2000:]}")
+    rows = [row["images_per_second"] for row in read_metrics(open_storage(f"{folder}/{name}")) if "images_per_second" in row]
+    return statistics.median(rows[1:] or rows)
+
+
+def show(label: str, value: float, unit: str, note: str = "") -> None:
+    print(f"  {label:<58}{value:>11,.1f} {unit:<10} {note}", flush=True)
+
+
+def pretraining(folder: str, sizes: Sizes, stem: str) -> None:
+    """End to end, the bare loop, and how much of the card's arithmetic either uses."""
+    overrides = [*sizes.overrides, f"model.stem={stem}"]
+    counted = measure(__spec__.name, "arithmetic", {"overrides": overrides, "product": sizes.product})
+    matrix_rate, operations = counted.numbers["product"] / counted.seconds, counted.numbers["operations"]
+    for batch in sizes.batches:
+        arguments = {"overrides": [*overrides, f"stream.micro_batch={batch}"], "steps": sizes.steps}
+        loop = batch * sizes.steps / measure(__spec__.name, "bare", arguments).seconds
+        platform = end_to_end(folder, overrides, batch, sizes.steps, f"{stem}-{batch}")
+        show(f"bare loop on ready crops, {stem}, micro-batch {batch}", loop, "images/s",
+             f"{loop * operations / matrix_rate:.1%} of the card's product rate")
+        show(f"platform.pretrain, {stem}, micro-batch {batch}", platform, "images/s", f"{platform / loop:.2f} of the bare loop, "
+             f"{platform * operations / matrix_rate:.1%} of the card's product rate")
+    show(f"{stem}: operations of one image", operations / 1e9, "GFLOP", f"products reach {matrix_rate / 1e12:.2f} TFLOP/s here")
+
+
+def parts(sizes: Sizes) -> None:
+    """The table."""
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = sizes is TINY
+        subprocess.run([sys.executable, "-m", "platform.ingest", "source.kind=synthetic", "source.part=pretrain",
+                        f"output={folder}/data", f"source.synthetic.image_size={'[64,32]' if tiny else '[256,128]'}",
+                        f"source.synthetic.num_pretrain={sizes.images}"], check=True, stdout=subprocess.DEVNULL)
+        for stem in ("ics", "patch"):
+            pretraining(folder, sizes, stem)
+        count = sizes.crop_batch
+        for label, compiled in (("joined by the compiler", True), ("operator by operator", False)):
+            arguments = {"overrides": sizes.overrides, "batch": count, "compiled": compiled, "steps": sizes.steps}
+            seconds = measure(__spec__.name, "crops", arguments).seconds
+            show(f"multi-crop of {count} images, {label}", count * sizes.steps / seconds, "images/s")
+        run = measure(__spec__.name, "loader", {"overrides": sizes.overrides, "num": sizes.loader_images})
+        show("DataLoader with PIL crops", run.numbers["images"] / run.seconds, "images/s", f"{os.cpu_count()} worker processes")
+        arguments = {"overrides": sizes.overrides, "extraction": sizes.extraction}
+        taken = [measure(__spec__.name, side, arguments).seconds for side in ("extraction", "forward")]
+        ours, other = (sizes.extraction[0] / seconds for seconds in taken)
+        show("extraction of features", ours, "images/s", f"{ours / other:.2f} of a bare compiled forward loop ({other:,.0f})")
+        seconds = measure("benchmarks.million", "labels", {"num": sizes.features, "actors": 0}).seconds
+        show(f"{sizes.features:,} features of 384 to labels", seconds, "s")
+        where = [one for one in sizes.overrides if one.startswith("scaling.")]
+        connected, first = first_step.start(f"{folder}/data", f"{folder}/first", *where)
+        show("command to first step, a tiny model", first, "s", f"of it until Ray is there {connected:.1f} s")
+
+
+def main() -> None:
+    import torch
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="toy sizes, on a CPU too")
+    tiny = parser.parse_args().tiny
+    if not tiny and not torch.cuda.is_available():
+        print("error: there is no GPU here that torch can use: run this on a machine with one; --tiny tries the code without",
+              file=sys.stderr)
+        sys.exit(2)
+    print_machine()
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: these figures mean nothing"
+    print(f"{card}, torch {torch.__version__}\n")
+    parts(TINY if tiny else FULL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Whole runs on a GPU: the curve of the CPU, checkpoints that change the device, a run that is killed, every program once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from platform.engine.storage import open_storage
+from platform.engine.tracking import read_metrics
+from tests.platform.curve_worker import BATCH
+from tests.platform.test_pipeline import TINY as TINY_PIPELINE
+from tests.platform.test_pretrain import TINY as TINY_PRETRAIN
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 12
+SAME = ["model.drop_path=0", "compile=off"]  # drop path draws other numbers on another device
+CPU = {"CUDA_VISIBLE_DEVICES": ""}
+GPU: dict[str, str] = {}  # whatever this machine has
+
+
+def gpus(*keys: str) -> list[str]:
+    """A GPU for each key where there is one."""
+    return [f"{key}=1" for key in keys] if torch.cuda.is_available() else []
+
+
+def train(folder: Path, data: str, where: dict[str, str], name: str, stop: int = 0, *overrides: str) -> dict[int, float]:
+    """The loop of pre-training in a process of its own, up to step `stop` (0: the end); the losses that are logged then."""
+    order = json.dumps({"world": 1, "data": data, "steps": STEPS, "runs": [[name, 0, stop]], "overrides": [*SAME, *overrides]})
+    ended = subprocess.run([sys.executable, "-m", "tests.platform.curve_worker", "0", folder, order], cwd=ROOT,
+                           env=os.environ | {"OMP_NUM_THREADS": "1"} | where, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, (ended.stdout + ended.stderr)[-3000:]
+    return {row["position"]: row["loss"] for row in read_metrics(open_storage(str(folder / name)))}
+
+
+@pytest.fixture(scope="module")
+def on_cpu(tmp_path_factory, tiny_shards) -> dict[int, float]:
+    found = train(tmp_path_factory.mktemp("cpu"), tiny_shards.uri, CPU, "cpu", 0, "deepspeed.precision=fp32")
+    assert list(found) == [BATCH * step for step in range(1, STEPS + 1)]
+    return found
+
+
+def test_the_curve_is_the_cpus(tmp_path, tiny_shards, on_cpu):
+    """fp32 without TF32: every loss within 0.2 %."""
+    assert train(tmp_path, tiny_shards.uri, GPU, "gpu", 0, "deepspeed.precision=fp32") == pytest.approx(on_cpu, rel=2e-3)
+
+
+def test_the_bf16_curve_follows(tmp_path, tiny_shards, on_cpu):
+    """Every loss within 5 %."""
+    found = train(tmp_path, tiny_shards.uri, GPU, "bf16", 0, "deepspeed.precision=bf16")
+    assert found == pytest.approx(on_cpu, rel=5e-2) and found != on_cpu
+
+
+def test_checkpoints_change_the_device_and_back(tmp_path, tiny_shards, on_cpu):
+    """GPU, from step 5 CPU, from step 9 GPU again; checkpoints are written every four steps."""
+    for where, stop in ((GPU, 5), (CPU, 9), (GPU, 0)):
+        found = train(tmp_path, tiny_shards.uri, where, "changed", stop, "deepspeed.precision=fp32")
+    assert found == pytest.approx(on_cpu, rel=2e-3)
+
+
+def run(program: str, *overrides: str) -> str:
+    """A program to its end; what it said."""
+    ended = subprocess.run([sys.executable, "-m", f"platform.{program}", *overrides], cwd=ROOT, capture_output=True, text=True,
+                           timeout=600)
+    assert ended.returncode == 0, (ended.stdout + ended.stderr)[-3000:]
+    return ended.stdout
+
+
+def test_a_killed_run_goes_on(tmp_path, tiny_shards):
+    """SIGTERM after a few steps, then the same command again."""
+    command = [f"data.uri={tiny_shards.uri}", f"output={tmp_path}/run", *TINY_PRETRAIN, *gpus("scaling.gpus_per_worker")]
+    with subprocess.Popen([sys.executable, "-m", "platform.pretrain", *command], cwd=ROOT, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True) as process:
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "step 4/" in line:
+                process.send_signal(signal.SIGTERM)
+        process.wait(timeout=120)
+    assert process.returncode != 0 and not (tmp_path / "run" / "summary.json").exists(), "".join(lines[-20:])
+    assert "continuing from" in run("pretrain", *command)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    positions = [row["position"] for row in read_metrics(open_storage(str(tmp_path / "run")))]
+    assert positions == [16 * step for step in range(1, summary["steps"] + 1)]
+
+
+def test_every_program_once(tmp_path):
+    """Ingest, pretrain, score, select, finetune, evaluate and report by the pipeline; then the others on what it made."""
+    folder = tmp_path / "run"
+    run("pipeline", f"output={folder}", *TINY_PIPELINE,
+        *gpus("pretrain.scaling.gpus_per_worker", "finetune.scaling.gpus_per_worker"),
+        *(["pool.gpus_per_actor=0.5"] if torch.cuda.is_available() else []))
+    model = folder / "finetune" / "usl-full"
+    run("finetune", f"init={folder}/pretrain/full", f"target={folder}/data/target", f"output={tmp_path}/supervised",
+        "setting=supervised", "augment.image_size=[64,32]", "supervised.epochs=1", "scaling.threads=1",
+        *gpus("scaling.gpus_per_worker"))
+    run("evaluate", f"models=[{model},{tmp_path}/supervised]", f"test_sets=[{folder}/data/target]", f"output={tmp_path}/table")
+    run("cluster", f"checkpoint={model}", f"data={folder}/data/pretrain", f"output={tmp_path}/clusters", "cluster.k1=8")
+    run("export", f"input={model}", f"output={tmp_path}/exported")
+    assert all((tmp_path / name).exists() for name in ("run/report.html", "table", "clusters", "exported"))
