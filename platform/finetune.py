@@ -183,8 +183,8 @@ def initial_model(config: FinetuneConfig, init: LoadedModel | None, plan: Camera
         return ReidModel(build_vit(config.model, config.seed)).to(device())
     backbone = init.backbone
     if plan and plan.fresh:
-        cameras = {"num_cameras": plan.rows, "camera_weight": config.model.camera_weight}
-        backbone = build_vit(replace(init.backbone.config, **cameras), config.seed)
+        settings = replace(init.backbone.config, num_cameras=plan.rows, camera_weight=config.model.camera_weight)
+        backbone = build_vit(settings, config.seed)
         kept = {name: value for name, value in init.backbone.state_dict().items() if name != "camera_embed"}
         backbone.load_state_dict(backbone.state_dict() | kept)
     return ReidModel(backbone).to(device())
