@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
@@ -267,13 +266,9 @@ def _learnt_config(checkpoint: Checkpoint, hw_ratio: float | None, given: LoadCo
     if given.image_size:
         size = (given.image_size[0], given.image_size[1])
     stride = given.stride or (changes.get("stride", 0) if not given.image_size else 0)
-    config = infer_vit_config(tensors, name, heads=1, image_size=size, stride=stride, hw_ratio=hw_ratio)
-    patches, grid = tensors["pos_embed"].shape[1] - 1, config.grid(*config.image_size)
-    if (given.image_size or given.stride) and config.image_size != size:
-        told = replace(config, image_size=size or config.image_size, stride=given.stride)
-        raise ValueError(f"{name} has position embeddings of {patches} patches, and images of {told.image_size} with stride "
-                         f"{given.stride or config.patch_size} give {math.prod(told.grid(*told.image_size))}: correct "
-                         "image_size or stride")
+    config = infer_vit_config(tensors, name, heads=1, image_size=size, stride=stride, hw_ratio=hw_ratio,
+                              own_grid=bool(given.image_size or given.stride))
+    grid = config.grid(*config.image_size)
     heads = heads_of(checkpoint.origin, config.width, config.depth, given.heads, checkpoint.described, name)
     try:
         config = replace(config, heads=heads.value, gem_pooling=given.gem_pooling)

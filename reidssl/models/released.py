@@ -150,7 +150,8 @@ def pos_grid(num_patches: int, hw_ratio: float | None = None) -> tuple[int, int]
     tried = "1, 2, 3 or 4" if hw_ratio is None else str(hw_ratio)
     raise ValueError(
         f"position embeddings of {num_patches} patches fit no grid of height:width {tried}; give the hw_ratio, or the "
-        "image_size and stride, that the checkpoint was trained with"
+        "image_size and stride, that the checkpoint was trained with (on the command line load.image_size=[256,128] "
+        "load.stride=12, for example)"
     )
 
 
@@ -162,12 +163,14 @@ def infer_vit_config(
     image_size: tuple[int, int] | None = None,
     stride: int = 0,
     hw_ratio: float | None = None,
+    own_grid: bool = False,
 ) -> VitConfig:
     """The configuration of a checkpoint that does not carry one, from its shapes; they do not tell the attention heads.
 
     `image_size` and `stride` are what the caller is going to use: where their grid has as many patches as the
     checkpoint, it is taken to be the checkpoint's own, whatever `hw_ratio` says (so does the released code, which resizes only
-    where the numbers differ). Otherwise patches do not overlap and `pos_grid` tells rows and columns.
+    where the numbers differ). Otherwise patches do not overlap and `pos_grid` tells rows and columns. own_grid: they are said to
+    be the checkpoint's own, and another number of patches is a ValueError.
     """
     try:
         width = tensors["cls_token"].shape[-1]
@@ -196,8 +199,12 @@ def infer_vit_config(
     )
     if image_size is not None:
         wanted = replace(config, image_size=image_size, stride=stride)
-        if math.prod(wanted.grid(*wanted.image_size)) == num_patches:
+        cells = math.prod(wanted.grid(*wanted.image_size))
+        if cells == num_patches:
             return wanted
+        if own_grid:
+            raise ValueError(f"{source_name} has position embeddings of {num_patches} patches, and images of {image_size} with "
+                             f"stride {stride or patch_size} give {cells}: correct image_size or stride")
     rows, columns = pos_grid(num_patches, hw_ratio)
     return replace(config, image_size=(rows * patch_size, columns * patch_size))
 

@@ -22,11 +22,13 @@ _ALMOST = (
      "backbone does not have: take the published model without registers"),
     (r"\.mlp\.(w12|weights_in)\.weight$", "has SwiGLU blocks (as DINOv2's ViT-g), which this backbone does not have; take one of "
      "the smaller models"),
+    (r"layers\.\d+\.blocks\.\d+\.attn\.relative_position_bias_table$", f"is a Swin transformer (windows): {_VIT}"),
+    (r"(^|\.)rel_pos_bias\.|\.(gamma_1|relative_position_bias_table|attn\.q_bias)$",
+     f"is a BEiT or EVA model (relative positions, scaled branches): {_VIT}"),
     (r"(^|\.)norm_pre\.weight$", f"is a CLIP vision transformer (a norm before its blocks): {_VIT}"),
     (r"(^|\.)fc_norm\.weight$", "does not fit this backbone: a ViT whose patch tokens are averaged and normed after that "
      f"(fc_norm); {_VIT} with a class token"),
-    (r"(^|\.)(attn_pool|rel_pos_bias)\.|\.(gamma_1|relative_position_bias_table|attn\.q_bias)$",
-     f"is a BEiT, EVA or SigLIP model (relative positions or pooling by attention): {_VIT}"),
+    (r"(^|\.)attn_pool\.", f"is a SigLIP model (pooling by attention, no class token): {_VIT}"),
     (r"\.attn\.(q|k)_norm\.weight$", f"has norms of queries and keys in its attention (as ViT-22B): {_VIT} without"),
     (r"(^|\.)b1\.0\.norm1\.weight$", "is a TransReID model with the jigsaw branch (JPM: b1, b2, four local features), of which "
      "this backbone is only a part: train TransReID with JPM off, or take its global branch out yourself"),
@@ -35,7 +37,6 @@ _ALMOST = (
 _OTHERS = (
     (r"(^|\.)visual\.(transformer\.resblocks|class_embedding|conv1|trunk)|vision_model\.encoder\.layers|(^|\.)clip(_model)?\.",
      f"is a CLIP model (image and text encoders): {_VIT}"),
-    (r"relative_position_bias_table$", f"is a Swin transformer (windows with relative positions): {_VIT}"),
     (r"(conv_dw|dwconv)\.weight$", f"is a ConvNeXt (convolutional): {_VIT}"),
     (r"(^|\.)conv2\.0\.conv2a\.|(^|\.)conv5\.conv\.weight$", f"is an OSNet (convolutional): {_VIT}"),
     (r"(embed_tokens|lm_head|wte|word_embeddings|token_embedding|model\.layers\.0\.self_attn\.\w+)\.weight$",

@@ -1,0 +1,78 @@
+"""What a checkpoint does not say can be given to every program that takes one, is refused without, and is stored."""
+
+import pytest
+import torch
+
+from platform.cluster import ClusterProgramConfig
+from platform.cluster import main as cluster
+from platform.engine.config import ConfigError, load_config
+from platform.engine.errors import UserError
+from platform.engine.models import load_model
+from platform.engine.storage import StorageConfig
+from platform.evaluate import EvaluateProgramConfig
+from platform.evaluate import main as evaluate
+from platform.export import ExportConfig
+from platform.export import main as export
+from platform.finetune import check_inputs
+from platform.score import ScoreConfig
+from platform.score import main as score
+from platform.tune import TuneConfig, grid
+from reidssl.models.vit import VitConfig, build_vit
+from tests.fixtures_runs import finetune_config
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """A square ViT under timm's names and without any wrapper: 4 heads or 2, the file does not tell."""
+    vit = build_vit(VitConfig(width=64, depth=1, heads=4, image_size=(64, 64), stem="patch"))
+    torch.save(vit.state_dict(), tmp_path / "bare.pth")
+    return tmp_path / "bare.pth"
+
+
+UNSAID = r"bare.pth is a plain vision transformer of unknown origin.*Give {}.heads="
+
+
+def test_every_program_refuses_to_guess(tmp_path, bare, tiny_labelled, tiny_backbone):
+    out = tmp_path / "out"
+    calls = [
+        ("load", lambda: check_inputs(finetune_config(tiny_labelled, out, f"init={bare}"))),
+        ("load", lambda: evaluate(load_config(EvaluateProgramConfig, "evaluate", [f"models=[{bare}]", f"test_sets=[{tiny_labelled.uri}]"]))),
+        ("load", lambda: cluster(load_config(ClusterProgramConfig, "cluster", [f"checkpoint={bare}", f"data={tiny_labelled.uri}",
+                                                                               f"output={out}"]))),
+        ("load", lambda: export(load_config(ExportConfig, "export", [f"input={bare}", f"output={out}"]))),
+        ("load", lambda: score(load_config(ScoreConfig, "score", [f"source={bare}", f"target={tiny_backbone}", f"output={out}",
+                                                                  f"data={tiny_labelled.uri}"]))),
+        ("load_target", lambda: score(load_config(ScoreConfig, "score", [f"source={tiny_backbone}", f"target={bare}",
+                                                                         f"output={out}", f"data={tiny_labelled.uri}"]))),
+    ]
+    for section, call in calls:
+        with pytest.raises(UserError, match=UNSAID.format(section)):
+            call()
+    assert not out.exists()
+
+
+def test_what_is_given_is_stated_used_and_stored(tmp_path, bare, ray_session, tiny_labelled, capsys):
+    given = ["load.heads=4", "load.mean=[0.5,0.5,0.5]", "load.std=[0.25,0.25,0.25]"]
+    export(load_config(ExportConfig, "export", [f"input={bare}", f"output={tmp_path}/out", *given]))
+    said = capsys.readouterr().out
+    assert "given: heads 4, mean [0.5, 0.5, 0.5], std [0.25, 0.25, 0.25]; assumed: image_size" in said
+    again = load_model(str(tmp_path / "out/safetensors/model.safetensors"), StorageConfig())
+    assert again.backbone.config.heads == 4 and (again.mean, again.std) == ([0.5] * 3, [0.25] * 3)
+    assert not again.about.as_dict()["assumed"]
+    rows = []
+    for model, options in ((bare, given), (tmp_path / "out/safetensors/model.safetensors", []), (bare, [*given, "load.heads=2"])):
+        rows += evaluate(load_config(EvaluateProgramConfig, "evaluate", [
+            f"models=[{model}]", f"test_sets=[{tiny_labelled.uri}]", "pool.actors=1", *options]))
+    assert rows[0]["rankings"] == rows[1]["rankings"] and rows[0]["mAP"] == rows[1]["mAP"] != rows[2]["mAP"]
+    assert rows[0]["checkpoint"]["given"] == ["heads", "mean", "std"] and rows[0]["checkpoint"]["heads"] == 4
+
+
+def test_fine_tuning_and_sweeps_take_it(tmp_path, bare, tiny_labelled, capsys):
+    check_inputs(finetune_config(tiny_labelled, tmp_path / "out", f"init={bare}", "load.heads=4"))
+    assert "given: heads 4" in capsys.readouterr().out
+    config = load_config(TuneConfig, "tune", ["finetune.init=x", "finetune.augment.image_size=[64,32]", "finetune.load.heads=4"])
+    assert grid(config) and config.finetune.load.heads == 4
+    with pytest.raises(ConfigError, match=r"load.mean must be empty in fine-tuning, .*set augment.mean"):
+        finetune_config(tiny_labelled, tmp_path, f"init={bare}", "load.mean=[0.5,0.5,0.5]")
+    with pytest.raises(ConfigError, match=r"load.heads must be 0 .*got -1"):
+        finetune_config(tiny_labelled, tmp_path, f"init={bare}", "load.heads=-1")
