@@ -44,7 +44,7 @@ def test_supervised_learns_and_leaves_its_results(supervised_run, tiny_labelled)
     output, summary = supervised_run
     rows = rows_of(output)
     assert [row["epoch"] for row in rows] == list(range(1, 31)) and {row["phase"] for row in rows} == {0}
-    assert [row["position"] for row in rows] == [18 * epoch for epoch in range(1, 31)] and summary["images_seen"] == 540
+    assert [row["position"] for row in rows] == [36 * epoch for epoch in range(1, 31)] and summary["images_seen"] == 1080
     assert summary["warnings"] == [] and summary["epochs_without_training"] == 0
     assert summary["evaluation"] == {"expansion": None, "reranking": None}
     assert rows[-1]["accuracy"] > 0.9 and rows[0]["accuracy"] < 0.6  # of 6 identities, randomly cropped
@@ -186,8 +186,8 @@ def test_uda_killed_in_its_second_phase_and_continued(tmp_path, ray_session, tin
     assert all(torch.allclose(pair[0][name], pair[1][name], atol=1e-4) for name in pair[0])
 
 
-def test_an_evaluation_that_fails_leaves_the_model_and_is_all_that_is_repeated(tmp_path, ray_session, tiny_backbone, tiny_labelled,
-                                                                              capsys):
+def test_an_evaluation_that_fails_leaves_the_model_and_is_all_that_is_repeated(tmp_path, ray_session, tiny_backbone,
+                                                                              tiny_labelled, capsys):
     """What fails here is the place of its result."""
     output = tmp_path / "run"
     (output / "rankings.json").mkdir(parents=True)
@@ -288,7 +288,8 @@ def test_every_published_recipe_runs_on_any_number_of_workers(tmp_path, experime
 
 def test_a_run_keeps_the_cut_that_it_began_with(tmp_path, tiny_labelled):
     def cut(*overrides: str) -> tuple[int, int]:
-        config = with_micro_batches(finetune_config(tiny_labelled, tmp_path / "run", *overrides), open_storage(str(tmp_path / "run")))
+        output = tmp_path / "run"
+        config = with_micro_batches(finetune_config(tiny_labelled, output, *overrides), open_storage(str(output)))
         return config.supervised.batch.micro_batches, config.unsupervised.batch.micro_batches
 
     common = ["setting=uda", "source=x", "init=y"]

@@ -109,7 +109,7 @@ def relabelled(origin, location, change) -> Location:
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (lambda s, p, c: (s, p, np.zeros_like(c) + 3), r"all images of the 6 people .* come from one camera \(3\), and a match counts"),
+    (lambda s, p, c: (s, p, np.zeros_like(c) + 3), r"all images of the 6 people .* come from one camera \(3\), and a match"),
     (lambda s, p, c: (s, np.where(s == "query", p + 100, p), c), r"none of the 6 people of split query is in split gallery"),
     (lambda s, p, c: (s, np.where(s == "query", -1, p), c), r"none of its 18 query images has an identity"),
     (lambda s, p, c: (s, np.where(s == "gallery", -1, p), c), r"none of the 6 people of split query is in split gallery"),
