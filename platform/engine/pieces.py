@@ -57,6 +57,8 @@ class StepFeatures:
         over micro-batches; what is behind this (neck, classifier) gets its whole gradient S times, features get theirs once,
         so theirs is multiplied by S here.
         """
+        if len(self.pieces) == 1:
+            return features
         if self._known is None:
             self.gather([features])
         assert self._known is not None

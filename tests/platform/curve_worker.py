@@ -44,11 +44,15 @@ def stream_until(stop: int):
     return stream
 
 
-def main(rank: int, folder: Path, order: dict) -> None:
-    world = order["world"]
+def join(rank: int, folder: Path, world: int) -> None:
+    """The process group of the `world` workers that one test process has started for the same work."""
     torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world)}
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous-{os.getppid()}-{world}", rank=rank, world_size=world)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/{os.environ['RENDEZVOUS']}", rank=rank, world_size=world)
+
+
+def main(rank: int, folder: Path, order: dict) -> None:
+    join(rank, folder, order["world"])
     for name, stage, stop in order["runs"]:
         config = load_config(PretrainConfig, "pretrain", [
             f"data.uri={order['data']}", f"output={folder / name}", f"deepspeed.zero_stage={stage}",

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from collections import Counter
 from pathlib import Path
 
@@ -20,9 +21,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def work(folder: Path, world: int, data: str, steps: int, runs: list) -> None:
     """`world` processes go through `runs` ([name, ZeRO stage, step to crash in]) one after the other."""
-    order = json.dumps({"world": world, "data": data, "steps": steps, "runs": runs})
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    processes = [subprocess.Popen([sys.executable, "-m", "tests.platform.curve_worker", str(rank), folder, order], cwd=ROOT,
+    spawn("tests.platform.curve_worker", folder, world, {"world": world, "data": data, "steps": steps, "runs": runs})
+
+
+def spawn(module: str, folder: Path, world: int, order: dict) -> None:
+    """`world` processes `python -m module RANK FOLDER ORDER` until they end; they find each other through the folder."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "RENDEZVOUS": f"rendezvous-{uuid.uuid4()}"}
+    processes = [subprocess.Popen([sys.executable, "-m", module, str(rank), folder, json.dumps(order)], cwd=ROOT,
                                   env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
                  for rank in range(world)]
     try:

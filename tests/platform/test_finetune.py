@@ -15,15 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from platform.engine.config import ConfigError
-from platform.engine.epochs import grouped
+from platform.engine.config import ConfigError, load_config
 from platform.engine.errors import UserError
 from platform.engine.shards import read_manifest, write_manifest, write_shard
 from platform.engine.storage import StorageError, open_storage
 from platform.engine.tracking import read_metrics
-from platform.finetune import main
-from reidssl.models.checkpoints import load_reid, weights_hash
-from tests.fixtures_runs import FITTING, TINY_FINETUNE, finetune_config
+from platform.finetune import SETTINGS, FinetuneConfig, main, shared_micro_batches, with_micro_batches
+from reidssl.models.checkpoints import load_reid, save_model, weights_hash
+from reidssl.models.vit import build_vit
+from tests.fixtures_runs import FITTING, IMAGENET, TINY_FINETUNE, TINY_VIT, finetune_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CHANCE_MAP = 0.25  # two of 17 gallery images are right: random rankings have an mAP of 0.2 and a little
@@ -43,7 +43,10 @@ def losses(output) -> list[tuple]:
 def test_supervised_learns_and_leaves_its_results(supervised_run, tiny_labelled):
     output, summary = supervised_run
     rows = rows_of(output)
-    assert [row["epoch"] for row in rows] == list(range(1, 31))
+    assert [row["epoch"] for row in rows] == list(range(1, 31)) and {row["phase"] for row in rows} == {0}
+    assert [row["position"] for row in rows] == [36 * epoch for epoch in range(1, 31)] and summary["images_seen"] == 1080
+    assert summary["warnings"] == [] and summary["epochs_without_training"] == 0
+    assert summary["evaluation"] == {"expansion": None, "reranking": None}
     assert rows[-1]["accuracy"] > 0.9 and rows[0]["accuracy"] < 0.6  # of 6 identities, randomly cropped
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
     assert summary["mAP"] > CHANCE_MAP and 0 < summary["mINP"] <= summary["mAP"] <= 1
@@ -93,7 +96,11 @@ def test_fewer_than_two_clusters_change_nothing_and_are_said(tmp_path, ray_sessi
     overrides = ["setting=usl", f"init={tiny_backbone}", "unsupervised.cluster.min_samples=37"]
     summary = main(finetune_config(tiny_labelled, output, *overrides))
     said = capsys.readouterr().out
-    assert said.count("fewer than two clusters") == 2 and "unsupervised.cluster.eps" in said
+    assert said.count("warning: fewer than two clusters (all 36 images are outliers)") == 2 and "unsupervised.cluster.eps" in said
+    assert "nothing was trained: the figures are those of the start" in said.strip().splitlines()[-1]
+    assert summary["warnings"][0] == "nothing was trained: the figures are those of the start"
+    assert summary["epochs_without_training"] == 2 and summary["images_seen"] == 0
+    assert [row["position"] for row in rows_of(output)] == [0, 0]
     assert [row["clusters"] for row in rows_of(output)] == [0, 0] and losses(output) == []
     assert summary["clusters"] == 0 and 0 < summary["mAP"] <= 1
     after = load_reid(output / "model.safetensors").backbone.state_dict()
@@ -102,7 +109,8 @@ def test_fewer_than_two_clusters_change_nothing_and_are_said(tmp_path, ray_sessi
     # The last checkpoint, of an engine that has taken no step, can be continued from.
     (output / "summary.json").unlink()
     again = main(finetune_config(tiny_labelled, output, *overrides))
-    assert again["weights"] == summary["weights"] and "continuing after" in capsys.readouterr().out
+    assert again == summary | {"environment": again["environment"]} and "continuing after" in capsys.readouterr().out
+    assert len(rows_of(output)) == 2
 
 
 def _state_of(folder: Path, tmp_path: Path) -> Path:
@@ -119,8 +127,8 @@ def test_two_workers_give_the_same_losses_as_one(tmp_path, ray_session, tiny_bac
     outputs = [tmp_path / f"workers-{workers}" for workers in (1, 2)]
     for workers, output in enumerate(outputs, 1):
         main(finetune_config(tiny_labelled, output, "setting=uda", f"source={tiny_source.uri}", f"init={tiny_backbone}",
-                             "supervised.epochs=2", "supervised.batch.micro_batches_per_step=2",
-                             "unsupervised.batch.micro_batches_per_step=2", f"scaling.workers={workers}",
+                             "supervised.epochs=2", "supervised.batch.micro_batches=2",
+                             "unsupervised.batch.micro_batches=2", f"scaling.workers={workers}",
                              "supervised.identity=arcface", "supervised.center_weight=0.05"))
     one, two = map(losses, outputs)
     assert len(one) == 4 and two == [(place, pytest.approx(loss, rel=1e-4)) for place, loss in one]
@@ -171,9 +179,42 @@ def test_uda_killed_in_its_second_phase_and_continued(tmp_path, ray_session, tin
     assert [(row["phase"], row["epoch"]) for row in rows] == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3), (1, 4)]
     assert losses(killed) == [(place, pytest.approx(loss, rel=1e-4)) for place, loss in losses(whole)]
     assert [row.get("clusters") for row in rows] == [row.get("clusters") for row in rows_of(whole)]
+    assert [row["position"] for row in rows] == sorted({row["position"] for row in rows}) and found["images_seen"] == \
+        expected["images_seen"] == rows[-1]["position"]
     assert found["mAP"] == pytest.approx(expected["mAP"], abs=1e-3) and found["clusters"] == expected["clusters"]
     pair = [load_reid(folder / "model.safetensors").state_dict() for folder in (whole, killed)]
     assert all(torch.allclose(pair[0][name], pair[1][name], atol=1e-4) for name in pair[0])
+
+
+def test_an_evaluation_that_fails_leaves_the_model_and_is_all_that_is_repeated(tmp_path, ray_session, tiny_backbone,
+                                                                              tiny_labelled, capsys):
+    """What fails here is the place of its result."""
+    output = tmp_path / "run"
+    (output / "rankings.json").mkdir(parents=True)
+    config = finetune_config(tiny_labelled, output, f"init={tiny_backbone}", "supervised.epochs=1")
+    with pytest.raises((UserError, StorageError)):
+        main(config)
+    assert not (output / "summary.json").exists()
+    trained, rows = weights_hash(load_reid(output / "model.safetensors")), rows_of(output)
+    (output / "rankings.json").rmdir()
+    capsys.readouterr()
+    summary = main(config)
+    said = capsys.readouterr().out
+    assert trained.startswith(summary["weights"]) and rows_of(output) == rows
+    assert "continuing after phase 1, epoch 1" in said and "epoch 1/1" not in said
+
+
+def test_the_model_is_there_before_it_is_judged(tmp_path, ray_session, tiny_labelled):
+    """Features that are no numbers cannot be judged."""
+    broken = build_vit(TINY_VIT)
+    with torch.no_grad():
+        broken.norm.weight.fill_(torch.nan)
+    (tmp_path / "init").mkdir()
+    save_model(broken, {"kind": "backbone"} | IMAGENET, tmp_path / "init" / "backbone.safetensors")
+    with pytest.raises(UserError, match=r"labelled cannot be judged: "):
+        main(finetune_config(tiny_labelled, tmp_path / "run", f"init={tmp_path}/init", "supervised.epochs=0"))
+    assert load_reid(tmp_path / "run" / "model.safetensors").num_classes == 6
+    assert not (tmp_path / "run" / "summary.json").exists()
 
 
 # ---- what cannot be done is said before anything starts
@@ -216,10 +257,49 @@ def test_supervised_needs_labels_and_all_need_their_splits(tmp_path, ray_session
         main(finetune_config(unlabelled, tmp_path / "b", f"init={tiny_backbone}"))
 
 
-@pytest.mark.slow
-def test_an_epoch_must_fill_a_step(tmp_path, ray_session, tiny_labelled, tiny_backbone):
-    with pytest.raises(UserError, match=r"has 5 micro-batches of 3 x 2 images, a step needs 7: lower supervised.batch"):
-        main(finetune_config(tiny_labelled, tmp_path / "c", f"init={tiny_backbone}", "supervised.batch.micro_batches_per_step=7"))
+def test_what_no_batch_or_worker_can_share(tmp_path, tiny_labelled, tiny_backbone):
+    """Known before Ray is there."""
+    with pytest.raises(UserError, match=r"has 6 people in split train, a batch needs 16: lower supervised.batch.identities"):
+        main(finetune_config(tiny_labelled, tmp_path / "a", f"init={tiny_backbone}", "supervised.batch.identities=16"))
+    with pytest.raises(UserError, match=r"7 workers cannot share the 6 images of a step: lower scaling.workers, or raise "):
+        main(finetune_config(tiny_labelled, tmp_path / "b", f"init={tiny_backbone}", "scaling.workers=7"))
+    with pytest.raises(UserError, match=r"2 workers cannot share 3 micro-batches per step evenly; .*: \[1, 3\]"):
+        main(finetune_config(tiny_labelled, tmp_path / "c", f"init={tiny_backbone}", "scaling.workers=2",
+                             "supervised.batch.micro_batches=3"))
+    assert not list(tmp_path.iterdir())
+
+
+EXPERIMENTS = sorted(file.stem for file in (ROOT / "configs" / "experiment").glob("*.yaml")
+                     if file.stem.startswith(SETTINGS))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize(("scaling", "sizes"), [
+    (["scaling=one"], [1]), (["scaling=gpus8"], [8]), (["scaling=spot"], [2, 4, 8]), (["scaling.workers=2"], [2]),
+    (["scaling.workers=4", "scaling.min_workers=1"], [1, 2, 4]), (["scaling.workers=8", "scaling.min_workers=3"], [3, 4, 6, 8])])
+def test_every_published_recipe_runs_on_any_number_of_workers(tmp_path, experiment, scaling, sizes):
+    """With the published batch: 16 x 4 and 32 x 8 images a step, however many share it."""
+    config = load_config(FinetuneConfig, "finetune", [f"experiment={experiment}", *scaling, "init=x", "source=y"])
+    resolved = with_micro_batches(config, open_storage(str(tmp_path)))
+    assert resolved.scaling.sizes(shared_micro_batches(resolved)) == sizes
+    assert (resolved.supervised.batch.identities, resolved.supervised.batch.instances) == (16, 4)
+    assert (resolved.unsupervised.batch.identities, resolved.unsupervised.batch.instances) == (32, 8)
+
+
+def test_a_run_keeps_the_cut_that_it_began_with(tmp_path, tiny_labelled):
+    def cut(*overrides: str) -> tuple[int, int]:
+        output = tmp_path / "run"
+        config = with_micro_batches(finetune_config(tiny_labelled, output, *overrides), open_storage(str(output)))
+        return config.supervised.batch.micro_batches, config.unsupervised.batch.micro_batches
+
+    common = ["setting=uda", "source=x", "init=y"]
+    assert cut(*common, "scaling.workers=2") == (2, 2) and cut(*common, "scaling.workers=4") == (4, 4)
+    assert cut("init=y", "scaling.workers=2") == (2, 0)  # nothing is said of a phase that there is not
+    (tmp_path / "run").mkdir()
+    batches = {"supervised": {"batch": {"micro_batches": 4}}, "unsupervised": {"batch": {"micro_batches": 8}}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"program": "finetune", "config": batches}))
+    assert cut(*common, "scaling.workers=2") == (4, 8)
+    assert cut(*common, "scaling.workers=2", "supervised.batch.micro_batches=2") == (2, 8)
 
 
 def _without_labels(origin, location) -> None:
@@ -249,7 +329,3 @@ def test_settings_that_contradict_each_other(tmp_path, tiny_labelled):
         finetune_config(tiny_labelled, tmp_path, "init=x", "deepspeed=zero3")
     with pytest.raises(ConfigError, match=re.escape("there is no key 'supervised.epoch'; did you mean supervised.epochs")):
         finetune_config(tiny_labelled, tmp_path, "init=x", "supervised.epoch=3")
-
-
-def test_whole_steps_only():
-    assert [step for step in grouped(list("abcdefg"), 3)] == [list("abc"), list("def")]

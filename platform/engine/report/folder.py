@@ -209,6 +209,7 @@ def _note_missing(found: RunFolder) -> None:
         if one.summary is None and one.program != "pipeline":
             reached = f"; its log ends at {_reached(one)}" if one.metrics else ""
             found.notes.append(f"Not finished: {one.name}{reached}.")
+        found.notes += [f"Doubtful: {one.name}: {warning}." for warning in (one.summary or {}).get("warnings") or []]
 
 
 def _reached(member: Member) -> str:

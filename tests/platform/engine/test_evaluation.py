@@ -1,15 +1,20 @@
 """Metrics and rankings of a labelled test set, from features."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.nn import functional as F
 
 from platform.engine.errors import UserError
-from platform.engine.evaluation import EvaluateConfig, Labels, evaluate_features
+from platform.engine.evaluation import EvaluateConfig, Labels, evaluate_features, options_of, require_judgeable
 from platform.engine.images import ImageSet
+from platform.engine.shards import read_manifest, write_manifest, write_shard
+from platform.engine.storage import Location, open_storage
 from reidssl.metrics.reranking import rank_reranked
 
 
@@ -79,7 +84,7 @@ def test_everything_that_can_be_asked_for(sets):
     assert not {"roc", "camera_pairs", "average_precision"} & set(plain)
     everything = EvaluateConfig(roc=True, cameras=True, per_query=True, block=5, gallery_block=7)
     found = evaluate_features(query, gallery, *features, everything)
-    assert found["rankings"] == plain.pop("rankings")
+    assert found["rankings"] == plain.pop("rankings") and found["evaluation"] == plain.pop("evaluation")
     assert {name: found[name] for name in plain} == pytest.approx(plain)
     assert list(found["roc"]) == ["1e-04", "1e-03", "1e-02"] and 0 < found["roc"]["1e-02"] <= 1
     assert set(found["average_precision"]) == set(query.keys)
@@ -91,6 +96,8 @@ def test_everything_that_can_be_asked_for(sets):
     assert np.isnan(table[same]).all() and np.isfinite(table[~same]).any()
     expanded = evaluate_features(query, gallery, *features, EvaluateConfig(expansion=2))
     assert expanded["mAP"] != found["mAP"]
+    assert expanded["evaluation"] == {"expansion": {"images": 2, "alpha": 3.0}, "reranking": None}
+    assert options_of(EvaluateConfig(reranking=True)) == {"expansion": None, "reranking": {"k1": 20, "k2": 6, "weight": 0.3}}
 
 
 def test_labels_without_images_are_those_of_the_image_set(sets, tiny_labelled):
@@ -98,6 +105,45 @@ def test_labels_without_images_are_those_of_the_image_set(sets, tiny_labelled):
         labels = Labels(tiny_labelled, split)
         assert labels.keys == images.keys and len(labels) == len(images)
         assert (labels.pids == images.pids).all() and (labels.camids == images.camids).all()
+
+
+def relabelled(origin, location, change) -> Location:
+    """A copy of a data set with other labels: `change` takes (split, pid, camid) arrays and returns them."""
+    manifest = read_manifest(origin)
+    table = pa.concat_tables(pq.read_table((origin / entry.name).path) for entry in manifest.files)
+    labels = change(*(np.asarray(table[name].to_pylist()) for name in ("split", "pid", "camid")))
+    for name, values in zip(("split", "pid", "camid"), labels, strict=True):
+        column = table.schema.get_field_index(name)
+        table = table.set_column(column, table.schema.field(name), pa.array(values, table.schema.field(name).type))
+    splits = {str(name): int(count) for name, count in zip(*np.unique(labels[0], return_counts=True), strict=True)}
+    write_manifest(location, replace(manifest, files=[write_shard(location, table, 16)], splits=splits))
+    return location
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda s, p, c: (s, p, np.zeros_like(c) + 3), r"all images of the 6 people .* come from one camera \(3\), and a match"),
+    (lambda s, p, c: (s, np.where(s == "query", p + 100, p), c), r"none of the 6 people of split query is in split gallery"),
+    (lambda s, p, c: (s, np.where(s == "query", -1, p), c), r"none of its 18 query images has an identity"),
+    (lambda s, p, c: (s, np.where(s == "gallery", -1, p), c), r"none of the 6 people of split query is in split gallery"),
+    (lambda s, p, c: (s, p, p), r"none of its 18 query images has an image of the same person in another camera"),
+    (lambda s, p, c: (np.where(s == "query", "train", s), p, c), r"has no images of split query; its splits are gallery, train")])
+def test_what_cannot_be_judged_is_known_from_the_labels(tiny_labelled, tmp_path, change, message):
+    location = relabelled(tiny_labelled, open_storage(str(tmp_path / "set")), change)
+    with pytest.raises(UserError, match=message) as caught:
+        require_judgeable(location)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [
+    lambda s, p, c: (s, p, c),
+    lambda s, p, c: (s, p, np.full_like(c, -1)),  # unknown cameras: nothing is junk
+    lambda s, p, c: (s, np.where((s == "query") & (np.arange(len(p)) != np.flatnonzero(s == "query")[0]), -1, p), c)])
+def test_what_can_be_judged_passes(tiny_labelled, tmp_path, change):
+    """And agrees with the ranking, for as little as a single query."""
+    location = relabelled(tiny_labelled, open_storage(str(tmp_path / "set")), change)
+    require_judgeable(location)
+    query, gallery = Labels(location, "query"), Labels(location, "gallery")
+    assert evaluate_features(query, gallery, torch.randn(18, 4), torch.randn(18, 4), EvaluateConfig())["queries"] > 0
 
 
 @pytest.mark.parametrize(("changes", "message"), [

@@ -22,7 +22,7 @@ def images(tiny_labelled) -> ImageSet:
 
 
 def unsupervised(images, **changes) -> Unsupervised:
-    config = UnsupervisedConfig(batch=BatchConfig(identities=4, instances=3, micro_batches_per_step=2), iterations=5,
+    config = UnsupervisedConfig(batch=BatchConfig(identities=4, instances=3, micro_batches=2), iterations=5,
                                 cluster=ClusterConfig(k1=6, k2=2, eps=0.6, min_samples=3), **changes)
     return Unsupervised(config, images, seed=1)
 
@@ -44,7 +44,8 @@ def test_clusters_become_labels_batches_and_memory(images):
     kept = work.labels >= 0
     assert len({(a, b) for a, b in zip(work.labels[kept], images.pids[kept], strict=True)}) == 6  # one to one
     assert 0.8 < work.log["adjusted_rand_index"] < 1
-    assert len(work.batches) == 5 * 2  # iterations x micro-batches of a step
+    assert len(work.batches) == 5  # iterations, however their batches are cut
+    assert work.warnings == []
     for batch in work.batches:
         labels = work.labels[batch].reshape(4, 3)
         assert (labels >= 0).all() and (labels == labels[:, :1]).all() and len(set(labels[:, 0])) == 4
@@ -109,6 +110,8 @@ def test_fewer_than_two_clusters_are_nothing_to_learn_from(images, features, clu
     phase.config.cluster = ClusterConfig(k1=6, k2=2, eps=0.95 if clusters else 0.3, min_samples=3)
     work = phase.begin(0, lambda _: features)
     assert work.batches == [] and work.log["clusters"] == clusters and "cluster_seconds" in work.log
+    said = "all 36 clustered images are in one" if clusters else "all 36 images are outliers"
+    assert len(work.warnings) == 1 and work.warnings[0].startswith(f"fewer than two clusters ({said})")
 
 
 def test_the_memory_moves_once_a_step_with_all_its_features(images):
@@ -143,6 +146,8 @@ def test_unsupervised_learning_rate_falls_in_steps(images):
 
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: BatchConfig(instances=0), "instances must be at least 1: got 0"),
+    (lambda: BatchConfig(micro_batches=65), r"micro_batches must be between 0 .* and the 64 images of a batch: got 65"),
+    (lambda: BatchConfig(micro_batches=-1), r"micro_batches must be between 0 .*: got -1"),
     (lambda: UnsupervisedConfig(neck="both"), "neck must be before or after: got 'both'"),
     (lambda: UnsupervisedConfig(learning_rate=0.0), "learning_rate must be positive: got 0.0"),
     (lambda: UnsupervisedConfig(cluster=ClusterConfig(algorithm="kmeans", num_clusters=3),

@@ -75,6 +75,11 @@ def test_unlabelled_images_are_refused(images):
         images.pids = pids
 
 
+def test_fewer_people_than_a_batch_needs_are_refused(images):
+    with pytest.raises(UserError, match=r"has 6 people in split train, a batch needs 7: lower supervised.batch.identities"):
+        Supervised(SupervisedConfig(batch=BatchConfig(identities=7)), images, seed=1)
+
+
 LABELS = torch.tensor([0, 0, 4, 4, 2, 2])
 
 

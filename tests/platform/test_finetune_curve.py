@@ -1,0 +1,78 @@
+"""Fine-tuning: the same losses and weights on any number of workers, and, but for an ics stem, however the batch is cut."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from platform.engine.storage import open_storage
+from platform.engine.tracking import read_metrics
+from reidssl.models.checkpoints import load_reid
+from tests.platform.test_curve import distance, spawn
+
+# SGD, so that a weight's step is as exact as its gradient: Adam makes a whole step out of the rounding of a gradient near 0.
+COMMON = ["augment.pad=4", "augment.erasing=0.5", "supervised.optimizer=sgd", "supervised.learning_rate=0.01",
+          "supervised.epochs=2", "supervised.drop_path=0.2", "unsupervised.learning_rate=0.01", "unsupervised.drop_path=0.3",
+          "supervised.batch.identities=4", "supervised.batch.instances=3", "unsupervised.batch.instances=3"]
+# 4 x 3 images in 4 pieces of 3, in 2 of 6; without labels as many clusters as there are, up to 4: pieces of unequal size.
+SOFTMAX: list[str] = []
+MARGIN = ["supervised.identity=arcface", "supervised.center_weight=0.05"]
+UNLABELLED = ["setting=usl", "unsupervised.hard=true", "unsupervised.epochs=3"]
+STEMS = {stem: ["model.image_size=[64,32]", "model.width=32", "model.depth=2", "model.heads=2", "model.patch_size=16",
+                "model.stem_width=8", f"model.stem={stem}"] for stem in ("patch", "ics")}
+KINDS = {"softmax": SOFTMAX, "margin": MARGIN, "usl": UNLABELLED}
+
+
+def overrides(kind: str, stem: str, pieces: int) -> list[str]:
+    return [*COMMON, *KINDS[kind], *STEMS[stem], *(f"{phase}.batch.micro_batches={pieces}"
+                                                   for phase in ("supervised", "unsupervised"))]
+
+
+def work(folder: Path, world: int, data: str, kinds: list[tuple[str, str]], pieces: int) -> None:
+    """Every kind on every stem named, on `world` workers, into `<kind>-<stem>-<pieces>-<world>`."""
+    runs = [[f"{kind}-{stem}-{pieces}-{world}", overrides(kind, stem, pieces)] for kind, stem in kinds]
+    spawn("tests.platform.finetune_worker", folder, world, {"world": world, "data": data, "runs": runs})
+
+
+def check_alike(one: Path, other: Path, exact: float) -> None:
+    """Losses and terms to a relative 1e-4; weights, statistics of batch norms included, to `exact` of their length."""
+    rows, reference = ([{name: value for name, value in row.items() if not name.endswith(("time", "seconds", "per_second"))}
+                        for row in read_metrics(open_storage(str(run)))] for run in (one, other))
+    assert len(rows) == len(reference) > 1
+    for row, expected in zip(rows, reference, strict=True):
+        assert row == pytest.approx(expected, rel=1e-4, abs=1e-6), one.name
+    assert len({row["loss"] for row in reference}) == len(reference)
+    assert distance(weights_of(one), weights_of(other)) < exact, one.name
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    state = load_reid(run / "model.safetensors").state_dict()
+    return {name: value for name, value in state.items() if value.is_floating_point()}
+
+
+def test_one_and_two_workers_and_an_uncut_batch(tmp_path, tiny_labelled):
+    data = tiny_labelled.uri
+    work(tmp_path, 1, data, [("softmax", "patch")], 1)
+    for world in (1, 2):
+        work(tmp_path, world, data, [("softmax", "patch"), ("usl", "ics")], 2)
+    check_alike(tmp_path / "softmax-patch-2-1", tmp_path / "softmax-patch-1-1", 1e-5)
+    check_alike(tmp_path / "softmax-patch-2-2", tmp_path / "softmax-patch-1-1", 1e-5)
+    check_alike(tmp_path / "usl-ics-2-2", tmp_path / "usl-ics-2-1", 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_all_losses_and_stems_on_one_two_and_four_workers(tmp_path, tiny_labelled):
+    data = tiny_labelled.uri
+    kinds = [(kind, stem) for kind in KINDS for stem in STEMS]
+    work(tmp_path, 1, data, kinds, 1)
+    for world in (1, 2, 4):
+        work(tmp_path, world, data, kinds, 4)
+    for kind, stem in kinds:
+        for world in (2, 4):
+            check_alike(tmp_path / f"{kind}-{stem}-4-{world}", tmp_path / f"{kind}-{stem}-4-1", 1e-5)
+        if stem == "patch":  # nothing in the backbone looks at more than one image
+            check_alike(tmp_path / f"{kind}-{stem}-4-1", tmp_path / f"{kind}-{stem}-1-1", 1e-5)
+        else:
+            cut, whole = (weights_of(tmp_path / f"{kind}-{stem}-{pieces}-1") for pieces in (4, 1))
+            assert distance(cut, whole) > 1e-5  # the batch norm of the stem sees pieces
