@@ -10,6 +10,7 @@ from platform.engine.config import ConfigError, load_config
 from platform.engine.errors import UserError
 from platform.engine.images import ImageSet
 from platform.engine.models import embed_all, load_model
+from platform.engine.runs import environment
 from platform.engine.shards import Manifest, read_manifest
 from platform.engine.storage import StorageConfig, StorageError
 from platform.evaluate import EvaluateProgramConfig, data_set, main, matrix
@@ -50,6 +51,7 @@ def test_a_table_of_two_models(tmp_path, ray_session, tiny_backbone, supervised_
     assert [rows[0][name] for name in NAMES] == pytest.approx([summary[name] for name in NAMES], abs=1e-6)
     assert rows[0]["weights"] == summary["weights"] != rows[1]["weights"]
     stored = json.loads((tmp_path / "evaluation.json").read_text())
+    assert all(row["query_expansion"] == 0 and row["environment"] == environment() for row in stored)
     assert [{name: row[name] for name in NAMES} for row in stored] == [{name: row[name] for name in NAMES} for row in rows]
     assert stored[0]["rankings"] == json.loads((supervised_run[0] / "rankings.json").read_text())
     printed = capsys.readouterr().out
@@ -57,16 +59,18 @@ def test_a_table_of_two_models(tmp_path, ray_session, tiny_backbone, supervised_
         assert f"{100 * row['mAP']:7.1f}  {100 * row['rank1']:7.1f}" in printed
     assert printed.count("re-ranked") == 2
     checksum = read_manifest(tiny_labelled).checksum[:12]
-    assert printed.count(f"  synthetic (checksum {checksum}), query and gallery, images 64x32, also re-ranking, weights ") == 2
-    assert printed.splitlines()[-4] == "mAP / Rank-1"  # two models on one set: a matrix too
+    assert printed.count(f"  synthetic (checksum {checksum}), query and gallery, images 64x32, no query expansion, also re-ranking, "
+                         "weights ") == 2
+    assert printed.splitlines()[-4] == "mAP / Rank-1, no query expansion"  # two models on one set: a matrix too
     assert printed.splitlines()[-2].split()[0] == str(models[0])
 
 
 def test_verification_and_cameras_on_the_terminal(ray_session, tiny_backbone, tiny_labelled, capsys):
     (row,) = main(config_of([tiny_backbone], [tiny_labelled.uri], "evaluate.roc=true", "evaluate.cameras=true",
-                            "image_size=[96,48]"))
-    assert row["image_size"] == [96, 48]
+                            "image_size=[96,48]", "evaluate.expansion=3"))
+    assert row["image_size"] == [96, 48] and row["query_expansion"] == 3
     printed = capsys.readouterr().out
+    assert "images 96x48, query expansion with 3 images, no re-ranking" in printed
     assert f"{100 * row['roc']['1e-02']:.1f} at FPR 1e-02" in printed
     lines = printed[printed.index("mAP from camera to camera"):].splitlines()
     assert lines[1].split() == [str(camera) for camera in row["camera_pairs"]["gallery_cameras"]]
@@ -75,7 +79,7 @@ def test_verification_and_cameras_on_the_terminal(ray_session, tiny_backbone, ti
 
 
 def test_cross_domain_matrix():
-    rows = [{"model": model, "data": data, "mAP": m_ap, "rank1": 0.5} for model, data, m_ap in (
+    rows = [{"model": model, "data": data, "mAP": m_ap, "rank1": 0.5, "query_expansion": 0} for model, data, m_ap in (
         ("runs/a", "market", 0.912), ("runs/a", "msmt17", 0.2),
         ("runs/long-name", "market", 0.3), ("runs/long-name", "msmt17", 0.66))]
     assert matrix(rows).splitlines() == [
@@ -119,6 +123,9 @@ def test_bad_paths(tmp_path, tiny_backbone, tiny_labelled):
         main(config_of([tiny_backbone], [tiny_labelled.uri, tiny_labelled.uri]))
     with pytest.raises(UserError, match=r"only evaluation.json holds: give output=<folder>"):
         main(config_of([tiny_backbone], [tiny_labelled.uri], "evaluate.per_query=true"))
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match=rf"cannot write to {tmp_path}/file/below: {tmp_path}/file is a file"):
+        main(config_of([tmp_path / "nowhere"], [tiny_labelled.uri], f"output={tmp_path}/file/below"))  # said first, before any work
     with pytest.raises(ConfigError, match=r"image_size must be \[height, width\] or \[\]: got \[64\]"):
         config_of([tiny_backbone], [tiny_labelled.uri], "image_size=[64]")
 
