@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = "configuration.md"
 INTRODUCTION = """# Configuration
 
-Every setting of every program, with its value when nothing is said and its meaning: the output of `--help`, made when this site was built.
-A setting is given as `key=value`, a group as `group=choice`; `--show-config` prints what results.
+Every setting of every program, with its value when nothing is said and its meaning: the output of `--help`, made when this site
+was built. A setting is given as `key=value`, a group as `group=choice`; `--show-config` prints what results.
 """
 
 
@@ -26,10 +26,11 @@ def on_files(files: Any, config: Any) -> Any:
 
 def page() -> str:
     """The page as Markdown. Raises subprocess.CalledProcessError if a program has no help."""
+    names = programs()
     with ThreadPoolExecutor(2) as pool:
-        names = programs()
-        texts = pool.map(help_of, names)
-    return INTRODUCTION + "".join(f"\n## {name}\n\n````text\n{text.strip()}\n````\n" for name, text in zip(names, texts, strict=True))
+        texts = list(pool.map(help_of, names))
+    return INTRODUCTION + "".join(f"\n## {name}\n\n````text\n{text.strip()}\n````\n"
+                                  for name, text in zip(names, texts, strict=True))
 
 
 def programs() -> list[str]:

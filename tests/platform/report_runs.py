@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from platform.cluster import LABELS, ClusterProgramConfig
 from platform.engine.evaluation import EvaluateConfig, evaluate_features
 from platform.engine.images import ImageSet
 from platform.engine.models import BACKBONE, REID, embed_all, load_model
 from platform.engine.parts import PARTS, write_table
 from platform.engine.runs import Run, environment, open_run
-from platform.engine.shards import Manifest, read_manifest, write_manifest, write_rejected, write_shard
+from platform.engine.shards import Manifest, read_manifest, read_rows, write_manifest, write_rejected, write_shard
 from platform.engine.sources.base import encode_image
 from platform.engine.storage import Location, StorageConfig, open_storage
 from platform.engine.tracking import Tracker, TrackingConfig
@@ -133,6 +134,18 @@ def write_scores(output: Path, data: Path, source: Path, target: Path) -> Run:
     scores = cfs_scores(*(embed_all(proxy, images) for proxy in proxies)).numpy()
     write_table(run.location / PARTS / manifest.files[0].name, pa.table({"key": images.keys, "score": pa.array(scores)}))
     run.finish(summarise(run.location, root, manifest) | {"data_checksum": manifest.checksum, "measure": "cosine"})
+    return run
+
+
+def write_clusters(output: Path, data: Path, labels: list[int]) -> Run:
+    """A finished clustering of the first images; the others are outliers."""
+    config = ClusterProgramConfig(output=str(output), checkpoint="runs/any", data=str(data))
+    run = open_run("cluster", str(output), config, STORAGE)
+    keys = read_rows(open_storage(str(data)), ["key"])["key"]
+    found = np.full(len(keys), -1, np.int32)
+    found[: len(labels)] = labels
+    write_table(run.location / LABELS, pa.table({"key": keys, "label": pa.array(found)}))
+    run.finish({"images": len(found), "clusters": len(set(labels) - {-1}), "outliers": int((found < 0).sum())})
     return run
 
 

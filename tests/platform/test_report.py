@@ -17,9 +17,12 @@ from platform.engine.config import load_config
 from platform.engine.errors import UserError
 from platform.engine.report import charts, pictures, tables
 from platform.engine.report.folder import read_folder
+from platform.engine.runs import open_run
+from platform.engine.sources import SourceConfig
 from platform.engine.storage import StorageConfig, open_storage
+from platform.pipeline import PipelineConfig
 from platform.report import ReportConfig, main, render
-from tests.platform.report_runs import SIZE, write_data, write_finetuning, write_pipeline, write_pretraining
+from tests.platform.report_runs import SIZE, write_clusters, write_data, write_finetuning, write_pipeline, write_pretraining
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=y>.jpg'
 SECTIONS = ["results", "data", "cfs", "pretraining", "clusters", "finetuning", "rankings", "attention", "stages",
@@ -288,6 +291,35 @@ def test_a_single_fine_tuning(tmp_path: Path, finished: bool) -> None:
     assert sections(page) == (["results", *shown[:3], "rankings", "attention", *shown[3:]] if finished else shown)
     assert "Fine-tuning: USL" in page and folder.members[0].init == "first"
     assert ("Not finished: tuned; its log ends at epoch 6" in page) is not finished
+
+
+def test_pseudo_identities_of_a_pipeline_without_a_target_set(tmp_path: Path) -> None:
+    """Clusters of 3, 2 and 1 images, the largest first; the set with scores, selection and fine-tuning is not missed."""
+    given = PipelineConfig(settings=[], pretrain_set=SourceConfig(kind="synthetic"))
+    open_run("pipeline", str(tmp_path), given, StorageConfig())
+    data = tmp_path / "data" / "pretrain"
+    write_data(data, "pretrain")
+    write_pretraining(tmp_path / "pretrain" / "full", data)
+    write_clusters(tmp_path / "clusters", data, [7, 2, 2, -1, 5, 5, 5])
+    page = Path(main(ReportConfig(run=str(tmp_path))).path).read_text()
+    shown = section(page, "identities")
+    assert re.findall(r"<h3>(\d+) images</h3>", shown) == ["3", "2", "1"] and len(pictures_in(shown)) == 6
+    assert "3 clusters of 48 images" in shown and "42 outliers" in shown
+    assert 'id="missing"' not in page and "Pre-training and pseudo-identities" in page
+    shutil.rmtree(tmp_path / "clusters")
+    page = render(read_folder(str(tmp_path), StorageConfig()))
+    assert "Not there: the pseudo-identities (clusters)." in page and "the target proxy" not in page
+
+
+def test_a_single_clustering(tmp_path: Path) -> None:
+    write_data(tmp_path / "data", "pretrain")
+    write_clusters(tmp_path / "clusters", tmp_path / "data", [0] * 40)
+    page = Path(main(ReportConfig(run=str(tmp_path / "clusters"))).path).read_text()
+    assert sections(page) == ["data", "identities", "provenance", "configuration"]
+    assert len(pictures_in(section(page, "identities"))) == pictures.CLUSTER_IMAGES and 'id="missing"' not in page
+    (tmp_path / "clusters" / "labels.parquet").write_bytes(b"torn")
+    page = render(read_folder(str(tmp_path / "clusters"), StorageConfig()))
+    assert "The images of the pseudo-identities cannot be read" in page
 
 
 def test_an_unreadable_data_set_is_noted(tmp_path: Path) -> None:
