@@ -47,7 +47,8 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: Dee
 
 def autocast(config: DeepSpeedConfig) -> torch.autocast:
     """The precision of the engine's forward passes, for a pass of its module outside the engine."""
-    return torch.autocast(devices.device().type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
+    return torch.autocast(devices.device().type, dtype=torch.bfloat16,
+                          enabled=devices.precision(config.precision) == "bf16")
 
 
 def set_schedules(engine: Any, learning_rate: float, weight_decay: float | None = None, resting: bool = False) -> None:
