@@ -154,7 +154,7 @@ def take_turns(folder: str, overrides: list[str], steps: int,
     """(our seconds a step, the bare loop's, the last losses of both, the log's row about a checkpoint)."""
     import torch.distributed as dist
 
-    from platform.engine.config import load_config, to_plain
+    from platform.engine.config import load_config
     from platform.engine.plan import stream_seeds
     from platform.engine.storage import open_storage
     from platform.engine.stream import local_stream
@@ -186,7 +186,7 @@ def take_turns(folder: str, overrides: list[str], steps: int,
     clock.watch_training()
     os.environ |= {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}
     dist.init_process_group("gloo", init_method=f"file://{Path(folder) / 'rendezvous'}", rank=0, world_size=1)
-    train({"config": to_plain(config), "stream": turns})
+    train(config, turns)
     dist.destroy_process_group()
     rows = read_metrics(open_storage(config.output))
     return ours, others, [rows[-1]["loss"], losses[-1]], next(row for row in rows if "checkpoint_seconds" in row)

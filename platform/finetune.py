@@ -25,7 +25,7 @@ import torch.distributed as dist
 from platform.engine.camera_plan import CameraPlan, plan_cameras
 from platform.engine.checkpoints import CheckpointStore, Found
 from platform.engine.cluster_warnings import run_warnings, untrained
-from platform.engine.config import to_dataclass
+from platform.engine.config import to_plain
 from platform.engine.device import device
 from platform.engine.epochs import PhaseTrainer, extract
 from platform.engine.errors import UserError
@@ -61,7 +61,7 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
         return run.summary
     connect(config.runtime)
     say(f"finetune: {config.setting} from {config.init or 'random weights'} on {config.target}; output {run.location.uri}")
-    launch(finetune, {"config": run.config}, name="ray_train", storage=run.location, scaling=config.scaling,
+    launch(finetune, config, name="ray_train", storage=run.location, scaling=config.scaling,
            micro_batches_per_step=shared_micro_batches(config))
     summary = run.summary
     if summary is None:
@@ -124,10 +124,9 @@ def shared_micro_batches(config: FinetuneConfig) -> int:
     return math.gcd(*(section.batch.micro_batches for section in phase_sections(config).values()))
 
 
-def finetune(arguments: dict[str, Any]) -> None:
+def finetune(config: FinetuneConfig) -> None:
     """The whole run; every worker does it."""
-    config = to_dataclass(FinetuneConfig, arguments["config"])
-    run = Run(open_storage(config.output, config.storage), "finetune", arguments["config"])
+    run = Run(open_storage(config.output, config.storage), "finetune", to_plain(config))
     store = CheckpointStore(run.location / "checkpoints", keep=1)
     found = store.newest()
     if found and dist.get_rank() == 0:

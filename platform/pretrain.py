@@ -15,49 +15,36 @@ from platform.engine.command import run_program
 if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
     run_program("pretrain")
 
-import math
-import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
+import torch.distributed as dist
+from torch import Tensor
 
-from platform.engine import zero
-from platform.engine.checkpoints import BackgroundWriter, CheckpointStore
-from platform.engine.config import to_dataclass
-from platform.engine.corrupt import CorruptSamples
-from platform.engine.device import ahead, device, keep_compiled_code, precision, upload
+from platform.engine.checkpoints import CheckpointStore
+from platform.engine.config import to_plain
+from platform.engine.device import ahead, upload
 from platform.engine.errors import UserError
 from platform.engine.launch import launch, notices, report_line
-from platform.engine.notices import STOP, WAIT
-from platform.engine.optimizers import Schedules, pretraining_optimizer
-from platform.engine.partitions import full_parameters
+from platform.engine.notices import STOP, WAIT, Notices
 from platform.engine.patience import patiently
-from platform.engine.plan import Plan, stream_seeds
-from platform.engine.probe import Probe
+from platform.engine.plan import stream_seeds
+from platform.engine.pretrain.learner import Learner
+from platform.engine.pretrain.log import StepLog
+from platform.engine.pretrain.place import Place, find_place, plan_of
+from platform.engine.pretrain.saver import Saver
 from platform.engine.runs import SUMMARY, Run, open_run
 from platform.engine.runtime import connect, say
-from platform.engine.scaling import allowed_sizes, check_size
-from platform.engine.schemas.pretrain import DataConfig as DataConfig
-from platform.engine.schemas.pretrain import LengthConfig as LengthConfig
+from platform.engine.scaling import allowed_sizes
 from platform.engine.schemas.pretrain import PretrainConfig
-from platform.engine.selection import read_units
 from platform.engine.shards import read_manifest
-from platform.engine.steps import StepBatchNorm, StepMeans, StepRows, check_finite
 from platform.engine.storage import open_storage
 from platform.engine.stream import stream
-from platform.engine.tracking import Tracker, format_row, record_keys
-from platform.engine.training_state import find_newest, restore, save
-from reidssl.accelerator import wants_compiling
+from platform.engine.tracking import Tracker
 from reidssl.augment.multicrop import MultiCrop
 from reidssl.models.checkpoints import model_bytes, weights_hash
-from reidssl.objectives import build_objective
-from reidssl.objectives.base import Objective, Progress
-from reidssl.objectives.collapse import CollapseMonitor
-from reidssl.seeding import mix
 
-ADVICE = ("The newest checkpoint is from before: run with another output and checkpoint.resume_from=<this output> to go on from "
-          "it (or from an earlier one, checkpoint.resume_position=<samples>) with a lower optimizer.learning_rate or "
-          "deepspeed.clip, or with deepspeed.precision=fp32")
+OpenStream = Callable[..., Iterator[dict[str, Any]]]
 
 
 def main(config: PretrainConfig) -> dict[str, Any]:
@@ -74,7 +61,7 @@ def main(config: PretrainConfig) -> dict[str, Any]:
     say(f"pretrain: {plan.samples_per_epoch:,} images, {total:,} to see in {total // config.stream.global_batch:,} "
         f"steps of {config.stream.global_batch}; {workers_text(sizes, config.stream.micro_batches_per_step)}; "
         f"output {run.location.uri}")
-    launch(train, {"config": run.config}, name="ray_train", storage=run.location, scaling=config.scaling,
+    launch(train, config, name="ray_train", storage=run.location, scaling=config.scaling,
            micro_batches_per_step=config.stream.micro_batches_per_step, heeds_notices=True)
     summary = run.summary
     if summary is None:
@@ -90,147 +77,79 @@ def workers_text(sizes: list[int], micro_batches_per_step: int) -> str:
             "workers share them evenly)")
 
 
-def plan_of(config: PretrainConfig) -> tuple[Plan, int]:
-    """The order of all samples, and how many of them the run sees (a multiple of the global batch)."""
-    root = open_storage(config.data.uri, config.storage)
-    units = read_units(root, open_storage(config.data.selection, config.storage) if config.data.selection else None)
-    images = sum(unit.num_rows for unit in units)
-    wanted = config.length.samples or round(config.length.epochs * images)
-    total = wanted // config.stream.global_batch * config.stream.global_batch
-    if total == 0:
-        raise UserError(f"{wanted} samples are fewer than one global batch of {config.stream.global_batch}: train longer, "
-                        "ingest more images, or lower stream.micro_batch or stream.micro_batches_per_step")
-    plan = Plan(tuple(units), config.stream.seed, config.stream.window_row_groups, math.ceil(total / images))
-    return plan, total
+def train(config: PretrainConfig, open_stream: OpenStream = stream) -> None:
+    """The training loop; every worker runs it.
 
-
-def train(arguments: dict[str, Any]) -> None:
-    """The training loop; every worker runs it."""
-    import torch.distributed as dist
-
-    config = to_dataclass(PretrainConfig, arguments["config"])
-    rank, world = dist.get_rank(), dist.get_world_size()
-    check_size(world, config.stream.micro_batches_per_step)
-    run = Run(open_storage(config.output, config.storage), "pretrain", arguments["config"])
-    plan, total = patiently(lambda: plan_of(config), config.storage.patience_s, report_line)
-    batch, accumulation = config.stream.global_batch, config.stream.micro_batches_per_step // world
-
-    store = CheckpointStore(run.location / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_every_steps * batch)
-    newest = find_newest(store, plan, config.checkpoint, batch)
-    seen = newest.position
-    if seen < total:
-        micro_batches = (arguments.get("stream") or stream)(
-            plan, config.stream, open_storage(config.data.uri, config.storage), config.model.image_size, seen, total,
-            config.scaling.decode_resource)
-
-    objective = build_objective(config.model, config.objective, config.stream.seed).to(device())
-    objective.bf16_teacher = precision(config.deepspeed.precision) == "bf16"
-    objective.train()
-    norms = StepBatchNorm(objective)
-    if config.deepspeed.zero_stage < 3 and wants_compiling(config.compile, device()):
-        keep_compiled_code()
-        objective.compile_backbones()
-    optimizer = pretraining_optimizer(config.optimizer, objective.student.named_parameters(), objective.may_rest)
-    engine = zero.build_engine(objective.student, optimizer, config.deepspeed,
-                               micro_batch=config.stream.micro_batch, accumulation=accumulation)
-    crop = MultiCrop(config.augment)
-
-    def crops_of(images: dict[str, Any]) -> list[torch.Tensor]:
-        return crop(upload(images["image"]), stream_seeds(config.stream.seed, images["epoch"], images["key"]))
-
-    prepared = ahead(micro_batches, crops_of) if seen < total else iter(())
-    schedules = Schedules(config.optimizer, config.objective.teacher_momentum, batch, plan.samples_per_epoch, total)
-    writer = BackgroundWriter(store, config.storage.patience_s, report_line)
-    restore(newest, engine, objective, norms)
-    corrupt = CorruptSamples(config.stream.max_corrupt_share, plan.samples_per_epoch, newest.metadata.get("corrupt"))
+    open_stream: makes the micro-batches of this worker from a part of the stream (platform/engine/stream.py).
+    """
+    run = Run(open_storage(config.output, config.storage), "pretrain", to_plain(config))
+    store = CheckpointStore(run.location / "checkpoints", config.checkpoint.keep,
+                            config.checkpoint.keep_every_steps * config.stream.global_batch)
+    place, newest = find_place(config, store)
+    batches = load(config, place, open_stream)  # is read from now on, while the model is built
+    learner = Learner(config, place, newest)
     del newest  # rank 0's holds the whole state
-    tracker = patiently(lambda: Tracker(run.location, config.tracking, seen, labels=run.location.uri), config.storage.patience_s,
-                        report_line) if rank == 0 else None
-    probe = Probe(config.probe, config.model, config.augment, config.storage, config.stream.max_corrupt_share) \
-        if rank == 0 and config.probe.uri else None
-    choices = config.objective.entropy_choices(config.stream.micro_batch)
-    collapse = CollapseMonitor(config.objective.name, choices, config.model.width)
-
+    log = StepLog(learner, run)
+    saver = Saver(learner, store, log.tracker)
     notice = notices()
-    means, rows, started, interval_start = StepMeans(), StepRows(), time.perf_counter(), seen
-    while seen < total:
-        zero.set_schedules(engine, schedules.learning_rate(seen), schedules.weight_decay(seen),
-                           objective.rests(Progress(seen, plan.samples_per_epoch, total)))
-        for index in range(accumulation):
-            images, crops = next(prepared)
-            progress = Progress(seen, plan.samples_per_epoch, total, index * world + rank)
-            # drop path: a function of the micro-batch, not of the worker that computes it
-            torch.manual_seed(mix(config.stream.seed, seen, progress.micro_batch))
-            output = objective(engine, list(crops), progress)
-            check_finite(output.loss, output.terms, f"at step {seen // batch + 1} on rank {rank}", ADVICE)
-            engine.backward(output.loss)
-            zero.step(engine, config.deepspeed, f"at step {seen // batch + 1}", ADVICE)
-            means.add({f"statistic/{k}": v for k, v in output.statistics.items()} | output.terms | norms.micro_batch_done())
-            rows.add(output.rows)
-            means.add_uncounted(corrupt.add(images))
-            record_keys(config.tracking.audit, seen // config.stream.micro_batch + index * world + rank, images)
-        means.add_uncounted(notice.seen())
-        step_means = means.reduce()
-        norms.commit(step_means)
-        objective.update({k[10:]: v for k, v in step_means.items() if k.startswith("statistic/")}, rows.gather())
-        objective.update_teacher(full_parameters(engine.module), schedules.teacher_momentum(seen))
-        for reason in corrupt.step(step_means["corrupt"], config.stream.micro_batches_per_step, progress.epoch):
-            report_line(f"set aside: {reason}")
-        seen += batch
 
-        step, last, told = seen // batch, seen == total, notice.decide(step_means)
-        if tracker and (step % config.tracking.every_steps == 0 or last):
-            row = {"loss": float(step_means["loss"]), "learning_rate": schedules.learning_rate(seen - batch),
-                   "images_per_second": (seen - interval_start) / (time.perf_counter() - started),
-                   **{name: float(step_means[name]) for name in output.terms if name != "loss"},
-                   "teacher_momentum": schedules.teacher_momentum(seen - batch),
-                   "weight_decay": schedules.weight_decay(seen - batch)}
-            started, interval_start = time.perf_counter(), seen
-            if probe and (step % config.probe.every_steps == 0 or last):
-                row |= probe(objective.export_backbone())
-                started = time.perf_counter()
-            line = f"step {step}/{total // batch}  epoch {seen / plan.samples_per_epoch:.2f}  {format_row(row)}"
-            tracker.add(seen, row | {f"checkpoint_{name}": value for name, value in writer.take().items()})
-            report_line(line)
-            for warning in collapse(row):
-                report_line(f"warning: {warning}")
-        writer.check()
-        if step % config.checkpoint.every_steps == 0 or last or told:
-            stall = save(writer, seen, engine, objective, arguments["config"], plan, corrupt, tracker)
-            if told or last:
-                writer.flush()  # nothing is under way when the workers end or are ended
-            notice.checkpoint_took(writer.seconds + stall)
-        if told and not last:
-            notice.carried_out()
-            if rank == 0:
-                report_line(f"checkpoint at step {step} on notice")
-            if told == STOP:
-                return
-            if told == WAIT:
-                dist.barrier()  # rank 0 has published
-                notice.wait()
-    if tracker:
-        finish(run, objective, config, tracker, seen, corrupt)
+    while not place.is_complete:
+        step = learner.begin_step()
+        for _ in range(place.own_micro_batches):
+            step.learn(*next(batches))
+        result = step.end(notice.seen())
+        told = notice.decide(result.notices)
+        log.write(result, saver.writer)
+        if saver.is_due() or told:
+            notice.checkpoint_took(saver.save(wait=bool(told)))
+        if told and not place.is_complete and heed(told, notice, place):
+            return
+    publish(learner, run, log.tracker)
     notice.close()
     dist.barrier()
 
 
-def finish(run: Run, objective: Objective, config: PretrainConfig, tracker: Tracker, seen: int,
-           corrupt: CorruptSamples) -> None:
-    """Publish the backbone and the summary (which marks the run complete)."""
-    metadata = {"kind": "backbone", "mean": config.augment.mean, "std": config.augment.std, "samples_seen": seen,
-                "data": config.data.uri, "selection": config.data.selection,
-                "manifest": read_manifest(open_storage(config.data.uri, config.storage)).checksum}
-    exported = objective.export_backbone()
-    backbone, patience_s = model_bytes(exported, metadata), config.storage.patience_s
-    patiently(lambda: (run.location / "backbone.safetensors").write_bytes(backbone), patience_s, report_line)
-    speeds = sorted(row["images_per_second"] for row in tracker.rows)
-    last = tracker.rows[-1]
-    patiently(tracker.publish, patience_s, report_line)
+def load(config: PretrainConfig, place: Place, open_stream: OpenStream) -> Iterator[tuple[dict[str, Any], Sequence[Tensor]]]:
+    """This worker's micro-batches from the place on, each with its crops on the device."""
+    if place.is_complete:
+        return iter(())
+    crop = MultiCrop(config.augment)
+    batches = open_stream(place.plan, config.stream, open_storage(config.data.uri, config.storage), config.model.image_size,
+                          place.seen, place.total, config.scaling.decode_resource)
+
+    def crops_of(batch: dict[str, Any]) -> list[Tensor]:
+        return crop(upload(batch["image"]), stream_seeds(config.stream.seed, batch["epoch"], batch["key"]))
+
+    return ahead(batches, crops_of)
+
+
+def heed(told: str, notice: Notices, place: Place) -> bool:
+    """Collective, after a checkpoint on notice: whether to stop; waits here for the restart where one is coming."""
+    notice.carried_out()
+    if place.rank == 0:
+        report_line(f"checkpoint at step {place.step} on notice")
+    if told == WAIT:
+        dist.barrier()  # rank 0 has published
+        notice.wait()
+    return told == STOP
+
+
+def publish(learner: Learner, run: Run, tracker: Tracker | None) -> None:
+    """Rank 0 publishes the backbone and the summary, which marks the run complete."""
+    if tracker is None:
+        return
+    config, place, corrupt, retry_s = learner.config, learner.place, learner.corrupt, learner.config.storage.patience_s
+    exported = learner.objective.export_backbone()
+    made_from = {"data": config.data.uri, "selection": config.data.selection}
+    checksum = read_manifest(open_storage(config.data.uri, config.storage)).checksum
+    backbone = model_bytes(exported, {"kind": "backbone", "mean": config.augment.mean, "std": config.augment.std,
+                                      "samples_seen": place.seen, **made_from, "manifest": checksum})
+    patiently(lambda: (run.location / "backbone.safetensors").write_bytes(backbone), retry_s, report_line)
+    patiently(tracker.publish, retry_s, report_line)
     tracker.close()
-    summary = {"samples_seen": seen, "steps": seen // config.stream.global_batch, "final_loss": last["loss"],
-               "images_per_second": speeds[len(speeds) // 2],
-               "corrupt_samples": corrupt.total, "corrupt": corrupt.reasons, "weights": weights_hash(exported)[:12],
-               "data": config.data.uri, "selection": config.data.selection, "data_checksum": metadata["manifest"],
-               "probe": {k: v for k, v in last.items() if k.startswith("probe")}}
-    patiently(lambda: run.finish(summary), patience_s, report_line)
+    speeds, last = sorted(row["images_per_second"] for row in tracker.rows), tracker.rows[-1]
+    summary = {"samples_seen": place.seen, "steps": place.step, "final_loss": last["loss"],
+               "images_per_second": speeds[len(speeds) // 2], "corrupt_samples": corrupt.total, "corrupt": corrupt.reasons,
+               "weights": weights_hash(exported)[:12], **made_from, "data_checksum": checksum,
+               "probe": {name: value for name, value in last.items() if name.startswith("probe")}}
+    patiently(lambda: run.finish(summary), retry_s, report_line)

@@ -24,16 +24,16 @@ class CorruptSamples:
         self.reasons: list[str] = list(state["reasons"])
         self._new: set[str] = set()
 
-    def add(self, micro_batch: dict[str, Any]) -> dict[str, Tensor]:
-        """What to put into the step's means for a micro-batch of the stream."""
+    def add(self, micro_batch: dict[str, Any]) -> Tensor:
+        """How many samples of a micro-batch of the stream are unreadable; its mean over a step is what `step` wants."""
         found = [reason for reason in micro_batch["problem"] if reason]
         self._new.update(found)
-        return {"corrupt": torch.tensor(float(len(found)))}
+        return torch.tensor(float(len(found)))
 
     def step(self, mean: Tensor, micro_batches: int, epoch: int) -> list[str]:
         """Collective if anything was found: count it. Returns the reasons not seen before, on rank 0.
 
-        mean: "corrupt" over the `micro_batches` of the step. Raises UserError, on every worker, above the limit.
+        mean: over the `micro_batches` of the step. Raises UserError, on every worker, above the limit.
         """
         count = round(float(mean) * micro_batches)
         if count == 0:

@@ -107,7 +107,7 @@ class PhaseTrainer:
 
     def _epoch(self, trained: Trained, epoch: int, work: Epoch) -> dict[str, float]:
         """Collective: the epoch's steps; the means of the loss and its terms over them."""
-        phase, means = trained.phase, StepMeans()
+        phase, means = trained.phase, StepMeans[str]()
         trained.engine.module.train()
         zero.set_schedules(trained.engine, phase.learning_rate(epoch))
         for step, positions in enumerate(work.batches):
@@ -118,7 +118,7 @@ class PhaseTrainer:
         return {key: float(value) for key, value in means.reduce().items()} if work.batches else {}
 
     def _step(self, trained: Trained, epoch: int, step: int, positions: np.ndarray, labels: Tensor,
-              means: StepMeans) -> Tensor | None:
+              means: StepMeans[str]) -> Tensor | None:
         """Collective: one optimiser step on the images at `positions` (B,). Returns what the phase remembers of it."""
         phase, engine, rank = trained.phase, trained.engine, dist.get_rank()
         where, advice = f"in {phase.name} epoch {epoch + 1} step {step + 1}", f"Lower {phase.name}.learning_rate"
@@ -126,7 +126,7 @@ class PhaseTrainer:
         pieces = cut(len(positions), phase.config.batch.micro_batches)
         inputs = [(piece, trained.inputs(self.seed, epoch, step, positions, rows_to_compute(piece)))
                   for piece in pieces[rank :: dist.get_world_size()]]
-        features, statistics = StepFeatures(pieces), StepMeans()
+        features, statistics = StepFeatures(pieces), StepMeans[str]()
         if len(inputs) > 1:
             with torch.no_grad(), zero.autocast(self.deepspeed):
                 features.gather([trained.backbone(seed, piece, len(positions), given) for piece, given in inputs])

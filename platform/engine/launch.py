@@ -24,9 +24,9 @@ from platform.engine.scaling import ScalingConfig
 from platform.engine.storage import Location
 
 
-def launch(loop: Callable[[dict[str, Any]], None], arguments: dict[str, Any], *, name: str, storage: Location,
+def launch(loop: Callable[[Any], None], config: Any, *, name: str, storage: Location,
            scaling: ScalingConfig, micro_batches_per_step: int = 1, heeds_notices: bool = False) -> None:
-    """Run `loop(arguments)` on Ray Train workers until it ends; its lines appear on this terminal.
+    """Run `loop(config)` on Ray Train workers until it ends; its lines appear on this terminal.
 
     An elastic group only ever has a number of workers that divides `micro_batches_per_step`. heeds_notices: the loop asks
     `notices()` every step, so that resizing and SIGTERM cost no step. Raises UserError with the loop's own words when it
@@ -50,7 +50,7 @@ def launch(loop: Callable[[dict[str, Any]], None], arguments: dict[str, Any], *,
             _guarded,
             allowed=scaling.sizes(micro_batches_per_step), board=board if heeds_notices else None,
             # Pickled: Train's controller takes it apart too, and need not import what a loop imports.
-            train_loop_config={"work": cloudpickle.dumps((loop, arguments)), "board": board, "threads": scaling.threads},
+            train_loop_config={"work": cloudpickle.dumps((loop, config)), "board": board, "threads": scaling.threads},
             torch_config=TorchConfig(backend=devices.backend(scaling.gpus_per_worker)),
             scaling_config=RayScalingConfig(num_workers=scaling.num_workers,  # type: ignore[arg-type]
                                             use_gpu=scaling.gpus_per_worker > 0,
@@ -129,8 +129,8 @@ def _guarded(config: dict[str, Any]) -> None:
         return
     try:
         import_engine()
-        loop, arguments = cloudpickle.loads(config["work"])  # made by `launch` in this job, never read from a file
-        loop(arguments)
+        loop, settings = cloudpickle.loads(config["work"])  # made by `launch` in this job, never read from a file
+        loop(settings)
         ray.get(_board.fatal.remote())  # calls arrive in order: what was pushed before is there
     except Exception as error:
         found = user_error_of(error)

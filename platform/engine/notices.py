@@ -59,12 +59,12 @@ class Notices:
             self._seen_deadlines.add(deadline)
             wait = bool(self._ahead) and now > min(self._ahead) / 1000 - self.margin_s
         found = {SAVE: save, WAIT: wait or self._order == "resize", STOP: self._order == "stop"}
-        return {f"notice/{name}": torch.tensor(float(value)) for name, value in found.items()}
+        return {name: torch.tensor(float(value)) for name, value in found.items()}
 
     def decide(self, sums: dict[str, Tensor]) -> str:
         """What all workers do now, from the sums (or means) of what they saw: "stop", "wait", "save" or ""."""
         for name in (STOP, WAIT, SAVE):
-            if float(sums.get(f"notice/{name}", 0.0)) > 0:
+            if float(sums.get(name, 0.0)) > 0:
                 return name
         return ""
 

@@ -1,8 +1,8 @@
 """What a step computes from all its micro-batches, whoever computed them: numbers that no number of workers changes."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,36 +12,39 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from platform.engine import device as devices
 from platform.engine.errors import UserError
 
+Key = TypeVar("Key", bound=Any)
 
-@dataclass
-class StepMeans:
-    """Averages over all micro-batches of an optimiser step, whoever computed them."""
 
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    count: int = 0
+class StepMeans(Generic[Key]):
+    """Averages over all micro-batches of an optimizer step, whoever computed them. Every worker brings the same keys."""
 
-    def add(self, values: dict[str, Tensor]) -> None:
-        for name, value in values.items():
-            value = value.detach().float()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
-        self.count += 1
+    def __init__(self) -> None:
+        self._sums: dict[Key, Tensor] = {}
+        self._count = 0
 
-    def add_uncounted(self, values: dict[str, Tensor]) -> None:
+    def add(self, values: Mapping[Key, Tensor]) -> None:
+        """Of one micro-batch."""
+        self.add_uncounted(values)
+        self._count += 1
+
+    def add_uncounted(self, values: Mapping[Key, Tensor]) -> None:
         """Values that belong to no micro-batch of their own; `reduce` divides them by all micro-batches too."""
-        self.add(values)
-        self.count -= 1
+        for key, value in values.items():
+            value = value.detach().float()
+            self._sums[key] = self._sums[key] + value if key in self._sums else value.clone()
 
-    def reduce(self) -> dict[str, Tensor]:
+    def reduce(self) -> dict[Key, Tensor]:
         """Collective: the means over all workers' micro-batches; starts afresh."""
-        names = sorted(self.sums)
-        flat = torch.cat([self.sums[name].flatten().to(devices.device()) for name in names]
-                         + [torch.tensor([float(self.count)], device=devices.device())])
+        keys = sorted(self._sums)
+        flat = torch.cat([self._sums[key].flatten().to(devices.device()) for key in keys]
+                         + [torch.tensor([float(self._count)], device=devices.device())])
         if world_size() > 1:
             dist.all_reduce(flat)
         flat = flat[:-1] / flat[-1]
-        pieces = flat.split([self.sums[name].numel() for name in names])
-        means = {name: piece.view_as(self.sums[name]) for name, piece in zip(names, pieces, strict=True)}
-        self.sums, self.count = {}, 0
+        pieces = flat.split([self._sums[key].numel() for key in keys])
+        means = {key: piece.view_as(self._sums[key]) for key, piece in zip(keys, pieces, strict=True)}
+        means = {key: means[key] for key in self._sums}  # in the order in which they came
+        self._sums, self._count = {}, 0
         return means
 
 
@@ -51,7 +54,7 @@ class StepRows:
     def __init__(self) -> None:
         self._own: dict[str, list[Tensor]] = {}
 
-    def add(self, values: dict[str, Tensor]) -> None:
+    def add(self, values: Mapping[str, Tensor]) -> None:
         """Of one micro-batch, (B, ...) each; every micro-batch brings the same names and shapes."""
         for name, value in values.items():
             self._own.setdefault(name, []).append(value.detach())
@@ -70,6 +73,60 @@ class StepRows:
         return gathered
 
 
+@dataclass(frozen=True)
+class StepResult:
+    """What an optimizer step left, the same on every worker. Means are over all its micro-batches."""
+
+    terms: dict[str, Tensor]
+    """Means of the loss and its terms."""
+    statistics: dict[str, Tensor]
+    """Means of what the objective remembers."""
+    batch_norms: dict[str, Tensor]
+    """Means of what batch norms saw, for `StepBatchNorm.commit`."""
+    notices: dict[str, Tensor]
+    """Above 0 for each kind of notice that some worker was given."""
+    corrupt: Tensor
+    """Unreadable samples of a micro-batch, on average."""
+    rows: dict[str, Tensor]
+    """(micro-batches * B, ...) each, in the order of the micro-batches."""
+
+
+class StepExchange:
+    """Collects the parts of a StepResult. Means travel in one collective, rows in one for each of their names."""
+
+    def __init__(self) -> None:
+        self._means: StepMeans[tuple[str, str]] = StepMeans()
+        self._rows = StepRows()
+
+    def add(self, terms: Mapping[str, Tensor], statistics: Mapping[str, Tensor], batch_norms: Mapping[str, Tensor],
+            rows: Mapping[str, Tensor]) -> None:
+        """What one micro-batch left."""
+        self._means.add({**_part("terms", terms), **_part("statistics", statistics), **_part("batch_norms", batch_norms)})
+        self._rows.add(rows)
+
+    def count_corrupt(self, samples: Tensor) -> None:
+        """Of a micro-batch."""
+        self._means.add_uncounted({("corrupt", ""): samples})
+
+    def tell(self, notices: Mapping[str, Tensor]) -> None:
+        """What this worker was told."""
+        self._means.add_uncounted(_part("notices", notices))
+
+    def reduce(self) -> StepResult:
+        """Collective."""
+        means = self._means.reduce()
+
+        def of(part: str) -> dict[str, Tensor]:
+            return {name: value for (kind, name), value in means.items() if kind == part}
+
+        return StepResult(of("terms"), of("statistics"), of("batch_norms"), of("notices"), means["corrupt", ""],
+                          self._rows.gather())
+
+
+def _part(kind: str, values: Mapping[str, Tensor]) -> dict[tuple[str, str], Tensor]:
+    return {(kind, name): value for name, value in values.items()}
+
+
 class StepBatchNorm:
     """Advances batch-norm running statistics once per optimiser step, from the mean over all its micro-batches.
 
@@ -77,8 +134,6 @@ class StepBatchNorm:
     Here each forward leaves its own batch statistics in the buffers (momentum 1), a hook collects them, `micro_batch_done`
     hands them to the step's means, and `commit` makes the one step. Normalisation itself stays per micro-batch.
     """
-
-    PREFIX = "batch norm/"
 
     def __init__(self, *models: nn.Module) -> None:
         self.layers = [layer for model in models for layer in model.modules()
@@ -98,16 +153,14 @@ class StepBatchNorm:
 
     def micro_batch_done(self) -> dict[str, Tensor]:
         """After each micro-batch: what its forward passes left, for `StepMeans.add`."""
-        folded = {f"{self.PREFIX}{i}": torch.stack(seen).mean(0) for i, seen in enumerate(self._collected) if seen}
+        folded = {str(i): torch.stack(seen).mean(0) for i, seen in enumerate(self._collected) if seen}
         self._collected = [[] for _ in self.layers]
         return folded
 
     def commit(self, means: dict[str, Tensor]) -> None:
-        """running <- (1 - momentum) running + momentum * mean over the step, as `StepMeans.reduce` gave it among others."""
+        """running <- (1 - momentum) running + momentum * mean over the step, of what `micro_batch_done` gave."""
         for name, statistics in means.items():
-            if not name.startswith(self.PREFIX):
-                continue
-            index = int(name.removeprefix(self.PREFIX))
+            index = int(name)
             mean, variance = statistics.chunk(2)
             old_mean, old_variance = self.committed[index]
             momentum = self.momenta[index]

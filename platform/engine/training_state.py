@@ -1,43 +1,19 @@
-"""What a pre-training run keeps of itself: into checkpoints that know no number of workers, and out of them again."""
+"""The checkpoint from which a pre-training run goes on, on any number of workers."""
 
-import time
 from typing import Any, NamedTuple
 
 import torch
 
-from platform.engine.checkpoints import BackgroundWriter, CheckpointConfig, CheckpointStore, Found
+from platform.engine.checkpoints import CheckpointConfig, CheckpointStore, Found
 from platform.engine.collectives import broadcast_object, broadcast_tensors
-from platform.engine.consolidation import consolidate
 from platform.engine.consolidation import restore as restore_engine
-from platform.engine.corrupt import CorruptSamples
 from platform.engine.errors import UserError
 from platform.engine.launch import report_line
 from platform.engine.patience import patiently
 from platform.engine.plan import Plan
-from platform.engine.runs import environment
 from platform.engine.steps import StepBatchNorm
 from platform.engine.storage import open_storage
-from platform.engine.tracking import Tracker
 from reidssl.objectives.base import Objective
-
-
-def save(writer: BackgroundWriter, seen: int, engine: Any, objective: Objective, config: dict[str, Any], plan: Plan,
-         corrupt: CorruptSamples, tracker: Tracker | None) -> float:
-    """Collective: copy the state to host memory and hand it to the writer. Returns the seconds that training stood still.
-
-    A checkpoint holds no number of workers. The log goes first: it may be ahead of a checkpoint, never behind it.
-    """
-    started = time.perf_counter()
-    writer.flush()  # one at a time; before the copy, so that there are never three states in memory
-    student = consolidate(engine)
-    if student:
-        assert tracker is not None
-        objective_state = {name: value.detach().to("cpu", copy=True) for name, value in objective.state_tensors().items()}
-        writer.submit(seen, {"student": student, "objective": objective_state},
-                      {"config": config, "data": plan.checksum, "environment": environment(),
-                       "corrupt": corrupt.state()}, before=tracker.publish)
-    writer.stall_seconds = time.perf_counter() - started
-    return writer.stall_seconds
 
 
 class Newest(NamedTuple):

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from platform.engine.config import load_config, to_plain
+from platform.engine.config import load_config
 from platform.engine.stream import local_stream
 from platform.pretrain import PretrainConfig, train
 
@@ -59,7 +59,7 @@ def main(rank: int, folder: Path, order: dict) -> None:
             f"length.samples={order['steps'] * BATCH}", f"tracking.audit={folder / name / 'audit'}", *TINY,
             *order.get("overrides", [])])
         try:
-            train({"config": to_plain(config), "stream": stream_until(stop)})
+            train(config, stream_until(stop))
         except CrashError:
             assert stop
         dist.barrier()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from platform.engine.config import load_config, to_plain
+from platform.engine.config import load_config
 from platform.engine.storage import open_storage
 from platform.finetune import FinetuneConfig, finetune, with_micro_batches
 from tests.fixtures_runs import TINY_FINETUNE
@@ -22,7 +22,7 @@ def main(rank: int, folder: Path, order: dict) -> None:
         config = load_config(FinetuneConfig, "finetune", [
             f"target={order['data']}", f"output={folder / name}", f"scaling.workers={order['world']}", *TINY_FINETUNE,
             *overrides])
-        finetune({"config": to_plain(with_micro_batches(config, open_storage(config.output)))})
+        finetune(with_micro_batches(config, open_storage(config.output)))
     dist.destroy_process_group()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import platform.pretrain as program
 from platform.engine.config import run_program
+from platform.engine.schemas.pretrain import PretrainConfig
 from platform.engine.stream import stream
 
 SECONDS_PER_MICRO_BATCH = 0.1
@@ -23,8 +24,8 @@ def paced(*arguments: Any) -> Iterator[dict[str, Any]]:
         yield batch
 
 
-def train(arguments: dict[str, Any]) -> None:
-    train_of_program({**arguments, "stream": paced})
+def train(config: PretrainConfig) -> None:
+    train_of_program(config, paced)
 
 
 if __name__ == "__main__":

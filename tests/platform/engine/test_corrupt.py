@@ -17,7 +17,7 @@ def alone(tmp_path):
 
 def step(samples: CorruptSamples, problems: list[list[str]], epoch: int = 0) -> list[str]:
     """One optimiser step with these problems in its micro-batches."""
-    counts = [samples.add({"problem": found})["corrupt"] for found in problems]
+    counts = [samples.add({"problem": found}) for found in problems]
     return samples.step(torch.stack(counts).mean(), len(problems), epoch)
 
 

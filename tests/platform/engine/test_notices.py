@@ -56,9 +56,9 @@ def test_a_notice_without_a_deadline_is_one_checkpoint(monkeypatch):
 
 
 def test_what_one_worker_saw_all_do():
-    seen = {"notice/save": torch.tensor(0.25), "notice/wait": torch.tensor(0.0), "notice/stop": torch.tensor(0.0)}
+    seen = {"save": torch.tensor(0.25), "wait": torch.tensor(0.0), "stop": torch.tensor(0.0)}
     assert Notices().decide(seen) == "save"
-    assert Notices().decide(seen | {"notice/wait": torch.tensor(0.1)}) == "wait"
+    assert Notices().decide(seen | {"wait": torch.tensor(0.1)}) == "wait"
     assert Notices().decide({name: torch.tensor(1.0) for name in seen}) == "stop"
 
 

@@ -1,0 +1,1 @@
+"""What the training loop of platform.pretrain is made of."""

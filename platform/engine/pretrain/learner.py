@@ -1,0 +1,100 @@
+"""The model in its engine, and an optimizer step of it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from platform.engine import zero
+from platform.engine.corrupt import CorruptSamples
+from platform.engine.device import device, keep_compiled_code, precision
+from platform.engine.launch import report_line
+from platform.engine.optimizers import Schedules, pretraining_optimizer
+from platform.engine.partitions import full_parameters
+from platform.engine.pretrain.place import Place
+from platform.engine.schemas.pretrain import PretrainConfig
+from platform.engine.steps import StepBatchNorm, StepExchange, StepResult, check_finite
+from platform.engine.tracking import record_keys
+from platform.engine.training_state import Newest, restore
+from reidssl.accelerator import wants_compiling
+from reidssl.objectives import build_objective
+from reidssl.seeding import mix
+
+ADVICE = ("The newest checkpoint is from before: run with another output and checkpoint.resume_from=<this output> to go on from "
+          "it (or from an earlier one, checkpoint.resume_position=<samples>) with a lower optimizer.learning_rate or "
+          "deepspeed.clip, or with deepspeed.precision=fp32")
+
+
+class Learner:
+    """Student, teacher and optimizer of a run, one per worker and start."""
+
+    def __init__(self, config: PretrainConfig, place: Place, newest: Newest) -> None:
+        self.config, self.place = config, place
+        self.objective = build_objective(config.model, config.objective, config.stream.seed).to(device())
+        self.objective.bf16_teacher = precision(config.deepspeed.precision) == "bf16"
+        self.objective.train()
+        self.norms = StepBatchNorm(self.objective)
+        if config.deepspeed.zero_stage < 3 and wants_compiling(config.compile, device()):
+            keep_compiled_code()
+            self.objective.compile_backbones()
+        optimizer = pretraining_optimizer(config.optimizer, self.objective.student.named_parameters(), self.objective.may_rest)
+        self.engine = zero.build_engine(self.objective.student, optimizer, config.deepspeed,
+                                        micro_batch=config.stream.micro_batch, accumulation=place.own_micro_batches)
+        self.schedules = Schedules(config.optimizer, config.objective.teacher_momentum, place.batch,
+                                   place.plan.samples_per_epoch, place.total)
+        self.corrupt = CorruptSamples(config.stream.max_corrupt_share, place.plan.samples_per_epoch,
+                                      newest.metadata.get("corrupt"))
+        restore(newest, self.engine, self.objective, self.norms)
+
+    def begin_step(self) -> "Step":
+        """The optimizer step that comes next, with its learning rate and weight decay set."""
+        seen = self.place.seen
+        zero.set_schedules(self.engine, self.schedules.learning_rate(seen), self.schedules.weight_decay(seen),
+                           self.objective.rests(self.place.progress()))
+        return Step(self)
+
+
+class Step:
+    """One optimizer step: `learn` from each of this worker's micro-batches, then `end`."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+        self.exchange = StepExchange()
+        self.index = 0
+        """Of the coming micro-batch among this worker's."""
+
+    def learn(self, batch: dict[str, Any], crops: Sequence[Tensor]) -> None:
+        """Forward and backward pass of a micro-batch: its crops (B, 3, h, w) each. The weights move after the last one.
+
+        Raises UserError where the loss or the gradients are not finite; the weights are as before the step then.
+        """
+        learner, place = self.learner, self.learner.place
+        progress = place.progress(self.index)
+        where = f"at step {place.step + 1}"
+        # drop path: a function of the micro-batch, not of the worker that computes it
+        torch.manual_seed(mix(learner.config.stream.seed, place.seen, progress.micro_batch))
+        output = learner.objective(learner.engine, list(crops), progress)
+        check_finite(output.loss, output.terms, f"{where} on rank {place.rank}", ADVICE)
+        learner.engine.backward(output.loss)
+        zero.step(learner.engine, learner.config.deepspeed, where, ADVICE)
+        self.exchange.add(output.terms, output.statistics, learner.norms.micro_batch_done(), output.rows)
+        self.exchange.count_corrupt(learner.corrupt.add(batch))
+        record_keys(learner.config.tracking.audit, place.seen // learner.config.stream.micro_batch + progress.micro_batch, batch)
+        self.index += 1
+
+    def end(self, notices: dict[str, Tensor]) -> StepResult:
+        """Collective: what all workers' micro-batches left reaches norms, objective and teacher; the place moves on.
+
+        notices: what this worker was told. Raises UserError, on every worker, if too many samples cannot be read.
+        """
+        learner, place = self.learner, self.learner.place
+        self.exchange.tell(notices)
+        result = self.exchange.reduce()
+        learner.norms.commit(result.batch_norms)
+        learner.objective.update(result.statistics, result.rows)
+        learner.objective.update_teacher(full_parameters(learner.engine.module), learner.schedules.teacher_momentum(place.seen))
+        for reason in learner.corrupt.step(result.corrupt, place.micro_batches, place.progress().epoch):
+            report_line(f"set aside: {reason}")
+        place.seen += place.batch
+        return result

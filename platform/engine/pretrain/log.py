@@ -1,0 +1,53 @@
+"""What a pre-training run tells while it runs: lines on the terminal, metrics, probes, warnings of collapse."""
+
+import time
+from typing import Any
+
+from platform.engine.checkpoints import BackgroundWriter
+from platform.engine.launch import report_line
+from platform.engine.patience import patiently
+from platform.engine.pretrain.learner import Learner
+from platform.engine.probe import Probe
+from platform.engine.runs import Run
+from platform.engine.steps import StepResult
+from platform.engine.tracking import Tracker, format_row
+from reidssl.objectives.collapse import CollapseMonitor
+
+
+class StepLog:
+    """Rank 0 keeps it; on other workers its methods do nothing."""
+
+    def __init__(self, learner: Learner, run: Run) -> None:
+        config, place = learner.config, learner.place
+        self.learner, self.config, self.place = learner, config, place
+        self.tracker: Tracker | None = None
+        self._probe: Probe | None = None
+        if place.rank == 0:
+            self.tracker = patiently(lambda: Tracker(run.location, config.tracking, place.seen, labels=run.location.uri),
+                                     config.storage.patience_s, report_line)
+            if config.probe.uri:
+                self._probe = Probe(config.probe, config.model, config.augment, config.storage, config.stream.max_corrupt_share)
+        self._collapse = CollapseMonitor(config.objective.name, config.objective.entropy_choices(config.stream.micro_batch),
+                                         config.model.width)
+        self._started, self._seen_before = time.perf_counter(), place.seen
+
+    def write(self, result: StepResult, writer: BackgroundWriter) -> None:
+        """After a step: a row if one is due, with what the newest checkpoint took if that is news."""
+        if self.tracker is None or not self.place.is_time_for(self.config.tracking.every_steps):
+            return
+        row = self._row(result)
+        self._started, self._seen_before = time.perf_counter(), self.place.seen
+        if self._probe and self.place.is_time_for(self.config.probe.every_steps):
+            row |= self._probe(self.learner.objective.export_backbone())
+            self._started = time.perf_counter()
+        self.tracker.add(self.place.seen, row | {f"checkpoint_{name}": value for name, value in writer.take().items()})
+        report_line(f"step {self.place.step}/{self.place.steps}  epoch {self.place.epoch:.2f}  {format_row(row)}")
+        for warning in self._collapse(row):
+            report_line(f"warning: {warning}")
+
+    def _row(self, result: StepResult) -> dict[str, Any]:
+        before, schedules = self.place.seen - self.place.batch, self.learner.schedules
+        return {"loss": float(result.terms["loss"]), "learning_rate": schedules.learning_rate(before),
+                "images_per_second": (self.place.seen - self._seen_before) / (time.perf_counter() - self._started),
+                **{name: float(value) for name, value in result.terms.items() if name != "loss"},
+                "teacher_momentum": schedules.teacher_momentum(before), "weight_decay": schedules.weight_decay(before)}

@@ -1,0 +1,44 @@
+"""Checkpoints of a pre-training run: when they are due, and what they hold. They know no number of workers."""
+
+import time
+
+from platform.engine.checkpoints import BackgroundWriter, CheckpointStore
+from platform.engine.config import to_plain
+from platform.engine.consolidation import consolidate
+from platform.engine.launch import report_line
+from platform.engine.pretrain.learner import Learner
+from platform.engine.runs import environment
+from platform.engine.tracking import Tracker
+
+
+class Saver:
+    """Copies the state to host memory and publishes it in the background."""
+
+    def __init__(self, learner: Learner, store: CheckpointStore, tracker: Tracker | None) -> None:
+        self.learner, self.tracker = learner, tracker
+        self.writer = BackgroundWriter(store, learner.config.storage.patience_s, report_line)
+
+    def is_due(self) -> bool:
+        """Whether a checkpoint is to be written after this step. Raises what went wrong with the one before."""
+        self.writer.check()
+        return self.learner.place.is_time_for(self.learner.config.checkpoint.every_steps)
+
+    def save(self, *, wait: bool) -> float:
+        """Collective. Returns seconds: what training stood still, and what the newest published checkpoint took.
+
+        wait: return when it is published. The log goes first: it may be ahead of a checkpoint, never behind it.
+        """
+        started, learner = time.perf_counter(), self.learner
+        self.writer.flush()  # one at a time; before the copy, so that there are never three states in memory
+        student = consolidate(learner.engine)
+        if student:
+            assert self.tracker is not None
+            objective = {name: value.detach().to("cpu", copy=True) for name, value in learner.objective.state_tensors().items()}
+            metadata = {"config": to_plain(learner.config), "data": learner.place.plan.checksum, "environment": environment(),
+                        "corrupt": learner.corrupt.state()}
+            self.writer.submit(learner.place.seen, {"student": student, "objective": objective}, metadata,
+                               before=self.tracker.publish)
+        stall = self.writer.stall_seconds = time.perf_counter() - started
+        if wait or learner.place.is_complete:
+            self.writer.flush()  # nothing is under way when the workers end or are ended
+        return self.writer.seconds + stall
