@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import platform.pretrain as program
-from platform.engine.config import run_program
+from platform.engine.command import run_program
 from platform.engine.stream import stream
 
 SECONDS_PER_MICRO_BATCH = 0.1
