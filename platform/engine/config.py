@@ -24,7 +24,7 @@ from platform.engine.groups import CONFIG_FOLDER, ROOT, no_such_choice
 from platform.engine.overrides import OverrideError, read_overrides
 from platform.engine.paths import map_paths, resolve
 
-__all__ = ["CONFIG_FOLDER", "ROOT", "ConfigError", "composed_values", "load_config", "to_dataclass", "to_plain"]
+__all__ = ["CONFIG_FOLDER", "ROOT", "ConfigError", "build", "composed_values", "load_config", "to_dataclass", "to_plain"]
 
 Schema = TypeVar("Schema")
 
@@ -39,7 +39,7 @@ def load_config(schema: type[Schema], name: str, overrides: Sequence[str] = ()) 
     Paths become absolute here and nowhere else. Raises ConfigError naming the key for unknown keys, wrong types and values
     refused by the dataclass.
     """
-    return _build(schema, composed_values(schema, name, overrides))
+    return build(schema, composed_values(schema, name, overrides))
 
 
 def composed_values(schema: type, name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def composed_values(schema: type, name: str, overrides: Sequence[str] = ()) -> d
 
 def to_dataclass(schema: type[Schema], values: Any) -> Schema:
     """Check a mapping against `schema` and build the dataclass, nested ones included. Raises ConfigError."""
-    return _build(schema, _checked(schema, values))
+    return build(schema, _checked(schema, values))
 
 
 def _checked(schema: type, values: Any) -> dict[str, Any]:
@@ -98,14 +98,14 @@ def _no_such_key(key: str, schema: type, prefix: str = "") -> str:
     return f"there is no key '{key}'{hint}"
 
 
-def _build(schema: type[Schema], values: Mapping[str, Any], prefix: str = "") -> Schema:
+def build(schema: type[Schema], values: Mapping[str, Any], prefix: str = "") -> Schema:
     """The dataclass out of values of the right types: declared tuples become tuples, refusals get the full key."""
     arguments = {}
     for key, hint in get_type_hints(schema).items():
         value = values[key]
         _refuse_non_finite(value, f"{prefix}{key}")
         if is_dataclass(hint):
-            value = _build(hint, value, f"{prefix}{key}.")  # type: ignore[arg-type]
+            value = build(hint, value, f"{prefix}{key}.")  # type: ignore[arg-type]
         elif get_origin(hint) is tuple and isinstance(value, list):
             if len(value) != len(get_args(hint)):
                 raise ConfigError(f"configuration: {prefix}{key} must have {len(get_args(hint))} values: got {value}")

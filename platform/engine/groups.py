@@ -27,8 +27,8 @@ def groups_of(program: str) -> set[str]:
 
 def experiments_of(program: str, schema: type) -> list[str]:
     """The experiments whose settings and groups the program has, read without composing any."""
-    return [name for name in choices_of_groups().get("experiment", []) if "experiment" in groups_of(program)
-            and _fits(CONFIG_FOLDER / "experiment" / f"{name}.yaml", groups_of(program), schema)]
+    groups, folder = groups_of(program), CONFIG_FOLDER / "experiment"
+    return [file.stem for file in sorted(folder.glob("*.yaml")) if "experiment" in groups and _fits(file, groups, schema)]
 
 
 def _fits(file: Path, groups: set[str], schema: type) -> bool:

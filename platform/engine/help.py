@@ -9,9 +9,10 @@ import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import is_dataclass
+from functools import lru_cache
 from typing import Any, get_type_hints
 
-from platform.engine.config import ConfigError, composed_values, to_dataclass, to_plain
+from platform.engine.config import ConfigError, build, composed_values, to_plain
 from platform.engine.groups import choices_of_groups, experiments_of, groups_of
 
 INDENT = "      "
@@ -25,15 +26,15 @@ def help_text(schema: type, name: str, doc: str, overrides: Sequence[str] = (), 
     width = max(40, width or shutil.get_terminal_size((100, 24)).columns)
     values = composed_values(schema, name, overrides)
     with suppress(ConfigError):  # what has to be given is not given yet; help is there to say so
-        values = to_plain(to_dataclass(schema, values))
-    own = groups_of(name)
+        values = to_plain(build(schema, values))
     choices = choices_of_groups() | {"experiment": experiments_of(name, schema)}
+    own = [group for group in sorted(groups_of(name)) if choices[group]]
     lines = [*_wrapped_doc(doc, width), "",
-             f"usage: python -m platform.{name} [group=choice ...] [key=value ...]",
+             *_wrap(f"usage: python -m platform.{name} [group=choice ...] [key=value ...]", "", width, "       "),
              *_wrap("--show-config prints the configuration in force and stops.", "       ", width)]
     if own:
         lines += ["", "groups:"]
-        for group in sorted(own):
+        for group in own:
             lines += _wrap(f"{group:<12} {', '.join(choices[group])}", "  ", width, " " * 15)
     lines += ["", *_wrap("settings, with the values that they have now:", "", width)]
     return "\n".join(lines + _section(schema, values, "", width)) + "\n"
@@ -58,8 +59,9 @@ def _section(schema: type, values: dict[str, Any], prefix: str, width: int) -> l
 def in_words(value: Any) -> str:
     """A value as the command line takes it."""
     if isinstance(value, str):
-        quotes_itself = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-        return f'"{value}"' if quotes_itself or value == "null" else value
+        own_quotes = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""  # which would be left out
+        quote = '"' if value[:1] != '"' else "'"
+        return f"{quote}{value}{quote}" if own_quotes or value == "null" else value
     if isinstance(value, list | tuple):
         return f"[{','.join(_quoted(each) for each in value)}]"
     if isinstance(value, dict):
@@ -98,6 +100,7 @@ def _wrap(text: str, indent: str, width: int, below: str | None = None) -> list[
                          break_on_hyphens=False)
 
 
+@lru_cache
 def field_docs(schema: type) -> dict[str, str]:
     """Docstrings written under the fields of a dataclass, read from its source."""
     found: dict[str, str] = {}

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import platform.pretrain as program
+from platform.engine.command import run_program
 from platform.engine.config import run_program
 from platform.engine.schemas.pretrain import PretrainConfig
 from platform.engine.stream import stream

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-import platform.ingest
-from platform.engine.config import ConfigError, help_text, load_config
+from platform.engine.command import docstring
+from platform.engine.config import ConfigError, load_config
 from platform.engine.errors import UserError
 from platform.engine.shards import read_manifest, read_rejected, read_rows, verify, write_shard
 from platform.engine.sources import KINDS, SourceConfig, open_source
@@ -56,8 +56,7 @@ def run(tmp_path, *overrides: str, output: str = "shards"):
 
 
 def test_help_shows_one_command_for_each_kind_of_source():
-    text = help_text(IngestConfig, "ingest", platform.ingest.__doc__)
-    commands = re.findall(r"^  python -m platform\.ingest (.*?)(?:   \(.*)?$", text, re.MULTILINE)
+    commands = re.findall(r"^  python -m platform\.ingest (.*?)(?:   \(.*)?$", docstring("ingest"), re.MULTILINE)
     shown = [load_config(IngestConfig, "ingest", command.split()) for command in commands]
     assert sorted(config.source.kind for config in shown) == sorted(KINDS)
     assert all(config.output and (config.source.path or config.source.kind == "synthetic") for config in shown)

@@ -100,6 +100,19 @@ def test_a_submitted_pre_training_is_readable_and_succeeds(cluster, tiny_shards,
     assert (output / "backbone.safetensors").exists() and (output / "summary.json").exists()
 
 
+def test_relative_paths_in_a_job(cluster, tiny_shards, tmp_path):
+    """In Ray's copy of what was submitted an output would be lost; in a folder that stays, paths work as everywhere."""
+    program = "python -m platform.select random=true"
+    story = (f"{program} data={tiny_shards.uri} output=out/lost; {program} data=tests/nowhere output={tmp_path}/out; "
+             f"cd {tmp_path} && {program} data={os.path.relpath(tiny_shards.path, tmp_path)} output=out/kept")
+    found = cluster.ray("job", "submit", "--working-dir", ".", "--", "bash", "-c", f"'{story}'")
+    assert found.returncode == 0 and "Traceback" not in found.stdout, found.stdout
+    lost, missing = re.findall(r"^error: configuration: (.*)$", found.stdout, re.MULTILINE)
+    assert re.search(r"output: 'out/lost' would be lost: .*temporary copy.*output=s3://bucket/prefix, or an absolute path", lost)
+    assert re.search(r"data: 'tests/nowhere' is not in the folder of this job, /\S*/working_dir_files/", missing)
+    assert (tmp_path / "out/kept/manifest.json").exists() and not (tmp_path / "out/manifest.json").exists()
+
+
 @pytest.mark.slow
 def test_a_users_mistake_is_one_line_in_the_log_of_the_job(cluster, tmp_path):
     found = cluster.ray("job", "submit", "--working-dir", ".", "--", "python", "-m", "platform.pretrain",

@@ -2,12 +2,9 @@
 
 import ast
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 from platform.__main__ import programs
 
@@ -105,14 +102,6 @@ def test_the_table_of_programs():
     for name, summary in programs().items():
         assert f"python -m platform.{name}" in ended.stdout and summary in ended.stdout and summary
     assert {"ingest", "pretrain", "score", "select", "finetune"} <= programs().keys()
-
-
-@pytest.mark.parametrize("name", sorted(programs()))
-def test_help(name, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [name, "--help"])
-    runpy.run_module(f"platform.{name}", run_name="__main__", alter_sys=False)
-    text = capsys.readouterr().out
-    assert text.startswith(programs()[name]) and f"usage: python -m platform.{name}" in text
 
 
 def test_help_as_a_command():
