@@ -6,8 +6,9 @@
 
 What the checkpoint does not say is given by load.*, e.g. load.heads=12. Features are computed by a pool of actors and stored
 shard by shard as Parquet; an interrupted run continues with the shards that are missing. With neighbours.actors search and
-Jaccard distance are shared out: each actor loads some of those files, so no machine holds the features of all. This program then has the table of neighbours, the images' weights over their neighbours
-and the distances, some kB an image, and clusters. Result: labels.parquet (key, label; -1 = outlier).
+Jaccard distance are shared out: each actor loads some of those files, so no machine holds the features of all. This program
+then has the table of neighbours, the images' weights over their neighbours and the distances, some kB an image, and clusters.
+Result: labels.parquet (key, label; -1 = outlier).
 """
 
 import time
