@@ -5,8 +5,8 @@
   python -m platform.evaluate models=[runs/usl] test_sets=[runs/market] evaluate.roc=true evaluate.cameras=true
 
 Several models or test sets give the cross-domain matrix: a row a model, a column a test set. A model is a run folder or a
-checkpoint file, ours or a released one; a test set is shards with splits query and gallery. Images go from the shards through a
-pool of actors by Ray Data; only labels and features are held here.
+checkpoint file, ours or a released one (load.* says what its file does not); a test set is shards with splits query and
+gallery. Images go from the shards through a pool of actors by Ray Data; only labels and features are held here.
 """
 
 from platform.engine.command import run_program

@@ -3,12 +3,13 @@
   python -m platform.export input=runs/supervised output=exports/supervised
   python -m platform.export input=runs/supervised output=s3://bucket/exports/model formats=[timm,onnx,released]
 
-input: a run of platform.pretrain or platform.finetune, or a checkpoint file, ours or a released one. Each format gets a
+input: a run of platform.pretrain or platform.finetune, or a checkpoint file, ours or a released one. What the file does not say
+is given by load.* (load.heads=12) and stays in what is written. Each format gets a
 folder of its own below output, with a README.md that says what the model is and how to use it:
   safetensors  model.safetensors, which `reidssl.models.checkpoints.load_vit` and `load_reid` rebuild
   timm         model.safetensors and config.json for timm.create_model("local-dir:...") (projection stem only)
   onnx         model.onnx, any batch size, pixels in, normalised feature out; checked in onnxruntime (needs the onnx extra)
-  released     torch files that the published code reads
+  released     torch files that the published code reads; config.json beside them says what those layouts cannot
 """
 
 from platform.engine.command import run_program
@@ -29,6 +30,7 @@ from platform.engine.schemas.export import ExportConfig
 from platform.engine.storage import Location, StorageConfig, open_storage
 from reidssl.models.checkpoints import model_bytes, weights_hash
 from reidssl.models.export import Embedder, onnx_bytes, timm_config, timm_state_dict, torch_bytes
+from reidssl.models.hugging_face import describing
 from reidssl.models.released import released_checkpoint
 
 METRICS = {"mAP": "mAP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mINP": "mINP"}
@@ -86,7 +88,11 @@ def as_released(model: LoadedModel) -> dict[str, bytes]:
     layouts = ["dino", "dino_teacher"]
     if model.reid:
         layouts.append("reid" if model.reid.num_classes else "cluster_contrast")
-    return {f"{name}.pth": torch_bytes(released_checkpoint(whole.state_dict(), name)) for name in layouts}
+    files = {f"{name}.pth": torch_bytes(released_checkpoint(whole.state_dict(), name)) for name in layouts}
+    # These layouts have no place for heads, normalisation and cameras; our programs read them from here.
+    load = {"mean": model.mean, "std": model.std, "neck": model.neck if model.reid else "",
+            "cameras": [-1 if camera is None else camera for camera in model.cameras or ()]}
+    return files | {"config.json": json.dumps(describing(model.backbone.config, load), indent=1).encode()}
 
 
 def facts(uri: str, storage: StorageConfig, model: LoadedModel) -> dict[str, Any]:

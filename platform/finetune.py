@@ -4,7 +4,9 @@
   python -m platform.finetune setting=usl init=runs/first target=s3://bucket/market output=s3://bucket/runs/usl
   python -m platform.finetune setting=uda init=runs/first source=runs/msmt target=runs/market output=runs/uda
 
-init: a pre-training run, or a checkpoint file (ours or a released one); empty: random weights.
+init: a pre-training run, or a checkpoint file (ours or a released one); empty: random weights. What the file does not say is
+stated, and given by load.*, e.g. load.heads=12. model.num_cameras=6 learns an embedding for each of the training set's 6 cameras
+(TransReID's SIE); query and gallery must be from these.
 UDA = supervised on the source's train split, then the unsupervised procedure on the target's. Running the same command
 again continues after the last finished epoch. A batch is that of all workers together, and gives the same numbers on any
 number of them. Results: model.safetensors, metrics.jsonl, rankings.json, summary.json; the model is there before it is judged.

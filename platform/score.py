@@ -3,7 +3,8 @@
   python -m platform.score data=runs/demo/data/pretrain source=runs/proxy target=runs/target-proxy output=runs/scores
 
 source: a pre-training run (or .safetensors), the source proxy. target: the same model fine-tuned on target data.
-High = little forgotten = close to the target domain (TransReID-SSL, 3.3). The measures:
+What their files do not say is given by load.* (source) and load_target.*. High = little forgotten = close to the target domain
+(TransReID-SSL, 3.3). The measures:
   cosine          of the two proxies' features of the image, in [-1, 1]
   neighbourhood   share of the image's k nearest images that the two proxies agree on, in [0, 1]; measure=neighbourhood. The
                   features go to Parquet below output and are searched by actors that share them (search=ivf for millions)

@@ -1,6 +1,6 @@
 """Cameras of a data set as rows of a backbone's camera embeddings (TransReID's SIE, arXiv 2102.04378, section 3.3).
 
-A table of rows is a list: the camera number that each row stands for, None for a row of another data set.
+A table of rows is a list: the camera number that each row stands for, None or -1 for a row of another data set.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def cameras_of(location: Location, splits: Sequence[str]) -> list[int]:
 
 def rows_of(camids: np.ndarray, table: Table, where: str) -> np.ndarray:
     """Row int64 (N,) of each image's camera; UserError naming the cameras that have none."""
-    places = {camera: row for row, camera in enumerate(table) if camera is not None}
+    places = {camera: row for row, camera in enumerate(table) if camera is not None and camera >= 0}
     unknown = sorted({int(camera) for camera in camids} - places.keys())
     if unknown:
         raise UserError(f"{where} has cameras {_list(unknown)}, of which the model has no embedding: it was trained with cameras "

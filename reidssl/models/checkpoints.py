@@ -249,7 +249,7 @@ def _build(checkpoint: Checkpoint, hw_ratio: float | None, given: LoadConfig,
 
 def _said(checkpoint: Checkpoint) -> dict[str, Any]:
     """mean, std and neck as header or config.json have them."""
-    said = {name: checkpoint.described[name] for name in ("mean", "std") if name in checkpoint.described}
+    said = {name: checkpoint.described[name] for name in ("mean", "std", "neck") if name in checkpoint.described}
     try:
         said |= {name: json.loads(checkpoint.metadata[name]) for name in ("mean", "std") if name in checkpoint.metadata}
     except ValueError as error:
@@ -261,30 +261,38 @@ def _learnt_config(checkpoint: Checkpoint, hw_ratio: float | None, given: LoadCo
                    changes: dict[str, Any]) -> tuple[VitConfig, dict[str, Answer]]:
     """The configuration of a file that carries none, and how each part of it is known."""
     tensors, name = checkpoint.tensors, checkpoint.name
+    told, given = given.as_dict(), _completed(checkpoint, given)
+
+    def how(*names: str) -> str:
+        return "given" if any(field in told for field in names) else "said"
+
     # A first look with one head, whose shapes all the rest follows from: it refuses what is no ViT.
-    size = changes.get("image_size")
-    if given.image_size:
-        size = (given.image_size[0], given.image_size[1])
-    stride = given.stride or (changes.get("stride", 0) if not given.image_size else 0)
-    config = infer_vit_config(tensors, name, heads=1, image_size=size, stride=stride, hw_ratio=hw_ratio,
-                              own_grid=bool(given.image_size or given.stride))
-    grid = config.grid(*config.image_size)
+    own_grid = bool(given.image_size or given.stride)
+    size = (given.image_size[0], given.image_size[1]) if given.image_size else changes.get("image_size")
+    stride = given.stride or (0 if given.image_size else changes.get("stride", 0))
+    config = infer_vit_config(tensors, name, heads=1, image_size=size, stride=stride, hw_ratio=hw_ratio, own_grid=own_grid)
     heads = heads_of(checkpoint.origin, config.width, config.depth, given.heads, checkpoint.described, name)
     try:
         config = replace(config, heads=heads.value, gem_pooling=given.gem_pooling)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-    how = "given" if given.image_size or given.stride or (hw_ratio and config.image_size != size) else "assumed"
-    why = f"{grid[0]} x {grid[1]} patches" + (", as the images here" if how == "assumed" and config.image_size == size else "")
-    answers = {"heads": heads, "image_size": Answer(config.image_size, how, why),
-               "stride": Answer(config.stride or config.patch_size, "given" if given.stride else how)}
+    known = how("image_size", "stride") if own_grid else "given" if hw_ratio and config.image_size != size else "assumed"
+    why = "{} x {} patches".format(*config.grid(*config.image_size))
+    why += ", as the images here" if known == "assumed" and config.image_size == size else ""
+    answers = {"heads": heads, "image_size": Answer(config.image_size, known, why),
+               "stride": Answer(config.stride or config.patch_size, how("stride") if given.stride else known)}
     if given.gem_pooling:
-        answers["gem_pooling"] = Answer(True, "given")
+        answers["gem_pooling"] = Answer(True, how("gem_pooling"))
     eps = checkpoint.described.get("norm_eps") or (
         checkpoint.about.answers["norm_eps"].value if "norm_eps" in checkpoint.about.answers else config.norm_eps)
     if "norm_eps" in checkpoint.described and eps != config.norm_eps:
         answers["norm_eps"] = Answer(eps, "said", "config.json")
     return replace(config, norm_eps=eps), answers
+
+
+def _completed(checkpoint: Checkpoint, given: LoadConfig) -> LoadConfig:
+    """What was given, and where it was not, what config.json beside a file that we wrote in another layout says."""
+    return replace(LoadConfig(**checkpoint.described.get("load", {})), **given.as_dict())
 
 
 def _cameras(checkpoint: Checkpoint, config: VitConfig, given: LoadConfig) -> dict[str, Answer]:
@@ -293,11 +301,11 @@ def _cameras(checkpoint: Checkpoint, config: VitConfig, given: LoadConfig) -> di
         if given.cameras:
             raise ValueError(f"{checkpoint.name} has no camera embeddings, so cameras={list(given.cameras)} means nothing to it")
         return {}
-    found = {}
+    found, told, given = {}, given.as_dict(), _completed(checkpoint, given)
     if "cameras" in checkpoint.metadata:
         found["cameras"] = Answer(json.loads(checkpoint.metadata["cameras"]), "said")
     elif given.cameras:
-        found["cameras"] = Answer(list(given.cameras), "given")
+        found["cameras"] = Answer(list(given.cameras), "given" if "cameras" in told else "said")
     if found and len(found["cameras"].value) != config.num_cameras:
         cameras = found["cameras"]
         raise ValueError(f"{checkpoint.name} has embeddings of {config.num_cameras} cameras, and {len(cameras.value)} camera "
@@ -306,8 +314,8 @@ def _cameras(checkpoint: Checkpoint, config: VitConfig, given: LoadConfig) -> di
         return found | {"camera_weight": Answer(config.camera_weight, "said")}
     if given.camera_weight:
         config.camera_weight = given.camera_weight
-    return found | {"camera_weight": Answer(config.camera_weight, "given" if given.camera_weight else "assumed",
-                                            "" if given.camera_weight else "as TransReID")}
+        return found | {"camera_weight": Answer(config.camera_weight, "given" if "camera_weight" in told else "said")}
+    return found | {"camera_weight": Answer(config.camera_weight, "assumed", "as TransReID")}
 
 
 def _refuse_contradictions(name: str, config: VitConfig, given: LoadConfig) -> None:

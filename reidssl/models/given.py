@@ -33,7 +33,7 @@ class LoadConfig:
     gem_pooling: bool = False
     """It was trained with the generalised mean of the patch tokens added to the class token."""
     cameras: list[int] = field(default_factory=list)
-    """Camera numbers of the data in the order of its camera embeddings."""
+    """Camera numbers of the data in the order of its camera embeddings; -1 for one of another data set."""
     camera_weight: float = 0.0
     """Weight of its camera embeddings; 0: 3, as published."""
 
@@ -51,8 +51,9 @@ class LoadConfig:
             raise ValueError(f"std must be above 0: got {list(self.std)}")
         if self.neck and self.neck not in NECKS:
             raise ValueError(f"neck must be {' or '.join(NECKS)}: got '{self.neck}'")
-        if len(set(self.cameras)) != len(self.cameras) or any(camera < 0 for camera in self.cameras):
-            raise ValueError(f"cameras must be different numbers, 0 or more: got {list(self.cameras)}")
+        known = [camera for camera in self.cameras if camera >= 0]
+        if len(set(known)) != len(known) or any(camera < -1 for camera in self.cameras):
+            raise ValueError(f"cameras must be different numbers, 0 or more, or -1: got {list(self.cameras)}")
 
     def as_dict(self) -> dict[str, Any]:
         """What was given, without what was left open."""

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reidssl.models.vit import VitConfig
+
 _INSIDE = (
     (r"^embeddings\.position_embeddings$", "pos_embed"),
     (r"^embeddings\.(cls_token|mask_token)$", r"\1"),
@@ -60,8 +62,8 @@ def to_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def describe(beside: Callable[[str], bytes | None], width: int, depth: int) -> dict[str, Any]:
     """What config.json (transformers' or timm's) and preprocessor_config.json say of a model of this width and depth.
 
-    {"heads", "norm_eps", "mean", "std", "from"}, each where it is said; {} for files of something else. Raises ValueError for an
-    activation that is not GELU.
+    {"heads", "norm_eps", "mean", "std", "neck"}, each where it is said, and "load", what else `describing` wrote; {} for files of
+    something else. Raises ValueError for an activation that is not GELU.
     """
     config, found = _json(beside("config.json")), {}
     if config.get("num_attention_heads") and (config.get("hidden_size"), config.get("num_hidden_layers")) == (width, depth):
@@ -69,10 +71,24 @@ def describe(beside: Callable[[str], bytes | None], width: int, depth: int) -> d
             raise ValueError(f"is a ViT with the activation {config['hidden_act']} in config.json, and this backbone has gelu")
         found = {"heads": config["num_attention_heads"], "norm_eps": float(config.get("layer_norm_eps", 1e-12))}
         picture = _json(beside("preprocessor_config.json"))
+        own = config.get("load")
+        if isinstance(own, dict):
+            found["load"] = {name: own[name] for name in ("image_size", "stride", "gem_pooling", "camera_weight", "cameras")
+                             if own.get(name)}
+            found |= {name: own[name] for name in ("mean", "std", "neck") if own.get(name)}
         found |= {new: picture[old] for old, new in (("image_mean", "mean"), ("image_std", "std")) if _three(picture.get(old))}
     elif isinstance(config.get("architecture"), str):
         found = _timm(config, width, depth)
     return found
+
+
+def describing(config: VitConfig, load: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json for a file that cannot say it itself, as `describe` reads it; load: fields of LoadConfig."""
+    return {"hidden_size": config.width, "num_hidden_layers": config.depth, "num_attention_heads": config.heads,
+            "hidden_act": "gelu", "layer_norm_eps": config.norm_eps,
+            "load": {"image_size": list(config.image_size), "stride": config.stride or config.patch_size,
+                     "gem_pooling": config.gem_pooling, **load,
+                     "camera_weight": config.camera_weight if config.num_cameras else 0.0}}
 
 
 def _timm(config: dict[str, Any], width: int, depth: int) -> dict[str, Any]:

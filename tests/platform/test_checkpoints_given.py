@@ -33,10 +33,10 @@ UNSAID = r"bare.pth is a plain vision transformer of unknown origin.*Give {}.hea
 
 
 def test_every_program_refuses_to_guess(tmp_path, bare, tiny_labelled, tiny_backbone):
-    out = tmp_path / "out"
+    out, test_sets = tmp_path / "out", f"test_sets=[{tiny_labelled.uri}]"
     calls = [
         ("load", lambda: check_inputs(finetune_config(tiny_labelled, out, f"init={bare}"))),
-        ("load", lambda: evaluate(load_config(EvaluateProgramConfig, "evaluate", [f"models=[{bare}]", f"test_sets=[{tiny_labelled.uri}]"]))),
+        ("load", lambda: evaluate(load_config(EvaluateProgramConfig, "evaluate", [f"models=[{bare}]", test_sets]))),
         ("load", lambda: cluster(load_config(ClusterProgramConfig, "cluster", [f"checkpoint={bare}", f"data={tiny_labelled.uri}",
                                                                                f"output={out}"]))),
         ("load", lambda: export(load_config(ExportConfig, "export", [f"input={bare}", f"output={out}"]))),
@@ -59,6 +59,8 @@ def test_what_is_given_is_stated_used_and_stored(tmp_path, bare, ray_session, ti
     again = load_model(str(tmp_path / "out/safetensors/model.safetensors"), StorageConfig())
     assert again.backbone.config.heads == 4 and (again.mean, again.std) == ([0.5] * 3, [0.25] * 3)
     assert not again.about.as_dict()["assumed"]
+    released = load_model(str(tmp_path / "out/released/dino_teacher.pth"), StorageConfig())  # whose layout would mean 1 head
+    assert released.backbone.config.heads == 4 and released.std == [0.25] * 3
     rows = []
     for model, options in ((bare, given), (tmp_path / "out/safetensors/model.safetensors", []), (bare, [*given, "load.heads=2"])):
         rows += evaluate(load_config(EvaluateProgramConfig, "evaluate", [

@@ -41,9 +41,9 @@ def run(tmp_path):
 def test_all_formats(tmp_path, run, capsys):
     names = main(config_of(run, tmp_path / "out", "formats=[safetensors,timm,onnx,released]"))
     assert names == [
-        "onnx/README.md", "onnx/model.onnx", "released/README.md", "released/dino.pth", "released/dino_teacher.pth",
-        "released/reid.pth", "safetensors/README.md", "safetensors/model.safetensors", "timm/README.md",
-        "timm/config.json", "timm/model.safetensors"]
+        "onnx/README.md", "onnx/model.onnx", "released/README.md", "released/config.json", "released/dino.pth",
+        "released/dino_teacher.pth", "released/reid.pth", "safetensors/README.md", "safetensors/model.safetensors",
+        "timm/README.md", "timm/config.json", "timm/model.safetensors"]
     assert all((tmp_path / "out" / name).is_file() for name in names)
     pixels = torch.randint(0, 256, (3, 3, 64, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     original = load_model(str(run), StorageConfig())
@@ -55,6 +55,8 @@ def test_all_formats(tmp_path, run, capsys):
         torch.testing.assert_close(F.normalize(timms((pixels / 255 - 0.5) / 0.25)), expected, atol=1e-5, rtol=0)
     onnx = run_onnx((tmp_path / "out/onnx/model.onnx").read_bytes(), pixels.float().numpy())
     torch.testing.assert_close(torch.from_numpy(onnx), expected, atol=1e-4, rtol=0)
+    released = load_model(str(tmp_path / "out/released/reid.pth"), StorageConfig())
+    assert (released.neck, released.std) == ("after", [0.25] * 3) and not released.about.as_dict()["assumed"]
     again = load_reid(tmp_path / "out/released/reid.pth")
     assert weights_hash(again) == weights_hash(original.reid)
     card = (tmp_path / "out/timm/README.md").read_text()
@@ -69,7 +71,7 @@ def test_a_released_file_to_object_storage(tmp_path, s3):
     assert main(config_of(tmp_path / "theirs.pth", f"{s3.uri}/out", *storage))
     found = {item.name for item in open_storage(f"{s3.uri}/out", StorageConfig(endpoint_url=s3.endpoint_url)).list()}
     assert found == {"safetensors/model.safetensors", "safetensors/README.md", "released/dino.pth",
-                     "released/dino_teacher.pth", "released/README.md"}
+                     "released/dino_teacher.pth", "released/README.md", "released/config.json"}
 
 
 def test_what_cannot_be_made_leaves_nothing(tmp_path, tiny_backbone):

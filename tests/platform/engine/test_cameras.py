@@ -28,7 +28,8 @@ SIE = replace(TINY_VIT, num_cameras=3)
 def sie(tmp_path):
     """A model with embeddings of cameras 3, 1 and 2, in this order, after the neck."""
     model = ReidModel(build_vit(SIE, seed=1), num_classes=3).eval()
-    save_model(model, {"cameras": [3, 1, 2], "neck": "before", "mean": [0.5] * 3, "std": [0.5] * 3}, tmp_path / "model.safetensors")
+    metadata = {"cameras": [3, 1, 2], "neck": "before", "mean": [0.5] * 3, "std": [0.5] * 3}
+    save_model(model, metadata, tmp_path / "model.safetensors")
     return tmp_path, model
 
 
@@ -94,10 +95,10 @@ def test_the_plan_of_a_run(tmp_path, sie, tiny_labelled, tiny_source, tiny_backb
 
 
 def test_init_with_other_cameras_needs_a_word(tmp_path, tiny_labelled):
-    for cameras, words in (([7, 8, 9], r"of \[7, 8, 9\]"), (None, r"does not say of which.*load.cameras=\[...\] says")):
+    for cameras, words in (([7, 8, 9], r"of \[7, 8, 9\]"), (None, "does not say of which")):
         folder = tmp_path / str(bool(cameras))
         folder.mkdir()
         save_model(build_vit(SIE), {"cameras": cameras} if cameras else {}, folder / "backbone.safetensors")
-        with pytest.raises(UserError, match=rf"has embeddings of 3 cameras and {words.split('.*')[0]}.*model.num_cameras=3 starts"):
+        with pytest.raises(UserError, match=rf"has embeddings of 3 cameras and {words}.*model.num_cameras=3 starts"):
             plan(tiny_labelled, tmp_path, init=folder)
         assert plan(tiny_labelled, tmp_path, "model.num_cameras=3", init=folder).fresh
