@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from platform.engine.config import run_program
 from platform.engine.errors import UserError, user_error_of
-from platform.engine.features import FEATURE, ParquetPart, read_all, stored_part
+from platform.engine.features import FEATURE, ParquetPart, read_all, stored_parts
 from platform.engine.inference import Batch, Embedder, PoolConfig, stream_through_actors
 from platform.engine.jaccard import check_shared, sharded_labels
 from platform.engine.models import load_model
@@ -77,7 +77,7 @@ def main(config: ClusterProgramConfig) -> dict[str, Any]:
     set_aside = set_aside_of(config, root, manifest)
     problems = np.concatenate([problems_in(run.location / PARTS / entry.name) for entry in manifest.files])
     set_aside.add(problems)  # those of earlier starts too
-    found = label(config, [stored_part(run.location / PARTS / entry.name) for entry in manifest.files])
+    found = label(config, stored_parts(run.location / PARTS / entry.name for entry in manifest.files))
     known, good = read_rows(root, ["key", "pid"]), problems == ""
     labels = np.full(len(problems), -1, np.int32)
     labels[good] = found.labels

@@ -23,7 +23,7 @@ import torch
 from platform.engine.config import run_program
 from platform.engine.device import device, use_threads
 from platform.engine.errors import UserError, user_error_of
-from platform.engine.features import FEATURE, stored_part
+from platform.engine.features import FEATURE, stored_parts
 from platform.engine.inference import PoolConfig, stream_through_actors
 from platform.engine.models import load_model
 from platform.engine.neighbours import NeighbourActorsConfig, sharded_neighbours
@@ -153,7 +153,7 @@ def compare_neighbourhoods(config: ScoreConfig, output: Location, root: Location
     tables: list[np.ndarray] = []
     for proxy in ("source", "target"):
         say(f"score: {config.k} neighbours of {manifest.num_rows:,} images by the {proxy} proxy")
-        parts = [stored_part(output.joinpath(FEATURES, proxy, entry.name)) for entry in manifest.files]
+        parts = stored_parts(output.joinpath(FEATURES, proxy, entry.name) for entry in manifest.files)
         tables.append(sharded_neighbours(parts, config.k + 1, config.neighbours, config.search)[0])
     scores = neighbourhood_overlap(tables[0], tables[1])
     keys, start, used = read_rows(root, ["key"])["key"].to_pylist(), 0, 0
