@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from platform.engine.errors import UserError, user_error_of
-from platform.engine.features import FEATURE, ParquetPart, read_all, stored_part
+from platform.engine.features import FEATURE, ParquetPart, read_all, stored_parts
 from platform.engine.inference import Batch, Embedder, stream_through_actors
 from platform.engine.jaccard import sharded_labels
 from platform.engine.models import load_model
@@ -63,7 +63,7 @@ def main(config: ClusterProgramConfig) -> dict[str, Any]:
     set_aside = set_aside_of(config, root, manifest)
     problems = np.concatenate([problems_in(run.location / PARTS / entry.name) for entry in manifest.files])
     set_aside.add(problems)  # those of earlier starts too
-    found = label(config, [stored_part(run.location / PARTS / entry.name) for entry in manifest.files])
+    found = label(config, stored_parts(run.location / PARTS / entry.name for entry in manifest.files))
     known, good = read_rows(root, ["key", "pid"]), problems == ""
     labels = np.full(len(problems), -1, np.int32)
     labels[good] = found.labels

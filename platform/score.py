@@ -27,7 +27,7 @@ import torch
 
 from platform.engine.device import upload, use_threads
 from platform.engine.errors import UserError, user_error_of
-from platform.engine.features import FEATURE, stored_part
+from platform.engine.features import FEATURE, stored_parts
 from platform.engine.inference import stream_through_actors
 from platform.engine.models import LoadedModel, load_model
 from platform.engine.neighbours import sharded_neighbours
@@ -151,7 +151,7 @@ def compare_neighbourhoods(config: ScoreConfig, output: Location, root: Location
     tables: list[np.ndarray] = []
     for proxy in ("source", "target"):
         say(f"score: {config.k} neighbours of {manifest.num_rows:,} images by the {proxy} proxy")
-        parts = [stored_part(output.joinpath(FEATURES, proxy, entry.name)) for entry in manifest.files]
+        parts = stored_parts(output.joinpath(FEATURES, proxy, entry.name) for entry in manifest.files)
         tables.append(sharded_neighbours(parts, config.k + 1, config.neighbours, config.search)[0])
     scores = neighbourhood_overlap(tables[0], tables[1])
     keys, start, used = read_rows(root, ["key"])["key"].to_pylist(), 0, 0

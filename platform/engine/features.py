@@ -1,6 +1,6 @@
 """Features of images in consecutive parts, wherever they lie: slices of an array in Ray's object store, Parquet files."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -69,9 +69,10 @@ class ParquetPart:
         return f"row {row} of {self.file.uri}"
 
 
-def stored_part(file: Location) -> ParquetPart:
-    """The rows of `file` that have no problem."""
-    return ParquetPart(file, int((problems_in(file) == "").sum()))
+def stored_parts(files: Iterable[Location]) -> list[ParquetPart]:
+    """The rows of `files` that have no problem; files without such rows are passed over."""
+    parts = [ParquetPart(file, int((problems_in(file) == "").sum())) for file in files]
+    return [part for part in parts if part.rows]
 
 
 def array_parts(features: np.ndarray, count: int) -> list[Part]:

@@ -42,9 +42,6 @@ class ImageSet:
         good = np.asarray([not reason for reason in reasons])
         set_aside = SetAside(f"{location.uri}, {wanted}", len(good), max_corrupt_share, "max_corrupt_share")
         self.problems = set_aside.add(problems_of(table["key"].to_pylist(), reasons))
-        if not good.any():
-            raise UserError(f"none of the {len(good):,} images of {location.uri}, {wanted}, can be decoded: {self.problems[0]}; "
-                            "ingest the data set again")
         self._rows = np.flatnonzero(good)
         self.keys: list[str] = table["key"].filter(good).to_pylist()
         self.pids: np.ndarray = table["pid"].to_numpy().astype(np.int64)[good]

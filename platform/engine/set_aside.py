@@ -41,10 +41,13 @@ class SetAside:
         self.problems: list[str] = []
 
     def add(self, problems: Iterable[str]) -> list[str]:
-        """Count those that are not ""; returns them. Raises UserError above the limit."""
+        """Count those that are not ""; returns them. Raises UserError above the limit, and where no image is left."""
         found = [problem for problem in problems if problem]
         self.count += len(found)
         self.problems = (self.problems + found)[:LISTED]
+        if found and self.count == self.total:
+            raise UserError(f"none of the {self.total:,} images of {self.where} can be decoded: {'; '.join(self.problems[:3])}. "
+                            "Ingest the data set again")
         if self.count > self.limit:
             raise UserError(f"{self.count:,} of the {self.total:,} images of {self.where} cannot be decoded, more than "
                             f"{self.option} allows ({self.limit:,.0f}): {'; '.join(self.problems[:3])}. Ingest the data set "
@@ -53,7 +56,7 @@ class SetAside:
 
     def watch(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The batches as they come, with their "problem" column counted and its first entries said."""
-        from platform.engine.runtime import say  # imports Ray, which the reading tasks' other users of this file do not need
+        from platform.engine.runtime import say  # here: it imports Ray, and configurations import this file
 
         for batch in batches:
             before = self.count

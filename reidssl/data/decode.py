@@ -87,16 +87,14 @@ def decode_whole(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 def check_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Checked:
     """Decode every pixel and verify the container's checksums. Raises DecodeError."""
     with _open(data, max_pixels) as image:
+        frames = _has_frames(image)
         if image.format == "PNG":
             try:
                 image.verify()
             except Exception as error:
                 raise _error(error) from None
     rgb, converted = _decode(data, max_pixels, None)
-    with _open(data, max_pixels) as image:
-        if _has_frames(image):
-            converted.append("first_frame")
-    return Checked(rgb.height, rgb.width, tuple(converted))
+    return Checked(rgb.height, rgb.width, (*converted, *["first_frame"] * frames))
 
 
 def _decode(data: bytes, max_pixels: int, near: tuple[int, int] | None) -> tuple[Image.Image, list[str]]:

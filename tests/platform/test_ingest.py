@@ -25,15 +25,15 @@ from platform.engine.sources import KINDS, SourceConfig, open_source
 from platform.engine.sources.base import Candidate, Plan
 from platform.engine.sources.tar import TarSource
 from platform.engine.storage import StorageConfig, StorageError, open_storage
-from platform.ingest import IngestConfig, ingest, main
+from platform.ingest import IngestConfig, ingest, main, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def picture(seed: int, size=(64, 32), image_format="JPEG") -> bytes:
+def picture(seed: int, size=(64, 32), image_format="JPEG", of=lambda image: image, **options) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
     sink = io.BytesIO()
-    Image.fromarray(pixels).save(sink, image_format)
+    of(Image.fromarray(pixels)).save(sink, image_format, **options)
     return sink.getvalue()
 
 
@@ -63,19 +63,30 @@ def test_help_shows_one_command_for_each_kind_of_source():
 
 
 def test_folder_keeps_bytes_and_lists_what_it_cannot_use(tmp_path, ray_session):
+    turned = Image.Exif()
+    turned[0x0112] = 6
     good = {"a/1.jpg": picture(1), "a/2.PNG": picture(2, (50, 20), "PNG"), "b/c/3.jpeg": picture(3)}
     bad = {"a/cut.jpg": picture(4)[:-400], "a/cut.png": picture(5, image_format="PNG")[:-400], "empty.jpg": b"",
            "text.jpg": b"<html>not found</html>", "eps.jpg": picture(6, image_format="EPS"),
-           "phone.HEIC": b"\0\0\0\x18ftypheic" + bytes(40)}
+           "huge.png": picture(11, (201, 200), "PNG"), "phone.HEIC": b"\0\0\0\x18ftypheic" + bytes(40)}
+    good |= {"d/deep.png": picture(7, image_format="PNG", of=lambda image: Image.fromarray(np.full((64, 32), 65535, np.uint16))),
+             "d/lying.jpg": picture(8, (32, 64), exif=turned), "d/print.jpg": picture(9, of=lambda image: image.convert("CMYK")),
+             "d/see.png": picture(10, image_format="PNG", of=lambda image: Image.new("RGBA", image.size))}
     write_all(open_storage(str(tmp_path / "in")), good | bad | {"notes.txt": b"no image"})
-    location, manifest = run(tmp_path, "source.kind=folder", f"source.path={tmp_path}/in")
+    location, manifest = run(tmp_path, "source.kind=folder", f"source.path={tmp_path}/in", "max_pixels=40000")
     rows = read_rows(location, ["key", "image", "height", "width", "pid", "camid", "split"])
     assert dict(zip(rows["key"].to_pylist(), rows["image"].to_pylist(), strict=True)) == good
-    assert rows["height"].to_pylist() == [64, 50, 64] and rows["width"].to_pylist() == [32, 20, 32]
+    sizes = list(zip(rows["height"].to_pylist(), rows["width"].to_pylist(), strict=True))
+    assert sizes == [(50, 20) if key == "a/2.PNG" else (64, 32) for key in good]  # upright
     assert set(rows["pid"].to_pylist()) == set(rows["camid"].to_pylist()) == {-1}
-    assert manifest.splits == {"train": 3} and manifest.num_rejected == 6
+    assert manifest.splits == {"train": 7} and manifest.num_rejected == 7
+    assert manifest.converted == read_manifest(location).converted == {"cmyk": 1, "composed": 1, "grey": 1, "rotated": 1,
+                                                                       "sixteen_bit": 1}
+    assert summary(manifest).endswith("7 rejected; when used: 1 converted from CMYK, 1 composed over white, 1 grey, 1 turned "
+                                      "upright by EXIF, 1 scaled from 16 bits")
     reasons = dict(read_rejected(location))
     assert reasons.keys() == bad.keys()
+    assert reasons["huge.png"] == "201 x 200 = 40,200 pixels are more than max_pixels allows (40,000)"
     assert reasons["empty.jpg"] == "empty file" and "truncated" in reasons["a/cut.jpg"]
     assert "known format" in reasons["text.jpg"] and "PostScript is not supported" in reasons["eps.jpg"]
     assert "HEIC is not supported: convert it" in reasons["phone.HEIC"]
@@ -299,6 +310,7 @@ def test_wrong_sources_are_refused_in_plain_words(tmp_path, ray_session, overrid
     ("shard_mb=0", "shard_mb must be at least 1: got 0"),
     ("source.crops.min_heigth=3", "no key 'source.crops.min_heigth'; did you mean source.crops.min_height"),
     ("limit=many", "limit"),
+    ("max_pixels=0", r"max_pixels must be in \[1, 178956970\]: got 0"),
 ])
 def test_wrong_settings(override, text):
     with pytest.raises(ConfigError, match=text):

@@ -58,7 +58,7 @@ def test_images_that_cannot_be_decoded_are_left_out(tmp_path, tiny_labelled, cac
     with pytest.raises(UserError, match=r"2 of the 36 images of .*, split train cannot be decoded, more than max_corrupt_share "
                                         rf"allows \(1\): image '{bad[0]}' cannot be decoded .*raise max_corrupt_share"):
         ImageSet(location, ["train"], (64, 32))
-    with pytest.raises(UserError, match=r"none of the 18 images of .*, split query, can be decoded: image '"):
+    with pytest.raises(UserError, match=r"none of the 18 images of .*, split query can be decoded: image '"):
         all_junk = {key: b"x" for key in ImageSet(tiny_labelled, ["query"], (64, 32)).keys}
         ImageSet(with_images(tiny_labelled, open_storage(str(tmp_path / "junk")), all_junk), ["query"], (64, 32),
                  max_corrupt_share=1.0)
