@@ -4,6 +4,7 @@ import pytest
 from reidssl.data.mot import CropConfig, crops_of, select
 from reidssl.data.mot_lines import parse_lines
 
+
 def ramp(height: int = 120, width: int = 80) -> np.ndarray:
     """An image whose pixels tell their row and column."""
     rows, columns = np.mgrid[:height, :width].astype(np.uint8)
