@@ -12,7 +12,8 @@
   python -m platform.ingest source.kind=synthetic source.part=pretrain output=runs/synthetic
 
 Ray Data reads units of the source in parallel, checks that every image decodes, keeps the original bytes and writes
-Parquet shards. What cannot be used is listed with its reason in rejected.parquet and never stops the job. The manifest
+Parquet shards. What cannot be used, an image or its labels, is listed with its reason in rejected.parquet and never stops
+the job; docs/sources.md says what is understood as a label. The manifest
 is published last: an interrupted ingest leaves no data set, and running it again starts over. Equal arguments on an
 unchanged source give equal shards, whatever the number of machines.
 """
