@@ -97,6 +97,9 @@ def _row(fields: list[str]) -> tuple[Any, ...]:
     if not 6 <= len(fields) <= 10:
         raise ValueError(f"{len(fields)} fields, 6 to 10 are allowed (frame, track, left, top, width, height, score, ...): "
                          f"{shown(', '.join(fields))}")
+    usual = _usual_row(fields)
+    if usual is not None:
+        return usual
     frame = _value(fields, 0, "frame", _whole, lambda value: 1 <= value <= LARGEST, f"a whole number in 1..{LARGEST}")
     track = _value(fields, 1, "track", _whole, lambda value: -1 <= value <= LARGEST_TRACK,
                    "a whole number from 0, or -1 for none")
@@ -108,6 +111,19 @@ def _row(fields: list[str]) -> tuple[Any, ...]:
     return (frame, track, *box)
 
 
+def _usual_row(fields: list[str]) -> tuple[Any, ...] | None:
+    """The same for a line with nothing unusual: files have millions of lines."""
+    try:
+        frame, track = int(fields[0]), int(fields[1])
+        left, top, width, height = map(float, fields[2:6])
+    except ValueError:
+        return None
+    usual = (1 <= frame <= LARGEST and -1 <= track <= LARGEST_TRACK and 0 < width <= LARGEST_PIXEL and 0 < height <= LARGEST_PIXEL
+             and -LARGEST_PIXEL <= left <= LARGEST_PIXEL and -LARGEST_PIXEL <= top <= LARGEST_PIXEL
+             and "_" not in "".join(fields[:6]))
+    return (frame, track, left, top, width, height) if usual else None
+
+
 def _score(fields: list[str]) -> float:
     if len(fields) < 7 or not fields[6]:
         return 1.0
@@ -117,6 +133,8 @@ def _score(fields: list[str]) -> float:
 def _judged(fields: list[str], config: CropConfig) -> tuple[float, str]:
     """(score, why a line of ground truth is no visible person or ""). Raises ValueError that names the field."""
     nine = len(fields) == 9
+    if nine and fields[6] == "1" and fields[7] == "1" and 1 in config.classes and _between(fields[8], config.min_visibility):
+        return 1.0, ""
     flagged = len(fields) > 6 and (nine or bool(fields[6]))
     reasons = []
     if flagged and _value(fields, 6, "flag", float, lambda value: value in (0, 1), "0 or 1") == 0:
@@ -130,6 +148,13 @@ def _judged(fields: list[str], config: CropConfig) -> tuple[float, str]:
             reasons.append(f"hardly visible: visibility {visibility} is below {config.min_visibility} "
                            "(source.crops.min_visibility)")
     return 1.0, "; ".join(reasons)
+
+
+def _between(text: str, least: float) -> bool:
+    try:
+        return least <= float(text) <= 1
+    except ValueError:
+        return False
 
 
 def _value(fields: list[str], place: int, name: str, kind: Callable[[str], Any], fits: Callable[[Any], bool],

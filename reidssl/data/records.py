@@ -6,7 +6,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm",
@@ -75,9 +75,11 @@ def list_files(root: str | os.PathLike[str]) -> list[str]:
 
 def is_image(path: str) -> bool:
     """Whether `path` names an image, judged by its suffix; hidden files and archive litter do not count."""
-    parts = PurePosixPath(path).parts
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return path.lower().endswith(IMAGE_SUFFIXES) and not hidden
+    if not path.lower().endswith(IMAGE_SUFFIXES):
+        return False
+    if "/." not in path and path[0] != "." and "__MACOSX" not in path:  # nearly all
+        return True
+    return not any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in path.split("/"))
 
 
 def warn_unless_published(name: str, records: Iterable[Record], published: Mapping[str, int]) -> None:

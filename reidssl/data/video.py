@@ -34,7 +34,9 @@ def frames(
     last = None if wanted is None else max(wanted, default=0)
     if last == 0:
         return
-    name = str(source) if isinstance(source, str | Path) else getattr(source, "name", "the video")
+    name = str(source) if isinstance(source, str | Path) else getattr(source, "name", "")
+    if not isinstance(name, str) or not name:  # a file opened by its descriptor is named by a number
+        name = "the video"
     number = 0
     try:
         with av.open(str(source) if isinstance(source, Path) else source, mode="r") as container:

@@ -14,6 +14,7 @@ from platform.engine.sources.files import FileSource, Indexer
 from platform.engine.storage import StorageConfig, open_storage
 from reidssl.data import cuhk03, dukemtmc, folder, luperson, market1501, msmt17
 from reidssl.data.mot import CropConfig
+from reidssl.data.names import spelled
 from reidssl.data.records import SPLITS
 from reidssl.data.sidecars import FieldConfig
 from reidssl.data.synthetic import SyntheticConfig
@@ -115,6 +116,9 @@ def open_source(config: SourceConfig, storage: StorageConfig) -> Source:
         return SyntheticSource(config.synthetic, config.part, config.unit_images, **common)
     if not config.path:
         raise UserError(f"source.path is empty: say where the {config.kind} source is")
+    for name in ("path", "detections"):
+        if getattr(config, name) != spelled(getattr(config, name)) and not getattr(config, name).isprintable():
+            raise UserError(f"source.{name} {spelled(getattr(config, name))} is not UTF-8: rename it, or give a link to it")
     root = open_storage(config.path, storage)
     if config.kind == "video":
         if not config.detections:

@@ -13,7 +13,7 @@ from platform.engine.errors import UserError
 from platform.engine.runtime import say
 from platform.engine.sources.base import Candidate, Plan, encode_image
 from platform.engine.sources.items import fault_of, list_items, open_item
-from platform.engine.storage import Location, StorageError
+from platform.engine.storage import Location, NotFoundError
 from reidssl.data.mot import CropConfig, Detections, crops_of, select
 from reidssl.data.mot_lines import GROUND_TRUTH, parse_lines
 from reidssl.data.names import spelled
@@ -56,14 +56,13 @@ class VideoSource:
     def plan(self, limit: int) -> Plan:
         units, left, single = [], limit, self.root.is_file()
         forms: Counter[str] = Counter()
-        for name, stem, file, missing in self._pairs(single):
-            parsed, reason = None, missing
+        for name, stem, file, text, reason in self._texts(single):
             try:
-                parsed = None if missing else parse_lines(file.read_text(), self.crops)
-            except (ValueError, StorageError) as error:
+                parsed = None if reason else parse_lines(text, self.crops)
+            except ValueError as error:
                 if single:
-                    raise UserError(f"source.detections {file}: {error}") from None
-                reason = f"detections not understood: {file.name}: {error}"
+                    raise UserError(f"source.detections {self.detections}: {error}") from None
+                parsed, reason = None, f"detections not understood: {file}: {error}"
             if parsed is None:
                 units.append(VideoUnit(name, stem, NO_DETECTIONS, [(stem, reason)]))
                 continue
@@ -72,39 +71,40 @@ class VideoSource:
             if limit:
                 found = found.take(np.arange(min(left, len(found.frames))))
                 left -= len(found.frames)
-            aside = [(f"{spelled(file.name)}, line {number}", why) for number, why in parsed.aside]
+            aside = [(f"{file}, line {number}", why) for number, why in parsed.aside]
             if len(found.frames) or aside:
                 units.append(VideoUnit(name, stem, found, aside))
         self._refuse_nothing(units)
         _say_forms(forms, units)
         return Plan(units, sum(len(unit.detections.frames) + len(unit.aside) for unit in units))
 
-    def _pairs(self, single: bool) -> list[tuple[str, str, Location, str]]:
-        """(video's name, stem of its keys, its file of detections, why it cannot be read or "")."""
+    def _texts(self, single: bool) -> list[tuple[str, str, str, str, str]]:
+        """(video's name, stem of its keys, name and text of its file of detections, why there is none or "")."""
         if single:
-            return [("", posixpath.splitext(spelled(self.root.name))[0], self.detections, "")]
+            file = spelled(self.detections.name)
+            return [("", posixpath.splitext(spelled(self.root.name))[0], file, self.detections.read_text(), "")]
         names, unread = list_items(self.root)
-        videos = sorted([name for name in names if name.lower().endswith(VIDEO_SUFFIXES)]
-                        + [name for name in unread if name.lower().endswith(VIDEO_SUFFIXES)])
+        videos = sorted(name for name in (*names, *unread) if name.lower().endswith(VIDEO_SUFFIXES))
         if not videos:
             raise UserError(f"source.path {self.root} is no video and holds none ({', '.join(VIDEO_SUFFIXES)})")
         times = Counter(posixpath.splitext(name)[0] for name in videos)  # a.avi and a.mp4 would give the same keys
-        pairs, missing = [], []
+        found, missing = [], []
         for name in videos:
             stem = posixpath.splitext(name)[0]
-            file, reason = self.detections, unread.get(name, "")
+            file, text, reason = f"{stem}.txt", "", unread.get(name, "")
             try:
-                file = self.detections.joinpath(stem + ".txt")
-                if not file.is_file():
-                    missing.append(str(file))
-                    reason = reason or f"no detections: {stem}.txt is not in source.detections"
-            except (StorageError, ValueError) as error:  # a name that is no path, or not UTF-8
-                reason = reason or f"no detections: {error}"
-            pairs.append((name, stem if times[stem] == 1 else name, file, reason))
-        if len(missing) == len(pairs):
-            raise UserError(f"{len(missing)} of {len(pairs)} videos have no detections, the first missing file is "
-                            f"{missing[0]}. source.detections is the folder with one <video's name>.txt each")
-        return pairs
+                with open_item(self.detections, file) as opened:
+                    text = opened.read().decode()
+            except (NotFoundError, FileNotFoundError):
+                missing.append(file)
+                reason = reason or f"no detections: {file} is not in source.detections"
+            except Exception as error:
+                reason = reason or f"detections not understood: {file}: {fault_of(self.detections, error)}"
+            found.append((name, stem if times[stem] == 1 else name, file, text, reason))
+        if len(missing) == len(found):
+            raise UserError(f"{len(missing)} of {len(found)} videos have no detections, the first missing file is "
+                            f"{self.detections}/{missing[0]}. source.detections is the folder with one <video's name>.txt each")
+        return found
 
     def _refuse_nothing(self, units: list[VideoUnit]) -> None:
         if any(len(unit.detections.frames) for unit in units):

@@ -92,7 +92,7 @@ def test_what_changes_between_plan_and_read(tmp_path, monkeypatch):
     for each in tmp_path.iterdir():
         each.rmdir() if each.is_dir() else each.unlink()
     tmp_path.rmdir()
-    with pytest.raises(UserError, match="it is gone. Mount or restore it"):
+    with pytest.raises(UserError, match=r"it is gone\. Mount or restore it"):
         list(source.read(unit))
 
 
@@ -130,8 +130,8 @@ def test_keys_of_object_storage_that_are_no_paths(s3):
     assert read(source_of("webdataset", f"{s3.uri}/in", config))[0].keys() == {"t//t/1.jpg"}
     client(config).put_object(Bucket=s3.bucket, Key="/7/a_c1.jpg", Body=picture())
     client(config).put_object(Bucket=s3.bucket, Key="7/a_c1.jpg", Body=picture())
-    good, aside = read(source_of("folder", s3.uri, config, labelled=True, pattern=r"^(?P<pid>\d)/"))
-    assert good.keys() == {"7/a_c1.jpg"} and "does not match" in aside["/7/a_c1.jpg"]
+    good, aside = read(source_of("folder", s3.uri, config))
+    assert {"7/a_c1.jpg", "/7/a_c1.jpg", "in//b.jpg"} <= good.keys() and not aside
 
 
 def test_an_object_that_is_gone_is_set_aside_and_a_bucket_that_is_gone_is_one_line(s3):
@@ -147,7 +147,7 @@ def test_an_object_that_is_gone_is_set_aside_and_a_bucket_that_is_gone_is_one_li
     assert [each.error.partition(":")[0] for each in source.read(unit)] == ["not there", "not there", ""]
     client(config).delete_object(Bucket=s3.bucket, Key="in/c.jpg")
     client(config).delete_bucket(Bucket=s3.bucket)
-    with pytest.raises(StorageError, match="there is no bucket|it is gone"):
+    with pytest.raises(StorageError, match=r"there is no bucket|it is gone"):
         list(source.read(unit))
 
 
@@ -203,11 +203,12 @@ def test_members_that_are_no_files_and_odd_names(tmp_path):
     good, aside = read(source_of("webdataset", tmp_path))
     assert good.keys() == {"a/latin\\xe9.jpg", "a/latin\\\\xe9.jpg", "a/x.jpg"}
     assert {key: reason.partition(":")[0] for key, reason in aside.items()} == {
-        "a/s.jpg": "not a file", "a/h.jpg": "not a file", "a/d.jpg": "not a file", "a/f.jpg": "not a file", "a/x.jpg": "unsafe name",
-        "a/l.jpg": "labels not understood"}
+        "a/s.jpg": "not a file", "a/h.jpg": "not a file", "a/d.jpg": "not a file", "a/f.jpg": "not a file",
+        "a/x.jpg": "unsafe name", "a/l.jpg": "labels not understood"}
 
 
-@pytest.mark.parametrize("harm", ["cut in a member", "cut between members", "no end", "header", "gzip cut", "gzip damage", "empty"])
+@pytest.mark.parametrize("harm", ["cut in a member", "cut between members", "no end", "header", "gzip cut", "gzip damage",
+                                  "empty"])
 def test_a_damaged_tar_keeps_what_came_before_and_says_that_there_was_more(tmp_path, harm):
     whole = make_tar([(f"{number}.jpg", picture()) for number in range(6)])
     member = 512 + -(-len(picture()) // 512) * 512
@@ -250,7 +251,7 @@ def test_lmdb_with_broken_entries(tmp_path):
     good, aside = read(source_of("luperson_lmdb", tmp_path))
     assert good.keys() == {"a.jpg", "latin\\xe9.jpg"}
     assert aside["x" * 600].startswith("not there") and aside["gone"].startswith("not there")
-    assert aside["keys.pkl, entry 5"].startswith("no key: ") and aside["keys.pkl, entry 6"].startswith("no key: ") and len(aside) == 4
+    assert all(aside[f"keys.pkl, entry {place}"].startswith("no key: ") for place in (5, 6)) and len(aside) == 4
 
 
 # ---- videos
@@ -266,10 +267,11 @@ def write_video(path: Path, count: int) -> None:
 
 
 def test_videos_with_bad_files_among_them(tmp_path, capsys):
+    lines = "".join(f"{frame},{frame + 3_000_000_000},8,8,24,60\n" for frame in (1, 8))
     for name in ("a.avi", "a.mp4", "cut.avi", "lost.avi", "words.avi", "latin.avi"):
         write_video(tmp_path / "v.avi", 8)
         (tmp_path / "v.avi").rename(tmp_path / name)
-        (tmp_path / name).with_suffix(".txt").write_text("".join(f"{frame},{frame + 3_000_000_000},8,8,24,60\n" for frame in (1, 8)))
+        (tmp_path / name).with_suffix(".txt").write_text(lines)
     (tmp_path / "cut.avi").write_bytes((tmp_path / "cut.avi").read_bytes()[:-3000])
     (tmp_path / "noise.avi").write_bytes(b"\x01" * 5000)
     (tmp_path / "noise.txt").write_text("1,1,8,8,24,60\n")
@@ -277,14 +279,17 @@ def test_videos_with_bad_files_among_them(tmp_path, capsys):
     (tmp_path / "words.txt").write_text("words\n")
     (tmp_path / "latin.txt").write_bytes(b"# caf\xe9\n1,1,8,8,24,60\n")
     (tmp_path / "gone.avi").symlink_to("nowhere")
+    write_video(Path(os.fsdecode(bytes(tmp_path) + b"/ru\xe9.avi")), 2)
+    Path(os.fsdecode(bytes(tmp_path) + b"/ru\xe9.txt")).write_text("1,1,8,8,24,60\n")
     good, aside = read(source_of("video", tmp_path, detections=str(tmp_path)))
+    assert good.pop("ru\\xe9/0000001_track00001.jpg").image
     names = [f"{number:07d}_track{number + 3_000_000_000}.jpg" for number in (1, 8)]
     assert good.keys() == {f"{stem}/{name}" for stem in ("a.avi", "a.mp4") for name in names} | {f"cut/{names[0]}"}
     assert good[f"a.avi/{names[1]}"].extras == (8, 3_000_000_008, 1.0)
     assert {key: reason.partition(":")[0] for key, reason in aside.items()} == {
         f"cut/{names[1]}": "video damaged", "noise/0000001_track00001.jpg": "video damaged", "lost": "no detections",
         "words": "detections not understood", "latin": "detections not understood", "gone": "not there"}
-    assert "4 files as detections (scores) (source.crops.form)" in capsys.readouterr().out
+    assert "5 files as detections (scores) (source.crops.form)" in capsys.readouterr().out
 
 
 def test_ground_truth_of_a_video(tmp_path):
@@ -305,7 +310,8 @@ def test_ground_truth_of_a_video(tmp_path):
 class Odd:
     """Rows that no schema holds, and a reader that breaks off."""
 
-    extra_columns = {"split": pa.string(), "track": pa.int32()}
+    def __init__(self):
+        self.extra_columns = {"split": pa.string(), "track": pa.int32()}
 
     def plan(self, limit):
         return Plan(["unit"], None)

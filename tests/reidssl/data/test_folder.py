@@ -78,7 +78,8 @@ def test_names_and_numbers_beyond_int32_get_the_lowest_free_numbers_and_that_is_
 def test_a_pattern_says_where_labels_are():
     found, aside = read("north/p7_x.jpg", "south/p7_y.jpg", "south/deep/p12_z.jpg", "south/nobody.jpg",
                         pattern=r"^(?P<camid>\w+)/.*p(?P<pid>\d+)_")
-    assert found == {"north/p7_x.jpg": (7, 0, "train"), "south/p7_y.jpg": (7, 1, "train"), "south/deep/p12_z.jpg": (12, 1, "train")}
+    assert found == {"north/p7_x.jpg": (7, 0, "train"), "south/p7_y.jpg": (7, 1, "train"),
+                     "south/deep/p12_z.jpg": (12, 1, "train")}
     assert "does not match the pattern" in aside["south/nobody.jpg"]
     found, _ = read("query/5/a-k3.jpg", "5/b.jpg", pattern=r"(-k(?P<camid>\d+))?\.jpg$")
     assert found == {"query/5/a-k3.jpg": (5, 3, "query"), "5/b.jpg": (5, -1, "train")}
@@ -86,7 +87,7 @@ def test_a_pattern_says_where_labels_are():
     assert found == {"5/a_test.jpg": (5, -1, "gallery"), "5/b_train.jpg": (5, -1, "train")}
     assert "'val' is none of train, query, gallery, test" in aside["5/c_val.jpg"]
     for wrong in ("(", "c[0-9]", "(?P<person>.)"):
-        with pytest.raises(ValueError, match="^pattern must"):
+        with pytest.raises(ValueError, match=r"^pattern must"):
             folder.check_pattern(wrong)
 
 

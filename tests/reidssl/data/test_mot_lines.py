@@ -63,7 +63,8 @@ def test_a_bad_line_is_set_aside_by_number_field_and_value(line, reason):
 
 
 def test_ground_truth_keeps_visible_pedestrians_that_are_judged():
-    text = GOOD + ("1,,20,20,60,120,87\n1,2,20,20,60,120,0,3,0.05\n1,3,20,20,60,120,,-1,-1,-1\n1,3000000000,20,20,60,120,1,1,1.0\n"
+    text = GOOD + ("1,,20,20,60,120,87\n1,2,20,20,60,120,0,3,0.05\n1,3,20,20,60,120,,-1,-1,-1\n"
+                   "1,3000000000,20,20,60,120,1,1,1.0\n"
                    "2,4,20,20,60,120,1,7,1\n2,5,20,20,60,120,1,1,0.1\n2,6,20,20,60,120,2,1,1\n2,7.0,20,20,60,120,1,1,-1\n")
     found, form, aside = parse_lines(text, CropConfig())
     assert form == "ground_truth" and found.tracks.tolist() == [1, 3, 3_000_000_000, 7] and set(found.scores) == {1.0}
