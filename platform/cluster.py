@@ -4,11 +4,12 @@
   python -m platform.cluster checkpoint=s3://bucket/runs/usl data=s3://bucket/luperson output=s3://bucket/clusters \\
       cluster.search=ivf neighbours.actors=16 neighbours.cpus_per_actor=8
 
-Features are computed by a pool of actors and stored shard by shard as Parquet; an interrupted run continues with the shards that
-are missing. With neighbours.actors search and Jaccard distance are shared out: each actor loads some of those files, so no
-machine holds the features of all. This program then has the table of neighbours, the images' weights over their neighbours
-and the distances, some kB an image, and clusters. Result: labels.parquet (key, label, problem; -1 = outlier). An image that
-cannot be decoded takes no part: its label is -1, its problem says why, and the summary counts it.
+What the checkpoint does not say is given by load.*, e.g. load.heads=12. Features are computed by a pool of actors and stored
+shard by shard as Parquet; an interrupted run continues with the shards that are missing. With neighbours.actors search and
+Jaccard distance are shared out: each actor loads some of those files, so no machine holds the features of all. This program
+then has the table of neighbours, the images' weights over their neighbours and the distances, some kB an image, and clusters.
+Result: labels.parquet (key, label, problem; -1 = outlier). An image that cannot be decoded takes no part: its label is -1, its
+problem says why, and the summary counts it.
 """
 
 from platform.engine.command import run_program

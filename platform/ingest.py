@@ -11,13 +11,13 @@
   python -m platform.ingest source.kind=video source.path=street.avi source.detections=street.txt output=runs/street
   python -m platform.ingest source.kind=synthetic source.part=pretrain output=runs/synthetic
 
-Ray Data reads units of the source in parallel, checks that every image decodes, keeps the original bytes and writes
-Parquet shards. Images are JPEG, PNG, WebP, BMP, TIFF, GIF or PPM. Where they are used they are turned upright as their EXIF
-says, 16-bit levels are scaled to 8, what is transparent is composed over white, of several frames the first is taken
-(reidssl/data/color_modes.py has every case): the manifest counts what is converted. What cannot be used is listed with its
-reason in rejected.parquet and never stops the job. The manifest
-is published last: an interrupted ingest leaves no data set, and running it again starts over. Equal arguments on an
-unchanged source give equal shards, whatever the number of machines.
+Ray Data reads units of the source in parallel, checks that every image decodes, keeps the original bytes and writes Parquet
+shards. Images are JPEG, PNG, WebP, BMP, TIFF, GIF or PPM. Where they are used they are turned upright as their EXIF says,
+16-bit levels are scaled to 8, what is transparent is composed over white, of several frames the first is taken
+(reidssl/data/color_modes.py has every case): the manifest counts what is converted. What cannot be used, an image or its
+labels, is listed with its reason in rejected.parquet and never stops the job; docs/sources.md says what is understood as a
+label. The manifest is published last: an interrupted ingest leaves no data set, and running it again starts over. Equal
+arguments on an unchanged source give equal shards, whatever the number of machines.
 """
 
 from platform.engine.command import run_program

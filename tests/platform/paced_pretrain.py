@@ -11,7 +11,6 @@ from typing import Any
 
 import platform.pretrain as program
 from platform.engine.command import run_program
-from platform.engine.config import run_program
 from platform.engine.schemas.pretrain import PretrainConfig
 from platform.engine.stream import stream
 
