@@ -18,7 +18,8 @@ TINY = ["source.synthetic.num_pretrain=96", "source.synthetic.pretrain_identitie
         "pretrain.model.stem_width=8", "pretrain.objective.moco_v3.hidden=32", "pretrain.objective.moco_v3.out_dim=16",
         "pretrain.length.samples=192", "pretrain.stream.micro_batch=16", "pretrain.tracking.every_steps=2",
         "pretrain.checkpoint.every_steps=6", "pretrain.probe.every_steps=6", "pretrain.scaling.threads=1", "cfs.proxy_samples=64",
-        "finetune.supervised.epochs=2", "finetune.supervised.batch.identities=4", "finetune.unsupervised.epochs=1",
+        "finetune.supervised.epochs=2", "finetune.supervised.batch.identities=4", "cfs.supervised.batch.identities=4",
+        "finetune.unsupervised.epochs=1",
         "finetune.unsupervised.iterations=2", "finetune.unsupervised.cluster.k1=8", "finetune.unsupervised.cluster.eps=0.7",
         "finetune.unsupervised.cluster.min_samples=2", "finetune.scaling.threads=1", "settings=[usl]"]
 STAGES = ["ingest-pretrain", "ingest-source", "ingest-target", "pretrain-full", "source-proxy", "target-proxy", "score",
