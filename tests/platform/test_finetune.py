@@ -279,7 +279,8 @@ def test_every_published_recipe_runs_on_any_number_of_workers(tmp_path, experime
     """With the published batch: 16 x 4 and 32 x 8 images a step, however many share it."""
     composed = load_config(FinetuneConfig, "finetune", [f"experiment={experiment}", "scaling=gpus8", "init=x", "source=y"])
     for scaling, sizes in ((composed.scaling, [8]), (ScalingConfig(), [1]), (ScalingConfig(workers=2), [2]),
-                           (ScalingConfig(workers=4, min_workers=1), [1, 2, 4]), (ScalingConfig(workers=8, min_workers=2), [2, 4, 8]),
+                           (ScalingConfig(workers=4, min_workers=1), [1, 2, 4]),
+                           (ScalingConfig(workers=8, min_workers=2), [2, 4, 8]),
                            (ScalingConfig(workers=8, min_workers=3), [3, 4, 6, 8])):
         config = with_micro_batches(replace(composed, scaling=scaling), open_storage(str(tmp_path)))
         assert config.scaling.sizes(shared_micro_batches(config)) == sizes
