@@ -112,7 +112,9 @@ def with_micro_batches(config: FinetuneConfig, output: Location) -> FinetuneConf
         begun = read_record(output / CONFIG, "config", dict, "that folder is not a run of this program; choose another output")
     resolved: dict[str, Any] = {}
     for name, section in phase_sections(config).items():
-        batch, stored = section.batch, begun.get("config", {}).get(name, {}).get("batch", {}).get("micro_batches")
+        batch, stored = section.batch, begun.get("config")
+        for key in (name, "batch", "micro_batches"):
+            stored = stored.get(key) if isinstance(stored, dict) else None
         pieces = batch.micro_batches or stored or math.lcm(config.scaling.workers, config.scaling.fewest)
         if pieces > batch.images:
             raise UserError(f"{config.scaling.workers} workers cannot share the {batch.images} images of a step: lower "

@@ -289,7 +289,8 @@ class Results:
                 summary = self._summary(f"finetune/{setting}-{init}")
                 if summary:
                     names = ("mAP", "rank1", "rank5", "rank10", "mINP", "clusters")
-                    found["finetune"].append({"setting": setting, "init": init} | {n: summary[n] for n in names})
+                    found["finetune"].append({"setting": setting, "init": init} | {n: summary[n] for n in names} | {
+                        n: summary[n] for n in ("evaluation", "warnings") if n in summary})  # not in those of older versions
         return found
 
     def _summary(self, name: str) -> dict[str, Any] | None:

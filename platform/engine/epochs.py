@@ -54,7 +54,7 @@ class Trained:
         """Before a forward pass of a piece: the drop path is that of its rows in the whole step, in every pass."""
         torch.manual_seed(seed)
         for layer in self.drop_paths:
-            layer.place = piece.start, batch
+            layer.place = rows_to_compute(piece).start, batch
 
     def backbone(self, seed: int, piece: slice, batch: int, inputs: tuple[Tensor, Tensor | None]) -> Tensor:
         """Features (b, D) of a piece, as its pass through the engine makes them on the way."""

@@ -22,8 +22,8 @@ def check_identities(uri: str, pids: np.ndarray, batch: BatchConfig) -> None:
     """UserError unless the images of a train split, pids int (N,), can fill a batch. `uri`: of the data set."""
     unlabelled, identities = int((pids < 0).sum()), len(np.unique(pids[pids >= 0]))
     if unlabelled:
-        raise UserError(f"{uri} has unlabelled images in split train ({unlabelled:,} of {len(pids):,}): supervised fine-tuning "
-                        "needs identities; use setting=usl")
+        raise UserError(f"{uri} has unlabelled images in split train: {unlabelled:,} of {len(pids):,}, and supervised "
+                        "fine-tuning needs identities; use setting=usl")
     if identities < batch.identities:
         raise UserError(f"{uri} has {identities} {'person' if identities == 1 else 'people'} in split train, a batch needs "
                         f"{batch.identities}: lower supervised.batch.identities")

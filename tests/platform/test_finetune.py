@@ -17,6 +17,7 @@ import torch
 
 from platform.engine.config import ConfigError, load_config
 from platform.engine.errors import UserError
+from platform.engine.scaling import ScalingConfig
 from platform.engine.shards import read_manifest, write_manifest, write_shard
 from platform.engine.storage import StorageError, open_storage
 from platform.engine.tracking import read_metrics
@@ -274,16 +275,17 @@ EXPERIMENTS = sorted(file.stem for file in (ROOT / "configs" / "experiment").glo
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-@pytest.mark.parametrize(("scaling", "sizes"), [
-    (["scaling=one"], [1]), (["scaling=gpus8"], [8]), (["scaling=spot"], [2, 4, 8]), (["scaling.workers=2"], [2]),
-    (["scaling.workers=4", "scaling.min_workers=1"], [1, 2, 4]), (["scaling.workers=8", "scaling.min_workers=3"], [3, 4, 6, 8])])
-def test_every_published_recipe_runs_on_any_number_of_workers(tmp_path, experiment, scaling, sizes):
+def test_every_published_recipe_runs_on_any_number_of_workers(tmp_path, experiment):
     """With the published batch: 16 x 4 and 32 x 8 images a step, however many share it."""
-    config = load_config(FinetuneConfig, "finetune", [f"experiment={experiment}", *scaling, "init=x", "source=y"])
-    resolved = with_micro_batches(config, open_storage(str(tmp_path)))
-    assert resolved.scaling.sizes(shared_micro_batches(resolved)) == sizes
-    assert (resolved.supervised.batch.identities, resolved.supervised.batch.instances) == (16, 4)
-    assert (resolved.unsupervised.batch.identities, resolved.unsupervised.batch.instances) == (32, 8)
+    composed = load_config(FinetuneConfig, "finetune", [f"experiment={experiment}", "scaling=gpus8", "init=x", "source=y"])
+    for scaling, sizes in ((composed.scaling, [8]), (ScalingConfig(), [1]), (ScalingConfig(workers=2), [2]),
+                           (ScalingConfig(workers=4, min_workers=1), [1, 2, 4]),
+                           (ScalingConfig(workers=8, min_workers=2), [2, 4, 8]),
+                           (ScalingConfig(workers=8, min_workers=3), [3, 4, 6, 8])):
+        config = with_micro_batches(replace(composed, scaling=scaling), open_storage(str(tmp_path)))
+        assert config.scaling.sizes(shared_micro_batches(config)) == sizes
+        assert (config.supervised.batch.identities, config.supervised.batch.instances) == (16, 4)
+        assert (config.unsupervised.batch.identities, config.unsupervised.batch.instances) == (32, 8)
 
 
 def test_a_run_keeps_the_cut_that_it_began_with(tmp_path, tiny_labelled):

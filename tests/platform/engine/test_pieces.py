@@ -35,7 +35,7 @@ def step(pieces: int, rate: float = 0.3) -> tuple[torch.Tensor, torch.Tensor, di
     def begin(piece: slice) -> torch.Tensor:
         torch.manual_seed(5)
         for layer in drop_paths:
-            layer.place = piece.start, 8
+            layer.place = rows_to_compute(piece).start, 8
         return images[rows_to_compute(piece)]
 
     with torch.no_grad():
