@@ -136,8 +136,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append(f"{row['model']:<{width}}  {row['data']:<{data_width}}  "
                      + "  ".join(f"{100 * row[name]:7.1f}" for name in COLUMNS))
         lines.append(f"  {row['data_set']} (checksum {row['data_checksum'][:12]}), {' and '.join(row['splits'])}, images "
-                     f"{'x'.join(map(str, row['image_size']))}, {expansion_text(row['query_expansion'])}, {'also' if row['reranking'] else 'no'} "
-                     f"re-ranking, weights {row['weights']}")
+                     f"{'x'.join(map(str, row['image_size']))}, {expansion_text(row['query_expansion'])}, "
+                     f"{'also' if row['reranking'] else 'no'} re-ranking, weights {row['weights']}")
         if "reranked" in row:
             reranked = row["reranked"]
             lines.append(f"{'  re-ranked':<{width}}  {'':<{data_width}}  {100 * reranked['mAP']:7.1f}  "

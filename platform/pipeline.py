@@ -260,7 +260,8 @@ class Results:
         scores, selection = self._summary("scores"), self._summary("selection")
         if scores and selection:
             found["cfs"] = {"total": scores["total"], "selected": selection["selected"],
-                            "auc_planted": scores.get("auc_planted")}
+                            "auc_planted": scores.get("auc_planted"), "measure": scores.get("measure"),
+                            "proxies": scores.get("proxies")}
         full = self._summary("pretrain/full")
         if full:
             found["pretrain"] = {name: full[name] for name in ("images_per_second", "steps", "final_loss")}
