@@ -27,5 +27,5 @@ def _one_line_for_an_interrupt(kind, error, trace):  # type: ignore[no-untyped-d
         _sys.__excepthook__(kind, error, trace)
 
 
-if getattr(_sys, "argv", [""])[:1] == ["-m"] and _sys.excepthook is _sys.__excepthook__:  # while `python -m` looks for the program
+if getattr(_sys, "argv", [""])[:1] == ["-m"] and _sys.excepthook is _sys.__excepthook__:  # `python -m` looks for the program
     _sys.excepthook = _one_line_for_an_interrupt

@@ -52,7 +52,7 @@ def page_location(config: ReportConfig) -> Location:
     if not target.name.endswith((".html", ".htm")):
         target = target / PAGE
     elif target.exists() and not target.is_file():
-        raise StorageError(f"cannot write {target.uri}: it is a folder; name a file, or a folder whose name does not end in .html")
+        raise StorageError(f"cannot write {target.uri}: it is a folder; name a file, or a folder without .html in its name")
     target.parent.prepare_output()
     return target
 
@@ -140,7 +140,8 @@ def cfs_section(folder: RunFolder) -> dict[str, Any] | None:
     select = selections.selection_by(folder, run)
     section: dict[str, Any] = {
         "summary": run.summary, "selection": select, "histogram": None, "samples": None,
-        "measure": selections.measure_name(run), "kept": selections.kept_images(run), "selections": selections.selection_rows(folder),
+        "measure": selections.measure_name(run), "kept": selections.kept_images(run),
+        "selections": selections.selection_rows(folder),
         "label_free": selections.target_proxy_text(folder, run), "proxies": selections.proxy_rows(run)}
     data = folder.data.get("pretrain")
     if data is None:

@@ -117,8 +117,8 @@ def load_proxies(config: ScoreConfig, root: Location) -> dict[str, LoadedModel]:
     for name in ("image_size", "width", "depth", "patch_size", "stem"):
         if getattr(source, name) != getattr(target, name):
             raise UserError(f"the proxies are not of one model: {name} is {getattr(source, name)} in source={config.source} and "
-                            f"{getattr(target, name)} in target={config.target}. The target proxy is the source proxy fine-tuned: "
-                            "give its run of platform.finetune as target")
+                            f"{getattr(target, name)} in target={config.target}. The target proxy is the source proxy "
+                            "fine-tuned: give its run of platform.finetune as target")
     if proxies["source"].weights == proxies["target"].weights:
         say(f"score: warning: source and target hold the same weights ({proxies['source'].weights}), so nothing was forgotten")
     return proxies

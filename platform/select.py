@@ -102,11 +102,11 @@ def listed_only(config: SelectConfig, chosen: np.ndarray, listed: np.ndarray) ->
     kept = chosen[listed[chosen]]
     if len(kept) < len(chosen):
         share = np.floor(1e4 * len(kept) / len(listed)) / 1e4
-        short = (f"{config.list} names {len(kept):,} of the {len(listed):,} images of {config.data}, fraction={config.fraction:g} "
-                 f"asks for {len(chosen):,}")
+        short = (f"{config.list} names {len(kept):,} of the {len(listed):,} images of {config.data}, "
+                 f"fraction={config.fraction:g} asks for {len(chosen):,}")
         if not config.allow_short:
-            raise UserError(f"{short}: set fraction={share:g} or less, allow_short=true to keep the {len(kept):,}, or give the list "
-                            "of this data set")
+            raise UserError(f"{short}: set fraction={share:g} or less, allow_short=true to keep the {len(kept):,}, or give "
+                            "the list of this data set")
         say(f"select: {short}; the {len(kept):,} are kept (allow_short)")
     return kept
 
@@ -161,13 +161,14 @@ def scored(config: SelectConfig, manifest: Manifest, keys: list[str]) -> tuple[n
         raise UserError(f"{folder.uri} holds no finished scores: run platform.score to its end first")
     about = read_record(folder / SUMMARY, "data_checksum", str, "give the folder that platform.score wrote as scores")
     if about["data_checksum"] != manifest.checksum:
-        raise UserError(f"the scores in {folder.uri} belong to another data set than {config.data}: score this one (their checksum "
-                        f"{about['data_checksum'][:12]}, this one's {manifest.checksum[:12]})")
+        raise UserError(f"the scores in {folder.uri} belong to another data set than {config.data}: score this one (their "
+                        f"checksum {about['data_checksum'][:12]}, this one's {manifest.checksum[:12]})")
     with folder.errors("read the scores in"):
         table = read_scores(folder, manifest)
     if table["key"].to_pylist() != keys:
         raise UserError(f"the keys in {folder.uri} are not those of {config.data}: score this data set again")
-    taken = {name: about[name] for name in ("measure", "k", "search", "source", "target", "proxies") if name in about}
+    names = ("measure", "k", "search", "source", "target", "proxies")
+    taken: dict[str, Any] = {name: about[name] for name in names if name in about}
     return table["score"].to_numpy(), None, {"kind": "scores", "uri": config.scores, **taken}
 
 

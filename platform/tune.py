@@ -5,10 +5,10 @@
 
 space: a grid; keys are settings of platform.finetune, values the lists to try. The default sweeps eps of the USL setting. Every
 combination is composed and checked before the first trial starts.
-trials.json says of every trial what it ran with, and whether it is finished, failed (and why) or not finished. A trial that fails
-takes no other with it; the program then ends with status 10 + the number of failed trials (99 at most). The same command again reads
-the finished trials, repeats the failed ones and continues the unfinished from their last epoch; summary.json is written when all
-are finished.
+trials.json says of every trial what it ran with, and whether it is finished, failed (and why) or not finished. A trial that
+fails takes no other with it; the program then ends with status 10 + the number of trials that are not finished (99 at most).
+The same command again reads the finished trials, repeats the failed ones and continues the others from their last epoch;
+summary.json is written when all are finished.
 """
 
 from platform.engine.command import run_program

@@ -13,7 +13,7 @@ from platform.engine.errors import UserError
 
 CONNECT_S, ANSWER_S = 4.0, 6.0
 DASHBOARD_PORT = 8265
-REMEDY = ("Start one with `ray start --head`, correct runtime.address / RAY_ADDRESS, or leave both empty to start a local Ray")
+REMEDY = "Start one with `ray start --head`, correct runtime.address / RAY_ADDRESS, or leave both empty to start a local Ray"
 
 
 def check_cluster(address: str) -> str:
@@ -32,9 +32,9 @@ def check_cluster(address: str) -> str:
 def _host_and_port(address: str) -> tuple[str, int]:
     """Raises UserError for anything that is no host:port, with what it is instead where that can be told."""
     wanted = f"Give host:port of the cluster's head, as `ray start --head` prints it (port 6379 by default): got '{address}'"
-    scheme, separator, rest = address.partition("://")
+    scheme, separator, _ = address.partition("://")
     if separator and scheme in ("http", "https"):
-        raise UserError(f"runtime.address / RAY_ADDRESS is the address of a dashboard, which takes jobs: submit the program, `ray "
+        raise UserError("runtime.address / RAY_ADDRESS is the address of a dashboard, which takes jobs: submit the program, `ray "
                         f"job submit --address {address} --working-dir . -- python -m platform...`. {wanted}")
     if separator:
         kind = "Ray Client cannot run these programs" if scheme == "ray" else f"'{scheme}://' is no address of Ray"
@@ -88,13 +88,13 @@ def _ask(target: str, port: int, where: str) -> dict[str, Any]:
     from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
     from ray._private.grpc_utils import init_grpc_channel
     from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
-    from ray.core.generated.gcs_service_pb2 import InternalKVGetRequest
-    from ray.core.generated.gcs_service_pb2_grpc import InternalKVGcsServiceStub
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
     try:
         with init_grpc_channel(target) as channel:
-            request = InternalKVGetRequest(key=CLUSTER_METADATA_KEY, namespace=KV_NAMESPACE_CLUSTER)
-            answer = InternalKVGcsServiceStub(channel).InternalKVGet(request, timeout=ANSWER_S)
+            message: Any = gcs_service_pb2  # protobuf makes its classes when it is imported
+            request = message.InternalKVGetRequest(key=CLUSTER_METADATA_KEY, namespace=KV_NAMESPACE_CLUSTER)
+            answer = gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel).InternalKVGet(request, timeout=ANSWER_S)
         found = json.loads(answer.value) if answer.value else {}
     except grpc.RpcError as error:
         code, detail = error.code(), (str(error.details() or "").splitlines() or [""])[0]

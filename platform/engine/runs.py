@@ -50,8 +50,8 @@ class Run:
             file.write_json(inputs)
             return
         advice = "it is written when a run begins; choose another output"
-        changed = [f"{key}: {old!r} -> {new!r}" for key, old, new in _differences(read_record(file, next(iter(inputs)), str, advice),
-                                                                                 inputs)]
+        before = read_record(file, next(iter(inputs)), str, advice)
+        changed = [f"{key}: {old!r} -> {new!r}" for key, old, new in _differences(before, inputs)]
         if changed:
             raise UserError(f"the inputs of {self.location.uri} changed since it began ({'; '.join(changed)}): choose another "
                             "output, bring the old inputs back, or delete that folder")

@@ -32,9 +32,10 @@ class Matched:
 def match_entries(entries: Sequence[str], keys: Sequence[str]) -> Matched:
     """Find the images that a list names, whatever way its paths are written.
 
-    Compared are paths with forward slashes, without `./`, a drive, doubled and leading slashes and a leading "images/". What is not
-    found so is looked for again without the folders that more than half of those paths begin with (absolute paths), or without
-    those that all keys begin with: one beginning for all, so that no image is found by its name alone in one folder or another.
+    Compared are paths with forward slashes, without `./`, a drive, doubled and leading slashes and a leading "images/". What is
+    not found so is looked for again without the folders that more than half of those paths begin with (absolute paths), or
+    without those that all keys begin with: one beginning for all, so that no image is found by its name alone in one folder or
+    another.
 
     Args:
         entries: paths, best first. keys: unique keys of the data set (B,).
@@ -60,9 +61,8 @@ def match_entries(entries: Sequence[str], keys: Sequence[str]) -> Matched:
             key_prefix = _shared((_prefix_before(name, wanted) for name in names), 1)
             if all(name.startswith(key_prefix) for name in names):
                 for image, name in enumerate(names if key_prefix else []):
-                    place = wanted.get(name[len(key_prefix):])
-                    if place is not None:
-                        found[place] = image
+                    if name[len(key_prefix):] in wanted:
+                        found[wanted[name[len(key_prefix):]]] = image
             else:
                 key_prefix = ""
     _refuse_repeated(entries, plain, found)

@@ -2,7 +2,7 @@
 
 import re
 
-OWN = re.compile(r"\d\d:\d\d:\d\d  \S|error: |warning: |interrupted; run the same command again to continue$|stopped after a checkpoint")
+OWN = re.compile(r"\d\d:\d\d:\d\d  \S|error: |warning: |interrupted; run the same command again|stopped after a checkpoint")
 
 
 def foreign_lines(output: str) -> list[str]:

@@ -59,8 +59,8 @@ def test_a_table_of_two_models(tmp_path, ray_session, tiny_backbone, supervised_
         assert f"{100 * row['mAP']:7.1f}  {100 * row['rank1']:7.1f}" in printed
     assert printed.count("re-ranked") == 2
     checksum = read_manifest(tiny_labelled).checksum[:12]
-    assert printed.count(f"  synthetic (checksum {checksum}), query and gallery, images 64x32, no query expansion, also re-ranking, "
-                         "weights ") == 2
+    assert printed.count(f"  synthetic (checksum {checksum}), query and gallery, images 64x32, no query expansion, also "
+                         "re-ranking, weights ") == 2
     assert printed.splitlines()[-4] == "mAP / Rank-1, no query expansion"  # two models on one set: a matrix too
     assert printed.splitlines()[-2].split()[0] == str(models[0])
 
@@ -83,7 +83,7 @@ def test_cross_domain_matrix():
         ("runs/a", "market", 0.912), ("runs/a", "msmt17", 0.2),
         ("runs/long-name", "market", 0.3), ("runs/long-name", "msmt17", 0.66))]
     assert matrix(rows).splitlines() == [
-        "mAP / Rank-1",
+        "mAP / Rank-1, no query expansion",
         "                       market         msmt17",
         "runs/a            91.2 / 50.0    20.0 / 50.0",
         "runs/long-name    30.0 / 50.0    66.0 / 50.0"]
@@ -125,7 +125,7 @@ def test_bad_paths(tmp_path, tiny_backbone, tiny_labelled):
         main(config_of([tiny_backbone], [tiny_labelled.uri], "evaluate.per_query=true"))
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match=rf"cannot write to {tmp_path}/file/below: {tmp_path}/file is a file"):
-        main(config_of([tmp_path / "nowhere"], [tiny_labelled.uri], f"output={tmp_path}/file/below"))  # said first, before any work
+        main(config_of([tmp_path / "nowhere"], [tiny_labelled.uri], f"output={tmp_path}/file/below"))  # said first
     with pytest.raises(ConfigError, match=r"image_size must be \[height, width\] or \[\]: got \[64\]"):
         config_of([tiny_backbone], [tiny_labelled.uri], "image_size=[64]")
 

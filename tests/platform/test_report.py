@@ -22,7 +22,18 @@ from platform.engine.sources import SourceConfig
 from platform.engine.storage import StorageConfig, open_storage
 from platform.pipeline import PipelineConfig
 from platform.report import ReportConfig, main, render
-from tests.platform.report_runs import SIZE, write_clusters, write_data, write_finetuning, write_pipeline, write_pretraining
+from platform.select import SelectConfig
+from platform.select import main as select
+from tests.platform.report_runs import (
+    SIZE,
+    STORAGE,
+    write_clusters,
+    write_data,
+    write_finetuning,
+    write_pipeline,
+    write_pretraining,
+    write_scores,
+)
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=y>.jpg'
 SECTIONS = ["results", "data", "cfs", "pretraining", "clusters", "finetuning", "rankings", "attention", "stages",
@@ -163,6 +174,39 @@ def test_scores_are_reported_as_they_are(pipeline: Path, page: str) -> None:
     top, bottom = shown[: len(shown) // 2], shown[len(shown) // 2 :]
     assert len(shown) == 2 * pictures.SAMPLES
     assert top == sorted(top, reverse=True) and bottom == sorted(bottom) and min(top) >= max(bottom)
+
+
+def test_scores_are_called_by_the_measure_that_made_them(tmp_path: Path) -> None:
+    """Two selections beside the one by these scores: a control, and one by other scores, whose threshold is another number."""
+    data = write_data(tmp_path / "run" / "data" / "pretrain", "pretrain")
+    root = tmp_path / "run"
+    write_pretraining(root / "proxy" / "source", Path(data.path))
+    write_data(root / "data" / "target", "target")
+    write_finetuning(root / "proxy" / "target", root / "data" / "target", "usl", "x")
+    scores = write_scores(root / "scores", Path(data.path), root / "proxy" / "source", root / "proxy" / "target")
+    about = summary(root, "scores")
+    scores.finish(about | {"measure": "neighbourhood", "k": 7, "search": "exact", "source": "s", "target": "t", "proxies": {
+        "source": {"weights": "0123456789ab"}, "target": {"weights": "ba9876543210", "setting": "usl"}}})
+    select(SelectConfig(output=str(root / "selection"), scores=str(root / "scores"), data=data.uri, fraction=0.25))
+    select(SelectConfig(output=str(root / "selection-control"), random=True, seed=5, data=data.uri, fraction=0.25))
+    page = render(read_folder(str(root), STORAGE))
+    cfs = section(page, "cfs")
+    assert "share of the 7 nearest images that the two proxies agree on" in cfs and "cosine" not in cfs
+    assert "so the selection is label-free" in cfs and "0123456789ab" in cfs and "ba9876543210" in cfs
+    assert "chance (seed 5), the control" in cfs and "score (neighbourhood)" in cfs
+    assert f"from a score of {summary(root, 'selection')['threshold']:.4f}" in cfs
+
+
+@pytest.mark.parametrize("recorded", [{"query_expansion": 5}, {"evaluation": {"expansion": {"images": 5, "alpha": 3.0}}}])
+def test_query_expansion_is_shown_with_the_figures(tmp_path: Path, recorded: dict) -> None:
+    write_data(tmp_path / "target", "target")
+    run = write_finetuning(tmp_path / "run", tmp_path / "target", "usl", "x")
+    assert "and without query expansion" in re.sub(r"\s+", " ", render(read_folder(str(tmp_path / "run"), STORAGE)))
+    found = run.summary or {}
+    run.finish({name: value for name, value in found.items() if name != "evaluation"} | recorded)
+    page = re.sub(r"\s+", " ", render(read_folder(str(tmp_path / "run"), STORAGE)))
+    assert "query expansion 5</small>" in page and "without query expansion" not in page
+    assert "without; query expansion 5" in page  # provenance: re-ranking, expansion
 
 
 def test_charts_hold_all_runs(pipeline: Path) -> None:

@@ -159,7 +159,7 @@ def test_proxies_of_two_models_are_refused_before_any_work(tmp_path, tiny_shards
     assert not (tmp_path / "scores").exists()
 
 
-def test_scores_are_not_continued_with_another_proxy_in_the_old_place(scored, tiny_shards, tiny_backbone, supervised_run, tmp_path):
+def test_scores_are_not_continued_with_another_proxy(scored, tiny_shards, tiny_backbone, supervised_run, tmp_path):
     copy = copied(scored, tmp_path)
     known = json.loads((copy / "inputs.json").read_text())
     assert known["target_weights"] == supervised_run[1]["weights"]

@@ -130,7 +130,7 @@ def published(folder: Path, entries: object) -> Path:
 
 def test_a_published_list_decides_alone(tiny_shards, keys, tmp_path, capsys):
     order = [keys[place] for place in np.random.default_rng(1).permutation(len(keys))]
-    missing, listed = order[:5], order[5:]
+    listed = order[5:]
     file = published(tmp_path, [key.removeprefix("images/") for key in [*listed[:50], "of_another_crop.jpg", *listed[50:]]])
     summary = main(config_of(tiny_shards, tmp_path / "a", f"list={file}", "fraction=0.5"))
     assert {row["key"] for row in pq.read_table(tmp_path / "a" / "index.parquet").to_pylist()} == set(listed[:45])

@@ -68,8 +68,7 @@ def target_proxy_text(folder: RunFolder, scores: Member) -> str:
     setting = recorded.get("setting") or (proxy.setting if proxy else "")
     return {"usl": "The target proxy was tuned without labels (USL), so the selection is label-free.",
             "supervised": "The target proxy was tuned with the target's identity labels, so the selection is not label-free.",
-            "uda": "The target proxy was tuned with the labels of a source set and none of the target's (UDA), so the selection needs "
-                   "no labels of the target.",
+            "uda": "The target proxy was tuned with labels of a source set (UDA), so the selection needs none of the target's.",
             }.get(str(setting), "")
 
 

@@ -288,7 +288,8 @@ def test_local_trouble_in_plain_words(tmp_path):
 @pytest.mark.parametrize(("place", "reason"), [
     ("file", "it is a file, a folder is needed"), ("file/run", r".*/file is a file, a folder is needed"),
     ("file/a/b/run", r".*/file is a file, a folder is needed"), ("nowhere/run", r".*/nowhere is a link that leads nowhere"),
-    ("made/" + "x" * 300, "File name too long"), ("/proc/run", "/proc takes no new folders"), ("/proc/self", "/proc/self takes no new files"),
+    ("made/" + "x" * 300, "File name too long"), ("/proc/run", "/proc takes no new folders"),
+    ("/proc/self", "/proc/self takes no new files"),
     ("/sys/kernel/run", "/sys/kernel|permission|not permitted"), ("/dev/null/run", r"/dev/null is a file"),
 ])
 def test_an_output_that_cannot_be_written_is_known_before(tmp_path, place, reason):

@@ -1,4 +1,4 @@
-"""The terminal is for our own lines: native ones of a real scoring go to Ray's logs, Ctrl-C is one line, temporary folders are chosen."""
+"""The terminal is for our own lines: native ones of a real scoring go to Ray's logs, and Ctrl-C is one line."""
 
 import os
 import signal
@@ -36,7 +36,8 @@ logging.warning("logged")
 raise RuntimeError("raised")
 """)
     lines = found.stderr.splitlines()
-    assert lines[:3] == ["native before", "printed", "logged"] and lines[-1] == "RuntimeError: raised" and "native a" not in found.stderr
+    assert lines[:3] == ["native before", "printed", "logged"] and lines[-1] == "RuntimeError: raised"
+    assert "native a" not in found.stderr
     (file,) = tmp_path.iterdir()
     assert file.read_text() == "native after\na child\n"
 
@@ -52,7 +53,8 @@ os.abort()
 
 
 @pytest.mark.parametrize(("name", "reason"), [
-    ("x" * 60, r"is too long for Ray's sockets \(\d+ characters, at most 37\)"), ("nowhere", "No such file"), ("file", "Not a directory"),
+    ("x" * 60, r"is too long for Ray's sockets \(\d+ characters, at most 37\)"), ("nowhere", "No such file"),
+    ("file", "Not a directory"),
 ])
 def test_temporary_folders_that_ray_cannot_use(name, reason):
     folder = Path("/tmp") / f"t{os.getpid()}"
