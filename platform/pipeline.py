@@ -171,7 +171,8 @@ def check_sets(config: PipelineConfig) -> None:
         raise UserError("source_set is not given, and the setting uda starts from it: name a labelled set, e.g. "
                         f"source_set.kind=msmt17 source_set.path=MSMT17_V1, or leave uda out: settings=[{others}]")
     for part in parts_of(config):
-        if not open_storage(config.output, config.storage).joinpath("data", part, MANIFEST).exists():
+        manifest = open_storage(config.output, config.storage).joinpath("data", part, MANIFEST) if config.output else None
+        if manifest is None or not manifest.exists():  # a set that is complete is not read again
             check_set(config, part)
 
 
