@@ -18,10 +18,11 @@ Results: report.html and results.json in the output folder; while it runs, resul
 running, complete or failed. The same command again continues where it was interrupted.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -29,7 +30,7 @@ from platform.cluster import ClusterProgramConfig
 from platform.cluster import main as run_cluster
 from platform.engine.config import run_program
 from platform.engine.errors import UserError
-from platform.engine.evaluation import EvaluateConfig
+from platform.engine.evaluation import EvaluateConfig, require_splits
 from platform.engine.inference import PoolConfig
 from platform.engine.phases import UnsupervisedConfig
 from platform.engine.records import read_record
@@ -57,6 +58,7 @@ from reidssl.augment.reid import ReidAugmentConfig
 
 SETTINGS, INITS = ("supervised", "uda", "usl"), ("random", "full", "selected", "control")
 PARTS = ("pretrain", "source", "target")
+SPLITS = {"pretrain": ["train"], "source": ["train"], "target": ["train", "query", "gallery"]}
 
 
 @dataclass(kw_only=True)
@@ -138,6 +140,8 @@ def main(config: PipelineConfig) -> dict[str, Any]:
     story = stages(config, root)
     if not is_given(config, "target"):
         say("pipeline: settings=[] and no target_set: ingest, pre-training, clusters and report only")
+    if is_given(config, "source") and "uda" not in config.settings:
+        say("pipeline: source_set is not read: settings has no uda")
     results = Results(root)
     connect(config.runtime)
     for number, (name, stage) in enumerate(story, 1):
@@ -193,8 +197,10 @@ def of_set(part: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        text = str(error).replace("source.", f"{part}_set.")
-        raise UserError(text if f"{part}_set." in text else f"{part}_set: {text}") from None
+        keys = "|".join(item.name for item in fields(SourceConfig))
+        text = re.sub(rf"(?<![\w/.-])source\.(?=({keys})\b)", f"{part}_set.", str(error))  # a key, not a part of a path
+        error.args = (text if f"{part}_set." in text else f"{part}_set: {text}",)
+        raise
 
 
 def parts_of(config: PipelineConfig) -> list[str]:
@@ -258,6 +264,7 @@ def ingest(config: PipelineConfig, root: Location, part: str) -> None:
     with of_set(part):
         run_ingest(IngestConfig(source=getattr(config, f"{part}_set"), output=(root / "data" / part).uri,
                                 row_group_rows=config.row_group_rows, storage=config.storage, runtime=config.runtime))
+        require_splits(root / "data" / part, SPLITS[part])  # now, not after days of pre-training
 
 
 def pretrain(config: PipelineConfig, root: Location, name: str, selection: str = "") -> None:
