@@ -26,13 +26,14 @@ if __name__ == "__main__":  # before the imports below: --help and a misspelt ke
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
 from platform.cluster import ClusterProgramConfig
 from platform.cluster import main as run_cluster
 from platform.engine.errors import UserError
+from platform.engine.evaluation import require_splits
 from platform.engine.records import read_record
 from platform.engine.runs import VOLATILE, environment, open_run
 from platform.engine.runtime import connect, say
@@ -57,6 +58,7 @@ from platform.select import main as run_select
 
 SETTINGS, INITS = ("supervised", "uda", "usl"), ("random", "full", "selected", "control")
 PARTS = ("pretrain", "source", "target")
+SPLITS = {"pretrain": ["train"], "source": ["train"], "target": ["train", "query", "gallery"]}
 
 
 def main(config: PipelineConfig) -> dict[str, Any]:
@@ -67,6 +69,8 @@ def main(config: PipelineConfig) -> dict[str, Any]:
     story = stages(config, root)
     if not is_given(config, "target"):
         say("pipeline: settings=[] and no target_set: ingest, pre-training, clusters and report only")
+    if is_given(config, "source") and "uda" not in config.settings:
+        say("pipeline: source_set is not read: settings has no uda")
     results = Results(root)
     connect(config.runtime)
     for number, (name, stage) in enumerate(story, 1):
@@ -100,7 +104,8 @@ def check_sets(config: PipelineConfig) -> None:
         raise UserError("source_set is not given, and the setting uda starts from it: name a labelled set, e.g. "
                         f"source_set.kind=msmt17 source_set.path=MSMT17_V1, or leave uda out: settings=[{others}]")
     for part in parts_of(config):
-        if not open_storage(config.output, config.storage).joinpath("data", part, MANIFEST).exists():
+        manifest = open_storage(config.output, config.storage).joinpath("data", part, MANIFEST) if config.output else None
+        if manifest is None or not manifest.exists():  # a set that is complete is not read again
             check_set(config, part)
 
 
@@ -121,8 +126,10 @@ def of_set(part: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        text = str(error).replace("source.", f"{part}_set.")
-        raise UserError(text if f"{part}_set." in text else f"{part}_set: {text}") from None
+        keys = "|".join(item.name for item in fields(SourceConfig))
+        text = re.sub(rf"(?<![\w/.-])source\.(?=({keys})\b)", f"{part}_set.", str(error))  # a key, not a part of a path
+        error.args = (text if f"{part}_set." in text else f"{part}_set: {text}",)
+        raise
 
 
 def parts_of(config: PipelineConfig) -> list[str]:
@@ -186,6 +193,7 @@ def ingest(config: PipelineConfig, root: Location, part: str) -> None:
     with of_set(part):
         run_ingest(IngestConfig(source=getattr(config, f"{part}_set"), output=(root / "data" / part).uri,
                                 row_group_rows=config.row_group_rows, storage=config.storage, runtime=config.runtime))
+        require_splits(root / "data" / part, SPLITS[part])  # now, not after days of pre-training
 
 
 def pretrain(config: PipelineConfig, root: Location, name: str, selection: str = "") -> None:

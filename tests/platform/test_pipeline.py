@@ -3,16 +3,19 @@
 import json
 import shutil
 import time
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 
 from platform.engine.config import ConfigError, load_config
-from platform.engine.errors import UserError
+from platform.engine.errors import StoppedError, UserError
+from platform.engine.shards import read_manifest, write_manifest
 from platform.engine.storage import open_storage
 from platform.finetune import FinetuneConfig
-from platform.pipeline import PipelineConfig, Results, main, source_proxy, stages
+from platform.pipeline import PipelineConfig, Results, ingest, main, of_set, source_proxy, stages
 from platform.pretrain import PretrainConfig
+from tests.platform.report_runs import write_data
 
 TINY = ["experiment=demo", "pretrain_set.synthetic.num_pretrain=96", "pretrain_set.synthetic.pretrain_identities=24",
         "pretrain_set.synthetic.pretrain_scenes=8", "source_set.synthetic.source_identities=8",
@@ -209,6 +212,28 @@ def test_a_set_that_is_missing_is_refused_before_any_work(tmp_path, given, messa
     with pytest.raises(UserError, match=message) as raised:
         main(load_config(PipelineConfig, "pipeline", overrides))
     assert "\n" not in str(raised.value) and not (tmp_path / "run").exists()
+
+
+def test_a_target_without_a_test_split_is_refused_before_pre_training(tmp_path):
+    """Its data set is there already, so nothing is read again."""
+    chosen = ["experiment=demo", f"output={tmp_path}", "target_set.synthetic.target_identities=8", "row_group_rows=32"]
+    config, root = load_config(PipelineConfig, "pipeline", chosen), open_storage(str(tmp_path))
+    location = write_data(tmp_path / "data" / "target", "pretrain")
+    arguments = {"source": config.target_set.arguments(), "limit": 0, "shard_mb": 64, "row_group_rows": 32}
+    write_manifest(location, replace(read_manifest(location), arguments=arguments))
+    with pytest.raises(UserError, match=r"^target_set: .*no images of split query, gallery; its splits are train"):
+        ingest(config, root, "target")
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("source.path is empty", "target_set.path is empty"), ("(source.crops)", "(target_set.crops)"),
+    ("/my-source.path/x holds nothing", "target_set: /my-source.path/x holds nothing"),
+    ("/open/source.path does not exist", "target_set: /open/source.path does not exist"),
+    ("source.txt is torn", "target_set: source.txt is torn")])
+def test_errors_of_the_readers_name_the_set(text, expected):
+    with pytest.raises(StoppedError) as raised, of_set("target"):
+        raise StoppedError(text)
+    assert str(raised.value) == expected and raised.value.status == 143
 
 
 def test_without_a_target_set_the_images_are_clustered(tmp_path, ray_session):
