@@ -23,6 +23,7 @@ from platform.engine.config import run_program, to_dataclass
 from platform.engine.corrupt import CorruptSamples
 from platform.engine.device import ahead, device, keep_compiled_code, precision, upload
 from platform.engine.errors import UserError
+from platform.engine.finite import Finite
 from platform.engine.launch import launch, notices, report_line
 from platform.engine.notices import STOP, WAIT
 from platform.engine.optimizers import OptimizerConfig, Schedules, pretraining_optimizer
@@ -35,7 +36,7 @@ from platform.engine.runtime import RuntimeConfig, connect, say
 from platform.engine.scaling import ScalingConfig, allowed_sizes, check_size
 from platform.engine.selection import read_units
 from platform.engine.shards import read_manifest
-from platform.engine.steps import StepBatchNorm, StepMeans, StepRows, check_finite
+from platform.engine.steps import StepBatchNorm, StepMeans, StepRows
 from platform.engine.storage import StorageConfig, open_storage
 from platform.engine.stream import stream
 from platform.engine.tracking import Tracker, TrackingConfig, format_row, record_keys
@@ -187,6 +188,7 @@ def train(arguments: dict[str, Any]) -> None:
     optimizer = pretraining_optimizer(config.optimizer, objective.student.named_parameters(), objective.may_rest)
     engine = zero.build_engine(objective.student, optimizer, config.deepspeed,
                                micro_batch=config.stream.micro_batch, accumulation=accumulation)
+    finite = Finite(engine, config.deepspeed, rank, ADVICE)
     crop = MultiCrop(config.augment)
 
     def crops_of(images: dict[str, Any]) -> list[torch.Tensor]:
@@ -215,9 +217,8 @@ def train(arguments: dict[str, Any]) -> None:
             # drop path: a function of the micro-batch, not of the worker that computes it
             torch.manual_seed(mix(config.stream.seed, seen, progress.micro_batch))
             output = objective(engine, list(crops), progress)
-            check_finite(output.loss, output.terms, f"at step {seen // batch + 1} on rank {rank}", ADVICE)
-            engine.backward(output.loss)
-            zero.step(engine, config.deepspeed, f"at step {seen // batch + 1}", ADVICE)
+            engine.backward(finite.loss(output.loss, output.terms, seen // batch + 1))
+            finite.step(seen // batch + 1)
             means.add({f"statistic/{k}": v for k, v in output.statistics.items()} | output.terms | norms.micro_batch_done())
             rows.add(output.rows)
             means.add_uncounted(corrupt.add(images))
@@ -232,6 +233,9 @@ def train(arguments: dict[str, Any]) -> None:
         seen += batch
 
         step, last, told = seen // batch, seen == total, notice.decide(step_means)
+        saves = step % config.checkpoint.every_steps == 0 or last or told
+        if saves or step % config.tracking.every_steps == 0:
+            finite.check()
         if tracker and (step % config.tracking.every_steps == 0 or last):
             row = {"loss": float(step_means["loss"]), "learning_rate": schedules.learning_rate(seen - batch),
                    "images_per_second": (seen - interval_start) / (time.perf_counter() - started),
@@ -248,7 +252,7 @@ def train(arguments: dict[str, Any]) -> None:
             for warning in collapse(row):
                 report_line(f"warning: {warning}")
         writer.check()
-        if step % config.checkpoint.every_steps == 0 or last or told:
+        if saves:
             stall = save(writer, seen, engine, objective, arguments["config"], plan, corrupt, tracker)
             if told or last:
                 writer.flush()  # nothing is under way when the workers end or are ended
