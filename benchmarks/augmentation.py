@@ -2,11 +2,11 @@
 
   python -m benchmarks.augmentation          256 images
   python -m benchmarks.augmentation --full   2,048
+  python -m benchmarks.augmentation --loops  without lightly and without decoding: a CPU's compiled loops against the batched
+                                             operators of accelerators, both on this CPU
 
 JPEGs of 256 x 128 in; batches of 64 with 2 crops of 256 x 128 and 8 of 128 x 64 out, normalised; 2 cores each: ours with two
 threads, lightly's in a DataLoader with two worker processes. Same crops, jitter, greyscale, blur and solarisation.
-Before that, without lightly, the multi-crop alone on decoded images: the compiled loops of CPUs against the batched operators of
-accelerators, both on this CPU.
 
 lightly is installed beside the environment, not into it (it would change versions of the others):
   pip install --target lightly-packages --no-deps lightly lightly-utils pytorch-lightning torchmetrics lightning-utilities
@@ -138,16 +138,19 @@ def summary(crops):
 
 
 def main() -> None:
-    arguments = arguments_of(__doc__)
+    arguments = arguments_of(__doc__, loops="compiled loops against batched operators, on decoded images")
     num = FULL if arguments.full else QUICK
-    print_machine()
-    sides = [measure(__spec__.name, side, num, arguments.repeats) for side in ("loops", "operators")]
-    print_sides(f"2 + 8 crops of {num:,} decoded images", *sides, "batched operators")
+    if arguments.loops:
+        print_machine()
+        sides = [measure(__spec__.name, side, num, arguments.repeats) for side in ("loops", "operators")]
+        print_sides(f"2 + 8 crops of {num:,} decoded images", *sides, "batched operators")
+        return
     try:
         import lightly.transforms  # noqa: F401
     except ImportError as error:
         raise SystemExit(f"error: lightly cannot be imported ({error}); how to install it beside the environment:\n\n{__doc__}") \
             from None
+    print_machine()
     sides = [measure(__spec__.name, side, num, arguments.repeats) for side in ("ours", "lightly")]
     print_sides(f"2 + 8 crops of {num:,} images", *sides, "lightly's DINOTransform")
     print(f"  images per second: {num / sides[0].seconds:.0f} against {num / sides[1].seconds:.0f}")

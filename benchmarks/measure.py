@@ -88,11 +88,13 @@ def _memory_mib(pid: int | None) -> tuple[float, float]:
         return 0.0, 0.0
 
 
-def arguments_of(doc: str | None) -> argparse.Namespace:
-    """The command line that all benchmarks share."""
+def arguments_of(doc: str | None, **switches: str) -> argparse.Namespace:
+    """The command line that all benchmarks share; switches: names of further ones, with their help."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="the published sizes instead of quick ones")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each side; the fastest counts (default 1)")
+    for name, text in switches.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     return parser.parse_args()
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -165,14 +166,15 @@ def broken_as_nan(loss: Tensor) -> Tensor:
 
 
 def can_mask(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether `masked_step` works with it: torch's fused AdamW, Adam and SGD."""
+    """Whether `masked` works with it: torch's fused AdamW, Adam and SGD."""
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
-def masked_step(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
-    """`optimizer.step()`, but where `norm` is not finite weights, moments and step counts stay as they were, to the bit.
+@contextmanager
+def masked(optimizer: torch.optim.Optimizer, norm: Tensor) -> Iterator[None]:
+    """`optimizer.step()` within the region changes nothing if `norm` is not finite: weights, moments and counts keep their bits.
 
-    The device decides: nothing is read back. It is the way of torch's gradient scaler, which leaves a fused optimiser the flag.
+    The device decides: nothing is read back. It is the way of torch's gradient scaler, which hands a fused optimiser the flag.
 
     Args:
         optimizer: one that `can_mask`.
@@ -183,7 +185,7 @@ def masked_step(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
     optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
     optimizer.grad_scale = None  # type: ignore[attr-defined]
     try:
-        optimizer.step()
+        yield
     finally:
         del optimizer.found_inf, optimizer.grad_scale  # type: ignore[attr-defined]
 

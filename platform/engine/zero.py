@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from platform.engine import device as devices
 from platform.engine.errors import UserError
@@ -74,22 +74,34 @@ def step(engine: Any, config: DeepSpeedConfig, where: str, advice: str) -> None:
     last = engine.is_gradient_accumulation_boundary()
     whole = not is_partitioned(engine)
     if last and whole:
-        if config.clip_per_tensor and config.clip > 0:
-            norm = clip_per_tensor_(engine.module.parameters(), config.clip)
-        else:
-            norm = clip_global_(engine.module.parameters(), config.clip or math.inf)
-        _check_norm(norm, where, advice)
+        _check_norm(clip(engine, config), where, advice)
     engine.step()
     if last and not whole:
         _check_norm(engine.get_global_grad_norm(), where, advice)  # DeepSpeed has passed over the update then
     if last:
-        for part in partitions(engine):
-            if part.group.get("rests") and "step" in part.state:
-                # Adam's moments stayed zero; a count that had run on would make its first real steps several times too long.
-                part.state["step"].zero_()
+        rest(engine)
+
+
+def clip(engine: Any, config: DeepSpeedConfig) -> Tensor:
+    """Clip whole gradients as configured; their norm before it, on the device."""
+    if config.clip_per_tensor and config.clip > 0:
+        return clip_per_tensor_(engine.module.parameters(), config.clip)
+    return clip_global_(engine.module.parameters(), config.clip or math.inf)
+
+
+def rest(engine: Any) -> None:
+    """After the step: parameters that rest have not taken it."""
+    for part in partitions(engine):
+        if part.group.get("rests") and "step" in part.state:
+            # Adam's moments stayed zero; a count that had run on would make its first real steps several times too long.
+            part.state["step"].zero_()
+
+
+def broken_gradients(norm: float, where: str, advice: str) -> str:
+    """What is said of gradients that are not finite."""
+    return f"the gradients are not finite {where} (norm {norm:.4g}); the weights were left as they were. {advice}"
 
 
 def _check_norm(norm: Any, where: str, advice: str) -> None:
     if not math.isfinite(float(norm)):
-        raise UserError(f"the gradients are not finite {where} (norm {float(norm):.4g}); the weights were left as they were. "
-                        f"{advice}")
+        raise UserError(broken_gradients(float(norm), where, advice))

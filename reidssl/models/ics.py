@@ -65,7 +65,8 @@ class _BatchHalf(nn.BatchNorm2d):
         images with so many pixels: means and variances (C,), of the batch in training and the running ones otherwise."""
         if variances is None:
             return super().forward(maps)
-        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.momentum is not None
         if not self.training:
             return self.running_mean, self.running_var
         mean = maps.mean(dim=0)
@@ -74,7 +75,7 @@ class _BatchHalf(nn.BatchNorm2d):
             count = len(maps) * pixels
             self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
             self.running_var.lerp_(variance.to(self.running_var) * (count / max(count - 1, 1)), self.momentum)
-            self.num_batches_tracked.add_(1)  # type: ignore[operator]
+            self.num_batches_tracked.add_(1)
         return mean, variance
 
 

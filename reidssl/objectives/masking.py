@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reidssl.accelerator import send
+
 SMALLEST_BLOCK = 4
 ATTEMPTS = 10
 
@@ -28,7 +30,7 @@ class PatchMasks:
     """float32 (M,): 1 / (masked patches of the same image) / images, so that each masked image counts the same."""
 
     def to(self, device: torch.device) -> PatchMasks:
-        return PatchMasks(self.hidden.to(device), self.places.to(device), self.weights.to(device))
+        return PatchMasks(send(self.hidden, device), send(self.places, device), send(self.weights, device))
 
 
 def block_mask(generator: np.random.Generator, grid: tuple[int, int], count: int, aspect: float = 0.3) -> np.ndarray:

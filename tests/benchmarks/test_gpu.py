@@ -1,0 +1,40 @@
+"""benchmarks.gpu at toy sizes: every part that needs no cluster, and what it says where there is no GPU."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = {"overrides": gpu.TINY.overrides, "steps": 1, "extraction": gpu.TINY.extraction, "product": gpu.TINY.product,
+        "batch": gpu.TINY.crop_batch, "num": 8}
+
+
+@pytest.mark.parametrize("side", ["bare", "crops", "loader", "extraction", "forward", "arithmetic"])
+def test_every_side_works(side):
+    work, check = getattr(gpu, side)(TINY | {"compiled": False})
+    numbers = check(work())
+    if side == "loader":
+        assert numbers == {"images": 8}
+    if side == "extraction":
+        assert numbers["shape"] == (32, 32)
+    if side == "arithmetic":
+        # At the very least the head's last layer, forward on 3 crops and 2 of the teacher, and twice backward on the student's.
+        assert numbers["operations"] > (3 * 3 + 2) * 2 * 16 * 64 and numbers["product"] == 40 * 256**3
+
+
+def test_the_pil_crops_have_the_shapes_of_ours():
+    from PIL import Image
+
+    made = gpu.PilCrops(gpu.config_of(gpu.TINY.overrides).augment)(Image.new("RGB", (32, 64), (200, 30, 60)))
+    assert [tuple(crop.shape) for crop in made] == [(3, 64, 32), (3, 64, 32), (3, 32, 16)]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_it_says_so():
+    ended = subprocess.run([sys.executable, "-m", "benchmarks.gpu"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 2 and ended.stderr.startswith("error: there is no GPU here that torch can use"), ended.stderr
