@@ -23,6 +23,7 @@ from platform.engine.command import run_program
 if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
     run_program("pipeline")
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -38,6 +39,7 @@ from platform.engine.records import read_record
 from platform.engine.runs import VOLATILE, environment, open_run
 from platform.engine.runtime import connect, say
 from platform.engine.schemas.pipeline import PipelineConfig
+from platform.engine.schemas.pretrain import DataConfig, LengthConfig
 from platform.engine.shards import MANIFEST, read_manifest
 from platform.engine.sources import SourceConfig, open_source
 from platform.engine.storage import Location, StorageError, open_storage
@@ -47,7 +49,6 @@ from platform.finetune import FinetuneConfig
 from platform.finetune import main as run_finetune
 from platform.ingest import IngestConfig
 from platform.ingest import main as run_ingest
-from platform.pretrain import DataConfig, LengthConfig
 from platform.pretrain import main as run_pretrain
 from platform.report import ReportConfig
 from platform.report import main as run_report
@@ -285,7 +286,8 @@ class Results:
         scores, selection = self._summary("scores"), self._summary("selection")
         if scores and selection:
             found["cfs"] = {"total": scores["total"], "selected": selection["selected"],
-                            "auc_planted": scores.get("auc_planted")}
+                            "auc_planted": scores.get("auc_planted"), "measure": scores.get("measure"),
+                            "proxies": scores.get("proxies")}
         clusters = self._summary("clusters")
         if clusters:
             found["clusters"] = {name: clusters[name] for name in ("images", "clusters", "outliers")}

@@ -108,8 +108,9 @@ def evaluate_features(query: Identified, gallery: Identified, query_features: Te
     """Everything `config` asks for, all shares in [0, 1]; on the accelerator given to this process, if any.
 
     {"mAP", "rank1", "rank5", "rank10", "mINP", "queries", "gallery", "rankings", "evaluation" (`options_of`)} and, where asked
-    for, "reranked" {"mAP", "rank1"}, "roc" {"1e-04": rate, ...}, "camera_pairs" {"query_cameras", "gallery_cameras", "mAP": rows, null where undefined},
-    "average_precision" {key: value, null for a query without a true match}; "camera_note" where cameras are not known.
+    for, "reranked" {"mAP", "rank1"}, "roc" {"1e-04": rate, ...}, "camera_pairs" {"query_cameras", "gallery_cameras", "mAP": rows,
+    null where undefined}, "average_precision" {key: value, null for a query without a true match}; "camera_note" where cameras
+    are not known.
     """
     query_features, gallery_features = query_features.to(device()), gallery_features.to(device())
     sizes: dict[str, Any] = {"block": config.block, "gallery_block": config.gallery_block}

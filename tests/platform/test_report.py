@@ -337,6 +337,15 @@ def test_a_single_fine_tuning(tmp_path: Path, finished: bool) -> None:
     assert ("Not finished: tuned; its log ends at epoch 6" in page) is not finished
 
 
+def test_a_doubtful_run_is_named(tmp_path: Path) -> None:
+    write_data(tmp_path / "target", "target")
+    run = write_finetuning(tmp_path / "tuned", tmp_path / "target", "usl", "runs/first")
+    assert "Doubtful" not in render(read_folder(str(tmp_path / "tuned"), StorageConfig()))
+    run.finish((run.summary or {}) | {"warnings": ["nothing was trained: the figures are those of the start"]})
+    page = render(read_folder(str(tmp_path / "tuned"), StorageConfig()))
+    assert "Doubtful: tuned: nothing was trained: the figures are those of the start." in page
+
+
 def test_pseudo_identities_of_a_pipeline_without_a_target_set(tmp_path: Path) -> None:
     """Clusters of 3, 2 and 1 images, the largest first; the set with scores, selection and fine-tuning is not missed."""
     given = PipelineConfig(settings=[], pretrain_set=SourceConfig(kind="synthetic"))

@@ -9,12 +9,13 @@ from torch import Tensor
 from platform.engine import zero
 from platform.engine.corrupt import CorruptSamples
 from platform.engine.device import device, keep_compiled_code, precision
+from platform.engine.finite import Finite
 from platform.engine.launch import report_line
 from platform.engine.optimizers import Schedules, pretraining_optimizer
 from platform.engine.partitions import full_parameters
 from platform.engine.pretrain.place import Place
 from platform.engine.schemas.pretrain import PretrainConfig
-from platform.engine.steps import StepBatchNorm, StepExchange, StepResult, check_finite
+from platform.engine.steps import StepBatchNorm, StepExchange, StepResult
 from platform.engine.tracking import record_keys
 from platform.engine.training_state import Newest, restore
 from reidssl.accelerator import wants_compiling
@@ -41,6 +42,7 @@ class Learner:
         optimizer = pretraining_optimizer(config.optimizer, self.objective.student.named_parameters(), self.objective.may_rest)
         self.engine = zero.build_engine(self.objective.student, optimizer, config.deepspeed,
                                         micro_batch=config.stream.micro_batch, accumulation=place.own_micro_batches)
+        self.finite = Finite(self.engine, config.deepspeed, place.rank, ADVICE)
         self.schedules = Schedules(config.optimizer, config.objective.teacher_momentum, place.batch,
                                    place.plan.samples_per_epoch, place.total)
         self.corrupt = CorruptSamples(config.stream.max_corrupt_share, place.plan.samples_per_epoch,
@@ -67,17 +69,15 @@ class Step:
     def learn(self, batch: dict[str, Any], crops: Sequence[Tensor]) -> None:
         """Forward and backward pass of a micro-batch: its crops (B, 3, h, w) each. The weights move after the last one.
 
-        Raises UserError where the loss or the gradients are not finite; the weights are as before the step then.
+        A loss or gradients that are not finite never reach the weights: UserError here, or in `self.learner.finite.check`.
         """
         learner, place = self.learner, self.learner.place
         progress = place.progress(self.index)
-        where = f"at step {place.step + 1}"
         # drop path: a function of the micro-batch, not of the worker that computes it
         torch.manual_seed(mix(learner.config.stream.seed, place.seen, progress.micro_batch))
         output = learner.objective(learner.engine, list(crops), progress)
-        check_finite(output.loss, output.terms, f"{where} on rank {place.rank}", ADVICE)
-        learner.engine.backward(output.loss)
-        zero.step(learner.engine, learner.config.deepspeed, where, ADVICE)
+        learner.engine.backward(learner.finite.loss(output.loss, output.terms, place.step + 1))
+        learner.finite.step(place.step + 1)
         self.exchange.add(output.terms, output.statistics, learner.norms.micro_batch_done(), output.rows)
         self.exchange.count_corrupt(learner.corrupt.add(batch))
         record_keys(learner.config.tracking.audit, place.seen // learner.config.stream.micro_batch + progress.micro_batch, batch)

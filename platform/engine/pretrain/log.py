@@ -15,7 +15,7 @@ from reidssl.objectives.collapse import CollapseMonitor
 
 
 class StepLog:
-    """Rank 0 keeps it; on other workers its methods do nothing."""
+    """Rank 0 keeps it; other workers only look whether their steps were finite."""
 
     def __init__(self, learner: Learner, run: Run) -> None:
         config, place = learner.config, learner.place
@@ -32,8 +32,14 @@ class StepLog:
         self._started, self._seen_before = time.perf_counter(), place.seen
 
     def write(self, result: StepResult, writer: BackgroundWriter) -> None:
-        """After a step: a row if one is due, with what the newest checkpoint took if that is news."""
-        if self.tracker is None or not self.place.is_time_for(self.config.tracking.every_steps):
+        """After a step: a row if one is due, with what the newest checkpoint took if that is news.
+
+        Raises UserError, on the worker that saw it, if a loss or gradient was not finite.
+        """
+        if not self.place.is_time_for(self.config.tracking.every_steps):
+            return
+        self.learner.finite.check()
+        if self.tracker is None:
             return
         row = self._row(result)
         self._started, self._seen_before = time.perf_counter(), self.place.seen

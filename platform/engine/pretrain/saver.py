@@ -29,6 +29,7 @@ class Saver:
         wait: return when it is published. The log goes first: it may be ahead of a checkpoint, never behind it.
         """
         started, learner = time.perf_counter(), self.learner
+        learner.finite.check()  # what is kept must be sound
         self.writer.flush()  # one at a time; before the copy, so that there are never three states in memory
         student = consolidate(learner.engine)
         if student:
