@@ -30,7 +30,7 @@ def encoded(num):
     """`num` JPEGs of synthetic people, some of them often."""
     from PIL import Image
 
-    from reidssl.data.synthetic import SyntheticConfig, render, specifications
+    from reidssl.synthetic.people import SyntheticConfig, render, specifications
 
     config = SyntheticConfig(image_size=GLOBAL, num_pretrain=DISTINCT)
     images = []
@@ -81,7 +81,7 @@ def operators(num):
 def _alone(num, use_compiled):
     import torch
 
-    from platform.engine.windows import decode_image
+    from platform.engine.stream.windows import decode_image
     from reidssl.augment.multicrop import MultiCrop, MultiCropConfig
     from reidssl.seeding import sample_seeds
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from sklearn.cluster import DBSCAN
 
-from reidssl.compiled import kernel
+from reidssl.row_blocks import kernel
 
 
 def reciprocal_sets(ranks: np.ndarray, k: int) -> list[np.ndarray]:

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from platform.engine.scaling import allowed_sizes
-from reidssl.plots.curves import Series, line_chart
+from platform.engine.report.plots.curves import Series, line_chart
+from platform.engine.train.scaling import allowed_sizes
 
 IMAGES = 100 * 4_180_243  # 100 epochs of LUPerson
 
@@ -144,11 +144,11 @@ def measure_checkpoint() -> None:
     import torch
     import torch.distributed as dist
 
-    from platform.engine import zero
-    from platform.engine.checkpoints import CheckpointStore
-    from platform.engine.config import load_config
-    from platform.engine.consolidation import consolidate
-    from platform.engine.storage import open_storage
+    from platform.engine.config.compose import load_config
+    from platform.engine.storage.location import open_storage
+    from platform.engine.train.checkpoints import CheckpointStore
+    from platform.engine.zero import engine as zero
+    from platform.engine.zero.consolidation import consolidate
     from platform.pretrain import PretrainConfig
     from reidssl.objectives import build_objective
     from reidssl.optim import parameter_groups

@@ -53,7 +53,7 @@ TINY = Sizes([*TINY_MODEL, "objective.dino.freeze_last_layer_epochs=0"], (8,), 6
 
 
 def config_of(overrides: list[str]) -> Any:
-    from platform.engine.config import load_config
+    from platform.engine.config.compose import load_config
     from platform.pretrain import PretrainConfig
 
     return load_config(PretrainConfig, "pretrain", ["data.uri=unused", *overrides])
@@ -77,8 +77,8 @@ def training_step(config: Any) -> tuple[Any, Any, Any]:
     """(step, the objective, one step's crops) of the bare loop."""
     import torch
 
-    from platform.engine.device import device, keep_compiled_code, precision, upload
-    from platform.engine.optimizers import pretraining_optimizer
+    from platform.engine.runtime.device import device, keep_compiled_code, precision, upload
+    from platform.engine.train.optimizers import pretraining_optimizer
     from reidssl.accelerator import wants_compiling
     from reidssl.augment.multicrop import MultiCrop
     from reidssl.objectives import build_objective
@@ -138,7 +138,7 @@ def arithmetic(arguments: dict[str, Any]) -> Any:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from platform.engine.device import device
+    from platform.engine.runtime.device import device
 
     config = config_of([*arguments["overrides"], "stream.micro_batch=2"])
     step, objective, _ = training_step(config)
@@ -157,7 +157,7 @@ def crops(arguments: dict[str, Any]) -> Any:
     """The multi-crop alone, compiled or operator by operator."""
     import torch
 
-    from platform.engine.device import upload
+    from platform.engine.runtime.device import upload
     from reidssl.augment.multicrop import MultiCrop
     from reidssl.seeding import sample_seeds
 
@@ -201,7 +201,7 @@ def loader(arguments: dict[str, Any]) -> Any:
     import torch
 
     from benchmarks.augmentation import Decoded, encoded
-    from platform.engine.device import device
+    from platform.engine.runtime.device import device
 
     config = config_of(arguments["overrides"])
     data = torch.utils.data.DataLoader(
@@ -232,8 +232,8 @@ class Ready:
 
 def extraction(arguments: dict[str, Any]) -> Any:
     """Features of decoded images, as all programs extract them."""
-    from platform.engine.device import device
-    from platform.engine.models import IMAGENET_MEAN, IMAGENET_STD, LoadedModel, embed_all
+    from platform.engine.inference.models import IMAGENET_MEAN, IMAGENET_STD, LoadedModel, embed_all
+    from platform.engine.runtime.device import device
     from reidssl.models.loading import LoadReport
     from reidssl.models.vit import build_vit
 
@@ -253,7 +253,7 @@ def forward(arguments: dict[str, Any]) -> Any:
     """A bare loop of compiled forward passes in bf16 on images that are ready on the card."""
     import torch
 
-    from platform.engine.device import device, keep_compiled_code, precision
+    from platform.engine.runtime.device import device, keep_compiled_code, precision
     from reidssl.accelerator import wants_compiling
     from reidssl.models.vit import build_vit
 
@@ -273,8 +273,8 @@ def forward(arguments: dict[str, Any]) -> Any:
 
 def end_to_end(folder: str, overrides: list[str], batch: int, steps: int, name: str) -> float:
     """Images a second of platform.pretrain, the median of the log's intervals without the first, which holds the compilation."""
-    from platform.engine.storage import open_storage
-    from platform.engine.tracking import read_metrics
+    from platform.engine.runs.metrics import read_metrics
+    from platform.engine.storage.location import open_storage
 
     every = max(1, steps // 6)
     command = [sys.executable, "-m", "platform.pretrain", f"data.uri={folder}/data", f"output={folder}/{name}", *overrides,

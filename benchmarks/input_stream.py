@@ -87,11 +87,11 @@ def stream(arguments: dict[str, Any]) -> Any:
     import torch
     import torch.distributed as dist
 
-    from platform.engine.plan import Plan, StreamConfig
-    from platform.engine.runtime import RuntimeConfig, connect
-    from platform.engine.selection import read_units
-    from platform.engine.storage import StorageConfig, open_storage
-    from platform.engine.stream import stream as sample_stream
+    from platform.engine.runtime.ray_session import RuntimeConfig, connect
+    from platform.engine.storage.location import StorageConfig, open_storage
+    from platform.engine.stream.order import Plan, StreamConfig
+    from platform.engine.stream.stream import stream as sample_stream
+    from platform.engine.stream.units import read_units
 
     torch.set_num_threads(os.cpu_count() or 1)
     crops_of(np.zeros((2, 3, *GLOBAL), np.uint8), ["a", "b"])  # compiled before the clock runs, on either side
@@ -178,8 +178,8 @@ def loader(arguments: dict[str, Any]) -> Any:
 
 def make_data(folder: str, num: int, put: Any) -> list[str]:
     """Shards by platform.ingest, and the same images one by one through `put(name, bytes)`; returns what it returns."""
-    from platform.engine.shards import read_rows
-    from platform.engine.storage import open_storage
+    from platform.engine.data.shards import read_rows
+    from platform.engine.storage.location import open_storage
 
     subprocess.run([sys.executable, "-m", "platform.ingest", "source.kind=synthetic", "source.part=pretrain",
                     f"output={folder}/shards", "source.synthetic.image_size=[256,128]", f"source.synthetic.num_pretrain={num}",

@@ -24,10 +24,10 @@ def labels(arguments):
     features, identities, _ = unlabelled(arguments["num"], 40, 15, noise=0.5)
     actors = arguments["actors"]
     if actors:
-        from platform.engine.features import array_parts
-        from platform.engine.jaccard import sharded_labels
-        from platform.engine.neighbours import NeighbourActorsConfig
-        from platform.engine.runtime import RuntimeConfig, connect
+        from platform.engine.clustering.sharded_labels import sharded_labels
+        from platform.engine.clustering.sharded_neighbours import NeighbourActorsConfig
+        from platform.engine.inference.features import array_parts
+        from platform.engine.runtime.ray_session import RuntimeConfig, connect
 
         gib = features.nbytes / 2**30
         connect(RuntimeConfig(num_cpus=actors, object_store_gib=2 * gib + 2))

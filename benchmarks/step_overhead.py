@@ -38,7 +38,7 @@ class Bare:
     """The same training in ordinary PyTorch."""
 
     def __init__(self, config: Any, samples_per_epoch: int, total: int) -> None:
-        from platform.engine.optimizers import Schedules, pretraining_optimizer
+        from platform.engine.train.optimizers import Schedules, pretraining_optimizer
         from reidssl.augment.multicrop import MultiCrop
         from reidssl.objectives import build_objective
 
@@ -94,8 +94,8 @@ class Clock:
         setattr(owner, name, watched)
 
     def watch_training(self) -> None:
-        from platform.engine import zero
-        from platform.engine.steps import StepMeans
+        from platform.engine.train.step import StepMeans
+        from platform.engine.zero import engine as zero
         from reidssl.augment.multicrop import MultiCrop
         from reidssl.objectives.base import Objective
         from reidssl.objectives.dino import Dino
@@ -154,11 +154,11 @@ def take_turns(folder: str, overrides: list[str], steps: int,
     """(our seconds a step, the bare loop's, the last losses of both, the log's row about a checkpoint)."""
     import torch.distributed as dist
 
-    from platform.engine.config import load_config
-    from platform.engine.plan import stream_seeds
-    from platform.engine.storage import open_storage
-    from platform.engine.stream import local_stream
-    from platform.engine.tracking import read_metrics
+    from platform.engine.config.compose import load_config
+    from platform.engine.runs.metrics import read_metrics
+    from platform.engine.storage.location import open_storage
+    from platform.engine.stream.order import stream_seeds
+    from platform.engine.stream.stream import local_stream
     from platform.pretrain import PretrainConfig, plan_of, train
 
     config = load_config(PretrainConfig, "pretrain", [

@@ -12,7 +12,7 @@ Result: labels.parquet (key, label, problem; -1 = outlier). An image that cannot
 problem says why, and the summary counts it.
 """
 
-from platform.engine.command import run_program
+from platform.engine.config.program import run_program
 
 if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
     run_program("cluster")
@@ -24,18 +24,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from platform.engine.clustering.sharded_labels import sharded_labels
+from platform.engine.data.parts import PARTS, PROBLEM, as_column, problems_in, write_parts, write_table
+from platform.engine.data.set_aside import SetAside
+from platform.engine.data.shards import Manifest, read_manifest, read_rows
 from platform.engine.errors import UserError, user_error_of
-from platform.engine.features import FEATURE, ParquetPart, read_all, stored_parts
-from platform.engine.inference import Batch, Embedder, stream_through_actors
-from platform.engine.jaccard import sharded_labels
-from platform.engine.models import load_model
-from platform.engine.parts import PARTS, PROBLEM, as_column, problems_in, write_parts, write_table
-from platform.engine.runs import SUMMARY, VOLATILE, Run, open_run
-from platform.engine.runtime import connect, say
-from platform.engine.schemas.cluster import ClusterProgramConfig
-from platform.engine.set_aside import SetAside
-from platform.engine.shards import Manifest, read_manifest, read_rows
-from platform.engine.storage import Location, open_storage
+from platform.engine.inference.actors import Batch, Embedder, stream_through_actors
+from platform.engine.inference.features import FEATURE, ParquetPart, read_all, stored_parts
+from platform.engine.inference.models import load_model
+from platform.engine.runs.run_folder import SUMMARY, VOLATILE, Run, open_run
+from platform.engine.runtime.ray_session import connect
+from platform.engine.runtime.terminal import say
+from platform.engine.schemas.cluster_settings import ClusterProgramConfig
+from platform.engine.storage.location import Location, open_storage
 from reidssl.clustering.pseudo_labels import PseudoLabels, pseudo_labels
 
 LABELS = "labels.parquet"

@@ -9,7 +9,7 @@ checkpoint file, ours or a released one (load.* says what its file does not); a 
 gallery. Images go from the shards through a pool of actors by Ray Data; only labels and features are held here.
 """
 
-from platform.engine.command import run_program
+from platform.engine.config.program import run_program
 
 if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
     run_program("evaluate")
@@ -20,16 +20,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from platform.engine.data.set_aside import SetAside
+from platform.engine.data.shards import Manifest, read_manifest
 from platform.engine.errors import UserError, user_error_of
-from platform.engine.evaluation import Labels, evaluate_features, require_judgeable
-from platform.engine.inference import Embedder, stream_through_actors
-from platform.engine.models import load_model
-from platform.engine.runs import environment
-from platform.engine.runtime import connect, say
-from platform.engine.schemas.evaluate import EvaluateProgramConfig
-from platform.engine.set_aside import SetAside
-from platform.engine.shards import Manifest, read_manifest
-from platform.engine.storage import Location, open_storage
+from platform.engine.inference.actors import Embedder, stream_through_actors
+from platform.engine.inference.evaluation import Labels, evaluate_features, require_judgeable
+from platform.engine.inference.models import load_model
+from platform.engine.runs.run_folder import environment
+from platform.engine.runtime.ray_session import connect
+from platform.engine.runtime.terminal import say
+from platform.engine.schemas.evaluate_settings import EvaluateProgramConfig
+from platform.engine.storage.location import Location, open_storage
 from reidssl.data.msmt17 import IMAGE_FOLDERS
 
 SPLITS = ("query", "gallery")

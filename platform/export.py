@@ -6,13 +6,13 @@
 input: a run of platform.pretrain or platform.finetune, or a checkpoint file, ours or a released one. What the file does not say
 is given by load.* (load.heads=12) and stays in what is written. Each format gets a
 folder of its own below output, with a README.md that says what the model is and how to use it:
-  safetensors  model.safetensors, which `reidssl.models.checkpoints.load_vit` and `load_reid` rebuild
+  safetensors  model.safetensors, which `reidssl.models.weights.load_vit` and `load_reid` rebuild
   timm         model.safetensors and config.json for timm.create_model("local-dir:...") (projection stem only)
   onnx         model.onnx, any batch size, pixels in, normalised feature out; checked in onnxruntime (needs the onnx extra)
   released     torch files that the published code reads; config.json beside them says what those layouts cannot
 """
 
-from platform.engine.command import run_program
+from platform.engine.config.program import run_program
 
 if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
     run_program("export")
@@ -23,15 +23,15 @@ from typing import Any
 import safetensors.torch
 
 from platform.engine.errors import UserError
-from platform.engine.models import LoadedModel, load_model, model_file
-from platform.engine.runs import SUMMARY
-from platform.engine.runtime import say
-from platform.engine.schemas.export import ExportConfig
-from platform.engine.storage import Location, StorageConfig, open_storage
-from reidssl.models.checkpoints import model_bytes, weights_hash
-from reidssl.models.export import Embedder, onnx_bytes, timm_config, timm_state_dict, torch_bytes
+from platform.engine.inference.models import LoadedModel, load_model, model_file
+from platform.engine.runs.run_folder import SUMMARY
+from platform.engine.runtime.terminal import say
+from platform.engine.schemas.export_settings import ExportConfig
+from platform.engine.storage.location import Location, StorageConfig, open_storage
+from reidssl.models.exported import Embedder, onnx_bytes, timm_config, timm_state_dict, torch_bytes
 from reidssl.models.hugging_face import describing
 from reidssl.models.released import released_checkpoint
+from reidssl.models.weights import model_bytes, weights_hash
 
 METRICS = {"mAP": "mAP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mINP": "mINP"}
 
@@ -130,7 +130,7 @@ def _results(run: Location) -> str:
 
 
 USAGE = {
-    "safetensors": """from reidssl.models.checkpoints import load_vit   # load_reid for the neck and classifier
+    "safetensors": """from reidssl.models.weights import load_vit   # load_reid for the neck and classifier
 
 vit = load_vit("model.safetensors")
 features = vit(images)   # float (B, 3, height, width), normalised with the mean and std above""",

@@ -12,7 +12,7 @@ again continues after the last finished epoch. A batch is that of all workers to
 number of them. Results: model.safetensors, metrics.jsonl, rankings.json, summary.json; the model is there before it is judged.
 """
 
-from platform.engine.command import run_program
+from platform.engine.config.program import run_program
 
 if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
     run_program("finetune")
@@ -24,30 +24,31 @@ from typing import Any
 
 import torch.distributed as dist
 
-from platform.engine.camera_plan import CameraPlan, plan_cameras
-from platform.engine.checkpoints import CheckpointStore, Found
-from platform.engine.cluster_warnings import run_warnings, untrained
-from platform.engine.config import to_plain
-from platform.engine.device import device
-from platform.engine.epochs import PhaseTrainer, extract
+from platform.engine.config.compose import to_plain
+from platform.engine.data.image_set import ImageSet
+from platform.engine.data.set_aside import LISTED, SAID
+from platform.engine.data.shards import read_rows
 from platform.engine.errors import UserError
-from platform.engine.evaluation import evaluate_features, require_judgeable, require_splits
-from platform.engine.images import ImageSet
-from platform.engine.launch import launch, report_line
-from platform.engine.models import REID, LoadedModel, load_model
-from platform.engine.phases import Phase, Unsupervised, UnsupervisedConfig
-from platform.engine.records import read_record
-from platform.engine.runs import CONFIG, SUMMARY, Run, open_run
-from platform.engine.runtime import connect, say
-from platform.engine.schemas.finetune import FinetuneConfig
-from platform.engine.set_aside import LISTED, SAID
-from platform.engine.shards import read_rows
-from platform.engine.storage import Location, open_storage
-from platform.engine.supervised import Supervised, SupervisedConfig, check_identities
-from platform.engine.tracking import Tracker
-from reidssl.models.checkpoints import model_bytes, weights_hash
+from platform.engine.finetune.camera_plan import CameraPlan, plan_cameras
+from platform.engine.finetune.cluster_warnings import run_warnings, untrained
+from platform.engine.finetune.loop import PhaseTrainer, extract
+from platform.engine.finetune.phase import Phase, Unsupervised, UnsupervisedConfig
+from platform.engine.finetune.supervised import Supervised, SupervisedConfig, check_identities
+from platform.engine.inference.evaluation import evaluate_features, require_judgeable, require_splits
+from platform.engine.inference.models import REID, LoadedModel, load_model
+from platform.engine.runs.json_records import read_record
+from platform.engine.runs.metrics import Tracker
+from platform.engine.runs.run_folder import CONFIG, SUMMARY, Run, open_run
+from platform.engine.runtime.device import device
+from platform.engine.runtime.ray_session import connect
+from platform.engine.runtime.terminal import say
+from platform.engine.schemas.finetune_settings import FinetuneConfig
+from platform.engine.storage.location import Location, open_storage
+from platform.engine.train.checkpoints import CheckpointStore, Found
+from platform.engine.train.launch import launch, report_line
 from reidssl.models.reid import ReidModel
 from reidssl.models.vit import Vit, build_vit
+from reidssl.models.weights import model_bytes, weights_hash
 
 
 def main(config: FinetuneConfig) -> dict[str, Any]:

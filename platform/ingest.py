@@ -20,7 +20,7 @@ label. The manifest is published last: an interrupted ingest leaves no data set,
 arguments on an unchanged source give equal shards, whatever the number of machines.
 """
 
-from platform.engine.command import run_program
+from platform.engine.config.program import run_program
 
 if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
     run_program("ingest")
@@ -31,12 +31,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from platform.engine.errors import UserError, user_error_of
-from platform.engine.progress import progress
-from platform.engine.runtime import connect, say
-from platform.engine.schemas.ingest import IngestConfig
-from platform.engine.shard_tasks import ReadUnits, shard_sink
-from platform.engine.shards import (
+from platform.engine.data.shards import (
     MANIFEST,
     REJECTED,
     Manifest,
@@ -44,8 +39,14 @@ from platform.engine.shards import (
     write_manifest,
     write_rejected,
 )
-from platform.engine.sources import Source, open_source
-from platform.engine.storage import Location, abort_incomplete_uploads, open_storage
+from platform.engine.errors import UserError, user_error_of
+from platform.engine.ingest.sources import Source, open_source
+from platform.engine.ingest.tasks import ReadUnits, shard_sink
+from platform.engine.runtime.progress import progress
+from platform.engine.runtime.ray_session import connect
+from platform.engine.runtime.terminal import say
+from platform.engine.schemas.ingest_settings import IngestConfig
+from platform.engine.storage.location import Location, abort_incomplete_uploads, open_storage
 from reidssl.data.color_modes import CONVERSIONS
 from reidssl.data.decode import MAX_PIXELS
 

@@ -18,7 +18,7 @@ Results: report.html and results.json in the output folder; while it runs, resul
 running, complete or failed. The same command again continues where it was interrupted.
 """
 
-from platform.engine.command import run_program
+from platform.engine.config.program import run_program
 
 if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
     run_program("pipeline")
@@ -33,18 +33,19 @@ from typing import Any
 
 from platform.cluster import ClusterProgramConfig
 from platform.cluster import main as run_cluster
-from platform.engine.errors import UserError
-from platform.engine.evaluation import require_splits
-from platform.engine.records import read_record
-from platform.engine.runs import VOLATILE, environment, open_run
-from platform.engine.runtime import connect, say
-from platform.engine.schemas.pipeline import PipelineConfig
-from platform.engine.schemas.pretrain import DataConfig, LengthConfig
-from platform.engine.shards import MANIFEST, read_manifest
-from platform.engine.sources import SourceConfig, open_source
-from platform.engine.storage import Location, StorageError, open_storage
-from platform.engine.supervised import SupervisedConfig
-from platform.engine.tracking import TrackingConfig
+from platform.engine.data.shards import MANIFEST, read_manifest
+from platform.engine.errors import StorageError, UserError
+from platform.engine.finetune.supervised import SupervisedConfig
+from platform.engine.inference.evaluation import require_splits
+from platform.engine.ingest.sources import SourceConfig, open_source
+from platform.engine.runs.json_records import read_record
+from platform.engine.runs.metrics import TrackingConfig
+from platform.engine.runs.run_folder import VOLATILE, environment, open_run
+from platform.engine.runtime.ray_session import connect
+from platform.engine.runtime.terminal import say
+from platform.engine.schemas.pipeline_settings import PipelineConfig
+from platform.engine.schemas.pretrain_settings import DataConfig, LengthConfig
+from platform.engine.storage.location import Location, open_storage
 from platform.finetune import FinetuneConfig
 from platform.finetune import main as run_finetune
 from platform.ingest import IngestConfig

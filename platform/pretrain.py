@@ -10,7 +10,7 @@ Running the same command again continues an interrupted run from its newest chec
 Results in the output folder: backbone.safetensors (the EMA teacher), metrics.jsonl, summary.json, checkpoints/.
 """
 
-from platform.engine.command import run_program
+from platform.engine.config.program import run_program
 
 if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
     run_program("pretrain")
@@ -21,28 +21,29 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from platform.engine.checkpoints import CheckpointStore
-from platform.engine.config import to_plain
-from platform.engine.device import ahead, upload
+from platform.engine.config.compose import to_plain
+from platform.engine.data.shards import read_manifest
 from platform.engine.errors import UserError
-from platform.engine.launch import launch, notices, report_line
-from platform.engine.notices import STOP, WAIT, Notices
-from platform.engine.patience import patiently
-from platform.engine.plan import stream_seeds
 from platform.engine.pretrain.learner import Learner
 from platform.engine.pretrain.log import StepLog
 from platform.engine.pretrain.place import Place, find_place, plan_of
 from platform.engine.pretrain.saver import Saver
-from platform.engine.runs import SUMMARY, Run, open_run
-from platform.engine.runtime import connect, say
-from platform.engine.scaling import allowed_sizes
-from platform.engine.schemas.pretrain import PretrainConfig
-from platform.engine.shards import read_manifest
-from platform.engine.storage import open_storage
-from platform.engine.stream import stream
-from platform.engine.tracking import Tracker
+from platform.engine.runs.metrics import Tracker
+from platform.engine.runs.run_folder import SUMMARY, Run, open_run
+from platform.engine.runtime.device import ahead, upload
+from platform.engine.runtime.ray_session import connect
+from platform.engine.runtime.terminal import say
+from platform.engine.schemas.pretrain_settings import PretrainConfig
+from platform.engine.storage.location import open_storage
+from platform.engine.storage.retry import patiently
+from platform.engine.stream.order import stream_seeds
+from platform.engine.stream.stream import stream
+from platform.engine.train.checkpoints import CheckpointStore
+from platform.engine.train.launch import launch, notices, report_line
+from platform.engine.train.notices import STOP, WAIT, Notices
+from platform.engine.train.scaling import allowed_sizes
 from reidssl.augment.multicrop import MultiCrop
-from reidssl.models.checkpoints import model_bytes, weights_hash
+from reidssl.models.weights import model_bytes, weights_hash
 
 OpenStream = Callable[..., Iterator[dict[str, Any]]]
 
@@ -80,7 +81,7 @@ def workers_text(sizes: list[int], micro_batches_per_step: int) -> str:
 def train(config: PretrainConfig, open_stream: OpenStream = stream) -> None:
     """The training loop; every worker runs it.
 
-    open_stream: makes the micro-batches of this worker from a part of the stream (platform/engine/stream.py).
+    open_stream: makes the micro-batches of this worker from a part of the stream (platform/engine/stream/stream.py).
     """
     run = Run(open_storage(config.output, config.storage), "pretrain", to_plain(config))
     store = CheckpointStore(run.location / "checkpoints", config.checkpoint.keep,

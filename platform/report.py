@@ -8,7 +8,7 @@ The page needs no network and no file beside it. It works on a pipeline's folder
 single run: it has the sections that exist and says what is missing.
 """
 
-from platform.engine.command import run_program
+from platform.engine.config.program import run_program
 
 if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
     run_program("report")
@@ -20,18 +20,18 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from platform.cluster import read_labels
-from platform.engine.config import ROOT
-from platform.engine.errors import UserError
+from platform.engine.config.compose import ROOT
+from platform.engine.data.shards import read_rows
+from platform.engine.errors import StorageError, UserError
 from platform.engine.report import charts, pictures, tables
-from platform.engine.report import selection as selections
-from platform.engine.report.folder import RunFolder, read_folder
-from platform.engine.runtime import say
-from platform.engine.schemas.report import ReportConfig
-from platform.engine.shards import read_rows
-from platform.engine.storage import Location, StorageError, open_storage
+from platform.engine.report import selections as selections
+from platform.engine.report.contents import RunFolder, read_folder
+from platform.engine.runtime.terminal import say
+from platform.engine.schemas.report_settings import ReportConfig
+from platform.engine.storage.location import Location, open_storage
 from platform.score import read_scores
 
-TEMPLATES, TEMPLATE, PAGE = ROOT / "platform" / "templates", "report.html.j2", "report.html"
+TEMPLATES, TEMPLATE, PAGE = ROOT / "platform" / "engine" / "report", "report.html.j2", "report.html"
 
 
 def main(config: ReportConfig) -> Location:

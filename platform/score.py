@@ -12,7 +12,7 @@ Scores are written shard by shard as Parquet (key, score, problem); an interrupt
 missing. An image that cannot be decoded has no score (null) but its problem, is counted in the summary and is never selected.
 """
 
-from platform.engine.command import run_program
+from platform.engine.config.program import run_program
 
 if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
     run_program("score")
@@ -25,19 +25,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from platform.engine.device import upload, use_threads
+from platform.engine.clustering.sharded_neighbours import sharded_neighbours
+from platform.engine.data.parts import PARTS, PROBLEM, as_column, problems_in, write_parts, write_table
+from platform.engine.data.set_aside import SetAside
+from platform.engine.data.shards import Manifest, read_manifest, read_rows
 from platform.engine.errors import UserError, user_error_of
-from platform.engine.features import FEATURE, stored_parts
-from platform.engine.inference import stream_through_actors
-from platform.engine.models import LoadedModel, load_model
-from platform.engine.neighbours import sharded_neighbours
-from platform.engine.parts import PARTS, PROBLEM, as_column, problems_in, write_parts, write_table
-from platform.engine.runs import SUMMARY, VOLATILE, open_run
-from platform.engine.runtime import connect, say
-from platform.engine.schemas.score import ScoreConfig
-from platform.engine.set_aside import SetAside
-from platform.engine.shards import Manifest, read_manifest, read_rows
-from platform.engine.storage import Location, StorageConfig, open_storage
+from platform.engine.inference.actors import stream_through_actors
+from platform.engine.inference.features import FEATURE, stored_parts
+from platform.engine.inference.models import LoadedModel, load_model
+from platform.engine.runs.run_folder import SUMMARY, VOLATILE, open_run
+from platform.engine.runtime.device import upload, use_threads
+from platform.engine.runtime.ray_session import connect
+from platform.engine.runtime.terminal import say
+from platform.engine.schemas.score_settings import ScoreConfig
+from platform.engine.storage.location import Location, StorageConfig, open_storage
 from reidssl.models.given import LoadConfig
 from reidssl.selection.cfs import auc, cfs_scores, neighbourhood_overlap
 

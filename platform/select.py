@@ -11,7 +11,7 @@ allow_short=true: then those that it names are kept, and no others.
 The index (file, row_group, row, key, score) is what `platform.pretrain data.selection=...` reads.
 """
 
-from platform.engine.command import run_program
+from platform.engine.config.program import run_program
 
 if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
     run_program("select")
@@ -24,15 +24,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from platform.engine.data.parts import write_table
+from platform.engine.data.shards import Manifest, read_manifest, read_rows
 from platform.engine.errors import UserError
-from platform.engine.parts import write_table
-from platform.engine.records import read_record
-from platform.engine.runs import SUMMARY, open_run
-from platform.engine.runtime import say
-from platform.engine.schemas.select import SelectConfig
-from platform.engine.selection import INDEX
-from platform.engine.shards import Manifest, read_manifest, read_rows
-from platform.engine.storage import StorageConfig, open_storage
+from platform.engine.runs.json_records import read_record
+from platform.engine.runs.run_folder import SUMMARY, open_run
+from platform.engine.runtime.terminal import say
+from platform.engine.schemas.select_settings import SelectConfig
+from platform.engine.storage.location import StorageConfig, open_storage
+from platform.engine.stream.units import INDEX
 from platform.score import read_scores
 from reidssl.seeding import sample_seeds, uniforms
 from reidssl.selection.cfs import agreement

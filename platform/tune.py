@@ -11,7 +11,7 @@ The same command again reads the finished trials, repeats the failed ones and co
 summary.json is written when all are finished.
 """
 
-from platform.engine.command import run_program
+from platform.engine.config.program import run_program
 
 if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
     run_program("tune")
@@ -22,13 +22,14 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from platform.engine.config import ConfigError, to_dataclass, to_plain
-from platform.engine.errors import UserError, user_error_of
-from platform.engine.runs import SUMMARY, VOLATILE, Run, open_run
-from platform.engine.runtime import connect, forward_lines, relayed_lines, say
-from platform.engine.schemas.tune import METRICS, TuneConfig
-from platform.engine.space import Point, name_of, points, text_of, with_point
-from platform.engine.storage import Location, open_storage
+from platform.engine.config.compose import to_dataclass, to_plain
+from platform.engine.errors import ConfigError, FailedTrialsError, UserError, user_error_of
+from platform.engine.runs.run_folder import SUMMARY, VOLATILE, Run, open_run
+from platform.engine.runtime.ray_session import connect
+from platform.engine.runtime.terminal import forward_lines, relayed_lines, say
+from platform.engine.schemas.tune_settings import METRICS, TuneConfig
+from platform.engine.storage.location import Location, open_storage
+from platform.engine.sweep.space import Point, name_of, points, text_of, with_point
 from platform.finetune import FinetuneConfig, check_inputs, shared_micro_batches
 from platform.finetune import main as run_finetune
 
@@ -38,14 +39,6 @@ TRIALS = "trials.json"
 RESERVED = {"output": "every trial has a folder of its own below output", "storage": "it is that of the sweep, storage",
             "runtime": "all trials run on the Ray of the sweep, runtime"}
 TRIAL_CPUS = 0.01  # of the function that starts a trial's workers and waits for them
-
-
-class FailedTrialsError(UserError):
-    """Some trials failed; the others are finished and recorded."""
-
-    def __init__(self, text: str, failed: int) -> None:
-        super().__init__(text)
-        self.status = min(10 + failed, 99)
 
 
 def main(config: TuneConfig) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def ray_session():
     """One local Ray with 4 logical CPUs for every test that needs a cluster."""
     import ray
 
-    from platform.engine.runtime import RuntimeConfig, connect
+    from platform.engine.runtime.ray_session import RuntimeConfig, connect
 
     connect(RuntimeConfig(num_cpus=4, object_store_gib=0.5))
     yield ray

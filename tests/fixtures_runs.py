@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from platform.engine.storage import Location, open_storage
-from reidssl.data.synthetic import SyntheticConfig
-from reidssl.models.checkpoints import save_model
+from platform.engine.storage.location import Location, open_storage
 from reidssl.models.vit import VitConfig, build_vit
+from reidssl.models.weights import save_model
+from reidssl.synthetic.people import SyntheticConfig
 from tests.fixtures_shards import write_data_set
 
 TINY_VIT = VitConfig(width=32, depth=2, heads=2, patch_size=16, image_size=(64, 32), stem_width=8)
@@ -45,7 +45,7 @@ def tiny_source(tmp_path_factory) -> Location:
 
 def finetune_config(target: Location, output, *overrides: str):
     """The configuration of a tiny fine-tuning, composed as the command line does."""
-    from platform.engine.config import load_config
+    from platform.engine.config.compose import load_config
     from platform.finetune import FinetuneConfig
 
     return load_config(FinetuneConfig, "finetune", [f"target={target.uri}", f"output={output}", *TINY_FINETUNE, *overrides])

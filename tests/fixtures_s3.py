@@ -47,7 +47,7 @@ def s3_endpoint() -> Iterator[str]:
 @pytest.fixture
 def s3(s3_endpoint: str) -> S3Server:
     """The server with a fresh, empty bucket."""
-    from platform.engine.storage import StorageConfig, create_bucket
+    from platform.engine.storage.location import StorageConfig, create_bucket
 
     bucket = f"test-{uuid.uuid4().hex[:12]}"
     create_bucket(f"s3://{bucket}", StorageConfig(endpoint_url=s3_endpoint))

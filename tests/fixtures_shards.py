@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from platform.engine.shards import SCHEMA, Manifest, read_manifest, write_manifest, write_rejected, write_shard
-from platform.engine.sources.synthetic import SyntheticSource
-from platform.engine.storage import Location, open_storage
+from platform.engine.data.shards import SCHEMA, Manifest, read_manifest, write_manifest, write_rejected, write_shard
+from platform.engine.ingest.sources.drawn import SyntheticSource
+from platform.engine.storage.location import Location, open_storage
 from reidssl.data.decode import check_image
-from reidssl.data.synthetic import SyntheticConfig, specifications
+from reidssl.synthetic.people import SyntheticConfig, specifications
 
 
 def write_data_set(location: Location, config: SyntheticConfig, part: str, shard_rows: list[int],

@@ -18,9 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reidssl.augment import batched, colour, compiled, geometry
-from reidssl.augment.checks import check_images
-from reidssl.augment.config import MultiCropConfig
+from reidssl.augment import batched, colour, geometry
+from reidssl.augment import kernels as compiled
+from reidssl.augment.augment_config import MultiCropConfig
+from reidssl.augment.image_checks import check_images
 from reidssl.seeding import uniforms
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from reidssl.clustering.neighbours import Array
-from reidssl.compiled import kernel
+from reidssl.row_blocks import kernel
 
 
 def dbscan(distances: sp.csr_matrix, eps: float, min_samples: int) -> Array:

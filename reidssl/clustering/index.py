@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reidssl.clustering.config import check_search
-from reidssl.clustering.grouped import GroupedIndex, num_groups
+from reidssl.clustering.cluster_config import check_search
+from reidssl.clustering.ivf import GroupedIndex, num_groups
 from reidssl.clustering.neighbours import Array, Neighbours, nearest, nearest_among, unit_rows
 
 PART_VISITED = 32

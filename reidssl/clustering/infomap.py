@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
-from reidssl.clustering.config import check_infomap
+from reidssl.clustering.cluster_config import check_infomap
 from reidssl.clustering.neighbours import Array
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from reidssl.clustering.neighbours import Array, Neighbours, knn, self_first, unit_rows
 from reidssl.clustering.reciprocal import block_of, half_of, query_expansion, reciprocal_vectors
-from reidssl.compiled import kernel, over_blocks
+from reidssl.row_blocks import kernel, over_blocks
 
 ROOM = 2**26
 """Pairs of one block, at 8 bytes; reached by a block of the largest sets where everybody is everybody's neighbour."""

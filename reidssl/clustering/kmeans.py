@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reidssl.clustering.config import check_kmeans
+from reidssl.clustering.cluster_config import check_kmeans
 from reidssl.clustering.infomap import renumbered
 from reidssl.clustering.neighbours import Array, unit_rows
 

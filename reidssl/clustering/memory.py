@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reidssl.losses.checks import check_labels
+from reidssl.losses.loss_checks import check_labels
 from reidssl.precision import no_autocast
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reidssl.clustering.products import MULTIPLE, products, products_buffer
-from reidssl.clustering.selecting import select_columns, select_rows
-from reidssl.compiled import one_torch_thread_each, over_blocks, threads_of
+from reidssl.clustering.top_k import select_columns, select_rows
+from reidssl.row_blocks import one_torch_thread_each, over_blocks, threads_of
 
 Array = np.ndarray
 Neighbours = tuple[Array, Array]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from reidssl.compiled import kernel
+from reidssl.row_blocks import kernel
 
 
 @kernel

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reidssl.clustering.config import ClusterConfig
+from reidssl.clustering.cluster_config import ClusterConfig
 from reidssl.clustering.dbscan import dbscan
+from reidssl.clustering.dbscan_graphless import dbscan_vectors
 from reidssl.clustering.index import find_neighbours, recall
 from reidssl.clustering.infomap import infomap
 from reidssl.clustering.jaccard import TooManyPairs, jaccard_rows, jaccard_vectors
 from reidssl.clustering.kmeans import kmeans
 from reidssl.clustering.neighbours import Array, Neighbours
-from reidssl.clustering.refining import refine
+from reidssl.clustering.nn_descent import refine
 from reidssl.clustering.reliability import reliable
-from reidssl.clustering.ungraphed import dbscan_vectors
 
 PAIRS_PER_IMAGE = 1000
 """Pairs within eps that are stored, per image, at 8 bytes; real sets have some tens, collapsed features N."""

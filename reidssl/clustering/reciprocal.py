@@ -1,7 +1,7 @@
 """Images as weights over their k-reciprocal neighbours: steps 1 to 4 of the Jaccard distance (see jaccard.py).
 
 The sets need the table of neighbours alone, the weights the similarities of an image with the members of its set. The two are
-apart, so that the features may lie elsewhere (platform/engine/jaccard.py).
+apart, so that the features may lie elsewhere (platform/engine/clustering/sharded_labels.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reidssl.clustering.neighbours import Array
 from reidssl.clustering.pairs import pair_cosines
-from reidssl.compiled import kernel, over_blocks
+from reidssl.row_blocks import kernel, over_blocks
 
 
 def block_of(num: int, block: int | None) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from reidssl.losses.checks import check_labels
+from reidssl.losses.loss_checks import check_labels
 
 
 class CenterLoss(nn.Module):

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reidssl.losses.checks import check_labels
 from reidssl.losses.identity import identity_loss
+from reidssl.losses.loss_checks import check_labels
 from reidssl.precision import widened
 
 

@@ -25,8 +25,7 @@ from torch import Tensor
 
 from reidssl.choices import GALLERY_BLOCK
 from reidssl.clustering.neighbours import Array, knn, top_scores, unit_rows
-from reidssl.metrics.inputs import check_fit, labels_of, unit_pair
-from reidssl.metrics.judging import (
+from reidssl.metrics.average_precision import (
     QueryResults,
     ScoreBlocks,
     cosine_blocks,
@@ -34,6 +33,7 @@ from reidssl.metrics.judging import (
     judge_queries,
     pieces_of,
 )
+from reidssl.metrics.inputs import check_fit, labels_of, unit_pair
 
 
 @dataclass(frozen=True)

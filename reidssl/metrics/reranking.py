@@ -18,9 +18,9 @@ from torch import Tensor
 from reidssl.clustering.jaccard import jaccard_rows, query_expansion, reciprocal_vectors
 from reidssl.clustering.neighbours import Array, nearest_among
 from reidssl.clustering.products import products, products_buffer
-from reidssl.compiled import kernel
 from reidssl.metrics.inputs import check_fit, labels_of, unit_pair
 from reidssl.metrics.ranking import RankingMetrics, rank_blocks
+from reidssl.row_blocks import kernel
 
 NOWHERE = np.float32(1e-5)
 """Least squared distance to the farthest image by which the others are divided: where all images are equal, less would make

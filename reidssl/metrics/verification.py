@@ -13,9 +13,9 @@ from torch import Tensor
 
 from reidssl.choices import GALLERY_BLOCK
 from reidssl.clustering.neighbours import Array
-from reidssl.compiled import kernel, over_blocks
+from reidssl.metrics.average_precision import product_blocks
 from reidssl.metrics.inputs import check_fit, labels_of, unit_pair
-from reidssl.metrics.judging import product_blocks
+from reidssl.row_blocks import kernel, over_blocks
 
 FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from reidssl.models.files import keys_of
+from reidssl.models.weight_files import keys_of
 
 _RESNETS = {(2, 2, 2, 2): "18", (3, 4, 6, 3): "50", (3, 4, 23, 3): "101", (3, 8, 36, 3): "152"}
 _VIT = "this backbone is a plain ViT; take one"

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from reidssl.models.config import VitConfig
 from reidssl.models.ics import IcsStem
 from reidssl.models.initialisation import seeded
+from reidssl.models.model_config import VitConfig
 
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
 LAYER_SCALE = 1e-5  # the initial value in DINOv2

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from reidssl.models.files import keys_of
 from reidssl.models.given import Unsaid
 from reidssl.models.strangers import no_model, stranger
+from reidssl.models.weight_files import keys_of
 
 # The first norm of the first block: timm's names, DINOv2's with blocks in chunks, and Hugging Face's.
 _ROOT = re.compile(r"^((?:.*\.)?)(?:blocks\.0\.(?:\d+\.)?norm1|encoder\.layer\.0\.(?:layernorm_before|norm1))\.weight$")

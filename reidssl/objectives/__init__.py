@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from reidssl.objectives.config import NAMES, ObjectiveConfig
+from reidssl.objectives.objective_config import NAMES, ObjectiveConfig
 
 if TYPE_CHECKING:  # their settings, beside them in this package, are read without torch
-    from reidssl.models.config import VitConfig
+    from reidssl.models.model_config import VitConfig
     from reidssl.objectives.base import Objective
 
 __all__ = ["NAMES", "ObjectiveConfig", "build_objective"]

@@ -13,8 +13,8 @@ from torch import Tensor
 from reidssl.models.heads import DinoHead
 from reidssl.models.vit import Vit, VitConfig, build_vit
 from reidssl.objectives.base import MultiCropModel, Objective, ObjectiveOutput, Progress, StudentCall, StudentOutput
-from reidssl.objectives.config import DinoConfig
 from reidssl.objectives.koleo import koleo_loss
+from reidssl.objectives.objective_config import DinoConfig
 from reidssl.objectives.sinkhorn import sinkhorn_knopp
 from reidssl.precision import no_autocast
 

@@ -20,9 +20,9 @@ from reidssl.models.heads import DinoHead
 from reidssl.models.initialisation import seeded
 from reidssl.models.vit import Vit, VitConfig
 from reidssl.objectives.base import MultiCropModel, ObjectiveOutput, Progress, StudentCall, StudentOutput
-from reidssl.objectives.config import DinoMimConfig
 from reidssl.objectives.dino import TEACHER_VIEWS, Dino
 from reidssl.objectives.masking import patch_masks
+from reidssl.objectives.objective_config import DinoMimConfig
 from reidssl.precision import no_autocast
 from reidssl.seeding import mix
 

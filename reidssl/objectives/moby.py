@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from reidssl.models.initialisation import seeded
 from reidssl.models.vit import Vit, VitConfig, build_vit
 from reidssl.objectives.base import MultiCropModel, Objective, ObjectiveOutput, Progress, StudentCall
-from reidssl.objectives.config import MobyConfig
+from reidssl.objectives.objective_config import MobyConfig
 from reidssl.precision import no_autocast
 
 MOMENTUM_VIEWS = 2

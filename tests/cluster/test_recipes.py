@@ -21,7 +21,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _get_custom_resou
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli
 
-from platform.engine.config import load_config
+from platform.engine.config.compose import load_config
 from tests.cluster.kuberay_schema import SCHEMAS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ from typing import get_type_hints
 
 import pytest
 
-from platform.engine.config import load_config
+from platform.engine.config.compose import load_config
 from platform.pipeline import PipelineConfig
 
 ROOT = Path(__file__).resolve().parents[2]

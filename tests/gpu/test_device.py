@@ -8,8 +8,8 @@ import os
 import pytest
 import torch
 
-from platform.engine import device as devices
-from platform.engine.steps import StepBatchNorm
+from platform.engine.runtime import device as devices
+from platform.engine.train.step import StepBatchNorm
 from reidssl.accelerator import wants_compiling
 from reidssl.augment.multicrop import MultiCrop, MultiCropConfig
 from reidssl.models.vit import VitConfig

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from platform.engine.storage import open_storage
-from platform.engine.tracking import read_metrics
+from platform.engine.runs.metrics import read_metrics
+from platform.engine.storage.location import open_storage
 from tests.platform.curve_worker import BATCH
 from tests.platform.test_pipeline import TINY as TINY_PIPELINE
 from tests.platform.test_pretrain import TINY as TINY_PRETRAIN

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from platform.engine.config import load_config
-from platform.engine.stream import local_stream
+from platform.engine.config.compose import load_config
+from platform.engine.stream.stream import local_stream
 from platform.pretrain import PretrainConfig, train
 
 TINY = ["model.image_size=[64,32]", "model.width=16", "model.depth=1", "model.heads=2", "model.patch_size=16",

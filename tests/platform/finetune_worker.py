@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from platform.engine.config import load_config
-from platform.engine.storage import open_storage
+from platform.engine.config.compose import load_config
+from platform.engine.storage.location import open_storage
 from platform.finetune import FinetuneConfig, finetune, with_micro_batches
 from tests.fixtures_runs import TINY_FINETUNE
 from tests.platform.curve_worker import join

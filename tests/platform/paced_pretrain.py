@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import platform.pretrain as program
-from platform.engine.command import run_program
-from platform.engine.schemas.pretrain import PretrainConfig
-from platform.engine.stream import stream
+from platform.engine.config.program import run_program
+from platform.engine.schemas.pretrain_settings import PretrainConfig
+from platform.engine.stream.stream import stream
 
 SECONDS_PER_MICRO_BATCH = 0.1
 train_of_program = program.train

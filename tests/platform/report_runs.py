@@ -8,29 +8,29 @@ import numpy as np
 import pyarrow as pa
 
 from platform.cluster import LABELS, ClusterProgramConfig
-from platform.engine.evaluation import EvaluateConfig, evaluate_features
-from platform.engine.images import ImageSet
-from platform.engine.models import BACKBONE, REID, embed_all, load_model
-from platform.engine.parts import PARTS, write_table
-from platform.engine.runs import Run, environment, open_run
-from platform.engine.shards import Manifest, read_manifest, read_rows, write_manifest, write_rejected, write_shard
-from platform.engine.sources.base import encode_image
-from platform.engine.storage import Location, StorageConfig, open_storage
-from platform.engine.tracking import Tracker, TrackingConfig
+from platform.engine.data.image_set import ImageSet
+from platform.engine.data.parts import PARTS, write_table
+from platform.engine.data.shards import Manifest, read_manifest, read_rows, write_manifest, write_rejected, write_shard
+from platform.engine.inference.evaluation import EvaluateConfig, evaluate_features
+from platform.engine.inference.models import BACKBONE, REID, embed_all, load_model
+from platform.engine.ingest.sources.source import encode_image
+from platform.engine.runs.metrics import Tracker, TrackingConfig
+from platform.engine.runs.run_folder import Run, environment, open_run
+from platform.engine.storage.location import Location, StorageConfig, open_storage
 from platform.finetune import FinetuneConfig
 from platform.pretrain import DataConfig, PretrainConfig
 from platform.score import ScoreConfig, summarise
 from platform.select import SelectConfig
 from platform.select import main as select
 from reidssl.augment.multicrop import MultiCropConfig
-from reidssl.augment.reid import ReidAugmentConfig
-from reidssl.data.synthetic import SyntheticConfig, render, specifications
-from reidssl.models.checkpoints import model_bytes, weights_hash
+from reidssl.augment.reid_augment import ReidAugmentConfig
 from reidssl.models.reid import ReidModel
 from reidssl.models.vit import VitConfig, build_vit
+from reidssl.models.weights import model_bytes, weights_hash
 from reidssl.objectives import ObjectiveConfig
 from reidssl.objectives.dino import DinoConfig
 from reidssl.selection.cfs import cfs_scores
+from reidssl.synthetic.people import SyntheticConfig, render, specifications
 
 SIZE = (32, 16)
 STORAGE = StorageConfig()

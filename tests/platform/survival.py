@@ -21,8 +21,8 @@ from typing import Any
 import psutil
 import pytest
 
-from platform.engine.storage import open_storage
-from platform.engine.tracking import read_metrics
+from platform.engine.runs.metrics import read_metrics
+from platform.engine.storage.location import open_storage
 from tests.platform.curve_worker import BATCH, TINY
 
 ROOT = Path(__file__).resolve().parents[2]

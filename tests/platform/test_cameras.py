@@ -8,22 +8,22 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from platform.engine.camera_plan import plan_cameras
-from platform.engine.config import load_config, to_plain
+from platform.engine.config.compose import load_config, to_plain
+from platform.engine.data.image_set import ImageSet
 from platform.engine.errors import UserError
-from platform.engine.evaluation import EvaluateConfig, evaluate_features
-from platform.engine.images import ImageSet
-from platform.engine.inference import Embedder
-from platform.engine.models import load_model
-from platform.engine.storage import StorageConfig
+from platform.engine.finetune.camera_plan import plan_cameras
+from platform.engine.inference.actors import Embedder
+from platform.engine.inference.evaluation import EvaluateConfig, evaluate_features
+from platform.engine.inference.models import load_model
+from platform.engine.storage.location import StorageConfig
 from platform.evaluate import EvaluateProgramConfig
 from platform.evaluate import main as evaluate
 from platform.export import ExportConfig
 from platform.export import main as export
 from platform.finetune import check_inputs, finetune, initial_model, load_init, main
 from platform.pretrain import PretrainConfig
-from reidssl.models.checkpoints import load_reid, save_model, weights_hash
 from reidssl.models.vit import VitConfig, build_vit
+from reidssl.models.weights import load_reid, save_model, weights_hash
 from tests.fixtures_runs import TINY_VIT, finetune_config
 
 STORAGE = StorageConfig()

@@ -5,10 +5,10 @@ import torch
 
 from platform.cluster import ClusterProgramConfig
 from platform.cluster import main as cluster
-from platform.engine.config import ConfigError, load_config
-from platform.engine.errors import UserError
-from platform.engine.models import load_model
-from platform.engine.storage import StorageConfig
+from platform.engine.config.compose import load_config
+from platform.engine.errors import ConfigError, UserError
+from platform.engine.inference.models import load_model
+from platform.engine.storage.location import StorageConfig
 from platform.evaluate import EvaluateProgramConfig
 from platform.evaluate import main as evaluate
 from platform.export import ExportConfig

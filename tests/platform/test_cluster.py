@@ -8,14 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from platform.cluster import ClusterProgramConfig, label, main
-from platform.engine.config import ConfigError, load_config
-from platform.engine.errors import UserError
-from platform.engine.images import ImageSet
-from platform.engine.models import embed_all, load_model
-from platform.engine.shards import read_manifest
-from platform.engine.storage import StorageConfig, StorageError
+from platform.engine.config.compose import load_config
+from platform.engine.data.image_set import ImageSet
+from platform.engine.data.shards import read_manifest
+from platform.engine.errors import ConfigError, StorageError, UserError
+from platform.engine.inference.models import embed_all, load_model
+from platform.engine.storage.location import StorageConfig
 from reidssl.clustering.pseudo_labels import ClusterConfig, pseudo_labels
-from tests.platform.engine.test_neighbours import write_parts
+from tests.platform.engine.clustering.test_sharded_neighbours import write_parts
 
 TINY = ["cluster.k1=6", "cluster.k2=2", "cluster.eps=0.55", "cluster.min_samples=2", "pool.actors=1", "pool.batch=32"]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from platform.engine.checkpoints import CheckpointStore
-from platform.engine.storage import open_storage
-from platform.engine.tracking import read_metrics
+from platform.engine.runs.metrics import read_metrics
+from platform.engine.storage.location import open_storage
+from platform.engine.train.checkpoints import CheckpointStore
 from tests.platform.curve_worker import BATCH
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from platform.engine.checkpoints import STATE, CheckpointStore
-from platform.engine.selection import read_units
-from platform.engine.storage import StorageConfig, open_storage
+from platform.engine.storage.location import StorageConfig, open_storage
+from platform.engine.stream.units import read_units
+from platform.engine.train.checkpoints import STATE, CheckpointStore
 from tests.platform import survival
 from tests.platform.curve_worker import BATCH
 from tests.platform.survival import Driver, FaultyProxy, Nodes

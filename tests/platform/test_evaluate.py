@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from platform.engine.config import ConfigError, load_config
-from platform.engine.errors import UserError
-from platform.engine.images import ImageSet
-from platform.engine.models import embed_all, load_model
-from platform.engine.runs import environment
-from platform.engine.shards import Manifest, read_manifest
-from platform.engine.storage import StorageConfig, StorageError
+from platform.engine.config.compose import load_config
+from platform.engine.data.image_set import ImageSet
+from platform.engine.data.shards import Manifest, read_manifest
+from platform.engine.errors import ConfigError, StorageError, UserError
+from platform.engine.inference.models import embed_all, load_model
+from platform.engine.runs.run_folder import environment
+from platform.engine.storage.location import StorageConfig
 from platform.evaluate import EvaluateProgramConfig, data_set, main, matrix
 from reidssl.metrics.ranking import rank
 from reidssl.metrics.reranking import rank_reranked

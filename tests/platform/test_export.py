@@ -7,15 +7,15 @@ import timm
 import torch
 from torch.nn import functional as F
 
-from platform.engine.config import load_config
+from platform.engine.config.compose import load_config
 from platform.engine.errors import UserError
-from platform.engine.models import load_model
-from platform.engine.storage import StorageConfig, open_storage
+from platform.engine.inference.models import load_model
+from platform.engine.storage.location import StorageConfig, open_storage
 from platform.export import ExportConfig, main
-from reidssl.models.checkpoints import load_reid, save_model, weights_hash
-from reidssl.models.export import run_onnx
+from reidssl.models.exported import run_onnx
 from reidssl.models.reid import ReidModel
 from reidssl.models.vit import VitConfig, build_vit
+from reidssl.models.weights import load_reid, save_model, weights_hash
 
 VIT = VitConfig(width=64, depth=2, heads=1, patch_size=16, image_size=(64, 32), stem="patch")
 

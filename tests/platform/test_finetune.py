@@ -15,15 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from platform.engine.config import ConfigError, load_config
-from platform.engine.errors import UserError
-from platform.engine.scaling import ScalingConfig
-from platform.engine.shards import read_manifest, write_manifest, write_shard
-from platform.engine.storage import StorageError, open_storage
-from platform.engine.tracking import read_metrics
+from platform.engine.config.compose import load_config
+from platform.engine.data.shards import read_manifest, write_manifest, write_shard
+from platform.engine.errors import ConfigError, StorageError, UserError
+from platform.engine.runs.metrics import read_metrics
+from platform.engine.storage.location import open_storage
+from platform.engine.train.scaling import ScalingConfig
 from platform.finetune import SETTINGS, FinetuneConfig, main, shared_micro_batches, with_micro_batches
-from reidssl.models.checkpoints import load_reid, save_model, weights_hash
 from reidssl.models.vit import build_vit
+from reidssl.models.weights import load_reid, save_model, weights_hash
 from tests.fixtures_runs import FITTING, IMAGENET, TINY_FINETUNE, TINY_VIT, finetune_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,7 +115,7 @@ def test_fewer_than_two_clusters_change_nothing_and_are_said(tmp_path, ray_sessi
 
 
 def _state_of(folder: Path, tmp_path: Path) -> Path:
-    from reidssl.models.checkpoints import load_vit
+    from reidssl.models.weights import load_vit
 
     torch.save(load_vit(folder / "backbone.safetensors").state_dict(), tmp_path / "state.pt")
     return tmp_path / "state.pt"

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from platform.engine.storage import open_storage
-from platform.engine.tracking import read_metrics
-from reidssl.models.checkpoints import load_reid
+from platform.engine.runs.metrics import read_metrics
+from platform.engine.storage.location import open_storage
+from reidssl.models.weights import load_reid
 from tests.platform.test_curve import distance, spawn
 
 # SGD, so that a weight's step is as exact as its gradient: Adam makes a whole step out of the rounding of a gradient near 0.

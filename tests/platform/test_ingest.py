@@ -17,14 +17,14 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from platform.engine.command import docstring
-from platform.engine.config import ConfigError, load_config
-from platform.engine.errors import UserError
-from platform.engine.shards import read_manifest, read_rejected, read_rows, verify, write_shard
-from platform.engine.sources import KINDS, SourceConfig, open_source
-from platform.engine.sources.base import Candidate, Plan
-from platform.engine.sources.tar import TarSource
-from platform.engine.storage import StorageConfig, StorageError, open_storage
+from platform.engine.config.compose import load_config
+from platform.engine.config.program import docstring
+from platform.engine.data.shards import read_manifest, read_rejected, read_rows, verify, write_shard
+from platform.engine.errors import ConfigError, StorageError, UserError
+from platform.engine.ingest.sources import KINDS, SourceConfig, open_source
+from platform.engine.ingest.sources.source import Candidate, Plan
+from platform.engine.ingest.sources.tar_archives import TarSource
+from platform.engine.storage.location import StorageConfig, open_storage
 from platform.ingest import IngestConfig, ingest, main, summary
 
 ROOT = Path(__file__).resolve().parents[2]

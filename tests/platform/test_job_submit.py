@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from platform.engine.storage import open_storage
-from platform.engine.tracking import read_metrics
+from platform.engine.runs.metrics import read_metrics
+from platform.engine.storage.location import open_storage
 
 ROOT = Path(__file__).resolve().parents[2]
 RAY = Path(sys.executable).parent / "ray"

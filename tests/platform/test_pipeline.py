@@ -8,10 +8,10 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 
-from platform.engine.config import ConfigError, load_config
-from platform.engine.errors import StoppedError, UserError
-from platform.engine.shards import read_manifest, write_manifest
-from platform.engine.storage import open_storage
+from platform.engine.config.compose import load_config
+from platform.engine.data.shards import read_manifest, write_manifest
+from platform.engine.errors import ConfigError, StoppedError, UserError
+from platform.engine.storage.location import open_storage
 from platform.finetune import FinetuneConfig
 from platform.pipeline import PipelineConfig, Results, ingest, main, of_set, source_proxy, stages
 from platform.pretrain import PretrainConfig

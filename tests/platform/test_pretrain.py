@@ -16,18 +16,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from platform.engine.checkpoints import CheckpointStore
-from platform.engine.config import ConfigError, load_config
-from platform.engine.errors import UserError
-from platform.engine.optimizers import Schedules
-from platform.engine.plan import Plan
-from platform.engine.selection import read_units
-from platform.engine.shards import read_manifest
-from platform.engine.storage import StorageError, open_storage
-from platform.engine.tracking import read_metrics
-from platform.engine.windows import read_window
+from platform.engine.config.compose import load_config
+from platform.engine.data.shards import read_manifest
+from platform.engine.errors import ConfigError, StorageError, UserError
+from platform.engine.runs.metrics import read_metrics
+from platform.engine.storage.location import open_storage
+from platform.engine.stream.order import Plan
+from platform.engine.stream.units import read_units
+from platform.engine.stream.windows import read_window
+from platform.engine.train.checkpoints import CheckpointStore
+from platform.engine.train.optimizers import Schedules
 from platform.pretrain import PretrainConfig, main, plan_of, workers_text
-from reidssl.models.checkpoints import load_vit
+from reidssl.models.weights import load_vit
 from tests.platform.own_lines import foreign_lines
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from platform.engine.config import load_config, to_plain
+from platform.engine.config.compose import load_config, to_plain
 from platform.engine.schemas import schema_of
 from platform.finetune import main as finetune
 from platform.ingest import main as ingest

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from platform.engine.config import load_config
+from platform.engine.config.compose import load_config
 from platform.engine.errors import UserError
+from platform.engine.ingest.sources import SourceConfig
 from platform.engine.report import charts, pictures, tables
-from platform.engine.report.folder import read_folder
-from platform.engine.runs import open_run
-from platform.engine.sources import SourceConfig
-from platform.engine.storage import StorageConfig, open_storage
+from platform.engine.report.contents import read_folder
+from platform.engine.runs.run_folder import open_run
+from platform.engine.storage.location import StorageConfig, open_storage
 from platform.pipeline import PipelineConfig
 from platform.report import ReportConfig, main, render
 from platform.select import SelectConfig
@@ -386,7 +386,7 @@ def test_an_unreadable_data_set_is_noted(tmp_path: Path) -> None:
 
 def test_images_are_found_by_key_across_row_groups(pipeline: Path) -> None:
     data = read_folder(str(pipeline), StorageConfig()).data["pretrain"]
-    from platform.engine.shards import read_rows
+    from platform.engine.data.shards import read_rows
 
     rows = read_rows(data.location, ["key", "image"])
     expected = dict(zip(rows["key"].to_pylist(), rows["image"].to_pylist(), strict=True))

@@ -10,16 +10,16 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from platform.engine.config import ConfigError, load_config
-from platform.engine.errors import UserError
-from platform.engine.models import load_model
-from platform.engine.shards import read_manifest, read_rows
-from platform.engine.storage import StorageConfig, StorageError, open_storage
+from platform.engine.config.compose import load_config
+from platform.engine.data.shards import read_manifest, read_rows
+from platform.engine.errors import ConfigError, StorageError, UserError
+from platform.engine.inference.models import load_model
+from platform.engine.storage.location import StorageConfig, open_storage
 from platform.score import ScoreConfig, main, read_scores
-from reidssl.augment.reid import normalise
+from reidssl.augment.reid_augment import normalise
 from reidssl.data.decode import decode_image
-from reidssl.models.checkpoints import load_reid, load_vit, save_model
 from reidssl.models.vit import build_vit
+from reidssl.models.weights import load_reid, load_vit, save_model
 from reidssl.selection.cfs import cfs_scores
 from tests.fixtures_runs import IMAGENET, TINY_VIT
 

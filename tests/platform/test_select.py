@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from platform.engine.config import ConfigError, load_config
-from platform.engine.errors import UserError
-from platform.engine.parts import write_table
-from platform.engine.selection import read_units
-from platform.engine.shards import read_manifest, read_rows
-from platform.engine.storage import open_storage
+from platform.engine.config.compose import load_config
+from platform.engine.data.parts import write_table
+from platform.engine.data.shards import read_manifest, read_rows
+from platform.engine.errors import ConfigError, UserError
+from platform.engine.storage.location import open_storage
+from platform.engine.stream.units import read_units
 from platform.select import SelectConfig, main
 
 

@@ -77,9 +77,9 @@ def test_tasks_and_actors_import_programs(ray_session):
 
 
 def test_train_workers_import_programs(tmp_path, ray_session):
-    from platform.engine.launch import launch
-    from platform.engine.scaling import ScalingConfig
-    from platform.engine.storage import open_storage
+    from platform.engine.storage.location import open_storage
+    from platform.engine.train.launch import launch
+    from platform.engine.train.scaling import ScalingConfig
 
     def loop(arguments):
         import platform

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from platform.engine.config import ConfigError, load_config
-from platform.engine.errors import UserError
-from platform.engine.space import flat, name_of, points
-from platform.tune import FailedTrialsError, TuneConfig, grid, main
+from platform.engine.config.compose import load_config
+from platform.engine.errors import ConfigError, FailedTrialsError, UserError
+from platform.engine.sweep.space import flat, name_of, points
+from platform.tune import TuneConfig, grid, main
 from tests.fixtures_runs import TINY_FINETUNE
 
 

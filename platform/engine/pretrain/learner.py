@@ -6,18 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from platform.engine import zero
-from platform.engine.corrupt import CorruptSamples
-from platform.engine.device import device, keep_compiled_code, precision
-from platform.engine.finite import Finite
-from platform.engine.launch import report_line
-from platform.engine.optimizers import Schedules, pretraining_optimizer
-from platform.engine.partitions import full_parameters
 from platform.engine.pretrain.place import Place
-from platform.engine.schemas.pretrain import PretrainConfig
-from platform.engine.steps import StepBatchNorm, StepExchange, StepResult
-from platform.engine.tracking import record_keys
-from platform.engine.training_state import Newest, restore
+from platform.engine.runs.metrics import record_keys
+from platform.engine.runtime.device import device, keep_compiled_code, precision
+from platform.engine.schemas.pretrain_settings import PretrainConfig
+from platform.engine.stream.corrupt import CorruptSamples
+from platform.engine.train.launch import report_line
+from platform.engine.train.optimizers import Schedules, pretraining_optimizer
+from platform.engine.train.resume import Newest, restore
+from platform.engine.train.step import StepBatchNorm, StepExchange, StepResult
+from platform.engine.zero import engine as zero
+from platform.engine.zero.finite import Finite
+from platform.engine.zero.partitions import full_parameters
 from reidssl.accelerator import wants_compiling
 from reidssl.objectives import build_objective
 from reidssl.seeding import mix

@@ -3,14 +3,14 @@
 import time
 from typing import Any
 
-from platform.engine.checkpoints import BackgroundWriter
-from platform.engine.launch import report_line
-from platform.engine.patience import patiently
+from platform.engine.inference.probe import Probe
 from platform.engine.pretrain.learner import Learner
-from platform.engine.probe import Probe
-from platform.engine.runs import Run
-from platform.engine.steps import StepResult
-from platform.engine.tracking import Tracker, format_row
+from platform.engine.runs.metrics import Tracker, format_row
+from platform.engine.runs.run_folder import Run
+from platform.engine.storage.retry import patiently
+from platform.engine.train.checkpoints import BackgroundWriter
+from platform.engine.train.launch import report_line
+from platform.engine.train.step import StepResult
 from reidssl.objectives.collapse import CollapseMonitor
 
 

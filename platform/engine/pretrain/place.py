@@ -5,16 +5,16 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
-from platform.engine.checkpoints import CheckpointStore
 from platform.engine.errors import UserError
-from platform.engine.launch import report_line
-from platform.engine.patience import patiently
-from platform.engine.plan import Plan
-from platform.engine.scaling import check_size
-from platform.engine.schemas.pretrain import PretrainConfig
-from platform.engine.selection import read_units
-from platform.engine.storage import open_storage
-from platform.engine.training_state import Newest, find_newest
+from platform.engine.schemas.pretrain_settings import PretrainConfig
+from platform.engine.storage.location import open_storage
+from platform.engine.storage.retry import patiently
+from platform.engine.stream.order import Plan
+from platform.engine.stream.units import read_units
+from platform.engine.train.checkpoints import CheckpointStore
+from platform.engine.train.launch import report_line
+from platform.engine.train.resume import Newest, find_newest
+from platform.engine.train.scaling import check_size
 from reidssl.objectives.base import Progress
 
 

@@ -2,13 +2,13 @@
 
 import time
 
-from platform.engine.checkpoints import BackgroundWriter, CheckpointStore
-from platform.engine.config import to_plain
-from platform.engine.consolidation import consolidate
-from platform.engine.launch import report_line
+from platform.engine.config.compose import to_plain
 from platform.engine.pretrain.learner import Learner
-from platform.engine.runs import environment
-from platform.engine.tracking import Tracker
+from platform.engine.runs.metrics import Tracker
+from platform.engine.runs.run_folder import environment
+from platform.engine.train.checkpoints import BackgroundWriter, CheckpointStore
+from platform.engine.train.launch import report_line
+from platform.engine.zero.consolidation import consolidate
 
 
 class Saver:

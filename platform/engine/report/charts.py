@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from platform.engine.report.folder import Member, RunFolder
+from platform.engine.data.shards import read_rows
+from platform.engine.errors import StorageError
+from platform.engine.report.contents import Member, RunFolder
+from platform.engine.report.plots.bars import grouped_bars, histogram
+from platform.engine.report.plots.curves import Series, line_chart
 from platform.engine.report.tables import SETTINGS, result_rows, setting_title
-from platform.engine.shards import read_rows
-from platform.engine.storage import StorageError
-from reidssl.plots.bars import grouped_bars, histogram
-from reidssl.plots.curves import Series, line_chart
 
 STYLES = {"random": 0, "full": 1, "selected": 2, "proxy": 3, "control": 4}
 PRETRAIN_METRICS = [

@@ -13,18 +13,17 @@ import pyarrow.parquet as pq
 import torch
 from markupsafe import Markup
 
-from platform.engine.device import device
-from platform.engine.errors import UserError
-from platform.engine.models import LoadedModel, load_model
-from platform.engine.report.folder import DataSet, Member, RunFolder
+from platform.engine.data.shards import read_rows
+from platform.engine.errors import StorageError, UserError
+from platform.engine.inference.models import LoadedModel, load_model
+from platform.engine.report.contents import DataSet, Member, RunFolder
+from platform.engine.report.plots.picture_strip import attention_overlay, data_uri, encode, thumbnail
+from platform.engine.report.plots.strips import Match, ranking_strip
 from platform.engine.report.tables import INITS, SETTINGS, setting_title
-from platform.engine.shards import read_rows
-from platform.engine.storage import StorageError
-from reidssl.augment.reid import normalise
+from platform.engine.runtime.device import device
+from reidssl.augment.reid_augment import normalise
 from reidssl.data.decode import DecodeError, decode_image, decode_whole
-from reidssl.models.checkpoints import weights_hash
-from reidssl.plots.pictures import attention_overlay, data_uri, encode, thumbnail
-from reidssl.plots.strips import Match, ranking_strip
+from reidssl.models.weights import weights_hash
 
 SAMPLES, QUERIES, ATTENTION_IMAGES = 16, 4, 10
 CLUSTERS, CLUSTER_IMAGES = 12, 12

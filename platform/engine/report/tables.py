@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from platform.engine.report.folder import INITS, SETTINGS, DataSet, Member, RunFolder
-from platform.engine.shards import read_rows
-from platform.engine.storage import StorageError
+from platform.engine.data.shards import read_rows
+from platform.engine.errors import StorageError
+from platform.engine.report.contents import INITS, SETTINGS, DataSet, Member, RunFolder
 
 TITLES = {"supervised": "Supervised", "uda": "UDA", "usl": "USL"}
 SHARES = ("mAP", "rank1", "rank5", "rank10", "mINP")

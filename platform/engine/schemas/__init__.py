@@ -1,7 +1,7 @@
 """The settings of every program and of what it stands on, importable in a moment: no torch, no Ray, no compiler.
 
 So that `--help`, `--show-config` and a misspelt key are answered at once, these dataclasses lie apart from the code that they
-are for. A field that names a file or folder is declared as such: see platform/engine/paths.py.
+are for. A field that names a file or folder is declared as such: see platform/engine/config/paths.py.
 """
 
 import importlib
@@ -12,9 +12,9 @@ SCHEMAS = {
     "finetune": "FinetuneConfig", "ingest": "IngestConfig", "pipeline": "PipelineConfig", "pretrain": "PretrainConfig",
     "report": "ReportConfig", "score": "ScoreConfig", "select": "SelectConfig", "tune": "TuneConfig",
 }
-"""Program -> class in the module of its name here."""
+"""Program -> class in <program>_settings.py here."""
 
 
 def schema_of(program: str) -> type[Any]:
     """The dataclass that `platform.<program>.main` takes."""
-    return getattr(importlib.import_module(f"platform.engine.schemas.{program}"), SCHEMAS[program])
+    return getattr(importlib.import_module(f"platform.engine.schemas.{program}_settings"), SCHEMAS[program])

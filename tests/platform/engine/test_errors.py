@@ -2,8 +2,7 @@
 
 import pytest
 
-from platform.engine.errors import UserError, user_error_of
-from platform.engine.s3_errors import StorageError
+from platform.engine.errors import StorageError, UserError, user_error_of
 
 
 def test_a_users_error_is_its_own():

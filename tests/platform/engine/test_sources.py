@@ -17,11 +17,11 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from platform.engine.errors import UserError
-from platform.engine.shard_tasks import ReadUnits, write_blocks
-from platform.engine.sources import SourceConfig, open_source
-from platform.engine.sources.base import Candidate, Plan
-from platform.engine.storage import StorageConfig, StorageError, open_storage
+from platform.engine.errors import StorageError, UserError
+from platform.engine.ingest.sources import SourceConfig, open_source
+from platform.engine.ingest.sources.source import Candidate, Plan
+from platform.engine.ingest.tasks import ReadUnits, write_blocks
+from platform.engine.storage.location import StorageConfig, open_storage
 from platform.ingest import remarks
 from reidssl.data.mot import CropConfig
 from reidssl.data.records import Record
@@ -117,7 +117,7 @@ def test_names_of_labelled_folders(tmp_path):
 
 
 def test_keys_of_object_storage_that_are_no_paths(s3):
-    from platform.engine.s3 import client
+    from platform.engine.storage.s3 import client
 
     config = StorageConfig(endpoint_url=s3.endpoint_url)
     keys = ["in/a.jpg", "in//b.jpg", "in//", "in/./c.jpg", "in/x//d.jpg", "in/f\\x41.jpg", "in/ü.jpg", "in/1/g.jpg"]
@@ -135,7 +135,7 @@ def test_keys_of_object_storage_that_are_no_paths(s3):
 
 
 def test_an_object_that_is_gone_is_set_aside_and_a_bucket_that_is_gone_is_one_line(s3):
-    from platform.engine.s3 import client
+    from platform.engine.storage.s3 import client
 
     config = StorageConfig(endpoint_url=s3.endpoint_url)
     for key in ("in/a.jpg", "in//b.jpg", "in/c.jpg"):

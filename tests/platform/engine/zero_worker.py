@@ -17,10 +17,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from platform.engine import zero
-from platform.engine.consolidation import consolidate, restore
 from platform.engine.errors import UserError
-from platform.engine.optimizers import OptimizerConfig, pretraining_optimizer
+from platform.engine.train.optimizers import OptimizerConfig, pretraining_optimizer
+from platform.engine.zero import engine as zero
+from platform.engine.zero.consolidation import consolidate, restore
 
 STEPS, CUT, MICRO_BATCHES, MICRO = 6, 3, 4, 3
 RESTS_UNTIL = 2

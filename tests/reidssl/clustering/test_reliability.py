@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from reidssl.clustering.cameras import camera_proxies
+from reidssl.clustering.camera_proxies import camera_proxies
 from reidssl.clustering.pseudo_labels import ClusterConfig, pseudo_labels
 from reidssl.clustering.reliability import overlap, reliable
 from tests.reidssl.clustering.test_jaccard import clustered

@@ -8,11 +8,11 @@ import safetensors.torch
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from reidssl.models.checkpoints import LoadConfig, Unsaid, load_reid, load_vit, model_bytes, save_model
-from reidssl.models.export import torch_bytes
+from reidssl.models.exported import torch_bytes
 from reidssl.models.reid import ReidModel
 from reidssl.models.released import released_checkpoint
 from reidssl.models.vit import VitConfig, build_vit
+from reidssl.models.weights import LoadConfig, Unsaid, load_reid, load_vit, model_bytes, save_model
 from tests.reference.fill_weights import images, released_state_dict
 
 SMALL = VitConfig(width=24, depth=2, heads=3, patch_size=8, image_size=(32, 16), stem_width=8)

@@ -6,7 +6,7 @@ import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from reidssl.models.checkpoints import Unsaid, load_vit, read_checkpoint
+from reidssl.models.weights import Unsaid, load_vit, read_checkpoint
 from tests.reference.fill_weights import images
 
 

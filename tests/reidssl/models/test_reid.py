@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from reidssl.models.checkpoints import load_into, load_reid, model_bytes
 from reidssl.models.reid import ReidModel
 from reidssl.models.released import to_flat
 from reidssl.models.vit import VitConfig, build_vit
+from reidssl.models.weights import load_into, load_reid, model_bytes
 from tests.reference.fill_weights import arrays, images, released_state_dict
 
 SMALL = VitConfig(width=24, depth=1, heads=3, patch_size=8, image_size=(32, 16), stem="patch")

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from reidssl.models.checkpoints import load_into
 from reidssl.models.reid import ReidModel
 from reidssl.models.released import infer_vit_config, pos_grid, resize_pos_embed, to_flat, to_released
 from reidssl.models.vit import VitConfig, build_vit
+from reidssl.models.weights import load_into
 from tests.reference.fill_weights import arrays, released_state_dict
 
 LAYOUTS = {

@@ -9,8 +9,8 @@ import pytest
 import timm
 import torch
 
-from reidssl.models.checkpoints import load_vit
-from reidssl.models.export import torch_bytes
+from reidssl.models.exported import torch_bytes
+from reidssl.models.weights import load_vit
 
 
 def meta_state(name: str, prefix: str = "") -> dict:

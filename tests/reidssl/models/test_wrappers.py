@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from reidssl.models.checkpoints import LoadConfig, Unsaid, load_vit
+from reidssl.models.weights import LoadConfig, Unsaid, load_vit
 from tests.reference.fill_weights import images
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from platform.engine.steps import StepBatchNorm
+from platform.engine.train.step import StepBatchNorm
 from reidssl.models.vit import VitConfig
 from reidssl.objectives.base import Progress
 from reidssl.objectives.dino import Dino, DinoConfig

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reidssl.plots.bars import grouped_bars, histogram
-from reidssl.plots.curves import MAX_POINTS, Series, line_chart, thin
-from reidssl.plots.pictures import attention_overlay, data_uri, encode, thumbnail
-from reidssl.plots.strips import Match, ranking_strip
-from reidssl.plots.svg import RIGHT, WRONG, axis, short_number
+from platform.engine.report.plots.bars import grouped_bars, histogram
+from platform.engine.report.plots.curves import MAX_POINTS, Series, line_chart, thin
+from platform.engine.report.plots.picture_strip import attention_overlay, data_uri, encode, thumbnail
+from platform.engine.report.plots.strips import Match, ranking_strip
+from platform.engine.report.plots.svg import RIGHT, WRONG, axis, short_number
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = '</svg><script>alert("x")</script> & \' "'

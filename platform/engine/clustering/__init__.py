@@ -1,0 +1,1 @@
+"""Neighbour search and pseudo-labels shared out over Ray actors."""

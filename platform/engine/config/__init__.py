@@ -1,0 +1,1 @@
+"""From `configs/` and the command line to one validated dataclass, and the help that describes it."""

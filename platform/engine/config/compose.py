@@ -1,0 +1,151 @@
+"""From `configs/<program>.yaml` and the command line to one validated dataclass.
+
+Hydra composes (groups, `experiment=...`, `key=value` overrides); the program's dataclass is the schema. Below this
+edge there are only dataclasses: no program hands a Hydra object to the engine or the library.
+"""
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from functools import partial
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from platform.engine.config.groups import CONFIG_FOLDER, ROOT, no_such_choice
+from platform.engine.config.overrides import OverrideError, read_overrides
+from platform.engine.config.paths import map_paths, resolve
+from platform.engine.errors import ConfigError
+
+__all__ = ["CONFIG_FOLDER", "ROOT", "ConfigError", "build", "composed_values", "load_config", "to_dataclass", "to_plain"]
+
+Schema = TypeVar("Schema")
+
+
+def load_config(schema: type[Schema], name: str, overrides: Sequence[str] = ()) -> Schema:
+    """Compose `configs/<name>.yaml` with `key=value` overrides and validate it against the dataclass `schema`.
+
+    Paths become absolute here and nowhere else. Raises ConfigError naming the key for unknown keys, wrong types and values
+    refused by the dataclass.
+    """
+    return build(schema, composed_values(schema, name, overrides))
+
+
+def composed_values(schema: type, name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The same as plain values of the right types, before the dataclass looks at them together. Raises ConfigError."""
+    try:
+        given = read_overrides(schema, name, overrides, partial(_no_such_key, schema=schema))
+    except OverrideError as error:
+        raise ConfigError(f"configuration: {error}") from None
+    for_hydra = [each.text for each in given if each.text]
+    # Every configs/<program>.yaml begins with `- schema`: the dataclass gives it all keys and their types.
+    ConfigStore.instance().store(name="schema", node=schema)
+    try:
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+            composed = compose(name, overrides=for_hydra)
+        OmegaConf.set_struct(composed, False)
+        for each in given:
+            if not each.text:
+                OmegaConf.update(composed, each.key, each.value, merge=False)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(no_such_choice(schema, for_hydra) or _explain(error, schema)) from None
+    values = _checked(schema, composed)
+    try:
+        return map_paths(schema, values, resolve)
+    except ValueError as error:
+        raise ConfigError(f"configuration: {error}") from None
+
+
+def to_dataclass(schema: type[Schema], values: Any) -> Schema:
+    """Check a mapping against `schema` and build the dataclass, nested ones included. Raises ConfigError."""
+    return build(schema, _checked(schema, values))
+
+
+def _checked(schema: type, values: Any) -> dict[str, Any]:
+    plain = OmegaConf.to_container(values) if OmegaConf.is_config(values) else values
+    _refuse_unknown(schema, plain)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
+        return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ConfigError(_explain(error, schema)) from None
+
+
+def _refuse_unknown(schema: type, values: Any, prefix: str = "") -> None:
+    """`+key=value` adds keys behind the schema's back; ConfigError for the first that is not in it."""
+    hints = get_type_hints(schema)
+    for key, value in values.items():
+        if key not in hints:
+            raise ConfigError(f"configuration: {_no_such_key(f'{prefix}{key}', schema, prefix)}")
+        if is_dataclass(hints[key]) and isinstance(value, dict):
+            _refuse_unknown(hints[key], value, f"{prefix}{key}.")  # type: ignore[arg-type]
+
+
+def _no_such_key(key: str, schema: type, prefix: str = "") -> str:
+    close = difflib.get_close_matches(key, _keys(schema, prefix), n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(close)}?" if close else "; --help lists the keys"
+    return f"there is no key '{key}'{hint}"
+
+
+def build(schema: type[Schema], values: Mapping[str, Any], prefix: str = "") -> Schema:
+    """The dataclass out of values of the right types: declared tuples become tuples, refusals get the full key."""
+    arguments = {}
+    for key, hint in get_type_hints(schema).items():
+        value = values[key]
+        _refuse_non_finite(value, f"{prefix}{key}")
+        if is_dataclass(hint):
+            value = build(hint, value, f"{prefix}{key}.")  # type: ignore[arg-type]
+        elif get_origin(hint) is tuple and isinstance(value, list):
+            if len(value) != len(get_args(hint)):
+                raise ConfigError(f"configuration: {prefix}{key} must have {len(get_args(hint))} values: got {value}")
+            value = tuple(value)
+        arguments[key] = value
+    try:
+        return schema(**arguments)
+    except ValueError as error:  # from __post_init__; begins with the field's name
+        raise ConfigError(f"configuration: {prefix}{error}") from None
+
+
+def _refuse_non_finite(value: Any, key: str) -> None:
+    """No setting is unlimited by an infinity, and a NaN passes every comparison that a dataclass makes."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"configuration: {key} must be a finite number: got {value}")
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, each in inner:
+        _refuse_non_finite(each, f"{key}.{name}" if isinstance(value, dict) else f"{key}[{name}]")
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """The dataclass as JSON-compatible nested dicts and lists (what is stored beside a run)."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def _keys(schema: type, prefix: str = "") -> list[str]:
+    found = []
+    for name, hint in get_type_hints(schema).items():
+        found += _keys(hint, f"{prefix}{name}.") if is_dataclass(hint) else [f"{prefix}{name}"]  # type: ignore[arg-type]
+    return found
+
+
+def _explain(error: Exception, schema: type) -> str:
+    """One clear paragraph out of Hydra's and OmegaConf's multi-line messages."""
+    text = str(error).strip()
+    cause = error.__cause__
+    key = getattr(error, "full_key", None) or getattr(cause, "full_key", None)
+    found = re.search(r"Could not override '([^']+)'|Key '([^']+)' not in|Key '([^']+)' is not in struct", text)
+    if found:
+        key = key or next(group for group in found.groups() if group)
+        return f"configuration: {_no_such_key(str(key), schema)}"
+    unset = re.search(r"Environment variable '(\w+)' not found", text)
+    if unset:
+        return f"configuration: {key} needs the environment variable {unset[1]}, which is not set; set it, or give {key}="
+    if key:  # Hydra's own text is "Error merging override ..."; what was wrong is in OmegaConf's
+        return f"configuration: {key}: {str(cause or error).strip().splitlines()[0]}"
+    return f"configuration: {' '.join(text.split())}"

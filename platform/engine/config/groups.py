@@ -1,0 +1,64 @@
+"""Config groups: folders below `configs/` from which `group=choice` takes a file, and what else a user may mean by it."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from platform.engine.config.paths import hint_of
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIG_FOLDER = ROOT / "configs"
+
+
+def choices_of_groups() -> dict[str, list[str]]:
+    """Every config group and what there is to choose."""
+    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
+            for folder in sorted(CONFIG_FOLDER.iterdir()) if folder.is_dir()}
+
+
+def groups_of(program: str) -> set[str]:
+    """The groups that `configs/<program>.yaml` chooses from; empty if there is no such file."""
+    file = CONFIG_FOLDER / f"{program}.yaml"
+    loaded = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return {group for entry in loaded.get("defaults", []) if isinstance(entry, dict) for group in entry}
+
+
+def experiments_of(program: str, schema: type) -> list[str]:
+    """The experiments whose settings and groups the program has, read without composing any."""
+    groups, folder = groups_of(program), CONFIG_FOLDER / "experiment"
+    return [file.stem for file in sorted(folder.glob("*.yaml")) if "experiment" in groups and _fits(file, groups, schema)]
+
+
+def _fits(file: Path, groups: set[str], schema: type) -> bool:
+    loaded: Any = yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    for entry in loaded.pop("defaults", []):
+        if isinstance(entry, str):
+            if entry != "_self_" and not _fits(file.with_name(f"{entry}.yaml"), groups, schema):
+                return False
+        elif any(group.removeprefix("override ").strip("/ ") not in groups for group in entry):
+            return False
+    return all(hint_of(schema, key) is not None for key in _leaves(loaded))
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def no_such_choice(schema: type, overrides: Sequence[str]) -> str:
+    """What to say about the first `group=choice` for which there is no file, or "" if all are there."""
+    hints, choices = get_type_hints(schema), choices_of_groups()
+    for override in overrides:
+        group, _, value = override.partition("=")
+        known = [*choices.get(group, [value]), *(["null"] if group == "experiment" else [])]
+        if value in known or value[:1] in ("{", "[") or group not in (*hints, "experiment"):
+            continue
+        text = f"configuration: {override}: there is no configs/{group}/{value}.yaml; choices: {', '.join(choices[group])}"
+        has_uri = group in hints and "uri" in get_type_hints(hints[group])
+        return f"{text}. A path or an s3:// prefix is given as {group}.uri={value}" if has_uri else text
+    return ""

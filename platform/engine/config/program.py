@@ -1,0 +1,65 @@
+"""The `__main__` of every program: help, overrides, and errors that a user can read.
+
+A program calls `run_program` in its first lines, before it imports anything heavy: help, the resolved configuration and a
+mistake on the command line need the settings alone (platform/engine/schemas/).
+"""
+
+import ast
+import importlib
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from omegaconf import OmegaConf
+
+from platform.engine.config.compose import load_config, to_plain
+from platform.engine.config.groups import ROOT
+from platform.engine.config.help import help_text
+from platform.engine.errors import UserError
+from platform.engine.schemas import schema_of
+
+
+def run_program(name: str) -> NoReturn:
+    """Ends the process: `--help`, `--show-config`, or `platform.<name>.main(config)`.
+
+    The module is imported under its own name: what is pickled to Ray workers must not belong to `__main__`, which they do
+    not have.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    arguments = sys.argv[1:]
+    schema, flags = schema_of(name), {"-h", "--help", "--show-config"}
+    overrides = [argument for argument in arguments if argument not in flags]
+    try:
+        if {"-h", "--help"} & set(arguments):
+            print_text(help_text(schema, name, docstring(name), overrides))
+        elif "--show-config" in arguments:
+            print_text(OmegaConf.to_yaml(OmegaConf.create(to_plain(load_config(schema, name, overrides)))))
+        else:
+            config = load_config(schema, name, overrides)
+            importlib.import_module(f"platform.{name}").main(config)
+    except UserError as error:
+        print(f"error: {error}" if error.status == 2 else str(error), file=sys.stderr)
+        sys.exit(error.status)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # whoever read the lines has gone; what Python still holds for it would raise again at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    sys.exit(0)
+
+
+def print_text(text: str) -> None:
+    """A text that is all the process says: it ends like `cat` when its reader (`head`) has seen enough."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    sys.stdout.write(text.rstrip("\n") + "\n")
+    sys.stdout.flush()
+
+
+def docstring(name: str) -> str:
+    """Of a program, read without importing it."""
+    text = Path(ROOT, "platform", f"{name}.py").read_text(encoding="utf-8")
+    return ast.get_docstring(ast.parse(text)) or ""

@@ -1,0 +1,86 @@
+"""Labelled images of a data set in memory: encoded bytes, decoded on demand and kept while they are few."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from platform.engine.data.set_aside import SetAside, problems_of
+from platform.engine.data.shards import read_manifest, read_rows
+from platform.engine.errors import UserError
+from platform.engine.runtime.device import device
+from platform.engine.storage.location import Location
+from reidssl.data.decode import decode_batch
+
+CHUNK = 1024
+
+
+class ImageSet:
+    """Images with keys, identities and cameras; those that cannot be decoded are left out from the beginning.
+
+    keys: list of str; pids, camids: int64 (N,); problems: what was left out and why, one line each. Encoded images stay in Arrow
+    memory (about 4 kB an image at 128x64), and decoded ones are kept if all of them fit into `cache_gib`; otherwise every image
+    is decoded once here, to know which can be, and again when it is asked for. Raises UserError where more than
+    `max_corrupt_share` of the images (and more than one) cannot be decoded.
+    """
+
+    def __init__(self, location: Location, splits: Sequence[str], image_size: tuple[int, int], *, cache_gib: float = 2.0,
+                 threads: int = 2, max_corrupt_share: float = 0.01) -> None:
+        import pyarrow as pa
+
+        columns = ["key", "image", "pid", "camid", "split"]
+        table = pa.concat_tables([read_rows(location, columns, split=split) for split in splits])
+        wanted = f"split {' or '.join(splits)}"
+        if table.num_rows == 0:
+            raise UserError(f"{location.uri} has no images of {wanted}; its manifest.json lists the splits it has")
+        self.location, self.splits, self.image_size = location, tuple(splits), image_size
+        self._encoded, self._threads = table["image"], threads
+        self._max_pixels = read_manifest(location).max_pixels
+        kept = table.num_rows * 3 * image_size[0] * image_size[1] <= cache_gib * 2**30
+        reasons = self._decode_all(kept)
+        good = np.asarray([not reason for reason in reasons])
+        set_aside = SetAside(f"{location.uri}, {wanted}", len(good), max_corrupt_share, "max_corrupt_share")
+        self.problems = set_aside.add(problems_of(table["key"].to_pylist(), reasons))
+        self._rows = np.flatnonzero(good)
+        self.keys: list[str] = table["key"].filter(good).to_pylist()
+        self.pids: np.ndarray = table["pid"].to_numpy().astype(np.int64)[good]
+        self.camids: np.ndarray = table["camid"].to_numpy().astype(np.int64)[good]
+        self.split: np.ndarray = np.asarray(table["split"].to_pylist())[good]
+        self.camera_rows: np.ndarray | None = None
+        """int64 (N,), rows of the model's camera embeddings; None: the model has none."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def encoded(self, index: int) -> bytes:
+        """Original bytes."""
+        return self._encoded[int(self._rows[index])].as_py()
+
+    def batch(self, indices: np.ndarray) -> Tensor:
+        """uint8 (B, 3, H, W)."""
+        if self._decoded is not None:
+            return torch.from_numpy(self._decoded[self._rows[indices]])
+        images, _ = decode_batch([self.encoded(index) for index in indices], self.image_size, self._max_pixels, self._threads)
+        return torch.from_numpy(images)
+
+    def cameras(self, indices: np.ndarray) -> Tensor | None:
+        """int64 (B,), what a model with camera embeddings wants beside `batch`; None: it has none."""
+        return None if self.camera_rows is None else torch.from_numpy(self.camera_rows[indices]).to(device())
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """All images in order, `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self.batch(np.arange(start, min(start + size, len(self))))
+
+    def _decode_all(self, kept: bool) -> list[str]:
+        """Why each image cannot be decoded, "" where it can; with `kept` the pixels stay."""
+        count, reasons = len(self._encoded), list[str]()
+        self._decoded = np.empty((count, 3, *self.image_size), np.uint8) if kept else None
+        for start in range(0, count, CHUNK):
+            images, found = decode_batch(self._encoded.slice(start, CHUNK).to_pylist(), self.image_size, self._max_pixels,
+                                         self._threads)
+            reasons += found
+            if self._decoded is not None:
+                self._decoded[start : start + len(images)] = images
+        return reasons

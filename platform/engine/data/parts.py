@@ -1,0 +1,75 @@
+"""Results of a data set shard by shard, in Parquet files named like the shards.
+
+A file is published when its shard is whole, so an interrupted job continues with the shards that have none.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from platform.engine.data.shards import FileEntry
+from platform.engine.errors import UserError
+from platform.engine.inference.actors import Batch
+from platform.engine.runtime.terminal import say
+from platform.engine.storage.location import Location
+
+PARTS = "parts"
+PROBLEM = "problem"
+"""Column of the parts: why an image was set aside, "" for all others. Its values mean nothing then."""
+
+
+def write_parts(pending: Sequence[FileEntry], batches: Iterable[Batch], publish: Callable[[str, Batch], None], done: int,
+                total: int) -> None:
+    """Collect batches ("key", "file" and values) and `publish(name, columns)` each shard as soon as it is whole.
+
+    done, total: images that have their values already, and all of them, for the lines on the terminal.
+    Raises UserError if a shard came back incomplete.
+    """
+    rows_of = {entry.name: entry.rows for entry in pending}
+    waiting: dict[str, list[Batch]] = {}
+    started, spoken, first = time.perf_counter(), time.perf_counter(), done
+    for batch in batches:
+        for name in dict.fromkeys(batch["file"].tolist()):
+            chosen = batch["file"] == name
+            waiting.setdefault(name, []).append({column: values[chosen] for column, values in batch.items()})
+            if sum(len(part["key"]) for part in waiting[name]) == rows_of[name]:
+                parts = waiting.pop(name)
+                publish(name, {column: np.concatenate([part[column] for part in parts]) for column in batch})
+        done += len(batch["key"])
+        if time.perf_counter() - spoken > 5 or done == total:
+            spoken = time.perf_counter()
+            say(f"computed {done:,}/{total:,}  {(done - first) / (spoken - started):,.0f} images/s")
+    if waiting:
+        raise UserError(f"{len(waiting)} shards came back incomplete; run the same command again")
+
+
+def as_column(values: np.ndarray) -> pa.Array:
+    """(N,) as it is; (N, D) as fixed-size lists of float32."""
+    if values.ndim == 1:
+        return pa.array(values)
+    flat = pa.array(np.ascontiguousarray(values, np.float32).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
+def as_array(column: pa.ChunkedArray) -> np.ndarray:
+    """float32 (N, D) out of fixed-size lists."""
+    whole = column.combine_chunks()
+    return whole.flatten().to_numpy().reshape(len(whole), whole.type.list_size)
+
+
+def problems_in(file: Location) -> np.ndarray:
+    """str (rows,): the column PROBLEM of a part; one that was written without it has no problems."""
+    with file.open_input() as opened, file.errors("read"):
+        parquet = pq.ParquetFile(opened)
+        if PROBLEM not in parquet.schema_arrow.names:
+            return np.full(parquet.metadata.num_rows, "", object)
+        return np.asarray(parquet.read(columns=[PROBLEM])[PROBLEM].to_pylist(), object)
+
+
+def write_table(file: Location, table: pa.Table) -> None:
+    """One Parquet file, published atomically."""
+    with file.open_output() as sink:
+        pq.write_table(table, sink, compression="zstd")

@@ -1,0 +1,1 @@
+"""The phases of fine-tuning and the loop around them."""

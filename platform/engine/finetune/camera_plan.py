@@ -1,0 +1,76 @@
+"""Which rows of the camera embeddings the images of a fine-tuning run use."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from platform.engine.errors import UserError
+from platform.engine.inference.camera_rows import Table, cameras_of, rows_of
+from platform.engine.inference.models import LoadedModel
+from platform.engine.storage.location import open_storage
+
+
+@dataclass(frozen=True)
+class CameraPlan:
+    """Cameras of the training sets as rows: those of the source (UDA) first, then those of the target."""
+
+    tables: dict[str, Table]
+    """Data set -> the camera that each row stands for, None for rows of the other set."""
+    target: Table
+    """That of the target, stored with the model."""
+    fresh: bool
+    """New embeddings; otherwise those of init go on."""
+
+    @property
+    def rows(self) -> int:
+        return len(self.target)
+
+    def rows_for(self, uri: str, camids: np.ndarray) -> np.ndarray:
+        """int64 (N,) of images of a data set. UserError for a camera that was not in training."""
+        return rows_of(camids, self.tables[uri], uri)
+
+    def __str__(self) -> str:
+        shown = "; ".join(f"{uri}: {', '.join(str(camera) for camera in table if camera is not None)}"
+                          for uri, table in self.tables.items())
+        return f"{'new' if self.fresh else 'the given'} embeddings of {self.rows} cameras ({shown})"
+
+
+def plan_cameras(config: Any, init: LoadedModel | None) -> CameraPlan | None:
+    """The plan of a run (a FinetuneConfig); None without camera embeddings.
+
+    model.num_cameras above 0 wants new ones, and must be the number of cameras of the training images; at 0 those of init go on,
+    where it has them and knows the target's cameras. UserError where that is not so, and where query or gallery have a camera
+    that training did not.
+    """
+    wanted, has = config.model.num_cameras, init.backbone.config.num_cameras if init else 0
+    if not wanted and not has:
+        return None
+    sets = [config.source, config.target] if config.setting == "uda" else [config.target]
+    found = {uri: cameras_of(open_storage(uri, config.storage), ["train"]) for uri in sets}
+    if not wanted:
+        assert init is not None
+        total = sum(map(len, found.values()))
+        new = f"model.num_cameras={total} starts new ones for the {total} cameras of the training images"
+        if config.setting == "uda":
+            raise UserError(f"{config.init} has embeddings of {has} cameras, which cannot be those of two data sets "
+                            f"(setting=uda): {new}")
+        unknown = set(found[config.target]) - set(init.cameras or ())
+        if init.cameras is None or unknown:
+            knows = "does not say of which" if init.cameras is None else f"of {list(init.cameras)}"
+            raise UserError(f"{config.init} has embeddings of {has} cameras and {knows}, {config.target} has cameras "
+                            f"{found[config.target]}: {new}"
+                            + ("" if init.cameras else "; load.cameras=[...] says which they are"))
+        plan = CameraPlan({config.target: init.cameras}, init.cameras, fresh=False)
+    else:
+        if wanted != sum(map(len, found.values())):
+            shown = "; ".join(f"{uri}: {len(cameras)} ({', '.join(map(str, cameras))})" for uri, cameras in found.items())
+            raise UserError(f"model.num_cameras must be the number of cameras of the training images, "
+                            f"{sum(map(len, found.values()))}: got {wanted}. Cameras of the train splits: {shown}")
+        tables: dict[str, Table] = {}
+        for uri in sets:
+            tables[uri] = [camera if each == uri else None for each in sets for camera in found[each]]
+        plan = CameraPlan(tables, tables[config.target], fresh=True)
+    location = open_storage(config.target, config.storage)
+    rows_of(np.array(cameras_of(location, ["query", "gallery"])), plan.target, f"{location.uri} (split query, gallery)")
+    return plan

@@ -1,0 +1,186 @@
+"""The loop of fine-tuning: a phase's epochs of batches and steps on every worker, a checkpoint after each epoch."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from platform.engine.data.image_set import ImageSet
+from platform.engine.finetune.phase import Epoch, Phase
+from platform.engine.finetune.pieces import StepFeatures, cut, rows_to_compute
+from platform.engine.runs.metrics import Tracker, format_row
+from platform.engine.runtime.device import upload
+from platform.engine.train.checkpoints import CheckpointStore, Found
+from platform.engine.train.launch import report_line
+from platform.engine.train.optimizers import finetuning_optimizer
+from platform.engine.train.scaling import check_size
+from platform.engine.train.step import StepBatchNorm, StepMeans, check_finite
+from platform.engine.zero import engine as zero
+from platform.engine.zero.consolidation import consolidate, restore
+from reidssl.augment.reid_augment import ReidAugment, ReidAugmentConfig, normalise
+from reidssl.models.drop_path import StepDropPath, draw_by_step
+from reidssl.models.reid import ReidModel
+from reidssl.seeding import mix, sample_seeds
+
+EXTRACTION_BATCH = 128
+Judge = Callable[[Phase], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model in the engine of its phase."""
+
+    model: ReidModel
+    phase: Phase
+    number: int
+    drop_paths: list[StepDropPath]
+    norms: StepBatchNorm
+    augment: ReidAugment
+    engine: Any
+
+    def inputs(self, seed: int, epoch: int, step: int, positions: np.ndarray, rows: slice) -> tuple[Tensor, Tensor | None]:
+        """Augmented images, and their cameras where the model has cameras, of some rows of a step at `positions` (B,)."""
+        seeds = batch_seeds(seed, self.phase.images, epoch, step, positions)[rows]
+        images = self.augment(upload(self.phase.images.batch(positions[rows])), seeds)
+        return images, self.phase.images.cameras(positions[rows])
+
+    def seed(self, seed: int, piece: slice, batch: int) -> None:
+        """Before a forward pass of a piece: the drop path is that of its rows in the whole step, in every pass."""
+        torch.manual_seed(seed)
+        for layer in self.drop_paths:
+            layer.place = rows_to_compute(piece).start, batch
+
+    def backbone(self, seed: int, piece: slice, batch: int, inputs: tuple[Tensor, Tensor | None]) -> Tensor:
+        """Features (b, D) of a piece, as its pass through the engine makes them on the way."""
+        self.seed(seed, piece, batch)
+        features: Tensor = self.model.backbone(*inputs)
+        return features
+
+
+@dataclass(kw_only=True)
+class PhaseTrainer:
+    """What the phases of a run have in common."""
+
+    setting: str
+    seed: int
+    augment: ReidAugmentConfig
+    deepspeed: zero.DeepSpeedConfig
+    evaluate_every: int
+    store: CheckpointStore
+    tracker: Tracker | None
+    """Rank 0's; the others have none."""
+    judge: Judge
+    """Collective: the metrics of the model as it is."""
+    images_seen: int = 0
+    """Training images so far, over all phases."""
+
+    def train(self, model: ReidModel, phase: Phase, number: int, found: Found | None) -> None:
+        """Collective: the epochs of the `number`-th phase that `found`, the newest checkpoint, does not hold yet."""
+        batch, world = phase.config.batch, dist.get_world_size()
+        check_size(world, batch.micro_batches)
+        trained = Trained(model, phase, number, draw_by_step(model), StepBatchNorm(model), ReidAugment(self.augment),
+                          zero.build_engine(model, finetuning_optimizer(phase.config, model), self.deepspeed,
+                                            micro_batch=-(-batch.images // batch.micro_batches),
+                                            accumulation=batch.micro_batches // world))
+        first = 0
+        if found and found.payload["phase"] == number:
+            restore(trained.engine, found.payload["student"])
+            phase.load_state_tensors(found.payload["phase_state"])
+            trained.norms.reload()
+            first = found.payload["epoch"]
+        for epoch in range(first, phase.config.epochs):
+            started = time.perf_counter()
+            work = phase.begin(epoch, lambda images: extract(model, images, phase.config.neck, self.augment))
+            row = self._epoch(trained, epoch, work) | work.log
+            seen = sum(map(len, work.batches))
+            self.images_seen += seen
+            row |= {"learning_rate": phase.learning_rate(epoch), "images_per_second": seen / (time.perf_counter() - started)}
+            if self.evaluate_every and (epoch + 1) % self.evaluate_every == 0:
+                row |= {key: value for key, value in self.judge(phase).items() if key in ("mAP", "rank1")}
+            self._keep(trained, epoch, row, work.warnings)
+
+    def _epoch(self, trained: Trained, epoch: int, work: Epoch) -> dict[str, float]:
+        """Collective: the epoch's steps; the means of the loss and its terms over them."""
+        phase, means = trained.phase, StepMeans[str]()
+        trained.engine.module.train()
+        zero.set_schedules(trained.engine, phase.learning_rate(epoch))
+        for step, positions in enumerate(work.batches):
+            labels = upload(work.labels[positions])
+            remembered = self._step(trained, epoch, step, positions, labels, means)
+            if remembered is not None:
+                phase.after_step(remembered, labels)
+        return {key: float(value) for key, value in means.reduce().items()} if work.batches else {}
+
+    def _step(self, trained: Trained, epoch: int, step: int, positions: np.ndarray, labels: Tensor,
+              means: StepMeans[str]) -> Tensor | None:
+        """Collective: one optimiser step on the images at `positions` (B,). Returns what the phase remembers of it."""
+        phase, engine, rank = trained.phase, trained.engine, dist.get_rank()
+        where, advice = f"in {phase.name} epoch {epoch + 1} step {step + 1}", f"Lower {phase.name}.learning_rate"
+        seed = mix(self.seed, trained.number, epoch, step, 0)  # of drop path
+        pieces = cut(len(positions), phase.config.batch.micro_batches)
+        inputs = [(piece, trained.inputs(self.seed, epoch, step, positions, rows_to_compute(piece)))
+                  for piece in pieces[rank :: dist.get_world_size()]]
+        features, statistics = StepFeatures(pieces), StepMeans[str]()
+        if len(inputs) > 1:
+            with torch.no_grad(), zero.autocast(self.deepspeed):
+                features.gather([trained.backbone(seed, piece, len(positions), given) for piece, given in inputs])
+            trained.norms.micro_batch_done()  # the pass with gradients leaves the same statistics
+        for piece, given in inputs:
+            trained.seed(seed, piece, len(positions))
+            output = engine(*given, among_all=partial(features.among_all, piece))
+            loss, terms = phase.loss(output, labels)
+            check_finite(loss, terms, f"{where} on rank {rank}", advice)
+            engine.backward(loss)
+            zero.step(engine, self.deepspeed, where, advice)
+            statistics.add(trained.norms.micro_batch_done())
+            means.add({"loss": loss} | terms)
+        trained.norms.commit(statistics.reduce())
+        remembered = phase.remembered(output)
+        return None if remembered is None else remembered.detach()
+
+    def _keep(self, trained: Trained, epoch: int, row: dict[str, Any], warnings: list[str]) -> None:
+        """Collective: log the epoch and write its checkpoint; the log first: it may be ahead, never behind."""
+        phase, number = trained.phase, trained.number
+        student = consolidate(trained.engine)
+        if self.tracker:
+            self.tracker.add(self.images_seen, {"phase": number, "epoch": epoch + 1, **row})
+            report_line(f"{self.setting} {phase.name} epoch {epoch + 1}/{phase.config.epochs}  {format_row(row)}"
+                        + "".join(f"  warning: {warning}" for warning in warnings))
+            self.tracker.publish()
+            state = {name: value.cpu() for name, value in phase.state_tensors().items()}
+            # Not images seen: an epoch without training sees none, and a later checkpoint must stand behind an earlier one.
+            self.store.save((number + 1) * 1_000_000 + epoch + 1, {
+                "student": student, "phase": number, "epoch": epoch + 1, "images_seen": self.images_seen,
+                "phase_state": state}, {})
+
+
+def batch_seeds(seed: int, images: ImageSet, epoch: int, step: int, positions: np.ndarray) -> Any:
+    """Augmentation seeds; the same image may stand in a batch twice and is then augmented twice."""
+    keys = [f"{images.keys[position]}#{step}.{place}" for place, position in enumerate(positions)]
+    return sample_seeds(seed, epoch, keys)
+
+
+@torch.no_grad()
+def extract(model: ReidModel, images: ImageSet, neck: str, augment: ReidAugmentConfig) -> Tensor:
+    """Collective: L2-normalised features (N, D) of all images on every worker; each computes its share."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    training = model.training
+    model.eval()
+    starts = list(range(0, len(images), EXTRACTION_BATCH))
+    own = []
+    for start in starts[rank::world]:
+        positions = np.arange(start, min(start + EXTRACTION_BATCH, len(images)))
+        inputs = normalise(upload(images.batch(positions)), augment.mean, augment.std).to(next(model.parameters()).dtype)
+        own.append(model(inputs, images.cameras(positions)).embedding(neck).float().cpu())
+    model.train(training)
+    parts: list[Any] = [own]
+    if world > 1:
+        parts = [None] * world
+        dist.all_gather_object(parts, own)
+    return torch.cat([parts[number % world][number // world] for number in range(len(starts))])

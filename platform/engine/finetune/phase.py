@@ -1,0 +1,153 @@
+"""What fine-tuning does in an epoch, and the phase without labels: clustering and contrast with the clusters.
+
+A phase decides which images form the batches, what the loss of a batch is and what happens after a step; the loop around
+it (epochs.py) owns the engine, the workers and the checkpoints. The phase with labels is in supervised.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from platform.engine.clustering.sharded_labels import sharded_labels
+from platform.engine.data.image_set import ImageSet
+from platform.engine.errors import UserError
+from platform.engine.finetune.cluster_warnings import cluster_warnings
+from platform.engine.inference.features import array_parts
+from platform.engine.runtime.collectives import broadcast_object
+from platform.engine.runtime.device import device
+from platform.engine.schemas.phases_settings import BatchConfig as BatchConfig
+from platform.engine.schemas.phases_settings import UnsupervisedConfig
+from reidssl.clustering.camera_proxies import camera_proxies
+from reidssl.clustering.memory import ClusterMemory
+from reidssl.clustering.pseudo_labels import PseudoLabels, cluster_centroids, pseudo_labels
+from reidssl.data.samplers import identity_batches
+from reidssl.models.reid import ReidModel, ReidOutput
+from reidssl.schedules import Steps
+
+Features = Callable[[ImageSet], Tensor]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch's work."""
+
+    batches: list[np.ndarray]
+    """Positions in the image set, one array an optimiser step; none: there is nothing to learn from in this epoch."""
+    labels: np.ndarray
+    """int64 (N,), -1 where an image is not used."""
+    log: dict[str, float]
+    """What is worth a line."""
+    warnings: list[str] = field(default_factory=list)
+    """What makes the epoch doubtful, a clause each."""
+
+
+class Phase(Protocol):
+    """A part of a fine-tuning run."""
+
+    name: str
+    images: ImageSet
+    config: Any
+
+    def prepare(self, model: ReidModel) -> None:
+        """Shape the model for this phase (its classifier)."""
+
+    def learning_rate(self, epoch: int) -> float:
+        """Of weights, for a whole epoch."""
+
+    def begin(self, epoch: int, features: Features) -> Epoch:
+        """Collective: the batches of an epoch; `features` extracts those of all images."""
+
+    def loss(self, output: ReidOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar loss of a step's batch and its terms."""
+
+    def remembered(self, output: ReidOutput) -> Tensor | None:
+        """The features (B, D) of a step that `after_step` wants; None: none, and it is not called."""
+
+    def after_step(self, features: Tensor, labels: Tensor) -> None:
+        """Once per optimiser step, with all its features (B, D) in the order of the batch."""
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """What a later epoch needs besides the model."""
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `state_tensors` gave, after `prepare`; ValueError where it does not fit."""
+
+
+class Unsupervised:
+    """Cluster, contrast with the clusters' memory, cluster again."""
+
+    name = "unsupervised"
+    memory: ClusterMemory
+
+    def __init__(self, config: UnsupervisedConfig, images: ImageSet, seed: int) -> None:
+        self.config, self.images, self.seed = config, images, seed
+        self.schedule = Steps(config.learning_rate, config.decay_epochs)
+
+    def prepare(self, model: ReidModel) -> None:
+        model.reset_classifier(0)
+
+    def learning_rate(self, epoch: int) -> float:
+        return self.schedule(epoch)
+
+    def begin(self, epoch: int, features: Features) -> Epoch:
+        everything = features(self.images)
+        # one worker clusters, all use its labels
+        found = broadcast_object(self._cluster(epoch, everything) if _is_first() else None)
+        log = {"clusters": found.num_clusters, "outliers": found.num_outliers,
+               "cluster_seconds": sum(found.seconds.values())}
+        if found.num_clusters:
+            log["largest_cluster"] = int(np.bincount(found.labels[found.labels >= 0]).max())
+        if found.recall is not None:
+            log["search_recall"] = found.recall
+        if found.num_clusters < 2:  # nothing to contrast with: the features do not tell images apart (yet)
+            return Epoch([], found.labels, log, cluster_warnings(log, len(self.images)))
+        labels, groups = found.labels, None
+        if self.config.camera_proxies:
+            labels, clusters = camera_proxies(found.labels, self.images.camids)
+            groups = torch.from_numpy(clusters)
+            log["proxies"] = len(clusters)
+        centroids = cluster_centroids(everything, labels)
+        self.memory = ClusterMemory(centroids, self.config.temperature, self.config.momentum, self.config.hard,
+                                    groups).to(device())
+        batch = self.config.batch
+        batches = identity_batches(found.labels, self.images.camids, batch.identities, batch.instances, self.seed, epoch,
+                                   self.config.iterations, cross_camera=True, allow_fewer=True)
+        if self.images.pids.min() >= 0:  # labels are known: judge the clusters, never train on them
+            from sklearn.metrics import adjusted_rand_score
+
+            log["adjusted_rand_index"] = float(adjusted_rand_score(self.images.pids, found.labels))
+        return Epoch(batches, labels, log, cluster_warnings(log, len(self.images)))
+
+    def _cluster(self, epoch: int, features: Tensor) -> PseudoLabels:
+        cluster, actors = self.config.cluster, self.config.neighbours
+        progress = epoch / max(self.config.epochs - 1, 1)
+        try:
+            if actors.actors:
+                return sharded_labels(array_parts(features.numpy(), actors.actors), cluster, actors, progress)
+            return pseudo_labels(features, cluster, progress=progress)
+        except ValueError as error:  # features that are no numbers, more clusters than images
+            raise UserError(f"{self.images.location.uri} cannot be clustered: {error}") from None
+
+    def loss(self, output: ReidOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = self.memory(output.embedding(self.config.neck), labels)
+        return loss, {"contrast": loss}
+
+    def remembered(self, output: ReidOutput) -> Tensor | None:
+        return output.embedding(self.config.neck)
+
+    def after_step(self, features: Tensor, labels: Tensor) -> None:
+        self.memory.update(features, labels)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        return {}  # every epoch begins with clustering and a memory of its own
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Nothing to restore."""
+
+
+def _is_first() -> bool:
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0

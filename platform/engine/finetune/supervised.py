@@ -1,0 +1,90 @@
+"""The phase of fine-tuning with identity labels."""
+
+
+import numpy as np
+from torch import Tensor
+
+from platform.engine.data.image_set import ImageSet
+from platform.engine.errors import UserError
+from platform.engine.finetune.phase import Epoch, Features
+from platform.engine.runtime.device import device
+from platform.engine.schemas.phases_settings import BatchConfig, SupervisedConfig
+from reidssl.data.samplers import identity_batches
+from reidssl.losses.center import CenterLoss
+from reidssl.losses.identity import identity_loss
+from reidssl.losses.margin import MARGIN_LOSSES
+from reidssl.losses.triplet import triplet_loss
+from reidssl.models.reid import ReidModel, ReidOutput
+from reidssl.schedules import ReidCosine
+
+
+def check_identities(uri: str, pids: np.ndarray, batch: BatchConfig) -> None:
+    """UserError unless the images of a train split, pids int (N,), can fill a batch. `uri`: of the data set."""
+    unlabelled, identities = int((pids < 0).sum()), len(np.unique(pids[pids >= 0]))
+    if unlabelled:
+        raise UserError(f"{uri} has unlabelled images in split train: {unlabelled:,} of {len(pids):,}, and supervised "
+                        "fine-tuning needs identities; use setting=usl")
+    if identities < batch.identities:
+        raise UserError(f"{uri} has {identities} {'person' if identities == 1 else 'people'} in split train, a batch needs "
+                        f"{batch.identities}: lower supervised.batch.identities")
+
+
+class Supervised:
+    """Identity, triplet and center loss on labelled images."""
+
+    name = "supervised"
+    centers: CenterLoss | None = None
+
+    def __init__(self, config: SupervisedConfig, images: ImageSet, seed: int) -> None:
+        self.config, self.images, self.seed = config, images, seed
+        check_identities(images.location.uri, images.pids, config.batch)
+        identities, self.classes = np.unique(images.pids, return_inverse=True)
+        self.num_classes = len(identities)
+        floor = 0.002 * config.learning_rate
+        self.schedule = ReidCosine(config.learning_rate, floor, max(config.epochs, 1),
+                                   min(config.warmup_epochs, config.epochs))
+
+    def prepare(self, model: ReidModel) -> None:
+        model.reset_classifier(self.num_classes, self.seed, cosine=self.config.identity in MARGIN_LOSSES)
+        if self.config.center_weight:
+            width = model.backbone.config.width
+            self.centers = CenterLoss(self.num_classes, width, self.config.center_rate).to(device())
+
+    def learning_rate(self, epoch: int) -> float:
+        return self.schedule(epoch)
+
+    def begin(self, epoch: int, features: Features) -> Epoch:
+        batch = self.config.batch
+        batches = identity_batches(self.classes, None, batch.identities, batch.instances, self.seed, epoch)
+        return Epoch(batches, self.classes, {})
+
+    def loss(self, output: ReidOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        assert output.logits is not None
+        config, logits, before = self.config, output.logits.float(), output.before.float()
+        if config.identity in MARGIN_LOSSES:
+            loss = MARGIN_LOSSES[config.identity](logits, labels, config.identity_scale, config.identity_margin,
+                                                  config.label_smoothing)
+        else:
+            loss = identity_loss(logits, labels, config.label_smoothing)
+        terms = {"identity": loss, "accuracy": (logits.argmax(1) == labels).float().mean()}
+        if config.triplet_weight:
+            terms["triplet"] = triplet_loss(before, labels, config.triplet_margin or None)
+            loss = loss + config.triplet_weight * terms["triplet"]
+        if self.centers is not None:
+            terms["center"] = self.centers(before, labels)
+            loss = loss + config.center_weight * terms["center"]
+        return loss, terms
+
+    def remembered(self, output: ReidOutput) -> Tensor | None:
+        return None if self.centers is None else output.before
+
+    def after_step(self, features: Tensor, labels: Tensor) -> None:
+        if self.centers is not None:
+            self.centers.update(features, labels)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        return {} if self.centers is None else dict(self.centers.state_dict())
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        if self.centers is not None:
+            self.centers.load_state_tensors(tensors)

@@ -1,0 +1,1 @@
+"""Models in storage, and what is computed with them: features, retrieval results, probes."""

@@ -1,0 +1,108 @@
+"""Features of images in consecutive parts, wherever they lie: slices of an array in Ray's object store, Parquet files."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from platform.engine.data.parts import PROBLEM, as_array, problems_in
+from platform.engine.errors import UserError
+from platform.engine.storage.location import Location
+
+FEATURE = "feature"
+
+
+class Part(Protocol):
+    """Some consecutive rows of the features."""
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+
+    def read(self) -> np.ndarray:
+        """float32 (rows, D)."""
+
+    def name(self, row: int) -> str:
+        """What a message calls a row of this part."""
+
+
+@dataclass(frozen=True)
+class ObjectPart:
+    """A slice of an array in Ray's object store. It goes with its owner's machine; Parquet files do not."""
+
+    reference: Any
+    rows: int
+    start: int = 0
+    """Row of the array that is this part's first."""
+
+    def read(self) -> np.ndarray:
+        import ray
+
+        return ray.get(self.reference)
+
+    def name(self, row: int) -> str:
+        return f"row {self.start + row}"
+
+
+@dataclass(frozen=True)
+class ParquetPart:
+    """A Parquet file with a column `feature` of fixed-size lists of float32; rows with a `problem` do not count."""
+
+    file: Location
+    rows: int
+
+    def read(self) -> np.ndarray:
+        with self.file.open_input() as opened, self.file.errors("read"):
+            parquet = pq.ParquetFile(opened)
+            marked = PROBLEM in parquet.schema_arrow.names
+            table = parquet.read(columns=[FEATURE, *[PROBLEM] * marked])
+            table = table.filter(pc.equal(table[PROBLEM], "")) if marked else table
+        if table.num_rows != self.rows:
+            raise UserError(f"{self.file.uri} has {table.num_rows} rows instead of {self.rows}: it was changed meanwhile; make "
+                            "the features again")
+        return as_array(table[FEATURE])
+
+    def name(self, row: int) -> str:
+        return f"row {row} of {self.file.uri}"
+
+
+def stored_parts(files: Iterable[Location]) -> list[ParquetPart]:
+    """The rows of `files` that have no problem; files without such rows are passed over."""
+    parts = [ParquetPart(file, int((problems_in(file) == "").sum())) for file in files]
+    return [part for part in parts if part.rows]
+
+
+def array_parts(features: np.ndarray, count: int) -> list[Part]:
+    """`features` (N, D) in the object store, in at most `count` slices of about equal size."""
+    import ray
+
+    parts: list[Part] = []
+    for piece in np.array_split(np.ascontiguousarray(features, np.float32), min(count, len(features))):
+        parts.append(ObjectPart(ray.put(piece), len(piece), sum(part.rows for part in parts)))
+    return parts
+
+
+def read_all(parts: Sequence[Part]) -> np.ndarray:
+    """float32 (N, D), read part by part into one array.
+
+    Raises:
+        UserError: a part that cannot be read, is of another width, or has a row that is not finite, which is named.
+    """
+    features, start = np.empty((0, 0), np.float32), 0
+    for part in parts:
+        values = part.read()
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        if len(bad):
+            raise UserError(f"features must be finite: {part.name(int(bad[0]))} holds NaN or infinity ({len(bad)} such rows of "
+                            f"{part.rows} there); look for a diverged model or a broken image")
+        if not start:
+            features = np.empty((sum(each.rows for each in parts), values.shape[1]), np.float32)
+        if values.shape[1] != features.shape[1]:
+            raise UserError(f"features must be of one width: {part.name(0)} has {values.shape[1]} numbers, those before it "
+                            f"{features.shape[1]}")
+        features[start : start + part.rows] = values
+        start += part.rows
+    return features

@@ -1,0 +1,38 @@
+"""A k-NN probe during pre-training: does the backbone recognise people, or only cameras?"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from platform.engine.data.image_set import ImageSet
+from platform.engine.runtime.device import upload
+from platform.engine.schemas.training_settings import ProbeConfig
+from platform.engine.storage.location import open_storage
+from reidssl.augment.multicrop import MultiCropConfig
+from reidssl.augment.reid_augment import normalise
+from reidssl.models.vit import Vit, VitConfig
+
+
+class Probe:
+    """Call it with a backbone in eval mode: {"probe_mAP", "probe_same_camera"}.
+
+    probe_mAP: cross-camera identity retrieval, in [0, 1]. probe_same_camera: share of nearest neighbours that come from the
+    same camera, in [0, 1]; rising while the mAP stands still means that backgrounds are being learnt.
+    """
+
+    def __init__(self, config: ProbeConfig, model: VitConfig, augment: MultiCropConfig, storage: Any,
+                 max_corrupt_share: float) -> None:
+        self.images = ImageSet(open_storage(config.uri, storage), [config.split], model.image_size,
+                               max_corrupt_share=max_corrupt_share)
+        self.mean, self.std = augment.mean, augment.std
+
+    @torch.no_grad()
+    def __call__(self, backbone: Vit) -> dict[str, float]:
+        from reidssl.metrics.ranking import leave_one_out, same_camera_share  # compiles on import: only when probing
+
+        features = torch.cat([backbone(normalise(upload(batch), self.mean, self.std)).cpu()
+                              for batch in self.images.batches(128)])
+        pids, camids = np.asarray(self.images.pids), np.asarray(self.images.camids)
+        return {"probe_mAP": float(leave_one_out(features, pids, camids).mAP),
+                "probe_same_camera": float(same_camera_share(features, camids))}

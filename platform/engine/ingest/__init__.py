@@ -1,0 +1,1 @@
+"""From any source of images to shards."""

@@ -1,0 +1,144 @@
+"""Where images come from: `source.kind` chooses the reader."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from platform.engine.config.compose import to_plain
+from platform.engine.config.paths import InputPath
+from platform.engine.errors import UserError
+from platform.engine.ingest.sources.image_tree import FileSource, Indexer
+from platform.engine.ingest.sources.source import Candidate, Plan, Source
+from platform.engine.storage.location import StorageConfig, open_storage
+from reidssl.data import cuhk03, dukemtmc, folder, luperson, market1501, msmt17
+from reidssl.data.mot import CropConfig
+from reidssl.data.names import spelled
+from reidssl.data.records import SPLITS
+from reidssl.data.sidecars import FieldConfig
+from reidssl.synthetic.people import SyntheticConfig
+
+__all__ = ["Candidate", "Plan", "Source", "SourceConfig", "open_source"]
+
+LAYOUTS: dict[str, Indexer] = {
+    "folder": folder.index, "market1501": market1501.index, "msmt17": msmt17.index, "dukemtmc": dukemtmc.index,
+    "cuhk03": cuhk03.index, "luperson": luperson.index,
+}
+KINDS = (*LAYOUTS, "luperson_lmdb", "webdataset", "video", "synthetic")
+PARTS = ("pretrain", "source", "target")
+FORMATS = ("jpeg", "png")
+NEWER = ("pattern", "splits", "tar")
+
+
+@dataclass(kw_only=True)
+class SourceConfig:
+    """What to read. Which fields matter depends on `kind`."""
+
+    kind: str = "folder"
+    """folder, market1501, msmt17, dukemtmc, cuhk03 (new protocol), luperson (images/ tree), luperson_lmdb, webdataset, video
+    or synthetic."""
+    path: InputPath = ""
+    """Folder, file or s3:// prefix; not for synthetic."""
+    labelled: bool = False
+    """folder: take <identity>/<image> or <split>/<identity>/<image> as labels."""
+    pattern: str = ""
+    """folder, labelled: regular expression searched in each path; its named groups pid, camid and split say where they are,
+    e.g. '_c(?P<camid>[0-9]+)_'."""
+    splits: list[str] = field(default_factory=list)
+    """folder, webdataset: other names of splits and which of train, query, gallery they are, e.g. [val:train,test:gallery]."""
+    tar: FieldConfig = field(default_factory=FieldConfig)
+    boxes: str = ""
+    """cuhk03: labeled or detected; may be empty where only one of them is there."""
+    detections: InputPath = ""
+    """video: MOTChallenge file of the video; for a folder of videos the folder with <video's name>.txt each."""
+    crops: CropConfig = field(default_factory=CropConfig)
+    part: str = "pretrain"
+    """synthetic: pretrain (unlabelled), source or target (labelled)."""
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    image_format: str = "jpeg"
+    """video, synthetic: jpeg or png; other kinds keep the original bytes."""
+    jpeg_quality: int = 95
+    """video, synthetic: quality of the JPEGs."""
+    unit_images: int = 256
+    """Images that one reading task takes."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("kind", KINDS), ("part", PARTS), ("image_format", FORMATS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}: got {getattr(self, name)!r}")
+        if self.pattern:
+            folder.check_pattern(self.pattern)
+            if not self.labelled:
+                raise ValueError(f"pattern says where labels are; it needs labelled=true: got {self.pattern!r}")
+        for pair in self.splits:
+            name, _, split = pair.rpartition(":")
+            if not name or split not in SPLITS or name in SPLITS:
+                raise ValueError(f"splits must say which of {', '.join(SPLITS)} another name is, as in [test:gallery]: "
+                                 f"got {pair!r}")
+        if self.boxes not in ("", *cuhk03.BOXES):
+            raise ValueError(f"boxes must be empty or one of {', '.join(cuhk03.BOXES)}: got {self.boxes!r}")
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ValueError(f"jpeg_quality must be in 1..100: got {self.jpeg_quality}")
+        if self.unit_images < 1:
+            raise ValueError(f"unit_images must be at least 1: got {self.unit_images}")
+
+    @property
+    def split_names(self) -> dict[str, str]:
+        """`splits` as a mapping."""
+        return dict(pair.rpartition(":")[::2] for pair in self.splits)
+
+    def arguments(self) -> dict[str, Any]:
+        """What determines the images, as JSON-compatible values: the fields that matter for this kind."""
+        names = {"synthetic": ("kind", "part", "synthetic", "image_format", "jpeg_quality"),
+                 "video": ("kind", "path", "detections", "crops", "image_format", "jpeg_quality"),
+                 "folder": ("kind", "path", "labelled", "pattern", "splits"), "webdataset": ("kind", "path", "tar", "splits"),
+                 "cuhk03": ("kind", "path", "boxes")}.get(self.kind, ("kind", "path"))
+        values = {name: value for name, value in to_plain(self).items() if name in names}
+        for name in NEWER:  # data sets made before these were there keep their arguments
+            if values.get(name) == to_plain(SourceConfig())[name]:
+                values.pop(name)
+        for name in {"path", "detections"} & set(values):
+            values[name] = open_storage(values[name]).uri if values[name] else ""
+        return _finite(values)
+
+
+def open_source(config: SourceConfig, storage: StorageConfig) -> Source:
+    """The reader for `config`. Raises UserError when a field it needs is empty."""
+    # Not above: settings are read without the libraries of videos, tars and LMDB.
+    from platform.engine.ingest.sources.drawn import SyntheticSource
+    from platform.engine.ingest.sources.lmdb_file import LmdbSource
+    from platform.engine.ingest.sources.tar_archives import TarSource
+    from platform.engine.ingest.sources.video_crops import VideoSource
+
+    common: dict[str, Any] = {"image_format": config.image_format, "jpeg_quality": config.jpeg_quality}
+    if config.kind == "synthetic":
+        return SyntheticSource(config.synthetic, config.part, config.unit_images, **common)
+    if not config.path:
+        raise UserError(f"source.path is empty: say where the {config.kind} source is")
+    for name in ("path", "detections"):
+        if getattr(config, name) != spelled(getattr(config, name)) and not getattr(config, name).isprintable():
+            raise UserError(f"source.{name} {spelled(getattr(config, name))} is not UTF-8: rename it, or give a link to it")
+    root = open_storage(config.path, storage)
+    if config.kind == "video":
+        if not config.detections:
+            raise UserError("source.detections is empty: a video needs person detections in MOTChallenge form "
+                            "(frame, track, left, top, width, height, score)")
+        return VideoSource(root, open_storage(config.detections, storage), config.crops, **common)
+    if config.kind == "luperson_lmdb":
+        return LmdbSource(root, config.unit_images)
+    if config.kind == "webdataset":
+        return TarSource(root, config.tar, config.split_names)
+    index: Callable[..., Any] = LAYOUTS[config.kind]
+    if config.kind == "folder":
+        index = partial(index, labelled=config.labelled, pattern=config.pattern, splits=config.split_names)
+    if config.kind == "cuhk03":
+        index = partial(index, boxes=config.boxes)
+    return FileSource(root, index, config.unit_images)
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,87 @@
+"""Image files below a folder or prefix, labelled by one of the library's indexers."""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from platform.engine.errors import UserError
+from platform.engine.ingest.sources.items import Listing, fault_of, list_items, read_item
+from platform.engine.ingest.sources.source import Candidate, Plan, in_units, limited
+from platform.engine.storage.location import Location
+from reidssl.data.names import unspelled
+from reidssl.data.records import IMAGE_SUFFIXES, LayoutWarning, Record, is_image
+
+Indexer = Callable[..., list[Record]]
+OTHER_FORMATS = (".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jfif", ".jp2", ".ppm", ".tga")
+
+
+@dataclass
+class FileSource:
+    """See the module's docstring. `index`: an `index` function of reidssl.data."""
+
+    root: Location
+    index: Indexer
+    unit_images: int
+    extra_columns: dict[str, pa.DataType] = field(default_factory=lambda: {"split": pa.string()})
+
+    def plan(self, limit: int) -> Plan:
+        """Units are lists of records, and of candidates for what is set aside already."""
+        from platform.engine.runtime.terminal import say
+
+        if self.root.is_file():
+            raise UserError(f"source.path {self.root} is a file; this kind of source wants the folder with the images")
+        listing = list_items(self.root)
+        if not listing.names and not listing.aside:
+            raise UserError(f"source.path {self.root} does not exist or holds no files")
+        aside: dict[str, str] = {}
+        with warnings.catch_warnings(record=True) as remarks:
+            warnings.simplefilter("always", LayoutWarning)
+            try:
+                records = self.index(listing.names, lambda name: self.root.joinpath(unspelled(name)).read_text(), aside=aside)
+            except ValueError as error:
+                raise UserError(f"source.path {self.root}: {error}{_unreadable(listing)}") from None
+        for remark in remarks:
+            if issubclass(remark.category, LayoutWarning):
+                say(f"note: {remark.message}")
+        _other_formats(listing.names, say)
+        aside |= {name: reason for name, reason in listing.aside.items()
+                  if is_image(name) or reason.startswith("cannot be listed")}
+        items: list[Any] = list(records)
+        if aside:
+            items += [Candidate(key, error=reason) for key, reason in aside.items()]
+            items.sort(key=lambda item: item.key)
+        items = limited(items, limit)
+        return Plan(in_units(items, self.unit_images), len(items))
+
+    def read(self, unit: list[Any]) -> Iterator[Candidate]:
+        def load(item: Any) -> Candidate:
+            if isinstance(item, Candidate):
+                return item
+            try:
+                return Candidate(item.key, read_item(self.root, item.key), item.pid, item.camid, item.split)
+            except Exception as error:
+                return Candidate(item.key, error=fault_of(self.root, error))
+
+        with ThreadPoolExecutor(8) as pool:  # loose objects are bound by the latency of requests
+            for start in range(0, len(unit), 32):
+                yield from pool.map(load, unit[start : start + 32])
+
+
+def _unreadable(listing: Listing) -> str:
+    if not listing.aside:
+        return ""
+    name, reason = next(iter(listing.aside.items()))
+    return f" {len(listing.aside):,} further entries are no files that can be read, such as {name}: {reason}."
+
+
+def _other_formats(names: list[str], say: Callable[[str], None]) -> None:
+    """Pictures in formats that are not read are not passed over in silence."""
+    suffixes = Counter(suffix for name in names for suffix in OTHER_FORMATS if name.lower().endswith(suffix))
+    if suffixes:
+        found = ", ".join(f"{count:,} {suffix}" for suffix, count in suffixes.most_common())
+        say(f"note: not taken, since only {', '.join(IMAGE_SUFFIXES)} are read: {found}")

@@ -1,0 +1,178 @@
+"""WebDataset-style tars, read as streams; members are never extracted to disk."""
+
+import posixpath
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from platform.engine.errors import UserError
+from platform.engine.ingest.sources.items import fault_of, list_items, open_item
+from platform.engine.ingest.sources.source import LARGEST_IMAGE, Candidate, Plan
+from platform.engine.storage.location import Location
+from reidssl.data.names import spelled
+from reidssl.data.records import IMAGE_SUFFIXES
+from reidssl.data.sidecars import LARGEST_SIDECAR, FieldConfig, Labels, is_sidecar, labels_of, suffix_of
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+DAMAGE = (tarfile.TarError, EOFError, zlib.error)
+
+
+class TarUnit(NamedTuple):
+    """One tar."""
+
+    name: str
+    """Path below the root; "" for the root itself."""
+    prefix: str
+    """Of its images' keys."""
+    most: int
+    """Images to take; 0: all."""
+    error: str = ""
+    """Why it cannot be read."""
+
+
+class Member(NamedTuple):
+    """One file of a sample."""
+
+    name: str
+    data: bytes
+    error: str
+
+
+@dataclass
+class TarSource:
+    """`root`: a tar or a folder with tars; one unit each.
+
+    Key: the tar's path without .tar, then the member's path. Labels: from the files beside the image, by `fields`
+    (`reidssl.data.sidecars`); `splits` maps other names of splits.
+    """
+
+    root: Location
+    fields: FieldConfig = field(default_factory=FieldConfig)
+    splits: Mapping[str, str] = field(default_factory=dict)
+    extra_columns: dict[str, pa.DataType] = field(default_factory=lambda: {"split": pa.string()})
+
+    def plan(self, limit: int) -> Plan:
+        found = self._tars()
+        if not found:
+            raise UserError(f"source.path {self.root} holds no tar files (*.tar, *.tar.gz, *.tgz)")
+        if not limit:
+            return Plan(found, None)
+        units, left = [], limit
+        for unit in found:  # a limited trial counts the images of its first tars
+            count = sum(1 for _ in islice(self._images(unit), left))
+            units.append(unit._replace(most=count))
+            left -= count
+            if left <= 0:
+                break
+        return Plan([unit for unit in units if unit.most], limit - left)
+
+    def _tars(self) -> list[TarUnit]:
+        if self.root.is_file():
+            return [TarUnit("", _without_suffix(spelled(self.root.name)), 0)]
+        names, aside = list_items(self.root)
+        tars = [name for name in names if name.endswith(TAR_SUFFIXES)]
+        stems = [_without_suffix(name) for name in tars]
+        times = Counter(stems)  # a.tar and a.tgz would give the same keys
+        units = [TarUnit(name, stem if times[stem] == 1 else name, 0) for name, stem in zip(tars, stems, strict=True)]
+        units += [TarUnit(name, name, 0, why) for name, why in aside.items() if name.endswith(TAR_SUFFIXES)]
+        return sorted(units)
+
+    def read(self, unit: TarUnit) -> Iterator[Candidate]:
+        return islice(self._images(unit), unit.most or None)
+
+    def _images(self, unit: TarUnit) -> Iterator[Candidate]:
+        group: list[Member] = []
+        key: tuple[str, str] | None = None
+        if unit.error:
+            yield Candidate(f"{unit.prefix}/", error=unit.error)
+            return
+        try:
+            with (open_item(self.root, unit.name) as file,
+                  tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictInfo, encoding="utf-8", errors="surrogateescape") as tar):
+                for member in tar:
+                    folder, _, base = member.name.rpartition("/")
+                    if member.isdir() or base.startswith("._"):  # what macOS adds beside each file
+                        continue
+                    many = sum(len(each.data) for each in group) > LARGEST_IMAGE  # names with many dots, all in one sample
+                    if (folder, base.partition(".")[0]) != key or many:
+                        yield from self._labelled(group, unit.prefix)
+                        group, key = [], (folder, base.partition(".")[0])
+                    group.append(self._member(tar, member))
+        except Exception as error:  # tarfile and zlib fail in many ways on damaged files
+            reason = fault_of(self.root, error)
+            if isinstance(error, DAMAGE):
+                reason = f"damaged tar: all behind this place is lost: {error}"
+            yield from self._labelled(group, unit.prefix)
+            yield Candidate(f"{unit.prefix}/", error=reason)
+            return
+        yield from self._labelled(group, unit.prefix)
+
+    def _member(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> Member:
+        """A file of a sample; its content is not read when it is not needed, or its name or size are out of bounds."""
+        name = spelled(member.name)
+        parts = name.removeprefix("./").split("/")
+        if name.startswith("/") or ".." in parts:
+            return Member(posixpath.basename(name), b"", f"unsafe name: it leads out of the tar: {name!r}")
+        name = "/".join(parts)
+        sidecar = is_sidecar(name, self.fields)
+        if not (sidecar or _is_image(name)):
+            return Member(name, b"", "")
+        if not member.isreg():
+            kind = "a link" if member.issym() or member.islnk() else "a device or a pipe"
+            return Member(name, b"", f"not a file: it is {kind} in the tar")
+        most, what = (LARGEST_SIDECAR, "labels") if sidecar else (LARGEST_IMAGE, "a person image")
+        if member.size > most:
+            return Member(name, b"", f"too large: {member.size:,} bytes are too many for {what}")
+        opened = tar.extractfile(member)
+        return Member(name, opened.read() if opened else b"", "")
+
+    def _labelled(self, group: list[Member], prefix: str) -> Iterator[Candidate]:
+        """The images of one WebDataset sample with the labels of the files beside them."""
+        images = [member for member in group if _is_image(member.name)]
+        sidecars = [member for member in group if is_sidecar(member.name, self.fields)]
+        if not images:
+            for member in sidecars:
+                yield Candidate(f"{prefix}/{member.name}", error=member.error or "labels without an image: none of that name "
+                                "stands directly before or behind it in the tar")
+        used = {member.name for member in (*images, *sidecars)}
+        others = sorted({f".{suffix_of(member.name)}" for member in group if member.name not in used and "." in member.name})
+        wrong = next((f"labels not understood: {member.name}: {member.error}" for member in sidecars if member.error), "")
+        beside = [(member.name, member.data) for member in sidecars]
+        for image in images:
+            error, labels = image.error or wrong, Labels()
+            if not error:
+                try:
+                    labels = labels_of(image.name, beside, others, self.fields, self.splits)
+                except ValueError as problem:
+                    error = f"labels not understood: {problem}"
+            yield Candidate(f"{prefix}/{image.name}", b"" if error else image.data, labels.pid, labels.camid, labels.split,
+                            error=error, note=labels.note)
+
+
+class _StrictInfo(tarfile.TarInfo):
+    """tarfile takes a damaged header, and a file that just stops, for the regular end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> "_StrictInfo":
+        try:
+            return super().fromtarfile(tar)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(str(error)) from None
+        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
+            raise tarfile.ReadError("it ends without the mark of an archive's end: it is empty or cut off") from None
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _without_suffix(name: str) -> str:
+    for suffix in TAR_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name

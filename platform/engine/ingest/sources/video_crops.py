@@ -1,0 +1,163 @@
+"""Person crops of videos with detections in MOTChallenge form."""
+
+import posixpath
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from platform.engine.errors import NotFoundError, UserError
+from platform.engine.ingest.sources.items import fault_of, list_items, open_item
+from platform.engine.ingest.sources.source import Candidate, Plan, encode_image
+from platform.engine.runtime.terminal import say
+from platform.engine.storage.location import Location
+from reidssl.data.mot import CropConfig, Detections, crops_of, select
+from reidssl.data.mot_lines import GROUND_TRUTH, parse_lines
+from reidssl.data.names import spelled
+from reidssl.data.video import VideoError, frames
+
+VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".mpg", ".mpeg", ".webm", ".m4v", ".ts")
+
+NO_DETECTIONS = Detections(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 4)), np.empty(0))
+
+
+class VideoUnit(NamedTuple):
+    """One video and the detections to cut out of it."""
+
+    name: str
+    """Path below the root; "" for the root itself."""
+    stem: str
+    """Of its crops' keys."""
+    detections: Detections
+    aside: list[tuple[str, str]]
+    """(key, reason) of what is set aside already."""
+
+
+@dataclass
+class VideoSource:
+    """`root`: a video with one file of detections, or a folder of videos with a folder of `<video's name>.txt`.
+
+    One unit per video, decoded once from its beginning in bounded memory: frame numbers are then certain, whatever the
+    container says about time. Crops have no original bytes, so they are encoded here.
+    Key: the video's path without suffix, then frame and track (without a track: the box).
+    """
+
+    root: Location
+    detections: Location
+    crops: CropConfig
+    image_format: str
+    jpeg_quality: int
+    extra_columns: dict[str, pa.DataType] = field(default_factory=lambda: {
+        "split": pa.string(), "frame": pa.int32(), "track": pa.int64(), "score": pa.float32()})
+
+    def plan(self, limit: int) -> Plan:
+        units, left, single = [], limit, self.root.is_file()
+        forms: Counter[str] = Counter()
+        for name, stem, file, text, reason in self._texts(single):
+            try:
+                parsed = None if reason else parse_lines(text, self.crops)
+            except ValueError as error:
+                if single:
+                    raise UserError(f"source.detections {self.detections}: {error}") from None
+                parsed, reason = None, f"detections not understood: {file}: {error}"
+            if parsed is None:
+                units.append(VideoUnit(name, stem, NO_DETECTIONS, [(stem, reason)]))
+                continue
+            forms[parsed.form] += 1
+            found = select(parsed.detections, self.crops)
+            if limit:
+                found = found.take(np.arange(min(left, len(found.frames))))
+                left -= len(found.frames)
+            aside = [(f"{file}, line {number}", why) for number, why in parsed.aside]
+            if len(found.frames) or aside:
+                units.append(VideoUnit(name, stem, found, aside))
+        self._refuse_nothing(units)
+        _say_forms(forms, units)
+        return Plan(units, sum(len(unit.detections.frames) + len(unit.aside) for unit in units))
+
+    def _texts(self, single: bool) -> list[tuple[str, str, str, str, str]]:
+        """(video's name, stem of its keys, name and text of its file of detections, why there is none or "")."""
+        if single:
+            file = spelled(self.detections.name)
+            return [("", posixpath.splitext(spelled(self.root.name))[0], file, self.detections.read_text(), "")]
+        names, unread = list_items(self.root)
+        videos = sorted(name for name in (*names, *unread) if name.lower().endswith(VIDEO_SUFFIXES))
+        if not videos:
+            raise UserError(f"source.path {self.root} is no video and holds none ({', '.join(VIDEO_SUFFIXES)})")
+        times = Counter(posixpath.splitext(name)[0] for name in videos)  # a.avi and a.mp4 would give the same keys
+        found, missing = [], []
+        for name in videos:
+            stem = posixpath.splitext(name)[0]
+            file, text, reason = f"{stem}.txt", "", unread.get(name, "")
+            try:
+                with open_item(self.detections, file) as opened:
+                    text = opened.read().decode()
+            except (NotFoundError, FileNotFoundError):
+                missing.append(file)
+                reason = reason or f"no detections: {file} is not in source.detections"
+            except Exception as error:
+                reason = reason or f"detections not understood: {file}: {fault_of(self.detections, error)}"
+            found.append((name, stem if times[stem] == 1 else name, file, text, reason))
+        if len(missing) == len(found):
+            raise UserError(f"{len(missing)} of {len(found)} videos have no detections, the first missing file is "
+                            f"{self.detections}/{missing[0]}. source.detections is the folder with one <video's name>.txt each")
+        return found
+
+    def _refuse_nothing(self, units: list[VideoUnit]) -> None:
+        if any(len(unit.detections.frames) for unit in units):
+            return
+        kinds = Counter(reason.partition(":")[0] for unit in units for _, reason in unit.aside)
+        if kinds:
+            first = next((key, reason) for unit in units for key, reason in unit.aside)
+            raise UserError(f"source.detections {self.detections}: nothing is left to cut out: "
+                            f"{', '.join(f'{count:,} {kind}' for kind, count in kinds.most_common())}; the first is {first[0]}: "
+                            f"{first[1]}. source.crops.form, classes and min_visibility say how lines are read")
+
+    def read(self, unit: VideoUnit) -> Iterator[Candidate]:
+        yield from (Candidate(key, error=reason) for key, reason in unit.aside)
+        left = {int(frame) for frame in unit.detections.frames}
+        if not left:
+            return
+        try:
+            with open_item(self.root, unit.name) as file:
+                for number, image in frames(file, wanted=set(left)):
+                    yield from self._frame(unit.detections, number, image, unit.stem)
+                    left.discard(number)
+        except Exception as error:  # of the video or of one frame: what comes behind it has no certain number
+            reason = fault_of(self.root, error)
+            if isinstance(error, VideoError):
+                reason = f"video damaged: {error}"
+            for row in np.flatnonzero(np.isin(unit.detections.frames, list(left))):
+                yield Candidate(self._key(unit.detections, int(row), unit.stem), error=reason)
+
+    def _frame(self, detections: Detections, number: int, image: np.ndarray, stem: str) -> Iterator[Candidate]:
+        rows = detections.in_frame(number)
+        cut = dict(crops_of(image, detections.boxes[rows], self.crops))
+        for place, row in enumerate(rows):
+            key = self._key(detections, row, stem)
+            if place not in cut:
+                yield Candidate(key, error="box not taken: it is too small or too far outside the frame (source.crops)")
+                continue
+            extras = (number, int(detections.tracks[row]), float(detections.scores[row]))
+            yield Candidate(key, encode_image(cut[place], self.image_format, self.jpeg_quality), extras=extras)
+
+    def _key(self, detections: Detections, row: int, stem: str) -> str:
+        track = int(detections.tracks[row])
+        box = "_".join(f"{value:.0f}" for value in detections.boxes[row])
+        who = f"track{track:05d}" if track >= 0 else f"box{box}"
+        return f"{stem}/{int(detections.frames[row]):07d}_{who}.{'jpg' if self.image_format == 'jpeg' else 'png'}"
+
+
+def _say_forms(forms: Counter[str], units: list[VideoUnit]) -> None:
+    """How files were read is a guess where `source.crops.form` does not say it."""
+    texts = {GROUND_TRUTH: "ground truth (flag, class, visibility)"}
+    read = " and ".join(f"{count:,} file{'s' * (count != 1)} as {texts.get(form, f'{form} (scores)')}"
+                        for form, count in forms.most_common())
+    kinds = Counter(reason.partition(":")[0] for unit in units for _, reason in unit.aside)
+    said = f"; set aside: {', '.join(f'{count:,} {kind}' for kind, count in kinds.most_common())}" if kinds else ""
+    say(f"source.detections: {read} (source.crops.form){said}")
+
+

@@ -1,0 +1,217 @@
+"""A run folder, read once: its runs, their metrics, the data sets they used, and what is missing.
+
+Works on a pipeline's folder (data/, proxy/, scores/, selection/, pretrain/, finetune/), finished or not, and on the folder
+of a single program. What cannot be read becomes a note on the page, not an error; only a folder without any run is one.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from platform.engine.data.shards import MANIFEST, Manifest, read_manifest
+from platform.engine.errors import StorageError, UserError
+from platform.engine.runs.metrics import read_metrics
+from platform.engine.storage.location import Location, StorageConfig, open_storage
+
+RESULTS, CONFIG, SUMMARY = "results.json", "config.json", "summary.json"
+INSIDE_RUNS = {"ray_train", "checkpoints", "parts", "data"}  # never a run of their own
+EXPECTED = {
+    "proxy/source": "the source proxy", "proxy/target": "the target proxy", "scores": "the scores of the images",
+    "selection": "the selected subset", "pretrain/full": "pre-training on all images",
+    "pretrain/selected": "pre-training on the selected images", "pretrain/control": "pre-training on a random part",
+}
+EXPECTED_WITHOUT_TARGET = {"pretrain/full": EXPECTED["pretrain/full"], "clusters": "the pseudo-identities"}
+DATA_ROLES = ("pretrain", "source", "target")
+SETTINGS, INITS = ("supervised", "uda", "usl"), ("random", "full", "selected", "control")
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One run of one program."""
+
+    name: str
+    """Place in the folder, e.g. finetune/usl-full; the folder's own name for a single run."""
+    location: Location
+    program: str
+    config: dict[str, Any]
+    environment: dict[str, str]
+    summary: dict[str, Any] | None
+    metrics: list[dict[str, Any]]
+
+    @property
+    def short_name(self) -> str:
+        """full, selected, proxy, usl-full, ..."""
+        return "proxy" if self.name == "proxy/source" else self.name.rpartition("/")[2]
+
+    @property
+    def setting(self) -> str:
+        """supervised, uda or usl (fine-tuning only)."""
+        return str(self.config.get("setting", ""))
+
+    @property
+    def init(self) -> str:
+        """Where fine-tuning started: random, full, selected; a trial's name in a sweep, else the run or file it came from."""
+        setting, _, init = self.name.rpartition("/")[2].partition("-")
+        if init and setting == self.setting:
+            return init
+        if self.name.startswith("trials/"):
+            return self.short_name
+        return str(self.setting_of("init") or "random").rstrip("/").rpartition("/")[2]
+
+    def setting_of(self, *keys: str) -> Any:
+        """A value of the configuration, None where it has no such key: folders of older versions are read, too."""
+        value: Any = self.config
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Shards that a run used."""
+
+    role: str
+    location: Location
+    manifest: Manifest
+
+
+@dataclass
+class RunFolder:
+    """Everything the page is made from."""
+
+    location: Location
+    members: list[Member]
+    data: dict[str, DataSet]
+    results: dict[str, Any] = field(default_factory=dict)
+    is_pipeline: bool = False
+    """True for the folder of a pipeline (or what there is of one), False for single runs."""
+    notes: list[str] = field(default_factory=list)
+    """What is missing or could not be read, one sentence each."""
+
+    def of(self, program: str, under: str = "") -> list[Member]:
+        """The runs of a program, in order of their names."""
+        return [one for one in self.members if one.program == program and one.name.startswith(under)]
+
+    @property
+    def has_target(self) -> bool:
+        """False for a pipeline that was given no target set."""
+        target = next((one.setting_of("target_set") for one in self.of("pipeline")), None)
+        return target is None or target.get("kind") == "synthetic" or bool(target.get("path"))
+
+    def named(self, name: str) -> Member | None:
+        return next((one for one in self.members if one.name == name), None)
+
+
+def read_folder(uri: str, storage: StorageConfig) -> RunFolder:
+    """Read the run folder at `uri`. Raises UserError if no run is there."""
+    location = open_storage(uri, storage)
+    if not location.exists():
+        raise UserError(f"{location.uri} does not exist: name the folder of a run, e.g. run=runs/demo")
+    if location.is_file():
+        raise UserError(f"{location.uri} is a file: name the folder of a run, e.g. run=runs/demo")
+    names = [item.name for item in location.list()]
+    found = RunFolder(location, [], {})
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        if file == CONFIG and folder.count("/") <= 2 and not INSIDE_RUNS & set(folder.split("/")):
+            member = _read_member(location, folder, found.notes)
+            if member:
+                found.members.append(member)
+    found.results = _read_results(location, found.notes) if RESULTS in names else {}
+    found.is_pipeline = bool(found.results) or any(one.program == "pipeline" or one.name in EXPECTED for one in found.members)
+    if not found.members and not found.results:
+        raise UserError(f"there is no run in {location.uri}: neither {CONFIG} nor {RESULTS}, here or in its folders. Name "
+                        "the output of platform.pipeline, platform.pretrain or platform.finetune")
+    found.members.sort(key=_story_order)
+    _find_data(found, names, storage)
+    _note_missing(found)
+    return found
+
+
+def _story_order(member: Member) -> tuple[Any, ...]:
+    """The order of the pipeline's stages; settings and starts in their usual order, the rest by name."""
+    order = ["", "proxy", "scores", "selection", "selection-control", "pretrain", "clusters", "finetune"]
+    place = order.index(member.name.split("/")[0]) if member.name.split("/")[0] in order else 0
+    setting, init = (names.index(name) if name in names else len(names)
+                     for name, names in ((member.setting, SETTINGS), (member.init, INITS)))
+    return (place, setting, init, member.name) if member.name.startswith("finetune/") else (place, 0, 0, member.name)
+
+
+def _read_member(root: Location, folder: str, notes: list[str]) -> Member | None:
+    location = root / folder if folder else root
+    try:
+        about = (location / CONFIG).read_json()
+        if not isinstance(about, dict) or "program" not in about:
+            return None
+        file = location / SUMMARY
+        summary = file.read_json() if file.exists() else None
+        return Member(folder or root.name, location, str(about["program"]), dict(about.get("config") or {}),
+                      dict(about.get("environment") or {}), summary, read_metrics(location))
+    except (StorageError, ValueError) as error:
+        notes.append(f"The run {folder or root.name} cannot be read: {error}")
+        return None
+
+
+def _read_results(location: Location, notes: list[str]) -> dict[str, Any]:
+    try:
+        results = (location / RESULTS).read_json()
+    except StorageError as error:
+        notes.append(f"The results cannot be read: {error}")
+        return {}
+    return results if isinstance(results, dict) else {}
+
+
+def _find_data(found: RunFolder, names: list[str], storage: StorageConfig) -> None:
+    """Data sets inside the folder first; then those that the runs' configurations name."""
+    for role in DATA_ROLES:
+        if f"data/{role}/{MANIFEST}" in names:
+            _add_data(found, role, found.location.joinpath("data", role))
+    for one in found.members:
+        if one.program == "pretrain":
+            named = {"pretrain": one.setting_of("data", "uri")}
+        elif one.program in ("score", "select", "cluster"):
+            named = {"pretrain": one.setting_of("data")}
+        elif one.program == "finetune":
+            named = {"target": one.setting_of("target"), "source": one.setting_of("source")}
+        else:
+            continue
+        for role, uri in named.items():
+            if isinstance(uri, str) and uri and role not in found.data:
+                try:
+                    _add_data(found, role, open_storage(uri, storage))
+                except StorageError as error:
+                    found.notes.append(f"The {role} data set cannot be read: {error}")
+    found.data = {role: found.data[role] for role in DATA_ROLES if role in found.data}
+    found.notes[:] = dict.fromkeys(found.notes)  # several runs name the same data set
+
+
+def _add_data(found: RunFolder, role: str, location: Location) -> None:
+    try:
+        found.data[role] = DataSet(role, location, read_manifest(location))
+    except StorageError as error:
+        found.notes.append(f"The {role} data set cannot be read: {error}")
+
+
+def _note_missing(found: RunFolder) -> None:
+    if found.is_pipeline:
+        pipeline = next(iter(found.of("pipeline")), None)
+        # a pipeline without proxy samples takes the full pre-training as its source proxy
+        own_proxy = pipeline is None or pipeline.setting_of("cfs", "proxy_samples") != 0
+        control = bool(pipeline and pipeline.setting_of("cfs", "control"))
+        for name, meaning in (EXPECTED if found.has_target else EXPECTED_WITHOUT_TARGET).items():
+            wanted = {"proxy/source": own_proxy, "pretrain/control": control}.get(name, True)
+            if found.named(name) is None and wanted:
+                found.notes.append(f"Not there: {meaning} ({name}).")
+        for setting in pipeline.config.get("settings", SETTINGS) if pipeline else SETTINGS:
+            absent = [init for init in (INITS if control else INITS[:-1]) if found.named(f"finetune/{setting}-{init}") is None]
+            if absent:
+                found.notes.append(f"Not there: fine-tuning, {setting}, from {', '.join(absent)}.")
+    for one in found.members:
+        if one.summary is None and one.program != "pipeline":
+            reached = f"; its log ends at {_reached(one)}" if one.metrics else ""
+            found.notes.append(f"Not finished: {one.name}{reached}.")
+        found.notes += [f"Doubtful: {one.name}: {warning}." for warning in (one.summary or {}).get("warnings") or []]
+
+
+def _reached(member: Member) -> str:
+    last = member.metrics[-1]
+    return f"epoch {int(last['epoch'])}" if "epoch" in last else f"{int(last['position']):,} images seen"

@@ -1,0 +1,128 @@
+"""Line charts: one metric, several runs."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from platform.engine.report.plots.svg import (
+    COLOURS,
+    DASHES,
+    MUTED,
+    Axis,
+    axes,
+    axis,
+    document,
+    line,
+    short_number,
+    text,
+    text_width,
+)
+
+MAX_POINTS = 300
+MARKED_POINTS = 40  # few points are marked, since then each is a measurement to be read
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: equally long x (ascending) and y; y may hold NaN, which interrupts the line."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    style: int = 1
+    """Which colour and dash pattern; 0 is meant for baselines."""
+
+    def __post_init__(self) -> None:
+        if len(self.x) != len(self.y):
+            raise ValueError(f"series '{self.name}' has {len(self.x)} x values and {len(self.y)} y values: give one y per x")
+
+
+def line_chart(series: Sequence[Series], *, title: str, x_label: str, reference: tuple[str, float] | None = None,
+               x_low: float | None = None, y_low: float | None = None, size: tuple[float, float] = (430, 260)) -> str:
+    """Inline SVG of all series in one frame, with a legend if there are several.
+
+    reference: (label, value) of a horizontal line to compare with. x_low, y_low: where the axes begin at the latest.
+    Long series are thinned to MAX_POINTS without losing peaks. Raises ValueError without a single finite point.
+    """
+    points = [[(float(x), float(y)) for x, y in zip(one.x, one.y, strict=True)] for one in series]
+    finite = [(x, y) for one in points for x, y in one if math.isfinite(x) and math.isfinite(y)]
+    if not finite:
+        raise ValueError(f"nothing to draw in '{title}': no series has a finite point")
+    width, height = size
+    legend, legend_rows = _legend(series, width)
+    values = [y for _, y in finite] + ([reference[1]] if reference else []) + ([y_low] if y_low is not None else [])
+    xs = [x for x, _ in finite] + ([x_low] if x_low is not None else [])
+    y_axis = axis(min(values), max(values), height - 42, 34 + 16 * legend_rows)
+    left = 18 + max(text_width(short_number(value), 10.5) for value in y_axis.ticks)
+    x_axis = axis(min(xs), max(xs), left, width - 18, snap=False, whole=all(x == int(x) for x in xs))
+    parts = [text(4, 15, title, size=13, weight=600), *legend, *axes(x_axis, y_axis, x_label)]
+    if reference:
+        parts += _reference(reference, x_axis, y_axis)
+    for one, own in zip(series, points, strict=True):
+        parts += _draw(one, own, x_axis, y_axis)
+    return document(width, height, parts, f"{title}: {', '.join(one.name for one in series)}")
+
+
+def thin(points: list[tuple[float, float]], most: int = MAX_POINTS) -> list[tuple[float, float]]:
+    """At most about `most` points: of every stretch the lowest and the highest, in order, so that no peak is lost."""
+    if len(points) <= most:
+        return points
+    buckets = max(1, most // 2)
+    kept: list[tuple[float, float]] = []
+    for number in range(buckets):
+        bucket = points[number * len(points) // buckets : (number + 1) * len(points) // buckets]
+        usable = [index for index, (_, y) in enumerate(bucket) if math.isfinite(y)]
+        if not usable:
+            kept.append(bucket[0])  # the gap stays a gap
+            continue
+        extremes = {min(usable, key=lambda index: bucket[index][1]), max(usable, key=lambda index: bucket[index][1])}
+        kept += [bucket[index] for index in sorted(extremes)]
+    return kept if kept[-1] == points[-1] else [*kept, points[-1]]
+
+
+def _draw(series: Series, points: list[tuple[float, float]], x_axis: Axis, y_axis: Axis) -> list[str]:
+    colour, dash = COLOURS[series.style % len(COLOURS)], DASHES[series.style % len(DASHES)]
+    stretches: list[list[tuple[float, float]]] = [[]]
+    for x, y in thin(points):
+        if math.isfinite(x) and math.isfinite(y):
+            stretches[-1].append((x, y))
+        elif stretches[-1]:
+            stretches.append([])
+    parts = []
+    for stretch in filter(None, stretches):
+        path = " ".join(f"{x_axis(x):.1f},{y_axis(y):.1f}" for x, y in stretch)
+        style = f"fill:none;stroke:{colour};stroke-width:2;stroke-dasharray:{dash};stroke-linejoin:round"
+        parts.append(f'<polyline points="{path}" style="{style}"/>')
+    if len(points) <= MARKED_POINTS:
+        for x, y in points:
+            if math.isfinite(x) and math.isfinite(y):
+                tip = html.escape(f"{series.name}: {y:.5g} at {short_number(x)}")
+                parts.append(f'<circle cx="{x_axis(x):.1f}" cy="{y_axis(y):.1f}" r="2.6" style="fill:{colour}">'
+                             f"<title>{tip}</title></circle>")
+    return parts
+
+
+def _reference(reference: tuple[str, float], x_axis: Axis, y_axis: Axis) -> list[str]:
+    label, value = reference
+    height = y_axis(value)
+    return [line(x_axis.start, height, x_axis.end, height, MUTED, 1.2, "3 3"),
+            text(x_axis.end, height - 4, label, size=10, anchor="end", colour=MUTED)]
+
+
+def _legend(series: Sequence[Series], width: float) -> tuple[list[str], int]:
+    """Swatches with names under the title, in as many rows as they need."""
+    if len(series) < 2:
+        return [], 0
+    parts, x, row = [], 4.0, 0
+    for one in series:
+        needed = 26 + text_width(one.name, 11) + 12
+        if x > 4 and x + needed > width:
+            x, row = 4.0, row + 1
+        y = 31 + 16 * row
+        colour, dash = COLOURS[one.style % len(COLOURS)], DASHES[one.style % len(DASHES)]
+        parts += [line(x, y - 4, x + 20, y - 4, colour, 2.4, dash), text(x + 26, y, one.name)]
+        x += needed
+    return parts, row + 1

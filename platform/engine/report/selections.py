@@ -1,0 +1,80 @@
+"""What the report says of scores and selections: by which measure, from which proxies, and what each selection kept."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from platform.engine.report.contents import Member, RunFolder
+from platform.engine.storage.location import open_storage
+
+MEASURES = {"cosine": ("cosine of the two proxies' features", "whose feature hardly changes in that tuning"),
+            "neighbourhood": ("share of the {k} nearest images that the two proxies agree on",
+                              "whose nearest images stay the same in that tuning")}
+
+
+def measure_name(scores: Member) -> str:
+    """What a score is a number of."""
+    about = scores.summary or {}
+    measure = str(about.get("measure") or scores.setting_of("measure") or "unknown measure")
+    k = about.get("k") or scores.setting_of("k") or "k"
+    return MEASURES[measure][0].format(k=k) if measure in MEASURES else measure
+
+
+def kept_images(scores: Member) -> str:
+    """Which images have a high score, as the end of "an image ..."."""
+    measure = str((scores.summary or {}).get("measure") or scores.setting_of("measure"))
+    return MEASURES[measure][1] if measure in MEASURES else "with a high score"
+
+
+def selection_by(folder: RunFolder, scores: Member) -> dict[str, Any] | None:
+    """The summary of a finished selection that was made from these scores; another one's threshold says nothing about them."""
+    made = [one for one in folder.of("select") if one.summary and one.config.get("scores")]
+    alone = len(folder.of("score")) == 1
+    return next((one.summary for one in made if alone or _same_place(str(one.config["scores"]), scores)), None)
+
+
+def _same_place(uri: str, member: Member) -> bool:
+    return open_storage(uri, member.location.config).uri == member.location.uri
+
+
+def selection_rows(folder: RunFolder) -> list[dict[str, Any]]:
+    """{"run", "by", "selected", "total", "threshold", "planted"} of every finished selection."""
+    rows = []
+    for one in folder.of("select"):
+        if one.summary:
+            planted = one.summary.get("planted_share") or {}
+            by_score = bool(one.config.get("scores"))
+            rows.append({"run": one.name, "by": _by(one, folder.of("score")), "selected": one.summary["selected"],
+                         "total": one.summary["total"], "threshold": one.summary["threshold"] if by_score else None,
+                         "planted": planted.get("selected")})
+    return rows
+
+
+def _by(selection: Member, scores: Sequence[Member]) -> str:
+    about = (selection.summary or {}).get("by") or {}
+    if selection.config.get("random"):
+        return f"chance (seed {selection.config.get('seed', 0)}), the control"
+    if selection.config.get("list"):
+        count = f", {about['entries']:,} entries" if "entries" in about else ""
+        return f"the list {str(selection.config['list']).rpartition('/')[2]}{count}"
+    own = next((one for one in scores if len(scores) == 1 or _same_place(str(selection.config.get("scores")), one)), None)
+    named = about.get("measure") or (own.summary or {}).get("measure") if own else about.get("measure")
+    return f"score ({named or 'unknown measure'})"
+
+
+def target_proxy_text(folder: RunFolder, scores: Member) -> str:
+    """Whether the target proxy, and so the selection, used identity labels; "" if nobody knows."""
+    recorded = ((scores.summary or {}).get("proxies") or {}).get("target") or {}
+    proxy = folder.named("proxy/target")
+    setting = recorded.get("setting") or (proxy.setting if proxy else "")
+    return {"usl": "The target proxy was tuned without labels (USL), so the selection is label-free.",
+            "supervised": "The target proxy was tuned with the target's identity labels, so the selection is not label-free.",
+            "uda": "The target proxy was tuned with labels of a source set (UDA), so the selection needs none of the target's.",
+            }.get(str(setting), "")
+
+
+def proxy_rows(scores: Member) -> list[dict[str, str]]:
+    """{"role", "uri", "weights"} of both proxies, where they were recorded."""
+    summary = scores.summary or {}
+    proxies = summary.get("proxies") or {}
+    return [{"role": name, "uri": str(summary.get(name, "")), "weights": str(proxies[name].get("weights", ""))}
+            for name in ("source", "target") if name in proxies]

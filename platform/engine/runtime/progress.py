@@ -1,0 +1,63 @@
+"""Progress of a distributed job on one terminal line."""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from tqdm import tqdm
+
+from platform.engine.runtime.terminal import say
+
+
+class Counter:
+    """Actor that adds up what tasks report. For display only: a task that is tried again is counted again."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+
+    def add(self, **counts: int) -> None:
+        for name, value in counts.items():
+            self._counts[name] = self._counts.get(name, 0) + value
+
+    def read(self) -> dict[str, int]:
+        return dict(self._counts)
+
+
+@contextmanager
+def progress(label: str, unit: str, total: int | None, every_s: float = 5.0) -> Iterator[Any]:
+    """Yields the handle of a Counter; tasks call `counter.add.remote(<unit>=rows, rejected=bad)` on it.
+
+    Shows a bar on a terminal, otherwise one line every `every_s` seconds.
+    """
+    counter: Any = ray.remote(num_cpus=0)(Counter).remote()
+    bar = tqdm(desc=label, unit=f" {unit}", total=total, disable=not sys.stderr.isatty(), leave=False)
+    stop, start = threading.Event(), time.monotonic()
+
+    def show() -> None:
+        while not stop.wait(0.5 if not bar.disable else every_s):
+            try:
+                counts = ray.get(counter.read.remote(), timeout=30)
+            except Exception:  # the counter dies with the cluster; the job's own error tells the story
+                return
+            done, others = counts.pop(unit, 0), {name: value for name, value in counts.items() if value}
+            if bar.disable:
+                of = f" of {total:,}" if total else ""
+                rest = "".join(f", {value:,} {name}" for name, value in others.items())
+                say(f"{label}: {done:,}{of} {unit}, {done / (time.monotonic() - start):,.0f} {unit}/s{rest}")
+            else:
+                bar.set_postfix(others, refresh=False)
+                bar.update(done - bar.n)
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield counter
+    finally:
+        stop.set()
+        thread.join(timeout=35)
+        bar.close()
+        ray.kill(counter)

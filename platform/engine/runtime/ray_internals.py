@@ -1,0 +1,149 @@
+"""Whether a Ray cluster answers at an address, asked in a few seconds before `ray.init`, which takes minutes to give up.
+
+Also the other questions that Ray's public interface does not answer. Everything taken from Ray's private modules for
+them is named in this file; tests/platform/engine/runtime/test_ray_internals.py holds it in place.
+"""
+
+import json
+import socket
+import threading
+from typing import Any
+
+from platform.engine.errors import UserError
+
+CONNECT_S, ANSWER_S = 4.0, 6.0
+DASHBOARD_PORT = 8265
+REMEDY = "Start one with `ray start --head`, correct runtime.address / RAY_ADDRESS, or leave both empty to start a local Ray"
+
+
+def check_cluster(address: str) -> str:
+    """host:port of the cluster that `address` names ("auto": the one on this machine), which answered just now.
+
+    Takes at most about ten seconds and leaves no thread that speaks. Raises UserError when the address is none, nothing
+    listens, nothing answers, another service answers, or the cluster has another version or token.
+    """
+    host, port = _host_and_port(address)
+    where = f"'{address}'" if address != "auto" else f"'auto' ({host}:{port})"
+    _reach(host, port, where)
+    _check_version(_ask(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", port, where), where)
+    return f"{host}:{port}" if ":" not in host else f"[{host}]:{port}"
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    """Raises UserError for anything that is no host:port, with what it is instead where that can be told."""
+    wanted = f"Give host:port of the cluster's head, as `ray start --head` prints it (port 6379 by default): got '{address}'"
+    scheme, separator, _ = address.partition("://")
+    if separator and scheme in ("http", "https"):
+        raise UserError("runtime.address / RAY_ADDRESS is the address of a dashboard, which takes jobs: submit the program, `ray "
+                        f"job submit --address {address} --working-dir . -- python -m platform...`. {wanted}")
+    if separator:
+        kind = "Ray Client cannot run these programs" if scheme == "ray" else f"'{scheme}://' is no address of Ray"
+        raise UserError(f"runtime.address / RAY_ADDRESS: {kind}. {wanted}")
+    host, port = _parts(_found_on_this_machine() if address == "auto" else address)
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536 or any(sign.isspace() or sign == "/" for sign in host):
+        raise UserError(f"runtime.address / RAY_ADDRESS is not host:port. {wanted}")
+    return host, int(port)
+
+
+def _parts(address: str) -> tuple[str, str]:
+    host, _, port = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        return host[1:-1], port
+    return ("", "") if ":" in host else (host, port)  # IPv6 needs its brackets
+
+
+def _found_on_this_machine() -> str:
+    from ray._private.services import canonicalize_bootstrap_address
+
+    try:
+        return str(canonicalize_bootstrap_address("auto") or "")
+    except (ConnectionError, ValueError) as error:
+        raise UserError(f"no Ray cluster was started on this machine ({str(error).splitlines()[0]}). {REMEDY}") from None
+
+
+def _reach(host: str, port: int, where: str) -> None:
+    """In a thread: neither a name server nor an address that drops packets may take longer than CONNECT_S altogether."""
+    outcome: list[OSError | None] = []
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, port), timeout=CONNECT_S).close()
+            outcome.append(None)
+        except OSError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(CONNECT_S + 0.5)
+    failed = outcome[0] if outcome else TimeoutError(f"no answer within {CONNECT_S:g} s")
+    if isinstance(failed, socket.gaierror):
+        raise UserError(f"no Ray cluster answers at {where}: there is no machine called '{host}' ({failed.strerror}). {REMEDY}")
+    if failed is not None:
+        raise UserError(f"no Ray cluster answers at {where}: {failed.strerror or failed}. {REMEDY}")
+
+
+def _ask(target: str, port: int, where: str) -> dict[str, Any]:
+    """What the cluster's control service knows of itself; {} from one that has not written it yet."""
+    import grpc
+    from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    try:
+        with init_grpc_channel(target) as channel:
+            message: Any = gcs_service_pb2  # protobuf makes its classes when it is imported
+            request = message.InternalKVGetRequest(key=CLUSTER_METADATA_KEY, namespace=KV_NAMESPACE_CLUSTER)
+            answer = gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel).InternalKVGet(request, timeout=ANSWER_S)
+        found = json.loads(answer.value) if answer.value else {}
+    except grpc.RpcError as error:
+        code, detail = error.code(), (str(error.details() or "").splitlines() or [""])[0]
+        if code == grpc.StatusCode.UNAUTHENTICATED:
+            raise UserError(f"the Ray cluster at {where} refuses this user's token ({detail}): copy the cluster's token to "
+                            "~/.ray/auth_token or set RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token") from None
+        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise UserError(f"no Ray cluster answers at {where}: the port is open, but silent for {ANSWER_S:g} s. "
+                            f"{REMEDY}") from None
+        hint = " (8265 is the dashboard's port; the head's is 6379 by default)" if port == DASHBOARD_PORT else ""
+        raise UserError(f"what listens at {where} is no Ray cluster{hint}: {detail[:150]}. {REMEDY}") from None
+    except ValueError as error:
+        raise UserError(f"what listens at {where} is no Ray cluster: {str(error)[:150]}. {REMEDY}") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _check_version(metadata: dict[str, Any], where: str) -> None:
+    from ray._private.utils import check_version_info, compute_version_info
+
+    try:
+        if metadata:
+            check_version_info(metadata, where)
+    except RuntimeError:
+        ours = compute_version_info()
+        raise UserError(f"the Ray cluster at {where} runs Ray {metadata.get('ray_version')} with Python "
+                        f"{metadata.get('python_version')}, this program Ray {ours[0]} with Python {ours[1]}: both must be the "
+                        "same. Use the cluster's environment here, or start the cluster from this one") from None
+
+
+def log_folder() -> str:
+    """Where the Ray that this process uses keeps its log files on this machine; "" if that cannot be told."""
+    from ray._private import worker
+
+    node = getattr(worker, "_global_node", None)
+    return str(node.get_logs_dir_path()) if node is not None else ""
+
+
+def draining_nodes() -> set[str]:
+    """Ids of the nodes of the connected cluster that are about to be taken away."""
+    from ray._private.state import state
+
+    return set(state.get_draining_nodes())
+
+
+def session_path_length() -> int:
+    """Characters that Ray adds to its temporary folder to name the longest of its sockets."""
+    return len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.1")
+
+
+def longest_socket_path() -> int:
+    """Bytes of the longest path of a socket that the system takes."""
+    return 107

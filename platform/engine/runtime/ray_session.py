@@ -1,0 +1,173 @@
+"""Connect to Ray or start it, and keep the terminal for our own lines.
+
+Three ways to run, one function:
+- inside `ray job submit`: the job's cluster, code shipped by the job's working directory;
+- with an address (or RAY_ADDRESS): that cluster, code shipped from this checkout;
+- otherwise: a Ray of our own on this machine, gone when the program ends.
+"""
+
+import logging
+import os
+import tempfile
+import warnings
+from typing import Any
+
+import ray
+
+from platform.engine.config.compose import ROOT
+from platform.engine.errors import UserError
+from platform.engine.runtime.native_lines import set_native_lines_aside
+from platform.engine.runtime.ray_internals import REMEDY, check_cluster, log_folder, longest_socket_path, session_path_length
+from platform.engine.schemas.runtime_settings import RuntimeConfig
+
+# What workers inherit: no warnings of other people's libraries.
+WORKER_ENVIRONMENT = {"PYTHONWARNINGS": "ignore", "DS_IGNORE_CUDA_DETECTION": "1", "TOKENIZERS_PARALLELISM": "false"}
+CLUSTER_ENVIRONMENT = WORKER_ENVIRONMENT | {
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # Train visible in the dashboard
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # Google Cloud gives 30 s notice: Train's 5 s are a good part of it
+}
+INIT: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "DeepSpeed", "torch.distributed")
+SHIPPED_EXCLUDES = [".git", ".venv", "runs", "tests/.cache", "*.parquet", "*.ckpt"]
+
+
+_own = False  # whether `connect` started the Ray that this process uses
+
+
+def connect(config: RuntimeConfig) -> None:
+    """Connect to or start Ray once per process; a second call does nothing.
+
+    Raises UserError when the given address does not answer, or Ray cannot start here.
+    """
+    quiet()
+    if ray.is_initialized():
+        return
+    address = (config.address or os.environ.get("RAY_ADDRESS", "")).strip()
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    set_native_lines_aside()
+    if address not in ("", "local") or in_job:
+        _join(address or "auto", in_job)
+    else:
+        _start(config)
+    set_native_lines_aside(log_folder())
+    _quiet_ray_data()
+
+
+def _join(address: str, in_job: bool) -> None:
+    global _own
+    _own = False
+    found = check_cluster(address)
+    _add_to_environment(CLUSTER_ENVIRONMENT)
+    environment: dict[str, Any] = {"env_vars": CLUSTER_ENVIRONMENT}
+    if not in_job:
+        environment |= {"working_dir": str(ROOT), "excludes": SHIPPED_EXCLUDES}
+    try:
+        ray.init(address=found, runtime_env=environment, **INIT)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"the Ray cluster at '{address}' cannot be used: {_first_line(error)}. {REMEDY}") from None
+
+
+def _start(config: RuntimeConfig) -> None:
+    """Workers take their environment from this process's while Ray starts.
+
+    Not from a Ray runtime environment: workers that Ray starts in advance have none and would stand idle. PYTHONPATH:
+    a worker has imported the standard `platform` before it sees this folder otherwise.
+    """
+    global _own
+    _choose_temporary_folder()
+    _add_to_environment(WORKER_ENVIRONMENT)
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), before]))
+    gib = config.object_store_gib or 2.0
+    try:
+        ray.init(
+            address="local",  # else Ray joins whatever cluster was started on this machine last, and refuses the numbers below
+            num_cpus=config.num_cpus or max(4, os.cpu_count() or 1),
+            num_gpus=None if config.num_gpus < 0 else config.num_gpus,
+            include_dashboard=config.dashboard,
+            dashboard_host="127.0.0.1",
+            object_store_memory=int(gib * 2**30),
+            **INIT,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"Ray cannot start on this machine: {_first_line(error)}. Its logs lie in {_temporary_folder()}/ray; "
+                        "look at runtime.* and at the memory and disk that are left") from None
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+    if config.dashboard:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+    _own = True
+
+
+def _temporary_folder() -> str:
+    """Where Ray puts its folder `ray`: its own rule."""
+    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+
+
+def _choose_temporary_folder() -> None:
+    """Another temporary folder for Ray where the one that is set cannot hold its files and sockets; says so.
+
+    Raises UserError when none can.
+    """
+    folder = _temporary_folder()
+    reason = unfit_for_ray(folder)
+    if not reason:
+        return
+    name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR" if os.environ.get("TMPDIR") else "the folder"
+    other = next((one for one in ("/tmp", "/var/tmp", "/dev/shm") if not unfit_for_ray(one)), None)
+    if other is None:
+        raise UserError(f"Ray cannot keep its files in {name}={folder}, which {reason}. Set RAY_TMPDIR to a writable folder with "
+                        f"a path of at most {longest_socket_path() - session_path_length()} characters")
+    os.environ["RAY_TMPDIR"] = other
+    say(f"{name}={folder} {reason}: Ray keeps its files in {other}/ray instead")
+
+
+def unfit_for_ray(folder: str) -> str:
+    """Why Ray cannot keep its files and sockets in `folder`, as the end of a sentence; "" if it can."""
+    most = longest_socket_path() - session_path_length()
+    if not os.path.isabs(folder):
+        return "is not an absolute path"
+    if len(os.fsencode(folder)) > most:
+        return f"is too long for Ray's sockets ({len(os.fsencode(folder))} characters, at most {most})"
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        os.makedirs(os.path.join(folder, "ray"), exist_ok=True)
+        with tempfile.TemporaryFile(dir=os.path.join(folder, "ray")):
+            pass
+    except OSError as error:
+        return f"cannot be written to ({error.strerror})"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def is_own() -> bool:
+    """Whether this process started the Ray that it uses: one node, gone when the program ends."""
+    return _own
+
+
+def _add_to_environment(values: dict[str, str]) -> None:
+    os.environ.update({key: os.environ.get(key, value) for key, value in values.items()})
+
+
+def quiet() -> None:
+    """Silence other libraries' information lines and deprecation warnings in this process."""
+    warnings.filterwarnings("ignore")
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _quiet_ray_data() -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # Its stack traces stay in its log file; the program that fails reports the error.
+    for handler in logging.getLogger("ray.data").handlers:
+        if type(handler).__name__ != "SessionFileHandler":
+            handler.setLevel(logging.CRITICAL)

@@ -1,0 +1,31 @@
+"""The settings of platform.cluster."""
+
+from dataclasses import dataclass, field
+
+from platform.engine.config.paths import InputPath, OutputPath
+from platform.engine.schemas.retrieval_settings import NeighbourActorsConfig, PoolConfig, check_shared
+from platform.engine.schemas.runtime_settings import RuntimeConfig
+from platform.engine.storage.location import StorageConfig
+from reidssl.clustering.cluster_config import ClusterConfig
+from reidssl.models.given import LoadConfig
+
+
+@dataclass(kw_only=True)
+class ClusterProgramConfig:
+    """Which images, by which model, grouped how."""
+
+    output: OutputPath = "runs/clusters"
+    """Folder of the features and labels."""
+    checkpoint: InputPath = ""
+    """Run folder or checkpoint file that gives the features."""
+    data: InputPath = "runs/demo/data/pretrain"
+    """Shards to cluster, all splits."""
+    load: LoadConfig = field(default_factory=LoadConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    neighbours: NeighbourActorsConfig = field(default_factory=NeighbourActorsConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        check_shared(self.cluster, self.neighbours)

@@ -1,0 +1,39 @@
+"""The settings of platform.ingest."""
+
+from dataclasses import dataclass, field
+
+from platform.engine.config.paths import OutputPath
+from platform.engine.ingest.sources import SourceConfig
+from platform.engine.schemas.runtime_settings import RuntimeConfig
+from platform.engine.storage.location import StorageConfig
+from reidssl.data.decode import LARGEST_MAX_PIXELS, MAX_PIXELS
+
+
+@dataclass(kw_only=True)
+class IngestConfig:
+    """A source, an output and the shape of the shards."""
+
+    source: SourceConfig = field(default_factory=SourceConfig)
+    output: OutputPath = ""
+    """Folder or s3:// prefix of the shards."""
+    shard_mb: int = 64
+    """Megabytes of images in a shard, about."""
+    row_group_rows: int = 256
+    """Images in a row group: what training reads with one request."""
+    limit: int = 0
+    """Take only this many images, from the beginning; 0: all."""
+    max_pixels: int = MAX_PIXELS
+    """Images of more pixels are set aside undecoded; holds for every later use of the data set, too."""
+    overwrite: bool = False
+    """Replace a data set that is there already."""
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("shard_mb", "row_group_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
+        if not 1 <= self.max_pixels <= LARGEST_MAX_PIXELS:
+            raise ValueError(f"max_pixels must be in [1, {LARGEST_MAX_PIXELS}]: got {self.max_pixels}")
+        if self.limit < 0:
+            raise ValueError(f"limit must be 0 (all) or more: got {self.limit}")

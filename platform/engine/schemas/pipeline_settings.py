@@ -1,0 +1,85 @@
+"""The settings of platform.pipeline."""
+
+from dataclasses import dataclass, field
+
+from platform.engine.config.paths import OutputPath
+from platform.engine.ingest.sources import SourceConfig
+from platform.engine.schemas.finetune_settings import SETTINGS
+from platform.engine.schemas.phases_settings import SupervisedConfig, UnsupervisedConfig
+from platform.engine.schemas.pretrain_settings import DataConfig, PretrainConfig
+from platform.engine.schemas.retrieval_settings import EvaluateConfig, PoolConfig
+from platform.engine.schemas.runtime_settings import RuntimeConfig
+from platform.engine.storage.location import StorageConfig
+from platform.engine.train.scaling import ScalingConfig
+from reidssl.augment.augment_config import ReidAugmentConfig
+
+
+@dataclass(kw_only=True)
+class FinetuneStageConfig:
+    """Shared by all fine-tuning stages."""
+
+    supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
+    unsupervised: UnsupervisedConfig = field(default_factory=UnsupervisedConfig)
+    augment: ReidAugmentConfig = field(default_factory=ReidAugmentConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    seed: int = 0
+    """Seed of batches, augmentation and new layers."""
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more: got {self.seed}")
+
+
+@dataclass(kw_only=True)
+class CfsConfig:
+    """How the selected subset comes about."""
+
+    proxy_samples: int = 0
+    """Images that a source proxy of its own sees (the paper's: 20 of 100 epochs); 0: the full pre-training is the proxy."""
+    fraction: float = 0.5
+    """Share of the images to keep."""
+    control: bool = False
+    """Also pre-train on a random part of the same size."""
+    target_proxy: str = "supervised"
+    """supervised (as published: uses the target's labels) or usl (label-free)."""
+    supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
+    """How the supervised target proxy is tuned."""
+
+    def __post_init__(self) -> None:
+        if self.proxy_samples < 0:
+            raise ValueError(f"proxy_samples must be 0 (no proxy of its own) or more: got {self.proxy_samples}")
+        if self.target_proxy not in ("supervised", "usl"):
+            raise ValueError(f"target_proxy must be supervised or usl: got '{self.target_proxy}'")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction must be in (0, 1]: got {self.fraction}")
+
+
+@dataclass(kw_only=True)
+class PipelineConfig:
+    """The whole job. pretrain.data, pretrain.output and the like are set by the pipeline."""
+
+    output: OutputPath = "runs/pipeline"
+    """Folder of everything."""
+    pretrain_set: SourceConfig = field(default_factory=lambda: SourceConfig(part="pretrain"))
+    """The unlabelled images to pre-train on; required."""
+    source_set: SourceConfig = field(default_factory=lambda: SourceConfig(part="source"))
+    """The labelled set that UDA starts from; required for it alone."""
+    target_set: SourceConfig = field(default_factory=lambda: SourceConfig(part="target"))
+    """The target set with identities in train, query and gallery; required unless settings=[]."""
+    row_group_rows: int = 256
+    """Images in a row group of the shards."""
+    settings: list[str] = field(default_factory=lambda: list(SETTINGS))
+    """Fine-tuning settings to run; []: none."""
+    pretrain: PretrainConfig = field(default_factory=lambda: PretrainConfig(output="", data=DataConfig(uri="")))
+    finetune: FinetuneStageConfig = field(default_factory=FinetuneStageConfig)
+    cfs: CfsConfig = field(default_factory=CfsConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        if self.row_group_rows < 1:
+            raise ValueError(f"row_group_rows must be at least 1: got {self.row_group_rows}")
+        if set(self.settings) - set(SETTINGS):
+            raise ValueError(f"settings must be some of {', '.join(SETTINGS)}: got {list(self.settings)}")

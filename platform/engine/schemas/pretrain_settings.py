@@ -1,0 +1,78 @@
+"""The settings of platform.pretrain."""
+
+from dataclasses import dataclass, field
+
+from platform.engine.config.paths import InputPath, OutputPath
+from platform.engine.runs.metrics import TrackingConfig
+from platform.engine.schemas.runtime_settings import RuntimeConfig
+from platform.engine.schemas.training_settings import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, ProbeConfig
+from platform.engine.storage.location import StorageConfig
+from platform.engine.stream.order import StreamConfig
+from platform.engine.train.scaling import ScalingConfig
+from reidssl.augment.augment_config import MultiCropConfig
+from reidssl.choices import COMPILE_CHOICES
+from reidssl.models.model_config import VitConfig
+from reidssl.objectives.objective_config import ObjectiveConfig
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """What is trained on."""
+
+    uri: InputPath = "runs/demo/data/pretrain"
+    """Shards with a manifest, as platform.ingest writes them."""
+    selection: InputPath = ""
+    """Folder written by platform.select: train on its images only; empty: on all."""
+
+
+@dataclass(kw_only=True)
+class LengthConfig:
+    """How long; schedules are stretched over it."""
+
+    epochs: float = 100.0
+    """Passes over the data."""
+    samples: int = 0
+    """Images seen, instead of epochs; 0: use epochs. Compares subsets at equal cost."""
+
+    def __post_init__(self) -> None:
+        if self.epochs <= 0 or self.samples < 0:
+            raise ValueError(f"epochs must be positive and samples 0 or more: got {self.epochs}, {self.samples}")
+
+
+@dataclass(kw_only=True)
+class PretrainConfig:
+    """Everything a pre-training run depends on."""
+
+    output: OutputPath = "runs/pretrain"
+    """Run folder, local or s3://."""
+    data: DataConfig = field(default_factory=DataConfig)
+    length: LengthConfig = field(default_factory=LengthConfig)
+    model: VitConfig = field(default_factory=VitConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    augment: MultiCropConfig = field(default_factory=MultiCropConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    compile: str = "auto"
+    """Compile the backbones (torch.compile), one graph for each crop size: on, off, or auto: on GPUs that can, not on CPUs."""
+
+    def __post_init__(self) -> None:
+        if self.compile not in COMPILE_CHOICES:
+            raise ValueError(f"compile must be one of {', '.join(COMPILE_CHOICES)}: got '{self.compile}'")
+        if self.compile == "on" and self.deepspeed.zero_stage == 3:
+            raise ValueError("compile=on needs whole parameters: use deepspeed.zero_stage=0, 1 or 2, or compile=auto")
+        if self.model.num_cameras:
+            raise ValueError("model.num_cameras must be 0 in pre-training, whose images have no cameras: "
+                             f"got {self.model.num_cameras}. Fine-tuning learns camera embeddings (model.num_cameras there)")
+        if tuple(self.augment.global_size) != tuple(self.model.image_size):
+            raise ValueError(f"augment.global_size must equal model.image_size {tuple(self.model.image_size)}: "
+                             f"got {tuple(self.augment.global_size)}")
+        if self.optimizer.name == "lars" and self.deepspeed.zero_stage != 0:
+            raise ValueError("optimizer.name=lars needs deepspeed.zero_stage=0, where every tensor is whole: "
+                             f"got zero_stage={self.deepspeed.zero_stage}")

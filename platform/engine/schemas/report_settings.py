@@ -1,0 +1,17 @@
+"""The settings of platform.report."""
+
+from dataclasses import dataclass, field
+
+from platform.engine.config.paths import InputPath, OutputPath
+from platform.engine.storage.location import StorageConfig
+
+
+@dataclass(kw_only=True)
+class ReportConfig:
+    """What is reported and where the page goes."""
+
+    run: InputPath = "runs/demo"
+    """Run folder of platform.pipeline, or of a single program; local or s3://."""
+    output: OutputPath = ""
+    """The page: a .html file, or a folder for report.html; empty: in the run folder."""
+    storage: StorageConfig = field(default_factory=StorageConfig)

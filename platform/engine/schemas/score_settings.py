@@ -1,0 +1,47 @@
+"""The settings of platform.score."""
+
+from dataclasses import dataclass, field
+
+from platform.engine.config.paths import InputPath, OutputPath
+from platform.engine.schemas.retrieval_settings import NeighbourActorsConfig, PoolConfig
+from platform.engine.schemas.runtime_settings import RuntimeConfig
+from platform.engine.storage.location import StorageConfig
+from reidssl.choices import MEASURES
+from reidssl.clustering.cluster_config import check_search
+from reidssl.models.given import LoadConfig
+
+
+@dataclass(kw_only=True)
+class ScoreConfig:
+    """Everything a scoring run depends on."""
+
+    output: OutputPath = "runs/scores"
+    """Folder of the scores."""
+    source: InputPath = ""
+    """Source proxy: the run folder of platform.pretrain, or a .safetensors file."""
+    target: InputPath = ""
+    """Target proxy: the run folder of platform.finetune, started from the source proxy."""
+    measure: str = "cosine"
+    """How little was forgotten: cosine or neighbourhood."""
+    k: int = 20
+    """Neighbours (measure=neighbourhood)."""
+    search: str = "exact"
+    """How they are searched: exact, ivf or hnsw."""
+    neighbours: NeighbourActorsConfig = field(default_factory=lambda: NeighbourActorsConfig(actors=2))
+    """Actors that share the search."""
+    data: InputPath = "runs/demo/data/pretrain"
+    """Shards to score."""
+    load: LoadConfig = field(default_factory=LoadConfig)
+    """Of the source proxy."""
+    load_target: LoadConfig = field(default_factory=LoadConfig)
+    """The same of the target proxy."""
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        if self.measure not in MEASURES:
+            raise ValueError(f"measure must be one of {', '.join(MEASURES)}: got '{self.measure}'")
+        if self.k < 1 or self.neighbours.actors < 1:
+            raise ValueError(f"k and neighbours.actors must be at least 1: got {self.k}, {self.neighbours.actors}")
+        check_search(self.search, 0)

@@ -1,0 +1,42 @@
+"""The settings of platform.select."""
+
+from dataclasses import dataclass, field
+
+from platform.engine.config.paths import InputPath, OutputPath
+from platform.engine.storage.location import StorageConfig
+
+
+@dataclass(kw_only=True)
+class SelectConfig:
+    """Everything a selection depends on."""
+
+    output: OutputPath = "runs/selection"
+    """Folder of the index."""
+    scores: InputPath = ""
+    """Folder written by platform.score."""
+    list: InputPath = ""
+    """Published order instead of scores: a pickled list of keys, best first."""
+    allow_short: bool = False
+    """Keep what the list names, where that is less than the fraction; false: that is an error."""
+    random: bool = False
+    """A random subset instead: what a selection must beat, since a smaller set is also seen more often."""
+    seed: int = 0
+    """Of the random subset."""
+    reference: InputPath = ""
+    """Published order to compare the scores with."""
+    fraction: float = 0.5
+    """Share of the images to keep (of those that have a score)."""
+    data: InputPath = "runs/demo/data/pretrain"
+    """Shards to select from."""
+    storage: StorageConfig = field(default_factory=StorageConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction must be in (0, 1]: got {self.fraction}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more: got {self.seed}")
+        given = [name for name in ("scores", "list", "random") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"scores, list and random exclude each other: got {' and '.join(given)}")
+        if self.allow_short and not self.list:
+            raise ValueError("allow_short is for a list: give list=<published order>, or leave it out")

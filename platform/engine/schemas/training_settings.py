@@ -1,0 +1,107 @@
+"""Settings of the training engine."""
+
+from dataclasses import dataclass
+
+from platform.engine.config.paths import InputPath
+from reidssl.choices import OPTIMIZERS, PRECISIONS
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig:
+    """Pre-training's optimiser and its schedules (METHOD: TransReID-SSL, section 4.1; DINO)."""
+
+    name: str = "adamw"
+    """adamw; sgd; or lars (arXiv 1708.03888), whose rates are per tensor and which therefore needs deepspeed.zero_stage=0."""
+    learning_rate: float = 5e-4
+    """Peak learning rate per 256 images of global batch (linear scaling)."""
+    learning_rate_final: float = 1e-6
+    """Learning rate at the end."""
+    warmup_epochs: float = 10.0
+    """Epochs of linear warm-up."""
+    weight_decay: float = 0.04
+    """Weight decay at the start."""
+    weight_decay_final: float = 0.4
+    """Weight decay at the end."""
+    beta2: float = 0.999
+    """AdamW's second momentum."""
+    momentum: float = 0.9
+    """First momentum, of all three."""
+
+    def __post_init__(self) -> None:
+        if self.name not in OPTIMIZERS:
+            raise ValueError(f"name must be one of {', '.join(OPTIMIZERS)}: got '{self.name}'")
+        for name in ("learning_rate", "learning_rate_final", "warmup_epochs", "weight_decay", "weight_decay_final"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative: got {getattr(self, name)}")
+        for name in ("beta2", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1: got {getattr(self, name)}")
+
+
+@dataclass(kw_only=True)
+class DeepSpeedConfig:
+    """How the optimiser's state is partitioned and in which precision the model computes."""
+
+    zero_stage: int = 1
+    """0: replicated; 1: optimizer states partitioned; 2: gradients too; 3: parameters too. One worker alone has nobody to
+    share with and runs as with 0."""
+    precision: str = "auto"
+    """fp32; bf16: student and teacher compute in bf16 by autocast, while weights, moments, losses, the centre and the moving
+    average stay fp32; or auto: bf16 on GPUs, fp32 on CPUs."""
+    clip: float = 3.0
+    """Largest gradient norm; 0 switches clipping off."""
+    clip_per_tensor: bool = False
+    """Clip every parameter tensor on its own, as the released pre-training does; only ZeRO stage 0."""
+
+    def __post_init__(self) -> None:
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise ValueError(f"zero_stage must be 0, 1, 2 or 3: got {self.zero_stage}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be auto, fp32 or bf16: got '{self.precision}'")
+        if self.clip < 0:
+            raise ValueError(f"clip must be 0 (off) or positive: got {self.clip}")
+        if self.clip_per_tensor and self.zero_stage != 0:
+            raise ValueError("clip_per_tensor needs zero_stage=0, where every worker holds whole gradients; "
+                             f"got zero_stage={self.zero_stage}. Use zero_stage=0 or clip_per_tensor=false")
+
+
+@dataclass(kw_only=True)
+class CheckpointConfig:
+    """When checkpoints are written and how many stay."""
+
+    every_steps: int = 500
+    """Optimiser steps between checkpoints."""
+    keep: int = 2
+    """Newest checkpoints kept; older ones are deleted."""
+    keep_every_steps: int = 0
+    """Checkpoints at multiples of so many steps (a multiple of every_steps) are kept for good; 0: none."""
+    resume_from: InputPath = ""
+    """Folder of another run on the same data: begin from its checkpoint, with this run's settings from there on."""
+    resume_position: int = 0
+    """Newest checkpoint of resume_from with at most so many samples seen; 0: the newest."""
+
+    def __post_init__(self) -> None:
+        if self.keep_every_steps < 0 or self.keep_every_steps % max(self.every_steps, 1):
+            raise ValueError(f"keep_every_steps must be 0 or a multiple of every_steps ({self.every_steps}): "
+                             f"got {self.keep_every_steps}")
+        if self.every_steps < 1 or self.keep < 1:
+            raise ValueError(f"every_steps and keep must be at least 1: got {self.every_steps}, {self.keep}")
+        if self.resume_position < 0 or (self.resume_position and not self.resume_from):
+            raise ValueError(f"resume_position must be 0, or a number of samples together with resume_from: got "
+                             f"{self.resume_position}")
+
+
+@dataclass(kw_only=True)
+class ProbeConfig:
+    """A small labelled set that is only looked at, never trained on."""
+
+    uri: InputPath = ""
+    """Labelled shards; empty: no probe."""
+    split: str = "gallery"
+    """Which split of it."""
+    every_steps: int = 100
+    """Optimiser steps between probes (a multiple of tracking.every_steps)."""
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise ValueError(f"every_steps must be at least 1: got {self.every_steps}")

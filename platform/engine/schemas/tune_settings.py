@@ -1,0 +1,39 @@
+"""The settings of platform.tune."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from platform.engine.config.paths import OutputPath, SettingsOf
+from platform.engine.schemas.finetune_settings import FinetuneConfig
+from platform.engine.schemas.runtime_settings import RuntimeConfig
+from platform.engine.storage.location import StorageConfig
+
+METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
+
+
+@dataclass(kw_only=True)
+class TuneConfig:
+    """The fine-tuning to vary, and how."""
+
+    output: OutputPath = "runs/tune"
+    """Folder of the sweep; trials go below it."""
+    finetune: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(output="", setting="usl"))
+    """Settings common to all trials."""
+    space: Annotated[dict[str, Any], SettingsOf(FinetuneConfig)] = field(default_factory=dict)
+    """Settings of platform.finetune with lists of values; every combination is a trial. Empty: eps of the clustering."""
+    metric: str = "mAP"
+    """What the best trial has most of: mAP, rank1, rank5, rank10 or mINP."""
+    concurrent: int = 1
+    """Trials at the same time; all their workers must fit the cluster at once, or none starts."""
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise ValueError(f"metric must be one of {', '.join(METRICS)}: got '{self.metric}'")
+        if self.concurrent < 1:
+            raise ValueError(f"concurrent must be at least 1: got {self.concurrent}")
+        for name in ("storage", "runtime"):
+            given, own = getattr(self.finetune, name), getattr(self, name)
+            if given not in (type(given)(), own):
+                raise ValueError(f"finetune.{name} is that of the sweep: give {name} instead")

@@ -1,0 +1,1 @@
+"""The one door to object storage and local folders."""

@@ -1,0 +1,32 @@
+"""Waiting for storage that fails for a while."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from platform.engine.errors import StorageError
+
+LONGEST_PAUSE_S = 15.0
+Result = TypeVar("Result")
+
+
+def patiently(action: Callable[[], Result], patience_s: float, tell: Callable[[str], None] | None = None) -> Result:
+    """`action()`, tried again with growing pauses while it raises a StorageError that may pass, for `patience_s` seconds.
+
+    tell: takes one line at the first failure and one when it works again. Raises the last StorageError.
+    """
+    started, pause, failures = time.monotonic(), 0.5, 0
+    while True:
+        try:
+            result = action()
+            if failures and tell:
+                tell(f"storage works again after {time.monotonic() - started:.0f} s")
+            return result
+        except StorageError as error:
+            if not error.transient or time.monotonic() - started + pause > patience_s:
+                raise
+            failures += 1
+            if failures == 1 and tell:
+                tell(f"{error}; trying again for {patience_s:.0f} s (storage.patience_s)")
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)

@@ -1,0 +1,1 @@
+"""The sample stream: deterministic, elastic, exactly once."""

@@ -1,0 +1,132 @@
+"""The sample stream: deterministic, exactly once, independent of the number of workers.
+
+    stream       epochs back to back; epoch e is an order of all samples, a function of (seed, e) alone
+    unit         one row group of one shard (or its selected rows): what one ranged read fetches
+    window       several units, drawn by the epoch's permutation, read together and shuffled by f(seed, e, window)
+    micro-batch  a fixed number of consecutive samples: the unit of computation. Micro-batch j goes to worker
+                 j mod world_size, so who computes what never changes what is computed
+    position     samples seen; a run resumes at any multiple of the global batch, with any allowed world size
+
+Ray Data reads, decodes and resizes on any CPU of the cluster and delivers compact uint8 images; random augmentation
+happens on the training device, seeded per sample by (seed, epoch, key). A row group or image that cannot be read is set
+aside: readable samples beside it take its places, drawn by (seed, epoch, window), and the rows say so.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from platform.engine.data.shards import read_manifest
+from platform.engine.errors import UserError
+from platform.engine.storage.location import Location
+from platform.engine.storage.retry import patiently
+from platform.engine.stream.order import Plan, StreamConfig
+from platform.engine.stream.windows import Decoder, read_window
+
+
+def build_dataset(plan: Plan, config: StreamConfig, root: Location, image_size: tuple[int, int],
+                  position: int, end: int, decode_resource: str = "") -> Any:
+    """Ray Data pipeline whose block j is micro-batch j of the stream after `position`.
+
+    decode_resource: custom resource of the only nodes that may read and decode; empty: all may.
+
+    Leans on `repartition(strict=True)` and `preserve_order`; tests/platform/engine/stream/test_stream.py holds both in place.
+    """
+    import ray
+
+    tasks = plan.tasks(position, end)
+    if not tasks:
+        raise UserError(f"the stream is at its end already: position {position}, end {end}")
+
+    def read(batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
+        for index in batch["id"]:
+            yield read_window(plan, tasks[index], root)
+
+    # A sliver of the resource: it says where, the CPUs say how many.
+    where: dict[str, Any] = {"resources": {decode_resource: 0.001}} if decode_resource else {}
+    dataset = ray.data.range(len(tasks), override_num_blocks=len(tasks))
+    dataset = dataset.map_batches(read, batch_size=1, num_cpus=0.5, **where)
+    dataset = dataset.repartition(target_num_rows_per_block=config.micro_batch, strict=True)
+    dataset = dataset.map_batches(Decoder(image_size, _max_pixels(root)).__call__, batch_size=config.micro_batch,
+                                  zero_copy_batch=True, num_cpus=1, **where)
+    dataset.context.execution_options.preserve_order = True
+    return dataset
+
+
+def _max_pixels(root: Location) -> int:
+    return patiently(lambda: read_manifest(root).max_pixels, root.config.patience_s)
+
+
+def segments(plan: Plan, config: StreamConfig, position: int, end: int) -> Iterator[tuple[int, int]]:
+    """[position, end) in pieces of about `segment_windows` windows, cut at multiples of the global batch."""
+    rows_per_window = -(-plan.samples_per_epoch // plan.windows_per_epoch)
+    length = max(1, config.segment_windows * rows_per_window // config.global_batch) * config.global_batch
+    while position < end:
+        yield position, min(position + length, end)
+        position += length
+
+
+def stream(plan: Plan, config: StreamConfig, root: Location, image_size: tuple[int, int], position: int, end: int,
+           decode_resource: str = "") -> Iterator[dict[str, np.ndarray]]:
+    """Collective: this worker's micro-batches of [position, end), through one Ray Data execution after the other.
+
+    The first begins to read at once, while the caller builds its model. `position` and `end` are multiples of the global
+    batch, so every worker comes to the seams in the same step.
+    """
+    import torch.distributed as dist
+
+    from platform.engine.runtime.collectives import broadcast_object
+
+    def open_segment(low: int, high: int) -> Iterator[dict[str, np.ndarray]]:
+        parts = None
+        if dist.get_rank() == 0:
+            dataset = build_dataset(plan, config, root, image_size, low, high, decode_resource)
+            parts = dataset.streaming_split(dist.get_world_size(), equal=True)
+        return begun(micro_batches(broadcast_object(parts)[dist.get_rank()], config))
+
+    def all_of(first: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+        yield from first
+        for low, high in pieces:
+            yield from open_segment(low, high)
+
+    pieces = segments(plan, config, position, end)
+    return all_of(open_segment(*next(pieces)))
+
+
+def begun(batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+    """`batches`, the first of which is being fetched from now on; nobody else may touch the iterator meanwhile."""
+    pool = ThreadPoolExecutor(1)
+    first = pool.submit(next, batches)
+    pool.shutdown(wait=False)
+
+    def rest() -> Iterator[dict[str, np.ndarray]]:
+        yield first.result()
+        yield from batches
+
+    return rest()
+
+
+def local_stream(plan: Plan, config: StreamConfig, root: Location, image_size: tuple[int, int], position: int, end: int,
+                 rank: int = 0, world: int = 1) -> Iterator[dict[str, np.ndarray]]:
+    """The same micro-batches read in this process, without Ray: the definition of what `stream` must deliver."""
+    decode, waiting, number = Decoder(image_size, _max_pixels(root)), None, 0
+    for task in plan.tasks(position, end):
+        table = read_window(plan, task, root)
+        waiting = table if waiting is None else pa.concat_tables([waiting, table])
+        while waiting.num_rows >= config.micro_batch:
+            if number % world == rank:
+                rows = waiting.slice(0, config.micro_batch)
+                yield decode({name: rows[name].to_numpy() for name in rows.column_names})
+            waiting, number = waiting.slice(config.micro_batch), number + 1
+
+
+def micro_batches(iterator: Any, config: StreamConfig, prefetch: int = 2) -> Iterator[dict[str, np.ndarray]]:
+    """This worker's micro-batches in order. Raises RuntimeError if Ray Data delivered another block size."""
+    for batch in iterator.iter_batches(batch_size=None, prefetch_batches=prefetch, batch_format="numpy"):
+        if len(batch["key"]) != config.micro_batch:
+            raise RuntimeError(f"the stream delivered a block of {len(batch['key'])} samples instead of "
+                               f"{config.micro_batch}: Ray Data no longer keeps strict blocks")
+        yield batch

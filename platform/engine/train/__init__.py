@@ -1,0 +1,1 @@
+"""Ray Train around a training loop, and what any loop is made of."""

@@ -1,0 +1,180 @@
+"""Checkpoints in object storage: published atomically, verified when read, the torn ones passed over."""
+
+import hashlib
+import io
+import json
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from platform.engine.errors import NotFoundError, UserError
+from platform.engine.schemas.training_settings import CheckpointConfig as CheckpointConfig
+from platform.engine.storage.location import Location
+from platform.engine.storage.retry import patiently
+
+STATE, MANIFEST = "state.pt", "manifest.json"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint that was read and verified, and what was passed over before it."""
+
+    position: int
+    payload: dict[str, Any]
+    metadata: dict[str, Any]
+    torn: tuple[str, ...] = ()
+
+
+class CheckpointStore:
+    """`<root>/position-000000001234/` with the state and, written last, its manifest with size and checksum.
+
+    `position` is the number of samples seen. The state is one file of tensors and plain values that
+    `torch.load(..., weights_only=True)` reads.
+    """
+
+    def __init__(self, root: Location, keep: int = 2, keep_multiples_of: int = 0) -> None:
+        self.root = root
+        self.keep = keep
+        self.keep_multiples_of = keep_multiples_of
+        """Positions that are multiples of it are never deleted; 0: none are spared."""
+
+    def save(self, position: int, payload: dict[str, Any], metadata: dict[str, Any]) -> dict[str, float]:
+        """Publish and delete what is no longer kept. Returns {"mebibytes", "seconds"}."""
+        started = time.perf_counter()
+        buffer = io.BytesIO()
+        torch.save(payload, buffer)
+        data = buffer.getvalue()
+        folder = self.root / _folder(position)
+        (folder / STATE).write_bytes(data)
+        manifest = {"position": position, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(),
+                    "metadata": metadata}
+        (folder / MANIFEST).write_json(manifest)
+        complete = self._complete()
+        # What lies ahead is torn, or this run would have continued from it.
+        stale = self.unfinished() + [other for other in complete if other > position] + [
+            old for old in [p for p in complete if p <= position][self.keep :]
+            if not self.keep_multiples_of or old % self.keep_multiples_of]
+        for old in stale:
+            (self.root / _folder(old) / MANIFEST).delete()  # first, so that a half-deleted one is not there
+            (self.root / _folder(old)).delete()
+        return {"mebibytes": len(data) / 2**20, "seconds": time.perf_counter() - started}
+
+    def newest_position(self) -> int:
+        """Samples seen at the newest readable checkpoint; 0 without one."""
+        for position in self._complete():
+            if self._read(position) is not None:
+                return position
+        return 0
+
+    def newest(self, at_most: int = 0) -> Found | None:
+        """The newest checkpoint (at or before `at_most`, unless 0) whose bytes match its manifest; None if there is none."""
+        torn, complete = [], self._complete()
+        for position in complete:
+            if at_most and position > at_most:
+                continue
+            read = self._read(position)
+            if read is None:
+                torn.append(position)
+                continue
+            manifest, data = read
+            payload = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            torn += [unfinished for unfinished in self.unfinished() if unfinished > position]
+            return Found(position, payload, manifest["metadata"], tuple(map(_folder, sorted(torn, reverse=True))))
+        if torn:
+            raise UserError(f"no checkpoint under {self.root.uri} can be read: {', '.join(map(_folder, torn))} do not match "
+                            "their manifests. Delete that folder to start over")
+        return None
+
+    def unfinished(self) -> list[int]:
+        """Positions without a manifest, newest first: uploads that broke off, or the one that is under way."""
+        return self._positions(lambda files: MANIFEST not in files)
+
+    def _complete(self) -> list[int]:
+        """Positions that have a manifest, newest first."""
+        return self._positions(lambda files: MANIFEST in files)
+
+    def _positions(self, which: Callable[[set[str]], bool]) -> list[int]:
+        folders: dict[str, set[str]] = {}
+        for item in self.root.list():
+            folder, _, file = item.name.partition("/")
+            if re.fullmatch(r"position-\d+", folder):
+                folders.setdefault(folder, set()).add(file)
+        return sorted((int(folder.removeprefix("position-")) for folder, files in folders.items() if which(files)), reverse=True)
+
+    def _read(self, position: int) -> tuple[dict[str, Any], bytes] | None:
+        """(manifest, state); None if they are torn. A store that does not answer is an error, not a torn checkpoint."""
+        folder = self.root / _folder(position)
+        try:
+            manifest = json.loads((folder / MANIFEST).read_bytes())
+            data = (folder / STATE).read_bytes()
+            whole = len(data) == manifest["bytes"] and hashlib.sha256(data).hexdigest() == manifest["sha256"]
+        except (NotFoundError, ValueError, KeyError, TypeError):
+            return None
+        return (manifest, data) if whole else None
+
+
+class BackgroundWriter:
+    """Publishes checkpoints in a thread, one at a time, while training goes on.
+
+    The payload must belong to the writer: nothing may change its tensors any more. While storage does not work the thread goes
+    on trying for `patience_s`; then the error surfaces at the next `check`, `submit` or `flush`.
+    """
+
+    def __init__(self, store: CheckpointStore, patience_s: float = 0.0, tell: Callable[[str], None] | None = None) -> None:
+        self.store = store
+        self.patience_s = patience_s
+        self.tell = tell
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._told: dict[str, float] = {}
+        self.seconds = 0.0
+        """What the newest one took to write."""
+        self.stall_seconds = 0.0
+        """What training stood still for it; set by who copies the state."""
+
+    def submit(self, position: int, payload: dict[str, Any], metadata: dict[str, Any],
+               before: Callable[[], None] | None = None) -> None:
+        """Begin to publish, after `before()` (the log, which may be ahead of a checkpoint and never behind it)."""
+        self.flush()
+        self._thread = threading.Thread(target=self._write, args=(position, payload, metadata, before), name="checkpoint")
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises what went wrong in the background."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def flush(self) -> None:
+        """Wait until nothing is being written; raises what went wrong."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def take(self) -> dict[str, float]:
+        """{"mebibytes", "seconds", "stall_seconds"} of the newest published checkpoint, once; {} if there is none since."""
+        told, self._told = self._told, {}
+        return told | {"stall_seconds": self.stall_seconds} if told else {}
+
+    def _write(self, position: int, payload: dict[str, Any], metadata: dict[str, Any],
+               before: Callable[[], None] | None) -> None:
+        try:
+            if before is not None:
+                patiently(before, self.patience_s, self.tell)
+            self._told = patiently(lambda: self.store.save(position, payload, metadata), self.patience_s, self.tell)
+            self.seconds = self._told["seconds"]
+        except UserError as error:
+            self._error = UserError(f"checkpoint {_folder(position)} could not be written: {error}. The run continues from the "
+                                    "one before it when the same command is run again")
+        except BaseException as error:
+            self._error = error
+
+
+def _folder(position: int) -> str:
+    return f"position-{position:012d}"

@@ -1,0 +1,144 @@
+"""Elastic worker groups for Ray Train: only sizes that share a step evenly, only on nodes that are there and stay.
+
+Train offers any number between two bounds and counts nodes as they were up to 20 s ago. A group of 3 workers cannot share
+8 micro-batches, and a group sized for a node that has just gone waits for it until the start timeout. Both are decided
+here. On a Ray of our own, which is one node and ends with the program, Train's controller runs in the program and the actors
+that we do not use are left out: a start takes half the time. The classes lean on Train's internal interfaces;
+tests/platform/engine/train/test_elastic.py and test_launch.py hold them in place.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
+from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import AUTOSCALING_REQUESTS_GET_TIMEOUT_S
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+
+from platform.engine.runtime.ray_internals import draining_nodes
+from platform.engine.runtime.ray_session import is_own
+
+
+def largest_allowed(count: int, allowed: Sequence[int]) -> int:
+    """The largest allowed number of workers that is not above `count`; 0 if there is none."""
+    return max((size for size in allowed if size <= count), default=0)
+
+
+def staying_nodes() -> set[str]:
+    """Ids of the nodes that are alive and not being drained."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]} - draining_nodes()
+
+
+class AllowedSizesPolicy(ElasticScalingPolicy):
+    """Train's elastic policy, restricted to allowed sizes and to nodes that stay.
+
+    With a board (the handle of a LineBoard) the workers are asked for a checkpoint before they are restarted in another
+    number, and given `patience_s` for it.
+    """
+
+    def __init__(self, scaling_config: Any, allowed: Sequence[int], board: Any = None, patience_s: float = 60.0) -> None:
+        super().__init__(scaling_config)
+        self.allowed = tuple(allowed)
+        self.board = board
+        self.patience_s = patience_s
+        self._pending: tuple[ResizeDecision, float] | None = None
+
+    def make_decision_for_non_running_worker_group(self) -> Any:
+        self._pending = None
+        return super().make_decision_for_non_running_worker_group()
+
+    def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
+        if self._pending is None:
+            decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+            if self.board is None or not isinstance(decision, ResizeDecision):
+                return decision
+            ray.get(self.board.give.remote("resize"), timeout=AUTOSCALING_REQUESTS_GET_TIMEOUT_S)
+            self._pending = decision, time.monotonic()
+            return NoopDecision()
+        decision, asked = self._pending
+        waiting = ray.get(self.board.order.remote(), timeout=AUTOSCALING_REQUESTS_GET_TIMEOUT_S) == "resize"
+        if waiting and time.monotonic() - asked < self.patience_s:
+            return NoopDecision()
+        self._pending = None
+        self.board.carried_out.remote("resize")  # the workers that start now must not wait again
+        return decision
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        staying = staying_nodes()
+        kept = {node: amount for node, amount in reserved_resources.items() if node in staying}
+        return largest_allowed(super()._count_possible_workers(kept), self.allowed)
+
+    def _get_reserved_resources(self) -> Any:
+        """As Train's, but counted now: a node that came or went in the last 20 s is seen. None if nobody answers."""
+        from ray.train.v2._internal.util import time_monotonic
+
+        now = time_monotonic()
+        if now - self._latest_reserved_resources_query_time < self.GET_RESERVED_RESOURCES_INTERVAL_S:
+            return self._latest_reserved_resources
+        self._latest_reserved_resources_query_time = now
+        try:
+            self._latest_reserved_resources = ray.get(
+                self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True),
+                timeout=AUTOSCALING_REQUESTS_GET_TIMEOUT_S)
+        except Exception:  # a busy cluster; asked again a second later
+            self._latest_reserved_resources = None
+        return self._latest_reserved_resources
+
+
+class OwnWorkerGroup(WorkerGroup):
+    """Its workers know no controller actor; they need one for `ray.train.report` only, which we do not use."""
+
+    def _init_train_context_on_workers(self, workers: Any, sync_actor: Any, train_context_args: dict[str, list[Any]]) -> None:
+        ray.get([
+            worker.actor.init_train_context.remote(
+                train_run_context=self._train_run_context, distributed_context=worker.distributed_context,
+                synchronization_actor=sync_actor, storage_context=self._storage_context,
+                worker_callbacks=self._worker_callbacks_to_propagate, controller_actor=None,
+                **{name: values[index] for name, values in train_context_args.items()})
+            for index, worker in enumerate(workers)])
+        self._decorate_worker_log_file_paths(workers)
+
+
+class OwnController(TrainController):
+    """Runs in the program itself. An actor would survive a program that dies; a Ray of our own does not either, and the
+    program has imported what an actor would import for several seconds."""
+
+    worker_group_cls = OwnWorkerGroup
+
+    def _start(self) -> None:
+        """Without the actor that watches for nodes being drained: there is one node. Looks after its workers more often."""
+        self._health_check_interval_s = min(self._health_check_interval_s, 0.5)
+        self._worker_group_callbacks_to_propagate = [
+            one for one in self._worker_group_callbacks_to_propagate if not isinstance(one, PreemptionCallback)]
+        super()._start()
+
+
+class ElasticTrainer(TorchTrainer):
+    """TorchTrainer whose elastic groups have allowed sizes only, and which starts no process that we do not use."""
+
+    def __init__(self, *arguments: Any, allowed: Sequence[int], board: Any = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.allowed = tuple(allowed)
+        self.board = board
+
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
+        if isinstance(options["scaling_policy"], ElasticScalingPolicy):
+            options["scaling_policy"] = AllowedSizesPolicy(self.scaling_config, self.allowed, self.board)
+        if not is_own():
+            return super()._initialize_and_run_controller(**options)  # type: ignore[misc]
+        controller = OwnController(**options)
+        asyncio.run(controller.run())
+        return controller.get_result()
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Without Train's own data sets (ours come through the stream) and, on a Ray of our own, the actor that frees a
+        dead controller's resources: each is a process to wait for."""
+        unused = (DatasetsCallback, PlacementGroupCleanerCallback) if is_own() else (DatasetsCallback,)
+        return [one for one in super()._create_default_callbacks() if not isinstance(one, unused)]  # type: ignore[misc]

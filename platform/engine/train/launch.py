@@ -1,0 +1,184 @@
+"""Ray Train around a training loop: launch it, hear what it says, stop it in good order.
+
+A loop is a plain function of its configuration that runs on every worker. It finds its own newest checkpoint, so a crash,
+a preemption, a resize and running the same command again are all the same thing: start, restore, continue.
+"""
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.distributed as dist
+
+from platform.engine.errors import StoppedError, UserError, user_error_of
+from platform.engine.runtime import device as devices
+from platform.engine.runtime.imports import import_engine
+from platform.engine.runtime.ray_session import quiet
+from platform.engine.runtime.terminal import relayed_lines, say
+from platform.engine.storage.location import Location
+from platform.engine.train.notices import Notices
+from platform.engine.train.scaling import ScalingConfig
+
+
+def launch(loop: Callable[[Any], None], config: Any, *, name: str, storage: Location,
+           scaling: ScalingConfig, micro_batches_per_step: int = 1, heeds_notices: bool = False) -> None:
+    """Run `loop(config)` on Ray Train workers until it ends; its lines appear on this terminal.
+
+    An elastic group only ever has a number of workers that divides `micro_batches_per_step`. heeds_notices: the loop asks
+    `notices()` every step, so that resizing and SIGTERM cost no step. Raises UserError with the loop's own words when it
+    fails, StoppedError after a SIGTERM.
+    """
+    import ray
+    from ray import cloudpickle
+    from ray.train import FailureConfig, LoggingConfig, RunConfig
+    from ray.train import ScalingConfig as RayScalingConfig
+    from ray.train.torch import TorchConfig
+
+    from platform.engine.train.elastic import ElasticTrainer
+
+    _check_resources(scaling)
+    resources = {"CPU": scaling.cpus_per_worker}
+    if scaling.gpus_per_worker:
+        resources["GPU"] = scaling.gpus_per_worker
+    with relayed_lines() as board, stop_on_sigterm(board if heeds_notices else None) as stopping:
+        # The ignored types: Ray annotates the first version of Train and runs the second.
+        trainer = ElasticTrainer(
+            _guarded,
+            allowed=scaling.sizes(micro_batches_per_step), board=board if heeds_notices else None,
+            # Pickled: Train's controller takes it apart too, and need not import what a loop imports.
+            train_loop_config={"work": cloudpickle.dumps((loop, config)), "board": board, "threads": scaling.threads},
+            torch_config=TorchConfig(backend=devices.backend(scaling.gpus_per_worker)),
+            scaling_config=RayScalingConfig(num_workers=scaling.num_workers,  # type: ignore[arg-type]
+                                            use_gpu=scaling.gpus_per_worker > 0,
+                                            elastic_resize_monitor_interval_s=scaling.resize_check_s,  # type: ignore[call-arg]
+                                            resources_per_worker=resources),
+            run_config=RunConfig(  # type: ignore[call-arg]
+                name=name, storage_path=storage.path, storage_filesystem=storage.filesystem,
+                failure_config=FailureConfig(max_failures=scaling.max_failures,  # type: ignore[call-arg]
+                                             max_preemption_failures=scaling.max_preemptions),
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise UserError(ray.get(board.fatal.remote()) or _unexpected(error)) from None
+        fatal = ray.get(board.fatal.remote())
+        if fatal:
+            raise UserError(fatal)
+        if stopping.is_set():
+            raise StoppedError("stopped after a checkpoint; run the same command again to continue")
+
+
+@contextmanager
+def stop_on_sigterm(board: Any) -> Iterator[threading.Event]:
+    """Turns SIGTERM into the order to stop; a second one ends the program at once. Yields an event: SIGTERM came.
+
+    Does nothing without a board, and outside the main thread (a Tune trial), where signals cannot be handled.
+    """
+    stopping, ended = threading.Event(), threading.Event()
+    if board is None or threading.current_thread() is not threading.main_thread():
+        yield stopping
+        return
+
+    def on_signal(number: int, frame: Any) -> None:
+        if stopping.is_set():
+            sys.exit(128 + number)
+        stopping.set()
+
+    def pass_on() -> None:  # not in the handler: it may interrupt Ray in the middle of a call
+        while not ended.wait(0.1):
+            if stopping.is_set():
+                say("SIGTERM: the workers write a checkpoint and stop")
+                board.give.remote("stop")
+                return
+
+    before = signal.signal(signal.SIGTERM, on_signal)
+    thread = threading.Thread(target=pass_on, daemon=True)
+    thread.start()
+    try:
+        yield stopping
+    finally:
+        ended.set()
+        thread.join(timeout=10)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _guarded(config: dict[str, Any]) -> None:
+    """Runs on every worker: quiet process, threads, line relay, and user errors that are not tried again.
+
+    Train restarts the workers after any exception. A user error would come back every time, so it is left on the board:
+    alone, the worker simply ends; with others that may be waiting in a collective it raises, and the restarted ones end.
+    """
+    quiet()
+    import ray
+    import ray.train
+    from ray import cloudpickle
+
+    context = ray.train.get_context()
+    threads = config["threads"] or max(1, (os.cpu_count() or 1) // context.get_local_world_size())
+    devices.use_threads(threads)
+    devices.claim()
+    global _board
+    _board = config["board"]
+    if ray.get(_board.fatal.remote()):
+        return
+    try:
+        import_engine()
+        loop, settings = cloudpickle.loads(config["work"])  # made by `launch` in this job, never read from a file
+        loop(settings)
+        ray.get(_board.fatal.remote())  # calls arrive in order: what was pushed before is there
+    except Exception as error:
+        found = user_error_of(error)
+        if found is None:
+            raise
+        ray.get(_board.fail.remote(str(found)))
+        if context.get_world_size() > 1:
+            raise
+
+
+_board: Any = None
+
+
+def notices() -> Notices:
+    """What this worker is told; rank 0 also hears the driver and Train's controller."""
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    return Notices(_board if first else None)
+
+
+def _unexpected(error: BaseException) -> str:
+    """The last line of what went wrong; the trace goes to stderr for whoever mends it."""
+    failures = getattr(error, "worker_failures", {})
+    text = "\n".join(str(failure) for failure in failures.values()) or "".join(traceback.format_exception(error))
+    print(text, file=sys.stderr)
+    last = [line for line in text.strip().splitlines() if line.strip()][-1]
+    return f"training failed on a worker: {last.strip()}"
+
+
+def report_line(line: str) -> None:
+    """From rank 0 of a loop: one line on the driver's terminal."""
+    if _board is not None:
+        _board.push.remote(line)
+    else:
+        print(line, flush=True)
+
+
+def _check_resources(scaling: ScalingConfig) -> None:
+    import ray
+
+    total = ray.cluster_resources()
+    fewest = scaling.fewest
+    needed = {"CPU": fewest * scaling.cpus_per_worker, "GPU": fewest * scaling.gpus_per_worker}
+    autoscaling = "RAY_CLUSTER_AUTOSCALES" in os.environ or len(ray.nodes()) > 1
+    for kind, amount in needed.items():
+        if amount > total.get(kind, 0) and not autoscaling:
+            raise UserError(f"{fewest} workers need {amount:g} {kind}, this Ray has {total.get(kind, 0):g}: lower "
+                            "scaling.workers or scaling.cpus_per_worker/gpus_per_worker, or connect to a larger cluster")
+    if scaling.decode_resource and not total.get(scaling.decode_resource) and not autoscaling:
+        raise UserError(f"no node offers the resource '{scaling.decode_resource}' of scaling.decode_resource: start decode nodes "
+                        f"with `ray start --resources='{{\"{scaling.decode_resource}\": 1}}'`, or leave it empty")

@@ -1,0 +1,49 @@
+"""Optimisers of the programs, and the schedules that pre-training sets by hand before every step."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from platform.engine.schemas.training_settings import OptimizerConfig
+from reidssl.models.reid import ReidModel
+from reidssl.optim import build_optimizer, decay_by_layer, parameter_groups, sgd_groups
+from reidssl.schedules import Cosine
+
+
+class Schedules:
+    """Learning rate, weight decay and teacher momentum as functions of samples seen.
+
+    teacher_momentum: where it starts; it ends at 1.
+    """
+
+    def __init__(self, optimizer: OptimizerConfig, teacher_momentum: float, global_batch: int, samples_per_epoch: int,
+                 total: int) -> None:
+        peak = optimizer.learning_rate * global_batch / 256
+        warmup = min(optimizer.warmup_epochs * samples_per_epoch, total / 2)  # a short run still gets its cosine
+        self.learning_rate = Cosine(peak, optimizer.learning_rate_final, total, warmup, step=global_batch)
+        self.weight_decay = Cosine(optimizer.weight_decay, optimizer.weight_decay_final, total)
+        self.teacher_momentum = Cosine(teacher_momentum, 1.0, total)
+
+
+def pretraining_optimizer(config: OptimizerConfig, named_parameters: Iterable[tuple[str, nn.Parameter]],
+                          may_rest: tuple[str, ...] = ()) -> torch.optim.Optimizer:
+    """The configured optimiser; rate and decay of its groups are set by the schedules.
+
+    may_rest: ends of the names of parameters that are held for a part of the run.
+    """
+    groups = parameter_groups(named_parameters, 1.0, may_rest)  # 1: these groups follow the schedule
+    return build_optimizer(config.name, groups, 0.0, config.momentum, config.beta2)
+
+
+def finetuning_optimizer(config: Any, model: ReidModel) -> torch.optim.Optimizer:
+    """SGD as released, or AdamW, as a phase's `optimizer`, `learning_rate`, `weight_decay` and `layer_decay` say."""
+    def layered(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return decay_by_layer(groups, model.named_parameters(), model.backbone.config.depth, config.layer_decay)
+
+    if config.optimizer == "sgd":
+        groups = sgd_groups(model.named_parameters(), config.learning_rate, config.weight_decay)
+    else:
+        groups = parameter_groups(model.named_parameters(), config.weight_decay)
+    return build_optimizer(config.optimizer, layered(groups), config.learning_rate)

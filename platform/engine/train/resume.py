@@ -1,0 +1,72 @@
+"""The checkpoint from which a pre-training run goes on, on any number of workers."""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from platform.engine.errors import UserError
+from platform.engine.runtime.collectives import broadcast_object, broadcast_tensors
+from platform.engine.storage.location import open_storage
+from platform.engine.storage.retry import patiently
+from platform.engine.stream.order import Plan
+from platform.engine.train.checkpoints import CheckpointConfig, CheckpointStore, Found
+from platform.engine.train.launch import report_line
+from platform.engine.train.step import StepBatchNorm
+from platform.engine.zero.consolidation import restore as restore_engine
+from reidssl.objectives.base import Objective
+
+
+class Newest(NamedTuple):
+    """The newest readable checkpoint; position 0 and nothing more if there is none."""
+
+    position: int
+    """Samples seen."""
+    metadata: dict[str, Any]
+    payload: dict[str, Any] | None
+    """Rank 0's alone."""
+
+
+def find_newest(store: CheckpointStore, plan: Plan, config: CheckpointConfig, global_batch: int) -> Newest:
+    """Collective: rank 0 reads the checkpoint from which the run continues, or begins (`resume_from`).
+
+    Raises UserError if it was trained on other images, or stands where no step of this run ends.
+    """
+    found: Found | None = None
+    if torch.distributed.get_rank() == 0:
+        found = patiently(lambda: _newest_of(store, config), store.root.config.patience_s, report_line)
+    position, metadata = broadcast_object((found.position, found.metadata) if found else (0, {}))
+    if position and metadata["data"] != plan.checksum:
+        raise UserError(f"the images under data.uri, or their selection, are not those that {store.root.uri} was trained "
+                        "on: bring them back, or choose another output")
+    if position % global_batch:
+        raise UserError(f"the checkpoint has seen {position:,} samples, no multiple of this run's global batch of "
+                        f"{global_batch}: keep stream.micro_batch * stream.micro_batches_per_step, or resume_position elsewhere")
+    return Newest(position, metadata, found.payload if found else None)
+
+
+def _newest_of(store: CheckpointStore, config: CheckpointConfig) -> Found | None:
+    """This run's own, else that of `resume_from`; says which, and what was torn."""
+    found, origin = store.newest(), store
+    if found is None and config.resume_from:
+        origin = CheckpointStore(open_storage(config.resume_from, store.root.config) / "checkpoints")
+        found = origin.newest(config.resume_position)
+        if found is None:
+            there = f" at or before {config.resume_position:,} samples" * (config.resume_position > 0)
+            raise UserError(f"there is no checkpoint under {origin.root.uri}{there}: checkpoint.resume_from must be the folder "
+                            "of a pre-training run")
+    for name in found.torn if found else [f"position-{position:012d}" for position in store.unfinished()]:
+        report_line(f"checkpoint {name} is torn (an upload that did not finish) and was passed over")
+    if found:
+        workers = torch.distributed.get_world_size()
+        report_line(f"continuing from {found.position:,} samples seen with {workers} worker{'s' * (workers > 1)} "
+                    f"({origin.root.uri})")
+    return found
+
+
+def restore(newest: Newest, engine: Any, objective: Objective, norms: StepBatchNorm) -> None:
+    """Collective: bring the state of the checkpoint, if there is one, to all workers, tensor by tensor."""
+    if not newest.position:
+        return
+    restore_engine(engine, newest.payload and newest.payload["student"])
+    objective.load_state_tensors(broadcast_tensors(newest.payload and newest.payload["objective"]))
+    norms.reload()

@@ -1,0 +1,63 @@
+"""Nothing that is not finite reaches the weights, and what broke is named: step, rank and terms of the loss."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from platform.engine.errors import UserError
+from platform.engine.runtime.device import device
+from platform.engine.train.step import check_finite
+from platform.engine.zero import engine as zero
+from platform.engine.zero.partitions import is_partitioned, torch_optimizer
+from reidssl.optim import FirstBroken, broken_as_nan, can_mask, masked
+
+
+class Finite:
+    """Watches losses and gradients of a run's steps.
+
+        engine.backward(finite.loss(output.loss, output.terms, step))
+        finite.step(step)                   after every backward pass
+        finite.check()                      before anything is kept: the log, a checkpoint
+
+    Where the optimiser can be masked on the device (fused, and every worker holds whole gradients) nothing waits for the device
+    until `check`: a step that is not finite leaves weights and moments as they were, and so do those after it, whose centre and
+    statistics it may have spoilt. Elsewhere every micro-batch is looked at, and the first that is not finite raises.
+    """
+
+    def __init__(self, engine: Any, config: zero.DeepSpeedConfig, rank: int, advice: str) -> None:
+        self.engine, self.config, self.rank, self.advice = engine, config, rank, advice
+        self.masks = not is_partitioned(engine) and can_mask(torch_optimizer(engine))
+        self._losses, self._norms = FirstBroken(device()), FirstBroken(device())
+
+    def loss(self, loss: Tensor, terms: dict[str, Tensor], step: int) -> Tensor:
+        """The loss of a micro-batch of the `step`-th step, to call backward on; UserError where it is looked at at once."""
+        if not self.masks:
+            check_finite(loss, terms, f"at step {step} on rank {self.rank}", self.advice)
+            return loss
+        self._losses.watch(step, {"loss": loss} | terms)
+        return broken_as_nan(loss)
+
+    def step(self, step: int) -> None:
+        """After every backward pass: `zero.step`."""
+        if not (self.masks and self.engine.is_gradient_accumulation_boundary()):
+            zero.step(self.engine, self.config, f"at step {step}", self.advice)
+            return
+        norm = zero.clip(self.engine, self.config)
+        self._norms.watch(step, {"norm": norm})
+        with masked(torch_optimizer(self.engine), norm):
+            self.engine.step()
+        zero.rest(self.engine)
+
+    def check(self) -> None:
+        """UserError if anything was not finite since the run began; waits for the device."""
+        if not self.masks:
+            return
+        broken = self._losses.read()
+        if broken:
+            values = {name: torch.tensor(value) for name, value in broken[1].items()}
+            check_finite(torch.tensor(math.nan), values, f"at step {broken[0]} on rank {self.rank}", self.advice)
+        broken = self._norms.read()
+        if broken:
+            raise UserError(zero.broken_gradients(broken[1]["norm"], f"at step {broken[0]}", self.advice))

@@ -1,0 +1,127 @@
+"""Augmentation of re-ID fine-tuning (TransReID-SSL, arXiv 2111.12084): flip, pad and crop, random erasing.
+
+    images = ReidAugment(ReidAugmentConfig())(images, sample_seeds(seed, epoch, keys))   # for training
+    images = normalise(images, mean, std)                                                # for evaluation
+
+Legend: B images, H x W source size, h x w = `image_size`. What happens to an image depends on its seed alone.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reidssl.augment.augment_config import ReidAugmentConfig
+from reidssl.augment.geometry import resize_images
+from reidssl.augment.image_checks import check_images, check_statistics
+from reidssl.seeding import uniforms
+
+ERASING_TRIES = 10
+
+
+class ReidAugment:
+    """Augments batches; holds its configuration and a table of noise, nothing that changes what comes out."""
+
+    def __init__(self, config: ReidAugmentConfig) -> None:
+        self.config = config
+        # Noise is a window, drawn for each sample, of one fixed table: as good as fresh noise to the model,
+        # the same on every device, and no generator has to run for single samples.
+        height, width = config.image_size
+        generator = torch.Generator().manual_seed(0)
+        self._noise = torch.randn(3, 2 * height, 2 * width, generator=generator)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, seeds: NDArray[np.uint64]) -> Tensor:
+        """Augmented and normalised `images`: float32 (B, 3, h, w).
+
+        `images`: uint8 (B, 3, H, W), RGB, on any device. `seeds`: uint64 (B,) from `sample_seeds`.
+        Raises ValueError for other types or shapes.
+        """
+        check_images(images, seeds)
+        config = self.config
+        draws = uniforms(seeds, 6 + 2 * ERASING_TRIES + 2)
+        if tuple(images.shape[2:]) != tuple(config.image_size):
+            images = resize_images(images, config.image_size)
+        images = shift(images, config.pad, draws[:, 0], draws[:, 1])
+        flipped = torch.from_numpy(np.flatnonzero(draws[:, 2] < config.flip)).to(images.device)
+        images[flipped] = images[flipped].flip(3)
+        result = normalise(images, config.mean, config.std)
+        self._erase_(result, draws[:, 3] < config.erasing, draws[:, 4:6], draws[:, 6:])
+        return result
+
+    def _erase_(
+        self,
+        images: Tensor,
+        chosen: NDArray[np.bool_],
+        noise_draws: NDArray[np.float64],
+        draws: NDArray[np.float64],
+    ) -> None:
+        config = self.config
+        height, width = config.image_size
+        boxes = erasing_boxes(draws, height, width, config.erasing_area, config.erasing_aspect)
+        corners = np.floor(noise_draws * (height, width)).astype(np.int64)
+        if config.erasing_noise:
+            self._noise = self._noise.to(images.device)
+        # Slices are views, so a rectangle is one copy; places of single pixels for all of them at once are ten times as slow.
+        for sample in np.flatnonzero(chosen):  # an empty box erases nothing
+            top, left, box_height, box_width = boxes[sample]
+            target = images[sample, :, top : top + box_height, left : left + box_width]
+            if config.erasing_noise:
+                y, x = corners[sample]
+                target.copy_(self._noise[:, y : y + box_height, x : x + box_width])
+            else:
+                target.zero_()
+
+
+def erasing_boxes(
+    draws: NDArray[np.float64],
+    height: int,
+    width: int,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+) -> NDArray[np.int64]:
+    """Boxes (B, 4) as (top, left, height, width) of random erasing; height 0 where none of ten tries fitted.
+
+    Each try draws an area (uniform share within `area`) and height / width (log-uniform within `aspect`); the
+    first that is smaller than the image in both directions is placed uniformly. `draws`: uniforms (B, 2 *
+    ERASING_TRIES + 2).
+    """
+    areas = height * width * (area[0] + (area[1] - area[0]) * draws[:, :ERASING_TRIES])
+    low, high = math.log(aspect[0]), math.log(aspect[1])
+    aspects = np.exp(low + (high - low) * draws[:, ERASING_TRIES : 2 * ERASING_TRIES])
+    heights = np.rint(np.sqrt(areas * aspects)).astype(np.int64)
+    widths = np.rint(np.sqrt(areas / aspects)).astype(np.int64)
+    fits = (heights < height) & (widths < width) & (heights > 0) & (widths > 0)
+    rows, first = np.arange(len(draws)), fits.argmax(axis=1)
+    box_heights = np.where(fits.any(axis=1), heights[rows, first], 0)
+    box_widths = np.where(fits.any(axis=1), widths[rows, first], 0)
+    tops = np.floor(draws[:, -2] * (height - box_heights + 1)).astype(np.int64)
+    lefts = np.floor(draws[:, -1] * (width - box_widths + 1)).astype(np.int64)
+    return np.stack([tops, lefts, box_heights, box_widths], axis=1)
+
+
+def shift(images: Tensor, pad: int, draws_y: NDArray[np.float64], draws_x: NDArray[np.float64]) -> Tensor:
+    """Pads (B, 3, H, W) with `pad` zeros on every side and crops each image at a place of its own to H x W."""
+    if pad == 0:
+        return images.clone()
+    padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
+    height, width = images.shape[2:]
+    tops = torch.from_numpy(np.floor(draws_y * (2 * pad + 1)).astype(np.int64)).to(images.device)
+    lefts = torch.from_numpy(np.floor(draws_x * (2 * pad + 1)).astype(np.int64)).to(images.device)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, 3, 2 pad + 1, 2 pad + 1, H, W), a view
+    return windows[torch.arange(len(images), device=images.device), :, tops, lefts]
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(image / 255 - mean) / std: uint8 (B, 3, H, W) to float32, contiguous, on the same device."""
+    check_images(images)
+    check_statistics(mean, std)
+    result = images.to(torch.float32, memory_format=torch.contiguous_format)
+    for channel in range(3):
+        plane = result[:, channel]
+        offset = torch.tensor(-mean[channel] / std[channel])
+        torch.add(offset, plane, alpha=1 / (255 * std[channel]), out=plane)
+    return result

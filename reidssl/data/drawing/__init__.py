@@ -1,1 +1,0 @@
-"""Drawn street scenes with people, for `reidssl.data.synthetic`."""

@@ -1,0 +1,1 @@
+"""Drawn street scenes with people, for `reidssl.synthetic.people`."""

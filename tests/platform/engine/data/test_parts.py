@@ -1,0 +1,45 @@
+"""Parts of a result: published shard by shard, whole or not at all."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from platform.engine.data.parts import as_array, as_column, write_parts
+from platform.engine.data.shards import FileEntry
+from platform.engine.errors import UserError
+
+PENDING = [FileEntry(name, rows, 0, "", [rows]) for name, rows in (("a.parquet", 3), ("b.parquet", 4))]
+
+
+def batches(values: np.ndarray, sizes: list[int]):
+    files = np.asarray(["a.parquet"] * 3 + ["b.parquet"] * 4, dtype=object)
+    keys = np.asarray([f"k{i}" for i in range(7)], dtype=object)
+    start = 0
+    for size in sizes:
+        rows = slice(start, start + size)
+        yield {"key": keys[rows], "file": files[rows], "value": values[rows]}
+        start += size
+
+
+def test_batches_across_shards():
+    published = {}
+    values = np.arange(14).reshape(7, 2)
+    write_parts(PENDING, batches(values, [2, 3, 2]), published.__setitem__, 0, 7)
+    assert list(published) == ["a.parquet", "b.parquet"]
+    assert [len(part["key"]) for part in published.values()] == [3, 4]
+    assert [key for part in published.values() for key in part["key"]] == [f"k{i}" for i in range(7)]
+    np.testing.assert_array_equal(np.concatenate([part["value"] for part in published.values()]), values)
+
+
+def test_an_incomplete_shard_is_not_published():
+    published = {}
+    with pytest.raises(UserError, match="1 shards came back incomplete"):
+        write_parts(PENDING, batches(np.arange(7), [3, 2]), published.__setitem__, 0, 7)
+    assert list(published) == ["a.parquet"]
+
+
+def test_features_survive_the_column():
+    values = np.arange(12, dtype=np.float32).reshape(4, 3)
+    table = pa.table({"feature": as_column(values)})
+    np.testing.assert_array_equal(as_array(table["feature"]), values)
+    np.testing.assert_array_equal(as_array(table.slice(1, 2)["feature"]), values[1:3])

@@ -1,0 +1,99 @@
+"""Run folders: created, continued, complete, refused."""
+
+import json
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from platform.engine.errors import UserError
+from platform.engine.runs.run_folder import environment, open_run
+from platform.engine.storage.location import StorageConfig
+from platform.engine.train.scaling import ScalingConfig
+
+
+@dataclass(kw_only=True)
+class InnerConfig:
+    size: tuple[int, int] = (4, 2)
+    rate: float = 0.5
+
+
+@dataclass(kw_only=True)
+class OuterConfig:
+    output: str = ""
+    inner: InnerConfig = field(default_factory=InnerConfig)
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request, tmp_path):
+    """(output, storage configuration)"""
+    if request.param == "local":
+        return str(tmp_path / "run"), StorageConfig()
+    server = request.getfixturevalue("s3")
+    return f"{server.uri}/run", StorageConfig(endpoint_url=server.endpoint_url)
+
+
+def test_new_continued_complete(place):
+    output, storage = place
+    run = open_run("pretrain", output, OuterConfig(output=output), storage)
+    stored = (run.location / "config.json").read_json()
+    assert stored["program"] == "pretrain" and stored["config"]["inner"] == {"size": [4, 2], "rate": 0.5}
+    assert stored["environment"] == environment()
+    assert run.summary is None
+    again = open_run("pretrain", output, OuterConfig(output=output), storage)
+    assert again == run and again.summary is None
+    again.finish({"mAP": 0.5})
+    assert run.summary == {"program": "pretrain", "environment": environment(), "mAP": 0.5}
+
+
+def test_another_configuration_is_refused_with_the_differences(place):
+    output, storage = place
+    open_run("pretrain", output, OuterConfig(), storage)
+    changed = OuterConfig(inner=InnerConfig(size=(8, 2), rate=0.25))
+    with pytest.raises(UserError, match=r"(?s)another configuration:\n  inner\.rate: 0\.5 -> 0\.25\n"
+                                        r"  inner\.size: \[4, 2\] -> \[8, 2\]\nChoose another output"):
+        open_run("pretrain", output, changed, storage)
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ('{"architectures": ["ViT"]}', r"it has no 'config' \(it has: architectures\): .*choose another output"),
+    ('{"config": "vit"}', r"its 'config' is of type str"), ("[]", r"holds a list where an object with 'config' belongs"),
+    ("{", "is not valid JSON")])
+def test_a_folder_of_something_else_is_refused(tmp_path, content, message):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=rf"config\.json.*{message}"):
+        open_run("pretrain", str(tmp_path), OuterConfig(), StorageConfig())
+    assert (tmp_path / "config.json").read_text() == content
+
+
+def test_a_setting_that_came_later_has_its_default_in_older_runs(tmp_path):
+    """An unfinished run of an earlier version goes on, unless the new setting is used."""
+    open_run("pretrain", str(tmp_path), OuterConfig(), StorageConfig())
+    stored = json.loads((tmp_path / "config.json").read_text())
+    for older in ({"size": [4, 2]}, {"rate": 0.5}):
+        (tmp_path / "config.json").write_text(json.dumps(stored | {"config": stored["config"] | {"inner": older}}))
+        open_run("pretrain", str(tmp_path), OuterConfig(), StorageConfig())
+    del stored["config"]["inner"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    open_run("pretrain", str(tmp_path), OuterConfig(), StorageConfig())
+    with pytest.raises(UserError, match=r"inner\.rate: 0\.5 -> 0\.25\n"):
+        open_run("pretrain", str(tmp_path), OuterConfig(inner=InnerConfig(rate=0.25)), StorageConfig())
+
+
+def test_how_a_run_is_carried_out_may_change(tmp_path):
+    config = OuterConfig(output="a/../run")
+    open_run("pretrain", str(tmp_path), config, StorageConfig())
+    open_run("pretrain", str(tmp_path), replace(config, output="run", scaling=ScalingConfig(workers=5)), StorageConfig())
+    with pytest.raises(UserError, match=r"scaling\.workers: 1 -> 5"):
+        open_run("pretrain", str(tmp_path), replace(config, scaling=ScalingConfig(workers=5)), StorageConfig(), volatile=())
+
+
+def test_output_is_needed():
+    with pytest.raises(UserError, match="output is empty"):
+        open_run("pretrain", "", OuterConfig(), StorageConfig())
+
+
+def test_environment_names_what_results_depend_on():
+    found = environment()
+    assert {"python", "code", "torch", "ray", "deepspeed", "timm"} <= found.keys()
+    json.dumps(found)

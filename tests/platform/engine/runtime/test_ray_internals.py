@@ -1,0 +1,110 @@
+"""Whether a cluster answers: each way in which an address can be wrong, in one line and within seconds."""
+
+import json
+import socket
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from platform.engine.errors import UserError
+from platform.engine.runtime.ray_internals import check_cluster, draining_nodes, log_folder
+
+
+@contextmanager
+def listening(answer=None):
+    """A port on loopback that takes every connection; `answer`: what it sends back, else it is silent."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = []
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                taken.append(connection)
+                if answer:
+                    connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+        for connection in taken:
+            connection.close()
+
+
+def refusal(address: str) -> str:
+    """What is said of `address`: one line, well within 15 seconds."""
+    started = time.monotonic()
+    with pytest.raises(UserError) as found:
+        check_cluster(address)
+    assert time.monotonic() - started < 12
+    assert "\n" not in str(found.value)
+    return str(found.value)
+
+
+@pytest.mark.parametrize(("address", "said"), [
+    ("nonsense", "is not host:port. Give host:port"), (":6379", "is not host:port"), ("head:", "is not host:port"),
+    ("head:six", "is not host:port"), ("head:70000", "is not host:port"), ("::1:6379", "is not host:port"),
+    ("head:6379/x", "is not host:port"), ("he ad:6379", "is not host:port"),
+    ("http://127.0.0.1:8265", "the address of a dashboard, which takes jobs: submit the program, `ray job submit --address "
+                              "http://127.0.0.1:8265"),
+    ("ray://127.0.0.1:10001", "Ray Client cannot run these programs"), ("tcp://127.0.0.1:6379", "'tcp://' is no address of Ray"),
+])
+def test_what_is_no_address_is_refused_without_asking_anybody(address, said):
+    assert said in refusal(address)
+
+
+def test_a_closed_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    assert "Connection refused. Start one with `ray start --head`" in refusal(f"127.0.0.1:{port}")
+
+
+def test_a_machine_that_does_not_exist():
+    assert "no Ray cluster answers at 'no-such-machine.invalid:6379'" in refusal("no-such-machine.invalid:6379")
+
+
+def test_a_port_that_is_open_and_silent():
+    with listening() as port:
+        assert "no Ray cluster answers" in refusal(f"127.0.0.1:{port}")
+
+
+def test_a_full_backlog_looks_like_an_address_that_drops_packets():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        port = server.getsockname()[1]
+        waiting = [socket.socket() for _ in range(4)]
+        for each in waiting:
+            each.setblocking(False)
+            each.connect_ex(("127.0.0.1", port))
+        assert "no Ray cluster answers at" in refusal(f"127.0.0.1:{port}")
+        for each in waiting:
+            each.close()
+
+
+def test_another_service():
+    with listening(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
+        said = refusal(f"127.0.0.1:{port}")
+    assert "is no Ray cluster" in said or "no Ray cluster answers" in said
+
+
+def test_a_cluster_that_answers_and_one_of_another_version(ray_session):
+    from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
+    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+
+    address = ray_session.get_runtime_context().gcs_address
+    assert check_cluster(address) == address
+    assert draining_nodes() == set() and "session_" in log_folder()
+    known = _internal_kv_get(CLUSTER_METADATA_KEY, namespace=b"cluster")
+    other = json.loads(known) | {"ray_version": "2.9.3", "python_version": "3.8.1"}
+    _internal_kv_put(CLUSTER_METADATA_KEY, json.dumps(other).encode(), overwrite=True, namespace=b"cluster")
+    try:
+        said = refusal(address)
+    finally:
+        _internal_kv_put(CLUSTER_METADATA_KEY, known, overwrite=True, namespace=b"cluster")
+    assert "runs Ray 2.9.3 with Python 3.8.1, this program Ray 2." in said
+    assert check_cluster(address) == address

@@ -1,0 +1,74 @@
+"""The elastic policy inside Ray Train: allowed sizes only, counted on nodes that stay."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.train import ScalingConfig as RayScalingConfig
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
+
+from platform.engine.runtime.terminal import LineBoard
+from platform.engine.storage.location import open_storage
+from platform.engine.train import elastic
+from platform.engine.train.elastic import AllowedSizesPolicy, largest_allowed
+from platform.engine.train.launch import launch
+from platform.engine.train.scaling import ScalingConfig
+
+
+@pytest.mark.parametrize(("count", "expected"), [(0, 0), (1, 0), (2, 2), (3, 2), (7, 4), (8, 8), (99, 8)])
+def test_the_largest_allowed_number(count, expected):
+    assert largest_allowed(count, [2, 4, 8]) == expected
+
+
+def policy(monkeypatch, reserved: dict[str, dict[str, float]], staying: set[str]) -> AllowedSizesPolicy:
+    """A policy of 2, 4 or 8 one-CPU workers that sees these nodes."""
+    made = AllowedSizesPolicy(RayScalingConfig(num_workers=(2, 8), resources_per_worker={"CPU": 1}), [2, 4, 8])
+    monkeypatch.setattr(made, "_maybe_send_resource_request", lambda: None)
+    monkeypatch.setattr(made, "_get_reserved_resources", lambda: reserved)
+    monkeypatch.setattr(elastic, "staying_nodes", lambda: staying)
+    return made
+
+
+def test_a_group_starts_with_an_allowed_number_on_nodes_that_stay(monkeypatch):
+    nodes: dict[str, Any] = {name: {"CPU": 3.0} for name in "abc"}
+    for staying, expected in (({"a", "b", "c"}, 8), ({"a", "b"}, 4), ({"b"}, 2)):
+        decision = policy(monkeypatch, nodes, staying).make_decision_for_non_running_worker_group()
+        assert isinstance(decision, ResizeDecision) and decision.num_workers == expected
+    # Too little for the smallest group: wait, do not start with fewer.
+    assert isinstance(policy(monkeypatch, nodes, set()).make_decision_for_non_running_worker_group(), NoopDecision)
+
+
+def test_a_resize_waits_for_a_checkpoint(monkeypatch, ray_session):
+    board = ray_session.remote(num_cpus=0)(LineBoard).remote()
+    made = policy(monkeypatch, {name: {"CPU": 4.0} for name in "ab"}, {"a", "b"})
+    made.board = board
+    state = SimpleNamespace(start_time=-1e9, num_workers=4)
+
+    def decide():
+        return made.make_decision_for_running_worker_group(state, None)
+
+    assert isinstance(decide(), NoopDecision) and ray_session.get(board.order.remote()) == "resize"
+    assert isinstance(decide(), NoopDecision)  # asked, not done yet
+    ray_session.get(board.carried_out.remote("resize"))  # what the workers say after the checkpoint
+    decision = decide()
+    assert isinstance(decision, ResizeDecision) and decision.num_workers == 8
+    made._latest_monitor_time, made.patience_s = float("-inf"), 0.0
+    assert isinstance(decide(), NoopDecision)
+    assert isinstance(decide(), ResizeDecision)  # workers that do not answer are not waited for without end
+    made.make_decision_for_non_running_worker_group()
+    assert made._pending is None
+
+
+def test_train_runs_an_elastic_group_with_an_allowed_number(tmp_path, ray_session):
+    """4 logical CPUs have room for 3 workers at the most; 4 micro-batches a step can be shared by 2."""
+
+    def loop(arguments):
+        import ray.train
+
+        with open(arguments["seen"], "a") as file:
+            file.write(f"{ray.train.get_context().get_world_size()} ")
+
+    seen = tmp_path / "seen"
+    launch(loop, {"seen": str(seen)}, name="train", storage=open_storage(str(tmp_path)), micro_batches_per_step=4,
+           scaling=ScalingConfig(workers=4, min_workers=1, cpus_per_worker=1.2, threads=1, max_failures=0))
+    assert seen.read_text() == "2 2 "

@@ -1,0 +1,94 @@
+"""Notices: what each kind makes all workers do, and the orders that the board passes on."""
+
+import time
+
+import torch
+
+from platform.engine.runtime.terminal import LineBoard
+from platform.engine.train import notices
+from platform.engine.train.notices import Notices
+
+
+class Info:
+    """A preemption notice as Ray Train hands it to a worker."""
+
+    def __init__(self, seconds_left: float | None) -> None:
+        self.deadline_ms = None if seconds_left is None else int(1000 * (time.time() + seconds_left))
+
+
+def decisions(notice: Notices, times: int = 1) -> list[str]:
+    return [notice.decide(notice.seen()) for _ in range(times)]
+
+
+def test_nothing_to_do():
+    assert decisions(Notices(), 3) == ["", "", ""]
+
+
+def test_a_drain_notice_asks_for_one_checkpoint_now_and_one_near_the_deadline(monkeypatch):
+    notice, info = Notices(margin_s=5.0), Info(20)
+    monkeypatch.setattr(notices, "_preemption", lambda: info)
+    assert decisions(notice, 3) == ["save", "", ""]
+    now = time.time()
+    monkeypatch.setattr(notices.time, "time", lambda: now + 16)
+    assert decisions(notice) == ["wait"]
+    monkeypatch.setattr(notices, "LONGEST_WAIT_S", 0.0)
+    monkeypatch.setattr(notices.time, "time", lambda: now + 30)
+    notice.wait()
+    assert decisions(notice, 2) == ["", ""]  # nobody restarted the workers: train on
+    info = Info(20)  # another node is taken away
+    assert decisions(notice, 2) == ["save", ""]
+    monkeypatch.setattr(notices.time, "time", lambda: now + 46)
+    assert decisions(notice) == ["wait"]
+
+
+def test_slow_checkpoints_begin_earlier(monkeypatch):
+    notice, info = Notices(margin_s=5.0), Info(20)
+    monkeypatch.setattr(notices, "_preemption", lambda: info)
+    notice.checkpoint_took(10.0)
+    assert notice.margin_s == 23.0
+    assert decisions(notice) == ["wait"]
+
+
+def test_a_notice_without_a_deadline_is_one_checkpoint(monkeypatch):
+    info = Info(None)
+    monkeypatch.setattr(notices, "_preemption", lambda: info)
+    assert decisions(Notices(), 2) == ["save", ""]
+
+
+def test_what_one_worker_saw_all_do():
+    seen = {"save": torch.tensor(0.25), "wait": torch.tensor(0.0), "stop": torch.tensor(0.0)}
+    assert Notices().decide(seen) == "save"
+    assert Notices().decide(seen | {"wait": torch.tensor(0.1)}) == "wait"
+    assert Notices().decide({name: torch.tensor(1.0) for name in seen}) == "stop"
+
+
+def test_orders_of_the_board():
+    board = LineBoard()
+    board.give("resize")
+    assert board.order() == "resize"
+    board.carried_out("resize")
+    assert board.order() == ""
+    board.give("stop")
+    board.give("resize")
+    board.carried_out("stop")
+    assert board.order() == "stop"  # once asked to stop, whoever starts next stops too
+
+
+def test_rank_0_hears_the_board(ray_session):
+    board = ray_session.remote(num_cpus=0)(LineBoard).remote()
+    notice = Notices(board)
+    assert decisions(notice) == [""]
+    ray_session.get(board.give.remote("resize"))
+    deadline = time.monotonic() + 20
+    while decisions(notice) != ["wait"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    notice.carried_out()
+    deadline = time.monotonic() + 20
+    while ray_session.get(board.order.remote()):
+        assert time.monotonic() < deadline
+    notice.close()
+
+
+def test_outside_train_there_is_no_preemption():
+    assert notices._preemption() is None

@@ -1,0 +1,131 @@
+"""DeepSpeed state without a world size: one and two real processes over gloo exchange what they consolidated."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from platform.engine.zero.engine import DeepSpeedConfig, set_schedules
+from reidssl.optim import clip_per_tensor_
+from tests.platform.engine import zero_worker as worker
+
+ROOT = Path(__file__).resolve().parents[4]
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory) -> dict[int, dict]:
+    """What the runs with 1 and with 2 processes wrote. Three processes go through every setting."""
+    folder = tmp_path_factory.mktemp("zero")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    processes = [subprocess.Popen([sys.executable, "-m", "tests.platform.engine.zero_worker", str(rank), str(world), folder],
+                                  cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                 for world in (1, 2) for rank in range(world)]
+    try:
+        for process in processes:
+            output, _ = process.communicate(timeout=240)
+            assert process.returncode == 0, output[-4000:]
+    finally:
+        for process in processes:
+            process.kill()
+    return {world: json.loads((folder / f"seen-{world}.json").read_text()) for world in (1, 2)}
+
+
+def plain_losses(optimizer_name: str, clip: float, per_tensor: bool) -> list[float]:
+    """The same training in ordinary PyTorch, without DeepSpeed: the mean of the micro-batches' losses, clipped, stepped."""
+    model = worker.Model()
+    optimizer = worker.optimizer_for(model, optimizer_name)
+    losses = []
+    for step in range(worker.STEPS):
+        learning_rate, weight_decay = worker.schedule(step)
+        for group, decay in zip(optimizer.param_groups, (weight_decay, 0.0, weight_decay), strict=True):
+            group["lr"], group["weight_decay"] = learning_rate, decay
+        loss = sum(worker.loss_of(model, step, index) for index in range(worker.MICRO_BATCHES)) / worker.MICRO_BATCHES
+        optimizer.zero_grad()
+        loss.backward()
+        if step < worker.RESTS_UNTIL:
+            model.late.weight.grad = None  # as released: the optimiser passes over it
+        if per_tensor:
+            clip_per_tensor_(model.parameters(), clip)
+        else:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        losses.append(float(loss))
+    return losses
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("name", [name for name in worker.SETTINGS if "bf16" not in name])
+def test_training_equals_plain_pytorch(seen, name, world):
+    config, optimizer = worker.SETTINGS[name]
+    expected = plain_losses(optimizer, config.clip, config.clip_per_tensor)
+    assert seen[world][f"{name} start"] + seen[world][f"{name} end"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", worker.SETTINGS)
+def test_continues_with_another_number_of_workers(seen, name):
+    for world in (1, 2):
+        uninterrupted, continued = seen[3 - world][f"{name} end"], seen[world][f"{name} continued"]
+        assert continued == pytest.approx(uninterrupted, rel=1e-4 if "bf16" in name else 1e-5)
+        assert seen[world][f"{name} difference after restore"] == 0.0
+
+
+@pytest.mark.parametrize("stages", ["zero1 to zero3", "zero3 to zero2", "zero2 to zero0", "zero0 to zero1"])
+def test_continues_at_another_stage(seen, stages):
+    for world in (1, 2):
+        assert seen[world][stages] == pytest.approx(seen[world]["zero1-adamw end"], rel=1e-5)
+
+
+def test_bf16_computes_near_fp32_but_not_the_same(seen):
+    exact = seen[1]["zero1-adamw start"]
+    rounded = seen[1]["zero1-adamw-bf16 start"]
+    assert rounded != exact and rounded == pytest.approx(exact, rel=5e-3)
+
+
+def test_clipping_makes_a_difference(seen):
+    settings = ("zero0-adamw", "zero0-sgd", "zero0-adamw-per-tensor")
+    assert len({round(seen[1][f"{name} end"][-1], 4) for name in settings}) == 3
+
+
+def test_another_model_is_refused_with_the_list(seen):
+    for world in (1, 2):
+        text = seen[world]["refusal"]
+        assert "6 differences" in text and "first.weight: checkpoint (7, 5), model (9, 5)" in text
+        assert "another output" in text
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_by_all_workers(seen):
+    assert all("the checkpoint is of an earlier version" in seen[world]["old"] for world in (1, 2))
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"zero_stage": 4}, "zero_stage must be 0, 1, 2 or 3: got 4"),
+    ({"precision": "fp16"}, "precision must be auto, fp32 or bf16: got 'fp16'"),
+    ({"clip": -1.0}, "clip must be 0"),
+    ({"clip_per_tensor": True, "zero_stage": 2}, "clip_per_tensor needs zero_stage=0"),
+])
+def test_impossible_settings(values, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        DeepSpeedConfig(**values)
+
+
+def test_weight_decay_schedule_may_start_at_zero_and_spares_the_other_group():
+    class Engine:
+        optimizer = torch.optim.SGD([{"params": [torch.zeros(1)], "weight_decay": 1.0, "lr_factor": 2.0},
+                                     {"params": [torch.zeros(1)], "weight_decay": 0.0}], lr=0.0)
+
+    for decay in (0.0, 0.3):
+        set_schedules(Engine, 0.5, decay)
+        assert [group["weight_decay"] for group in Engine.optimizer.param_groups] == [decay, 0.0]
+    assert [group["lr"] for group in Engine.optimizer.param_groups] == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_gradients_that_are_not_finite_stop_before_the_update(seen, stage):
+    """Though the loss is finite, and only one process has them."""
+    for world in (1, 2):
+        assert seen[world][f"zero{stage} refusal of gradients"].startswith("the gradients are not finite at step 2 (norm ")
+        assert seen[world][f"zero{stage} moved by them"] == 0.0
