@@ -18,6 +18,7 @@ from platform.engine.config.compose import ROOT
 from platform.engine.errors import UserError
 from platform.engine.runtime.native_lines import set_native_lines_aside
 from platform.engine.runtime.ray_internals import REMEDY, check_cluster, log_folder, longest_socket_path, session_path_length
+from platform.engine.runtime.terminal import say
 from platform.engine.schemas.runtime_settings import RuntimeConfig
 
 # What workers inherit: no warnings of other people's libraries.
