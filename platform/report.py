@@ -21,6 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from platform.engine.config import ROOT
 from platform.engine.errors import UserError
+from platform.engine.paths import in_job_copy
 from platform.engine.report import charts, pictures, tables
 from platform.engine.report.folder import Member, RunFolder, read_folder
 from platform.engine.runtime import say
@@ -36,6 +37,9 @@ def main(config: ReportConfig) -> Location:
     """Write the page and return where it is. Raises UserError for a folder without any run."""
     if not config.run:
         raise UserError("run is empty: name the folder of a run, e.g. run=runs/demo")
+    if not config.output and in_job_copy(config.run):
+        raise UserError("output is empty, and the folder of this job, where the page would go, is Ray's temporary copy of what "
+                        "was submitted: give output=s3://bucket/prefix, or an absolute path that every node sees")
     folder = read_folder(config.run, config.storage)
     page = render(folder).encode("utf-8")
     target = open_storage(config.output or config.run, config.storage)
