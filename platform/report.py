@@ -20,9 +20,11 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from platform.cluster import read_labels
+from platform.engine.config import ROOT
 from platform.engine.config.compose import ROOT
 from platform.engine.data.shards import read_rows
 from platform.engine.errors import StorageError, UserError
+from platform.engine.paths import in_job_copy
 from platform.engine.report import charts, pictures, tables
 from platform.engine.report import selections as selections
 from platform.engine.report.contents import RunFolder, read_folder
@@ -38,6 +40,9 @@ def main(config: ReportConfig) -> Location:
     """Write the page and return where it is. Raises UserError for a folder without any run."""
     if not config.run:
         raise UserError("run is empty: name the folder of a run, e.g. run=runs/demo")
+    if not config.output and in_job_copy(config.run):
+        raise UserError("output is empty, and the folder of this job, where the page would go, is Ray's temporary copy of what "
+                        "was submitted: give output=s3://bucket/prefix, or an absolute path that every node sees")
     folder = read_folder(config.run, config.storage)
     target = page_location(config)
     page = render(folder).encode("utf-8")

@@ -176,17 +176,22 @@ def job_copy() -> str:
     return str(folder) if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "working_dir_files" in folder.parts else ""
 
 
+def in_job_copy(place: str) -> bool:
+    """Whether an absolute path, or what a URI ends in, lies in that folder."""
+    copy = job_copy()
+    return bool(copy) and f"{copy}/" in f"{place}/"
+
+
 def resolve(text: str, key: str, role: Role) -> str:
     """The absolute form of what a user wrote. Raises ValueError that begins with the key."""
     try:
         found = service(text) if role is Role.SERVICE else absolute(text)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
-    copy = job_copy()
-    if copy and f"{copy}/" in f"{found}/" and copy not in text:  # was relative
-        what = "" if role is Role.INPUT and os.path.exists(found) else \
-            f"is not in the folder of this job, {copy}, Ray's copy of what was submitted" if role is Role.INPUT else \
-            f"would be lost: the folder of this job, {copy}, is Ray's temporary copy of what was submitted"
-        if what:
-            raise ValueError(f"{key}: '{text}' {what}. Write {key}=s3://bucket/prefix, or an absolute path that every node sees")
-    return found
+    if not in_job_copy(found) or (role is Role.INPUT and os.path.exists(found)):
+        return found
+    if role is Role.INPUT:
+        trouble = f"is not in the folder of this job, {job_copy()}, Ray's copy of what was submitted"
+    else:
+        trouble = f"would be lost: the folder of this job, {job_copy()}, is Ray's temporary copy of what was submitted"
+    raise ValueError(f"{key}: '{text}' {trouble}. Write {key}=s3://bucket/prefix, or an absolute path that every node sees")

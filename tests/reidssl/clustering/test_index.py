@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-import reidssl.clustering.index as index_module
+import reidssl.clustering.config as settings
 from reidssl.clustering.index import NeighbourIndex, find_neighbours, in_order, recall
 from reidssl.clustering.neighbours import knn
 from reidssl.clustering.pseudo_labels import ClusterConfig, pseudo_labels
@@ -111,7 +111,7 @@ def test_refusals(monkeypatch):
         ClusterConfig(search="ivf", search_effort=-1)
     with pytest.raises(ValueError, match="as wide as the images"):
         NeighbourIndex(FEATURES).nearest(FEATURES[:, :3], 2)
-    monkeypatch.setattr(index_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(settings, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"exact where FAISS is not installed: got 'ivf'; pip install 'reidssl\[cpu\]'"):
         ClusterConfig(search="ivf")
     ClusterConfig()

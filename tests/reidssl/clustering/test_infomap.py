@@ -5,8 +5,7 @@ import pytest
 import scipy.sparse as sp
 from sklearn.metrics import adjusted_rand_score
 
-import reidssl.clustering.infomap as infomap_module
-import reidssl.clustering.kmeans as kmeans_module
+import reidssl.clustering.config as settings
 from reidssl.clustering.dbscan import dbscan
 from reidssl.clustering.infomap import infomap, renumbered
 from reidssl.clustering.kmeans import kmeans
@@ -65,8 +64,7 @@ def test_refusals(monkeypatch):
         ClusterConfig(algorithm="kmeans")
     with pytest.raises(ValueError, match="algorithm must be one of dbscan, infomap, kmeans: got 'agglomerative'"):
         ClusterConfig(algorithm="agglomerative")
-    monkeypatch.setattr(infomap_module, "find_spec", lambda name: None)
-    monkeypatch.setattr(kmeans_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(settings, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"infomap library is not installed: .* pip install 'reidssl\[infomap\]'"):
         ClusterConfig(algorithm="infomap")
     with pytest.raises(ValueError, match="where FAISS is not installed: got 'kmeans'"):

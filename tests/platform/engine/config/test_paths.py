@@ -14,7 +14,9 @@ from platform.engine.config.paths import Role, SettingsOf, absolute, bare, mark_
 from platform.engine.errors import ConfigError, UserError
 from platform.engine.runs.run_folder import open_run
 from platform.engine.schemas import SCHEMAS, schema_of
+from platform.engine.storage import StorageConfig
 from platform.engine.storage.location import StorageConfig
+from platform.report import main as report
 
 PATH_WORDS = re.compile(r"(?i)\b(folders?|files?|paths?|shards|checkpoints?|page|director(y|ies))\b|s3://")
 # Words of the kind that mean something else: a list of kinds, a profile in AWS's files, a resource of nodes.
@@ -160,6 +162,8 @@ def test_in_a_submitted_job_relative_outputs_are_refused_and_inputs_must_be_ther
     assert compose("output=s3://bucket/x", "source.kind=synthetic", program="ingest").output == "s3://bucket/x"
     assert compose("output=/m/out", program="pipeline").output == "/m/out"  # what its stages write goes below it
     assert compose("output=/m/out", "finetune.target=sets/a", program="tune").output == "/m/out"
+    with pytest.raises(UserError, match=r"output is empty, and the folder of this job, where the page would go"):
+        report(compose("run=sets/a", program="report"))
     monkeypatch.chdir(tmp_path)  # the entrypoint went to a folder that stays
     assert compose("output=out/x", "data.uri=sets/b").output == f"{tmp_path}/out/x"
 
