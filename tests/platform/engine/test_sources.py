@@ -73,6 +73,12 @@ def test_a_folder_with_what_is_no_file(odd_folder, capsys):
     assert "1 .gif" in capsys.readouterr().out
 
 
+def test_an_empty_folder_is_no_source(tmp_path):
+    (tmp_path / "empty.d/sub").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"does not exist or holds no files"):
+        source_of("folder", tmp_path).plan(0)
+
+
 def test_what_changes_between_plan_and_read(tmp_path, monkeypatch):
     for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg"):
         (tmp_path / name).write_bytes(picture())

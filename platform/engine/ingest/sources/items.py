@@ -62,7 +62,7 @@ def _walk(root: Location) -> Iterator[tuple[str, str]]:
             folders.clear()
             continue
         visited.add(real)
-        if not folders and not files:
+        if not folders and not files and folder != root.path and "." in os.path.basename(folder):  # named like a file
             yield folder, "not a file: it is an empty folder"
         for name in files:
             if not name.endswith(PARTIAL):
@@ -87,11 +87,10 @@ def open_item(root: Location, name: str) -> Any:
     if not root.is_s3:
         # Without O_NONBLOCK a pipe that took the place of a file would wait for a writer for ever.
         handle = os.open(os.path.join(root.path, raw) if raw else root.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        file = os.fdopen(handle, "rb")
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            file.close()
+            os.close(handle)
             raise OSError(errno.EINVAL, "not a regular file")
-        return file
+        return os.fdopen(handle, "rb")
     if not any(part in ("", ".", "..") for part in raw.split("/")):
         return root.joinpath(raw).open_input()
     return root.open_input() if not raw else _download(root, raw)
