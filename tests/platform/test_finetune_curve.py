@@ -50,6 +50,7 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
     return {name: value for name, value in state.items() if value.is_floating_point()}
 
 
+@pytest.mark.timeout(1200)  # a minute alone, many times that beside other work
 def test_one_and_two_workers_and_an_uncut_batch(tmp_path, tiny_labelled):
     data = tiny_labelled.uri
     work(tmp_path, 1, data, [("softmax", "patch")], 1)

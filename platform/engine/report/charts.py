@@ -84,8 +84,8 @@ def finetune_charts(folder: RunFolder) -> list[tuple[str, list[Markup]]]:
     for setting in SETTINGS:
         phases: list[tuple[str, Callable[[dict[str, Any]], bool]]] = [("", lambda row: True)]
         if setting == "uda":
-            phases = [(", labelled source", lambda row: "contrast" not in row),
-                      (", unlabelled target", lambda row: "contrast" in row)]
+            phases = [(", labelled source", lambda row: "clusters" not in row),
+                      (", unlabelled target", lambda row: "clusters" in row)]
         for suffix, chosen in phases:
             found += [(name + suffix, charts) for name, charts in _by_setting(folder, FINETUNE_METRICS, chosen, [setting])]
     return found
