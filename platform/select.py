@@ -107,7 +107,9 @@ def select(config: SelectConfig) -> tuple[pa.Table, dict[str, Any]]:
     if known is not None:
         chosen = listed_only(config, chosen, known)
     summary |= {"data": config.data, "data_checksum": manifest.checksum, "total": len(keys),
-                "selected": len(chosen), "fraction": config.fraction, "threshold": float(np.min(scores[chosen]))}
+                "selected": len(chosen), "fraction": config.fraction}
+    if config.scores:  # a place in a list and a random number are no scores
+        summary["threshold"] = float(np.min(scores[chosen]))
     if "planted" in manifest.extra_columns:
         planted = read_rows(root, ["planted"])["planted"].to_numpy().astype(bool)
         summary["planted_share"] = {"all": float(planted.mean()), "selected": float(planted[chosen].mean())}

@@ -21,7 +21,6 @@ from platform.engine.shards import read_rows
 from platform.engine.storage import StorageError
 from platform.engine.windows import decode_image
 from reidssl.augment.reid import normalise
-from reidssl.models.checkpoints import weights_hash
 from reidssl.plots.pictures import attention_overlay, data_uri, encode, thumbnail
 from reidssl.plots.strips import Match, ranking_strip
 
@@ -122,7 +121,7 @@ def attention_models(folder: RunFolder, setting: str) -> tuple[list[tuple[str, L
             folder.notes.append(f"The model of {one.name} cannot be loaded: {error}")
             continue
         if one.program == "pretrain":
-            hashes[one.name] = weights_hash(model.backbone)[:12]
+            hashes[one.name] = model.weights
             models.append((f"pre-trained, {one.short_name}", model))
         else:
             models.append((f"{setting_title(one.setting)} from {one.init}", model))
