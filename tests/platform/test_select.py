@@ -258,7 +258,7 @@ def test_a_random_subset_is_the_control(tiny_shards, keys, tmp_path):
     runs = {}
     for name, seed in (("a", 3), ("again", 3), ("b", 4)):
         summary = main(config_of(tiny_shards, tmp_path / name, "random=true", f"seed={seed}"))
-        assert summary["selected"] == 45 and summary["by"] == {"kind": "random", "seed": seed}
+        assert summary["selected"] == 45 and summary["by"] == {"kind": "random", "seed": seed} and "threshold" not in summary
         runs[name] = set(pq.read_table(tmp_path / name / "index.parquet")["key"].to_pylist())
     assert runs["a"] == runs["again"] != runs["b"] and len(runs["a"]) == 45
     assert 10 <= len(runs["a"] & set(keys[:45])) <= 35  # not the first half, not the second

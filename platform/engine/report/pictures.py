@@ -21,9 +21,14 @@ from platform.engine.report.plots.picture_strip import attention_overlay, data_u
 from platform.engine.report.plots.strips import Match, ranking_strip
 from platform.engine.report.tables import INITS, SETTINGS, setting_title
 from platform.engine.runtime.device import device
+from platform.engine.shards import read_rows
+from platform.engine.storage import StorageError
+from platform.engine.windows import decode_image
+from reidssl.augment.reid import normalise
 from reidssl.augment.reid_augment import normalise
 from reidssl.data.decode import DecodeError, decode_image, decode_whole
-from reidssl.models.weights import weights_hash
+from reidssl.plots.pictures import attention_overlay, data_uri, encode, thumbnail
+from reidssl.plots.strips import Match, ranking_strip
 
 SAMPLES, QUERIES, ATTENTION_IMAGES = 16, 4, 10
 CLUSTERS, CLUSTER_IMAGES = 12, 12
@@ -146,7 +151,7 @@ def attention_models(folder: RunFolder, setting: str) -> tuple[list[tuple[str, L
             folder.notes.append(f"The model of {one.name} cannot be loaded: {error}")
             continue
         if one.program == "pretrain":
-            hashes[one.name] = weights_hash(model.backbone)[:12]
+            hashes[one.name] = model.weights
             models.append((f"pre-trained, {one.short_name}", model))
         else:
             models.append((f"{setting_title(one.setting)} from {one.init}", model))
