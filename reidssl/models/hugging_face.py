@@ -66,7 +66,8 @@ def describe(beside: Callable[[str], bytes | None], width: int, depth: int) -> d
     something else. Raises ValueError for an activation that is not GELU.
     """
     config, found = _json(beside("config.json")), {}
-    if config.get("num_attention_heads") and (config.get("hidden_size"), config.get("num_hidden_layers")) == (width, depth):
+    sizes = (config.get("hidden_size"), config.get("num_hidden_layers"))
+    if isinstance(config.get("num_attention_heads"), int) and sizes == (width, depth):
         if config.get("hidden_act", "gelu") != "gelu":
             raise ValueError(f"is a ViT with the activation {config['hidden_act']} in config.json, and this backbone has gelu")
         found = {"heads": config["num_attention_heads"], "norm_eps": float(config.get("layer_norm_eps", 1e-12))}
