@@ -20,11 +20,10 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from platform.cluster import read_labels
-from platform.engine.config import ROOT
 from platform.engine.config.compose import ROOT
+from platform.engine.config.paths import in_job_copy
 from platform.engine.data.shards import read_rows
 from platform.engine.errors import StorageError, UserError
-from platform.engine.paths import in_job_copy
 from platform.engine.report import charts, pictures, tables
 from platform.engine.report import selections as selections
 from platform.engine.report.contents import RunFolder, read_folder

@@ -80,7 +80,9 @@ def select(config: SelectConfig) -> tuple[pa.Table, dict[str, Any]]:
         chosen = listed_only(config, chosen, listed)
     summary |= {"data": config.data, "data_checksum": manifest.checksum, "total": len(keys),
                 "corrupt_images": len(keys) - len(places),
-                "selected": len(chosen), "fraction": config.fraction, "threshold": float(np.min(scores[chosen]))}
+                "selected": len(chosen), "fraction": config.fraction}
+    if config.scores:  # a place in a list and a random number are no scores
+        summary["threshold"] = float(np.min(scores[chosen]))
     if "planted" in manifest.extra_columns:
         planted = read_rows(root, ["planted"])["planted"].to_numpy().astype(bool)
         summary["planted_share"] = {"all": float(planted.mean()), "selected": float(planted[chosen].mean())}

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from reidssl.models.files import ModelFile, Source, read_content, read_header, read_source
 from reidssl.models.given import Unsaid
 from reidssl.models.hugging_face import describe, is_hugging_face, to_timm
 from reidssl.models.knowledge import About, Answer, Origin, origin_of
 from reidssl.models.released import depth_of, layout_of, to_flat
+from reidssl.models.weight_files import ModelFile, Source, read_content, read_header, read_source
 from reidssl.models.wrappers import find_model
 
 

@@ -19,7 +19,6 @@ import safetensors.torch
 import torch
 
 from reidssl.models.building import build_empty
-from reidssl.models.files import ModelFile, Source
 from reidssl.models.given import LoadConfig, Unsaid
 from reidssl.models.loading import CheckpointMismatch, LoadReport, load_into
 from reidssl.models.reading import Checkpoint, read_checkpoint, read_metadata, read_state_dict

@@ -21,14 +21,8 @@ from platform.engine.report.plots.picture_strip import attention_overlay, data_u
 from platform.engine.report.plots.strips import Match, ranking_strip
 from platform.engine.report.tables import INITS, SETTINGS, setting_title
 from platform.engine.runtime.device import device
-from platform.engine.shards import read_rows
-from platform.engine.storage import StorageError
-from platform.engine.windows import decode_image
-from reidssl.augment.reid import normalise
 from reidssl.augment.reid_augment import normalise
 from reidssl.data.decode import DecodeError, decode_image, decode_whole
-from reidssl.plots.pictures import attention_overlay, data_uri, encode, thumbnail
-from reidssl.plots.strips import Match, ranking_strip
 
 SAMPLES, QUERIES, ATTENTION_IMAGES = 16, 4, 10
 CLUSTERS, CLUSTER_IMAGES = 12, 12

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-import reidssl.clustering.config as settings
+import reidssl.clustering.cluster_config as settings
 from reidssl.clustering.index import NeighbourIndex, find_neighbours, in_order, recall
 from reidssl.clustering.neighbours import knn
 from reidssl.clustering.pseudo_labels import ClusterConfig, pseudo_labels

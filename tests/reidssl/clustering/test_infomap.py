@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse as sp
 from sklearn.metrics import adjusted_rand_score
 
-import reidssl.clustering.config as settings
+import reidssl.clustering.cluster_config as settings
 from reidssl.clustering.dbscan import dbscan
 from reidssl.clustering.infomap import infomap, renumbered
 from reidssl.clustering.kmeans import kmeans

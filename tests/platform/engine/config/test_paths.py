@@ -14,7 +14,6 @@ from platform.engine.config.paths import Role, SettingsOf, absolute, bare, mark_
 from platform.engine.errors import ConfigError, UserError
 from platform.engine.runs.run_folder import open_run
 from platform.engine.schemas import SCHEMAS, schema_of
-from platform.engine.storage import StorageConfig
 from platform.engine.storage.location import StorageConfig
 from platform.report import main as report
 
