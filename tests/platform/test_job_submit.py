@@ -105,7 +105,7 @@ def test_relative_paths_in_a_job(cluster, tiny_shards, tmp_path):
     program = "python -m platform.select random=true"
     story = (f"{program} data={tiny_shards.uri} output=out/lost; {program} data=tests/nowhere output={tmp_path}/out; "
              f"cd {tmp_path} && {program} data={os.path.relpath(tiny_shards.path, tmp_path)} output=out/kept")
-    found = cluster.ray("job", "submit", "--working-dir", ".", "--", "bash", "-c", f"'{story}'")
+    found = cluster.ray("job", "submit", "--working-dir", ".", "--", "bash", "-c", story)
     assert found.returncode == 0 and "Traceback" not in found.stdout, found.stdout
     lost, missing = re.findall(r"^error: configuration: (.*)$", found.stdout, re.MULTILINE)
     assert re.search(r"output: 'out/lost' would be lost: .*temporary copy.*output=s3://bucket/prefix, or an absolute path", lost)
