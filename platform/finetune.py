@@ -25,21 +25,20 @@ from typing import Any
 import torch.distributed as dist
 
 from platform.engine.config.compose import to_plain
-from platform.engine.data.image_set import ImageSet
 from platform.engine.data.set_aside import LISTED, SAID
-from platform.engine.data.shards import read_rows
+from platform.engine.data.shards import read_manifest, read_rows
 from platform.engine.errors import UserError
-from platform.engine.finetune.camera_plan import CameraPlan, plan_cameras
+from platform.engine.finetune.camera_plan import plan_cameras
 from platform.engine.finetune.cluster_warnings import run_warnings, untrained
 from platform.engine.finetune.loop import PhaseTrainer, extract
-from platform.engine.finetune.phase import Phase, Unsupervised, UnsupervisedConfig
-from platform.engine.finetune.supervised import Supervised, SupervisedConfig, check_identities
+from platform.engine.finetune.phase import Phase, UnsupervisedConfig
+from platform.engine.finetune.start import image_set, initial_model, load_init, model_for, phases_of, record_of
+from platform.engine.finetune.supervised import SupervisedConfig, check_identities
 from platform.engine.inference.evaluation import evaluate_features, require_judgeable, require_splits
-from platform.engine.inference.models import REID, LoadedModel, load_model
+from platform.engine.inference.models import REID
 from platform.engine.runs.json_records import read_record
 from platform.engine.runs.metrics import Tracker
 from platform.engine.runs.run_folder import CONFIG, SUMMARY, Run, open_run
-from platform.engine.runtime.device import device
 from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.finetune_settings import FinetuneConfig
@@ -47,7 +46,6 @@ from platform.engine.storage.location import Location, open_storage
 from platform.engine.train.checkpoints import CheckpointStore, Found
 from platform.engine.train.launch import launch, report_line
 from reidssl.models.reid import ReidModel
-from reidssl.models.vit import Vit, build_vit
 from reidssl.models.weights import model_bytes, weights_hash
 
 
@@ -174,62 +172,6 @@ def open_tracker(run: Run, config: FinetuneConfig, found: Found | None) -> Track
     return Tracker(run.location, config.tracking, labels=run.location.uri, resumed=held)
 
 
-def initial_model(config: FinetuneConfig, init: LoadedModel | None, plan: CameraPlan | None) -> ReidModel:
-    """Backbone from `init` (position embeddings resized to augment.image_size), or random; a fresh neck, fresh cameras."""
-    if init is None:
-        return ReidModel(build_vit(config.model, config.seed)).to(device())
-    backbone = init.backbone
-    if plan and plan.fresh:
-        settings = replace(init.backbone.config, num_cameras=plan.rows, camera_weight=config.model.camera_weight)
-        backbone = build_vit(settings, config.seed)
-        kept = {name: value for name, value in init.backbone.state_dict().items() if name != "camera_embed"}
-        backbone.load_state_dict(backbone.state_dict() | kept)
-    return ReidModel(backbone).to(device())
-
-
-def load_init(config: FinetuneConfig) -> LoadedModel | None:
-    """The model of `init`; None without one."""
-    if not config.init:
-        return None
-    return load_model(config.init, config.storage, config.load, image_size=config.augment.image_size,
-                      **config.changes.as_dict())
-
-
-def record_of(init: LoadedModel | None, plan: CameraPlan | None) -> dict[str, Any]:
-    """What results say of init's file and of the cameras."""
-    return {"checkpoint": init.about.as_dict() if init else None, "cameras": list(plan.target) if plan else None}
-
-
-def model_for(phase: Phase, before: ReidModel) -> ReidModel:
-    """The weights so far in new modules: the phase's own drop path, and no hooks of the engine of the phase before."""
-    backbone = build_vit(replace(before.backbone.config, drop_path=phase.config.drop_path))
-    backbone.load_state_dict(before.backbone.state_dict())
-    model = ReidModel(backbone)
-    model.bottleneck.load_state_dict(before.bottleneck.state_dict())
-    phase.prepare(model)
-    return model.to(device())
-
-
-def phases_of(config: FinetuneConfig, backbone: Vit, plan: CameraPlan | None = None) -> list[Phase]:
-    """Supervised, unsupervised, or one after the other."""
-    phases: list[Phase] = []
-    if config.setting != "usl":
-        labelled = config.source if config.setting == "uda" else config.target
-        phases.append(Supervised(config.supervised, image_set(config, labelled, "train", backbone, plan), config.seed))
-    if config.setting != "supervised":
-        images = image_set(config, config.target, "train", backbone, plan)
-        phases.append(Unsupervised(config.unsupervised, images, config.seed))
-    return phases
-
-
-def image_set(config: FinetuneConfig, uri: str, split: str, backbone: Vit, plan: CameraPlan | None = None) -> ImageSet:
-    images = ImageSet(open_storage(uri, config.storage), [split], backbone.config.image_size,
-                      max_corrupt_share=config.max_corrupt_share)
-    if plan:
-        images.camera_rows = plan.rows_for(uri, images.camids)
-    return images
-
-
 def publish_model(run: Run, config: FinetuneConfig, model: ReidModel, phase: Phase, record: dict[str, Any]) -> None:
     metadata = {"mean": config.augment.mean, "std": config.augment.std, "neck": phase.config.neck,
                 "setting": config.setting, "init": config.init, "target": config.target, "source": config.source}
@@ -248,6 +190,8 @@ def finish(run: Run, config: FinetuneConfig, model: ReidModel, phase: Phase, tra
         report_line(f"note: {config.target}: {result['camera_note']}")
     run.finish({"setting": config.setting, "init": config.init, "target": config.target, "source": config.source,
                 "image_size": list(model.backbone.config.image_size), "seed": config.seed, "neck": phase.config.neck,
-                "weights": weights_hash(model)[:12], "clusters": int(clusters[-1]) if clusters else None,
+                "weights": weights_hash(model)[:12],
+                "data_checksum": read_manifest(open_storage(config.target, config.storage)).checksum,
+                "clusters": int(clusters[-1]) if clusters else None,
                 "images_seen": images_seen, "epochs_without_training": untrained(tracker.rows),
                 "warnings": run_warnings(tracker.rows, len(phase.images)), **record, **result})

@@ -30,7 +30,7 @@ from platform.engine.runtime.terminal import forward_lines, relayed_lines, say
 from platform.engine.schemas.tune_settings import METRICS, TuneConfig
 from platform.engine.storage.location import Location, open_storage
 from platform.engine.sweep.space import Point, name_of, points, text_of, with_point
-from platform.finetune import FinetuneConfig, check_inputs, shared_micro_batches
+from platform.finetune import FinetuneConfig, check_inputs, shared_micro_batches, with_micro_batches
 from platform.finetune import main as run_finetune
 
 DEFAULT_SPACE = {"unsupervised": {"cluster": {"eps": [0.4, 0.5, 0.6, 0.7]}}}
@@ -105,7 +105,8 @@ def check_trials(config: TuneConfig, trials: list[Point]) -> None:
         trial = trial_config(config, point)
         inputs = (trial.setting, trial.init, trial.source, trial.target, tuple(trial.augment.image_size), str(trial.changes))
         try:
-            trial.scaling.sizes(shared_micro_batches(trial))
+            cut = with_micro_batches(trial, open_storage(trial.output, trial.storage))
+            trial.scaling.sizes(shared_micro_batches(cut))
             if inputs not in seen:
                 check_inputs(trial)
         except UserError as error:

@@ -29,14 +29,15 @@ def help_text(schema: type, name: str, doc: str, overrides: Sequence[str] = (), 
     with suppress(ConfigError):  # what has to be given is not given yet; help is there to say so
         values = to_plain(build(schema, values))
     choices = choices_of_groups() | {"experiment": experiments_of(name, schema)}
-    own = [group for group in sorted(groups_of(name)) if choices[group]]
+    offered = {group: choices[group.partition("@")[0]] for group in sorted(groups_of(name))}  # model@pretrain.model: below a key
+    own = {group: names for group, names in offered.items() if names}
     lines = [*_wrapped_doc(doc, width), "",
              *_wrap(f"usage: python -m platform.{name} [group=choice ...] [key=value ...]", "", width, "       "),
              *_wrap("--show-config prints the configuration in force and stops.", "       ", width)]
     if own:
         lines += ["", "groups:"]
-        for group in own:
-            lines += _wrap(f"{group:<12} {', '.join(choices[group])}", "  ", width, " " * 15)
+        for group, names in own.items():
+            lines += _wrap(f"{group:<12} {', '.join(names)}", "  ", width, " " * 15)
     lines += ["", *_wrap("settings, with the values that they have now:", "", width)]
     return "\n".join(lines + _section(schema, values, "", width)) + "\n"
 

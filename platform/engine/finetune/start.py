@@ -1,0 +1,71 @@
+"""What a fine-tuning run begins with: its model, its phases and their images."""
+
+from dataclasses import replace
+from typing import Any
+
+from platform.engine.data.image_set import ImageSet
+from platform.engine.finetune.camera_plan import CameraPlan
+from platform.engine.finetune.phase import Phase, Unsupervised
+from platform.engine.finetune.supervised import Supervised
+from platform.engine.inference.models import LoadedModel, load_model
+from platform.engine.runtime.device import device
+from platform.engine.schemas.finetune_settings import FinetuneConfig
+from platform.engine.storage.location import open_storage
+from reidssl.models.reid import ReidModel
+from reidssl.models.vit import Vit, build_vit
+
+
+def initial_model(config: FinetuneConfig, init: LoadedModel | None, plan: CameraPlan | None) -> ReidModel:
+    """Backbone from `init` (position embeddings resized to augment.image_size), or random; a fresh neck, fresh cameras."""
+    if init is None:
+        return ReidModel(build_vit(config.model, config.seed)).to(device())
+    backbone = init.backbone
+    if plan and plan.fresh:
+        settings = replace(init.backbone.config, num_cameras=plan.rows, camera_weight=config.model.camera_weight)
+        backbone = build_vit(settings, config.seed)
+        kept = {name: value for name, value in init.backbone.state_dict().items() if name != "camera_embed"}
+        backbone.load_state_dict(backbone.state_dict() | kept)
+    return ReidModel(backbone).to(device())
+
+
+def load_init(config: FinetuneConfig) -> LoadedModel | None:
+    """The model of `init`; None without one."""
+    if not config.init:
+        return None
+    return load_model(config.init, config.storage, config.load, image_size=config.augment.image_size,
+                      **config.changes.as_dict())
+
+
+def record_of(init: LoadedModel | None, plan: CameraPlan | None) -> dict[str, Any]:
+    """What results say of init's file and of the cameras."""
+    return {"checkpoint": init.about.as_dict() if init else None, "cameras": list(plan.target) if plan else None}
+
+
+def model_for(phase: Phase, before: ReidModel) -> ReidModel:
+    """The weights so far in new modules: the phase's own drop path, and no hooks of the engine of the phase before."""
+    backbone = build_vit(replace(before.backbone.config, drop_path=phase.config.drop_path))
+    backbone.load_state_dict(before.backbone.state_dict())
+    model = ReidModel(backbone)
+    model.bottleneck.load_state_dict(before.bottleneck.state_dict())
+    phase.prepare(model)
+    return model.to(device())
+
+
+def phases_of(config: FinetuneConfig, backbone: Vit, plan: CameraPlan | None = None) -> list[Phase]:
+    """Supervised, unsupervised, or one after the other."""
+    phases: list[Phase] = []
+    if config.setting != "usl":
+        labelled = config.source if config.setting == "uda" else config.target
+        phases.append(Supervised(config.supervised, image_set(config, labelled, "train", backbone, plan), config.seed))
+    if config.setting != "supervised":
+        images = image_set(config, config.target, "train", backbone, plan)
+        phases.append(Unsupervised(config.unsupervised, images, config.seed))
+    return phases
+
+
+def image_set(config: FinetuneConfig, uri: str, split: str, backbone: Vit, plan: CameraPlan | None = None) -> ImageSet:
+    images = ImageSet(open_storage(uri, config.storage), [split], backbone.config.image_size,
+                      max_corrupt_share=config.max_corrupt_share)
+    if plan:
+        images.camera_rows = plan.rows_for(uri, images.camids)
+    return images
