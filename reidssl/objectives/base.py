@@ -152,7 +152,8 @@ class Objective(nn.Module):
         """
         for model in (self.student, self.teacher):
             if model is not None:
-                model.backbone.compile(dynamic=False, **options)
+                backbone: Any = model.backbone
+                backbone.compile(dynamic=False, **options)
 
     @torch.no_grad()
     def teach(self, crops: Sequence[Tensor], **options: Any) -> StudentOutput:
@@ -161,7 +162,7 @@ class Objective(nn.Module):
         half = torch.autocast(crops[0].device.type, torch.bfloat16) if self.bf16_teacher else nullcontext()
         with half:
             output = self.teacher(crops, **options)
-        return StudentOutput(*(None if value is None else widened(value) for value in output))
+        return StudentOutput._make(None if value is None else widened(value) for value in output)
 
     @torch.no_grad()
     def update_teacher(self, student_parameters: Iterable[tuple[str, Tensor]], momentum: float) -> None:
