@@ -2,7 +2,7 @@
 
 Legend: B samples, C channels, H x W source size, h x w target size, K taps of the resampling kernel. `planes`
 are images with the channels first, (C, B, H, W): every channel of a batch is then one contiguous block, which
-is what the matrix products here and the per-pixel arithmetic of `colour.py` want.
+is what the matrix products of `crop_and_resize` want.
 
 Cropping a box and resampling it with a separable kernel is linear in the rows and in the columns of an image,
 so the whole operation is `out = rows @ image @ columns^T` with one pair of banded matrices for each sample.
@@ -120,7 +120,6 @@ def crop_and_resize(
     *,
     flips: NDArray[np.bool_] | None = None,
     gain: float = 1.0,
-    out: Tensor | None = None,
 ) -> Tensor:
     """`boxes` (B, 4) of `planes` (C, B, H, W) float32, bicubically resized to `size`: (C, B, h, w) float32.
 
@@ -135,8 +134,7 @@ def crop_and_resize(
     rows = resampling_matrices(tops, box_heights, height, size[0])  # (B, h, H)
     columns = resampling_matrices(lefts, box_widths, width, size[1], flips=mirrored, gain=gain)  # (B, w, W)
     columns = columns.transpose(1, 2)
-    if out is None:
-        out = planes.new_empty(channels, samples, *size)
+    out = planes.new_empty(channels, samples, *size)
     for plane, target in zip(planes, out, strict=True):
         torch.bmm(rows, torch.bmm(plane, columns), out=target)
     return out

@@ -1,8 +1,8 @@
 """The multi-crop's work on a CPU, compiled: one image after the other, each crop finished while it is in the cache.
 
 The same operators as `geometry.py` and `colour.py`, which define them and which accelerators run, with the same numbers
-up to rounding; tests hold the two together. What is gained is memory traffic (no gathering of samples that share an
-operator, no pass over a whole batch) and work (the resampling kernel's few taps, not dense matrices).
+up to rounding; tests hold the two together. What is gained is memory traffic (no pass over a whole batch) and work (the
+resampling kernel's few taps, not dense matrices; only the operators that a crop has).
 
 Legend: B images, V crops of one size for each, H x W source and h x w crop size, n = h * w.
 """
@@ -197,7 +197,7 @@ def _trapezoid(value):  # type: ignore[no-untyped-def]
 
 @kernel
 def _hue(planes, turns):  # type: ignore[no-untyped-def]
-    """As `colour.hue_`, with the hue in sextants throughout."""
+    """As `colour.hue`, with the hue in sextants throughout."""
     red, green, blue = planes[0], planes[1], planes[2]
     one, two, three, four, six = _ONE, np.float32(2.0), np.float32(3.0), np.float32(4.0), np.float32(6.0)
     tiny = np.float32(1e-12)
@@ -228,7 +228,7 @@ def _greyscale(planes):  # type: ignore[no-untyped-def]
 
 @kernel
 def _blur(crop, sigma, half, padded, scratch):  # type: ignore[no-untyped-def]
-    """As `colour.gaussian_blur_`, on one crop (3, h, w); `half`, `padded` (one line) and `scratch` (3, h, w) are room."""
+    """As `colour.gaussian_blur`, on one crop (3, h, w); `half`, `padded` (one line) and `scratch` (3, h, w) are room."""
     rows, columns = crop.shape[1], crop.shape[2]
     reach = math.floor(4.0 * sigma)
     if reach == 0:
