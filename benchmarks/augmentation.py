@@ -81,8 +81,8 @@ def operators(num):
 def _alone(num, use_compiled):
     import torch
 
-    from platform.engine.stream.windows import decode_image
     from reidssl.augment.multicrop import MultiCrop, MultiCropConfig
+    from reidssl.data.decode import decode_image
     from reidssl.seeding import sample_seeds
 
     torch.set_num_threads(CORES)

@@ -232,14 +232,15 @@ class Ready:
 
 def extraction(arguments: dict[str, Any]) -> Any:
     """Features of decoded images, as all programs extract them."""
-    from platform.engine.inference.models import IMAGENET_MEAN, IMAGENET_STD, LoadedModel, embed_all
+    from platform.engine.inference.models import LoadedModel, embed_all
     from platform.engine.runtime.device import device
+    from reidssl.models.knowledge import IMAGENET
     from reidssl.models.loading import LoadReport
     from reidssl.models.vit import build_vit
 
     config, (count, batch) = config_of(arguments["overrides"]), arguments["extraction"]
-    model = LoadedModel(backbone=build_vit(config.model).to(device()).eval(), reid=None, metadata={}, neck="before",
-                        report=LoadReport([], [], [], []), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    model = LoadedModel(uri="", backbone=build_vit(config.model).to(device()).eval(), reid=None, metadata={}, neck="before",
+                        report=LoadReport([], [], [], []), mean=IMAGENET[0], std=IMAGENET[1])
     ready = Ready(random_images(batch, config.model.image_size).repeat(count // batch, 1, 1, 1))
     embed_all(model, Ready(ready.images[: 2 * batch]), batch)
 

@@ -16,9 +16,9 @@ from platform.engine.inference.models import BACKBONE, REID, embed_all, load_mod
 from platform.engine.ingest.sources.source import encode_image
 from platform.engine.runs.metrics import Tracker, TrackingConfig
 from platform.engine.runs.run_folder import Run, environment, open_run
+from platform.engine.schemas.pretrain_settings import DataConfig, PretrainConfig
 from platform.engine.storage.location import Location, StorageConfig, open_storage
 from platform.finetune import FinetuneConfig
-from platform.pretrain import DataConfig, PretrainConfig
 from platform.score import ScoreConfig, summarise
 from platform.select import SelectConfig
 from platform.select import main as select

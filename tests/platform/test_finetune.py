@@ -19,9 +19,10 @@ from platform.engine.config.compose import load_config
 from platform.engine.data.shards import read_manifest, write_manifest, write_shard
 from platform.engine.errors import ConfigError, StorageError, UserError
 from platform.engine.runs.metrics import read_metrics
+from platform.engine.schemas.finetune_settings import SETTINGS
 from platform.engine.storage.location import open_storage
 from platform.engine.train.scaling import ScalingConfig
-from platform.finetune import SETTINGS, FinetuneConfig, main, shared_micro_batches, with_micro_batches
+from platform.finetune import FinetuneConfig, main, shared_micro_batches, with_micro_batches
 from reidssl.models.vit import build_vit
 from reidssl.models.weights import load_reid, save_model, weights_hash
 from tests.fixtures_runs import FITTING, IMAGENET, TINY_FINETUNE, TINY_VIT, finetune_config
