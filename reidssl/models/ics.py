@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reidssl.precision import widened
+
 
 class InstanceBatchNorm(nn.Module):
     """IBN: instance norm on the first half of the channels, batch norm on the second (IBN-Net, arXiv
@@ -30,7 +32,7 @@ class InstanceBatchNorm(nn.Module):
         self.batch = _BatchHalf(channels - self.instance_channels)
 
     def forward(self, maps: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():  # exported graphs keep the published layers
             return self.in_one_pass(maps)
         return torch.cat(
             (self.instance(maps[:, : self.instance_channels]), self.batch(maps[:, self.instance_channels :])),
@@ -44,10 +46,10 @@ class InstanceBatchNorm(nn.Module):
         scaled and shifted at once. A compiler makes a few kernels of it, in whatever layout the maps have in memory.
         """
         half = self.instance_channels
-        variances, means = torch.var_mean(maps.float(), dim=(2, 3), correction=0)  # (B, C)
+        variances, means = torch.var_mean(widened(maps), dim=(2, 3), correction=0)  # (B, C)
         of_batch, spread_of_batch = self.batch(means[:, half:], variances[:, half:], maps.shape[2] * maps.shape[3])
-        center = torch.cat((means[:, :half], of_batch.expand(len(maps), -1)), dim=1)
-        spread = torch.cat((variances[:, :half], spread_of_batch.expand(len(maps), -1)), dim=1)
+        center = torch.cat((means[:, :half], of_batch.expand(maps.shape[0], -1)), dim=1)
+        spread = torch.cat((variances[:, :half], spread_of_batch.expand(maps.shape[0], -1)), dim=1)
         gain, offset = (torch.cat((getattr(self.instance, name), getattr(self.batch, name))) for name in ("weight", "bias"))
         scale = gain * torch.rsqrt(spread + self.batch.eps)
         shift = offset - center * scale
@@ -72,7 +74,7 @@ class _BatchHalf(nn.BatchNorm2d):
         mean = maps.mean(dim=0)
         variance = variances.mean(dim=0) + (maps - mean).square().mean(dim=0)
         with torch.no_grad():
-            count = len(maps) * pixels
+            count = maps.shape[0] * pixels
             self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
             self.running_var.lerp_(variance.to(self.running_var) * (count / max(count - 1, 1)), self.momentum)
             self.num_batches_tracked.add_(1)

@@ -33,7 +33,7 @@ def train(folder: Path, data: str, where: dict[str, str], name: str, stop: int =
     """The loop of pre-training in a process of its own, up to step `stop` (0: the end); the losses that are logged then."""
     order = json.dumps({"world": 1, "data": data, "steps": STEPS, "runs": [[name, 0, stop]], "overrides": [*SAME, *overrides]})
     ended = subprocess.run([sys.executable, "-m", "tests.platform.curve_worker", "0", folder, order], cwd=ROOT,
-                           env=os.environ | {"OMP_NUM_THREADS": "1"} | where, capture_output=True, text=True, timeout=300)
+                           env=os.environ | {"OMP_NUM_THREADS": "1"} | where, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, (ended.stdout + ended.stderr)[-3000:]
     return {row["position"]: row["loss"] for row in read_metrics(open_storage(str(folder / name)))}
 
