@@ -224,7 +224,7 @@ class Ready:
     """Decoded images, as an image set gives them."""
 
     def __init__(self, images: Any) -> None:
-        self.images = images
+        self.images, self.camids = images, np.full(len(images), -1)
 
     def batches(self, size: int) -> Any:
         return self.images.split(size)
@@ -234,13 +234,13 @@ def extraction(arguments: dict[str, Any]) -> Any:
     """Features of decoded images, as all programs extract them."""
     from platform.engine.inference.models import LoadedModel, embed_all
     from platform.engine.runtime.device import device
-    from reidssl.models.knowledge import IMAGENET
+    from reidssl.models.knowledge import IMAGENET, About
     from reidssl.models.loading import LoadReport
     from reidssl.models.vit import build_vit
 
     config, (count, batch) = config_of(arguments["overrides"]), arguments["extraction"]
     model = LoadedModel(uri="", backbone=build_vit(config.model).to(device()).eval(), reid=None, metadata={}, neck="before",
-                        report=LoadReport([], [], [], []), mean=IMAGENET[0], std=IMAGENET[1])
+                        report=LoadReport([], [], [], [], about=About("random weights")), mean=IMAGENET[0], std=IMAGENET[1])
     ready = Ready(random_images(batch, config.model.image_size).repeat(count // batch, 1, 1, 1))
     embed_all(model, Ready(ready.images[: 2 * batch]), batch)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from platform.engine.config.compose import load_config, to_plain
+from platform.engine.config.compose import load_config
 from platform.engine.data.image_set import ImageSet
 from platform.engine.errors import UserError
 from platform.engine.finetune.camera_plan import plan_cameras
@@ -47,7 +47,7 @@ def judged(model: str, data) -> float:
     for split in ("query", "gallery"):
         images = ImageSet(data, [split], (64, 32))
         batch = {"image": images.batch(np.arange(len(images))).numpy(), "camid": images.camids}
-        features.append(torch.from_numpy(actor(batch | dict.fromkeys(("key", "split", "file")))["feature"]))
+        features.append(torch.from_numpy(actor(batch | dict.fromkeys(("key", "split", "file", "problem")))["feature"]))
         sets.append(images)
     return evaluate_features(*sets, *features, EvaluateConfig())["mAP"]
 
@@ -58,7 +58,7 @@ def test_fine_tuning_learns_cameras_and_evaluation_uses_them(tmp_path, one_worke
     check_inputs(config)
     said = capsys.readouterr().out
     assert "new embeddings of 3 cameras" in said and "a model of ours" in said and "augment.mean" in said
-    finetune({"config": to_plain(config)})
+    finetune(config)
     summary = json.loads((output / "summary.json").read_text())
     assert summary["cameras"] == [1, 2, 3] and summary["checkpoint"]["heads"] == 2
     after = load_reid(output / "model.safetensors").backbone
@@ -80,7 +80,7 @@ def test_uda_gives_each_set_its_rows(tmp_path, one_worker, tiny_backbone, tiny_l
     output = tmp_path / "run"
     config = finetune_config(tiny_labelled, output, f"init={tiny_backbone}", "model.num_cameras=6", "setting=uda",
                              f"source={tiny_source.uri}", "supervised.epochs=1", "unsupervised.epochs=1")
-    finetune({"config": to_plain(config)})
+    finetune(config)
     summary = json.loads((output / "summary.json").read_text())
     assert summary["cameras"] == [None, None, None, 1, 2, 3]
     assert judged(str(output), tiny_labelled) == pytest.approx(summary["mAP"], abs=1e-6)

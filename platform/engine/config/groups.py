@@ -54,9 +54,10 @@ def no_such_choice(schema: type, overrides: Sequence[str]) -> str:
     """What to say about the first `group=choice` for which there is no file, or "" if all are there."""
     hints, choices = get_type_hints(schema), choices_of_groups()
     for override in overrides:
-        group, _, value = override.partition("=")
+        name, _, value = override.partition("=")
+        group, at, _ = name.partition("@")
         known = [*choices.get(group, [value]), *(["null"] if group == "experiment" else [])]
-        if value in known or value[:1] in ("{", "[") or group not in (*hints, "experiment"):
+        if value in known or value[:1] in ("{", "[") or not (at or group in hints or group == "experiment"):
             continue
         text = f"configuration: {override}: there is no configs/{group}/{value}.yaml; choices: {', '.join(choices[group])}"
         has_uri = group in hints and "uri" in get_type_hints(hints[group])

@@ -55,10 +55,12 @@ def _read(schema: type, groups: set[str], text: str, unknown: Any) -> Override:
     if not equals:
         raise OverrideError(f"'{text}' is not key=value; " + (f"write {key}=value" if hint_of(schema, key) or key in groups
                             else "a path or name needs the key that it is for, e.g. output=" + text))
-    if "@" in key:
-        raise OverrideError(f"'{text}': a group is chosen as {key.partition('@')[0]}=choice, without '@'")
-    if key in groups:
+    if key in groups:  # of the pipeline also model@pretrain.model
         return Override(key, text)
+    if "@" in key:
+        named = [group for group in sorted(groups) if group.partition("@")[0] == key.partition("@")[0]]
+        raise OverrideError(f"'{text}': a group is chosen as {' or '.join(named) or key.partition('@')[0]}=choice"
+                            + ("" if any("@" in group for group in named) else ", without '@'"))
     hint = hint_of(schema, key)
     if hint is None:
         if key in choices_of_groups():

@@ -55,7 +55,7 @@ def odd_folder(tmp_path) -> Path:
     root = tmp_path / "in"
     (root / "sub").mkdir(parents=True)
     (root / "folder.jpg").mkdir()
-    for name in (b"good.jpg", b"latin\xe9.jpg", b"latin\\xe9.jpg", b"sub/a.jpg", b"sub/notes.txt", b"sub/b.gif"):
+    for name in (b"good.jpg", b"latin\xe9.jpg", b"latin\\xe9.jpg", b"sub/a.jpg", b"sub/notes.txt", b"sub/b.tga"):
         Path(os.fsdecode(bytes(root) + b"/" + name)).write_bytes(picture())
     (root / "link.jpg").symlink_to("nowhere")
     (root / "loop.jpg").symlink_to("loop.jpg")
@@ -70,7 +70,7 @@ def test_a_folder_with_what_is_no_file(odd_folder, capsys):
     assert all(each.image == picture() for each in good.values())
     assert {key: reason.partition(":")[0] for key, reason in aside.items()} == {
         "folder.jpg": "not a file", "link.jpg": "not there", "loop.jpg": "cannot be read", "pipe.jpg": "not a file"}
-    assert "1 .gif" in capsys.readouterr().out
+    assert "1 .tga" in capsys.readouterr().out
 
 
 def test_an_empty_folder_is_no_source(tmp_path):
@@ -353,7 +353,7 @@ def test_rows_that_cannot_be_stored_and_a_reader_that_breaks_off(tmp_path):
     written = write_blocks(out, blocks, 1 << 20, 16)
     assert [entry.rows for entry in written.entries] == [3] and tally.calls == [{"images": 9, "rejected": 6}]
     reasons = dict(written.rejected)
-    assert reasons["good.jpg"].startswith("cannot be decoded: ")
+    assert reasons["good.jpg"].startswith("not an image in a known format")
     assert reasons["pid.jpg"].startswith("cannot be stored: pid '3000000000' is no int32")
     assert reasons["camid.jpg"].startswith("cannot be stored: camid 'two'") and "2**40" not in reasons["track.jpg"]
     assert reasons["\\udce9.jpg"].startswith("cannot be stored: key")

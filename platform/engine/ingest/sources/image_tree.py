@@ -17,7 +17,7 @@ from reidssl.data.names import unspelled
 from reidssl.data.records import IMAGE_SUFFIXES, LayoutWarning, Record, is_image
 
 Indexer = Callable[..., list[Record]]
-OTHER_FORMATS = (".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jfif", ".jp2", ".ppm", ".tga")
+OTHER_FORMATS = (".jfif", ".jp2", ".tga", ".svg", ".psd")
 
 
 @dataclass

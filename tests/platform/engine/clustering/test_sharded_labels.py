@@ -10,6 +10,7 @@ import reidssl.clustering.pseudo_labels as library
 from platform.engine.clustering.sharded_labels import sharded_labels, sharded_recall, sharded_refine, sharded_vectors
 from platform.engine.clustering.sharded_neighbours import NeighbourActorsConfig, shared_out
 from platform.engine.inference.features import array_parts
+from platform.engine.schemas.retrieval_settings import check_shared
 from reidssl.clustering.dbscan import dbscan
 from reidssl.clustering.index import find_neighbours, recall
 from reidssl.clustering.jaccard import TooManyPairs, jaccard_rows, jaccard_vectors
@@ -97,5 +98,5 @@ def test_collapsed_features(ray_session, monkeypatch):
 
 def test_kmeans_is_not_shared_out():
     with pytest.raises(ValueError, match=r"neighbours.actors must be 0 with cluster.algorithm=kmeans, .*: got 2"):
-        engine.check_shared(ClusterConfig(algorithm="kmeans", num_clusters=3), sizes(2, 9))
-    engine.check_shared(ClusterConfig(algorithm="kmeans", num_clusters=3), NeighbourActorsConfig())
+        check_shared(ClusterConfig(algorithm="kmeans", num_clusters=3), sizes(2, 9))
+    check_shared(ClusterConfig(algorithm="kmeans", num_clusters=3), NeighbourActorsConfig())

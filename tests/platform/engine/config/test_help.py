@@ -98,8 +98,8 @@ def test_groups_and_the_experiments_that_compose(program):
     else:
         assert found == []
     text = help_text(schema_of(program), program, "", (), WIDE)
-    listed = dict(re.findall(r"^  (\w+) +(.*)$", text.partition("\ngroups:\n")[2].partition("\n\n")[0], re.MULTILINE))
-    expected = {group: ", ".join(choices_of_groups()[group]) for group in groups_of(program) - {"experiment"}}
+    listed = dict(re.findall(r"^  ([\w@.]+) +(.*)$", text.partition("\ngroups:\n")[2].partition("\n\n")[0], re.MULTILINE))
+    expected = {group: ", ".join(choices_of_groups()[group.partition("@")[0]]) for group in groups_of(program) - {"experiment"}}
     assert listed == expected | ({"experiment": ", ".join(found)} if found else {})
 
 

@@ -19,14 +19,16 @@ from platform.report import main as report
 
 PATH_WORDS = re.compile(r"(?i)\b(folders?|files?|paths?|shards|checkpoints?|page|director(y|ies))\b|s3://")
 # Words of the kind that mean something else: a list of kinds, a profile in AWS's files, a resource of nodes.
-NO_PATHS = {"SourceConfig.kind", "SourceConfig.labelled", "StorageConfig.profile"}
+NO_PATHS = {*(f"SourceConfig.{name}" for name in ("kind", "labelled", "pattern", "splits")), "StorageConfig.profile",
+            "LoadConfig.weights"}
 RELATIVE = {  # every path of every program: key -> what a user writes
     "cluster": ["output", "checkpoint", "data"],
     "evaluate": ["models", "test_sets", "output"],
     "export": ["input", "output"],
     "finetune": ["output", "init", "source", "target", "tracking.tensorboard", "tracking.audit", "tracking.mlflow"],
     "ingest": ["source.path", "source.detections", "output"],
-    "pipeline": ["output", "source.path", "labelled.path", "target.path", "target.detections", "pretrain.checkpoint.resume_from",
+    "pipeline": ["output", "pretrain_set.path", "source_set.path", "target_set.path", "target_set.detections",
+                 "pretrain.checkpoint.resume_from",
                  "pretrain.tracking.tensorboard"],
     "pretrain": ["output", "data.uri", "data.selection", "probe.uri", "checkpoint.resume_from", "tracking.tensorboard",
                  "tracking.audit", "tracking.mlflow"],
