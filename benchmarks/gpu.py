@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks import first_step
 from benchmarks.measure import measure, print_machine
+from platform.engine.schemas.pretrain_settings import PretrainConfig
 
 TINY_MODEL = [*first_step.TINY[:-2], "stream.micro_batch=8"]
 WARM_UP = 3
@@ -52,9 +53,8 @@ FULL = Sizes(["stream.micro_batches_per_step=1", "objective.dino.freeze_last_lay
 TINY = Sizes([*TINY_MODEL, "objective.dino.freeze_last_layer_epochs=0"], (8,), 64, 6, 4, 16, (32, 16), 1500, 256)
 
 
-def config_of(overrides: list[str]) -> Any:
+def config_of(overrides: list[str]) -> PretrainConfig:
     from platform.engine.config.compose import load_config
-    from platform.pretrain import PretrainConfig
 
     return load_config(PretrainConfig, "pretrain", ["data.uri=unused", *overrides])
 
@@ -73,7 +73,7 @@ def random_images(count: int, size: tuple[int, int]) -> Any:
     return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def training_step(config: Any) -> tuple[Any, Any, Any]:
+def training_step(config: PretrainConfig) -> tuple[Any, Any, Any]:
     """(step, the objective, one step's crops) of the bare loop."""
     import torch
 

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure import print_machine
+from platform.engine.schemas.pretrain_settings import PretrainConfig
 
 WARM_UP = 5
 SMALL = ["model.image_size=[64,32]", "model.width=128", "model.depth=3", "model.heads=4", "model.patch_size=8",
@@ -37,7 +38,7 @@ FULL = ["stream.micro_batch=4", "objective.dino.freeze_last_layer_epochs=0"]
 class Bare:
     """The same training in ordinary PyTorch."""
 
-    def __init__(self, config: Any, samples_per_epoch: int, total: int) -> None:
+    def __init__(self, config: PretrainConfig, samples_per_epoch: int, total: int) -> None:
         from platform.engine.train.optimizers import Schedules, pretraining_optimizer
         from reidssl.augment.multicrop import MultiCrop
         from reidssl.objectives import build_objective
@@ -159,7 +160,7 @@ def take_turns(folder: str, overrides: list[str], steps: int,
     from platform.engine.storage.location import open_storage
     from platform.engine.stream.order import stream_seeds
     from platform.engine.stream.stream import local_stream
-    from platform.pretrain import PretrainConfig, plan_of, train
+    from platform.pretrain import plan_of, train
 
     config = load_config(PretrainConfig, "pretrain", [
         f"data.uri={folder}/data", f"output={folder}/run", "stream.micro_batches_per_step=1", *overrides])

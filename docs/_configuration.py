@@ -5,7 +5,11 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = "configuration.md"
@@ -16,7 +20,7 @@ was built. A setting is given as `key=value`, a group as `group=choice`; `--show
 """
 
 
-def on_files(files: Any, config: Any) -> Any:
+def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
     """Add the page to the site's files."""
     from mkdocs.structure.files import File
 

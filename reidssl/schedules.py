@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from reidssl.checks import at_least, positive
+
 
 @dataclass(frozen=True)
 class Cosine:
@@ -29,10 +31,8 @@ class Cosine:
     step: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.step < 0:
-            raise ValueError(f"step must be 0 (continuous) or positive: got {self.step}")
-        if self.total <= 0:
-            raise ValueError(f"total must be positive: got {self.total}")
+        at_least(0, "(continuous)", step=self.step)
+        positive(total=self.total)
         if not 0 <= self.warmup <= self.total:
             raise ValueError(f"warmup must be in [0, total = {self.total}]: got {self.warmup}")
 
@@ -66,8 +66,7 @@ class ReidCosine:
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.total <= 0:
-            raise ValueError(f"total must be positive: got {self.total}")
+        positive(total=self.total)
         if not 0 <= self.warmup <= self.total:
             raise ValueError(f"warmup must be in [0, total = {self.total}]: got {self.warmup}")
 
@@ -87,8 +86,7 @@ class Steps:
     factor: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.interval <= 0:
-            raise ValueError(f"interval must be positive: got {self.interval}")
+        positive(interval=self.interval)
 
     def __call__(self, seen: float) -> float:
         return self.base * self.factor ** int(seen // self.interval)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from reidssl.augment.image_checks import check_positive_size, check_probability, check_statistics
+from reidssl.checks import at_least, channel_statistics, height_and_width, increasing, within
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -55,24 +55,15 @@ class MultiCropConfig:
     """Standard deviation of each channel, divided by at the end."""
 
     def __post_init__(self) -> None:
-        check_positive_size("global_size", self.global_size)
-        check_positive_size("local_size", self.local_size)
-        if self.num_local < 0:
-            raise ValueError(f"num_local must not be negative: got {self.num_local}")
-        for name in ("global_scale", "local_scale"):
-            low, high = getattr(self, name)
-            if not 0.0 < low <= high <= 1.0:
-                raise ValueError(f"{name} must be an increasing pair within (0, 1]: got {(low, high)}")
-        for name in ("aspect", "blur_sigma"):
-            low, high = getattr(self, name)
-            if not 0.0 < low <= high:
-                raise ValueError(f"{name} must be an increasing pair of positive numbers: got {(low, high)}")
-        for name in ("flip", "jitter", "greyscale", "blur_global1", "blur_global2", "blur_local", "solarise"):
-            check_probability(name, getattr(self, name))
-        for name, limit in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.5)):
-            if not 0.0 <= getattr(self, name) <= limit:
-                raise ValueError(f"{name} must be in [0, {limit}]: got {getattr(self, name)}")
-        check_statistics(self.mean, self.std)
+        height_and_width(global_size=self.global_size, local_size=self.local_size)
+        at_least(0, num_local=self.num_local)
+        increasing("(0, 1]", global_scale=self.global_scale, local_scale=self.local_scale)
+        increasing("(0, inf)", aspect=self.aspect, blur_sigma=self.blur_sigma)
+        within("[0, 1]", flip=self.flip, jitter=self.jitter, greyscale=self.greyscale, blur_global1=self.blur_global1,
+               blur_global2=self.blur_global2, blur_local=self.blur_local, solarise=self.solarise)
+        within("[0, 1]", brightness=self.brightness, contrast=self.contrast, saturation=self.saturation)
+        within("[0, 0.5]", hue=self.hue)
+        channel_statistics(self.mean, self.std)
 
 
 @dataclass(kw_only=True)
@@ -99,15 +90,9 @@ class ReidAugmentConfig:
     """Standard deviation of each channel, divided by at the end."""
 
     def __post_init__(self) -> None:
-        check_positive_size("image_size", self.image_size)
-        check_probability("flip", self.flip)
-        check_probability("erasing", self.erasing)
-        if self.pad < 0:
-            raise ValueError(f"pad must not be negative: got {self.pad}")
-        low, high = self.erasing_area
-        if not 0.0 < low <= high <= 1.0:
-            raise ValueError(f"erasing_area must be an increasing pair within (0, 1]: got {(low, high)}")
-        low, high = self.erasing_aspect
-        if not 0.0 < low <= high:
-            raise ValueError(f"erasing_aspect must be an increasing pair of positive numbers: got {(low, high)}")
-        check_statistics(self.mean, self.std)
+        height_and_width(image_size=self.image_size)
+        within("[0, 1]", flip=self.flip, erasing=self.erasing)
+        at_least(0, pad=self.pad)
+        increasing("(0, 1]", erasing_area=self.erasing_area)
+        increasing("(0, inf)", erasing_aspect=self.erasing_aspect)
+        channel_statistics(self.mean, self.std)

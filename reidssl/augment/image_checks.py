@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,23 +28,3 @@ def check_images(images: Tensor, seeds: NDArray[np.uint64] | None = None) -> Non
             f"seeds must be a uint64 array of the shape ({len(images)},), one seed for each image, as "
             f"reidssl.seeding.sample_seeds gives: got {described}"
         )
-
-
-def check_positive_size(name: str, size: tuple[int, int]) -> None:
-    """Raise ValueError unless `size` is a (height, width) of positive integers."""
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"{name} must be (height, width), both at least 1: got {tuple(size)}")
-
-
-def check_probability(name: str, value: float) -> None:
-    """Raise ValueError unless `value` is in [0, 1]."""
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} must be a probability in [0, 1]: got {value}")
-
-
-def check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:
-    """Raise ValueError unless `mean` and `std` have three values each, those of `std` positive."""
-    if len(mean) != 3:
-        raise ValueError(f"mean must have one value for each of the 3 channels: got {list(mean)}")
-    if len(std) != 3 or min(std) <= 0:
-        raise ValueError(f"std must have one positive value for each of the 3 channels: got {list(std)}")

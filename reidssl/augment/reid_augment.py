@@ -16,7 +16,8 @@ from torch import Tensor
 
 from reidssl.augment.augment_config import ReidAugmentConfig
 from reidssl.augment.geometry import resize_images
-from reidssl.augment.image_checks import check_images, check_statistics
+from reidssl.augment.image_checks import check_images
+from reidssl.checks import channel_statistics
 from reidssl.seeding import uniforms
 
 ERASING_TRIES = 10
@@ -118,7 +119,7 @@ def shift(images: Tensor, pad: int, draws_y: NDArray[np.float64], draws_x: NDArr
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(image / 255 - mean) / std: uint8 (B, 3, H, W) to float32, contiguous, on the same device."""
     check_images(images)
-    check_statistics(mean, std)
+    channel_statistics(mean, std)
     result = images.to(torch.float32, memory_format=torch.contiguous_format)
     for channel in range(3):
         plane = result[:, channel]

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from reidssl.checks import at_least, one_of, within
+
 ALGORITHMS = ("dbscan", "infomap", "kmeans")
 SEARCHES = ("exact", "ivf", "hnsw")
 
@@ -35,25 +37,18 @@ class ClusterConfig:
     """ivf: groups visited by an image; hnsw: candidates kept; more finds more. 0: chosen from the number of images."""
 
     def __post_init__(self) -> None:
-        if self.algorithm not in ALGORITHMS:
-            raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}: got '{self.algorithm}'")
-        if self.k1 < 1:
-            raise ValueError(f"k1 must be at least 1: got {self.k1}")
+        one_of(ALGORITHMS, algorithm=self.algorithm)
+        at_least(1, k1=self.k1, min_samples=self.min_samples)
+        at_least(0, num_clusters=self.num_clusters)
+        within("(0, 1)", eps=self.eps)
+        within("(0, 1]", reliable_share=self.reliable_share)
         if not 1 <= self.k2 <= self.k1:
             raise ValueError(f"k2 must be in [1, k1 = {self.k1}]: got {self.k2}")
-        if not 0.0 < self.eps < 1.0:
-            raise ValueError(f"eps must be in (0, 1): got {self.eps}")
         if not 0.0 <= self.eps_end < 1.0:
             raise ValueError(f"eps_end must be 0 (eps throughout) or in (0, 1): got {self.eps_end}")
-        if self.min_samples < 1:
-            raise ValueError(f"min_samples must be at least 1: got {self.min_samples}")
-        if self.num_clusters < 0:
-            raise ValueError(f"num_clusters must be 0 or more: got {self.num_clusters}")
         gap, ends = self.reliability_gap, (self.eps, self.eps_end or self.eps)
         if gap < 0 or (gap and not (min(ends) - gap > 0 and max(ends) + gap < 1)):
             raise ValueError(f"reliability_gap must be 0 (off) or leave eps -/+ it in (0, 1): got {gap} with eps {self.eps}")
-        if not 0 < self.reliable_share <= 1:
-            raise ValueError(f"reliable_share must be in (0, 1]: got {self.reliable_share}")
         check_search(self.search, self.search_effort)
         if self.algorithm == "infomap":
             check_infomap()
@@ -69,13 +64,11 @@ class ClusterConfig:
 
 def check_search(search: str, effort: int) -> None:
     """ValueError if there is no such search, FAISS is not installed for it, or the effort is negative."""
-    if search not in SEARCHES:
-        raise ValueError(f"search must be one of {', '.join(SEARCHES)}: got '{search}'")
+    one_of(SEARCHES, search=search)
     if search != "exact" and find_spec("faiss") is None:
         raise ValueError(f"search must be exact where FAISS is not installed: got '{search}'; pip install 'reidssl[cpu]' "
                          "or 'reidssl[gpu]'")
-    if effort < 0:
-        raise ValueError(f"search_effort must be 0 (chosen from the number of images) or more: got {effort}")
+    at_least(0, "(chosen from the number of images)", search_effort=effort)
 
 
 def check_infomap() -> None:

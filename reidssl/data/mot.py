@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from reidssl.checks import at_least, one_of, within
+
 FORMS = ("auto", "detections", "ground_truth")
 
 
@@ -45,14 +47,9 @@ class CropConfig:
             raise ValueError(
                 f"recorded_size must be (height, width), both positive, or (0, 0): got {self.recorded_size}"
             )
-        for name in ("min_height", "min_width", "frame_stride"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
-        for name in ("min_visible", "min_visibility"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1]: got {getattr(self, name)}")
-        if self.form not in FORMS:
-            raise ValueError(f"form must be one of {', '.join(FORMS)}: got {self.form!r}")
+        at_least(1, min_height=self.min_height, min_width=self.min_width, frame_stride=self.frame_stride)
+        within("[0, 1]", min_visible=self.min_visible, min_visibility=self.min_visibility)
+        one_of(FORMS, form=self.form)
         if not self.classes:
             raise ValueError("classes must be at least one number, such as [1]: got []")
         if not math.isfinite(self.min_score):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from reidssl.checks import at_least, height_and_width_or_empty, one_of
 from reidssl.choices import NECKS
 
 
@@ -38,19 +39,16 @@ class LoadConfig:
     """Weight of its camera embeddings; 0: 3, as published."""
 
     def __post_init__(self) -> None:
-        for name in ("heads", "stride", "camera_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 (not given) or more: got {getattr(self, name)}")
-        if self.image_size and (len(self.image_size) != 2 or min(self.image_size) < 1):
-            raise ValueError(f"image_size must be [height, width] or []: got {list(self.image_size)}")
+        at_least(0, "(not given)", heads=self.heads, stride=self.stride, camera_weight=self.camera_weight)
+        height_and_width_or_empty(image_size=self.image_size)
+        if self.neck:
+            one_of(NECKS, neck=self.neck)
         for name in ("mean", "std"):
             values = getattr(self, name)
             if values and (len(values) != 3 or not all(0 <= value <= 1 for value in values)):
                 raise ValueError(f"{name} must be three numbers in [0, 1] or []: got {list(values)}")
         if self.std and not min(self.std):
             raise ValueError(f"std must be above 0: got {list(self.std)}")
-        if self.neck and self.neck not in NECKS:
-            raise ValueError(f"neck must be {' or '.join(NECKS)}: got '{self.neck}'")
         known = [camera for camera in self.cameras if camera >= 0]
         if len(set(known)) != len(known) or any(camera < -1 for camera in self.cameras):
             raise ValueError(f"cameras must be different numbers, 0 or more, or -1: got {list(self.cameras)}")

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from reidssl.checks import at_least, one_of, positive, within
+
 STEMS = ("ics", "patch")
 
 
@@ -41,29 +43,21 @@ class VitConfig:
     """Epsilon of the layer norms; 1e-12 in Hugging Face's ViTs."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads", "patch_size", "stem_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
+        at_least(1, width=self.width, depth=self.depth, heads=self.heads, patch_size=self.patch_size, stem_width=self.stem_width)
+        at_least(0, num_cameras=self.num_cameras, layer_scale=self.layer_scale)
+        positive(mlp_ratio=self.mlp_ratio, norm_eps=self.norm_eps)
+        within("[0, 1)", drop_path=self.drop_path)
+        one_of(STEMS, stem=self.stem)
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads: got width {self.width} and {self.heads} heads")
-        for name in ("mlp_ratio", "norm_eps"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive: got {getattr(self, name)}")
         if not 0 <= self.stride <= self.patch_size:
             raise ValueError(f"stride must be in [0, patch_size = {self.patch_size}]: got {self.stride}")
-        if self.stem not in STEMS:
-            raise ValueError(f"stem must be one of {', '.join(STEMS)}: got {self.stem!r}")
         if self.stem == "ics" and (self.patch_size % 2 or self.stride % 2):
             raise ValueError(
                 f"patch_size and stride must be even for stem=ics: got {self.patch_size} and {self.stride}"
             )
         if self.stem == "ics" and self.stem_width % 2:
             raise ValueError(f"stem_width must be even: got {self.stem_width}")
-        if not 0.0 <= self.drop_path < 1.0:
-            raise ValueError(f"drop_path must be in [0, 1): got {self.drop_path}")
-        for name in ("num_cameras", "layer_scale"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more: got {getattr(self, name)}")
         self.image_size = (int(self.image_size[0]), int(self.image_size[1]))  # JSON and YAML give lists
         try:
             self.grid(*self.image_size)

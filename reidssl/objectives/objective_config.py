@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from reidssl.checks import at_least, increasing, one_of, positive, within
+
 if TYPE_CHECKING:
     from reidssl.objectives.base import Progress
 
@@ -41,20 +43,13 @@ class DinoConfig:
     """Epochs in which the last layer gets no gradient."""
 
     def __post_init__(self) -> None:
-        for name in ("out_dim", "hidden", "bottleneck"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
-        for name in ("student_temperature", "teacher_temperature", "warmup_teacher_temperature"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive: got {getattr(self, name)}")
-        if self.centering not in CENTERINGS:
-            raise ValueError(f"centering must be one of {', '.join(CENTERINGS)}: got {self.centering!r}")
-        for name in ("warmup_teacher_temperature_epochs", "freeze_last_layer_epochs", "koleo_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more: got {getattr(self, name)}")
-        for name in ("center_momentum", "teacher_momentum"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must be in [0, 1]: got {getattr(self, name)}")
+        at_least(1, out_dim=self.out_dim, hidden=self.hidden, bottleneck=self.bottleneck)
+        positive(student_temperature=self.student_temperature, teacher_temperature=self.teacher_temperature,
+                 warmup_teacher_temperature=self.warmup_teacher_temperature)
+        one_of(CENTERINGS, centering=self.centering)
+        at_least(0, warmup_teacher_temperature_epochs=self.warmup_teacher_temperature_epochs,
+                 freeze_last_layer_epochs=self.freeze_last_layer_epochs, koleo_weight=self.koleo_weight)
+        within("[0, 1]", center_momentum=self.center_momentum, teacher_momentum=self.teacher_momentum)
 
     def teacher_temperature_at(self, progress: "Progress") -> float:
         """The teacher's temperature at a position of the run."""
@@ -86,15 +81,10 @@ class DinoMimConfig(DinoConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.mask_ratio = (float(self.mask_ratio[0]), float(self.mask_ratio[1]))  # YAML gives lists
-        if self.patch_weight < 0:
-            raise ValueError(f"patch_weight must be 0 or more: got {self.patch_weight}")
-        for name in ("mask_share", "mask_aspect"):
-            if not 0.0 < getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must be in (0, 1]: got {getattr(self, name)}")
-        if not 0.0 < self.mask_ratio[0] <= self.mask_ratio[1] < 1.0:
-            raise ValueError(f"mask_ratio must be (smallest, largest) within (0, 1): got {self.mask_ratio}")
-        if self.patch_out_dim < 1:
-            raise ValueError(f"patch_out_dim must be at least 1: got {self.patch_out_dim}")
+        at_least(0, patch_weight=self.patch_weight)
+        within("(0, 1]", mask_share=self.mask_share, mask_aspect=self.mask_aspect)
+        increasing("(0, 1)", mask_ratio=self.mask_ratio)
+        at_least(1, patch_out_dim=self.patch_out_dim)
 
 
 @dataclass(kw_only=True)
@@ -115,15 +105,10 @@ class MocoV3Config:
     """Leave the stem at its random weights, which steadies the training of large ViTs (paper, section 4)."""
 
     def __post_init__(self) -> None:
-        for name in ("out_dim", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
-        if self.projector_layers < 0:
-            raise ValueError(f"projector_layers must be 0 or more: got {self.projector_layers}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive: got {self.temperature}")
-        if not 0.0 <= self.teacher_momentum <= 1.0:
-            raise ValueError(f"teacher_momentum must be in [0, 1]: got {self.teacher_momentum}")
+        at_least(1, out_dim=self.out_dim, hidden=self.hidden)
+        at_least(0, projector_layers=self.projector_layers)
+        positive(temperature=self.temperature)
+        within("[0, 1]", teacher_momentum=self.teacher_momentum)
 
 
 @dataclass(kw_only=True)
@@ -146,15 +131,11 @@ class MobyConfig:
     """Stochastic depth rate of the momentum encoder: less than the student's makes the pair asymmetric."""
 
     def __post_init__(self) -> None:
-        for name in ("out_dim", "hidden", "projector_layers", "queue_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive: got {self.temperature}")
-        if not 0.0 <= self.teacher_momentum <= 1.0:
-            raise ValueError(f"teacher_momentum must be in [0, 1]: got {self.teacher_momentum}")
-        if not 0.0 <= self.teacher_drop_path < 1.0:
-            raise ValueError(f"teacher_drop_path must be in [0, 1): got {self.teacher_drop_path}")
+        at_least(1, out_dim=self.out_dim, hidden=self.hidden, projector_layers=self.projector_layers,
+                 queue_size=self.queue_size)
+        positive(temperature=self.temperature)
+        within("[0, 1]", teacher_momentum=self.teacher_momentum)
+        within("[0, 1)", teacher_drop_path=self.teacher_drop_path)
 
 
 @dataclass(kw_only=True)
@@ -169,8 +150,7 @@ class ObjectiveConfig:
     moby: MobyConfig = field(default_factory=MobyConfig)
 
     def __post_init__(self) -> None:
-        if self.name not in NAMES:
-            raise ValueError(f"name must be one of {', '.join(NAMES)}: got {self.name!r}")
+        one_of(NAMES, name=self.name)
 
     @property
     def teacher_momentum(self) -> float:

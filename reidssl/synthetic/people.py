@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from reidssl.checks import at_least, within
 from reidssl.synthetic.appearance import Pose, draw_appearance
 from reidssl.synthetic.camera import DOMAINS, Camera, draw_camera, photograph
 from reidssl.synthetic.figure import draw_person
@@ -67,24 +68,14 @@ class SyntheticConfig:
         self.image_size = (height, width)
         if height < 16 or width < 8:
             raise ValueError(f"image_size must be at least (16, 8) as (height, width): got {self.image_size}")
-        for name in ("num_pretrain", "pretrain_identities", "pretrain_scenes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
-        for name in ("source_identities", "target_identities"):
-            if not 2 <= getattr(self, name) <= 9999:
-                raise ValueError(f"{name} must be in 2..9999: got {getattr(self, name)}")
-        for name in ("source_cameras", "target_cameras", "images_per_camera"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name} must be at least 2: got {getattr(self, name)}")
-        if self.cameras_per_identity < 2:
-            raise ValueError(f"cameras_per_identity must be at least 2: got {self.cameras_per_identity}")
-        if not 0 <= self.planted_fraction < 1:
-            raise ValueError(f"planted_fraction must be in [0, 1): got {self.planted_fraction}")
-        for name in ("camera_strength", "background_strength"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1]: got {getattr(self, name)}")
-        if not 0 < self.train_fraction < 1:
-            raise ValueError(f"train_fraction must be in (0, 1): got {self.train_fraction}")
+        at_least(1, num_pretrain=self.num_pretrain, pretrain_identities=self.pretrain_identities,
+                 pretrain_scenes=self.pretrain_scenes)
+        within("[2, 9999]", source_identities=self.source_identities, target_identities=self.target_identities)
+        at_least(2, source_cameras=self.source_cameras, target_cameras=self.target_cameras,
+                 images_per_camera=self.images_per_camera, cameras_per_identity=self.cameras_per_identity)
+        within("[0, 1)", planted_fraction=self.planted_fraction)
+        within("[0, 1]", camera_strength=self.camera_strength, background_strength=self.background_strength)
+        within("(0, 1)", train_fraction=self.train_fraction)
 
 
 class SyntheticSpec(NamedTuple):

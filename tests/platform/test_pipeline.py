@@ -253,6 +253,6 @@ def test_without_a_target_set_the_images_are_clustered(tmp_path, ray_session):
 def test_settings_that_cannot_be(tmp_path):
     for override, message in (("settings=[semi]", "settings must be some of supervised, uda, usl"),
                               ("cfs.fraction=0", r"fraction must be in \(0, 1\]"),
-                              ("cfs.target_proxy=moco", "target_proxy must be supervised or usl")):
+                              ("cfs.target_proxy=moco", "target_proxy must be one of supervised, usl")):
         with pytest.raises(ConfigError, match=message):
             load_config(PipelineConfig, "pipeline", [override])

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from functools import partial
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -23,6 +23,9 @@ from platform.engine.config.groups import CONFIG_FOLDER, ROOT, no_such_choice
 from platform.engine.config.overrides import OverrideError, read_overrides
 from platform.engine.config.paths import map_paths, resolve
 from platform.engine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = ["CONFIG_FOLDER", "ROOT", "ConfigError", "build", "composed_values", "load_config", "to_dataclass", "to_plain"]
 
@@ -122,7 +125,7 @@ def _refuse_non_finite(value: Any, key: str) -> None:
         _refuse_non_finite(each, f"{key}.{name}" if isinstance(value, dict) else f"{key}[{name}]")
 
 
-def to_plain(config: Any) -> dict[str, Any]:
+def to_plain(config: "DataclassInstance") -> dict[str, Any]:
     """The dataclass as JSON-compatible nested dicts and lists (what is stored beside a run)."""
     return json.loads(json.dumps(asdict(config)))
 

@@ -16,12 +16,6 @@ def most_corrupt(max_share: float, total: int) -> float:
     return max(max_share * total, 1.0) if max_share else 0.0
 
 
-def check_share(max_share: float) -> None:
-    """ValueError for what is no share."""
-    if not 0 <= max_share <= 1:
-        raise ValueError(f"max_corrupt_share must be between 0 and 1: got {max_share}")
-
-
 def problems_of(keys: Sequence[str], reasons: Sequence[str]) -> np.ndarray:
     """str (N,): what to say of each image; "" where its reason is "", so of those that can be decoded."""
     return np.asarray([reason and f"image '{key}' cannot be decoded ({reason})"

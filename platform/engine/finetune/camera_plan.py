@@ -1,13 +1,13 @@
 """Which rows of the camera embeddings the images of a fine-tuning run use."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from platform.engine.errors import UserError
 from platform.engine.inference.camera_rows import Table, cameras_of, rows_of
 from platform.engine.inference.models import LoadedModel
+from platform.engine.schemas.finetune_settings import FinetuneConfig
 from platform.engine.storage.location import open_storage
 
 
@@ -36,8 +36,8 @@ class CameraPlan:
         return f"{'new' if self.fresh else 'the given'} embeddings of {self.rows} cameras ({shown})"
 
 
-def plan_cameras(config: Any, init: LoadedModel | None) -> CameraPlan | None:
-    """The plan of a run (a FinetuneConfig); None without camera embeddings.
+def plan_cameras(config: FinetuneConfig, init: LoadedModel | None) -> CameraPlan | None:
+    """The plan of a run; None without camera embeddings.
 
     model.num_cameras above 0 wants new ones, and must be the number of cameras of the training images; at 0 those of init go on,
     where it has them and knows the target's cameras. UserError where that is not so, and where query or gallery have a camera

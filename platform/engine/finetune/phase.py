@@ -6,7 +6,7 @@ it (epochs.py) owns the engine, the workers and the checkpoints. The phase with 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from platform.engine.inference.features import array_parts
 from platform.engine.runtime.collectives import broadcast_object
 from platform.engine.runtime.device import device
 from platform.engine.schemas.phases_settings import BatchConfig as BatchConfig
-from platform.engine.schemas.phases_settings import UnsupervisedConfig
+from platform.engine.schemas.phases_settings import PhaseConfig, UnsupervisedConfig
 from reidssl.clustering.camera_proxies import camera_proxies
 from reidssl.clustering.memory import ClusterMemory
 from reidssl.clustering.pseudo_labels import PseudoLabels, cluster_centroids, pseudo_labels
@@ -50,7 +50,10 @@ class Phase(Protocol):
 
     name: str
     images: ImageSet
-    config: Any
+
+    @property
+    def config(self) -> PhaseConfig:
+        """The settings that every phase has."""
 
     def prepare(self, model: ReidModel) -> None:
         """Shape the model for this phase (its classifier)."""

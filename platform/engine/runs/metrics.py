@@ -17,6 +17,7 @@ from platform.engine.config.paths import OutputPath, ServiceAddress
 from platform.engine.errors import UserError
 from platform.engine.runs.trackers import open_trackers
 from platform.engine.storage.location import Location
+from reidssl.checks import at_least
 
 FILE = "metrics.jsonl"
 
@@ -39,8 +40,7 @@ class TrackingConfig:
     """Folder that every worker can write to: epoch, key and pixels' CRC-32 of each sample that was computed; empty: none."""
 
     def __post_init__(self) -> None:
-        if self.every_steps < 1:
-            raise ValueError(f"every_steps must be at least 1: got {self.every_steps}")
+        at_least(1, every_steps=self.every_steps)
         if self.audit.startswith("s3://"):
             raise ValueError(f"audit must be a folder that every worker can write to, not object storage: got {self.audit}")
 

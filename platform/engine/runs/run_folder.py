@@ -11,13 +11,16 @@ from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import lru_cache, partial
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from platform.engine.config.compose import ROOT, to_plain
 from platform.engine.config.paths import map_paths, same_place
 from platform.engine.errors import UserError
 from platform.engine.runs.json_records import read_record
-from platform.engine.storage.location import Location, open_storage
+from platform.engine.storage.location import Location, StorageConfig, open_storage
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 CONFIG, SUMMARY, INPUTS = "config.json", "summary.json", "inputs.json"
 # Settings that change how a run is carried out and never what it computes.
@@ -61,7 +64,8 @@ class Run:
         (self.location / SUMMARY).write_json({"program": self.program, "environment": environment(), **summary})
 
 
-def open_run(program: str, output: str, config: Any, storage: Any, volatile: Iterable[str] = VOLATILE) -> Run:
+def open_run(program: str, output: str, config: "DataclassInstance", storage: StorageConfig,
+             volatile: Iterable[str] = VOLATILE) -> Run:
     """Create or re-open the run folder `output` for `config` (a program's dataclass).
 
     Raises UserError listing the settings that differ if the folder belongs to a run with another configuration, or if its
@@ -110,7 +114,7 @@ def _code_version() -> str:
         return "unknown"  # shipped without its repository, e.g. as a job's working directory
 
 
-def _completed(config: Any, stored: Any) -> Any:
+def _completed(config: object, stored: Any) -> Any:
     """`stored` with the defaults of the keys it lacks: a setting that came later does not make its run another one."""
     if not (is_dataclass(config) and isinstance(stored, dict)):
         return stored
@@ -122,7 +126,8 @@ def _completed(config: Any, stored: Any) -> Any:
             found[item.name] = json.loads(json.dumps(item.default))
         elif item.default_factory is not MISSING:
             default = item.default_factory()
-            found[item.name] = to_plain(default) if is_dataclass(default) else json.loads(json.dumps(default))
+            settings = is_dataclass(default) and not isinstance(default, type)
+            found[item.name] = to_plain(default) if settings else json.loads(json.dumps(default))
     return found
 
 

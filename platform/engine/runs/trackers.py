@@ -8,9 +8,12 @@ there rather than a run without its records.
 import hashlib
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from platform.engine.errors import UserError
+
+if TYPE_CHECKING:
+    from platform.engine.runs.metrics import TrackingConfig
 
 
 class ExperimentTracker(Protocol):
@@ -26,8 +29,8 @@ class ExperimentTracker(Protocol):
         """The run is complete."""
 
 
-def open_trackers(config: Any, run: str) -> list[ExperimentTracker]:
-    """Those that `config` (a TrackingConfig) names, for the run folder `run`.
+def open_trackers(config: "TrackingConfig", run: str) -> list[ExperimentTracker]:
+    """Those that `config` names, for the run folder `run`.
 
     Raises UserError for a package that is not installed or a service that refuses.
     """

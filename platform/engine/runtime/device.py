@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from reidssl.accelerator import send
+from reidssl.checks import one_of
 from reidssl.choices import PRECISIONS
 
 Batch = TypeVar("Batch")
@@ -24,8 +25,7 @@ def precision(choice: str, on: torch.device | None = None) -> str:
 
     auto: bf16 on GPUs that compute in it, fp32 elsewhere.
     """
-    if choice not in PRECISIONS:
-        raise ValueError(f"precision must be auto, fp32 or bf16: got '{choice}'")
+    one_of(PRECISIONS, precision=choice)
     if choice != "auto":
         return choice
     return "bf16" if (on or device()).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"

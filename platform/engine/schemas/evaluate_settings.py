@@ -7,6 +7,7 @@ from platform.engine.config.paths import InputPath, OutputPath
 from platform.engine.schemas.retrieval_settings import EvaluateConfig, PoolConfig
 from platform.engine.schemas.runtime_settings import RuntimeConfig
 from platform.engine.storage.location import StorageConfig
+from reidssl.checks import height_and_width_or_empty
 from reidssl.models.given import LoadConfig
 
 
@@ -29,8 +30,7 @@ class EvaluateProgramConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
-        if self.image_size and (len(self.image_size) != 2 or min(self.image_size) < 1):
-            raise ValueError(f"image_size must be [height, width] or []: got {list(self.image_size)}")
+        height_and_width_or_empty(image_size=self.image_size)
 
     @property
     def changes(self) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 
 from platform.engine.config.paths import InputPath, OutputPath
-from platform.engine.data.set_aside import check_share
 from platform.engine.runs.metrics import TrackingConfig
 from platform.engine.schemas.phases_settings import ChangesConfig, SupervisedConfig, UnsupervisedConfig
 from platform.engine.schemas.retrieval_settings import EvaluateConfig
@@ -12,6 +11,7 @@ from platform.engine.schemas.training_settings import DeepSpeedConfig
 from platform.engine.storage.location import StorageConfig
 from platform.engine.train.scaling import ScalingConfig
 from reidssl.augment.augment_config import ReidAugmentConfig
+from reidssl.checks import at_least, one_of, within
 from reidssl.models.given import LoadConfig
 from reidssl.models.model_config import VitConfig
 
@@ -56,8 +56,10 @@ class FinetuneConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
-        if self.setting not in SETTINGS:
-            raise ValueError(f"setting must be one of {', '.join(SETTINGS)}: got '{self.setting}'")
+        one_of(SETTINGS, setting=self.setting)
+        within("[0, 1]", max_corrupt_share=self.max_corrupt_share)
+        at_least(0, seed=self.seed)
+        at_least(0, "(end only)", evaluate_every=self.evaluate_every)
         if self.setting == "uda" and not self.source:
             raise ValueError("source must name the labelled source set for setting=uda: got ''")
         if not self.init and tuple(self.augment.image_size) != tuple(self.model.image_size):
@@ -77,8 +79,3 @@ class FinetuneConfig:
                 raise ValueError(f"load.{name} must be empty in fine-tuning, which has its own: set {own}")
         if not self.init and self.load.as_dict():
             raise ValueError(f"load says what the file of init does not, and init is empty: got {self.load.as_dict()}")
-        check_share(self.max_corrupt_share)
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more: got {self.seed}")
-        if self.evaluate_every < 0:
-            raise ValueError(f"evaluate_every must be 0 (end only) or more: got {self.evaluate_every}")

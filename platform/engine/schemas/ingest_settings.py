@@ -6,6 +6,7 @@ from platform.engine.config.paths import OutputPath
 from platform.engine.ingest.sources import SourceConfig
 from platform.engine.schemas.runtime_settings import RuntimeConfig
 from platform.engine.storage.location import StorageConfig
+from reidssl.checks import at_least, within
 from reidssl.data.decode import LARGEST_MAX_PIXELS, MAX_PIXELS
 
 
@@ -30,10 +31,6 @@ class IngestConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
-        for name in ("shard_mb", "row_group_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
-        if not 1 <= self.max_pixels <= LARGEST_MAX_PIXELS:
-            raise ValueError(f"max_pixels must be in [1, {LARGEST_MAX_PIXELS}]: got {self.max_pixels}")
-        if self.limit < 0:
-            raise ValueError(f"limit must be 0 (all) or more: got {self.limit}")
+        at_least(1, shard_mb=self.shard_mb, row_group_rows=self.row_group_rows)
+        within(f"[1, {LARGEST_MAX_PIXELS}]", max_pixels=self.max_pixels)
+        at_least(0, "(all)", limit=self.limit)

@@ -4,10 +4,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from platform.engine.schemas.retrieval_settings import NeighbourActorsConfig, check_shared
-from reidssl.choices import LARGEST_MARGIN
+from reidssl.checks import at_least, one_of, positive, within
+from reidssl.choices import LARGEST_MARGIN, NECKS
 from reidssl.clustering.cluster_config import ClusterConfig
 
 IDENTITY_LOSSES = ("cross_entropy", *LARGEST_MARGIN)
+PHASE_OPTIMIZERS = ("sgd", "adamw")
 
 
 @dataclass(kw_only=True)
@@ -39,9 +41,7 @@ class BatchConfig:
     third more time: their images go through the backbone once more, without gradients."""
 
     def __post_init__(self) -> None:
-        for name in ("identities", "instances"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
+        at_least(1, identities=self.identities, instances=self.instances)
         if not 0 <= self.micro_batches <= self.images:
             raise ValueError(f"micro_batches must be between 0 (as many as workers) and the {self.images} images of a batch: "
                              f"got {self.micro_batches}")
@@ -53,21 +53,45 @@ class BatchConfig:
 
 
 @dataclass(kw_only=True)
-class UnsupervisedConfig:
+class PhaseConfig:
+    """What every phase has: its length, its optimiser, its model and its batch. Each phase gives the defaults."""
+
+    epochs: int
+    """Epochs of the phase; 0 leaves it out."""
+    optimizer: str = "sgd"
+    """sgd (momentum 0.9, biases twice the rate) or adamw."""
+    learning_rate: float
+    """Largest learning rate."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each layer to the one before it; 1: all alike; 0.65 to 0.9 are usual."""
+    weight_decay: float
+    """Weight decay."""
+    drop_path: float
+    """Stochastic depth rate of the backbone."""
+    neck: str
+    """Side of the neck whose feature is used for retrieval: before or after."""
+    batch: BatchConfig = field(default_factory=BatchConfig)
+
+    def __post_init__(self) -> None:
+        at_least(0, epochs=self.epochs, weight_decay=self.weight_decay)
+        one_of(PHASE_OPTIMIZERS, optimizer=self.optimizer)
+        positive(learning_rate=self.learning_rate)
+        within("(0, 1]", layer_decay=self.layer_decay)
+        within("[0, 1)", drop_path=self.drop_path)
+        one_of(NECKS, neck=self.neck)
+
+
+@dataclass(kw_only=True)
+class UnsupervisedConfig(PhaseConfig):
     """Fine-tuning without labels: Cluster Contrast (arXiv 2103.11568)."""
 
     epochs: int = 50
     """Rounds of clustering and training."""
     iterations: int = 200
     """Optimiser steps in an epoch."""
-    optimizer: str = "sgd"
-    """sgd or adamw."""
     learning_rate: float = 3.5e-4
     """Learning rate at the start."""
-    layer_decay: float = 1.0
-    """Factor of the learning rate from each layer to the one before it; 1: all alike; 0.65 to 0.9 are usual."""
     weight_decay: float = 5e-4
-    """Weight decay."""
     decay_epochs: int = 20
     """The learning rate falls to a tenth every so many epochs."""
     temperature: float = 0.05
@@ -77,7 +101,6 @@ class UnsupervisedConfig:
     hard: bool = True
     """Update a cluster with its least similar feature only."""
     drop_path: float = 0.3
-    """Stochastic depth rate of the backbone."""
     neck: str = "after"
     """Side of the neck whose feature is clustered and used for retrieval."""
     camera_proxies: bool = False
@@ -87,36 +110,15 @@ class UnsupervisedConfig:
     batch: BatchConfig = field(default_factory=lambda: BatchConfig(identities=32, instances=8))
 
     def __post_init__(self) -> None:
-        check_common(self)
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0: got {self.temperature}")
-        if not 0 <= self.momentum <= 1:
-            raise ValueError(f"momentum must be in [0, 1]: got {self.momentum}")
-        if self.iterations < 1 or self.decay_epochs < 1:
-            raise ValueError(f"iterations and decay_epochs must be at least 1: got {self.iterations}, {self.decay_epochs}")
+        super().__post_init__()
+        positive(temperature=self.temperature)
+        within("[0, 1]", momentum=self.momentum)
+        at_least(1, iterations=self.iterations, decay_epochs=self.decay_epochs)
         check_shared(self.cluster, self.neighbours)
 
 
-def check_common(config: Any) -> None:
-    """ValueError for what no phase can do."""
-    if config.epochs < 0:
-        raise ValueError(f"epochs must be 0 or more: got {config.epochs}")
-    if config.optimizer not in ("sgd", "adamw"):
-        raise ValueError(f"optimizer must be sgd or adamw: got '{config.optimizer}'")
-    if config.learning_rate <= 0:
-        raise ValueError(f"learning_rate must be positive: got {config.learning_rate}")
-    if not 0 < config.layer_decay <= 1:
-        raise ValueError(f"layer_decay must be in (0, 1]: got {config.layer_decay}")
-    if config.weight_decay < 0:
-        raise ValueError(f"weight_decay must be 0 or more: got {config.weight_decay}")
-    if not 0 <= config.drop_path < 1:
-        raise ValueError(f"drop_path must be in [0, 1): got {config.drop_path}")
-    if config.neck not in ("before", "after"):
-        raise ValueError(f"neck must be before or after: got '{config.neck}'")
-
-
 @dataclass(kw_only=True)
-class SupervisedConfig:
+class SupervisedConfig(PhaseConfig):
     """Fine-tuning with identity labels (TransReID-SSL, section 4): identity + soft-margin batch-hard triplet loss.
 
     The other losses are options; the defaults are the published recipe.
@@ -124,14 +126,9 @@ class SupervisedConfig:
 
     epochs: int = 120
     """Passes over the identities."""
-    optimizer: str = "sgd"
-    """sgd (momentum 0.9, biases twice the rate) or adamw."""
     learning_rate: float = 4e-4
     """Peak learning rate."""
-    layer_decay: float = 1.0
-    """Factor of the learning rate from each layer to the one before it; 1: all alike; 0.65 to 0.9 are usual."""
     weight_decay: float = 1e-4
-    """Weight decay."""
     warmup_epochs: float = 20.0
     """Epochs of linear warm-up."""
     identity: str = "cross_entropy"
@@ -151,24 +148,16 @@ class SupervisedConfig:
     center_rate: float = 0.5
     """How far a centre moves towards its features in a step."""
     drop_path: float = 0.1
-    """Stochastic depth rate of the backbone."""
     neck: str = "before"
-    """Side of the neck whose feature is used for retrieval."""
-    batch: BatchConfig = field(default_factory=BatchConfig)
 
     def __post_init__(self) -> None:
-        check_common(self)
-        if self.identity not in IDENTITY_LOSSES:
-            raise ValueError(f"identity must be one of {', '.join(IDENTITY_LOSSES)}: got '{self.identity}'")
-        if self.identity_scale <= 0:
-            raise ValueError(f"identity_scale must be positive: got {self.identity_scale}")
+        super().__post_init__()
+        one_of(IDENTITY_LOSSES, identity=self.identity)
+        positive(identity_scale=self.identity_scale)
+        within("[0, 1)", label_smoothing=self.label_smoothing)
+        at_least(0, warmup_epochs=self.warmup_epochs, triplet_weight=self.triplet_weight,
+                 triplet_margin=self.triplet_margin, center_weight=self.center_weight)
+        within("[0, 1]", center_rate=self.center_rate)
         limit = LARGEST_MARGIN.get(self.identity, float("inf"))
         if not 0.0 <= self.identity_margin < limit:
             raise ValueError(f"identity_margin must be in [0, {limit:.4g}) for {self.identity}: got {self.identity_margin}")
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise ValueError(f"label_smoothing must be in [0, 1): got {self.label_smoothing}")
-        for name in ("warmup_epochs", "triplet_weight", "triplet_margin", "center_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more: got {getattr(self, name)}")
-        if not 0.0 <= self.center_rate <= 1.0:
-            raise ValueError(f"center_rate must be in [0, 1]: got {self.center_rate}")

@@ -12,6 +12,7 @@ from platform.engine.schemas.runtime_settings import RuntimeConfig
 from platform.engine.storage.location import StorageConfig
 from platform.engine.train.scaling import ScalingConfig
 from reidssl.augment.augment_config import ReidAugmentConfig
+from reidssl.checks import at_least, one_of, within
 
 
 @dataclass(kw_only=True)
@@ -27,8 +28,7 @@ class FinetuneStageConfig:
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more: got {self.seed}")
+        at_least(0, seed=self.seed)
 
 
 @dataclass(kw_only=True)
@@ -47,12 +47,9 @@ class CfsConfig:
     """How the supervised target proxy is tuned."""
 
     def __post_init__(self) -> None:
-        if self.proxy_samples < 0:
-            raise ValueError(f"proxy_samples must be 0 (no proxy of its own) or more: got {self.proxy_samples}")
-        if self.target_proxy not in ("supervised", "usl"):
-            raise ValueError(f"target_proxy must be supervised or usl: got '{self.target_proxy}'")
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction must be in (0, 1]: got {self.fraction}")
+        at_least(0, "(no proxy of its own)", proxy_samples=self.proxy_samples)
+        one_of(("supervised", "usl"), target_proxy=self.target_proxy)
+        within("(0, 1]", fraction=self.fraction)
 
 
 @dataclass(kw_only=True)
@@ -79,7 +76,6 @@ class PipelineConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
-        if self.row_group_rows < 1:
-            raise ValueError(f"row_group_rows must be at least 1: got {self.row_group_rows}")
+        at_least(1, row_group_rows=self.row_group_rows)
         if set(self.settings) - set(SETTINGS):
             raise ValueError(f"settings must be some of {', '.join(SETTINGS)}: got {list(self.settings)}")

@@ -10,6 +10,7 @@ from platform.engine.storage.location import StorageConfig
 from platform.engine.stream.order import StreamConfig
 from platform.engine.train.scaling import ScalingConfig
 from reidssl.augment.augment_config import MultiCropConfig
+from reidssl.checks import at_least, one_of, positive
 from reidssl.choices import COMPILE_CHOICES
 from reidssl.models.model_config import VitConfig
 from reidssl.objectives.objective_config import ObjectiveConfig
@@ -35,8 +36,8 @@ class LengthConfig:
     """Images seen, instead of epochs; 0: use epochs. Compares subsets at equal cost."""
 
     def __post_init__(self) -> None:
-        if self.epochs <= 0 or self.samples < 0:
-            raise ValueError(f"epochs must be positive and samples 0 or more: got {self.epochs}, {self.samples}")
+        positive(epochs=self.epochs)
+        at_least(0, samples=self.samples)
 
 
 @dataclass(kw_only=True)
@@ -63,8 +64,7 @@ class PretrainConfig:
     """Compile the backbones (torch.compile), one graph for each crop size: on, off, or auto: on GPUs that can, not on CPUs."""
 
     def __post_init__(self) -> None:
-        if self.compile not in COMPILE_CHOICES:
-            raise ValueError(f"compile must be one of {', '.join(COMPILE_CHOICES)}: got '{self.compile}'")
+        one_of(COMPILE_CHOICES, compile=self.compile)
         if self.compile == "on" and self.deepspeed.zero_stage == 3:
             raise ValueError("compile=on needs whole parameters: use deepspeed.zero_stage=0, 1 or 2, or compile=auto")
         if self.model.num_cameras:

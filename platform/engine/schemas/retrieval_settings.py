@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from platform.engine.data.set_aside import check_share
+from reidssl.checks import at_least, positive, within
 from reidssl.choices import GALLERY_BLOCK
 from reidssl.clustering.cluster_config import ClusterConfig
 
@@ -31,14 +31,9 @@ class EvaluateConfig:
     """Ray tasks that share the queries of mAP and CMC, for large galleries (platform.evaluate); 0: this process ranks."""
 
     def __post_init__(self) -> None:
-        if self.expansion < 0 or self.expansion_alpha < 0:
-            raise ValueError(f"expansion and expansion_alpha must be 0 or more: got {self.expansion}, {self.expansion_alpha}")
-        if self.block < 1:
-            raise ValueError(f"block must be at least 1 query: got {self.block}")
-        if self.gallery_block < 1:
-            raise ValueError(f"gallery_block must be at least 1 image: got {self.gallery_block}")
-        if self.tasks < 0:
-            raise ValueError(f"tasks must be 0 or more: got {self.tasks}")
+        at_least(0, expansion=self.expansion, expansion_alpha=self.expansion_alpha, tasks=self.tasks)
+        at_least(1, "query", block=self.block)
+        at_least(1, "image", gallery_block=self.gallery_block)
 
 
 @dataclass(kw_only=True)
@@ -55,11 +50,9 @@ class NeighbourActorsConfig:
     """Images whose neighbours are looked for at a time, and images of a task."""
 
     def __post_init__(self) -> None:
-        if self.actors < 0 or self.block < 1:
-            raise ValueError(f"actors must be 0 or more and block at least 1: got {self.actors}, {self.block}")
-        if self.cpus_per_actor <= 0 or self.gpus_per_actor < 0:
-            raise ValueError(f"cpus_per_actor must be positive and gpus_per_actor not negative: got {self.cpus_per_actor}, "
-                             f"{self.gpus_per_actor}")
+        at_least(0, actors=self.actors, gpus_per_actor=self.gpus_per_actor)
+        at_least(1, block=self.block)
+        positive(cpus_per_actor=self.cpus_per_actor)
 
     @property
     def threads(self) -> int:
@@ -90,10 +83,6 @@ class PoolConfig:
     """Largest share of the images that may be undecodable: those are left out and listed; above it (and above one) it stops."""
 
     def __post_init__(self) -> None:
-        for name in ("actors", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
-        check_share(self.max_corrupt_share)
-        if self.cpus_per_actor < 0 or self.gpus_per_actor < 0:
-            raise ValueError("cpus_per_actor and gpus_per_actor must not be negative: "
-                             f"got {self.cpus_per_actor}, {self.gpus_per_actor}")
+        at_least(1, actors=self.actors, batch=self.batch)
+        at_least(0, cpus_per_actor=self.cpus_per_actor, gpus_per_actor=self.gpus_per_actor)
+        within("[0, 1]", max_corrupt_share=self.max_corrupt_share)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from reidssl.checks import at_least
+
 
 @dataclass(kw_only=True)
 class RuntimeConfig:
@@ -20,9 +22,6 @@ class RuntimeConfig:
     """Object store of a local start in GiB; 0: Ray's default, at most 2."""
 
     def __post_init__(self) -> None:
-        if self.num_cpus < 0:
-            raise ValueError(f"num_cpus must be 0 (all cores) or more: got {self.num_cpus}")
-        if self.num_gpus < -1:
-            raise ValueError(f"num_gpus must be -1 (all there are) or more: got {self.num_gpus}")
-        if self.object_store_gib < 0:
-            raise ValueError(f"object_store_gib must be 0 (default) or more: got {self.object_store_gib}")
+        at_least(0, "(all cores)", num_cpus=self.num_cpus)
+        at_least(-1, "(all there are)", num_gpus=self.num_gpus)
+        at_least(0, "(default)", object_store_gib=self.object_store_gib)

@@ -6,6 +6,7 @@ from platform.engine.config.paths import InputPath, OutputPath
 from platform.engine.schemas.retrieval_settings import NeighbourActorsConfig, PoolConfig
 from platform.engine.schemas.runtime_settings import RuntimeConfig
 from platform.engine.storage.location import StorageConfig
+from reidssl.checks import at_least, one_of
 from reidssl.choices import MEASURES
 from reidssl.clustering.cluster_config import check_search
 from reidssl.models.given import LoadConfig
@@ -40,8 +41,6 @@ class ScoreConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
-        if self.measure not in MEASURES:
-            raise ValueError(f"measure must be one of {', '.join(MEASURES)}: got '{self.measure}'")
-        if self.k < 1 or self.neighbours.actors < 1:
-            raise ValueError(f"k and neighbours.actors must be at least 1: got {self.k}, {self.neighbours.actors}")
+        one_of(MEASURES, measure=self.measure)
+        at_least(1, k=self.k, **{"neighbours.actors": self.neighbours.actors})
         check_search(self.search, 0)

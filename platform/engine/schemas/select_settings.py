@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from platform.engine.config.paths import InputPath, OutputPath
 from platform.engine.storage.location import StorageConfig
+from reidssl.checks import at_least, within
 
 
 @dataclass(kw_only=True)
@@ -31,10 +32,8 @@ class SelectConfig:
     storage: StorageConfig = field(default_factory=StorageConfig)
 
     def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction must be in (0, 1]: got {self.fraction}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more: got {self.seed}")
+        within("(0, 1]", fraction=self.fraction)
+        at_least(0, seed=self.seed)
         given = [name for name in ("scores", "list", "random") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"scores, list and random exclude each other: got {' and '.join(given)}")

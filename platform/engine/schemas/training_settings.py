@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from platform.engine.config.paths import InputPath
+from reidssl.checks import at_least, one_of, within
 from reidssl.choices import OPTIMIZERS, PRECISIONS
 
 
@@ -28,14 +29,11 @@ class OptimizerConfig:
     """First momentum, of all three."""
 
     def __post_init__(self) -> None:
-        if self.name not in OPTIMIZERS:
-            raise ValueError(f"name must be one of {', '.join(OPTIMIZERS)}: got '{self.name}'")
-        for name in ("learning_rate", "learning_rate_final", "warmup_epochs", "weight_decay", "weight_decay_final"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative: got {getattr(self, name)}")
-        for name in ("beta2", "momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1: got {getattr(self, name)}")
+        one_of(OPTIMIZERS, name=self.name)
+        at_least(0, learning_rate=self.learning_rate, learning_rate_final=self.learning_rate_final,
+                 warmup_epochs=self.warmup_epochs, weight_decay=self.weight_decay,
+                 weight_decay_final=self.weight_decay_final)
+        within("[0, 1)", beta2=self.beta2, momentum=self.momentum)
 
 
 @dataclass(kw_only=True)
@@ -54,12 +52,9 @@ class DeepSpeedConfig:
     """Clip every parameter tensor on its own, as the released pre-training does; only ZeRO stage 0."""
 
     def __post_init__(self) -> None:
-        if self.zero_stage not in (0, 1, 2, 3):
-            raise ValueError(f"zero_stage must be 0, 1, 2 or 3: got {self.zero_stage}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be auto, fp32 or bf16: got '{self.precision}'")
-        if self.clip < 0:
-            raise ValueError(f"clip must be 0 (off) or positive: got {self.clip}")
+        one_of((0, 1, 2, 3), zero_stage=self.zero_stage)
+        one_of(PRECISIONS, precision=self.precision)
+        at_least(0, "(off)", clip=self.clip)
         if self.clip_per_tensor and self.zero_stage != 0:
             raise ValueError("clip_per_tensor needs zero_stage=0, where every worker holds whole gradients; "
                              f"got zero_stage={self.zero_stage}. Use zero_stage=0 or clip_per_tensor=false")
@@ -81,11 +76,10 @@ class CheckpointConfig:
     """Newest checkpoint of resume_from with at most so many samples seen; 0: the newest."""
 
     def __post_init__(self) -> None:
-        if self.keep_every_steps < 0 or self.keep_every_steps % max(self.every_steps, 1):
+        at_least(1, every_steps=self.every_steps, keep=self.keep)
+        if self.keep_every_steps < 0 or self.keep_every_steps % self.every_steps:
             raise ValueError(f"keep_every_steps must be 0 or a multiple of every_steps ({self.every_steps}): "
                              f"got {self.keep_every_steps}")
-        if self.every_steps < 1 or self.keep < 1:
-            raise ValueError(f"every_steps and keep must be at least 1: got {self.every_steps}, {self.keep}")
         if self.resume_position < 0 or (self.resume_position and not self.resume_from):
             raise ValueError(f"resume_position must be 0, or a number of samples together with resume_from: got "
                              f"{self.resume_position}")
@@ -103,5 +97,4 @@ class ProbeConfig:
     """Optimiser steps between probes (a multiple of tracking.every_steps)."""
 
     def __post_init__(self) -> None:
-        if self.every_steps < 1:
-            raise ValueError(f"every_steps must be at least 1: got {self.every_steps}")
+        at_least(1, every_steps=self.every_steps)

@@ -7,6 +7,7 @@ from platform.engine.config.paths import OutputPath, SettingsOf
 from platform.engine.schemas.finetune_settings import FinetuneConfig
 from platform.engine.schemas.runtime_settings import RuntimeConfig
 from platform.engine.storage.location import StorageConfig
+from reidssl.checks import at_least, one_of
 
 METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
 
@@ -29,10 +30,8 @@ class TuneConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
-        if self.metric not in METRICS:
-            raise ValueError(f"metric must be one of {', '.join(METRICS)}: got '{self.metric}'")
-        if self.concurrent < 1:
-            raise ValueError(f"concurrent must be at least 1: got {self.concurrent}")
+        one_of(METRICS, metric=self.metric)
+        at_least(1, concurrent=self.concurrent)
         for name in ("storage", "runtime"):
             given, own = getattr(self.finetune, name), getattr(self, name)
             if given not in (type(given)(), own):

@@ -20,6 +20,8 @@ import botocore.exceptions as boto_errors
 import pyarrow.fs as pafs
 from botocore.config import Config as BotoConfig
 
+from reidssl.checks import at_least, positive
+
 # Sources of credentials that pyarrow's own chain finds and refreshes by itself.
 NATIVE_METHODS = {"env", "iam-role", "container-role"}
 PAGE_SIZE = 1000  # the most that S3 lists or deletes in one request
@@ -57,13 +59,9 @@ class StorageConfig:
             if "@" in parts.netloc:
                 raise ValueError("endpoint_url must not hold credentials: leave out the part before '@'; use the "
                                  "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY variables or a profile")
-        if self.max_attempts < 1:
-            raise ValueError(f"max_attempts must be at least 1: got {self.max_attempts}")
-        for name in ("connect_timeout_s", "request_timeout_s"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0: got {getattr(self, name)}")
-        if self.patience_s < 0:
-            raise ValueError(f"patience_s must be 0 (no second try) or more: got {self.patience_s}")
+        at_least(1, max_attempts=self.max_attempts)
+        positive(connect_timeout_s=self.connect_timeout_s, request_timeout_s=self.request_timeout_s)
+        at_least(0, "(no second try)", patience_s=self.patience_s)
 
     @property
     def endpoint(self) -> str:

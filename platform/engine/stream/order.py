@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from platform.engine.data.set_aside import check_share
+from reidssl.checks import at_least, within
 from reidssl.seeding import sample_seeds
 
 
@@ -49,12 +49,10 @@ class StreamConfig:
     """Largest share of an epoch's samples that may be unreadable; above it, and above one sample, the run stops."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more: got {self.seed}")
-        check_share(self.max_corrupt_share)
-        for name in ("micro_batch", "micro_batches_per_step", "window_row_groups", "segment_windows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
+        at_least(0, seed=self.seed)
+        within("[0, 1]", max_corrupt_share=self.max_corrupt_share)
+        at_least(1, micro_batch=self.micro_batch, micro_batches_per_step=self.micro_batches_per_step,
+                 window_row_groups=self.window_row_groups, segment_windows=self.segment_windows)
 
     @property
     def global_batch(self) -> int:

@@ -21,6 +21,7 @@ from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
 from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import AUTOSCALING_REQUESTS_GET_TIMEOUT_S
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2.api.config import ScalingConfig
 
 from platform.engine.runtime.ray_internals import draining_nodes
 from platform.engine.runtime.ray_session import is_own
@@ -43,7 +44,8 @@ class AllowedSizesPolicy(ElasticScalingPolicy):
     number, and given `patience_s` for it.
     """
 
-    def __init__(self, scaling_config: Any, allowed: Sequence[int], board: Any = None, patience_s: float = 60.0) -> None:
+    def __init__(self, scaling_config: ScalingConfig, allowed: Sequence[int], board: Any = None,
+                 patience_s: float = 60.0) -> None:
         super().__init__(scaling_config)
         self.allowed = tuple(allowed)
         self.board = board
@@ -130,7 +132,8 @@ class ElasticTrainer(TorchTrainer):
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         if isinstance(options["scaling_policy"], ElasticScalingPolicy):
-            options["scaling_policy"] = AllowedSizesPolicy(self.scaling_config, self.allowed, self.board)
+            # The ignored type: Ray annotates the first version of Train and runs the second.
+            options["scaling_policy"] = AllowedSizesPolicy(self.scaling_config, self.allowed, self.board)  # type: ignore[arg-type]
         if not is_own():
             return super()._initialize_and_run_controller(**options)  # type: ignore[misc]
         controller = OwnController(**options)

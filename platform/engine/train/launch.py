@@ -11,7 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -24,8 +24,10 @@ from platform.engine.storage.location import Location
 from platform.engine.train.notices import Notices
 from platform.engine.train.scaling import ScalingConfig
 
+Settings = TypeVar("Settings")
 
-def launch(loop: Callable[[Any], None], config: Any, *, name: str, storage: Location,
+
+def launch(loop: Callable[[Settings], None], config: Settings, *, name: str, storage: Location,
            scaling: ScalingConfig, micro_batches_per_step: int = 1, heeds_notices: bool = False) -> None:
     """Run `loop(config)` on Ray Train workers until it ends; its lines appear on this terminal.
 

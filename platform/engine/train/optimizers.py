@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from platform.engine.schemas.phases_settings import PhaseConfig
 from platform.engine.schemas.training_settings import OptimizerConfig
 from reidssl.models.reid import ReidModel
 from reidssl.optim import build_optimizer, decay_by_layer, parameter_groups, sgd_groups
@@ -37,7 +38,7 @@ def pretraining_optimizer(config: OptimizerConfig, named_parameters: Iterable[tu
     return build_optimizer(config.name, groups, 0.0, config.momentum, config.beta2)
 
 
-def finetuning_optimizer(config: Any, model: ReidModel) -> torch.optim.Optimizer:
+def finetuning_optimizer(config: PhaseConfig, model: ReidModel) -> torch.optim.Optimizer:
     """SGD as released, or AdamW, as a phase's `optimizer`, `learning_rate`, `weight_decay` and `layer_decay` say."""
     def layered(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return decay_by_layer(groups, model.named_parameters(), model.backbone.config.depth, config.layer_decay)

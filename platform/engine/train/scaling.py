@@ -7,6 +7,7 @@ and shrinks with its cluster.
 from dataclasses import dataclass
 
 from platform.engine.errors import UserError
+from reidssl.checks import at_least, positive
 
 
 @dataclass(kw_only=True)
@@ -34,19 +35,12 @@ class ScalingConfig:
     that offer it and nowhere else; empty: on any CPU that the workers leave."""
 
     def __post_init__(self) -> None:
-        if self.max_failures < -1 or self.max_preemptions < -1:
-            raise ValueError("max_failures and max_preemptions must be -1 (no limit) or more: "
-                             f"got {self.max_failures}, {self.max_preemptions}")
-        if self.cpus_per_worker <= 0:
-            raise ValueError(f"cpus_per_worker must be above 0: got {self.cpus_per_worker}")
+        at_least(1, workers=self.workers)
+        at_least(0, "(those of its CPUs)", threads=self.threads)
+        at_least(-1, "(no limit)", max_failures=self.max_failures, max_preemptions=self.max_preemptions)
+        positive(cpus_per_worker=self.cpus_per_worker, resize_check_s=self.resize_check_s)
         if self.gpus_per_worker < 0 or (self.gpus_per_worker > 1 and self.gpus_per_worker % 1):
             raise ValueError(f"gpus_per_worker must be a whole number, or a share between 0 and 1: got {self.gpus_per_worker}")
-        if self.threads < 0:
-            raise ValueError(f"threads must be 0 (those of its CPUs) or more: got {self.threads}")
-        if self.resize_check_s <= 0:
-            raise ValueError(f"resize_check_s must be above 0: got {self.resize_check_s}")
-        if self.workers < 1:
-            raise ValueError(f"workers must be at least 1: got {self.workers}")
         if not 0 <= self.min_workers <= self.workers:
             raise ValueError(f"min_workers must be between 0 and workers ({self.workers}): got {self.min_workers}")
 

@@ -132,7 +132,7 @@ def test_cameras_of_a_released_file_are_given_and_those_of_ours_said(tmp_path):
 @pytest.mark.parametrize(("told", "words"), [
     ({"heads": -1}, "heads must be 0"), ({"mean": [0.5]}, "mean must be three numbers"),
     ({"std": [0, 1, 1]}, "std must be above 0"),
-    ({"mean": [124, 116, 104]}, "mean must be three numbers in"), ({"neck": "middle"}, "neck must be before or after"),
+    ({"mean": [124, 116, 104]}, "mean must be three numbers in"), ({"neck": "middle"}, "neck must be one of before, after"),
     ({"image_size": [256]}, "image_size must be"), ({"cameras": [1, 1]}, "cameras must be different numbers")])
 def test_what_cannot_be_is_refused(told, words):
     with pytest.raises(ValueError, match=words):

@@ -12,6 +12,7 @@ from platform.engine.errors import UserError
 from platform.engine.ingest.sources.image_tree import FileSource, Indexer
 from platform.engine.ingest.sources.source import Candidate, Plan, Source
 from platform.engine.storage.location import StorageConfig, open_storage
+from reidssl.checks import at_least, one_of, within
 from reidssl.data import cuhk03, dukemtmc, folder, luperson, market1501, msmt17
 from reidssl.data.mot import CropConfig
 from reidssl.data.names import spelled
@@ -64,9 +65,13 @@ class SourceConfig:
     """Images that one reading task takes."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (("kind", KINDS), ("part", PARTS), ("image_format", FORMATS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}: got {getattr(self, name)!r}")
+        one_of(KINDS, kind=self.kind)
+        one_of(PARTS, part=self.part)
+        one_of(FORMATS, image_format=self.image_format)
+        if self.boxes:
+            one_of(cuhk03.BOXES, boxes=self.boxes)
+        within("[1, 100]", jpeg_quality=self.jpeg_quality)
+        at_least(1, unit_images=self.unit_images)
         if self.pattern:
             folder.check_pattern(self.pattern)
             if not self.labelled:
@@ -76,12 +81,6 @@ class SourceConfig:
             if not name or split not in SPLITS or name in SPLITS:
                 raise ValueError(f"splits must say which of {', '.join(SPLITS)} another name is, as in [test:gallery]: "
                                  f"got {pair!r}")
-        if self.boxes not in ("", *cuhk03.BOXES):
-            raise ValueError(f"boxes must be empty or one of {', '.join(cuhk03.BOXES)}: got {self.boxes!r}")
-        if not 1 <= self.jpeg_quality <= 100:
-            raise ValueError(f"jpeg_quality must be in 1..100: got {self.jpeg_quality}")
-        if self.unit_images < 1:
-            raise ValueError(f"unit_images must be at least 1: got {self.unit_images}")
 
     @property
     def split_names(self) -> dict[str, str]:

@@ -3,15 +3,22 @@
 import numpy as np
 import pytest
 
-from platform.engine.data.set_aside import LISTED, SAID, SetAside, check_share, most_corrupt, problems_of
+from platform.engine.data.set_aside import LISTED, SAID, SetAside, most_corrupt, problems_of
 from platform.engine.errors import UserError
+from platform.engine.schemas.finetune_settings import FinetuneConfig
+from platform.engine.schemas.retrieval_settings import PoolConfig
+from platform.engine.stream.order import StreamConfig
 
 
 def test_one_is_never_too_many_unless_none_may_be():
     assert [most_corrupt(share, total) for share, total in ((0.01, 90), (0.01, 1000), (0.0, 1000), (0.1, 90))] == [1, 10, 0, 9]
-    for share in (-0.1, 1.1):
-        with pytest.raises(ValueError, match="max_corrupt_share must be between 0 and 1"):
-            check_share(share)
+
+
+@pytest.mark.parametrize("settings", [FinetuneConfig, PoolConfig, StreamConfig])
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_a_share_is_no_more_than_all(settings, share):
+    with pytest.raises(ValueError, match=r"^max_corrupt_share must be in \[0, 1\]"):
+        settings(max_corrupt_share=share)
 
 
 def test_counted_said_and_listed(capsys):

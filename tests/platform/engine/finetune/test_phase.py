@@ -148,11 +148,11 @@ def test_unsupervised_learning_rate_falls_in_steps(images):
     (lambda: BatchConfig(instances=0), "instances must be at least 1: got 0"),
     (lambda: BatchConfig(micro_batches=65), r"micro_batches must be between 0 .* and the 64 images of a batch: got 65"),
     (lambda: BatchConfig(micro_batches=-1), r"micro_batches must be between 0 .*: got -1"),
-    (lambda: UnsupervisedConfig(neck="both"), "neck must be before or after: got 'both'"),
+    (lambda: UnsupervisedConfig(neck="both"), "neck must be one of before, after: got 'both'"),
     (lambda: UnsupervisedConfig(learning_rate=0.0), "learning_rate must be positive: got 0.0"),
     (lambda: UnsupervisedConfig(cluster=ClusterConfig(algorithm="kmeans", num_clusters=3),
                                 neighbours=NeighbourActorsConfig(actors=2)), "neighbours.actors must be 0 with cluster"),
-    (lambda: UnsupervisedConfig(iterations=0), "iterations and decay_epochs must be at least 1: got 0")])
+    (lambda: UnsupervisedConfig(iterations=0), "iterations must be at least 1: got 0")])
 def test_settings_that_cannot_be(make, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         make()

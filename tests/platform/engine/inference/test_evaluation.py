@@ -149,7 +149,7 @@ def test_what_can_be_judged_passes(tiny_labelled, tmp_path, change):
 @pytest.mark.parametrize(("changes", "message"), [
     ({"block": 0}, "^block must be at least 1 query: got 0"),
     ({"gallery_block": 0}, "^gallery_block must be at least 1 image: got 0"),
-    ({"expansion": -1}, "^expansion and expansion_alpha must be 0 or more: got -1")])
+    ({"expansion": -1}, "^expansion must be 0 or more: got -1")])
 def test_settings_that_cannot_be(changes, message):
     with pytest.raises(ValueError, match=message):
         EvaluateConfig(**changes)

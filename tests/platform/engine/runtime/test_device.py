@@ -13,7 +13,7 @@ def test_precision_on_a_cpu(choice, expected):
 
 
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(ValueError, match="precision must be auto, fp32 or bf16: got 'fp16'"):
+    with pytest.raises(ValueError, match="precision must be one of auto, fp32, bf16: got 'fp16'"):
         devices.precision("fp16")
 
 

@@ -359,7 +359,7 @@ def test_the_probe_of_a_bucket_leaves_nothing(s3):
     ({"endpoint_url": "minio:9000"}, "endpoint_url must begin with http"),
     ({"endpoint_url": "http://me:hunter2@minio:9000"}, "must not hold credentials"),
     ({"max_attempts": 0}, "max_attempts must be at least 1: got 0"),
-    ({"connect_timeout_s": 0.0}, "connect_timeout_s must be above 0"),
+    ({"connect_timeout_s": 0.0}, "connect_timeout_s must be positive"),
 ])
 def test_bad_settings(values, text):
     with pytest.raises(ConfigError, match=text) as caught:

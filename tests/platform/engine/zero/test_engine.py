@@ -102,8 +102,8 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_by_all_workers(seen):
 
 
 @pytest.mark.parametrize(("values", "message"), [
-    ({"zero_stage": 4}, "zero_stage must be 0, 1, 2 or 3: got 4"),
-    ({"precision": "fp16"}, "precision must be auto, fp32 or bf16: got 'fp16'"),
+    ({"zero_stage": 4}, "zero_stage must be one of 0, 1, 2, 3: got 4"),
+    ({"precision": "fp16"}, "precision must be one of auto, fp32, bf16: got 'fp16'"),
     ({"clip": -1.0}, "clip must be 0"),
     ({"clip_per_tensor": True, "zero_stage": 2}, "clip_per_tensor needs zero_stage=0"),
 ])
