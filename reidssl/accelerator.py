@@ -3,8 +3,6 @@
 Every function here does nothing on a CPU, so that callers have one code for both.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """What the augmentations ask of their inputs, and the words in which they refuse."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def check_images(images: Tensor, seeds: NDArray[np.uint64] | None = None) -> None:
+def check_images(images: "Tensor", seeds: NDArray[np.uint64] | None = None) -> None:
     """Raise ValueError unless `images` is uint8 (B, 3, H, W) and `seeds`, if given, uint64 (B,)."""
     import torch  # not above: settings are checked without it
 

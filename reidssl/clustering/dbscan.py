@@ -4,8 +4,6 @@ Labels are those of scikit-learn's `DBSCAN(metric="precomputed")` on the dense m
 numbered by their first core point, and a border point belongs to the first cluster with a core point that reaches it.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import scipy.sparse as sp
 

@@ -5,8 +5,6 @@ vectors of weights: first until a point has the neighbours that make it a core p
 have no label yet. Memory is that of the vectors and notes of N numbers. Labels are those of `dbscan` on the stored graph.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

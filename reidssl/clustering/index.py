@@ -10,8 +10,6 @@ images are found at the end of the list is exact for `exact` and follows the ind
 in the last bit of their similarities. ivf uses a GPU where FAISS sees one (its GPU build); hnsw does not exist there.
 """
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from typing import Any
 

@@ -12,8 +12,6 @@ The numbers of neighbours include the image itself, and the half set uses round(
 (the textbook has k1 + 1) that shifts distances by up to 0.15, kept because the published results have it.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from threading import Lock
 

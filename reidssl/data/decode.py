@@ -5,8 +5,6 @@ EXIF orientation is applied; one that is broken or unknown counts as upright. Of
 formats in `FORMATS` are opened: Pillow would run other programs for some of the rest (Ghostscript for EPS).
 """
 
-from __future__ import annotations
-
 import io
 import re
 import warnings

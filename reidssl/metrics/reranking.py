@@ -7,8 +7,6 @@ for all pairs that share no neighbour, so only the others are stored. Neighbours
 Differs from the usual code in precision only: that one keeps weights in float16, which moves mAP by about 2e-5.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

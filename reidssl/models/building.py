@@ -1,7 +1,5 @@
 """From a checkpoint that was read to an empty backbone that it fits, and how everything about it is known."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import fields, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Models for users of other libraries: a folder that timm loads, and ONNX."""
 
-from __future__ import annotations
-
 import io
 import warnings
 from collections.abc import Sequence

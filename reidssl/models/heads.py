@@ -1,7 +1,5 @@
 """Projection heads of the self-supervised objectives."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """Vision transformers as Hugging Face's transformers names them, and the config.json beside them (theirs or timm's)."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Mapping

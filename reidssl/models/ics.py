@@ -5,8 +5,6 @@
 Shapes: B images, C stem channels, D embedding width, (h, w) the grid of patches.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

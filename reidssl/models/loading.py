@@ -1,7 +1,5 @@
 """Copying a checkpoint into a model: all of the backbone or nothing, with a report."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass

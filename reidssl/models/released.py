@@ -9,8 +9,6 @@ Our flat names are those of `Vit` (which are timm's outside the ICS stem) plus `
     cluster_contrast  unsupervised model: backbone and neck side by side, with `module.`, under "state_dict"
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """KoLeo regulariser: spread the features of a batch over the sphere (arXiv 1806.03198, as DINOv2 uses it)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

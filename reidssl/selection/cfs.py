@@ -11,8 +11,6 @@ The paper published the order of the images but no code, and does not fix the me
 The second needs no shared coordinates (features that were merely rotated keep score 1), but looks at all images at once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
