@@ -43,4 +43,5 @@ def compiled(function: Callable[..., Any], device: torch.device) -> Callable[...
         return function
     if function not in _COMPILED:
         _COMPILED[function] = torch.compile(function, dynamic=False)
-    return _COMPILED[function]
+    found: Callable[..., Any] = _COMPILED[function]
+    return found

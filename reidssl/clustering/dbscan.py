@@ -34,7 +34,8 @@ def dbscan(distances: sp.csr_matrix, eps: float, min_samples: int) -> Array:
         row = int(np.searchsorted(graph.indptr, np.isnan(graph.data).argmax(), side="right")) - 1
         raise ValueError(f"distances must be numbers: row {row} holds NaN")
     near = graph.data <= graph.data.dtype.type(eps)
-    return _expand(graph.indptr, graph.indices, near, min_samples)
+    labels: np.ndarray = _expand(graph.indptr, graph.indices, near, min_samples)
+    return labels
 
 
 def check_dbscan(eps: float, min_samples: int) -> None:

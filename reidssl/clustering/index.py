@@ -110,7 +110,8 @@ class NeighbourIndex:
         import faiss
 
         faiss.omp_set_num_threads(torch.get_num_threads())
-        return self._index.search(queries, k)
+        found: tuple[Array, Array] = self._index.search(queries, k)
+        return found
 
 
 def _gpu() -> bool:

@@ -136,7 +136,7 @@ def jaccard_range(
         nonlocal pairs
         if most_pairs is not None and pairs > most_pairs:
             raise too_many(most_pairs, max_distance)
-        part = work(start + first, start + last)
+        part: tuple[Array, Array, Array] = work(start + first, start + last)
         with counting:
             pairs += len(part[1])
         if most_pairs is not None and (len(part[1]) > room or pairs > most_pairs):

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from reidssl.data.color_modes import DecodeError, to_rgb
+from reidssl.data.color_modes import DecodeError as DecodeError  # also for those who call what raises it
+from reidssl.data.color_modes import to_rgb
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """As Pillow names them; JPEG includes MPO, the JPEGs of cameras with further pictures in them."""

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reidssl.clustering.jaccard import jaccard_rows, query_expansion, reciprocal_vectors
+from reidssl.clustering.jaccard import jaccard_rows
 from reidssl.clustering.neighbours import Array, nearest_among
 from reidssl.clustering.products import products, products_buffer
+from reidssl.clustering.reciprocal import query_expansion, reciprocal_vectors
 from reidssl.metrics.inputs import check_fit, labels_of, unit_pair
 from reidssl.metrics.ranking import RankingMetrics, rank_blocks
 from reidssl.row_blocks import kernel

@@ -52,4 +52,5 @@ class DinoHead(nn.Module):
             self.last_layer = PrototypeLayer(bottleneck, out_dim)
 
     def forward(self, features: Tensor, freeze_last_layer: bool = False) -> Tensor:
-        return self.last_layer(F.normalize(self.mlp(features), dim=-1), freeze=freeze_last_layer)
+        logits: Tensor = self.last_layer(F.normalize(self.mlp(features), dim=-1), freeze=freeze_last_layer)
+        return logits

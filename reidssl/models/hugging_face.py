@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reidssl.models.vit import VitConfig
+from reidssl.models.model_config import VitConfig
 
 _INSIDE = (
     (r"^embeddings\.position_embeddings$", "pos_embed"),

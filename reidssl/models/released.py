@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reidssl.models.vit import LAYER_SCALE, VitConfig
+from reidssl.models.model_config import VitConfig
+from reidssl.models.vit import LAYER_SCALE
 
 LAYOUTS = ("dino", "dino_teacher", "reid", "cluster_contrast")
 

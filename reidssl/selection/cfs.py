@@ -74,7 +74,8 @@ def neighbourhood_overlap(near_source: Array, near_target: Array, block: int = 1
     shared = [((one[:, :, None] == other[:, None]) & (one[:, :, None] >= 0)).sum(axis=(1, 2))
               for one, other in ((near_source[start : start + block, 1:], near_target[start : start + block, 1:])
                                  for start in range(0, len(near_source), block))]  # fmt: skip
-    return (np.concatenate(shared) / (near_source.shape[1] - 1)).astype(np.float32)
+    overlaps: np.ndarray = np.concatenate(shared) / (near_source.shape[1] - 1)
+    return overlaps.astype(np.float32)
 
 
 def auc(scores: Array | Sequence[float], positives: Array | Sequence[bool]) -> float:

@@ -17,7 +17,8 @@ from platform.finetune import check_inputs
 from platform.score import ScoreConfig
 from platform.score import main as score
 from platform.tune import TuneConfig, grid
-from reidssl.models.vit import VitConfig, build_vit
+from reidssl.models.model_config import VitConfig
+from reidssl.models.vit import build_vit
 from tests.fixtures_runs import finetune_config
 
 
