@@ -18,7 +18,7 @@ with open(_standard_source, encoding="utf-8") as _file:
 del _file
 
 
-def _one_line_for_an_interrupt(kind, error, trace):  # type: ignore[no-untyped-def]
+def _one_line_for_an_interrupt(kind, error, trace):
     """Ctrl-C while `python -m platform.<program>` imports its libraries, which takes seconds; later `run_program` says it."""
     own = _os.path.dirname(_os.path.abspath(_sys.argv[0])) == _os.path.dirname(_os.path.abspath(__file__))
     if own and issubclass(kind, KeyboardInterrupt):

@@ -3,8 +3,6 @@
 Every function here does nothing on a CPU, so that callers have one code for both.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -45,4 +43,5 @@ def compiled(function: Callable[..., Any], device: torch.device) -> Callable[...
         return function
     if function not in _COMPILED:
         _COMPILED[function] = torch.compile(function, dynamic=False)
-    return _COMPILED[function]
+    found: Callable[..., Any] = _COMPILED[function]
+    return found

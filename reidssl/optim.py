@@ -1,7 +1,5 @@
 """Parameter groups, optimisers and gradient clipping, as the released recipes have them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

@@ -6,8 +6,6 @@
 Half types have 8 or 11 bits: a distance as the difference of two large squares, or a sum over 65,536 classes, is noise in them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -5,8 +5,6 @@ that share a machine must not all take every core), kernels compile in a fractio
 threads may call at once. Rows are independent, so results do not depend on the block size or the number of threads.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Schedules: pure functions of the position in a run, in samples (or any other unit, used consistently)."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -7,8 +7,6 @@ number generators", OOPSLA 2014): the i-th value is a bijective mix of `state + 
 that no value needs the one before.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 

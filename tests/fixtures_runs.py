@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from platform.engine.storage.location import Location, open_storage
-from reidssl.models.vit import VitConfig, build_vit
+from reidssl.models.model_config import VitConfig
+from reidssl.models.vit import build_vit
 from reidssl.models.weights import save_model
 from reidssl.synthetic.people import SyntheticConfig
 from tests.fixtures_shards import write_data_set

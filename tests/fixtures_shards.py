@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from platform.engine.data.shards import SCHEMA, Manifest, read_manifest, write_manifest, write_rejected, write_shard
+from platform.engine.data.shards import REJECTED, SCHEMA, Manifest, read_manifest, write_manifest, write_rejected, write_shard
 from platform.engine.ingest.sources.drawn import SyntheticSource
 from platform.engine.storage.location import Location, open_storage
 from reidssl.data.decode import check_image
@@ -50,6 +50,12 @@ def with_images(origin: Location, location: Location, images: Mapping[str, bytes
     write_rejected(location, [])
     write_manifest(location, replace(manifest, files=entries))
     return location
+
+
+def rejected_of(location: Location) -> list[tuple[str, str]]:
+    """(key, reason) of every image that an ingest has set aside, read as a user reads it."""
+    table = pq.read_table(pa.BufferReader(location.joinpath(REJECTED).read_bytes()))
+    return list(zip(table["key"].to_pylist(), table["reason"].to_pylist(), strict=True))
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,6 @@ Legend: B images, V crops of one size for each, H x W source and h x w crop size
 those of another, so that one product takes all crops of an image at once. `lines` as in `colour.py`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -8,8 +8,6 @@ Every sample goes through every operator, with neutral parameters where it has n
 neither on the batch nor on what was drawn, and `torch.compile` makes a few kernels of it.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 

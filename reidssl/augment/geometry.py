@@ -9,8 +9,6 @@ so the whole operation is `out = rows @ image @ columns^T` with one pair of band
 Dense products waste work on zeros, but run at the full speed of the matrix units.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

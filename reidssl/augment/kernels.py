@@ -7,8 +7,6 @@ resampling kernel's few taps, not dense matrices; only the operators that a crop
 Legend: B images, V crops of one size for each, H x W source and h x w crop size, n = h * w.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

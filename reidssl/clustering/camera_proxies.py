@@ -1,7 +1,5 @@
 """Camera-aware proxies (Wang et al., AAAI 2021, arXiv 2012.10674): one class for each camera of a cluster."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from reidssl.clustering.neighbours import Array

@@ -4,8 +4,6 @@ Labels are those of scikit-learn's `DBSCAN(metric="precomputed")` on the dense m
 numbered by their first core point, and a border point belongs to the first cluster with a core point that reaches it.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import scipy.sparse as sp
 
@@ -36,7 +34,8 @@ def dbscan(distances: sp.csr_matrix, eps: float, min_samples: int) -> Array:
         row = int(np.searchsorted(graph.indptr, np.isnan(graph.data).argmax(), side="right")) - 1
         raise ValueError(f"distances must be numbers: row {row} holds NaN")
     near = graph.data <= graph.data.dtype.type(eps)
-    return _expand(graph.indptr, graph.indices, near, min_samples)
+    labels: np.ndarray = _expand(graph.indptr, graph.indices, near, min_samples)
+    return labels
 
 
 def check_dbscan(eps: float, min_samples: int) -> None:

@@ -5,8 +5,6 @@ vectors of weights: first until a point has the neighbours that make it a core p
 have no label yet. Memory is that of the vectors and notes of N numbers. Labels are those of `dbscan` on the stored graph.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np
@@ -35,7 +33,8 @@ def dbscan_vectors(
     pairs = (vectors.indptr, vectors.indices, vectors.data, columns.indptr, columns.indices)
     core, limit = np.zeros(num, np.bool_), np.float32(eps)
     over_blocks(partial(_find_core, *pairs, limit, min_samples, core), num, block_of(num, block), num_threads)
-    return _label(*pairs[:4], columns.indices.copy(), limit, core)
+    labels: np.ndarray = _label(*pairs[:4], columns.indices.copy(), limit, core)
+    return labels
 
 
 @kernel

@@ -10,8 +10,6 @@ images are found at the end of the list is exact for `exact` and follows the ind
 in the last bit of their similarities. ivf uses a GPU where FAISS sees one (its GPU build); hnsw does not exist there.
 """
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from typing import Any
 
@@ -112,7 +110,8 @@ class NeighbourIndex:
         import faiss
 
         faiss.omp_set_num_threads(torch.get_num_threads())
-        return self._index.search(queries, k)
+        found: tuple[Array, Array] = self._index.search(queries, k)
+        return found
 
 
 def _gpu() -> bool:

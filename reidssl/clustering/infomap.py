@@ -3,8 +3,6 @@
 Unlike DBSCAN it splits groups that only a few links hold together, so a chain of look-alikes does not become one identity.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import scipy.sparse as sp
 

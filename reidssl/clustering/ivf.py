@@ -3,8 +3,6 @@
 FAISS trains the centres. Its own search of the groups was measured several times slower here for large sets of queries.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

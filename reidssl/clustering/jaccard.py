@@ -12,8 +12,6 @@ The numbers of neighbours include the image itself, and the half set uses round(
 (the textbook has k1 + 1) that shifts distances by up to 0.15, kept because the published results have it.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from threading import Lock
 
@@ -138,7 +136,7 @@ def jaccard_range(
         nonlocal pairs
         if most_pairs is not None and pairs > most_pairs:
             raise too_many(most_pairs, max_distance)
-        part = work(start + first, start + last)
+        part: tuple[Array, Array, Array] = work(start + first, start + last)
         with counting:
             pairs += len(part[1])
         if most_pairs is not None and (len(part[1]) > room or pairs > most_pairs):

@@ -1,7 +1,5 @@
 """Spherical k-means through FAISS: for when the number of identities is known, or a fixed number of classes is wanted."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

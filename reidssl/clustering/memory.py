@@ -3,8 +3,6 @@
 Shapes: B features of width D, C clusters.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -3,8 +3,6 @@
 Shapes: N images, D feature width, k neighbours, b rows and c columns of one block.
 """
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple

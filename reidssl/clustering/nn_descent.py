@@ -5,8 +5,6 @@ and Li, "Efficient k-nearest neighbor graph construction for generic similarity 
 k x k images for each, a small part of what visiting more groups would look at.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from torch import Tensor
 

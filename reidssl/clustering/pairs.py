@@ -1,7 +1,5 @@
 """Similarities of chosen pairs of images: what is left to compute where most pairs need no number."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from reidssl.row_blocks import kernel

@@ -5,8 +5,6 @@ would then have different cosines with a third one, and ties would fall as the b
 rows have no such rest.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 MULTIPLE = 64

@@ -4,8 +4,6 @@ The sets need the table of neighbours alone, the weights the similarities of an 
 apart, so that the features may lie elsewhere (platform/engine/clustering/sharded_labels.py).
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

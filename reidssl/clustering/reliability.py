@@ -6,8 +6,6 @@ cluster is as independent as its most independent image (one border image that g
 image is kept if it is as compact as any of its cluster. Different here: the threshold of independence, see `reliable`.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from reidssl.clustering.infomap import renumbered

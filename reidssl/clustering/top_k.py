@@ -5,8 +5,6 @@ rising order, and only a larger score displaces another, so equal scores keep th
 features are finite.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

@@ -11,8 +11,6 @@ Levels in [0, 255]:
   YCbCr, HSV, LAB   by their definition (Lab: D50, to sRGB); RGBX: X does not count. Embedded color profiles are not applied.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image
 

@@ -7,8 +7,6 @@ Two sets of boxes, drawn by hand ("labeled") or by a detector ("detected"), whic
 The counts are those of the protocol's paper and of its authors' download page (arXiv 1701.08398).
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Sequence

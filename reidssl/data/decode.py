@@ -5,8 +5,6 @@ EXIF orientation is applied; one that is broken or unknown counts as upright. Of
 formats in `FORMATS` are opened: Pillow would run other programs for some of the rest (Ghostscript for EPS).
 """
 
-from __future__ import annotations
-
 import io
 import re
 import warnings
@@ -17,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from reidssl.data.color_modes import DecodeError, to_rgb
+from reidssl.data.color_modes import DecodeError as DecodeError  # also for those who call what raises it
+from reidssl.data.color_modes import to_rgb
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """As Pillow names them; JPEG includes MPO, the JPEGs of cameras with further pictures in them."""

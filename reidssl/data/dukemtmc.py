@@ -6,8 +6,6 @@ have identities of their own. The authors have taken the data set down and ask n
 here to reproduce published numbers.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 

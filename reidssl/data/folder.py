@@ -5,8 +5,6 @@ query and gallery. A camera is read from the image's name where it has a part li
 `_`, `-` or `.`. A pattern says where identity, camera and split are in paths of any other kind.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple

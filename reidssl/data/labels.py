@@ -6,8 +6,6 @@ matter. Splits are train, query and gallery, spelled so; other names need a mapp
 or the gallery is nothing to guess.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 import warnings

@@ -3,8 +3,6 @@
 The count is the paper's: 4,180,243 images. LUPerson is for research only and must not be redistributed.
 """
 
-from __future__ import annotations
-
 import io
 import pickle
 from collections.abc import Callable, Iterable, Sequence

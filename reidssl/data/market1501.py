@@ -6,8 +6,6 @@ The counts are those of the paper and its evaluation code: 12,936 images of 751 
 and 19,732 in the test folder, of which 3,819 are junk.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 

@@ -9,8 +9,6 @@ what the benchmark does not judge, class 1 is a pedestrian, visibility is the sh
 understood is set aside with its number, field and value, as is a line of ground truth that is no visible person.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple

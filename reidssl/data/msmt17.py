@@ -8,8 +8,6 @@ The counts are those of the paper's protocol and the same in both versions: 32,6
 people to train, 11,659 queries and 82,161 gallery images of 3,060 others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
 

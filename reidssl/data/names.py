@@ -6,8 +6,6 @@ other lone surrogate, and `\\` for a backslash. So is a name that could be mista
 stay as they are. No two names have one spelling, and `unspelled` gives the name back.
 """
 
-from __future__ import annotations
-
 import re
 
 _MISTAKABLE = re.compile(r"\\(?:\\|x[0-9a-f]{2}|u[0-9a-f]{4})")

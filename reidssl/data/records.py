@@ -1,7 +1,5 @@
 """What a data set's layout says about each image, and the words all layouts share."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections import Counter

@@ -8,8 +8,6 @@ Two ways to choose an identity's images, after TransReID-SSL's recipe and Cluste
 - cross_camera: one image, and K - 1 others from other cameras than that image's; one hand for each identity and pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ The files of a sample share their name up to the first dot. A `.json` holds an o
 is one field, as `.cls`, the index of the class, is the identity. Pickles (`.pyd`, `.pickle`) are never opened.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

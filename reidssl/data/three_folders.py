@@ -3,8 +3,6 @@
 Identity and camera are in the file's name, `<identity>_c<camera>...`, with identity -1 for junk boxes.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Frames of a video, one after the other, in bounded memory (PyAV)."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO

@@ -1,7 +1,5 @@
 """Center loss: pull each feature to the centre of its identity (Wen et al., ECCV 2016)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

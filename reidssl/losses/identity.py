@@ -1,7 +1,5 @@
 """Identity loss: cross-entropy over the identities of the training set."""
 
-from __future__ import annotations
-
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -1,7 +1,5 @@
 """What losses ask of their labels."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

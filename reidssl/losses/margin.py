@@ -5,8 +5,6 @@ own identity harder to reach by `margin`, scales by `scale`, and ends in the sam
 Half types are widened first: a scale of 64 would leave cosines in bf16 steps of 0.25. Shapes: B images, C identities.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Batch-hard triplet loss (arXiv 1703.07737), with a margin or soft."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

@@ -7,8 +7,6 @@ piece, and 20 bytes for every true match. With one piece both are done in one pa
 Shapes: Q queries, G gallery images, D feature width, M true matches of all queries, q queries of one block.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """Retrieval from camera to camera: which pairs of cameras a model confuses."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Alpha query expansion (Radenovic et al., arXiv 1711.02512): a query becomes a weighted mean of itself and its best matches."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

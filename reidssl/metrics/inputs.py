@@ -1,7 +1,5 @@
 """What all metrics ask of their arguments."""
 
-from __future__ import annotations
-
 import numpy as np
 from torch import Tensor
 

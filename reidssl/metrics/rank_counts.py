@@ -5,8 +5,6 @@ nothing but the true matches is put in order, and all scores are run through: on
 time; once for all together where there are many, looking up each score's place among the matches.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from reidssl.row_blocks import kernel

@@ -14,8 +14,6 @@ block of queries x block of the gallery.
 Shapes: Q queries, G gallery images, D feature width, q queries of one block.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

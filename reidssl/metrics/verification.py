@@ -3,8 +3,6 @@
 Pairs are all of query and gallery but junk (`reidssl.metrics.ranking`): same identity and camera, or identity -1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 

@@ -1,16 +1,15 @@
 """From a checkpoint that was read to an empty backbone that it fits, and how everything about it is known."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import fields, replace
 from typing import Any
 
 from reidssl.models.given import LoadConfig
 from reidssl.models.knowledge import About, Answer, heads_of, reading_of
+from reidssl.models.model_config import VitConfig
 from reidssl.models.reading import Checkpoint
 from reidssl.models.released import infer_vit_config
-from reidssl.models.vit import Vit, VitConfig, build_vit
+from reidssl.models.vit import Vit, build_vit
 
 
 def build_empty(checkpoint: Checkpoint, hw_ratio: float | None, given: LoadConfig,

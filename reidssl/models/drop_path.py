@@ -1,7 +1,5 @@
 """Drop path (stochastic depth, arXiv 1603.09382) that is the same however a step's batch is cut into pieces."""
 
-from __future__ import annotations
-
 from timm.layers import DropPath
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Models for users of other libraries: a folder that timm loads, and ONNX."""
 
-from __future__ import annotations
-
 import io
 import warnings
 from collections.abc import Sequence
@@ -44,7 +42,8 @@ class Embedder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         inputs = (images - self.get_buffer("mean")) / self.get_buffer("std")
         if isinstance(self.model, ReidModel):
-            return self.model(inputs).embedding(self.neck)
+            embedding: Tensor = self.model(inputs).embedding(self.neck)
+            return embedding
         return F.normalize(self.model(inputs), dim=-1)
 
 
@@ -71,7 +70,7 @@ def onnx_bytes(embedder: Embedder, batches: Sequence[int] = (1, 3)) -> bytes:
             verbose=False,
         )
     assert program is not None  # for the type checker: dynamo=True returns the program
-    data = program.model_proto.SerializeToString()
+    data: bytes = program.model_proto.SerializeToString()
     for batch in batches:
         images = torch.randint(0, 256, (batch, 3, *embedder.image_size), generator=generator).float()
         with torch.no_grad():
@@ -91,7 +90,8 @@ def run_onnx(data: bytes, images: np.ndarray) -> np.ndarray:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    return session.run(["embedding"], {"images": images})[0]
+    features: np.ndarray = session.run(["embedding"], {"images": images})[0]
+    return features
 
 
 def _require(*packages: str) -> None:

@@ -1,7 +1,5 @@
 """What a model file does not say: what the caller knows of it, and the refusal to guess."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any

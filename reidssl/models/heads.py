@@ -1,7 +1,5 @@
 """Projection heads of the self-supervised objectives."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -54,4 +52,5 @@ class DinoHead(nn.Module):
             self.last_layer = PrototypeLayer(bottleneck, out_dim)
 
     def forward(self, features: Tensor, freeze_last_layer: bool = False) -> Tensor:
-        return self.last_layer(F.normalize(self.mlp(features), dim=-1), freeze=freeze_last_layer)
+        logits: Tensor = self.last_layer(F.normalize(self.mlp(features), dim=-1), freeze=freeze_last_layer)
+        return logits

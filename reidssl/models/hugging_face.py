@@ -1,7 +1,5 @@
 """Vision transformers as Hugging Face's transformers names them, and the config.json beside them (theirs or timm's)."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -10,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reidssl.models.vit import VitConfig
+from reidssl.models.model_config import VitConfig
 
 _INSIDE = (
     (r"^embeddings\.position_embeddings$", "pos_embed"),

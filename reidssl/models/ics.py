@@ -5,8 +5,6 @@
 Shapes: B images, C stem channels, D embedding width, (h, w) the grid of patches.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -62,7 +60,7 @@ class _BatchHalf(nn.BatchNorm2d):
     A layer of its own kind and no function, so that whoever watches batch norms by hooks sees it work.
     """
 
-    def forward(self, maps: Tensor, variances: Tensor | None = None, pixels: int = 0) -> Any:  # type: ignore[override]
+    def forward(self, maps: Tensor, variances: Tensor | None = None, pixels: int = 0) -> Any:
         """Of maps (B, C, H, W) what BatchNorm2d returns. Of means (B, C) and variances (B, C), uncorrected, of
         images with so many pixels: means and variances (C,), of the batch in training and the running ones otherwise."""
         if variances is None:
@@ -109,4 +107,5 @@ class IcsStem(nn.Module):
         maps = self.norm1(self.conv1(images)).relu()
         maps = self.norm2(self.conv2(maps)).relu()
         maps = self.norm3(self.conv3(maps)).relu()
-        return self.proj(maps)
+        patches: Tensor = self.proj(maps)
+        return patches

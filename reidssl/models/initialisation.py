@@ -1,7 +1,5 @@
 """Reproducible parameter initialisation that leaves the caller's random state alone."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -4,8 +4,6 @@ Nothing is guessed in silence: what the file leaves open is in `About` with the 
 models with different numbers (6 or 12 heads at width 384), Unsaid is raised.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -73,7 +71,7 @@ class About:
             parts.append(f"left out: {', '.join(Counter(name.split('.')[0] for name in self.left_out))}")
         return "; ".join(parts)
 
-    def without(self, *names: str) -> About:
+    def without(self, *names: str) -> "About":
         """The same without what does not matter to the caller."""
         return replace(self, answers={name: answer for name, answer in self.answers.items() if name not in names})
 

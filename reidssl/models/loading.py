@@ -1,7 +1,5 @@
 """Copying a checkpoint into a model: all of the backbone or nothing, with a report."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +8,10 @@ import torch
 from torch import Tensor
 
 from reidssl.models.knowledge import About
+from reidssl.models.model_config import VitConfig
 from reidssl.models.reid import ReidModel
 from reidssl.models.released import is_head, pos_grid, resize_pos_embed, to_flat
-from reidssl.models.vit import Vit, VitConfig
+from reidssl.models.vit import Vit
 
 _SHOWN = 6
 # A new data set has its own identities and cameras: these may be missing, be left over, or have another size.
@@ -149,5 +148,5 @@ def load_into(
         skipped=sorted(state_dict.keys() - prepared.keys()),
         resized=["pos_embed"] if grids else [],
         missing=sorted(own.keys() - prepared.keys()),
-        grids=grids,  # type: ignore[arg-type]
+        grids=grids,
     )

@@ -1,7 +1,5 @@
 """Reading model files of ours and of others: flat names, and what the file is."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

@@ -3,8 +3,6 @@
 Shapes: B images, D the backbone's width, C identities.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

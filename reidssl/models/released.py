@@ -9,8 +9,6 @@ Our flat names are those of `Vit` (which are timm's outside the ICS stem) plus `
     cluster_contrast  unsupervised model: backbone and neck side by side, with `module.`, under "state_dict"
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -21,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reidssl.models.vit import LAYER_SCALE, VitConfig
+from reidssl.models.model_config import VitConfig
+from reidssl.models.vit import LAYER_SCALE
 
 LAYOUTS = ("dino", "dino_teacher", "reid", "cluster_contrast")
 

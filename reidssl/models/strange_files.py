@@ -1,7 +1,5 @@
 """Files that hold no model we can read: what they are, by their first bytes, and what to do."""
 
-from __future__ import annotations
-
 import io
 import zipfile
 

@@ -1,7 +1,5 @@
 """Checkpoints of other models: what they are, by the names of their tensors, and what to do."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any

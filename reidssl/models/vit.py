@@ -40,7 +40,8 @@ class PatchProjection(nn.Module):
         self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=stride)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images)
+        patches: Tensor = self.proj(images)
+        return patches
 
 
 def _build_stem(config: VitConfig) -> nn.Module:
@@ -124,7 +125,8 @@ class Vit(VisionTransformer):
             # timm's set_grad_checkpointing(True) trades one more forward pass for the memory of the
             # activations
             tokens = checkpoint(block, tokens, use_reentrant=False) if self.grad_checkpointing else block(tokens)
-        return self.norm(tokens)
+        normed: Tensor = self.norm(tokens)
+        return normed
 
     def forward_features(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         """timm's name for `forward_tokens`."""

@@ -1,7 +1,5 @@
 """What is inside a model file: safetensors, or a torch file of plain tensors. No code stored in a file is ever run."""
 
-from __future__ import annotations
-
 import argparse
 import io
 import json

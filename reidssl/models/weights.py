@@ -5,8 +5,6 @@ as JSON) and, for re-ID models, "num_classes" and "cosine" (the kind of classifi
 read without running any code stored in them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -4,8 +4,6 @@ A checkpoint is a tree of names: dicts in dicts, and dots in the names. A model'
 names begin, "teacher.module.backbone." for "teacher.module.backbone.cls_token". A file with several roots holds several models.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -9,8 +9,6 @@ The loop owns the optimiser, the devices and the processes; an objective owns th
 so nothing that an objective remembers depends on how many micro-batches or workers a step is cut into.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field

@@ -7,8 +7,6 @@ the same one (too little centring), or one feature for all images. The loss fall
     for warning in monitor(terms): print(warning)
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from reidssl.models.heads import DinoHead
-from reidssl.models.vit import Vit, VitConfig, build_vit
+from reidssl.models.model_config import VitConfig
+from reidssl.models.vit import Vit, build_vit
 from reidssl.objectives.base import MultiCropModel, Objective, ObjectiveOutput, Progress, StudentCall, StudentOutput
 from reidssl.objectives.koleo import koleo_loss
 from reidssl.objectives.objective_config import DinoConfig

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from reidssl.models.heads import DinoHead
 from reidssl.models.initialisation import seeded
-from reidssl.models.vit import Vit, VitConfig
+from reidssl.models.model_config import VitConfig
+from reidssl.models.vit import Vit
 from reidssl.objectives.base import MultiCropModel, ObjectiveOutput, Progress, StudentCall, StudentOutput
 from reidssl.objectives.dino import TEACHER_VIEWS, Dino
 from reidssl.objectives.masking import patch_masks

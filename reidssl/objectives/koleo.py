@@ -1,7 +1,5 @@
 """KoLeo regulariser: spread the features of a batch over the sphere (arXiv 1806.03198, as DINOv2 uses it)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,4 +33,5 @@ def koleo_loss(features: Tensor) -> Tensor:
             nearest = cosines.fill_diagonal_(-2.0).argmax(dim=1)
         # The small constant inside the norm keeps its gradient finite where two features are equal.
         distances = (unit - unit[nearest] + EPSILON).norm(dim=-1)
-        return -(distances + EPSILON).log().mean()
+        loss: Tensor = -(distances + EPSILON).log().mean()
+        return loss

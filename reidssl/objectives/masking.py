@@ -3,8 +3,6 @@
 Shapes: V views of B images, N = rows * columns patches, M masked patches in all.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -29,7 +27,7 @@ class PatchMasks:
     weights: Tensor
     """float32 (M,): 1 / (masked patches of the same image) / images, so that each masked image counts the same."""
 
-    def to(self, device: torch.device) -> PatchMasks:
+    def to(self, device: torch.device) -> "PatchMasks":
         return PatchMasks(send(self.hidden, device), send(self.places, device), send(self.weights, device))
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reidssl.models.initialisation import seeded
-from reidssl.models.vit import Vit, VitConfig, build_vit
+from reidssl.models.model_config import VitConfig
+from reidssl.models.vit import Vit, build_vit
 from reidssl.objectives.base import MultiCropModel, Objective, ObjectiveOutput, Progress, StudentCall
 from reidssl.objectives.objective_config import MocoV3Config
 from reidssl.precision import no_autocast
@@ -33,7 +34,8 @@ class MocoHead(nn.Module):
             self.predictor = _mlp(between, config.hidden, between, 2) if predict and config.projector_layers else nn.Identity()
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.predictor(self.projector(features))
+        projected: Tensor = self.predictor(self.projector(features))
+        return projected
 
 
 def _mlp(width: int, hidden: int, out_dim: int, layers: int) -> nn.Module:

@@ -1,7 +1,5 @@
 """Sinkhorn-Knopp centring of a teacher's logits (SwAV, arXiv 2006.09882, section 3.1; DINOv2, arXiv 2304.07193)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -11,8 +11,6 @@ The paper published the order of the images but no code, and does not fix the me
 The second needs no shared coordinates (features that were merely rotated keep score 1), but looks at all images at once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -76,7 +74,8 @@ def neighbourhood_overlap(near_source: Array, near_target: Array, block: int = 1
     shared = [((one[:, :, None] == other[:, None]) & (one[:, :, None] >= 0)).sum(axis=(1, 2))
               for one, other in ((near_source[start : start + block, 1:], near_target[start : start + block, 1:])
                                  for start in range(0, len(near_source), block))]  # fmt: skip
-    return (np.concatenate(shared) / (near_source.shape[1] - 1)).astype(np.float32)
+    overlaps: np.ndarray = np.concatenate(shared) / (near_source.shape[1] - 1)
+    return overlaps.astype(np.float32)
 
 
 def auc(scores: Array | Sequence[float], positives: Array | Sequence[bool]) -> float:

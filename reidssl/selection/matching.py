@@ -1,7 +1,5 @@
 """Which images the entries of a list mean, where its paths are written another way than the data set's keys."""
 
-from __future__ import annotations
-
 import posixpath
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """The chosen subset: the best-scored fraction of the images, or a published order read safely."""
 
-from __future__ import annotations
-
 import io
 import math
 import pickle

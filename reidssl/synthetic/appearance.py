@@ -6,8 +6,6 @@ list that all identities share, so a colour histogram helps but does not tell pe
 and pattern do.
 """
 
-from __future__ import annotations
-
 import random
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ A `Camera` is drawn once from its seed and a domain. Domains differ in the range
 from: wide for `pretrain`, warm and sharp for `source`, dim and cool for `target`.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import random

@@ -1,7 +1,5 @@
 """What a drawn person carries: a backpack, a bag on the shoulder or in the hand, a case on wheels."""
 
-from __future__ import annotations
-
 from reidssl.synthetic.appearance import Appearance, shade
 from reidssl.synthetic.pen import BodyPen, Point, symmetric
 

@@ -1,7 +1,5 @@
 """Drawing a person: an `Appearance` in a `Pose`, from the back to the front. Lengths are in body heights."""
 
-from __future__ import annotations
-
 import math
 
 from PIL import Image

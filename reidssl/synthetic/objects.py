@@ -1,7 +1,5 @@
 """Things in a street: as useless crops of their own, or in front of a person."""
 
-from __future__ import annotations
-
 import random
 
 from PIL import Image, ImageDraw

@@ -4,8 +4,6 @@ Body coordinates: y = 0 at the top of the head, y = 1 at the soles, x = 0 on the
 body heights.
 """
 
-from __future__ import annotations
-
 import math
 
 from PIL import Image, ImageDraw

@@ -4,8 +4,6 @@ The palette belongs to the camera; which stretch a crop shows is drawn for every
 background per camera a model learns to tell cameras apart and nothing about people.
 """
 
-from __future__ import annotations
-
 import random
 
 from PIL import Image, ImageDraw

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from reidssl.augment.multicrop import MultiCrop, MultiCropConfig
-from reidssl.models.vit import VitConfig
+from reidssl.models.model_config import VitConfig
 from reidssl.objectives import ObjectiveConfig, build_objective
 from reidssl.objectives.base import Progress
 

@@ -12,7 +12,7 @@ from platform.engine.runtime import device as devices
 from platform.engine.train.step import StepBatchNorm
 from reidssl.accelerator import wants_compiling
 from reidssl.augment.multicrop import MultiCrop, MultiCropConfig
-from reidssl.models.vit import VitConfig
+from reidssl.models.model_config import VitConfig
 from reidssl.objectives.base import Progress
 from reidssl.objectives.dino import Dino, DinoConfig
 from reidssl.optim import build_optimizer, can_mask, clip_global_, masked

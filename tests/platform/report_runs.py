@@ -24,8 +24,9 @@ from platform.select import SelectConfig
 from platform.select import main as select
 from reidssl.augment.multicrop import MultiCropConfig
 from reidssl.augment.reid_augment import ReidAugmentConfig
+from reidssl.models.model_config import VitConfig
 from reidssl.models.reid import ReidModel
-from reidssl.models.vit import VitConfig, build_vit
+from reidssl.models.vit import build_vit
 from reidssl.models.weights import model_bytes, weights_hash
 from reidssl.objectives import ObjectiveConfig
 from reidssl.objectives.dino import DinoConfig

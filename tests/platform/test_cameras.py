@@ -22,7 +22,8 @@ from platform.export import ExportConfig
 from platform.export import main as export
 from platform.finetune import check_inputs, finetune, initial_model, load_init, main
 from platform.pretrain import PretrainConfig
-from reidssl.models.vit import VitConfig, build_vit
+from reidssl.models.model_config import VitConfig
+from reidssl.models.vit import build_vit
 from reidssl.models.weights import load_reid, save_model, weights_hash
 from tests.fixtures_runs import TINY_VIT, finetune_config
 

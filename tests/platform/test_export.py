@@ -13,8 +13,9 @@ from platform.engine.inference.models import load_model
 from platform.engine.storage.location import StorageConfig, open_storage
 from platform.export import ExportConfig, main
 from reidssl.models.exported import run_onnx
+from reidssl.models.model_config import VitConfig
 from reidssl.models.reid import ReidModel
-from reidssl.models.vit import VitConfig, build_vit
+from reidssl.models.vit import build_vit
 from reidssl.models.weights import load_reid, save_model, weights_hash
 
 VIT = VitConfig(width=64, depth=2, heads=1, patch_size=16, image_size=(64, 32), stem="patch")

@@ -19,13 +19,14 @@ from PIL import Image
 
 from platform.engine.config.compose import load_config
 from platform.engine.config.program import docstring
-from platform.engine.data.shards import read_manifest, read_rejected, read_rows, verify, write_shard
+from platform.engine.data.shards import read_manifest, read_rows, verify, write_shard
 from platform.engine.errors import ConfigError, StorageError, UserError
 from platform.engine.ingest.sources import KINDS, SourceConfig, open_source
 from platform.engine.ingest.sources.source import Candidate, Plan
 from platform.engine.ingest.sources.tar_archives import TarSource
 from platform.engine.storage.location import StorageConfig, open_storage
 from platform.ingest import IngestConfig, ingest, main, summary
+from tests.fixtures_shards import rejected_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -84,7 +85,7 @@ def test_folder_keeps_bytes_and_lists_what_it_cannot_use(tmp_path, ray_session):
                                                                        "sixteen_bit": 1}
     assert summary(manifest).endswith("7 rejected; when used: 1 converted from CMYK, 1 composed over white, 1 grey, 1 turned "
                                       "upright by EXIF, 1 scaled from 16 bits")
-    reasons = dict(read_rejected(location))
+    reasons = dict(rejected_of(location))
     assert reasons.keys() == bad.keys()
     assert reasons["huge.png"] == "201 x 200 = 40,200 pixels are more than max_pixels allows (40,000)"
     assert reasons["empty.jpg"] == "empty file" and "truncated" in reasons["a/cut.jpg"]
@@ -140,7 +141,7 @@ def test_luperson_lmdb(tmp_path, ray_session, with_key_list):
     wanted.remove("0007.jpg")
     assert rows["key"].to_pylist() == wanted
     assert rows["image"].to_pylist() == [images[key] for key in wanted]
-    assert [key for key, _ in read_rejected(location)] == ["0007.jpg", *(["gone.jpg"] if with_key_list else [])]
+    assert [key for key, _ in rejected_of(location)] == ["0007.jpg", *(["gone.jpg"] if with_key_list else [])]
     assert manifest.num_rows + manifest.num_rejected == (16 if with_key_list else 20)
 
 
@@ -158,7 +159,7 @@ def test_video_with_detections(tmp_path, ray_session):
         assert crop.shape == (60, 24, 3) == (row["height"], row["width"], 3)
         expected = frames[row["frame"] - 1][8:68, left : left + 24]
         assert np.abs(crop - expected).mean() < 6  # the video's own compression
-    reasons = [reason for _, reason in read_rejected(location)]
+    reasons = [reason for _, reason in rejected_of(location)]
     assert len(reasons) == 2 and "duplicate key" in reasons and any("too small" in reason for reason in reasons)
     assert manifest.num_rejected == 2
 
@@ -193,7 +194,7 @@ def test_tars_from_s3_to_s3(tmp_path, s3, ray_session):
     assert [(row["key"], row["pid"], row["camid"], row["split"]) for row in rows] == [
         ("00000/a.jpg", 7, 2, "query"), ("00000/b.jpg", -1, -1, "train"), ("x/00001/a.jpg", -1, -1, "train")]
     assert [row["image"] for row in rows] == [picture(1), picture(2), picture(4)]
-    assert [key for key, _ in read_rejected(out)] == ["00000/b.jpg", "00000/c.jpg"]
+    assert [key for key, _ in rejected_of(out)] == ["00000/b.jpg", "00000/c.jpg"]
     assert "testing" not in (out / "manifest.json").read_text()
     assert main(load_config(IngestConfig, "ingest", overrides)) == manifest  # complete already
 

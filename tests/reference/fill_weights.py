@@ -4,8 +4,6 @@
 buffer drawn from a generator seeded by the CRC-32 of its (released) name.
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from pathlib import Path

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from reidssl.models.model_config import VitConfig
 from reidssl.models.reid import ReidModel
-from reidssl.models.vit import VitConfig, build_vit
+from reidssl.models.vit import build_vit
 from reidssl.optim import (
     FirstBroken,
     broken_as_nan,

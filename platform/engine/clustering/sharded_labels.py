@@ -18,10 +18,11 @@ import scipy.sparse as sp
 from platform.engine.clustering.sharded_neighbours import FeatureShards, NeighbourActorsConfig, shared_out
 from platform.engine.inference.features import Part
 from platform.engine.runtime.device import use_threads
+from reidssl.clustering.cluster_config import ClusterConfig
 from reidssl.clustering.jaccard import TooManyPairs, by_image, jaccard_range, stack, too_many
 from reidssl.clustering.neighbours import Neighbours, self_first
 from reidssl.clustering.nn_descent import candidates, taken
-from reidssl.clustering.pseudo_labels import ClusterConfig, Laps, PseudoLabels, vectors_to_labels
+from reidssl.clustering.pseudo_labels import Laps, PseudoLabels, vectors_to_labels
 from reidssl.clustering.reciprocal import half_of, query_expansion, reciprocal_sets, softmax_weights
 
 

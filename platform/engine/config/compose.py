@@ -88,7 +88,7 @@ def _refuse_unknown(schema: type, values: Any, prefix: str = "") -> None:
         if key not in hints:
             raise ConfigError(f"configuration: {_no_such_key(f'{prefix}{key}', schema, prefix)}")
         if is_dataclass(hints[key]) and isinstance(value, dict):
-            _refuse_unknown(hints[key], value, f"{prefix}{key}.")  # type: ignore[arg-type]
+            _refuse_unknown(hints[key], value, f"{prefix}{key}.")
 
 
 def _no_such_key(key: str, schema: type, prefix: str = "") -> str:

@@ -120,11 +120,6 @@ def write_rejected(location: Location, rejected: Sequence[tuple[str, str]]) -> N
     location.joinpath(REJECTED).write_bytes(sink.getvalue())
 
 
-def read_rejected(location: Location) -> list[tuple[str, str]]:
-    table = _read_columns(location.joinpath(REJECTED), None)
-    return list(zip(table["key"].to_pylist(), table["reason"].to_pylist(), strict=True))
-
-
 def write_manifest(location: Location, manifest: Manifest) -> None:
     """Publish the data set: the last write of an ingest."""
     totals = {"num_rows": manifest.num_rows, "num_bytes": manifest.num_bytes, "checksum": manifest.checksum}

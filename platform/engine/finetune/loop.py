@@ -23,7 +23,8 @@ from platform.engine.train.scaling import check_size
 from platform.engine.train.step import StepBatchNorm, StepMeans, check_finite
 from platform.engine.zero import engine as zero
 from platform.engine.zero.consolidation import consolidate, restore
-from reidssl.augment.reid_augment import ReidAugment, ReidAugmentConfig, normalise
+from reidssl.augment.augment_config import ReidAugmentConfig
+from reidssl.augment.reid_augment import ReidAugment, normalise
 from reidssl.models.drop_path import StepDropPath, draw_by_step
 from reidssl.models.reid import ReidModel
 from reidssl.seeding import mix, sample_seeds

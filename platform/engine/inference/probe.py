@@ -9,9 +9,10 @@ from platform.engine.data.image_set import ImageSet
 from platform.engine.runtime.device import upload
 from platform.engine.schemas.training_settings import ProbeConfig
 from platform.engine.storage.location import open_storage
-from reidssl.augment.multicrop import MultiCropConfig
+from reidssl.augment.augment_config import MultiCropConfig
 from reidssl.augment.reid_augment import normalise
-from reidssl.models.vit import Vit, VitConfig
+from reidssl.models.model_config import VitConfig
+from reidssl.models.vit import Vit
 
 
 class Probe:

@@ -64,13 +64,6 @@ class CheckpointStore:
             (self.root / _folder(old)).delete()
         return {"mebibytes": len(data) / 2**20, "seconds": time.perf_counter() - started}
 
-    def newest_position(self) -> int:
-        """Samples seen at the newest readable checkpoint; 0 without one."""
-        for position in self._complete():
-            if self._read(position) is not None:
-                return position
-        return 0
-
     def newest(self, at_most: int = 0) -> Found | None:
         """The newest checkpoint (at or before `at_most`, unless 0) whose bytes match its manifest; None if there is none."""
         torn, complete = [], self._complete()

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from platform.engine.runtime.ray_internals import preemption
+
 SAVE, WAIT, STOP = "save", "wait", "stop"
 POLL_S = 0.5
 LONGEST_WAIT_S = 60.0
@@ -49,7 +51,7 @@ class Notices:
 
     def seen(self) -> dict[str, Tensor]:
         """0 or 1 for each kind of notice, to be summed over the workers."""
-        now, info = time.time(), _preemption()
+        now, info = time.time(), preemption()
         save = wait = False
         if info is not None:
             deadline = info.deadline_ms or 0
@@ -86,16 +88,3 @@ class Notices:
 
     def close(self) -> None:
         self._ended.set()
-
-
-def _preemption() -> Any:
-    """Train's PreemptionInfo of this worker, or None.
-
-    `ray.train.get_preemption_info` is a barrier among all workers (4 ms a call, 36 ms at worst); this only looks.
-    """
-    from ray.train.v2._internal.execution.context import get_train_context
-
-    try:
-        return get_train_context().preemption_context.preemption_info
-    except RuntimeError:  # not in a Train worker
-        return None

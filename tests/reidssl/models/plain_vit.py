@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reidssl.models.vit import VitConfig
+from reidssl.models.model_config import VitConfig
 
 
 def plain_stem(state: dict[str, Tensor], images: Tensor, config: VitConfig) -> Tensor:

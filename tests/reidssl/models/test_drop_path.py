@@ -5,7 +5,8 @@ import torch
 from timm.layers import DropPath
 
 from reidssl.models.drop_path import StepDropPath, draw_by_step
-from reidssl.models.vit import VitConfig, build_vit
+from reidssl.models.model_config import VitConfig
+from reidssl.models.vit import build_vit
 
 
 def drawn(layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -10,8 +10,9 @@ import torch
 from torch.nn import functional as F
 
 from reidssl.models.exported import Embedder, onnx_bytes, run_onnx, timm_config, timm_state_dict
+from reidssl.models.model_config import VitConfig
 from reidssl.models.reid import ReidModel
-from reidssl.models.vit import VitConfig, build_vit
+from reidssl.models.vit import build_vit
 from tests.reference.fill_weights import images
 
 SMALL = VitConfig(width=24, depth=2, heads=3, patch_size=8, image_size=(32, 16), stem_width=8)

@@ -9,9 +9,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from reidssl.models.exported import torch_bytes
+from reidssl.models.model_config import VitConfig
 from reidssl.models.reid import ReidModel
 from reidssl.models.released import released_checkpoint
-from reidssl.models.vit import VitConfig, build_vit
+from reidssl.models.vit import build_vit
 from reidssl.models.weights import LoadConfig, Unsaid, load_reid, load_vit, model_bytes, save_model
 from tests.reference.fill_weights import images, released_state_dict
 

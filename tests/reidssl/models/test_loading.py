@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from reidssl.models.loading import CheckpointMismatch, load_into
+from reidssl.models.model_config import VitConfig
 from reidssl.models.reid import ReidModel
 from reidssl.models.released import to_flat
-from reidssl.models.vit import VitConfig, build_vit
+from reidssl.models.vit import build_vit
 
 SMALL = VitConfig(width=24, depth=2, heads=3, patch_size=8, image_size=(32, 16), stem_width=8)
 

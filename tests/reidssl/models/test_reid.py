@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from reidssl.models.model_config import VitConfig
 from reidssl.models.reid import ReidModel
 from reidssl.models.released import to_flat
-from reidssl.models.vit import VitConfig, build_vit
+from reidssl.models.vit import build_vit
 from reidssl.models.weights import load_into, load_reid, model_bytes
 from tests.reference.fill_weights import arrays, images, released_state_dict
 

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from reidssl.models.model_config import VitConfig
 from reidssl.models.reid import ReidModel
 from reidssl.models.released import infer_vit_config, pos_grid, resize_pos_embed, to_flat, to_released
-from reidssl.models.vit import VitConfig, build_vit
+from reidssl.models.vit import build_vit
 from reidssl.models.weights import load_into
 from tests.reference.fill_weights import arrays, released_state_dict
 

@@ -7,8 +7,9 @@ import torch
 from omegaconf import OmegaConf
 from torch.nn import functional as F
 
+from reidssl.models.model_config import VitConfig
 from reidssl.models.released import to_flat
-from reidssl.models.vit import Vit, VitConfig, build_vit, vit_config
+from reidssl.models.vit import Vit, build_vit, vit_config
 from reidssl.models.weights import load_into
 from tests.reference.fill_weights import arrays, fill, images, released_state_dict
 from tests.reidssl.models.plain_vit import plain_vit

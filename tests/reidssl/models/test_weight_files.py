@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from reidssl.models.exported import torch_bytes
-from reidssl.models.vit import VitConfig, build_vit
+from reidssl.models.model_config import VitConfig
+from reidssl.models.vit import build_vit
 from reidssl.models.weights import model_bytes, read_state_dict
 
 VIT = build_vit(VitConfig(width=24, depth=2, heads=3, patch_size=8, image_size=(32, 16), stem_width=8))

@@ -10,9 +10,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from reidssl.models.model_config import VitConfig
 from reidssl.models.reid import ReidModel
 from reidssl.models.released import LAYOUTS, released_checkpoint, resize_pos_embed, to_released
-from reidssl.models.vit import VitConfig, build_vit
+from reidssl.models.vit import build_vit
 from reidssl.models.weights import (
     CheckpointMismatch,
     load_reid,

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from reidssl.models.heads import DinoHead
-from reidssl.models.vit import VitConfig, build_vit
+from reidssl.models.model_config import VitConfig
+from reidssl.models.vit import build_vit
 from reidssl.objectives.base import MultiCropModel, Progress
 from reidssl.objectives.dino import Dino, DinoConfig
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reidssl.models.vit import VitConfig
+from reidssl.models.model_config import VitConfig
 from reidssl.objectives import NAMES, ObjectiveConfig, build_objective
 from reidssl.objectives.base import Objective, Progress
 from reidssl.objectives.dino import DinoConfig

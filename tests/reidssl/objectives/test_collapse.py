@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from reidssl.models.vit import VitConfig
+from reidssl.models.model_config import VitConfig
 from reidssl.objectives import NAMES, ObjectiveConfig, build_objective
 from reidssl.objectives.base import Progress
 from reidssl.objectives.collapse import CollapseMonitor, signs

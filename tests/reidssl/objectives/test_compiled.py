@@ -4,7 +4,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from platform.engine.train.step import StepBatchNorm
-from reidssl.models.vit import VitConfig
+from reidssl.models.model_config import VitConfig
 from reidssl.objectives.base import Progress
 from reidssl.objectives.dino import Dino, DinoConfig
 

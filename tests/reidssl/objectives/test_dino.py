@@ -7,7 +7,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from reidssl.models.vit import VitConfig
+from reidssl.models.model_config import VitConfig
 from reidssl.objectives.base import MultiCropModel, Progress
 from reidssl.objectives.dino import Dino, DinoConfig, dino_loss
 from tests.reference.fill_weights import arrays

@@ -8,7 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from reidssl.models.vit import VitConfig
+from reidssl.models.model_config import VitConfig
 from reidssl.objectives import ObjectiveConfig, build_objective
 from reidssl.objectives.base import Progress
 from reidssl.objectives.dino_mim import DinoMim, DinoMimConfig, patch_loss

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from reidssl.models.vit import VitConfig
+from reidssl.models.model_config import VitConfig
 from reidssl.objectives import ObjectiveConfig, build_objective
 from reidssl.objectives.base import Progress
 from reidssl.objectives.moby import Moby, MobyConfig

@@ -1,7 +1,5 @@
 """Charts made of bars: a histogram of scores by group, and results grouped by setting."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Mapping, Sequence
 

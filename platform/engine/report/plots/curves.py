@@ -1,7 +1,5 @@
 """Line charts: one metric, several runs."""
 
-from __future__ import annotations
-
 import html
 import math
 from collections.abc import Sequence

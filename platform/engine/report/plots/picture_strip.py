@@ -1,7 +1,5 @@
 """Small pictures for a page: thumbnails, data URIs, and attention laid over an image."""
 
-from __future__ import annotations
-
 import base64
 import io
 

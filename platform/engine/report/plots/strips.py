@@ -1,7 +1,5 @@
 """Ranking strips: the first gallery images of a query, framed right or wrong."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What all charts share: colours, number formats, axes with round ticks, text that cannot break out of its element."""
 
-from __future__ import annotations
-
 import html
 import math
 from dataclasses import dataclass

@@ -12,7 +12,6 @@ from platform.engine.data.shards import (
     SCHEMA,
     Manifest,
     read_manifest,
-    read_rejected,
     read_rows,
     verify,
     write_manifest,
@@ -21,6 +20,7 @@ from platform.engine.data.shards import (
 )
 from platform.engine.errors import NotFoundError, StorageError
 from platform.engine.storage.location import StorageConfig, open_storage
+from tests.fixtures_shards import rejected_of
 
 
 def make_table(start: int, count: int, split: str = "train") -> pa.Table:
@@ -60,7 +60,7 @@ def test_a_written_data_set_comes_back(location):
     assert written.num_rows == 900 and written.num_bytes == sum(e.bytes for e in written.files)
     assert [entry.row_groups for entry in written.files] == [[256, 256, 88], [256, 44]]
     assert verify(location) == []
-    assert read_rejected(location) == [("images/bad.jpg", "truncated")]
+    assert rejected_of(location) == [("images/bad.jpg", "truncated")]
     expected = pa.concat_tables([make_table(0, 600), make_table(600, 300, "query")])
     assert read_rows(location, [*COLUMNS, "split"]).equals(expected)
     assert read_rows(location).column_names == ["key", "height", "width", "pid", "camid", "split"]

@@ -9,8 +9,9 @@ from platform.engine.finetune.pieces import StepFeatures, cut, rows_to_compute
 from reidssl.losses.identity import identity_loss
 from reidssl.losses.triplet import triplet_loss
 from reidssl.models.drop_path import draw_by_step
+from reidssl.models.model_config import VitConfig
 from reidssl.models.reid import ReidModel
-from reidssl.models.vit import VitConfig, build_vit
+from reidssl.models.vit import build_vit
 
 LABELS = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2])
 

@@ -11,7 +11,8 @@ from platform.engine.runtime.imports import import_engine
 import_engine()
 assert "timm.models.vision_transformer" in sys.modules and "deepspeed" in sys.modules
 assert "mlflow" not in sys.modules and "torchvision.models.feature_extraction" not in sys.modules
-from reidssl.models.vit import VitConfig, build_vit
+from reidssl.models.model_config import VitConfig
+from reidssl.models.vit import build_vit
 build_vit(VitConfig(width=16, depth=1, heads=2, image_size=(32, 32), stem_width=8))
 import torchvision.models.feature_extraction
 print("well")

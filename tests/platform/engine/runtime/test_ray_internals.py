@@ -1,15 +1,51 @@
 """Whether a cluster answers: each way in which an address can be wrong, in one line and within seconds."""
 
+import ast
 import json
+import re
 import socket
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from platform.engine.errors import UserError
 from platform.engine.runtime.ray_internals import check_cluster, draining_nodes, log_folder
+
+ROOT = Path(__file__).resolve().parents[4]
+ALLOWED = ["platform/engine/runtime/ray_internals.py", "platform/engine/train/elastic.py"]
+
+
+def private_names(code: str) -> list[str]:
+    """What a module takes from Ray that Ray does not promise to keep."""
+    named = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            named += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            named += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            named.append(ast.unparse(node))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value:
+            named.append(node.value)  # importlib.import_module, patches by name
+    named = [name for name in named if name.startswith("ray.")]
+    return [name for name in named if name.startswith("ray.core.generated") or re.search(r"\._(?!_)", name)]
+
+
+@pytest.mark.parametrize("code", [
+    "import ray._private.state", "from ray._private import worker", "import ray\nray._raylet.x", "from ray import _raylet as r",
+    "from ray.train.v2._internal.util import y", "from ray.data._internal.plan import z",
+    "from ray.core.generated import gcs_pb2", "import_module('ray._private.utils')"])
+def test_what_counts_as_private(code):
+    assert private_names(code)
+    assert not private_names("import ray\nimport ray.train.torch\nray.__version__\nfrom ray.data import Dataset\nself.ray._x\n")
+
+
+def test_private_names_of_ray_are_taken_in_two_files_only():
+    files = [path for folder in ("platform", "reidssl", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
+    assert [str(path.relative_to(ROOT)) for path in files if private_names(path.read_text(encoding="utf-8"))] == ALLOWED
 
 
 @contextmanager

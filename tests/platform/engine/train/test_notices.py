@@ -26,7 +26,7 @@ def test_nothing_to_do():
 
 def test_a_drain_notice_asks_for_one_checkpoint_now_and_one_near_the_deadline(monkeypatch):
     notice, info = Notices(margin_s=5.0), Info(20)
-    monkeypatch.setattr(notices, "_preemption", lambda: info)
+    monkeypatch.setattr(notices, "preemption", lambda: info)
     assert decisions(notice, 3) == ["save", "", ""]
     now = time.time()
     monkeypatch.setattr(notices.time, "time", lambda: now + 16)
@@ -43,7 +43,7 @@ def test_a_drain_notice_asks_for_one_checkpoint_now_and_one_near_the_deadline(mo
 
 def test_slow_checkpoints_begin_earlier(monkeypatch):
     notice, info = Notices(margin_s=5.0), Info(20)
-    monkeypatch.setattr(notices, "_preemption", lambda: info)
+    monkeypatch.setattr(notices, "preemption", lambda: info)
     notice.checkpoint_took(10.0)
     assert notice.margin_s == 23.0
     assert decisions(notice) == ["wait"]
@@ -51,7 +51,7 @@ def test_slow_checkpoints_begin_earlier(monkeypatch):
 
 def test_a_notice_without_a_deadline_is_one_checkpoint(monkeypatch):
     info = Info(None)
-    monkeypatch.setattr(notices, "_preemption", lambda: info)
+    monkeypatch.setattr(notices, "preemption", lambda: info)
     assert decisions(Notices(), 2) == ["save", ""]
 
 
@@ -91,4 +91,4 @@ def test_rank_0_hears_the_board(ray_session):
 
 
 def test_outside_train_there_is_no_preemption():
-    assert notices._preemption() is None
+    assert notices.preemption() is None
