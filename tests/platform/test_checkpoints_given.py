@@ -18,7 +18,6 @@ from platform.score import ScoreConfig
 from platform.score import main as score
 from platform.tune import TuneConfig, grid
 from reidssl.models.given import LoadConfig
-from reidssl.models.model_config import VitConfig
 from reidssl.models.vit import VitConfig, build_vit
 from tests.fixtures_runs import finetune_config
 
