@@ -23,29 +23,25 @@ from platform.engine.config.program import run_program
 if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
     run_program("pipeline")
 
-import re
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import fields, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from platform.cluster import ClusterProgramConfig
 from platform.cluster import main as run_cluster
-from platform.engine.data.shards import MANIFEST, read_manifest
-from platform.engine.errors import StorageError, UserError
+from platform.engine.data.shards import read_manifest
 from platform.engine.finetune.supervised import SupervisedConfig
 from platform.engine.inference.evaluation import require_splits
-from platform.engine.ingest.sources import SourceConfig, open_source
-from platform.engine.runs.json_records import read_record
+from platform.engine.pipeline.results import INITS, Results, table
+from platform.engine.pipeline.sets import check_sets, is_given, of_set, parts_of
 from platform.engine.runs.metrics import TrackingConfig
-from platform.engine.runs.run_folder import VOLATILE, environment, open_run
+from platform.engine.runs.run_folder import VOLATILE, open_run
 from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.pipeline_settings import PipelineConfig
 from platform.engine.schemas.pretrain_settings import DataConfig, LengthConfig
-from platform.engine.storage.location import Location, open_storage
+from platform.engine.storage.location import Location
 from platform.finetune import FinetuneConfig
 from platform.finetune import main as run_finetune
 from platform.ingest import IngestConfig
@@ -58,8 +54,6 @@ from platform.score import main as run_score
 from platform.select import SelectConfig
 from platform.select import main as run_select
 
-SETTINGS, INITS = ("supervised", "uda", "usl"), ("random", "full", "selected", "control")
-PARTS = ("pretrain", "source", "target")
 SPLITS = {"pretrain": ["train"], "source": ["train"], "target": ["train", "query", "gallery"]}
 
 
@@ -84,60 +78,6 @@ def main(config: PipelineConfig) -> dict[str, Any]:
     say(f"--- report: {(root / 'report.html').uri}")
     print(table(final))
     return final
-
-
-def is_given(config: PipelineConfig, part: str) -> bool:
-    """Whether the user named anything of that set."""
-    name = f"{part}_set"
-    return getattr(config, name) != getattr(PipelineConfig(), name)
-
-
-def check_sets(config: PipelineConfig) -> None:
-    """Raises UserError for a set that is needed and not given, or not there; one line with the keys to give."""
-    if not is_given(config, "pretrain"):
-        raise UserError("pretrain_set is not given: name the images to pre-train on, e.g. pretrain_set.kind=folder "
-                        "pretrain_set.path=photos (experiment=demo draws synthetic people)")
-    if config.settings and not is_given(config, "target"):
-        raise UserError(f"target_set is not given, and settings=[{','.join(config.settings)}] fine-tune to it: name a set with "
-                        "identities, e.g. target_set.kind=market1501 target_set.path=Market-1501, or give settings=[] to stop "
-                        "after pre-training and clustering")
-    if "uda" in config.settings and not is_given(config, "source"):
-        others = ",".join(one for one in config.settings if one != "uda")
-        raise UserError("source_set is not given, and the setting uda starts from it: name a labelled set, e.g. "
-                        f"source_set.kind=msmt17 source_set.path=MSMT17_V1, or leave uda out: settings=[{others}]")
-    for part in parts_of(config):
-        manifest = open_storage(config.output, config.storage).joinpath("data", part, MANIFEST) if config.output else None
-        if manifest is None or not manifest.exists():  # a set that is complete is not read again
-            check_set(config, part)
-
-
-def check_set(config: PipelineConfig, part: str) -> None:
-    """Raises UserError if what a set is to be read from is not named or not there."""
-    chosen: SourceConfig = getattr(config, f"{part}_set")
-    with of_set(part):
-        open_source(chosen, config.storage)
-    for key in ("path", "detections"):
-        uri = getattr(chosen, key)
-        if uri and chosen.kind != "synthetic" and not open_storage(uri, config.storage).exists():
-            raise UserError(f"{part}_set.{key}={uri} does not exist")
-
-
-@contextmanager
-def of_set(part: str) -> Iterator[None]:
-    """What the readers say about `source`, platform.ingest's key, is said about the pipeline's key of that set."""
-    try:
-        yield
-    except UserError as error:
-        keys = "|".join(item.name for item in fields(SourceConfig))
-        text = re.sub(rf"(?<![\w/.-])source\.(?=({keys})\b)", f"{part}_set.", str(error))  # a key, not a part of a path
-        error.args = (text if f"{part}_set." in text else f"{part}_set: {text}",)
-        raise
-
-
-def parts_of(config: PipelineConfig) -> list[str]:
-    """The sets that this run reads."""
-    wanted = {"pretrain": True, "source": "uda" in config.settings, "target": is_given(config, "target")}
-    return [part for part in PARTS if wanted[part]]
 
 
 Story = list[tuple[str, Callable[[], Any]]]
@@ -249,79 +189,3 @@ def fine_tune(config: PipelineConfig, root: Location, setting: str, init: str, n
         augment=stage.augment, evaluate=stage.evaluate, scaling=stage.scaling, tracking=TrackingConfig(),
         max_corrupt_share=config.pool.max_corrupt_share,
         storage=config.storage, runtime=config.runtime))
-
-
-class Results:
-    """results.json: kept up to date around every stage, so that an interrupted run shows what it has and where it was."""
-
-    def __init__(self, root: Location) -> None:
-        self.root = root
-        self.file = root / "results.json"
-        self.stages: dict[str, dict[str, Any]] = {}
-        if self.file.exists():
-            advice = "platform.pipeline makes it anew when it is not there; move the file away"
-            self.stages = read_record(self.file, "stages", dict, advice)["stages"]
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Notes the stage inside as running, then as complete or failed; one that was complete keeps the time it really took."""
-        before, started = self.stages.get(name, {}), time.perf_counter()
-        self._note(name, "running", 0.0)
-        try:
-            yield
-        except BaseException:  # an order to stop as well
-            with suppress(StorageError):  # if storage is what fails, the first error is the one to read
-                self._note(name, "failed", time.perf_counter() - started)
-            raise
-        keep = before.get("status") == "complete" and name != "report"
-        self._note(name, "complete", before["seconds"] if keep else time.perf_counter() - started)
-
-    def _note(self, name: str, status: str, seconds: float) -> None:
-        self.stages[name] = {"status": status, "seconds": round(seconds, 1)}
-        self.file.write_json(self.collect())
-
-    def collect(self) -> dict[str, Any]:
-        """Everything known so far, read from the summaries of the finished runs."""
-        found: dict[str, Any] = {"stages": self.stages, "cfs": {}, "pretrain": {}, "finetune": [],
-                                 "environment": environment()}
-        scores, selection = self._summary("scores"), self._summary("selection")
-        if scores and selection:
-            found["cfs"] = {"total": scores["total"], "selected": selection["selected"],
-                            "auc_planted": scores.get("auc_planted"), "measure": scores.get("measure"),
-                            "proxies": scores.get("proxies")}
-        clusters = self._summary("clusters")
-        if clusters:
-            found["clusters"] = {name: clusters[name] for name in ("images", "clusters", "outliers")}
-        full = self._summary("pretrain/full")
-        if full:
-            found["pretrain"] = {name: full[name] for name in ("images_per_second", "steps", "final_loss")}
-        for setting in SETTINGS:
-            for init in INITS:
-                summary = self._summary(f"finetune/{setting}-{init}")
-                if summary:
-                    names = ("mAP", "rank1", "rank5", "rank10", "mINP", "clusters")
-                    found["finetune"].append({"setting": setting, "init": init} | {n: summary[n] for n in names} | {
-                        n: summary[n] for n in ("evaluation", "warnings") if n in summary})  # not in those of older versions
-        return found
-
-    def _summary(self, name: str) -> dict[str, Any] | None:
-        file = self.root.joinpath(name, "summary.json")
-        return file.read_json() if file.exists() else None
-
-
-def table(results: dict[str, Any]) -> str:
-    """The final table."""
-    cfs, clusters, lines = results["cfs"], results.get("clusters"), [""]
-    if clusters:
-        lines.append(f"{clusters['clusters']:,} pseudo-identities and {clusters['outliers']:,} outliers among "
-                     f"{clusters['images']:,} images (clusters/labels.parquet)")
-    if cfs:
-        auc = "" if cfs["auc_planted"] is None else f", AUC against planted images {cfs['auc_planted']:.3f}"
-        lines.append(f"CFS kept {cfs['selected']:,} of {cfs['total']:,} images{auc}")
-    if results["finetune"]:
-        lines += ["", f"{'setting':<12}{'init':<10}{'mAP':>7}{'Rank-1':>8}{'Rank-5':>8}{'Rank-10':>9}{'mINP':>7}{'clusters':>10}"]
-    for row in results["finetune"]:
-        lines.append(f"{row['setting']:<12}{row['init']:<10}{100 * row['mAP']:>7.1f}{100 * row['rank1']:>8.1f}"
-                     f"{100 * row['rank5']:>8.1f}{100 * row['rank10']:>9.1f}{100 * row['mINP']:>7.1f}"
-                     f"{row['clusters'] or '-':>10}")
-    return "\n".join(lines)

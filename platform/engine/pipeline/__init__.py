@@ -1,0 +1,1 @@
+"""What platform.pipeline asks for before its stages, and what it knows after them."""

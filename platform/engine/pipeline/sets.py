@@ -1,0 +1,68 @@
+"""The sets that a pipeline reads: which are given, which are missing, whether they are there."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+
+from platform.engine.data.shards import MANIFEST
+from platform.engine.errors import UserError
+from platform.engine.ingest.sources import SourceConfig, open_source
+from platform.engine.schemas.pipeline_settings import PipelineConfig
+from platform.engine.storage.location import open_storage
+
+PARTS = ("pretrain", "source", "target")
+
+
+def is_given(config: PipelineConfig, part: str) -> bool:
+    """Whether the user named anything of that set."""
+    name = f"{part}_set"
+    return getattr(config, name) != getattr(PipelineConfig(), name)
+
+
+def check_sets(config: PipelineConfig) -> None:
+    """Raises UserError for a set that is needed and not given, or not there; one line with the keys to give."""
+    if not is_given(config, "pretrain"):
+        raise UserError("pretrain_set is not given: name the images to pre-train on, e.g. pretrain_set.kind=folder "
+                        "pretrain_set.path=photos (experiment=demo draws synthetic people)")
+    if config.settings and not is_given(config, "target"):
+        raise UserError(f"target_set is not given, and settings=[{','.join(config.settings)}] fine-tune to it: name a set with "
+                        "identities, e.g. target_set.kind=market1501 target_set.path=Market-1501, or give settings=[] to stop "
+                        "after pre-training and clustering")
+    if "uda" in config.settings and not is_given(config, "source"):
+        others = ",".join(one for one in config.settings if one != "uda")
+        raise UserError("source_set is not given, and the setting uda starts from it: name a labelled set, e.g. "
+                        f"source_set.kind=msmt17 source_set.path=MSMT17_V1, or leave uda out: settings=[{others}]")
+    for part in parts_of(config):
+        manifest = open_storage(config.output, config.storage).joinpath("data", part, MANIFEST) if config.output else None
+        if manifest is None or not manifest.exists():  # a set that is complete is not read again
+            check_set(config, part)
+
+
+def check_set(config: PipelineConfig, part: str) -> None:
+    """Raises UserError if what a set is to be read from is not named or not there."""
+    chosen: SourceConfig = getattr(config, f"{part}_set")
+    with of_set(part):
+        open_source(chosen, config.storage)
+    for key in ("path", "detections"):
+        uri = getattr(chosen, key)
+        if uri and chosen.kind != "synthetic" and not open_storage(uri, config.storage).exists():
+            raise UserError(f"{part}_set.{key}={uri} does not exist")
+
+
+@contextmanager
+def of_set(part: str) -> Iterator[None]:
+    """What the readers say about `source`, platform.ingest's key, is said about the pipeline's key of that set."""
+    try:
+        yield
+    except UserError as error:
+        keys = "|".join(item.name for item in fields(SourceConfig))
+        text = re.sub(rf"(?<![\w/.-])source\.(?=({keys})\b)", f"{part}_set.", str(error))  # a key, not a part of a path
+        error.args = (text if f"{part}_set." in text else f"{part}_set: {text}",)
+        raise
+
+
+def parts_of(config: PipelineConfig) -> list[str]:
+    """The sets that this run reads."""
+    wanted = {"pretrain": True, "source": "uda" in config.settings, "target": is_given(config, "target")}
+    return [part for part in PARTS if wanted[part]]
