@@ -57,7 +57,7 @@ class PhaseConfig:
     """What every phase has: its length, its optimiser, its model and its batch. Each phase gives the defaults."""
 
     epochs: int
-    """Epochs of the phase; 0 leaves it out."""
+    """Number of epochs."""
     optimizer: str = "sgd"
     """sgd (momentum 0.9, biases twice the rate) or adamw."""
     learning_rate: float
