@@ -5,25 +5,11 @@ from pathlib import Path
 import pytest
 
 from platform.engine.storage.location import Location, open_storage
-from reidssl.models.model_config import VitConfig
 from reidssl.models.vit import build_vit
 from reidssl.models.weights import save_model
 from reidssl.synthetic.people import SyntheticConfig
 from tests.fixtures_shards import write_data_set
-
-TINY_VIT = VitConfig(width=32, depth=2, heads=2, patch_size=16, image_size=(64, 32), stem_width=8)
-IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-# Small batches of everybody, a few seconds a run.
-TINY_FINETUNE = [
-    "augment.image_size=[64,32]", "augment.pad=2", "augment.erasing=0.2", "scaling.threads=1", "scaling.max_failures=0",
-    "supervised.epochs=3", "supervised.optimizer=adamw", "supervised.learning_rate=1e-3", "supervised.warmup_epochs=0",
-    "supervised.batch.identities=3", "supervised.batch.instances=2",
-    "unsupervised.epochs=2", "unsupervised.iterations=3", "unsupervised.batch.identities=4", "unsupervised.batch.instances=2",
-    "unsupervised.cluster.k1=6", "unsupervised.cluster.k2=2", "unsupervised.cluster.eps=0.7",
-    "unsupervised.cluster.min_samples=2",
-]
-FITTING = ["supervised.epochs=30", "supervised.learning_rate=3e-3", "supervised.drop_path=0", "augment.erasing=0",
-           "supervised.batch.identities=6", "supervised.batch.instances=3"]
+from tests.tiny import FINETUNE, FITTING, IMAGENET, TINY_VIT
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +35,7 @@ def finetune_config(target: Location, output, *overrides: str):
     from platform.engine.config.compose import load_config
     from platform.finetune import FinetuneConfig
 
-    return load_config(FinetuneConfig, "finetune", [f"target={target.uri}", f"output={output}", *TINY_FINETUNE, *overrides])
+    return load_config(FinetuneConfig, "finetune", [f"target={target.uri}", f"output={output}", *FINETUNE, *overrides])
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,7 @@ import torch
 from platform.engine.runs.metrics import read_metrics
 from platform.engine.storage.location import open_storage
 from tests.platform.curve_worker import BATCH
-from tests.platform.test_pipeline import TINY as TINY_PIPELINE
-from tests.platform.test_pretrain import TINY as TINY_PRETRAIN
+from tests.tiny import PIPELINE, RESUMED
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,7 +72,7 @@ def run(program: str, *overrides: str) -> str:
 
 def test_a_killed_run_goes_on(tmp_path, tiny_shards):
     """SIGTERM after a few steps, then the same command again."""
-    command = [f"data.uri={tiny_shards.uri}", f"output={tmp_path}/run", *TINY_PRETRAIN, *gpus("scaling.gpus_per_worker")]
+    command = [f"data.uri={tiny_shards.uri}", f"output={tmp_path}/run", *RESUMED, *gpus("scaling.gpus_per_worker")]
     with subprocess.Popen([sys.executable, "-m", "platform.pretrain", *command], cwd=ROOT, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, text=True) as process:
         lines = []
@@ -92,7 +91,7 @@ def test_a_killed_run_goes_on(tmp_path, tiny_shards):
 def test_every_program_once(tmp_path):
     """Ingest, pretrain, score, select, finetune, evaluate and report by the pipeline; then the others on what it made."""
     folder = tmp_path / "run"
-    run("pipeline", f"output={folder}", *TINY_PIPELINE,
+    run("pipeline", f"output={folder}", *PIPELINE,
         *gpus("pretrain.scaling.gpus_per_worker", "finetune.scaling.gpus_per_worker"),
         *(["pool.gpus_per_actor=0.5"] if torch.cuda.is_available() else []))
     model = folder / "finetune" / "usl-full"

@@ -18,12 +18,11 @@ import torch.distributed as dist
 from platform.engine.config.compose import load_config
 from platform.engine.stream.stream import local_stream
 from platform.pretrain import PretrainConfig, train
+from tests.tiny import PRETRAIN
 
-TINY = ["model.image_size=[64,32]", "model.width=16", "model.depth=1", "model.heads=2", "model.patch_size=16",
-        "model.stem_width=8", "model.stem=ics", "model.drop_path=0.2", "objective.dino.out_dim=32", "objective.dino.hidden=16",
-        "objective.dino.bottleneck=8", "augment.local_size=[32,16]", "augment.num_local=1", "stream.micro_batch=4",
-        "stream.micro_batches_per_step=4", "stream.window_row_groups=3", "optimizer.warmup_epochs=0.5",
-        "optimizer.learning_rate=0.02", "tracking.every_steps=1", "checkpoint.every_steps=4"]
+TINY = [*PRETRAIN, "model.stem=ics", "model.drop_path=0.2", "stream.micro_batch=4", "stream.micro_batches_per_step=4",
+        "stream.window_row_groups=3", "optimizer.warmup_epochs=0.5", "optimizer.learning_rate=0.02", "tracking.every_steps=1",
+        "checkpoint.every_steps=4"]
 BATCH = 16
 
 

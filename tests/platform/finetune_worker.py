@@ -12,15 +12,15 @@ import torch.distributed as dist
 from platform.engine.config.compose import load_config
 from platform.engine.storage.location import open_storage
 from platform.finetune import FinetuneConfig, finetune, with_micro_batches
-from tests.fixtures_runs import TINY_FINETUNE
 from tests.platform.curve_worker import join
+from tests.tiny import FINETUNE
 
 
 def main(rank: int, folder: Path, order: dict) -> None:
     join(rank, folder, order["world"])
     for name, overrides in order["runs"]:
         config = load_config(FinetuneConfig, "finetune", [
-            f"target={order['data']}", f"output={folder / name}", f"scaling.workers={order['world']}", *TINY_FINETUNE,
+            f"target={order['data']}", f"output={folder / name}", f"scaling.workers={order['world']}", *FINETUNE,
             *overrides])
         finetune(with_micro_batches(config, open_storage(config.output)))
     dist.destroy_process_group()

@@ -25,7 +25,8 @@ from platform.pretrain import PretrainConfig
 from reidssl.models.model_config import VitConfig
 from reidssl.models.vit import build_vit
 from reidssl.models.weights import load_reid, save_model, weights_hash
-from tests.fixtures_runs import TINY_VIT, finetune_config
+from tests.fixtures_runs import finetune_config
+from tests.tiny import TINY_VIT
 
 STORAGE = StorageConfig()
 

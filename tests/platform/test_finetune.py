@@ -25,7 +25,8 @@ from platform.engine.train.scaling import ScalingConfig
 from platform.finetune import FinetuneConfig, main, shared_micro_batches, with_micro_batches
 from reidssl.models.vit import build_vit
 from reidssl.models.weights import load_reid, save_model, weights_hash
-from tests.fixtures_runs import FITTING, IMAGENET, TINY_FINETUNE, TINY_VIT, finetune_config
+from tests.fixtures_runs import finetune_config
+from tests.tiny import FINETUNE, FITTING, IMAGENET, TINY_VIT
 
 ROOT = Path(__file__).resolve().parents[2]
 CHANCE_MAP = 0.25  # two of 17 gallery images are right: random rankings have an mAP of 0.2 and a little
@@ -164,7 +165,7 @@ def test_uda_killed_in_its_second_phase_and_continued(tmp_path, ray_session, tin
                  "unsupervised.epochs=4", "unsupervised.drop_path=0.3"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     expected = main(finetune_config(tiny_labelled, whole, *overrides))
-    command = [f"target={tiny_labelled.uri}", f"output={killed}", *TINY_FINETUNE, *overrides]
+    command = [f"target={tiny_labelled.uri}", f"output={killed}", *FINETUNE, *overrides]
     log = tmp_path / "first.log"
     with log.open("wb") as stream:
         process = start(command, stream)

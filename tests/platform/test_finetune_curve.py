@@ -9,6 +9,7 @@ from platform.engine.runs.metrics import read_metrics
 from platform.engine.storage.location import open_storage
 from reidssl.models.weights import load_reid
 from tests.platform.test_curve import distance, spawn
+from tests.tiny import MODEL
 
 # SGD, so that a weight's step is as exact as its gradient: Adam makes a whole step out of the rounding of a gradient near 0.
 COMMON = ["augment.pad=4", "augment.erasing=0.5", "supervised.optimizer=sgd", "supervised.learning_rate=0.01",
@@ -18,8 +19,7 @@ COMMON = ["augment.pad=4", "augment.erasing=0.5", "supervised.optimizer=sgd", "s
 SOFTMAX: list[str] = []
 MARGIN = ["supervised.identity=arcface", "supervised.center_weight=0.05"]
 UNLABELLED = ["setting=usl", "unsupervised.hard=true", "unsupervised.epochs=3"]
-STEMS = {stem: ["model.image_size=[64,32]", "model.width=32", "model.depth=2", "model.heads=2", "model.patch_size=16",
-                "model.stem_width=8", f"model.stem={stem}"] for stem in ("patch", "ics")}
+STEMS = {stem: [*MODEL, "model.width=32", "model.depth=2", f"model.stem={stem}"] for stem in ("patch", "ics")}
 KINDS = {"softmax": SOFTMAX, "margin": MARGIN, "usl": UNLABELLED}
 
 

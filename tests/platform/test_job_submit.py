@@ -17,13 +17,11 @@ import pytest
 
 from platform.engine.runs.metrics import read_metrics
 from platform.engine.storage.location import open_storage
+from tests.tiny import PRETRAIN
 
 ROOT = Path(__file__).resolve().parents[2]
 RAY = Path(sys.executable).parent / "ray"
-TINY = ["model.image_size=[64,32]", "model.width=16", "model.depth=1", "model.heads=2", "model.patch_size=16",
-        "model.stem_width=8", "objective.dino.out_dim=32", "objective.dino.hidden=16", "objective.dino.bottleneck=8",
-        "augment.local_size=[32,16]", "augment.num_local=1", "stream.micro_batch=8", "stream.micro_batches_per_step=2",
-        "length.epochs=2", "tracking.every_steps=2", "scaling.threads=1"]
+TINY = [*PRETRAIN, "length.epochs=2", "tracking.every_steps=2", "scaling.threads=1"]
 STEPS = 180 // 16  # of 90 images, twice
 OTHER_LINES = 10  # the command, what is going to happen, what Ray cannot be kept from saying: no wall of them
 

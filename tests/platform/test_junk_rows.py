@@ -19,8 +19,9 @@ from reidssl.metrics.ranking import rank
 from reidssl.models.vit import build_vit
 from reidssl.models.weights import save_model
 from reidssl.selection.cfs import cfs_scores
-from tests.fixtures_runs import IMAGENET, TINY_VIT, finetune_config
+from tests.fixtures_runs import finetune_config
 from tests.fixtures_shards import with_images
+from tests.tiny import IMAGENET, TINY_VIT
 
 TINY = ["pool.actors=1", "pool.batch=32"]
 LENIENT = "pool.max_corrupt_share=0.1"

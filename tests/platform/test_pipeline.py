@@ -16,18 +16,8 @@ from platform.finetune import FinetuneConfig
 from platform.pipeline import PipelineConfig, Results, ingest, main, of_set, source_proxy, stages
 from platform.pretrain import PretrainConfig
 from tests.platform.report_runs import write_data
+from tests.tiny import PIPELINE as TINY
 
-TINY = ["experiment=demo", "pretrain_set.synthetic.num_pretrain=96", "pretrain_set.synthetic.pretrain_identities=24",
-        "pretrain_set.synthetic.pretrain_scenes=8", "source_set.synthetic.source_identities=8",
-        "target_set.synthetic.target_identities=16", "row_group_rows=32",
-        "pretrain.model.width=32", "pretrain.model.depth=1", "pretrain.model.heads=2", "pretrain.model.patch_size=16",
-        "pretrain.model.stem_width=8", "pretrain.objective.moco_v3.hidden=32", "pretrain.objective.moco_v3.out_dim=16",
-        "pretrain.length.samples=192", "pretrain.stream.micro_batch=16", "pretrain.tracking.every_steps=2",
-        "pretrain.checkpoint.every_steps=6", "pretrain.probe.every_steps=6", "pretrain.scaling.threads=1", "cfs.proxy_samples=64",
-        "finetune.supervised.epochs=2", "finetune.supervised.batch.identities=4", "cfs.supervised.batch.identities=4",
-        "finetune.unsupervised.epochs=1",
-        "finetune.unsupervised.iterations=2", "finetune.unsupervised.cluster.k1=8", "finetune.unsupervised.cluster.eps=0.7",
-        "finetune.unsupervised.cluster.min_samples=2", "finetune.scaling.threads=1", "settings=[usl]"]
 STAGES = ["ingest-pretrain", "ingest-target", "pretrain-full", "source-proxy", "target-proxy", "score",
           "select", "pretrain-selected", "finetune-usl-random", "finetune-usl-full", "finetune-usl-selected", "report"]
 

@@ -29,14 +29,9 @@ from platform.engine.train.optimizers import Schedules
 from platform.pretrain import PretrainConfig, main, plan_of, workers_text
 from reidssl.models.weights import load_vit
 from tests.platform.own_lines import foreign_lines
+from tests.tiny import RESUMED as TINY
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ["model.image_size=[64,32]", "model.width=16", "model.depth=1", "model.heads=2", "model.patch_size=16",
-        "model.stem_width=8", "model.drop_path=0.2", "objective.dino.out_dim=32", "objective.dino.hidden=16",
-        "objective.dino.bottleneck=8", "augment.local_size=[32,16]", "augment.num_local=1", "stream.micro_batch=8",
-        "stream.micro_batches_per_step=2", "stream.window_row_groups=3", "length.epochs=5",
-        "optimizer.warmup_epochs=0.5", "optimizer.learning_rate=0.05", "tracking.every_steps=1",
-        "checkpoint.every_steps=2", "scaling.threads=1", "scaling.max_failures=1"]
 STEPS = 450 // 16  # 90 images, 5 epochs: the second epoch begins within a micro-batch, 2 samples are never seen
 
 

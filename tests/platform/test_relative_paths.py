@@ -7,16 +7,13 @@ from platform.engine.schemas import schema_of
 from platform.finetune import main as finetune
 from platform.ingest import main as ingest
 from platform.pretrain import main as pretrain
-from tests.fixtures_runs import TINY_FINETUNE
+from tests.tiny import FINETUNE, PRETRAIN
 
 TINY_PEOPLE = ["source.kind=synthetic", "source.part=target", "source.synthetic.image_size=[64,32]",
                "source.synthetic.target_identities=12", "source.synthetic.target_cameras=3",
                "source.synthetic.cameras_per_identity=3", "source.synthetic.images_per_camera=2"]
-TINY_PRETRAIN = ["model.image_size=[64,32]", "model.width=32", "model.depth=1", "model.heads=2", "model.stem_width=8",
-                 "objective.dino.out_dim=32", "objective.dino.hidden=16", "objective.dino.bottleneck=8",
-                 "augment.local_size=[32,16]", "augment.num_local=1", "stream.micro_batch=8", "stream.micro_batches_per_step=2",
-                 "length.epochs=1", "scaling.threads=1", "scaling.max_failures=0"]
-FINETUNE = [*TINY_FINETUNE, "supervised.epochs=1"]
+TINY_PRETRAIN = [*PRETRAIN, "model.width=32", "length.epochs=1", "scaling.threads=1", "scaling.max_failures=0"]
+TINY_FINETUNE = [*FINETUNE, "supervised.epochs=1"]
 
 
 def composed(program: str, *overrides: str):
@@ -33,7 +30,7 @@ def test_from_images_to_a_model_with_relative_paths(tmp_path, ray_session, monke
                              "tracking.audit=out/audit", *TINY_PRETRAIN))
     assert seen["samples_seen"] == 64 and 0 <= seen["probe"]["probe_mAP"] <= 1
     tuned = finetune(composed("finetune", "init=out/epoch=1", "target=./runs/demo/data/pretrain", "output=out/r",
-                              "tracking.tensorboard=out/boards", *FINETUNE))
+                              "tracking.tensorboard=out/boards", *TINY_FINETUNE))
     here = tmp_path / "here"
     assert tuned["init"] == str(here / "out/epoch=1") and tuned["target"] == str(here / "runs/demo/data/pretrain")
     for name in ("out/epoch=1/backbone.safetensors", "out/epoch=1/checkpoints", "out/r/model.safetensors", "out/r/summary.json"):
@@ -42,7 +39,7 @@ def test_from_images_to_a_model_with_relative_paths(tmp_path, ray_session, monke
 
     monkeypatch.chdir(tmp_path / "there")  # the same paths, seen from elsewhere
     again = composed("finetune", "init=../here/out/epoch=1", f"target=file://{here}/runs/demo/data/pretrain",
-                     "output=../here/out/r", "tracking.tensorboard=../here/out/boards", *FINETUNE)
+                     "output=../here/out/r", "tracking.tensorboard=../here/out/boards", *TINY_FINETUNE)
     capsys.readouterr()
     assert finetune(again) == tuned and "is complete already" in capsys.readouterr().out
     assert list(Path.cwd().iterdir()) == [] and "runs/demo" in str(to_plain(again))

@@ -21,7 +21,7 @@ from reidssl.data.decode import decode_image
 from reidssl.models.vit import build_vit
 from reidssl.models.weights import load_reid, load_vit, save_model
 from reidssl.selection.cfs import cfs_scores
-from tests.fixtures_runs import IMAGENET, TINY_VIT
+from tests.tiny import IMAGENET, TINY_VIT
 
 
 def config_of(data, source, target, output, *overrides: str) -> ScoreConfig:

@@ -11,11 +11,11 @@ from platform.engine.config.compose import load_config
 from platform.engine.errors import ConfigError, FailedTrialsError, UserError
 from platform.engine.sweep.space import flat, name_of, points
 from platform.tune import TuneConfig, grid, main
-from tests.fixtures_runs import TINY_FINETUNE
+from tests.tiny import FINETUNE
 
 
 def config_of(target, init, output, *overrides: str) -> TuneConfig:
-    common = [f"finetune.{override}" for override in [f"target={target}", f"init={init}", *TINY_FINETUNE]]
+    common = [f"finetune.{override}" for override in [f"target={target}", f"init={init}", *FINETUNE]]
     return load_config(TuneConfig, "tune", [f"output={output}", *common, "finetune.unsupervised.epochs=1",
                                             "finetune.unsupervised.iterations=2", *overrides])
 

@@ -13,7 +13,7 @@ from platform.engine.finetune.phase import BatchConfig
 from platform.engine.finetune.supervised import Supervised, SupervisedConfig
 from reidssl.models.reid import ReidModel, ReidOutput
 from reidssl.models.vit import build_vit
-from tests.fixtures_runs import TINY_VIT
+from tests.tiny import TINY_VIT
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from reidssl.models.reid import ReidModel
 from reidssl.models.released import released_checkpoint
 from reidssl.models.vit import build_vit
 from reidssl.models.weights import save_model
-from tests.fixtures_runs import TINY_VIT, finetune_config
+from tests.fixtures_runs import finetune_config
+from tests.tiny import TINY_VIT
 
 STORAGE = StorageConfig()
 SIE = replace(TINY_VIT, num_cameras=3)

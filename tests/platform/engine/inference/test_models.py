@@ -12,7 +12,7 @@ from reidssl.models.reid import ReidModel
 from reidssl.models.released import released_checkpoint
 from reidssl.models.vit import build_vit
 from reidssl.models.weights import save_model
-from tests.fixtures_runs import TINY_VIT
+from tests.tiny import TINY_VIT
 
 STORAGE = StorageConfig()
 

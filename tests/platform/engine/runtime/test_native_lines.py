@@ -11,8 +11,8 @@ import pytest
 
 from platform.engine.runtime.ray_session import RuntimeConfig, connect, unfit_for_ray
 from tests.conftest import ROOT
-from tests.fixtures_runs import IMAGENET, TINY_VIT
 from tests.platform.own_lines import foreign_lines
+from tests.tiny import IMAGENET, TINY_VIT
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
