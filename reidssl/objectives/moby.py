@@ -15,7 +15,7 @@ from reidssl.models.model_config import VitConfig
 from reidssl.models.vit import Vit, build_vit
 from reidssl.objectives.base import MultiCropModel, Objective, ObjectiveOutput, Progress, StudentCall
 from reidssl.objectives.objective_config import MobyConfig
-from reidssl.precision import no_autocast
+from reidssl.precision import no_autocast, widened
 
 MOMENTUM_VIEWS = 2
 
@@ -89,7 +89,7 @@ class Moby(Objective):
         if len(crops) < MOMENTUM_VIEWS or len(crops[0]) < 2:
             raise ValueError(f"MoBY needs 2 global crops of at least 2 images: got {len(crops)} crops of {len(crops[0])}")
         num_images = len(crops[0])
-        queries = F.normalize(student_call(crops).logits.float(), dim=-1).view(len(crops), num_images, -1)
+        queries = F.normalize(widened(student_call(crops).logits), dim=-1).view(len(crops), num_images, -1)
         teacher = self.teach(crops[:MOMENTUM_VIEWS])
         keys = F.normalize(teacher.logits, dim=-1).view(MOMENTUM_VIEWS, num_images, -1)
         scores = torch.cat([self._scores(queries[v], keys[m], m)

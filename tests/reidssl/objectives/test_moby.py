@@ -55,13 +55,12 @@ def test_gradient_equals_that_of_the_plain_sum():
     """Both directions by themselves, with cross_entropy on the rows of scores. Networks in double precision: the batch norms
     over four images make single precision depend on the number of threads."""
     objective = Moby(VIT, CONFIG, seed=3).double()
-    objective.queue = objective.queue.float()  # as the scores are
     views = [view.double() for view in crops()]
     objective(objective.student, views, PROGRESS).loss.backward()
     found = {name: parameter.grad.clone() for name, parameter in objective.student.named_parameters()}
     objective.student.zero_grad()
-    queries = F.normalize(objective.student(views).logits.float(), dim=1).chunk(2)
-    keys = F.normalize(objective.teacher(views).logits.float(), dim=1).chunk(2)
+    queries = F.normalize(objective.student(views).logits, dim=1).chunk(2)
+    keys = F.normalize(objective.teacher(views).logits, dim=1).chunk(2)
     total = 0.0
     for q, k, queue in ((queries[0], keys[1], objective.queue[1]), (queries[1], keys[0], objective.queue[0])):
         rows = [torch.cat([(q[i] @ k[i]).view(1), queue @ q[i]]) / 0.3 for i in range(4)]

@@ -52,8 +52,8 @@ def test_gradient_equals_that_of_the_published_sum():
     objective(objective.student, views, PROGRESS).loss.backward()
     found = {name: parameter.grad.clone() for name, parameter in objective.student.named_parameters()}
     objective.student.zero_grad()
-    q1, q2 = F.normalize(objective.student(views).logits.float(), dim=1).chunk(2)
-    k1, k2 = F.normalize(objective.teacher(views).logits.float(), dim=1).chunk(2)
+    q1, q2 = F.normalize(objective.student(views).logits, dim=1).chunk(2)
+    k1, k2 = F.normalize(objective.teacher(views).logits, dim=1).chunk(2)
 
     def ctr(q, k):
         return 2 * 0.3 * torch.stack([F.cross_entropy(k @ q[i] / 0.3, torch.tensor(i)) for i in range(5)]).mean()
