@@ -15,12 +15,12 @@ from platform.engine.finetune.camera_plan import plan_cameras
 from platform.engine.inference.actors import Embedder
 from platform.engine.inference.evaluation import EvaluateConfig, evaluate_features
 from platform.engine.inference.models import load_model
-from platform.engine.storage.location import StorageConfig
+from platform.engine.storage.location import StorageConfig, open_storage
 from platform.evaluate import EvaluateProgramConfig
 from platform.evaluate import main as evaluate
 from platform.export import ExportConfig
 from platform.export import main as export
-from platform.finetune import check_inputs, finetune, initial_model, load_init, main
+from platform.finetune import check_inputs, finetune, initial_model, load_init, main, with_micro_batches
 from platform.pretrain import PretrainConfig
 from reidssl.models.model_config import VitConfig
 from reidssl.models.vit import build_vit
@@ -60,7 +60,7 @@ def test_fine_tuning_learns_cameras_and_evaluation_uses_them(tmp_path, one_worke
     check_inputs(config)
     said = capsys.readouterr().out
     assert "new embeddings of 3 cameras" in said and "a model of ours" in said and "augment.mean" in said
-    finetune(config)
+    finetune(with_micro_batches(config, open_storage(config.output)))
     summary = json.loads((output / "summary.json").read_text())
     assert summary["cameras"] == [1, 2, 3] and summary["checkpoint"]["heads"] == 2
     after = load_reid(output / "model.safetensors").backbone
@@ -82,7 +82,7 @@ def test_uda_gives_each_set_its_rows(tmp_path, one_worker, tiny_backbone, tiny_l
     output = tmp_path / "run"
     config = finetune_config(tiny_labelled, output, f"init={tiny_backbone}", "model.num_cameras=6", "setting=uda",
                              f"source={tiny_source.uri}", "supervised.epochs=1", "unsupervised.epochs=1")
-    finetune(config)
+    finetune(with_micro_batches(config, open_storage(config.output)))
     summary = json.loads((output / "summary.json").read_text())
     assert summary["cameras"] == [None, None, None, 1, 2, 3]
     assert judged(str(output), tiny_labelled) == pytest.approx(summary["mAP"], abs=1e-6)

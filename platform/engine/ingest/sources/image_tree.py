@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from platform.engine.errors import UserError
 from platform.engine.ingest.sources.items import Listing, fault_of, list_items, read_item
-from platform.engine.ingest.sources.source import Candidate, Plan, in_units, limited
+from platform.engine.ingest.sources.source import Candidate, Plan, in_units
 from platform.engine.storage.location import Location
 from reidssl.data.names import unspelled
 from reidssl.data.records import IMAGE_SUFFIXES, LayoutWarning, Record, is_image
@@ -55,7 +55,7 @@ class FileSource:
         if aside:
             items += [Candidate(key, error=reason) for key, reason in aside.items()]
             items.sort(key=lambda item: item.key)
-        items = limited(items, limit)
+        items = up_to(items, limit)
         return Plan(in_units(items, self.unit_images), len(items))
 
     def read(self, unit: list[Any]) -> Iterator[Candidate]:
@@ -70,6 +70,16 @@ class FileSource:
         with ThreadPoolExecutor(8) as pool:  # loose objects are bound by the latency of requests
             for start in range(0, len(unit), 32):
                 yield from pool.map(load, unit[start : start + 32])
+
+
+def up_to(items: list[Any], limit: int) -> list[Any]:
+    """The items up to the `limit`-th image; what is set aside among them does not count. 0: all."""
+    seen = 0
+    for index, item in enumerate(items):
+        seen += not isinstance(item, Candidate)
+        if limit and seen == limit:
+            return items[: index + 1]
+    return items
 
 
 def _unreadable(listing: Listing) -> str:
