@@ -3,6 +3,10 @@
 Unlike DBSCAN it splits groups that only a few links hold together, so a chain of look-alikes does not become one identity.
 """
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
 import numpy as np
 import scipy.sparse as sp
 
@@ -37,9 +41,20 @@ def infomap(distances: sp.csr_matrix, eps: float, min_samples: int, seed: int = 
     if len(links):
         search = Infomap(silent=True, two_level=True, seed=seed + 1, num_trials=1)
         search.add_links(links)
-        for image, module in dict(search.run().modules()).items():  # 1, 2, ... at most N
-            groups[image] = module
+        search.run()
+        images, modules = _modules(search)  # 1, 2, ... at most N
+        groups[images] = modules
     return renumbered(groups, min_samples)
+
+
+def _modules(search: Any) -> tuple[Array, Array]:
+    """(images, modules), each int64 (M,), by way of a file: in a process that has imported FAISS, too, the library's own iterators
+    are mixed up with FAISS's, whose wrappers come from the same generator, and end the process."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "modules.clu"
+        search.write_clu(str(file))
+        rows = np.loadtxt(file, dtype=np.int64, comments="#", usecols=(0, 1), ndmin=2)
+    return rows[:, 0], rows[:, 1]
 
 
 def renumbered(groups: Array, min_samples: int = 1) -> Array:

@@ -1,5 +1,8 @@
 """InfoMap and k-means as alternatives to DBSCAN."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -69,3 +72,18 @@ def test_refusals(monkeypatch):
         ClusterConfig(algorithm="infomap")
     with pytest.raises(ValueError, match="where FAISS is not installed: got 'kmeans'"):
         ClusterConfig(algorithm="kmeans", num_clusters=3)
+
+
+@pytest.mark.parametrize("order", ["import faiss, infomap", "import infomap, faiss"])
+def test_it_lives_with_faiss_in_one_process(order):
+    """Both are wrapped by SWIG: iterators of one were taken for the other's, and the process ended."""
+    code = f"""{order}
+import numpy as np, scipy.sparse as sp
+from reidssl.clustering.index import find_neighbours
+from reidssl.clustering.infomap import infomap as labels_of
+find_neighbours(np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32), 5, "ivf")
+near = sp.block_diag([np.full((3, 3), 0.1), np.full((2, 2), 0.1)]).tocsr()
+print(labels_of(near, 0.5, 1).tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.strip() == "[0, 0, 0, 1, 1]", (done.returncode, done.stderr)
