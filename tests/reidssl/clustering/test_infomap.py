@@ -78,7 +78,8 @@ def test_refusals(monkeypatch):
 def test_it_lives_with_faiss_in_one_process(order):
     """Both are wrapped by SWIG: iterators of one were taken for the other's, and the process ended."""
     code = f"""{order}
-import numpy as np, scipy.sparse as sp
+import numpy as np
+import scipy.sparse as sp
 from reidssl.clustering.index import find_neighbours
 from reidssl.clustering.infomap import infomap as labels_of
 find_neighbours(np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32), 5, "ivf")
