@@ -48,8 +48,11 @@ def infomap(distances: sp.csr_matrix, eps: float, min_samples: int, seed: int = 
 
 
 def _modules(search: Any) -> tuple[Array, Array]:
-    """(images, modules), each int64 (M,), by way of a file: in a process that has imported FAISS, too, the library's own iterators
-    are mixed up with FAISS's, whose wrappers come from the same generator, and end the process."""
+    """(images, modules), each int64 (M,), by way of a file.
+
+    In a process that has imported FAISS, too, the library's iterators are taken for FAISS's, whose wrappers come from the same
+    generator, and the process ends.
+    """
     with TemporaryDirectory() as folder:
         file = Path(folder) / "modules.clu"
         search.write_clu(str(file))
