@@ -66,9 +66,9 @@ def test_tasks_and_actors_import_programs(ray_session):
     @ray.remote(num_cpus=0.1)
     class Actor:
         def ask(self):
-            from platform.score import ScoreConfig
+            from platform.score import main
 
-            return ScoreConfig.__module__
+            return main.__module__
 
     import platform
 
@@ -83,10 +83,10 @@ def test_train_workers_import_programs(tmp_path, ray_session):
 
     def loop(arguments):
         import platform
-        from platform.select import SelectConfig
+        from platform.select import main
 
         with open(arguments["file"], "w") as file:
-            file.write(f"{SelectConfig.__module__} {platform.python_version()}")
+            file.write(f"{main.__module__} {platform.python_version()}")
 
     launch(loop, {"file": str(tmp_path / "said")}, name="train", storage=open_storage(str(tmp_path)),
            scaling=ScalingConfig(threads=1))

@@ -85,7 +85,7 @@ def base(tiny_labelled, tiny_backbone) -> TuneConfig:
     ("{unsupervised.epochs:[1],unsupervised:{epochs:[2]}}", r"space has unsupervised.epochs in two places"),
     ("{output:[a,b]}", r"space.output cannot be swept: every trial has a folder of its own"),
     ("{storage:{profile:[a,b]}}", r"space.storage.profile cannot be swept"),
-    ("{scaling:{workers:[1,7]}}", r"space: scaling.workers=7 cannot be: 7 workers cannot share"),
+    ("{scaling:{workers:[1,700]}}", r"space: scaling.workers=700 cannot be: 700 workers cannot share"),
 ])
 def test_a_wrong_space_is_refused_before_anything_runs(tmp_path, base, space, message):
     with pytest.raises(UserError, match=message):

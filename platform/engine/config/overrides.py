@@ -69,9 +69,12 @@ def _read(schema: type, groups: set[str], text: str, unknown: Any) -> Override:
         parts = key.split(".")
         above = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
         raise OverrideError(unknown(next(each for each in above if hint_of(schema, each) is None)))
+    kind = bare(hint)
+    if get_origin(kind) is dict:  # keys are added to it, with and without a plus
+        _check(key, value)
+        return Override(key, f"++{key}={value}")
     if name.startswith("+") and not name.startswith("++") and _is_there(schema, key):
         raise OverrideError(f"'{text}': {key} exists already: write {key}={value}")
-    kind = bare(hint)
     texts = get_origin(kind) is list and bare(get_args(kind)[0]) is str
     if value == "null" and (kind is str or texts):
         raise OverrideError(f"{key} cannot be null: write {key}={'[]' if texts else ''} for none, {key}=\"'null'\" for that word")
