@@ -169,9 +169,14 @@ def scored(config: SelectConfig, manifest: Manifest, keys: list[str]) -> tuple[n
         table = read_scores(folder, manifest)
     if table["key"].to_pylist() != keys:
         raise UserError(f"the keys in {folder.uri} are not those of {config.data}: score this data set again")
+    scores = table["score"].to_numpy()
+    missing = np.isnan(scores) & table["score"].is_valid().to_numpy()  # not those that could not be decoded, which have none
+    if missing.any():
+        raise UserError(f"{config.scores}: {int(missing.sum())} of {len(keys)} scores are NaN, the first that of "
+                        f"'{keys[int(missing.argmax())]}': the proxies gave no finite feature there; score again with other proxies")
     names = ("measure", "k", "search", "source", "target", "proxies")
     taken: dict[str, Any] = {name: about[name] for name in names if name in about}
-    return table["score"].to_numpy(), None, {"kind": "scores", "uri": config.scores, **taken}
+    return scores, None, {"kind": "scores", "uri": config.scores, **taken}
 
 
 def locate(manifest: Manifest, keys: list[str], scores: np.ndarray, chosen: np.ndarray) -> pa.Table:
