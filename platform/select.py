@@ -173,7 +173,8 @@ def scored(config: SelectConfig, manifest: Manifest, keys: list[str]) -> tuple[n
     missing = np.isnan(scores) & table["score"].is_valid().to_numpy()  # not those that could not be decoded, which have none
     if missing.any():
         raise UserError(f"{config.scores}: {int(missing.sum())} of {len(keys)} scores are NaN, the first that of "
-                        f"'{keys[int(missing.argmax())]}': the proxies gave no finite feature there; score again with other proxies")
+                        f"'{keys[int(missing.argmax())]}': the proxies gave no finite feature there; score again with "
+                        "other proxies")
     names = ("measure", "k", "search", "source", "target", "proxies")
     taken: dict[str, Any] = {name: about[name] for name in names if name in about}
     return scores, None, {"kind": "scores", "uri": config.scores, **taken}
