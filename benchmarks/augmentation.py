@@ -5,8 +5,8 @@
   python -m benchmarks.augmentation --loops  without lightly and without decoding: a CPU's compiled loops against the batched
                                              operators of accelerators, both on this CPU
 
-JPEGs of 256 x 128 in; batches of 64 with 2 crops of 256 x 128 and 8 of 128 x 64 out, normalised; 2 cores each: ours with two
-threads, lightly's in a DataLoader with two worker processes. Same crops, jitter, greyscale, blur and solarisation.
+JPEGs of 256 x 128 in; batches of 64 with 2 crops of 256 x 128 and 8 of 128 x 64 out, normalized; 2 cores each: ours with two
+threads, lightly's in a DataLoader with two worker processes. Same crops, jitter, grayscale, blur and solarization.
 
 lightly is installed beside the environment, not into it (it would change versions of the others):
   pip install --target lightly-packages --no-deps lightly lightly-utils pytorch-lightning torchmetrics lightning-utilities

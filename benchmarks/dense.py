@@ -13,7 +13,7 @@ from reidssl.row_blocks import kernel
 
 
 def reciprocal_sets(ranks: np.ndarray, k: int) -> list[np.ndarray]:
-    """For every image the neighbours among its first k that have it among theirs."""
+    """For every image the neighbors among its first k that have it among theirs."""
     sets = []
     for i in range(len(ranks)):
         forward = ranks[i, :k]

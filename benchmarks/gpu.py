@@ -175,7 +175,7 @@ class PilCrops:
         from PIL import ImageFilter
         from torchvision import transforms
 
-        def view(size: Any, scale: Any, blur: float, solarise: float) -> Any:
+        def view(size: Any, scale: Any, blur: float, solarize: float) -> Any:
             sigma = augment.blur_sigma
 
             def blurred(image: Any) -> Any:
@@ -185,11 +185,11 @@ class PilCrops:
             return transforms.Compose([
                 transforms.RandomResizedCrop(size, scale, augment.aspect, transforms.InterpolationMode.BICUBIC),
                 transforms.RandomHorizontalFlip(augment.flip), transforms.RandomApply([jitter], augment.jitter),
-                transforms.RandomGrayscale(augment.greyscale), transforms.RandomApply([blurred], blur),
-                transforms.RandomSolarize(128, solarise), transforms.ToTensor(), transforms.Normalize(augment.mean, augment.std)])
+                transforms.RandomGrayscale(augment.grayscale), transforms.RandomApply([blurred], blur),
+                transforms.RandomSolarize(128, solarize), transforms.ToTensor(), transforms.Normalize(augment.mean, augment.std)])
 
         large, small = (augment.global_size, augment.global_scale), (augment.local_size, augment.local_scale)
-        self.views = [view(*large, augment.blur_global1, 0.0), view(*large, augment.blur_global2, augment.solarise),
+        self.views = [view(*large, augment.blur_global1, 0.0), view(*large, augment.blur_global2, augment.solarize),
                       *[view(*small, augment.blur_local, 0.0) for _ in range(augment.num_local)]]
 
     def __call__(self, image: Any) -> list[Any]:

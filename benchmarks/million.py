@@ -12,7 +12,7 @@ that of the clustering process alone.
 import argparse
 
 from benchmarks.measure import measure, print_machine, print_one
-from benchmarks.people import unlabelled
+from benchmarks.people import unlabeled
 
 
 def labels(arguments):
@@ -20,18 +20,18 @@ def labels(arguments):
     from reidssl.clustering.pseudo_labels import ClusterConfig, pseudo_labels
 
     config = ClusterConfig(search="ivf")
-    pseudo_labels(unlabelled(2000, 20, 3)[0], config)
-    features, identities, _ = unlabelled(arguments["num"], 40, 15, noise=0.5)
+    pseudo_labels(unlabeled(2000, 20, 3)[0], config)
+    features, identities, _ = unlabeled(arguments["num"], 40, 15, noise=0.5)
     actors = arguments["actors"]
     if actors:
         from platform.engine.clustering.sharded_labels import sharded_labels
-        from platform.engine.clustering.sharded_neighbours import NeighbourActorsConfig
+        from platform.engine.clustering.sharded_neighbors import NeighborActorsConfig
         from platform.engine.inference.features import array_parts
         from platform.engine.runtime.ray_session import RuntimeConfig, connect
 
         gib = features.nbytes / 2**30
         connect(RuntimeConfig(num_cpus=actors, object_store_gib=2 * gib + 2))
-        shared = NeighbourActorsConfig(actors=actors)
+        shared = NeighborActorsConfig(actors=actors)
 
     def work():
         if not actors:

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-Labelled = tuple[np.ndarray, np.ndarray, np.ndarray]
+Labeled = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def features_of(identities: np.ndarray, cameras: np.ndarray, seed: int, width: int = 384, noise: float = 1.0) -> np.ndarray:
     """float32 (N, width), rows of length one: identity + half a camera + noise of the images themselves.
 
-    The variation lies in 32 directions, as a trained network's does, so that neighbours differ in how near they are.
+    The variation lies in 32 directions, as a trained network's does, so that neighbors differ in how near they are.
     """
     random = np.random.default_rng(seed)
     basis = np.linalg.qr(random.normal(size=(width, 32)))[0].T.astype(np.float32)
@@ -24,7 +24,7 @@ def features_of(identities: np.ndarray, cameras: np.ndarray, seed: int, width: i
     return out
 
 
-def unlabelled(num: int, images_per_identity: int, num_cameras: int, seed: int = 0, noise: float = 1.0) -> Labelled:
+def unlabeled(num: int, images_per_identity: int, num_cameras: int, seed: int = 0, noise: float = 1.0) -> Labeled:
     """(features (num, 384), identities, cameras) of a training set."""
     random = np.random.default_rng(seed)
     identities = random.integers(max(num // images_per_identity, 1), size=num)

@@ -9,7 +9,7 @@
 import numpy as np
 
 from benchmarks.measure import arguments_of, measure, print_machine, print_sides
-from benchmarks.people import unlabelled
+from benchmarks.people import unlabeled
 
 QUICK = {"4,000": dict(num=4000, images_per_identity=17, num_cameras=6)}
 FULL = {"12,936 (Market-1501 train)": dict(num=12936, images_per_identity=17, num_cameras=6),
@@ -22,8 +22,8 @@ def ours(size):
     from reidssl.clustering.pseudo_labels import ClusterConfig, pseudo_labels
 
     config = ClusterConfig(k1=K1, k2=K2, eps=EPS, min_samples=MIN_SAMPLES)
-    pseudo_labels(unlabelled(200, 10, 3)[0], config)
-    features = unlabelled(**size)[0]
+    pseudo_labels(unlabeled(200, 10, 3)[0], config)
+    features = unlabeled(**size)[0]
     return lambda: pseudo_labels(features, config).labels, summary
 
 
@@ -31,8 +31,8 @@ def dense(size):
     """The published algorithm."""
     from benchmarks.dense import pseudo_labels
 
-    pseudo_labels(unlabelled(200, 10, 3)[0], K1, K2, EPS, MIN_SAMPLES)
-    features = unlabelled(**size)[0]
+    pseudo_labels(unlabeled(200, 10, 3)[0], K1, K2, EPS, MIN_SAMPLES)
+    features = unlabeled(**size)[0]
     return lambda: pseudo_labels(features, K1, K2, EPS, MIN_SAMPLES), summary
 
 

@@ -1,20 +1,20 @@
-"""Pseudo-identities of a data set of any size: features, neighbours, Jaccard distance, clusters.
+"""Pseudo-identities of a data set of any size: features, neighbors, Jaccard distance, clusters.
 
   python -m platform.cluster checkpoint=runs/usl data=runs/demo/data/pretrain output=runs/clusters
   python -m platform.cluster checkpoint=s3://bucket/runs/usl data=s3://bucket/luperson output=s3://bucket/clusters \\
-      cluster.search=ivf neighbours.actors=16 neighbours.cpus_per_actor=8
+      cluster.search=ivf neighbors.actors=16 neighbors.cpus_per_actor=8
 
 What the checkpoint does not say is given by load.*, e.g. load.heads=12. Features are computed by a pool of actors and stored
-shard by shard as Parquet; an interrupted run continues with the shards that are missing. With neighbours.actors search and
+shard by shard as Parquet; an interrupted run continues with the shards that are missing. With neighbors.actors search and
 Jaccard distance are shared out: each actor loads some of those files, so no machine holds the features of all. This program
-then has the table of neighbours, the images' weights over their neighbours and the distances, some kB an image, and clusters.
+then has the table of neighbors, the images' weights over their neighbors and the distances, some kB an image, and clusters.
 Result: labels.parquet (key, label, problem; -1 = outlier). An image that cannot be decoded takes no part: its label is -1, its
 problem says why, and the summary counts it.
 """
 
 from platform.engine.config.program import run_program
 
-if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
+if __name__ == "__main__":  # before the imports below: --help and a misspelled key are answered at once
     run_program("cluster")
 
 import time
@@ -43,7 +43,7 @@ LABELS = "labels.parquet"
 
 
 def main(config: ClusterProgramConfig) -> dict[str, Any]:
-    """Features that are missing, then neighbours and labels; returns the summary."""
+    """Features that are missing, then neighbors and labels; returns the summary."""
     if not config.checkpoint:
         raise UserError("checkpoint is empty: name the run folder or checkpoint file that gives the features, e.g. "
                         "checkpoint=runs/usl")
@@ -54,7 +54,7 @@ def main(config: ClusterProgramConfig) -> dict[str, Any]:
         manifest = read_manifest(root)
         model.require_cameras(root, ())
         say(f"cluster: {config.checkpoint}: {model.report}")
-    run = open_run("cluster", config.output, config, config.storage, volatile=(*VOLATILE, "pool", "neighbours"))
+    run = open_run("cluster", config.output, config, config.storage, volatile=(*VOLATILE, "pool", "neighbors"))
     if run.summary:
         say(f"cluster: {run.location.uri} is complete already")
         return run.summary
@@ -74,7 +74,7 @@ def main(config: ClusterProgramConfig) -> dict[str, Any]:
     say(f"cluster: {found.num_clusters:,} clusters, {found.num_outliers:,} outliers of {int(good.sum()):,} images in "
         f"{time.perf_counter() - started:,.0f} s{recall}")
     summary = {"images": manifest.num_rows, "clusters": found.num_clusters, "outliers": found.num_outliers,
-               "search_recall": found.recall, "actors": config.neighbours.actors, "seconds": found.seconds}
+               "search_recall": found.recall, "actors": config.neighbors.actors, "seconds": found.seconds}
     pids = known["pid"].to_numpy()[good]
     if pids.min() >= 0:  # labels are known: judge the clusters by them
         from sklearn.metrics import adjusted_rand_score
@@ -113,10 +113,10 @@ def extract(config: ClusterProgramConfig, run: Run, root: Location, manifest: Ma
 
 
 def label(config: ClusterProgramConfig, parts: list[ParquetPart]) -> PseudoLabels:
-    """Neighbours, distances and clusters, by this process or shared out."""
+    """Neighbors, distances and clusters, by this process or shared out."""
     try:
-        if config.neighbours.actors:
-            return sharded_labels(parts, config.cluster, config.neighbours)
+        if config.neighbors.actors:
+            return sharded_labels(parts, config.cluster, config.neighbors)
         return pseudo_labels(read_all(parts), config.cluster)
     except ValueError as error:  # features that have collapsed, more clusters than images
         raise UserError(f"{config.data} cannot be clustered: {error}") from None

@@ -1,4 +1,4 @@
-"""Retrieval metrics of models on labelled test sets: mAP, Rank-1/5/10, mINP; re-ranking, query expansion, ROC, camera pairs.
+"""Retrieval metrics of models on labeled test sets: mAP, Rank-1/5/10, mINP; re-ranking, query expansion, ROC, camera pairs.
 
   python -m platform.evaluate models=[runs/usl] test_sets=[runs/demo/data/target]
   python -m platform.evaluate models=[runs/a,runs/b] test_sets=[runs/market,runs/msmt] evaluate.reranking=true output=runs/table
@@ -11,7 +11,7 @@ gallery. Images go from the shards through a pool of actors by Ray Data; only la
 
 from platform.engine.config.program import run_program
 
-if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
+if __name__ == "__main__":  # before the imports below: --help and a misspelled key are answered at once
     run_program("evaluate")
 
 from collections import Counter

@@ -8,13 +8,13 @@ is given by load.* (load.heads=12) and stays in what is written. Each format get
 folder of its own below output, with a README.md that says what the model is and how to use it:
   safetensors  model.safetensors, which `reidssl.models.weights.load_vit` and `load_reid` rebuild
   timm         model.safetensors and config.json for timm.create_model("local-dir:...") (projection stem only)
-  onnx         model.onnx, any batch size, pixels in, normalised feature out; checked in onnxruntime (needs the onnx extra)
+  onnx         model.onnx, any batch size, pixels in, normalized feature out; checked in onnxruntime (needs the onnx extra)
   released     torch files that the published code reads; config.json beside them says what those layouts cannot
 """
 
 from platform.engine.config.program import run_program
 
-if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
+if __name__ == "__main__":  # before the imports below: --help and a misspelled key are answered at once
     run_program("export")
 
 import json
@@ -89,7 +89,7 @@ def as_released(model: LoadedModel) -> dict[str, bytes]:
     if model.reid:
         layouts.append("reid" if model.reid.num_classes else "cluster_contrast")
     files = {f"{name}.pth": torch_bytes(released_checkpoint(whole.state_dict(), name)) for name in layouts}
-    # These layouts have no place for heads, normalisation and cameras; our programs read them from here.
+    # These layouts have no place for heads, normalization and cameras; our programs read them from here.
     load = {"mean": model.mean, "std": model.std, "neck": model.neck if model.reid else "",
             "cameras": [-1 if camera is None else camera for camera in model.cameras or ()]}
     return files | {"config.json": json.dumps(describing(model.backbone.config, load), indent=1).encode()}
@@ -104,7 +104,7 @@ def facts(uri: str, storage: StorageConfig, model: LoadedModel) -> dict[str, Any
                  f"{config.patch_size}{stride}, stem {config.stem}",
         "image size (height x width)": "{} x {}".format(*config.image_size),
         "mean, std": f"{model.mean}, {model.std}",
-        "feature": f"{model.neck} the neck, L2-normalised" if model.reid else "class token after the last norm, L2-normalised",
+        "feature": f"{model.neck} the neck, L2-normalized" if model.reid else "class token after the last norm, L2-normalized",
         "weights": weights_hash(model.reid or model.backbone)[:12],
     }
     if model.about.as_dict()["assumed"]:
@@ -133,7 +133,7 @@ USAGE = {
     "safetensors": """from reidssl.models.weights import load_vit   # load_reid for the neck and classifier
 
 vit = load_vit("model.safetensors")
-features = vit(images)   # float (B, 3, height, width), normalised with the mean and std above""",
+features = vit(images)   # float (B, 3, height, width), normalized with the mean and std above""",
     "timm": """import timm
 
 model = timm.create_model("local-dir:<this folder>", pretrained=True).eval()
@@ -175,5 +175,5 @@ Files: {', '.join(files)}. Images are resized to the size above (bicubic), witho
 ```
 
 The weights carry the terms of the data that they were trained on: LUPerson, Market-1501 and MSMT17 allow research only.
-Recognising people touches their rights; whoever uses this model answers for a lawful purpose.
+Recognizing people touches their rights; whoever uses this model answers for a lawful purpose.
 """

@@ -14,7 +14,7 @@ number of them. Results: model.safetensors, metrics.jsonl, rankings.json, summar
 
 from platform.engine.config.program import run_program
 
-if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
+if __name__ == "__main__":  # before the imports below: --help and a misspelled key are answered at once
     run_program("finetune")
 
 import json
@@ -78,14 +78,14 @@ def check_inputs(config: FinetuneConfig) -> None:
     require_splits(target, ["train"])
     require_judgeable(target)
     if config.setting != "usl":
-        labelled = open_storage(config.source, config.storage) if config.setting == "uda" else target
-        require_splits(labelled, ["train"])
-        check_identities(labelled.uri, read_rows(labelled, ["pid"], split="train")["pid"].to_numpy(), config.supervised.batch)
+        labeled = open_storage(config.source, config.storage) if config.setting == "uda" else target
+        require_splits(labeled, ["train"])
+        check_identities(labeled.uri, read_rows(labeled, ["pid"], split="train")["pid"].to_numpy(), config.supervised.batch)
     init = load_init(config)
     plan = plan_cameras(config, init)
     if init:
         about = init.about.without("mean", "std", "neck")
-        say(f"finetune: {config.init}: {replace(init.report, about=about)}; images are normalised by augment.mean "
+        say(f"finetune: {config.init}: {replace(init.report, about=about)}; images are normalized by augment.mean "
             f"{list(config.augment.mean)} and augment.std {list(config.augment.std)}")
     if plan:
         say(f"finetune: {plan}")

@@ -22,7 +22,7 @@ arguments on an unchanged source give equal shards, whatever the number of machi
 
 from platform.engine.config.program import run_program
 
-if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
+if __name__ == "__main__":  # before the imports below: --help and a misspelled key are answered at once
     run_program("ingest")
 
 import fnmatch
@@ -138,7 +138,7 @@ def remarks(num_rows: int, rejected: Sequence[tuple[str, str]], labels: Mapping[
     if 0 < known < num_rows:
         lines.append(f"note: {num_rows - known:,} of {num_rows:,} images have no identity (pid -1), while the others have one")
     if no_camera:
-        lines.append(f"note: {no_camera:,} of {known:,} labelled images have no camera (camid -1): an mAP of them counts matches "
+        lines.append(f"note: {no_camera:,} of {known:,} labeled images have no camera (camid -1): an mAP of them counts matches "
                      "within one camera, which published figures leave out. source.pattern (folder) or source.tar.camid_field "
                      "says where cameras are")
     notes = Counter({note: count for note, count in labels.items() if note not in ("identity", "no camera")})

@@ -20,7 +20,7 @@ running, complete or failed. The same command again continues where it was inter
 
 from platform.engine.config.program import run_program
 
-if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
+if __name__ == "__main__":  # before the imports below: --help and a misspelled key are answered at once
     run_program("pipeline")
 
 from collections.abc import Callable
@@ -156,7 +156,7 @@ def cluster(config: PipelineConfig, root: Location) -> None:
     how = config.finetune.unsupervised
     run_cluster(ClusterProgramConfig(
         checkpoint=(root / "pretrain" / "full").uri, data=(root / "data" / "pretrain").uri, output=(root / "clusters").uri,
-        cluster=how.cluster, neighbours=how.neighbours, pool=config.pool, storage=config.storage, runtime=config.runtime))
+        cluster=how.cluster, neighbors=how.neighbors, pool=config.pool, storage=config.storage, runtime=config.runtime))
 
 
 def score(config: PipelineConfig, root: Location) -> None:

@@ -12,7 +12,7 @@ Results in the output folder: backbone.safetensors (the EMA teacher), metrics.js
 
 from platform.engine.config.program import run_program
 
-if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
+if __name__ == "__main__":  # before the imports below: --help and a misspelled key are answered at once
     run_program("pretrain")
 
 from collections.abc import Callable, Iterator, Sequence

@@ -10,7 +10,7 @@ single run: it has the sections that exist and says what is missing.
 
 from platform.engine.config.program import run_program
 
-if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
+if __name__ == "__main__":  # before the imports below: --help and a misspelled key are answered at once
     run_program("report")
 
 import time

@@ -6,7 +6,7 @@ source: a pre-training run (or .safetensors), the source proxy. target: the same
 What their files do not say is given by load.* (source) and load_target.*. High = little forgotten = close to the target domain
 (TransReID-SSL, 3.3). The measures:
   cosine          of the two proxies' features of the image, in [-1, 1]
-  neighbourhood   share of the image's k nearest images that the two proxies agree on, in [0, 1]; measure=neighbourhood. The
+  neighborhood   share of the image's k nearest images that the two proxies agree on, in [0, 1]; measure=neighborhood. The
                   features go to Parquet below output and are searched by actors that share them (search=ivf for millions)
 Scores are written shard by shard as Parquet (key, score, problem); an interrupted run continues with the shards that are
 missing. An image that cannot be decoded has no score (null) but its problem, is counted in the summary and is never selected.
@@ -14,7 +14,7 @@ missing. An image that cannot be decoded has no score (null) but its problem, is
 
 from platform.engine.config.program import run_program
 
-if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
+if __name__ == "__main__":  # before the imports below: --help and a misspelled key are answered at once
     run_program("score")
 
 from functools import partial
@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from platform.engine.clustering.sharded_neighbours import sharded_neighbours
+from platform.engine.clustering.sharded_neighbors import sharded_neighbors
 from platform.engine.data.parts import PARTS, PROBLEM, as_column, problems_in, write_parts, write_table
 from platform.engine.data.set_aside import SetAside
 from platform.engine.data.shards import Manifest, read_manifest, read_rows
@@ -40,7 +40,7 @@ from platform.engine.runtime.terminal import say
 from platform.engine.schemas.score_settings import ScoreConfig
 from platform.engine.storage.location import Location, StorageConfig, open_storage
 from reidssl.models.given import LoadConfig
-from reidssl.selection.cfs import auc, cfs_scores, neighbourhood_overlap
+from reidssl.selection.cfs import auc, cfs_scores, neighborhood_overlap
 
 FEATURES = "features"
 
@@ -73,13 +73,13 @@ def main(config: ScoreConfig) -> dict[str, Any]:
     if not (open_storage(config.output, config.storage) / SUMMARY).exists():  # a wrong path must not become its configuration
         manifest = read_manifest(root)
         proxies = load_proxies(config, root)
-    run = open_run("score", config.output, config, config.storage, volatile=(*VOLATILE, "pool", "neighbours"))
+    run = open_run("score", config.output, config, config.storage, volatile=(*VOLATILE, "pool", "neighbors"))
     if run.summary:
         say(f"score: {run.location.uri} is complete already")
         return run.summary
     run.pin({"data_checksum": manifest.checksum} | {f"{name}_weights": proxy.weights for name, proxy in proxies.items()})
     # A measure that compares images needs the features of all of them first.
-    done_in = [run.location / PARTS] + [run.location.joinpath(FEATURES, "target")] * (config.measure == "neighbourhood")
+    done_in = [run.location / PARTS] + [run.location.joinpath(FEATURES, "target")] * (config.measure == "neighborhood")
     pending = [entry for entry in manifest.files if not any((folder / entry.name).exists() for folder in done_in)]
     done = manifest.num_rows - sum(entry.rows for entry in pending)
     say(f"score: {manifest.num_rows:,} images in {len(manifest.files)} shards, {done:,} scored before")
@@ -92,14 +92,14 @@ def main(config: ScoreConfig) -> dict[str, Any]:
             batches = stream_through_actors(root, pending, Scorer, arguments, proxies["source"].image_size, config.pool)
             batches = set_aside_of(config, root, manifest).watch(batches)
             write_parts(pending, batches, partial(publish, run.location), done, manifest.num_rows)
-        if config.measure == "neighbourhood":
-            compare_neighbourhoods(config, run.location, root, manifest)
+        if config.measure == "neighborhood":
+            compare_neighborhoods(config, run.location, root, manifest)
     except Exception as error:
         raise user_error_of(error) or error from None
     set_aside = set_aside_of(config, root, manifest)
     for entry in manifest.files:  # those of earlier starts too
         set_aside.add(problems_in(run.location / PARTS / entry.name))
-    run.finish(summarise(run.location, root, manifest) | set_aside.summary() | measure_of(config) | {
+    run.finish(summarize(run.location, root, manifest) | set_aside.summary() | measure_of(config) | {
         "source": config.source, "target": config.target, "data": config.data, "data_checksum": manifest.checksum,
         "proxies": {name: {"weights": proxy.weights, "image_size": list(proxy.image_size), "checkpoint": proxy.about.as_dict(),
                            **proxy.origin} for name, proxy in proxies.items()}})
@@ -127,7 +127,7 @@ def load_proxies(config: ScoreConfig, root: Location) -> dict[str, LoadedModel]:
 
 def measure_of(config: ScoreConfig) -> dict[str, Any]:
     """The measure with the settings that it uses."""
-    used = {"k": config.k, "search": config.search} if config.measure == "neighbourhood" else {}
+    used = {"k": config.k, "search": config.search} if config.measure == "neighborhood" else {}
     return {"measure": config.measure, **used}
 
 
@@ -145,16 +145,16 @@ def publish(output: Location, name: str, columns: dict[str, np.ndarray]) -> None
                                                                          PROBLEM: columns["problem"].tolist()}))
 
 
-def compare_neighbourhoods(config: ScoreConfig, output: Location, root: Location, manifest: Manifest) -> None:
+def compare_neighborhoods(config: ScoreConfig, output: Location, root: Location, manifest: Manifest) -> None:
     """Scores from the features of all images; these are deleted afterwards."""
     if all((output / PARTS / entry.name).exists() for entry in manifest.files):
         return
     tables: list[np.ndarray] = []
     for proxy in ("source", "target"):
-        say(f"score: {config.k} neighbours of {manifest.num_rows:,} images by the {proxy} proxy")
+        say(f"score: {config.k} neighbors of {manifest.num_rows:,} images by the {proxy} proxy")
         parts = stored_parts(output.joinpath(FEATURES, proxy, entry.name) for entry in manifest.files)
-        tables.append(sharded_neighbours(parts, config.k + 1, config.neighbours, config.search)[0])
-    scores = neighbourhood_overlap(tables[0], tables[1])
+        tables.append(sharded_neighbors(parts, config.k + 1, config.neighbors, config.search)[0])
+    scores = neighborhood_overlap(tables[0], tables[1])
     keys, start, used = read_rows(root, ["key"])["key"].to_pylist(), 0, 0
     for entry in manifest.files:
         problems = problems_in(output.joinpath(FEATURES, "target", entry.name))
@@ -172,7 +172,7 @@ def write_scores(output: Location, name: str, keys: list[str], scores: np.ndarra
                                                  PROBLEM: problems.tolist()}))
 
 
-def summarise(output: Location, root: Location, manifest: Manifest) -> dict[str, Any]:
+def summarize(output: Location, root: Location, manifest: Manifest) -> dict[str, Any]:
     """Distribution of the scores; with a `planted` column also how well they rank planted images low."""
     column = read_scores(output, manifest)["score"]
     scored = column.is_valid().to_numpy()

@@ -13,7 +13,7 @@ The index (file, row_group, row, key, score) is what `platform.pretrain data.sel
 
 from platform.engine.config.program import run_program
 
-if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
+if __name__ == "__main__":  # before the imports below: --help and a misspelled key are answered at once
     run_program("select")
 
 import hashlib

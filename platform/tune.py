@@ -13,7 +13,7 @@ summary.json is written when all are finished.
 
 from platform.engine.config.program import run_program
 
-if __name__ == "__main__":  # before the imports below: --help and a misspelt key are answered at once
+if __name__ == "__main__":  # before the imports below: --help and a misspelled key are answered at once
     run_program("tune")
 
 import hashlib

@@ -5,7 +5,7 @@ import math
 OPTIMIZERS = ("adamw", "sgd", "lars")
 LARGEST_MARGIN = {"arcface": math.pi, "cosface": 2.0, "circle": 1.0}
 """The margin losses, and what each margin must stay below."""
-MEASURES = ("cosine", "neighbourhood")
+MEASURES = ("cosine", "neighborhood")
 """Of the Catastrophic Forgetting Score (reidssl/selection/cfs.py)."""
 PRECISIONS = ("auto", "fp32", "bf16")
 COMPILE_CHOICES = ("auto", "on", "off")

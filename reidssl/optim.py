@@ -1,4 +1,4 @@
-"""Parameter groups, optimisers and gradient clipping, as the released recipes have them."""
+"""Parameter groups, optimizers and gradient clipping, as the released recipes have them."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ NamedParameters = Iterable[tuple[str, torch.nn.Parameter]]
 
 def build_optimizer(name: str, groups: list[dict[str, Any]], lr: float, momentum: float = 0.9,
                     beta2: float = 0.999) -> torch.optim.Optimizer:
-    """The optimiser of that name over parameter groups, as `parameter_groups` and `sgd_groups` give them.
+    """The optimizer of that name over parameter groups, as `parameter_groups` and `sgd_groups` give them.
 
     adamw: decoupled weight decay (arXiv 1711.05101), betas (momentum, beta2), eps 1e-8.
     sgd: v = momentum * v + g + decay * w;  w = w - lr * v.
@@ -35,7 +35,7 @@ def build_optimizer(name: str, groups: list[dict[str, Any]], lr: float, momentum
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum)
     if name == "lars":
-        from timm.optim import Lars  # here: importing all of timm's optimisers takes a while
+        from timm.optim import Lars  # here: importing all of timm's optimizers takes a while
 
         return Lars(groups, lr=lr, momentum=momentum)
     raise ValueError(f"name must be one of {', '.join(OPTIMIZERS)}: got {name!r}")
@@ -172,14 +172,14 @@ def can_mask(optimizer: torch.optim.Optimizer) -> bool:
 def masked(optimizer: torch.optim.Optimizer, norm: Tensor) -> Iterator[None]:
     """`optimizer.step()` within the region changes nothing if `norm` is not finite: weights, moments and counts keep their bits.
 
-    The device decides: nothing is read back. It is the way of torch's gradient scaler, which hands a fused optimiser the flag.
+    The device decides: nothing is read back. It is the way of torch's gradient scaler, which hands a fused optimizer the flag.
 
     Args:
         optimizer: one that `can_mask`.
         norm: scalar on the parameters' device, of all gradients.
     """
     if not can_mask(optimizer):
-        raise ValueError(f"only fused optimisers can pass over a step: got {type(optimizer).__name__} without fused=True")
+        raise ValueError(f"only fused optimizers can pass over a step: got {type(optimizer).__name__} without fused=True")
     optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
     optimizer.grad_scale = None  # type: ignore[attr-defined]
     try:

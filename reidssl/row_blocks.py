@@ -19,9 +19,9 @@ Result = TypeVar("Result")
 def kernel(function: Callable[..., Any], finite: bool = False) -> Any:
     """Compile `function` at its first call; the machine code is kept on disk where a folder can be written.
 
-    Sums may be reordered (vectorised), within one call always in the same way; NaN and infinity keep their meaning.
+    Sums may be reordered (vectorized), within one call always in the same way; NaN and infinity keep their meaning.
 
-    finite: the function meets no NaN, so that maxima are vectorised too; infinities keep their meaning.
+    finite: the function meets no NaN, so that maxima are vectorized too; infinities keep their meaning.
     """
     options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract"} | ({"nnan"} if finite else set())}
     try:

@@ -13,7 +13,7 @@ class Cosine:
     With warmup 0 it begins at `base`; past `total` it stays at `final`. Serves learning rate, weight decay
     and the teacher's momentum alike (they may rise or fall).
 
-    `step` is the distance between two calls (samples per optimiser step). With it the schedule is the released one at every step:
+    `step` is the distance between two calls (samples per optimizer step). With it the schedule is the released one at every step:
     the last step of the warm-up is at `base` already and the first of the cosine repeats it, as in
 
         np.concatenate([np.linspace(start, base, W), final + (base - final) * (1 + np.cos(np.pi * np.arange(R) / R)) / 2])

@@ -22,7 +22,7 @@ def tiny_backbone(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_source(tmp_path_factory) -> Location:
-    """A labelled source set for UDA: 10 people in 3 cameras, 64 x 32."""
+    """A labeled source set for UDA: 10 people in 3 cameras, 64 x 32."""
     location = open_storage(str(tmp_path_factory.mktemp("data") / "source"))
     config = SyntheticConfig(image_size=(64, 32), source_identities=10, source_cameras=3, cameras_per_identity=3,
                              images_per_camera=2)
@@ -39,9 +39,9 @@ def finetune_config(target: Location, output, *overrides: str):
 
 
 @pytest.fixture(scope="session")
-def supervised_run(tmp_path_factory, ray_session, tiny_backbone, tiny_labelled) -> tuple[Path, dict]:
+def supervised_run(tmp_path_factory, ray_session, tiny_backbone, tiny_labeled) -> tuple[Path, dict]:
     """A supervised fine-tuning of the tiny backbone, long enough to fit: (its folder, its summary)."""
     from platform.finetune import main
 
     output = tmp_path_factory.mktemp("runs") / "supervised"
-    return output, main(finetune_config(tiny_labelled, output, f"init={tiny_backbone}", *FITTING))
+    return output, main(finetune_config(tiny_labeled, output, f"init={tiny_backbone}", *FITTING))

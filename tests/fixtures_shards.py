@@ -60,7 +60,7 @@ def rejected_of(location: Location) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="session")
 def tiny_shards(tmp_path_factory) -> Location:
-    """90 unlabelled images of 64 x 32 in two shards with ragged row groups: 12 12 12 12 7 and 12 12 11."""
+    """90 unlabeled images of 64 x 32 in two shards with ragged row groups: 12 12 12 12 7 and 12 12 11."""
     location = open_storage(str(tmp_path_factory.mktemp("data") / "tiny"))
     config = SyntheticConfig(image_size=(64, 32), num_pretrain=90, pretrain_identities=30, pretrain_scenes=8)
     write_data_set(location, config, "pretrain", [55, 35], row_group_rows=12)
@@ -68,9 +68,9 @@ def tiny_shards(tmp_path_factory) -> Location:
 
 
 @pytest.fixture(scope="session")
-def tiny_labelled(tmp_path_factory) -> Location:
+def tiny_labeled(tmp_path_factory) -> Location:
     """12 people in 3 cameras, 2 images each: 36 train, 18 query, 18 gallery images of 64 x 32."""
-    location = open_storage(str(tmp_path_factory.mktemp("data") / "labelled"))
+    location = open_storage(str(tmp_path_factory.mktemp("data") / "labeled"))
     config = SyntheticConfig(image_size=(64, 32), target_identities=12, target_cameras=3, cameras_per_identity=3,
                              images_per_camera=2)
     write_data_set(location, config, "target", [40, 32], row_group_rows=16)

@@ -28,7 +28,7 @@ class MultiCropConfig:
     flip: float = 0.5
     """Probability of mirroring a crop left to right."""
     jitter: float = 0.8
-    """Probability of the colour jitter."""
+    """Probability of the color jitter."""
     brightness: float = 0.4
     """Brightness factors are drawn from [1 - this, 1 + this]."""
     contrast: float = 0.4
@@ -37,8 +37,8 @@ class MultiCropConfig:
     """Saturation factors are drawn from [1 - this, 1 + this]."""
     hue: float = 0.1
     """The hue is turned by a share of the circle drawn from [-this, this]; at most 0.5."""
-    greyscale: float = 0.2
-    """Probability of a grey crop."""
+    grayscale: float = 0.2
+    """Probability of a gray crop."""
     blur_global1: float = 1.0
     """Probability of blurring the first global crop."""
     blur_global2: float = 0.1
@@ -47,8 +47,8 @@ class MultiCropConfig:
     """Probability of blurring a local crop."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """Range of the blur's standard deviation in pixels of the crop."""
-    solarise: float = 0.2
-    """Probability of solarising the second global crop."""
+    solarize: float = 0.2
+    """Probability of solarizing the second global crop."""
     mean: list[float] = field(default_factory=lambda: list(IMAGENET_MEAN))
     """Mean of each channel, subtracted at the end."""
     std: list[float] = field(default_factory=lambda: list(IMAGENET_STD))
@@ -59,8 +59,8 @@ class MultiCropConfig:
         at_least(0, num_local=self.num_local)
         increasing("(0, 1]", global_scale=self.global_scale, local_scale=self.local_scale)
         increasing("(0, inf)", aspect=self.aspect, blur_sigma=self.blur_sigma)
-        within("[0, 1]", flip=self.flip, jitter=self.jitter, greyscale=self.greyscale, blur_global1=self.blur_global1,
-               blur_global2=self.blur_global2, blur_local=self.blur_local, solarise=self.solarise)
+        within("[0, 1]", flip=self.flip, jitter=self.jitter, grayscale=self.grayscale, blur_global1=self.blur_global1,
+               blur_global2=self.blur_global2, blur_local=self.blur_local, solarize=self.solarize)
         within("[0, 1]", brightness=self.brightness, contrast=self.contrast, saturation=self.saturation)
         within("[0, 0.5]", hue=self.hue)
         channel_statistics(self.mean, self.std)
@@ -83,7 +83,7 @@ class ReidAugmentConfig:
     erasing_aspect: tuple[float, float] = (0.3, 1 / 0.3)
     """Range of height / width of the rectangle, drawn log-uniformly."""
     erasing_noise: bool = True
-    """Fill the rectangle with standard normal noise (after normalising); otherwise with the mean colour."""
+    """Fill the rectangle with standard normal noise (after normalizing); otherwise with the mean color."""
     mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     """Mean of each channel, subtracted at the end."""
     std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])

@@ -1,10 +1,10 @@
 """The multi-crop's work on an accelerator: every crop of one size at once, in operators whose number nothing drawn changes.
 
-Cropping, resizing and mirroring are two matrix products, and so is the blur; between them come the colour operators. The whole
+Cropping, resizing and mirroring are two matrix products, and so is the blur; between them come the color operators. The whole
 function is compiled where a compiler pays; elsewhere the same operators run one by one.
 
 Legend: B images, V crops of one size for each, H x W source and h x w crop size; N = B * V, crop by crop of one image after
-those of another, so that one product takes all crops of an image at once. `lines` as in `colour.py`.
+those of another, so that one product takes all crops of an image at once. `lines` as in `color.py`.
 """
 
 from typing import Any
@@ -15,24 +15,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reidssl.accelerator import compiled, send
-from reidssl.augment import colour, geometry
+from reidssl.augment import color, geometry
 from reidssl.precision import no_autocast
 
-# Rows of the table of parameters: 4 of the box, then flip, grey, sigma, solarise, and the jitter's steps.
-_BOX, _FLIP, _GREY, _SIGMA, _SOLARISE, _STEPS = slice(0, 4), 4, 5, 6, 7, slice(8, 24)
+# Rows of the table of parameters: 4 of the box, then flip, gray, sigma, solarize, and the jitter's steps.
+_BOX, _FLIP, _GRAY, _SIGMA, _SOLARIZE, _STEPS = slice(0, 4), 4, 5, 6, 7, slice(8, 24)
 
 
 def table_of(draws: Any, num_views: int) -> NDArray[np.float64]:
     """The parameters of V * B crops, as `MultiCrop` draws them view after view, as one float64 (24, N)."""
-    steps = colour.jitter_steps(draws.jittered, draws.orders, draws.factors).reshape(-1, len(draws.orders))
-    single = [draws.flipped[None], draws.grey[None], draws.sigmas[None], draws.solarised[None]]
+    steps = color.jitter_steps(draws.jittered, draws.orders, draws.factors).reshape(-1, len(draws.orders))
+    single = [draws.flipped[None], draws.gray[None], draws.sigmas[None], draws.solarized[None]]
     table = np.concatenate([draws.boxes.T, *single, steps])
     return table.reshape(len(table), num_views, -1).swapaxes(1, 2).reshape(len(table), -1)
 
 
 def make_crops(images: Tensor, groups: list[tuple[tuple[int, int], int, Any]], largest_sigma: float, mean: list[float],
                std: list[float], may_compile: bool = True) -> list[Tensor]:
-    """The crops of `images` uint8 (B, 3, H, W): float32 (V, B, 3, h, w) for each of `groups`, normalised.
+    """The crops of `images` uint8 (B, 3, H, W): float32 (V, B, 3, h, w) for each of `groups`, normalized.
 
     groups: (crop size, V, draws of the V * B crops).
     largest_sigma: of the blur, as configured; 0 where nothing is ever blurred.
@@ -58,11 +58,11 @@ def _crops_of_one_size(source: Tensor, table: Tensor, size: tuple[int, int], num
     lines = torch.bmm(upright.view(images, num_views * rows, height), source.view(images, height, channels * width))
     lines = torch.bmm(lines.view(samples, rows * channels, width), lying.transpose(1, 2))
     lines = lines.view(samples, rows, channels, columns).clamp(0.0, 1.0)
-    lines = colour.jitter(lines, table[_STEPS].unflatten(0, (-1, colour.NUM_COEFFICIENTS)))
-    lines = colour.greyscale(lines, table[_GREY] > 0)
+    lines = color.jitter(lines, table[_STEPS].unflatten(0, (-1, color.NUM_COEFFICIENTS)))
+    lines = color.grayscale(lines, table[_GRAY] > 0)
     if largest_sigma > 0:
-        lines = colour.gaussian_blur(lines, table[_SIGMA], largest_sigma)
-    lines = colour.solarise(lines, table[_SOLARISE] > 0)
+        lines = color.gaussian_blur(lines, table[_SIGMA], largest_sigma)
+    lines = color.solarize(lines, table[_SOLARIZE] > 0)
     # (x - mean) / std, which also brings the channels before the rows and the views before the images.
     by_channel = lines.view(images, num_views, rows, channels, columns).transpose(0, 1).unbind(3)
     return torch.stack([plane * (1 / s) - m / s for plane, m, s in zip(by_channel, mean, std, strict=True)], dim=2)

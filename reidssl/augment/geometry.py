@@ -78,7 +78,7 @@ def resampling_matrices(
     """Matrices (B, target, source) float32 that resample segments [start, start + length) to `target` samples.
 
     The kernel is the antialiased bicubic of Pillow and of torchvision with antialias=True: Keys' cubic with
-    a = -0.5, widened when shrinking, cut at the ends of the segment and renormalised there.
+    a = -0.5, widened when shrinking, cut at the ends of the segment and renormalized there.
 
     `starts`, `lengths`: int64 (B,). `flips`: bool (B,), reverses the output. `gain` multiplies every weight.
     """
@@ -87,12 +87,12 @@ def resampling_matrices(
     positions = torch.arange(target, dtype=torch.float64, device=starts.device).expand(len(starts), target)
     if flips is not None:
         positions = torch.where(flips[:, None], target - 1 - positions, positions)
-    centres = (positions + 0.5) * scales
-    firsts = torch.floor(centres - 2.0 * widening + 0.5)
+    centers = (positions + 0.5) * scales
+    firsts = torch.floor(centers - 2.0 * widening + 0.5)
     # The number of taps may not depend on the batch: rounding would differ by the order of the sum.
     num_taps = math.ceil(4.0 * max(1.0, source / target)) + 1
     taps = torch.arange(num_taps, device=starts.device)
-    offsets = (firsts - centres + 0.5).to(torch.float32)[:, :, None] + taps
+    offsets = (firsts - centers + 0.5).to(torch.float32)[:, :, None] + taps
     weights = _keys_cubic(offsets.div_(widening.to(torch.float32)[:, :, None]))
     columns = firsts.to(torch.int64)[:, :, None] + taps
     inside = (columns >= 0) & (columns < lengths[:, None, None])

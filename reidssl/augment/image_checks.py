@@ -17,7 +17,7 @@ def check_images(images: Tensor, seeds: NDArray[np.uint64] | None = None) -> Non
 
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
         raise ValueError(
-            "images must be uint8 RGB of the shape (B, 3, H, W), as decoded, neither scaled nor normalised: "
+            "images must be uint8 RGB of the shape (B, 3, H, W), as decoded, neither scaled nor normalized: "
             f"got {images.dtype} {tuple(images.shape)}"
         )
     if seeds is None:

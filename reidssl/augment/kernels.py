@@ -1,6 +1,6 @@
 """The multi-crop's work on a CPU, compiled: one image after the other, each crop finished while it is in the cache.
 
-The same operators as `geometry.py` and `colour.py`, which define them and which accelerators run, with the same numbers
+The same operators as `geometry.py` and `color.py`, which define them and which accelerators run, with the same numbers
 up to rounding; tests hold the two together. What is gained is memory traffic (no pass over a whole batch) and work (the
 resampling kernel's few taps, not dense matrices; only the operators that a crop has).
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reidssl.augment.colour import JITTER_ORDERS, LUMA
+from reidssl.augment.color import JITTER_ORDERS, LUMA
 from reidssl.row_blocks import kernel, over_blocks
 
 _ORDERS = np.array(JITTER_ORDERS, dtype=np.int64)  # (24, 4): which operator comes first, second, ...
@@ -38,8 +38,8 @@ def make_crops(images: torch.Tensor, draws: Any, out: torch.Tensor, mean: list[f
 
     arguments = (
         by_view(draws.boxes, np.int64), by_view(draws.flipped, np.bool_), by_view(draws.jittered, np.bool_),
-        by_view(draws.orders, np.int64), by_view(draws.factors, np.float32), by_view(draws.grey, np.bool_),
-        by_view(draws.sigmas, np.float64), by_view(draws.solarised, np.bool_),
+        by_view(draws.orders, np.int64), by_view(draws.factors, np.float32), by_view(draws.gray, np.bool_),
+        by_view(draws.sigmas, np.float64), by_view(draws.solarized, np.bool_),
     )
     gains = np.array([1 / one for one in std], dtype=np.float32)
     offsets = np.array([-m / s for m, s in zip(mean, std, strict=True)], dtype=np.float32)
@@ -63,12 +63,12 @@ def _taps(length, target, flip, firsts, weights):  # type: ignore[no-untyped-def
     num_taps = min((num_taps + 3) // 4 * 4, length)  # the loops that use them take four at a time
     for j in range(target):
         position = target - 1 - j if flip else j
-        centre = (position + 0.5) * scale
-        first = math.floor(centre - 2.0 * widening - 0.5) + 1
+        center = (position + 0.5) * scale
+        first = math.floor(center - 2.0 * widening - 0.5) + 1
         first = min(max(first, 0), length - num_taps)
         total = 0.0
         for t in range(num_taps):
-            distance = abs(first + t + 0.5 - centre) * narrowing
+            distance = abs(first + t + 0.5 - center) * narrowing
             inner = min(distance, 1.0) - 1.0
             outer = min(distance, 2.0) - 2.0
             weight = inner * inner * (2.0 * inner + 1.0) - 0.5 * (outer + 1.0) * outer * outer
@@ -158,13 +158,13 @@ def _brightness(planes, factor):  # type: ignore[no-untyped-def]
 
 @kernel
 def _contrast(planes, factor):  # type: ignore[no-untyped-def]
-    grey = np.float64(0.0)
+    gray = np.float64(0.0)
     for channel in range(3):
         line, total = planes[channel], _ZERO
         for i in range(line.shape[0]):
             total += line[i]
-        grey += (_RED if channel == 0 else (_GREEN if channel == 1 else _BLUE)) * total
-    offset = np.float32((_ONE - factor) * (grey / planes.shape[1]))
+        gray += (_RED if channel == 0 else (_GREEN if channel == 1 else _BLUE)) * total
+    offset = np.float32((_ONE - factor) * (gray / planes.shape[1]))
     for channel in range(3):
         line = planes[channel]
         for i in range(line.shape[0]):
@@ -179,8 +179,8 @@ def _saturation(planes, factor):  # type: ignore[no-untyped-def]
     rest = _ONE - factor
     for i in range(red.shape[0]):
         r, g, b = red[i], green[i], blue[i]
-        grey = (_RED * r + _GREEN * g + _BLUE * b) * rest
-        r, g, b = r * factor + grey, g * factor + grey, b * factor + grey
+        gray = (_RED * r + _GREEN * g + _BLUE * b) * rest
+        r, g, b = r * factor + gray, g * factor + gray, b * factor + gray
         r, g, b = (r if r > _ZERO else _ZERO), (g if g > _ZERO else _ZERO), (b if b > _ZERO else _ZERO)
         red[i] = r if r < _ONE else _ONE
         green[i] = g if g < _ONE else _ONE
@@ -195,7 +195,7 @@ def _trapezoid(value):  # type: ignore[no-untyped-def]
 
 @kernel
 def _hue(planes, turns):  # type: ignore[no-untyped-def]
-    """As `colour.hue`, with the hue in sextants throughout."""
+    """As `color.hue`, with the hue in sextants throughout."""
     red, green, blue = planes[0], planes[1], planes[2]
     one, two, three, four, six = _ONE, np.float32(2.0), np.float32(3.0), np.float32(4.0), np.float32(6.0)
     tiny = np.float32(1e-12)
@@ -217,16 +217,16 @@ def _hue(planes, turns):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _greyscale(planes):  # type: ignore[no-untyped-def]
+def _grayscale(planes):  # type: ignore[no-untyped-def]
     red, green, blue = planes[0], planes[1], planes[2]
     for i in range(red.shape[0]):
-        grey = _RED * red[i] + _GREEN * green[i] + _BLUE * blue[i]
-        red[i], green[i], blue[i] = grey, grey, grey
+        gray = _RED * red[i] + _GREEN * green[i] + _BLUE * blue[i]
+        red[i], green[i], blue[i] = gray, gray, gray
 
 
 @kernel
 def _blur(crop, sigma, half, padded, scratch):  # type: ignore[no-untyped-def]
-    """As `colour.gaussian_blur`, on one crop (3, h, w); `half`, `padded` (one line) and `scratch` (3, h, w) are room."""
+    """As `color.gaussian_blur`, on one crop (3, h, w); `half`, `padded` (one line) and `scratch` (3, h, w) are room."""
     rows, columns = crop.shape[1], crop.shape[2]
     reach = math.floor(4.0 * sigma)
     if reach == 0:
@@ -271,11 +271,11 @@ def _blur(crop, sigma, half, padded, scratch):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _finish(planes, solarised, gains, offsets):  # type: ignore[no-untyped-def]
-    """Solarise if asked to, then (x - mean) / std."""
+def _finish(planes, solarized, gains, offsets):  # type: ignore[no-untyped-def]
+    """Solarize if asked to, then (x - mean) / std."""
     for channel in range(3):
         line, gain, offset = planes[channel], gains[channel], offsets[channel]
-        if solarised:
+        if solarized:
             for i in range(line.shape[0]):
                 value = line[i]
                 other = _ONE - value
@@ -287,7 +287,7 @@ def _finish(planes, solarised, gains, offsets):  # type: ignore[no-untyped-def]
 
 @kernel
 def _crop_images(  # type: ignore[no-untyped-def]
-    images, boxes, flipped, jittered, orders, factors, grey, sigmas, solarised, gains, offsets, order_of, crops, start, stop
+    images, boxes, flipped, jittered, orders, factors, gray, sigmas, solarized, gains, offsets, order_of, crops, start, stop
 ):
     """All crops of images start..stop; arguments by view and image, as `make_crops` lays them out."""
     num_views, rows, columns = crops.shape[0], crops.shape[3], crops.shape[4]
@@ -320,8 +320,8 @@ def _crop_images(  # type: ignore[no-untyped-def]
                         _saturation(planes, factor)
                     else:
                         _hue(planes, factor)
-            if grey[view, image]:
-                _greyscale(planes)
+            if gray[view, image]:
+                _grayscale(planes)
             if sigmas[view, image] > 0:
                 _blur(crop, sigmas[view, image], half, padded, scratch)
-            _finish(planes, solarised[view, image], gains, offsets)
+            _finish(planes, solarized[view, image], gains, offsets)

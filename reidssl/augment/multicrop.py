@@ -1,7 +1,7 @@
 """Multi-crop augmentation of pre-training (DINO, arXiv 2104.14294; TransReID-SSL, arXiv 2111.12084).
 
-Two large ("global") and several small ("local") crops of every image, each with its own flip, colour jitter,
-greyscale, blur and, on the second global crop, solarisation. Whole batches of uint8 images go in; the work is
+Two large ("global") and several small ("local") crops of every image, each with its own flip, color jitter,
+grayscale, blur and, on the second global crop, solarization. Whole batches of uint8 images go in; the work is
 done on the device they are on (by `batched.py`; on a CPU by the loops of `compiled.py`). What happens to an image depends on its
 seed alone, not on its batch.
 
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reidssl.augment import batched, colour, geometry
+from reidssl.augment import batched, color, geometry
 from reidssl.augment import kernels as compiled
 from reidssl.augment.augment_config import MultiCropConfig
 from reidssl.augment.image_checks import check_images
@@ -32,11 +32,11 @@ class Draws:
     boxes: NDArray[np.int64]  # (N, 4) top, left, height, width in the source image
     flipped: NDArray[np.bool_]  # (N,)
     jittered: NDArray[np.bool_]  # (N,)
-    orders: NDArray[np.int64]  # (N,) index into colour.JITTER_ORDERS
-    factors: NDArray[np.float64]  # (N, 4) of colour.JITTER_OPERATORS
-    grey: NDArray[np.bool_]  # (N,)
+    orders: NDArray[np.int64]  # (N,) index into color.JITTER_ORDERS
+    factors: NDArray[np.float64]  # (N, 4) of color.JITTER_OPERATORS
+    gray: NDArray[np.bool_]  # (N,)
     sigmas: NDArray[np.float64]  # (N,) of the blur, 0 for none
-    solarised: NDArray[np.bool_]  # (N,)
+    solarized: NDArray[np.bool_]  # (N,)
 
 
 class MultiCrop:
@@ -52,7 +52,7 @@ class MultiCrop:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, seeds: NDArray[np.uint64]) -> list[Tensor]:
-        """The crops [global 1, global 2, local 1, ...] of `images`, normalised: float32 (B, 3, h, w) each.
+        """The crops [global 1, global 2, local 1, ...] of `images`, normalized: float32 (B, 3, h, w) each.
 
         `images`: uint8 (B, 3, H, W), RGB, of any size, on any device. `seeds`: uint64 (B,) from `sample_seeds`.
         Raises ValueError for other types or shapes.
@@ -81,7 +81,7 @@ class MultiCrop:
         """The parameters of V * B crops, view after view; each view has its own stream of random numbers."""
         config = self.config
         draws = np.concatenate([uniforms(seeds, geometry.CROP_UNIFORMS + 11, stream=view) for view in views])
-        (flip, jitter, order, brightness, contrast, saturation, hue, grey, blur, sigma, solarise) = draws[
+        (flip, jitter, order, brightness, contrast, saturation, hue, gray, blur, sigma, solarize) = draws[
             :, geometry.CROP_UNIFORMS :
         ].T
         view = np.repeat(views, len(seeds))
@@ -103,14 +103,14 @@ class MultiCrop:
             boxes=geometry.random_crop_boxes(draws[:, : geometry.CROP_UNIFORMS], height, width, scale, config.aspect),
             flipped=flip < config.flip,
             jittered=jitter < config.jitter,
-            orders=(order * len(colour.JITTER_ORDERS)).astype(np.int64),
+            orders=(order * len(color.JITTER_ORDERS)).astype(np.int64),
             factors=factors,
-            grey=grey < config.greyscale,
+            gray=gray < config.grayscale,
             sigmas=np.where(blur < blur_probability, sigmas, 0.0),
-            solarised=(solarise < config.solarise) & (view == 1),
+            solarized=(solarize < config.solarize) & (view == 1),
         )
 
 
 def _room(shape: tuple[int, ...]) -> Tensor:
-    """Uninitialised float32 on the CPU. NumPy asks the system for large pages, and taking fresh memory costs a fifth then."""
+    """Uninitialized float32 on the CPU. NumPy asks the system for large pages, and taking fresh memory costs a fifth then."""
     return torch.from_numpy(np.empty(shape, dtype=np.float32))

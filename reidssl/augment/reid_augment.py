@@ -1,7 +1,7 @@
 """Augmentation of re-ID fine-tuning (TransReID-SSL, arXiv 2111.12084): flip, pad and crop, random erasing.
 
     images = ReidAugment(ReidAugmentConfig())(images, sample_seeds(seed, epoch, keys))   # for training
-    images = normalise(images, mean, std)                                                # for evaluation
+    images = normalize(images, mean, std)                                                # for evaluation
 
 Legend: B images, H x W source size, h x w = `image_size`. What happens to an image depends on its seed alone.
 """
@@ -36,7 +36,7 @@ class ReidAugment:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, seeds: NDArray[np.uint64]) -> Tensor:
-        """Augmented and normalised `images`: float32 (B, 3, h, w).
+        """Augmented and normalized `images`: float32 (B, 3, h, w).
 
         `images`: uint8 (B, 3, H, W), RGB, on any device. `seeds`: uint64 (B,) from `sample_seeds`.
         Raises ValueError for other types or shapes.
@@ -49,7 +49,7 @@ class ReidAugment:
         images = shift(images, config.pad, draws[:, 0], draws[:, 1])
         flipped = torch.from_numpy(np.flatnonzero(draws[:, 2] < config.flip)).to(images.device)
         images[flipped] = images[flipped].flip(3)
-        result = normalise(images, config.mean, config.std)
+        result = normalize(images, config.mean, config.std)
         self._erase_(result, draws[:, 3] < config.erasing, draws[:, 4:6], draws[:, 6:])
         return result
 
@@ -116,7 +116,7 @@ def shift(images: Tensor, pad: int, draws_y: NDArray[np.float64], draws_x: NDArr
     return windows[torch.arange(len(images), device=images.device), :, tops, lefts]
 
 
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(image / 255 - mean) / std: uint8 (B, 3, H, W) to float32, contiguous, on the same device."""
     check_images(images)
     channel_statistics(mean, std)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from reidssl.clustering.neighbours import Array
+from reidssl.clustering.neighbors import Array
 
 
 def camera_proxies(labels: Array, camids: Array) -> tuple[Array, Array]:

@@ -16,15 +16,15 @@ class ClusterConfig:
     algorithm: str = "dbscan"
     """dbscan, infomap (both on the Jaccard distance) or kmeans (on the features; needs num_clusters)."""
     k1: int = 30
-    """Neighbours, the image included, whose reciprocity counts."""
+    """Neighbors, the image included, whose reciprocity counts."""
     k2: int = 6
-    """Neighbours, the image included, averaged by query expansion."""
+    """Neighbors, the image included, averaged by query expansion."""
     eps: float = 0.6
-    """Largest Jaccard distance between neighbours in a cluster (0.6 for Market-1501, 0.7 for MSMT17)."""
+    """Largest Jaccard distance between neighbors in a cluster (0.6 for Market-1501, 0.7 for MSMT17)."""
     eps_end: float = 0.0
     """The same in the last epoch, approached in equal steps; 0: eps throughout."""
     min_samples: int = 4
-    """Neighbours, the image included, that make an image the core of a cluster; with infomap the smallest cluster."""
+    """Neighbors, the image included, that make an image the core of a cluster; with infomap the smallest cluster."""
     num_clusters: int = 0
     """Clusters of kmeans."""
     reliability_gap: float = 0.0
@@ -32,7 +32,7 @@ class ClusterConfig:
     reliable_share: float = 0.9
     """Share of the clusters, the most independent ones, that the reliability criterion keeps."""
     search: str = "exact"
-    """Neighbour search: exact, ivf or hnsw (approximate, FAISS; for hundreds of thousands of images)."""
+    """Neighbor search: exact, ivf or hnsw (approximate, FAISS; for hundreds of thousands of images)."""
     search_effort: int = 0
     """ivf: groups visited by an image; hnsw: candidates kept; more finds more. 0: chosen from the number of images."""
 

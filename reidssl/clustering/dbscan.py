@@ -7,7 +7,7 @@ numbered by their first core point, and a border point belongs to the first clus
 import numpy as np
 import scipy.sparse as sp
 
-from reidssl.clustering.neighbours import Array
+from reidssl.clustering.neighbors import Array
 from reidssl.row_blocks import kernel
 
 
@@ -17,8 +17,8 @@ def dbscan(distances: sp.csr_matrix, eps: float, min_samples: int) -> Array:
     Args:
         distances: float CSR (N, N), symmetric; a pair without an entry is further apart than eps. Each point is at
             distance 0 of itself, whether its entry is stored or not.
-        eps: largest distance between neighbours, in [0, 1); compared in the distances' own precision.
-        min_samples: neighbours, itself included, that make a point a core point.
+        eps: largest distance between neighbors, in [0, 1); compared in the distances' own precision.
+        min_samples: neighbors, itself included, that make a point a core point.
 
     Returns:
         int64 (N,): 0..C-1, or -1 for outliers.
@@ -58,7 +58,7 @@ def _expand(pointers, indices, near, min_samples):  # type: ignore[no-untyped-de
                 others += 1
         core[i] = others + 1 >= min_samples
     labels = np.full(num, -1, np.int64)
-    waiting = np.empty(num, np.int64)  # each point is labelled once, so it waits at most once
+    waiting = np.empty(num, np.int64)  # each point is labeled once, so it waits at most once
     cluster = 0
     for seed in range(num):
         if not core[seed] or labels[seed] >= 0:

@@ -1,7 +1,7 @@
 """DBSCAN on Jaccard distances that are not stored: for features so alike that most pairs of images are near each other.
 
 Then the graph is N x N however sparse it is kept. Here a pair's distance is worked out when it is asked for, from the images'
-vectors of weights: first until a point has the neighbours that make it a core point, then from core points to those that
+vectors of weights: first until a point has the neighbors that make it a core point, then from core points to those that
 have no label yet. Memory is that of the vectors and notes of N numbers. Labels are those of `dbscan` on the stored graph.
 """
 
@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 from reidssl.clustering.dbscan import check_dbscan
 from reidssl.clustering.jaccard import by_image
-from reidssl.clustering.neighbours import Array
+from reidssl.clustering.neighbors import Array
 from reidssl.clustering.reciprocal import block_of
 from reidssl.row_blocks import kernel, over_blocks
 
@@ -75,10 +75,10 @@ def _find_core(  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _label(pointers, indices, data, by_pointers, unlabelled, eps, core):  # type: ignore[no-untyped-def]
+def _label(pointers, indices, data, by_pointers, unlabeled, eps, core):  # type: ignore[no-untyped-def]
     """Grow each cluster from its first core point.
 
-    unlabelled: int32, the images that share an image, as `by_indices`; those with a label leave their list for good when it
+    unlabeled: int32, the images that share an image, as `by_indices`; those with a label leave their list for good when it
     is next gone through, so that a point is not met again by every member of its cluster.
     """
     num = len(core)
@@ -100,10 +100,10 @@ def _label(pointers, indices, data, by_pointers, unlabelled, eps, core):  # type
                 image = indices[place]
                 kept = by_pointers[image]
                 for other in range(by_pointers[image], ends[image]):
-                    j = unlabelled[other]
+                    j = unlabeled[other]
                     if labels[j] >= 0:
                         continue
-                    unlabelled[kept] = j
+                    unlabeled[kept] = j
                     kept += 1
                     if asked[j] == i:
                         continue

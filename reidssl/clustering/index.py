@@ -1,11 +1,11 @@
-"""Nearest neighbours in a set of images: exactly, or approximately with FAISS where the set is too large for that.
+"""Nearest neighbors in a set of images: exactly, or approximately with FAISS where the set is too large for that.
 
     exact   every pair is compared, in blocks of matrix products by torch, on a GPU where torch sees one
-    ivf     images are grouped around 4 sqrt(N) centres; a query visits the nearest few groups (`effort` of them)
-    hnsw    a graph is walked from neighbour to neighbour, keeping `effort` candidates; one thread builds it, since
+    ivf     images are grouped around 4 sqrt(N) centers; a query visits the nearest few groups (`effort` of them)
+    hnsw    a graph is walked from neighbor to neighbor, keeping `effort` candidates; one thread builds it, since
             the graph would differ from run to run otherwise
 
-All are deterministic. Equal similarities are ordered by rising index among the neighbours found; which of several equal
+All are deterministic. Equal similarities are ordered by rising index among the neighbors found; which of several equal
 images are found at the end of the list is exact for `exact` and follows the index for the others. On a GPU equal rows may differ
 in the last bit of their similarities. ivf uses a GPU where FAISS sees one (its GPU build); hnsw does not exist there.
 """
@@ -19,20 +19,20 @@ from torch import Tensor
 
 from reidssl.clustering.cluster_config import check_search
 from reidssl.clustering.ivf import GroupedIndex, num_groups
-from reidssl.clustering.neighbours import Array, Neighbours, nearest, nearest_among, unit_rows
+from reidssl.clustering.neighbors import Array, Neighbors, nearest, nearest_among, unit_rows
 
 PART_VISITED = 32
 """By default a query visits one group in so many."""
 
 
-class NeighbourIndex:
+class NeighborIndex:
     """A set of images, made ready to be searched.
 
     Args:
-        images: float (N, D); rows are normalised here.
+        images: float (N, D); rows are normalized here.
         search: one of SEARCHES.
         effort: ivf: groups visited by a query; hnsw: candidates kept; 0: 1/32 of the groups, at least 8; 128 candidates.
-        unit: the rows are of length one already (from `unit_rows`): neither checked nor normalised, which would move last bits.
+        unit: the rows are of length one already (from `unit_rows`): neither checked nor normalized, which would move last bits.
 
     Raises:
         ValueError: features that are not finite (the row is named), or a search that cannot be.
@@ -49,11 +49,11 @@ class NeighbourIndex:
         else:
             self._index = self._build(self.images.cpu().numpy())
 
-    def nearest(self, queries: Tensor | Array, k: int, own: Array | None = None, *, unit: bool = False) -> Neighbours:
+    def nearest(self, queries: Tensor | Array, k: int, own: Array | None = None, *, unit: bool = False) -> Neighbors:
         """The k nearest images of every query.
 
         Args:
-            queries: float (Q, D); rows are normalised here.
+            queries: float (Q, D); rows are normalized here.
             own: int (Q,), the image that is the query itself and comes first, -1 for none; None: none at all.
             unit: the queries are rows of some index's `images`, of length one already.
 
@@ -128,7 +128,7 @@ def _accelerated(rows: Tensor) -> Tensor:
     return rows.to("cuda") if torch.cuda.is_available() else rows
 
 
-def in_order(indices: Array, similarities: Array, own: Array | None = None) -> Neighbours:
+def in_order(indices: Array, similarities: Array, own: Array | None = None) -> Neighbors:
     """Rows of (Q, k) by falling similarity, equal ones by rising index, absent ones (-1) last; `own` (Q,) moved or put first."""
     k = indices.shape[1]
     if own is not None:
@@ -141,22 +141,22 @@ def in_order(indices: Array, similarities: Array, own: Array | None = None) -> N
     return np.take_along_axis(indices, order, axis=1), np.take_along_axis(similarities, order, axis=1)
 
 
-def find_neighbours(features: Tensor | Array, k: int, search: str = "exact", effort: int = 0) -> Neighbours:
-    """The k nearest images of each of N images, itself first; see `NeighbourIndex`."""
+def find_neighbors(features: Tensor | Array, k: int, search: str = "exact", effort: int = 0) -> Neighbors:
+    """The k nearest images of each of N images, itself first; see `NeighborIndex`."""
     if search == "exact":
         found = nearest_among(_accelerated(unit_rows(features)), k)
         return found.indices, found.similarities
-    index = NeighbourIndex(features, search, effort)
+    index = NeighborIndex(features, search, effort)
     return index.nearest(index.images, k, np.arange(len(index.images)), unit=True)
 
 
-def recall(features: Tensor | Array, neighbours: Neighbours, sample: int = 1000, seed: int = 0) -> float:
-    """Share in [0, 1] of the true neighbours that a search found, itself not counted, over a random sample of the images.
+def recall(features: Tensor | Array, neighbors: Neighbors, sample: int = 1000, seed: int = 0) -> float:
+    """Share in [0, 1] of the true neighbors that a search found, itself not counted, over a random sample of the images.
 
     A found image counts if it is as near as the last true one (to 1e-6), so any of several equally near will do.
     """
     unit = unit_rows(features)
-    indices, similarities = neighbours
+    indices, similarities = neighbors
     if indices.shape[1] < 2:
         return 1.0
     chosen = np.sort(np.random.default_rng(seed).choice(len(unit), min(sample, len(unit)), replace=False))

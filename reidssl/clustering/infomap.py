@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from reidssl.clustering.cluster_config import check_infomap
-from reidssl.clustering.neighbours import Array
+from reidssl.clustering.neighbors import Array
 
 
 def infomap(distances: sp.csr_matrix, eps: float, min_samples: int, seed: int = 0) -> Array:

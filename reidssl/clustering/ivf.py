@@ -1,6 +1,6 @@
 """Inverted-file search, group by group: every query of a group at once is a matrix product, one query after the other is not.
 
-FAISS trains the centres. Its own search of the groups was measured several times slower here for large sets of queries.
+FAISS trains the centers. Its own search of the groups was measured several times slower here for large sets of queries.
 """
 
 from functools import partial
@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reidssl.clustering.neighbours import Neighbours, nearest
+from reidssl.clustering.neighbors import Neighbors, nearest
 from reidssl.clustering.top_k import select_visitors
 from reidssl.row_blocks import one_torch_thread_each, over_blocks
 
 IMAGES_PER_GROUP = 39
-"""Fewest images for each of FAISS's k-means centres to be trained without a warning."""
+"""Fewest images for each of FAISS's k-means centers to be trained without a warning."""
 QUERIES, VISITORS = 65536, 4096
 """Queries that one thread works on, and those of them that it compares with a group at a time."""
 
@@ -25,11 +25,11 @@ def num_groups(num_images: int) -> int:
 
 
 class GroupedIndex:
-    """Images around their nearest centres.
+    """Images around their nearest centers.
 
     Args:
         images: float32 (N, D) on the CPU, rows of length one.
-        probes: groups that a query visits, the nearest centres first.
+        probes: groups that a query visits, the nearest centers first.
     """
 
     def __init__(self, images: Tensor, probes: int, seed: int = 1234) -> None:
@@ -41,12 +41,12 @@ class GroupedIndex:
                                 min_points_per_centroid=1)
         training.train(images.numpy())
         self.images, self.probes = images, min(probes, count)
-        self.centres = torch.from_numpy(np.array(training.centroids, np.float32).reshape(count, -1))
-        group = nearest(images, self.centres, 1).indices[:, 0]
+        self.centers = torch.from_numpy(np.array(training.centroids, np.float32).reshape(count, -1))
+        group = nearest(images, self.centers, 1).indices[:, 0]
         self.members = np.argsort(group, kind="stable")  # group by group, rising within
         self.ends = np.searchsorted(group[self.members], np.arange(count), side="right")
 
-    def nearest(self, queries: Tensor, k: int) -> Neighbours:
+    def nearest(self, queries: Tensor, k: int) -> Neighbors:
         """indices int64 (Q, k), -1 where the visited groups hold fewer, and similarities float32; of equal ones in any order."""
         indices = np.full((len(queries), k), -1, np.int64)
         similarities = np.full((len(queries), k), -np.inf, np.float32)
@@ -59,7 +59,7 @@ class GroupedIndex:
     @torch.no_grad()
     def _search(self, queries: Tensor, indices: np.ndarray, similarities: np.ndarray, start: int, stop: int) -> None:
         rows = queries[start:stop]
-        visits = nearest(rows, self.centres, self.probes, num_threads=1).indices.astype(np.int32).reshape(-1)
+        visits = nearest(rows, self.centers, self.probes, num_threads=1).indices.astype(np.int32).reshape(-1)
         order = np.argsort(visits, kind="stable")
         ends = np.searchsorted(visits[order], np.arange(len(self.ends)), side="right")
         visitors = order // self.probes

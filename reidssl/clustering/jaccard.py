@@ -1,14 +1,14 @@
 """k-reciprocal Jaccard distance on sparse rows (Zhong et al., arXiv 1701.08398; Cluster Contrast, 2103.11568).
 
-1. R(i): the neighbours j of i that have i among their neighbours; H(i): the same with half as many neighbours.
+1. R(i): the neighbors j of i that have i among their neighbors; H(i): the same with half as many neighbors.
 2. R(i) grows by every H(j), j in R(i), of which strictly more than 2/3 lies in R(i).
 3. i becomes a sparse vector of weights over R(i): the softmax of minus its squared distances.
-4. Query expansion: the mean vector of the first k2 neighbours.
+4. Query expansion: the mean vector of the first k2 neighbors.
 5. J(i, j) = 1 - m / (2 - m), with m = the sum over images of the smaller of the two vectors' weights.
 
 Steps 1 to 4 are in reciprocal.py. Nothing is N x N: the vectors hold some tens of weights each, and only pairs that share an
 image (J < 1) are visited. Where features have collapsed these are all pairs after all: `most_pairs` stops in time.
-The numbers of neighbours include the image itself, and the half set uses round(k1 / 2) + 1: an accident of the released code
+The numbers of neighbors include the image itself, and the half set uses round(k1 / 2) + 1: an accident of the released code
 (the textbook has k1 + 1) that shifts distances by up to 0.15, kept because the published results have it.
 """
 
@@ -19,12 +19,12 @@ import numpy as np
 import scipy.sparse as sp
 from torch import Tensor
 
-from reidssl.clustering.neighbours import Array, Neighbours, knn, self_first, unit_rows
+from reidssl.clustering.neighbors import Array, Neighbors, knn, self_first, unit_rows
 from reidssl.clustering.reciprocal import block_of, half_of, query_expansion, reciprocal_vectors
 from reidssl.row_blocks import kernel, over_blocks
 
 ROOM = 2**26
-"""Pairs of one block, at 8 bytes; reached by a block of the largest sets where everybody is everybody's neighbour."""
+"""Pairs of one block, at 8 bytes; reached by a block of the largest sets where everybody is everybody's neighbor."""
 
 
 class TooManyPairs(ValueError):
@@ -35,7 +35,7 @@ def sparse_jaccard(
     features: Tensor | Array,
     k1: int = 30,
     k2: int = 6,
-    neighbours: Neighbours | None = None,
+    neighbors: Neighbors | None = None,
     max_distance: float = 1.0,
     block: int | None = None,
     num_threads: int | None = None,
@@ -43,10 +43,10 @@ def sparse_jaccard(
     """Jaccard distances below 1 of all pairs of images that have one.
 
     Args:
-        features: float (N, D); rows are normalised here.
-        k1, k2: neighbours, including the image itself, for the reciprocal sets and for query expansion; 1 <= k2 <= k1.
-            With fewer images than neighbours all of them are used.
-        neighbours: (indices (N, >= min(k1, N)), similarities) of a search made elsewhere (-1: absent); None: exact search.
+        features: float (N, D); rows are normalized here.
+        k1, k2: neighbors, including the image itself, for the reciprocal sets and for query expansion; 1 <= k2 <= k1.
+            With fewer images than neighbors all of them are used.
+        neighbors: (indices (N, >= min(k1, N)), similarities) of a search made elsewhere (-1: absent); None: exact search.
             Only the indices are used. k1 and k2 count the image itself here as well.
         max_distance: pairs further apart are left out; clustering needs only those up to its eps.
         block, num_threads: rows worked on at once by one thread (None: grows with N), and threads (None: torch's number).
@@ -61,7 +61,7 @@ def sparse_jaccard(
     """
     if not 0.0 < max_distance <= 1.0:
         raise ValueError(f"max_distance must be in (0, 1]: got {max_distance}")
-    vectors = jaccard_vectors(features, k1, k2, neighbours, block, num_threads)
+    vectors = jaccard_vectors(features, k1, k2, neighbors, block, num_threads)
     return jaccard_rows(vectors, vectors.shape[0], max_distance, block, num_threads)
 
 
@@ -69,7 +69,7 @@ def jaccard_vectors(
     features: Tensor | Array,
     k1: int = 30,
     k2: int = 6,
-    neighbours: Neighbours | None = None,
+    neighbors: Neighbors | None = None,
     block: int | None = None,
     num_threads: int | None = None,
 ) -> sp.csr_matrix:
@@ -77,9 +77,9 @@ def jaccard_vectors(
     if not 1 <= k2 <= k1:
         raise ValueError(f"k1 and k2 must satisfy 1 <= k2 <= k1: got k1 {k1}, k2 {k2}")
     unit = unit_rows(features)
-    indices = knn(unit, k1)[0] if neighbours is None else np.asarray(neighbours[0])
+    indices = knn(unit, k1)[0] if neighbors is None else np.asarray(neighbors[0])
     if indices.ndim == 2 and indices.shape[1] < min(k1, len(unit)):
-        raise ValueError(f"the neighbour table has {indices.shape[1]} columns, k1 asks for {min(k1, len(unit))}")
+        raise ValueError(f"the neighbor table has {indices.shape[1]} columns, k1 asks for {min(k1, len(unit))}")
     table = self_first(indices, len(unit))[:, :k1]
     vectors = reciprocal_vectors(unit, table, half_of(k1), None, block, num_threads)
     return query_expansion(vectors, table[:, :k2])

@@ -6,14 +6,14 @@ from torch import Tensor
 
 from reidssl.clustering.cluster_config import check_kmeans
 from reidssl.clustering.infomap import renumbered
-from reidssl.clustering.neighbours import Array, unit_rows
+from reidssl.clustering.neighbors import Array, unit_rows
 
 
 def kmeans(features: Tensor | Array, num_clusters: int, iterations: int = 20, seed: int = 0) -> Array:
     """Cluster labels int64 (N,), 0..C-1 in order of the first image; C is smaller than asked for where clusters came out empty.
 
     Args:
-        features: float (N, D); rows are normalised here.
+        features: float (N, D); rows are normalized here.
         num_clusters: at most N.
 
     Raises:

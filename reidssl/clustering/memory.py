@@ -18,7 +18,7 @@ class ClusterMemory(nn.Module):
     nothing: collect the features of the whole step, then update once.
 
     Args:
-        centroids: float (C, D), a mean feature per cluster; normalised here.
+        centroids: float (C, D), a mean feature per cluster; normalized here.
         temperature: of the softmax over clusters.
         momentum: weight of the old vector in an update, in [0, 1].
         hard: update each cluster with its least similar feature only, instead of with every feature in turn.
@@ -54,7 +54,7 @@ class ClusterMemory(nn.Module):
         With groups: of the mean of that over all vectors of the label's group (CAP's loss between cameras, against all others).
 
         Args:
-            features: float (B, D), normalised here.
+            features: float (B, D), normalized here.
             labels: int64 (B,) in [0, C).
 
         Returns:

@@ -1,6 +1,6 @@
-"""What an approximate search missed, found among the neighbours of the neighbours it did find.
+"""What an approximate search missed, found among the neighbors of the neighbors it did find.
 
-A neighbour that lies in a group the search did not visit is nearly always a neighbour of one that was found (Dong, Charikar
+A neighbor that lies in a group the search did not visit is nearly always a neighbor of one that was found (Dong, Charikar
 and Li, "Efficient k-nearest neighbor graph construction for generic similarity measures", WWW 2011). One round looks at up to
 k x k images for each, a small part of what visiting more groups would look at.
 """
@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from reidssl.clustering.index import in_order
-from reidssl.clustering.neighbours import Array, Neighbours, unit_rows
+from reidssl.clustering.neighbors import Array, Neighbors, unit_rows
 from reidssl.clustering.pairs import pair_cosines
 from reidssl.clustering.top_k import insert
 from reidssl.row_blocks import kernel, over_blocks
@@ -17,21 +17,21 @@ from reidssl.row_blocks import kernel, over_blocks
 BLOCK = 2048  # rows that share one note of what was looked at, and whose candidates are listed at a time
 
 
-def refine(features: Tensor | Array, neighbours: Neighbours, num_threads: int | None = None) -> Neighbours:
-    """A table of neighbours, at least as near as the given one's, from one round of looking at neighbours of neighbours.
+def refine(features: Tensor | Array, neighbors: Neighbors, num_threads: int | None = None) -> Neighbors:
+    """A table of neighbors, at least as near as the given one's, from one round of looking at neighbors of neighbors.
 
     Args:
         features: float (N, D).
-        neighbours: indices int64 (N, k), the image itself first, -1 where none was found; similarities float32 (N, k), falling.
+        neighbors: indices int64 (N, k), the image itself first, -1 where none was found; similarities float32 (N, k), falling.
         num_threads: None: as many as torch uses. The result does not depend on it.
 
     Returns:
         Of the same shapes; equal similarities by rising index.
     """
     unit = unit_rows(features).cpu().numpy()
-    indices, similarities = neighbours[0], neighbours[1].astype(np.float32, copy=False)
+    indices, similarities = neighbors[0], neighbors[1].astype(np.float32, copy=False)
     if indices.shape != similarities.shape or len(indices) != len(unit):
-        raise ValueError(f"a table of neighbours must have a row for each of {len(unit)} images: got indices {indices.shape} and "
+        raise ValueError(f"a table of neighbors must have a row for each of {len(unit)} images: got indices {indices.shape} and "
                          f"similarities {similarities.shape}")
     found, near = np.empty_like(indices), np.empty_like(similarities)
 
@@ -45,7 +45,7 @@ def refine(features: Tensor | Array, neighbours: Neighbours, num_threads: int | 
     return found, near
 
 
-def taken(indices: Array, similarities: Array, own: Array, counts: Array, others: Array, cosines: Array) -> Neighbours:
+def taken(indices: Array, similarities: Array, own: Array, counts: Array, others: Array, cosines: Array) -> Neighbors:
     """Some rows of the table, (n, k), with those of their candidates that are nearer.
 
     Args:
@@ -61,7 +61,7 @@ def taken(indices: Array, similarities: Array, own: Array, counts: Array, others
 
 @kernel
 def candidates(indices, start, stop):  # type: ignore[no-untyped-def]
-    """Neighbours of the neighbours of the images start..stop: how many of each, int64 (stop - start,), and who, int32.
+    """Neighbors of the neighbors of the images start..stop: how many of each, int64 (stop - start,), and who, int32.
 
     indices: int (N, k), the image itself first, -1 absent. Each is named once, and none that the table has for that image.
     """

@@ -1,4 +1,4 @@
-"""Pseudo-identities of unlabelled images: neighbours, Jaccard distance, clusters (Cluster Contrast, arXiv 2103.11568)."""
+"""Pseudo-identities of unlabeled images: neighbors, Jaccard distance, clusters (Cluster Contrast, arXiv 2103.11568)."""
 
 import time
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from reidssl.clustering.cluster_config import ClusterConfig
 from reidssl.clustering.dbscan import dbscan
 from reidssl.clustering.dbscan_graphless import dbscan_vectors
-from reidssl.clustering.index import find_neighbours, recall
+from reidssl.clustering.index import find_neighbors, recall
 from reidssl.clustering.infomap import infomap
 from reidssl.clustering.jaccard import TooManyPairs, jaccard_rows, jaccard_vectors
 from reidssl.clustering.kmeans import kmeans
-from reidssl.clustering.neighbours import Array, Neighbours
+from reidssl.clustering.neighbors import Array, Neighbors
 from reidssl.clustering.nn_descent import refine
 from reidssl.clustering.reliability import reliable
 
@@ -37,22 +37,22 @@ class PseudoLabels:
     num_clusters: int
     num_outliers: int
     seconds: dict[str, float]
-    """Wall time of each step: "search" (absent if the neighbours were given), "refine", "recall", "jaccard", "dbscan", ..."""
+    """Wall time of each step: "search" (absent if the neighbors were given), "refine", "recall", "jaccard", "dbscan", ..."""
     recall: float | None = None
-    """Share of the true neighbours that an approximate search found, measured on a sample; None for an exact search."""
+    """Share of the true neighbors that an approximate search found, measured on a sample; None for an exact search."""
 
 
 def pseudo_labels(
     features: Tensor | Array,
     config: ClusterConfig,
-    neighbours: Neighbours | None = None,
+    neighbors: Neighbors | None = None,
     num_threads: int | None = None,
     progress: float = 0.0,
 ) -> PseudoLabels:
     """Group N images by their features, float (N, D).
 
     Args:
-        neighbours: (indices, similarities) of a search made elsewhere, at least min(k1, N) columns; None: searched here.
+        neighbors: (indices, similarities) of a search made elsewhere, at least min(k1, N) columns; None: searched here.
         num_threads: of the Jaccard step; None: as many as torch uses. The search uses torch's threads.
         progress: share of the training behind, for the schedule of eps.
 
@@ -64,15 +64,15 @@ def pseudo_labels(
         labels = kmeans(features, config.num_clusters)
         lap("kmeans")
         return PseudoLabels(labels, int(labels.max()) + 1, 0, lap.seconds)
-    if neighbours is None:
-        neighbours = find_neighbours(features, config.k1, config.search, config.search_effort)
+    if neighbors is None:
+        neighbors = find_neighbors(features, config.k1, config.search, config.search_effort)
         lap("search")
     if config.search != "exact":
-        neighbours = refine(features, neighbours, num_threads)
+        neighbors = refine(features, neighbors, num_threads)
         lap("refine")
-        found = recall(features, neighbours)
+        found = recall(features, neighbors)
         lap("recall")
-    vectors = jaccard_vectors(features, config.k1, config.k2, neighbours, num_threads=num_threads)
+    vectors = jaccard_vectors(features, config.k1, config.k2, neighbors, num_threads=num_threads)
 
     def graph(vectors: sp.csr_matrix, max_distance: float, most_pairs: int) -> sp.csr_matrix:
         return jaccard_rows(vectors, len(features), max_distance, num_threads=num_threads, most_pairs=most_pairs)

@@ -1,6 +1,6 @@
-"""Images as weights over their k-reciprocal neighbours: steps 1 to 4 of the Jaccard distance (see jaccard.py).
+"""Images as weights over their k-reciprocal neighbors: steps 1 to 4 of the Jaccard distance (see jaccard.py).
 
-The sets need the table of neighbours alone, the weights the similarities of an image with the members of its set. The two are
+The sets need the table of neighbors alone, the weights the similarities of an image with the members of its set. The two are
 apart, so that the features may lie elsewhere (platform/engine/clustering/sharded_labels.py).
 """
 
@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from torch import Tensor
 
-from reidssl.clustering.neighbours import Array
+from reidssl.clustering.neighbors import Array
 from reidssl.clustering.pairs import pair_cosines
 from reidssl.row_blocks import kernel, over_blocks
 
@@ -21,7 +21,7 @@ def block_of(num: int, block: int | None) -> int:
 
 
 def half_of(k1: int) -> int:
-    """Neighbours of the half sets: the released code's k1 counts the image itself and this does not (see jaccard.py)."""
+    """Neighbors of the half sets: the released code's k1 counts the image itself and this does not (see jaccard.py)."""
     return round(k1 / 2) + 1
 
 
@@ -33,7 +33,7 @@ def reciprocal_vectors(
     Args:
         unit: float32 (N, D), rows of length one.
         table: int32 (N, k), first column the image itself, -1 absent (`self_first`).
-        half: neighbours of the half sets, at most k are used.
+        half: neighbors of the half sets, at most k are used.
         scales: float32 (N,), factor of each image's squared distances in the softmax; None: 1.
 
     Returns:
@@ -77,7 +77,7 @@ def reciprocal_sets(
 
 
 def query_expansion(vectors: sp.csr_matrix, table: Array) -> sp.csr_matrix:
-    """Step 4: the mean of the vectors of each image's first neighbours, of all images or some: table int32 (n, k2), -1 absent."""
+    """Step 4: the mean of the vectors of each image's first neighbors, of all images or some: table int32 (n, k2), -1 absent."""
     num, columns = table.shape
     if columns == 1 and num == vectors.shape[0]:
         return vectors

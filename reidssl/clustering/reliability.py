@@ -9,7 +9,7 @@ image is kept if it is as compact as any of its cluster. Different here: the thr
 import numpy as np
 
 from reidssl.clustering.infomap import renumbered
-from reidssl.clustering.neighbours import Array
+from reidssl.clustering.neighbors import Array
 
 
 def overlap(labels: Array, others: Array) -> Array:

@@ -1,9 +1,9 @@
 """What an image of any Pillow mode becomes as RGB uint8.
 
 Levels in [0, 255]:
-  1, L, RGB         as they are; grey in all three channels
-  P                 its palette's colours; LA, La, PA, RGBA, RGBa and a transparent colour: composed over `BACKGROUND`
-  16-bit grey       level // 257 (I;16, I;16L, I;16B, I;16N, I); 12-bit grey by its own full scale, level * 255 // 4095; I with
+  1, L, RGB         as they are; gray in all three channels
+  P                 its palette's colors; LA, La, PA, RGBA, RGBa and a transparent color: composed over `BACKGROUND`
+  16-bit gray       level // 257 (I;16, I;16L, I;16B, I;16N, I); 12-bit gray by its own full scale, level * 255 // 4095; I with
                     levels outside [0, 65535] is refused: which of them would be white?
   16-bit RGB        Pillow drops the lower byte itself: level >> 8
   F                 levels up to 1: 1 is white; up to 255 with one of at least 16: 255 is white; anything else is refused
@@ -18,7 +18,7 @@ BACKGROUND = (255, 255, 255)
 CONVERSIONS = {
     "rotated": "turned upright by EXIF", "sixteen_bit": "scaled from 16 bits", "float": "scaled from floating point",
     "composed": "composed over white", "cmyk": "converted from CMYK", "color_space": "converted from YCbCr, HSV or Lab",
-    "palette": "with a palette", "grey": "grey", "first_frame": "the first of several frames",
+    "palette": "with a palette", "gray": "gray", "first_frame": "the first of several frames",
 }
 """What `check_image` says about an image, in words for a summary."""
 _PHOTOMETRIC = 262  # TIFF's PhotometricInterpretation; 0: white is zero
@@ -38,7 +38,7 @@ def to_rgb(image: Image.Image, sample_format: str = "") -> tuple[Image.Image, li
     if ";16" in sample_format or mode.startswith("I"):
         done.append("sixteen_bit")
     if mode in ("1", "L", "LA", "La", "F") or mode.startswith("I"):
-        done.append("grey")
+        done.append("gray")
     if mode in ("P", "PA"):
         done.append("palette")
     if mode == "RGB" and "transparency" not in image.info:
@@ -87,18 +87,18 @@ def _keyed(image: Image.Image, levels: np.ndarray, sample_format: str) -> Image.
 def _from_integers(levels: np.ndarray, white: int, inverted: bool) -> Image.Image:
     low, high = int(levels.min()), int(levels.max())
     if low < 0 or high > white:
-        raise DecodeError(f"grey levels from {low:,} to {high:,}: only levels of {white.bit_length()} bits, 0 to {white:,}, "
+        raise DecodeError(f"gray levels from {low:,} to {high:,}: only levels of {white.bit_length()} bits, 0 to {white:,}, "
                           "have a defined white")
     scaled = (levels.astype(np.int64) * 255 // white).astype(np.uint8)
-    return _grey(255 - scaled if inverted else scaled)
+    return _gray(255 - scaled if inverted else scaled)
 
 
 def _from_floats(levels: np.ndarray) -> Image.Image:
     low, high = float(levels.min()), float(levels.max())
     if not (0 <= low <= high <= 1 or (low >= 0 and 16 <= high <= 255)):
         raise DecodeError(f"floating-point levels from {low:g} to {high:g}: only 0 to 1 and 0 to 255 have a defined white")
-    return _grey(np.rint(levels * (255 if high <= 1 else 1)).astype(np.uint8))
+    return _gray(np.rint(levels * (255 if high <= 1 else 1)).astype(np.uint8))
 
 
-def _grey(levels: np.ndarray) -> Image.Image:
+def _gray(levels: np.ndarray) -> Image.Image:
     return Image.fromarray(levels).convert("RGB")

@@ -61,7 +61,7 @@ def decode_batch(data: Sequence[bytes], image_size: tuple[int, int], max_pixels:
                  threads: int = 1) -> tuple[np.ndarray, list[str]]:
     """Encoded images -> uint8 (B, 3, H, W), and for each the reason why it cannot be decoded ("" = it can).
 
-    An image that cannot be decoded is grey (128) all over.
+    An image that cannot be decoded is gray (128) all over.
     """
     images = np.full((len(data), 3, *image_size), 128, np.uint8)
 

@@ -1,6 +1,6 @@
-"""Plain folders of images: unlabelled at any depth, or one folder per identity.
+"""Plain folders of images: unlabeled at any depth, or one folder per identity.
 
-Labelled: `<identity>/<image>` (all training) or `<split>/<identity>/<image>` with the splits train,
+Labeled: `<identity>/<image>` (all training) or `<split>/<identity>/<image>` with the splits train,
 query and gallery. A camera is read from the image's name where it has a part like `c3` or `cam3` between
 `_`, `-` or `.`. A pattern says where identity, camera and split are in paths of any other kind.
 """
@@ -41,7 +41,7 @@ def check_pattern(pattern: str) -> re.Pattern[str]:
 def index(
     files: Sequence[str],
     read_text: Callable[[str], str] | None = None,
-    labelled: bool = False,
+    labeled: bool = False,
     pattern: str = "",
     splits: Mapping[str, str] | None = None,
     aside: Aside | None = None,
@@ -51,7 +51,7 @@ def index(
     Args:
         files: paths relative to the root.
         read_text: not needed here; all layouts take it.
-        labelled: take identities and cameras from the paths; otherwise both are -1 and the split is train.
+        labeled: take identities and cameras from the paths; otherwise both are -1 and the split is train.
         pattern: regular expression, searched in each path, with named groups: `pid` instead of the folder (images may
             then lie at any depth), `camid` instead of the usual forms in the name, `split` instead of the first folder.
         splits: other names of splits and which of train, query, gallery they are.
@@ -66,7 +66,7 @@ def index(
     images = sorted(path for path in files if is_image(path))
     if not images:
         raise LayoutError(f"no images below this folder. Found {describe(files)}.")
-    if not labelled:
+    if not labeled:
         return [Record(path, -1, -1, "train") for path in images]
     left_out: Aside = {} if aside is None else aside
     compiled = check_pattern(pattern) if pattern else None
@@ -75,7 +75,7 @@ def index(
         try:
             told = _told(path, compiled, splits or {})
         except ValueError as error:
-            left_out[path] = f"not labelled: {error}"
+            left_out[path] = f"not labeled: {error}"
             unfit.append(path)
             continue
         if _NEGATIVE.fullmatch(told.identity):
@@ -106,7 +106,7 @@ def _told(path: str, pattern: re.Pattern[str] | None, splits: Mapping[str, str])
         known = ", ".join([*SPLITS, *splits])
         raise ValueError(
             f"{path!r} is not at <identity>/<image> or <split>/<identity>/<image>, where a split is one of {known}: move it, "
-            "say where identities are with a pattern, or take the folder as unlabelled"
+            "say where identities are with a pattern, or take the folder as unlabeled"
         )
     identity = groups["pid"] if "pid" in groups else parts[-2]
     if not identity:

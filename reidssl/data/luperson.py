@@ -1,4 +1,4 @@
-"""LUPerson (Fu et al., CVPR 2021): unlabelled person crops, as an `images/` tree or LMDB with a list of keys.
+"""LUPerson (Fu et al., CVPR 2021): unlabeled person crops, as an `images/` tree or LMDB with a list of keys.
 
 The count is the paper's: 4,180,243 images. LUPerson is for research only and must not be redistributed.
 """
@@ -20,7 +20,7 @@ def index(
     expect_published: bool = True,
     aside: Aside | None = None,
 ) -> list[Record]:
-    """Every image below `images/`, unlabelled, sorted by path.
+    """Every image below `images/`, unlabeled, sorted by path.
 
     `files` are paths relative to the root, which may be the folder above. `read_text` and `aside` are not needed
     here; all layouts take them. Raises `LayoutError` when there is no image below an `images/` folder.
@@ -35,7 +35,7 @@ def index(
 
 
 def records_of_keys(keys: Iterable[str], expect_published: bool = True) -> list[Record]:
-    """Unlabelled records of the given keys, sorted; a key that is there twice counts once."""
+    """Unlabeled records of the given keys, sorted; a key that is there twice counts once."""
     records = [Record(key, -1, -1, "train") for key in sorted(set(keys))]
     if expect_published:
         warn_unless_published("LUPerson", records, PUBLISHED)

@@ -13,12 +13,12 @@ SPLITS = ("train", "query", "gallery")
 
 
 class Record(NamedTuple):
-    """One image: path relative to the root, identity (-1 unlabelled), camera (-1 unknown) and split."""
+    """One image: path relative to the root, identity (-1 unlabeled), camera (-1 unknown) and split."""
 
     key: str
     pid: int
     camid: int
-    split: str  # one of SPLITS; unlabelled images are "train"
+    split: str  # one of SPLITS; unlabeled images are "train"
 
 
 class LayoutError(ValueError):

@@ -1,4 +1,4 @@
-"""Center loss: pull each feature to the centre of its identity (Wen et al., ECCV 2016)."""
+"""Center loss: pull each feature to the center of its identity (Wen et al., ECCV 2016)."""
 
 from collections.abc import Mapping
 
@@ -9,15 +9,15 @@ from reidssl.losses.loss_checks import check_labels
 
 
 class CenterLoss(nn.Module):
-    """Half the mean squared distance of features to the centres of their identities; the centres follow the features.
+    """Half the mean squared distance of features to the centers of their identities; the centers follow the features.
 
     `centers` float (C, D) is a buffer without gradient that starts at 0. `forward` reads it, `update` moves it, once per
-    optimiser step with all its features, so that it does not depend on micro-batches or workers.
+    optimizer step with all its features, so that it does not depend on micro-batches or workers.
 
     Args:
         num_classes: C, at least 1.
         width: D, at least 1.
-        rate: in [0, 1], how far a centre moves towards its features; 0.5 in the paper.
+        rate: in [0, 1], how far a center moves towards its features; 0.5 in the paper.
     """
 
     centers: Tensor
@@ -35,7 +35,7 @@ class CenterLoss(nn.Module):
         """mean over images of || x - c[label] ||^2 / 2, a scalar float32.
 
         Args:
-            features: float (B, D), not normalised in the paper.
+            features: float (B, D), not normalized in the paper.
             labels: int64 (B,) in [0, C).
         """
         self._check(features, labels)
@@ -62,6 +62,6 @@ class CenterLoss(nn.Module):
         centers = tensors.get("centers")
         if centers is None or centers.shape != self.centers.shape:
             seen = "none" if centers is None else f"shape {tuple(centers.shape)}"
-            raise ValueError(f"expected saved centres of shape {tuple(self.centers.shape)}: got {seen}; resume with the "
+            raise ValueError(f"expected saved centers of shape {tuple(self.centers.shape)}: got {seen}; resume with the "
                              "configuration and data of the run")
         self.centers.copy_(centers)

@@ -14,7 +14,7 @@ def batch_hard(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     and autocast is left: a distance is the difference of large squares.
 
     Args:
-        features: float (B, D), not normalised in the recipe.
+        features: float (B, D), not normalized in the recipe.
         labels: integer (B,); at least two different ones.
 
     Returns:

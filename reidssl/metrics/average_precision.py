@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reidssl.clustering.neighbours import Array
+from reidssl.clustering.neighbors import Array
 from reidssl.clustering.products import products, products_buffer
 from reidssl.metrics.inputs import labels_of, unit_pair
 from reidssl.metrics.rank_counts import count_piece, count_rows, gather_matches, in_rank_order, judge

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from reidssl.choices import GALLERY_BLOCK
-from reidssl.clustering.neighbours import Array
+from reidssl.clustering.neighbors import Array
 from reidssl.metrics.average_precision import judge_pieces, pieces_of
 from reidssl.metrics.inputs import check_fit, labels_of, unit_pair
 

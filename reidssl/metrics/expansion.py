@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reidssl.clustering.neighbours import Array, nearest
+from reidssl.clustering.neighbors import Array, nearest
 from reidssl.metrics.inputs import unit_pair
 
 
@@ -15,7 +15,7 @@ def expand_queries(
     """float32 (Q, D), rows of length one: q + the sum over its k nearest gallery images of cosine^alpha times the image.
 
     Args:
-        query_features, gallery_features: float (Q, D) and (G, D); rows are normalised here.
+        query_features, gallery_features: float (Q, D) and (G, D); rows are normalized here.
         k: gallery images that take part, at least 1 (all of them where there are fewer).
         alpha: 0 weighs all alike; the larger, the less the farther ones count. Negative cosines count nothing.
         block: queries at a time.

@@ -3,7 +3,7 @@
 import numpy as np
 from torch import Tensor
 
-from reidssl.clustering.neighbours import Array, unit_rows
+from reidssl.clustering.neighbors import Array, unit_rows
 
 
 def labels_of(name: str, pids: Array, camids: Array) -> tuple[Array, Array]:

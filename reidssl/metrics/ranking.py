@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from reidssl.choices import GALLERY_BLOCK
-from reidssl.clustering.neighbours import Array, knn, top_scores, unit_rows
+from reidssl.clustering.neighbors import Array, knn, top_scores, unit_rows
 from reidssl.metrics.average_precision import (
     QueryResults,
     ScoreBlocks,
@@ -91,7 +91,7 @@ def rank(
     """Rank the gallery for every query.
 
     Args:
-        query_features, gallery_features: float (Q, D) and (G, D); rows are normalised here. The products run on their
+        query_features, gallery_features: float (Q, D) and (G, D); rows are normalized here. The products run on their
             device.
         query_pids, query_camids, gallery_pids, gallery_camids: integers (Q,) and (G,).
         block: queries at a time; memory, beside the features, is about block x min(G, gallery_block) x 4 bytes (42 MB for
@@ -106,7 +106,7 @@ def rank(
     queries, gallery = unit_pair(query_features, gallery_features)
     pieces = pieces_of(gallery, gallery_block)
     found = judge_pieces(queries, query_pids, query_camids, pieces, gallery_pids, gallery_camids, block, num_threads=num_threads)
-    return summarise(found, query_pids, gallery_pids, max_rank)
+    return summarize(found, query_pids, gallery_pids, max_rank)
 
 
 def leave_one_out(
@@ -115,12 +115,12 @@ def leave_one_out(
 ) -> RankingMetrics:
     """Cross-camera probe: each image in turn is the query and all the others are the gallery.
 
-    Arguments as in `rank`, of one labelled set. Images of identity -1 are neither queries nor gallery.
+    Arguments as in `rank`, of one labeled set. Images of identity -1 are neither queries nor gallery.
     """
     unit = unit_rows(features)
     pieces, own = pieces_of(unit, gallery_block), np.arange(len(unit))
     found = judge_pieces(unit, pids, camids, pieces, pids, camids, block, own, num_threads)
-    return summarise(found, pids, pids, max_rank)
+    return summarize(found, pids, pids, max_rank)
 
 
 def rank_blocks(
@@ -139,10 +139,10 @@ def rank_blocks(
         left_out: int (Q,), a gallery image that is junk for each query whatever its labels; None: none.
     """
     found = judge_queries(blocks, query_pids, query_camids, gallery_pids, gallery_camids, left_out, num_threads)
-    return summarise(found, query_pids, gallery_pids, max_rank)
+    return summarize(found, query_pids, gallery_pids, max_rank)
 
 
-def summarise(found: QueryResults, query_pids: Array, gallery_pids: Array, max_rank: int = 50) -> RankingMetrics:
+def summarize(found: QueryResults, query_pids: Array, gallery_pids: Array, max_rank: int = 50) -> RankingMetrics:
     """The second half of `rank_blocks`: the means over all queries. ValueError if no query has a true match."""
     if max_rank < 10:
         raise ValueError(f"max_rank must be at least 10: got {max_rank}")
@@ -208,7 +208,7 @@ def same_camera_share(features: Tensor | Array, camids: Array, k: int = 1) -> fl
     Args:
         features: float (N, D).
         camids: integers (N,).
-        k: neighbours of each image, at most one less than there are images with a known camera.
+        k: neighbors of each image, at most one less than there are images with a known camera.
     """
     cameras = np.asarray(camids)
     known = np.flatnonzero(cameras != -1)
@@ -217,6 +217,6 @@ def same_camera_share(features: Tensor | Array, camids: Array, k: int = 1) -> fl
     if not 1 <= k < len(known):
         raise ValueError(f"k must be in [1, images with a known camera - 1 = {len(known) - 1}]: got {k}")
     tensor = torch.as_tensor(features)
-    neighbours = knn(tensor[torch.from_numpy(known).to(tensor.device)], k + 1)[0][:, 1:]
+    neighbors = knn(tensor[torch.from_numpy(known).to(tensor.device)], k + 1)[0][:, 1:]
     cameras = cameras[known]
-    return float((cameras[neighbours] == cameras[:, None]).mean())
+    return float((cameras[neighbors] == cameras[:, None]).mean())

@@ -2,7 +2,7 @@
 
 New distance = weight * d + (1 - weight) * J, with d the squared Euclidean distance divided by the largest one of the query's
 row (over queries and gallery), and J the k-reciprocal Jaccard distance in the joint set of queries and gallery. J is 1
-for all pairs that share no neighbour, so only the others are stored. Neighbours are k1 + 1 here, the image included.
+for all pairs that share no neighbor, so only the others are stored. Neighbors are k1 + 1 here, the image included.
 
 Differs from the usual code in precision only: that one keeps weights in float16, which moves mAP by about 2e-5.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from reidssl.clustering.jaccard import jaccard_rows
-from reidssl.clustering.neighbours import Array, nearest_among
+from reidssl.clustering.neighbors import Array, nearest_among
 from reidssl.clustering.products import products, products_buffer
 from reidssl.clustering.reciprocal import query_expansion, reciprocal_vectors
 from reidssl.metrics.inputs import check_fit, labels_of, unit_pair
@@ -71,8 +71,8 @@ def reranked_blocks(
     A block is overwritten by the next one.
 
     Args:
-        query_features, gallery_features: float (Q, D) and (G, D); rows are normalised here.
-        k1, k2: neighbours for the reciprocal sets and for query expansion, 1 <= k2 <= k1.
+        query_features, gallery_features: float (Q, D) and (G, D); rows are normalized here.
+        k1, k2: neighbors for the reciprocal sets and for query expansion, 1 <= k2 <= k1.
         weight: of the original distance (lambda in the paper), in [0, 1].
         block: queries at a time.
 

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from reidssl.choices import GALLERY_BLOCK
-from reidssl.clustering.neighbours import Array
+from reidssl.clustering.neighbors import Array
 from reidssl.metrics.average_precision import product_blocks
 from reidssl.metrics.inputs import check_fit, labels_of, unit_pair
 from reidssl.row_blocks import kernel, over_blocks

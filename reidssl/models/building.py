@@ -30,7 +30,7 @@ def build_empty(checkpoint: Checkpoint, hw_ratio: float | None, given: LoadConfi
         if config.gem_pooling:
             answers["gem_pooling"] = Answer(True, "said")
     else:
-        config, answers = _learnt_config(checkpoint, hw_ratio, given, changes)
+        config, answers = _learned_config(checkpoint, hw_ratio, given, changes)
     is_reid = checkpoint.is_reid and checkpoint.metadata.get("kind", "reid") == "reid"
     answers |= reading_of(given, _said(checkpoint), checkpoint.layout, is_reid)
     answers |= _cameras(checkpoint, config, given)
@@ -49,7 +49,7 @@ def _said(checkpoint: Checkpoint) -> dict[str, Any]:
     return said | ({"neck": checkpoint.metadata["neck"]} if "neck" in checkpoint.metadata else {})
 
 
-def _learnt_config(checkpoint: Checkpoint, hw_ratio: float | None, given: LoadConfig,
+def _learned_config(checkpoint: Checkpoint, hw_ratio: float | None, given: LoadConfig,
                    changes: dict[str, Any]) -> tuple[VitConfig, dict[str, Answer]]:
     """The configuration of a file that carries none, and how each part of it is known."""
     tensors, name = checkpoint.tensors, checkpoint.name

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class StepDropPath(nn.Module):
-    """timm's drop path, drawn for the images of a whole optimiser step, of which a piece takes its rows.
+    """timm's drop path, drawn for the images of a whole optimizer step, of which a piece takes its rows.
 
     With the generator seeded alike before each piece, an image's draw depends on its place in the step alone. A batch that is
     not cut draws what timm's layer draws.

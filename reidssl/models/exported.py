@@ -18,9 +18,9 @@ ONNX_TOLERANCE = 1e-4
 
 
 class Embedder(nn.Module):
-    """Pixels to the retrieval feature, normalisation included: what a service calls.
+    """Pixels to the retrieval feature, normalization included: what a service calls.
 
-    Input: float32 (B, 3, H, W), RGB, 0 to 255, H and W as `image_size`. Output: float32 (B, D), L2-normalised.
+    Input: float32 (B, 3, H, W), RGB, 0 to 255, H and W as `image_size`. Output: float32 (B, D), L2-normalized.
     """
 
     def __init__(self, model: Vit | ReidModel, mean: Sequence[float], std: Sequence[float], neck: str = "before") -> None:
@@ -137,7 +137,7 @@ def timm_state_dict(model: Vit | ReidModel, neck: str = "before") -> dict[str, T
 def timm_config(vit: Vit, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
     """`config.json` beside timm_state_dict's weights: `timm.create_model("local-dir:<folder>", pretrained=True)` reads it.
 
-    timm's data pipeline then resizes and normalises as the model was trained (bicubic, no crop).
+    timm's data pipeline then resizes and normalizes as the model was trained (bicubic, no crop).
     """
     config = vit.config
     return {

@@ -24,13 +24,13 @@ class LoadConfig:
     stride: int = 0
     """Distance between patches that its position embeddings belong to; smaller than the patch where they overlap."""
     mean: list[float] = field(default_factory=list)
-    """Mean of red, green and blue (0 to 1) that its images are normalised with."""
+    """Mean of red, green and blue (0 to 1) that its images are normalized with."""
     std: list[float] = field(default_factory=list)
     """Standard deviation of the same."""
     neck: str = ""
     """Side of the neck whose feature is used: before or after."""
     gem_pooling: bool = False
-    """It was trained with the generalised mean of the patch tokens added to the class token."""
+    """It was trained with the generalized mean of the patch tokens added to the class token."""
     cameras: list[int] = field(default_factory=list)
     """Camera numbers of the data in the order of its camera embeddings; -1 for one of another data set."""
     camera_weight: float = 0.0

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reidssl.models.initialisation import seeded
+from reidssl.models.initialization import seeded
 
 
 class PrototypeLayer(nn.Module):
@@ -22,7 +22,7 @@ class PrototypeLayer(nn.Module):
     def forward(self, features: Tensor, freeze: bool = False) -> Tensor:
         weight: Tensor = self.weight_v
         if freeze:
-            # A gradient of exactly zero, with the parameter still in the graph: sharded optimisers wait for
+            # A gradient of exactly zero, with the parameter still in the graph: sharded optimizers wait for
             # the gradient of every parameter.
             weight = weight.detach() + 0.0 * (weight - weight.detach())
         return F.linear(features, F.normalize(weight, dim=-1))

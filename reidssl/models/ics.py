@@ -17,7 +17,7 @@ class InstanceBatchNorm(nn.Module):
     """IBN: instance norm on the first half of the channels, batch norm on the second (IBN-Net, arXiv
     1807.09441).
 
-    Instance norm removes an image's own appearance statistics (lighting, camera colour); batch norm keeps
+    Instance norm removes an image's own appearance statistics (lighting, camera color); batch norm keeps
     content. Input and output: float (B, C, H, W), C even.
     """
 
@@ -55,7 +55,7 @@ class InstanceBatchNorm(nn.Module):
 
 
 class _BatchHalf(nn.BatchNorm2d):
-    """A BatchNorm2d that also takes statistics of images in place of the maps, and gives back those to normalise with.
+    """A BatchNorm2d that also takes statistics of images in place of the maps, and gives back those to normalize with.
 
     A layer of its own kind and no function, so that whoever watches batch norms by hooks sees it work.
     """

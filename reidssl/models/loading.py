@@ -134,7 +134,7 @@ def load_into(
         raise CheckpointMismatch(source_name, vit.config, missing, unexpected, shapes)
     packed = [name for name, value in prepared.items() if own[name].is_floating_point() and not value.is_floating_point()]
     if packed:
-        raise ValueError(f"{source_name} is quantised: {packed[0]} and {len(packed) - 1} more hold {prepared[packed[0]].dtype}, "
+        raise ValueError(f"{source_name} is quantized: {packed[0]} and {len(packed) - 1} more hold {prepared[packed[0]].dtype}, "
                          "no floating point numbers; take the model that it was made from")
     broken = sorted(name for name, value in prepared.items() if not bool(value.isfinite().all()))
     if broken:

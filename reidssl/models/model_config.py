@@ -32,7 +32,7 @@ class VitConfig:
     drop_path: float = 0.0
     """Stochastic depth rate of the last block, rising linearly from 0 at the first."""
     gem_pooling: bool = False
-    """Add the generalised mean (p 3) of the patch tokens to the class token."""
+    """Add the generalized mean (p 3) of the patch tokens to the class token."""
     num_cameras: int = 0
     """Learn one embedding for each camera and add it to every token; 0 switches it off."""
     camera_weight: float = 3.0

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reidssl.choices import NECKS
-from reidssl.models.initialisation import seeded
+from reidssl.models.initialization import seeded
 from reidssl.models.vit import Vit
 
 
@@ -21,12 +21,12 @@ class ReidOutput(NamedTuple):
     before: Tensor
     """(B, D) the backbone's feature: triplet loss, and supervised retrieval."""
     after: Tensor
-    """(B, D) its batch norm: identity loss, and Cluster Contrast (L2-normalised)."""
+    """(B, D) its batch norm: identity loss, and Cluster Contrast (L2-normalized)."""
     logits: Tensor | None
     """(B, C) identity scores of `after` (cosines with a cosine classifier); None for a model without classes."""
 
     def embedding(self, neck: str = "before") -> Tensor:
-        """The L2-normalised feature (B, D) on the chosen side of the neck, "before" or "after"."""
+        """The L2-normalized feature (B, D) on the chosen side of the neck, "before" or "after"."""
         if neck not in NECKS:
             raise ValueError(f"neck must be one of {', '.join(NECKS)}: got {neck!r}")
         return F.normalize(self.before if neck == "before" else self.after, dim=-1)

@@ -18,7 +18,7 @@ _BEGINNINGS = (
     (b"\x28\xb5\x2f\xfd", " but zstd data: unpack it first"),
     (b"\x93numpy", " but a NumPy array: name the checkpoint itself"),
     (b"\x89hdf", " but an HDF5 file (Keras, TensorFlow): save the weights from PyTorch with torch.save(model.state_dict(), ...)"),
-    (b"gguf", " but a GGUF file (a quantised language model): name a vision transformer's checkpoint"),
+    (b"gguf", " but a GGUF file (a quantized language model): name a vision transformer's checkpoint"),
     (b"\x89png", " but a picture (PNG): name the checkpoint"),
     (b"\xff\xd8\xff", " but a picture (JPEG): name the checkpoint"),
     (b"par1", " but a Parquet file: name the checkpoint"),

@@ -73,7 +73,7 @@ def no_model(content: Any, name: str) -> str:
     """For content without any tensors by name."""
     if isinstance(content, Mapping):
         if {"state", "param_groups"} <= set(content) or any("optimizer" in str(key).lower() for key in content):
-            return (f"{name} is the state of an optimiser, without the weights of the model: name the checkpoint with the model "
+            return (f"{name} is the state of an optimizer, without the weights of the model: name the checkpoint with the model "
                     f"(it holds {keys_of(content)})")
     elif hasattr(content, "shape"):
         return f"{name} is one tensor of shape {tuple(content.shape)}, no state dict: name the checkpoint"

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from reidssl.models.ics import IcsStem
-from reidssl.models.initialisation import seeded
+from reidssl.models.initialization import seeded
 from reidssl.models.model_config import VitConfig
 
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -95,10 +95,10 @@ class Vit(VisionTransformer):
         """Features of images.
 
         Args:
-            images: float (B, 3, H, W), normalised; any H and W that `config.grid` accepts.
+            images: float (B, 3, H, W), normalized; any H and W that `config.grid` accepts.
             camids: int64 (B,) in [0, num_cameras); needed with camera embeddings, ignored without.
             mask: bool (B, N), row by row of the grid: patches whose embedding is replaced by `mask_token` before the
-                position embeddings are added, for masked image modelling.
+                position embeddings are added, for masked image modeling.
             mask_token: float (D,), needed with a mask.
             all_tokens: return what `forward_tokens` does.
 

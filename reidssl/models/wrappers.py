@@ -71,7 +71,7 @@ def find_model(content: Any, name: str, weights: str = "") -> Found:
 
 
 def _flatten(content: Any, prefix: str = "") -> dict[str, Tensor]:
-    """Tensors by their whole names; other values, and what optimisers keep, are left out."""
+    """Tensors by their whole names; other values, and what optimizers keep, are left out."""
     found: dict[str, Tensor] = {}
     if isinstance(content, Mapping):
         for key, value in content.items():

@@ -1,9 +1,9 @@
 """What every self-supervised objective offers to a training loop.
 
-The loop owns the optimiser, the devices and the processes; an objective owns the maths. A step goes
+The loop owns the optimizer, the devices and the processes; an objective owns the maths. A step goes
 
     for each micro-batch:  output = objective(student_call, crops, progress);  backward(output.loss)
-    once:                  optimiser step;  objective.update(mean of output.statistics, all output.rows);
+    once:                  optimizer step;  objective.update(mean of output.statistics, all output.rows);
                            objective.update_teacher(...)
 
 so nothing that an objective remembers depends on how many micro-batches or workers a step is cut into.
@@ -78,7 +78,7 @@ class ObjectiveOutput:
 class MultiCropModel(nn.Module):
     """Backbone and head over crops of several sizes.
 
-    Neighbouring crops of equal size go through the backbone in one batch; the head sees all at once.
+    Neighboring crops of equal size go through the backbone in one batch; the head sees all at once.
     """
 
     def __init__(self, backbone: Vit, head: nn.Module) -> None:
@@ -137,7 +137,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def rests(self, progress: Progress) -> bool:
-        """Whether the parameters of `may_rest` are held at this point: their gradient is zero, and the optimiser must neither
+        """Whether the parameters of `may_rest` are held at this point: their gradient is zero, and the optimizer must neither
         move nor decay them nor count the step for them.
         """
         return False

@@ -18,8 +18,8 @@ UNINFORMATIVE = 0.01
 """Nats that targets tell about the image, below which they count as all alike."""
 ALIKE = 0.02
 """Standard deviation of unit features, in units of that of evenly spread ones (1 / sqrt(D)), below which they count as alike."""
-CENTRE_ALONE = 0.9995
-"""Share of the logits' norm that the centre has when images make almost no difference to them; a fresh model has 0.99."""
+CENTER_ALONE = 0.9995
+"""Share of the logits' norm that the center has when images make almost no difference to them; a fresh model has 0.99."""
 
 
 def signs(terms: Mapping[str, float], name: str, choices: int, width: int) -> dict[str, str]:
@@ -56,8 +56,8 @@ def signs(terms: Mapping[str, float], name: str, choices: int, width: int) -> di
                              f"features have {1 / math.sqrt(width):.2g}. To mend it {advice} optimizer.learning_rate or "
                              "lengthen optimizer.warmup_epochs")
     center, logits = terms.get("center_norm"), terms.get("logit_norm")
-    if center is not None and logits is not None and center > CENTRE_ALONE * logits:
-        found["centre"] = (f"the centre has grown to {center / logits:.2%} of the logits' norm ({center:.3g} of {logits:.3g}): "
+    if center is not None and logits is not None and center > CENTER_ALONE * logits:
+        found["center"] = (f"the center has grown to {center / logits:.2%} of the logits' norm ({center:.3g} of {logits:.3g}): "
                            f"images make almost no difference to the teacher. Lower optimizer.learning_rate, or raise "
                            f"{key}.freeze_last_layer_epochs")
     return found

@@ -63,8 +63,8 @@ class Dino(Objective):
     """The DINO objective. The teacher starts as a copy of the student, without drop path.
 
     `center` (1, K) is subtracted from the teacher's logits so that no prototype dominates. The loss uses the
-    centre of the previous step; `update` moves it once per step. With centering="sinkhorn_knopp" the targets are
-    made from the T * B teacher rows of the micro-batch instead, and the centre is kept as a measure only.
+    center of the previous step; `update` moves it once per step. With centering="sinkhorn_knopp" the targets are
+    made from the T * B teacher rows of the micro-batch instead, and the center is kept as a measure only.
     """
 
     may_rest = ("last_layer.weight_v",)
@@ -98,7 +98,7 @@ class Dino(Objective):
         Returns:
             Terms "loss"; "teacher_entropy" (nats, mean over images; near ln K is collapse) and "target_information"
             (nats that a target tells about its image: the entropy of the mean target less the mean entropy; near 0 is
-            collapse); "center_norm" and "logit_norm" (of the teacher's logits, mean over images; a centre as large as
+            collapse); "center_norm" and "logit_norm" (of the teacher's logits, mean over images; a center as large as
             the logits is collapse); "feature_std" (over images, of the teacher's unit features, mean over D; near 0 is
             collapse); with KoLeo also its unweighted "koleo", the sum over the two global crops. Statistic
             "teacher_mean" (1, K), the mean of the teacher's logits.
@@ -139,14 +139,14 @@ class Dino(Objective):
 
     @torch.no_grad()
     def targets(self, logits: Tensor, center: Tensor, temperature: float) -> Tensor:
-        """The teacher's probabilities (rows, K) out of its logits (rows, K) and a centre (1, K)."""
+        """The teacher's probabilities (rows, K) out of its logits (rows, K) and a center (1, K)."""
         if self.config.centering == "sinkhorn_knopp":
             return sinkhorn_knopp(logits, temperature)
         return ((logits - center) / temperature).softmax(dim=-1)
 
     @torch.no_grad()
     def update(self, statistics: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> None:
-        """Move the centre towards the step's mean teacher logits, {"teacher_mean": (1, K)}."""
+        """Move the center towards the step's mean teacher logits, {"teacher_mean": (1, K)}."""
         self.center.lerp_(statistics["teacher_mean"].to(self.center), 1.0 - self.config.center_momentum)
 
     def export_backbone(self) -> Vit:

@@ -1,9 +1,9 @@
-"""DINO with masked image modelling, as in iBOT (arXiv 2111.07832): the student also guesses the teacher's patches.
+"""DINO with masked image modeling, as in iBOT (arXiv 2111.07832): the student also guesses the teacher's patches.
 
     loss = DINO's loss on the class tokens  +  patch_weight * cross-entropy on the masked patches of the global crops
 
-The student sees the global crops with blocks of patches replaced by a learnt token and must give, at those places, what the
-teacher gives for the same crop unmasked. With the ics stem neighbouring patches share some pixels before they are masked.
+The student sees the global crops with blocks of patches replaced by a learned token and must give, at those places, what the
+teacher gives for the same crop unmasked. With the ics stem neighboring patches share some pixels before they are masked.
 
 Shapes: B images, V crops, T = 2 teacher views (the global crops, which come first), N patches of a global crop, M masked
 patches of the micro-batch (the same number in each), K = out_dim, P = K or patch_out_dim.
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from reidssl.models.heads import DinoHead
-from reidssl.models.initialisation import seeded
+from reidssl.models.initialization import seeded
 from reidssl.models.model_config import VitConfig
 from reidssl.models.vit import Vit
 from reidssl.objectives.base import MultiCropModel, ObjectiveOutput, Progress, StudentCall, StudentOutput
@@ -79,7 +79,7 @@ def patch_loss(logits: Tensor, targets: Tensor, weights: Tensor, temperature: fl
 
 
 class DinoMim(Dino):
-    """DINO on the class tokens and on the masked patches, whose centre is `patch_center` (1, P).
+    """DINO on the class tokens and on the masked patches, whose center is `patch_center` (1, P).
 
     Which patches are masked is a function of (seed, samples seen, place of the micro-batch in its step).
     """
@@ -142,6 +142,6 @@ class DinoMim(Dino):
 
     @torch.no_grad()
     def update(self, statistics: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> None:
-        """Move both centres towards the step's means, {"teacher_mean": (1, K), "patch_mean": (1, P)}."""
+        """Move both centers towards the step's means, {"teacher_mean": (1, K), "patch_mean": (1, P)}."""
         super().update(statistics, rows)
         self.patch_center.lerp_(statistics["patch_mean"].to(self.patch_center), 1.0 - self.config.center_momentum)

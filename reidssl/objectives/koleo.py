@@ -1,4 +1,4 @@
-"""KoLeo regulariser: spread the features of a batch over the sphere (arXiv 1806.03198, as DINOv2 uses it)."""
+"""KoLeo regularizer: spread the features of a batch over the sphere (arXiv 1806.03198, as DINOv2 uses it)."""
 
 import torch
 from torch import Tensor
@@ -10,15 +10,15 @@ EPSILON = 1e-8
 
 
 def koleo_loss(features: Tensor) -> Tensor:
-    """Minus the mean logarithm of each unit feature's distance to its nearest neighbour in the batch.
+    """Minus the mean logarithm of each unit feature's distance to its nearest neighbor in the batch.
 
         loss = - mean_i  log( min_{j != i} || x_i - x_j + 1e-8 || + 1e-8 ),   x = features / || features ||
 
-    Which neighbour is nearest is a choice without gradient, as in DINOv2. Features of different views of an image must
+    Which neighbor is nearest is a choice without gradient, as in DINOv2. Features of different views of an image must
     not share a batch: they are meant to be close.
 
     Args:
-        features: float (B, D), B >= 2; normalised here.
+        features: float (B, D), B >= 2; normalized here.
 
     Returns:
         Scalar float32, at least -ln 2 (opposite features) and at most 18.4 (equal ones).

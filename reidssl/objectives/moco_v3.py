@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reidssl.models.initialisation import seeded
+from reidssl.models.initialization import seeded
 from reidssl.models.model_config import VitConfig
 from reidssl.models.vit import Vit, build_vit
 from reidssl.objectives.base import MultiCropModel, Objective, ObjectiveOutput, Progress, StudentCall

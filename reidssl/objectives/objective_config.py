@@ -34,9 +34,9 @@ class DinoConfig:
     """What keeps one prototype from dominating: center (a running mean is subtracted) or sinkhorn_knopp (each
     micro-batch's targets use all prototypes equally, 3 iterations)."""
     center_momentum: float = 0.9
-    """Weight of the old centre in each step's update."""
+    """Weight of the old center in each step's update."""
     koleo_weight: float = 0.0
-    """Weight of the KoLeo regulariser on the student's features of each global crop; 0.1 in DINOv2, 0 leaves it out."""
+    """Weight of the KoLeo regularizer on the student's features of each global crop; 0.1 in DINOv2, 0 leaves it out."""
     teacher_momentum: float = 0.996
     """Weight of the old teacher at the start; the training loop raises it to 1 on a cosine."""
     freeze_last_layer_epochs: int = 1

@@ -13,7 +13,7 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = ITERATI
         Q = exp(logits / temperature);  repeated: columns of Q to sum N / K, then rows of Q to sum 1
 
     The rows are the whole population: nothing is gathered from other micro-batches or workers, so the result is a
-    function of the micro-batch alone, whoever computes it. DINOv2 normalises over the rows of all GPUs instead; with
+    function of the micro-batch alone, whoever computes it. DINOv2 normalizes over the rows of all GPUs instead; with
     fewer rows than prototypes either is a soft constraint, and a larger micro-batch moves the one towards the other.
 
     Args:

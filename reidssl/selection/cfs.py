@@ -6,7 +6,7 @@ of an image says how much of its representation survived: high = little forgotte
 The paper published the order of the images but no code, and does not fix the measure; `cosine` is the default here:
 
     cosine          score(x) = cos(source feature of x, target feature of x)
-    neighbourhood   score(x) = |A(x) & B(x)| / k, with A and B the k nearest other images in either proxy's space
+    neighborhood   score(x) = |A(x) & B(x)| / k, with A and B the k nearest other images in either proxy's space
 
 The second needs no shared coordinates (features that were merely rotated keep score 1), but looks at all images at once.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reidssl.choices import MEASURES
-from reidssl.clustering.neighbours import Array, knn
+from reidssl.clustering.neighbors import Array, knn
 from reidssl.selection.subset import count_of, select_top
 
 
@@ -31,17 +31,17 @@ def cfs_scores(
     """Scores of B images from the two proxies' features of them (256 x 128, eval mode, before the BNNeck).
 
     Args:
-        source, target: float (B, D), row by row the same images. For "neighbourhood" the widths may differ.
-        measure: "cosine", each image by itself, in [-1, 1]; or "neighbourhood", in [0, 1], among the B images given:
+        source, target: float (B, D), row by row the same images. For "neighborhood" the widths may differ.
+        measure: "cosine", each image by itself, in [-1, 1]; or "neighborhood", in [0, 1], among the B images given:
             pass the whole set, not a batch of it.
-        k: neighbours of "neighbourhood"; with few images, all the others.
-        block: rows compared at a time by "neighbourhood"; memory is block x B.
+        k: neighbors of "neighborhood"; with few images, all the others.
+        block: rows compared at a time by "neighborhood"; memory is block x B.
 
     Returns:
         float32 (B,) on the source's device. "cosine" of a feature with NaN is NaN, which `select_top` refuses by key.
 
     Raises:
-        ValueError: shapes that do not fit, an unknown measure, or (neighbourhood) features that are not finite.
+        ValueError: shapes that do not fit, an unknown measure, or (neighborhood) features that are not finite.
     """
     first, second = torch.as_tensor(source), torch.as_tensor(target)
     if first.ndim != 2 or second.ndim != 2 or len(first) != len(second):
@@ -50,16 +50,16 @@ def cfs_scores(
         if first.shape != second.shape:
             raise ValueError(f"cosine needs features of one width: got {first.shape[1]} and {second.shape[1]}")
         return (F.normalize(first.float(), dim=1) * F.normalize(second.float().to(first.device), dim=1)).sum(dim=1)
-    if measure != "neighbourhood":
+    if measure != "neighborhood":
         raise ValueError(f"measure must be one of {', '.join(MEASURES)}: got '{measure}'")
     if k < 1 or len(first) < 2:
-        raise ValueError(f"neighbourhood needs k of at least 1 and two images: got k {k}, {len(first)} images")
+        raise ValueError(f"neighborhood needs k of at least 1 and two images: got k {k}, {len(first)} images")
     near_source, near_target = (knn(each, k + 1, block)[0] for each in (first, second))
-    return torch.from_numpy(neighbourhood_overlap(near_source, near_target, block)).to(first.device)
+    return torch.from_numpy(neighborhood_overlap(near_source, near_target, block)).to(first.device)
 
 
-def neighbourhood_overlap(near_source: Array, near_target: Array, block: int = 1024) -> Array:
-    """The "neighbourhood" scores from searches made elsewhere.
+def neighborhood_overlap(near_source: Array, near_target: Array, block: int = 1024) -> Array:
+    """The "neighborhood" scores from searches made elsewhere.
 
     Args:
         near_source, near_target: int (B, k + 1), the nearest images of every image by either proxy, itself first; -1 where
@@ -69,7 +69,7 @@ def neighbourhood_overlap(near_source: Array, near_target: Array, block: int = 1
         float32 (B,), the shared ones among the k others, in [0, 1].
     """
     if near_source.shape != near_target.shape or near_source.ndim != 2 or near_source.shape[1] < 2:
-        raise ValueError("both neighbour tables must be (B, k + 1) with k of at least 1, of the same images: got "
+        raise ValueError("both neighbor tables must be (B, k + 1) with k of at least 1, of the same images: got "
                          f"{near_source.shape} and {near_target.shape}")
     shared = [((one[:, :, None] == other[:, None]) & (one[:, :, None] >= 0)).sum(axis=(1, 2))
               for one, other in ((near_source[start : start + block, 1:], near_target[start : start + block, 1:])

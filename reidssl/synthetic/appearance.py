@@ -1,17 +1,17 @@
 """Drawn people: what makes one identity, and what changes between its images.
 
 An `Appearance` is everything that stays the same between two images of one identity: build, head,
-garments with their patterns, bag, hat. A `Pose` is everything that changes. Colours come from one short
-list that all identities share, so a colour histogram helps but does not tell people apart; build, cut
+garments with their patterns, bag, hat. A `Pose` is everything that changes. Colors come from one short
+list that all identities share, so a color histogram helps but does not tell people apart; build, cut
 and pattern do.
 """
 
 import random
 from typing import NamedTuple
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
-GARMENT_COLOURS: tuple[Colour, ...] = (
+GARMENT_COLORS: tuple[Color, ...] = (
     (34, 34, 38),
     (72, 74, 80),
     (150, 152, 156),
@@ -29,14 +29,14 @@ GARMENT_COLOURS: tuple[Colour, ...] = (
 )
 # Dark and neutral clothes are common in streets: many identities share them.
 GARMENT_WEIGHTS = (5, 3, 3, 4, 4, 3, 2, 1.5, 2, 1.5, 1, 1, 1, 1)
-SKIN_COLOURS: tuple[Colour, ...] = (
+SKIN_COLORS: tuple[Color, ...] = (
     (240, 205, 180),
     (222, 180, 148),
     (190, 140, 105),
     (140, 96, 70),
     (92, 62, 48),
 )
-HAIR_COLOURS: tuple[Colour, ...] = (
+HAIR_COLORS: tuple[Color, ...] = (
     (28, 24, 24),
     (60, 42, 32),
     (112, 76, 44),
@@ -61,7 +61,7 @@ PATTERN_WEIGHTS = (4, 2.5, 2, 2, 2, 2, 1.5, 2, 1.5, 1.5, 3)
 
 
 class Appearance(NamedTuple):
-    """One identity. Lengths are in body heights; counts and flags as named; colours are RGB 0..255."""
+    """One identity. Lengths are in body heights; counts and flags as named; colors are RGB 0..255."""
 
     shoulder: float
     waist: float
@@ -70,32 +70,32 @@ class Appearance(NamedTuple):
     hip_height: float
     arm_width: float
     leg_width: float
-    skin: Colour
-    hair: Colour
+    skin: Color
+    hair: Color
     hair_style: str  # bald | short | afro | bob | long | bun
     hat: str  # none | cap | beanie | brim
-    hat_colour: Colour
-    upper: Colour
-    upper_second: Colour
+    hat_color: Color
+    upper: Color
+    upper_second: Color
     pattern: str
     pattern_count: int
     sleeve: float  # 0 none .. 1 to the wrist
-    sleeve_colour: Colour
+    sleeve_color: Color
     hem: float  # where the upper garment ends
     flare: float
     open_jacket: bool
     back_print: bool
     scarf: bool
-    lower: Colour
-    lower_second: Colour
+    lower: Color
+    lower_second: Color
     lower_kind: str  # trousers | shorts | skirt
     lower_end: float
     lower_width: float
     lower_pattern: str  # plain | stripe | checks | cuffs
-    shoes: Colour
+    shoes: Color
     boots: bool
     bag: str  # none | backpack | shoulder | handbag | case
-    bag_colour: Colour
+    bag_color: Color
     bag_side: int
     bag_size: float
 
@@ -115,13 +115,13 @@ def draw_appearance(seed: int) -> Appearance:
     rng = random.Random(seed)
     pick = rng.choices
 
-    def garment() -> Colour:
-        return _vary(pick(GARMENT_COLOURS, GARMENT_WEIGHTS)[0], rng, 14)
+    def garment() -> Color:
+        return _vary(pick(GARMENT_COLORS, GARMENT_WEIGHTS)[0], rng, 14)
 
-    def other_than(colour: Colour) -> Colour:
+    def other_than(color: Color) -> Color:
         while True:
             other = garment()
-            if sum(abs(a - b) for a, b in zip(colour, other, strict=True)) > 130:
+            if sum(abs(a - b) for a, b in zip(color, other, strict=True)) > 130:
                 return other
 
     build = rng.uniform(-1, 1)  # slight .. heavy, shared by the widths so that bodies look like bodies
@@ -139,17 +139,17 @@ def draw_appearance(seed: int) -> Appearance:
         hip_height=rng.uniform(0.47, 0.55),
         arm_width=0.053 + 0.010 * build + rng.uniform(-0.004, 0.006),
         leg_width=0.083 + 0.014 * build + rng.uniform(-0.006, 0.008),
-        skin=_vary(rng.choice(SKIN_COLOURS), rng, 8),
-        hair=_vary(rng.choice(HAIR_COLOURS), rng, 8),
+        skin=_vary(rng.choice(SKIN_COLORS), rng, 8),
+        hair=_vary(rng.choice(HAIR_COLORS), rng, 8),
         hair_style=pick(("bald", "short", "afro", "bob", "long", "bun"), (1, 4, 1, 2, 2.5, 1))[0],
         hat=pick(("none", "cap", "beanie", "brim"), (6, 1.5, 1, 0.8))[0],
-        hat_colour=garment(),
+        hat_color=garment(),
         upper=upper,
         upper_second=second,
         pattern=pattern,
         pattern_count=rng.randint(3, 7),
         sleeve=pick((0.0, 0.45, 0.75, 1.0), (1, 3, 1, 5))[0],
-        sleeve_colour=second if rng.random() < 0.22 else upper,
+        sleeve_color=second if rng.random() < 0.22 else upper,
         hem=rng.uniform(0.62, 0.76) if long_coat else rng.uniform(0.48, 0.57),
         flare=rng.uniform(0.9, 1.3),
         open_jacket=rng.random() < 0.22,
@@ -164,19 +164,19 @@ def draw_appearance(seed: int) -> Appearance:
         shoes=garment(),
         boots=rng.random() < 0.2,
         bag=pick(("none", "backpack", "shoulder", "handbag", "case"), (5, 3, 2, 2, 0.7))[0],
-        bag_colour=garment(),
+        bag_color=garment(),
         bag_side=rng.choice((-1, 1)),
         bag_size=rng.uniform(0.8, 1.3),
     )
 
 
-def _vary(colour: Colour, rng: random.Random, amount: int) -> Colour:
+def _vary(color: Color, rng: random.Random, amount: int) -> Color:
     shift = rng.randint(-amount, amount)
-    r, g, b = (min(max(c + shift + rng.randint(-amount // 2, amount // 2), 0), 255) for c in colour)
+    r, g, b = (min(max(c + shift + rng.randint(-amount // 2, amount // 2), 0), 255) for c in color)
     return r, g, b
 
 
-def shade(colour: Colour, factor: float) -> Colour:
-    """`colour` times `factor`, kept within 0..255."""
-    r, g, b = (min(max(int(c * factor), 0), 255) for c in colour)
+def shade(color: Color, factor: float) -> Color:
+    """`color` times `factor`, kept within 0..255."""
+    r, g, b = (min(max(int(c * factor), 0), 255) for c in color)
     return r, g, b

@@ -1,4 +1,4 @@
-"""The camera that takes a synthetic picture: its colours, its direction and its photometric errors.
+"""The camera that takes a synthetic picture: its colors, its direction and its photometric errors.
 
 A `Camera` is drawn once from its seed and a domain. Domains differ in the ranges their cameras come
 from: wide for `pretrain`, warm and sharp for `source`, dim and cool for `target`.
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
-from reidssl.synthetic.appearance import Colour
+from reidssl.synthetic.appearance import Color
 
 DOMAINS = ("pretrain", "source", "target")
 
@@ -28,7 +28,7 @@ class Camera(NamedTuple):
     noise: float  # standard deviation in levels of 0..255
     resolution: float  # share of the output's resolution that the sensor delivers
     quality: int  # JPEG quality, 0 = none
-    palette: tuple[Colour, ...]
+    palette: tuple[Color, ...]
     yaw: float  # the direction most people walk in here, as the camera sees it
     horizon: float
     light: float  # -1 from the left .. 1 from the right
@@ -53,9 +53,9 @@ def draw_camera(seed: int, domain: str, strength: float = 1.0) -> Camera:
         gains = (span(0.65, 1.25), span(0.8, 1.1), span(0.65, 1.3))
         gamma, brightness, contrast = span(0.75, 1.45), span(0.5, 1.2), span(0.6, 1.2)
         blur, noise, resolution = span(0.0, 1.1), span(2, 11), span(0.5, 1.0)
-    colours = tuple((rng.randint(40, 215), rng.randint(40, 215), rng.randint(40, 215)) for _ in range(2))
-    painted = tuple(_blend(colour, (128, 128, 124), 0.6) for colour in colours)
-    greys = tuple(
+    colors = tuple((rng.randint(40, 215), rng.randint(40, 215), rng.randint(40, 215)) for _ in range(2))
+    painted = tuple(_blend(color, (128, 128, 124), 0.6) for color in colors)
+    grays = tuple(
         (g, g + rng.randint(-8, 8), g + rng.randint(-14, 10)) for g in rng.sample(range(60, 215), 4)
     )
     return Camera(
@@ -67,7 +67,7 @@ def draw_camera(seed: int, domain: str, strength: float = 1.0) -> Camera:
         noise=noise * strength,
         resolution=_scaled(resolution, strength),
         quality=rng.choice((0, 40, 60, 80)),
-        palette=painted + greys,
+        palette=painted + grays,
         yaw=span(0, 2 * math.pi),
         horizon=span(0.35, 0.7),
         light=span(-1, 1),
@@ -78,7 +78,7 @@ def _scaled(factor: float, strength: float) -> float:
     return 1.0 + strength * (factor - 1.0)
 
 
-def _blend(a: Colour, b: Colour, share: float) -> Colour:
+def _blend(a: Color, b: Color, share: float) -> Color:
     r, g, blue = (int(x * (1 - share) + y * share) for x, y in zip(a, b, strict=True))
     return r, g, blue
 

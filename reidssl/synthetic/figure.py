@@ -10,10 +10,10 @@ from reidssl.synthetic.pen import BodyPen, Point, between, symmetric
 
 
 def draw_person(
-    canvas: Image.Image, a: Appearance, pose: Pose, centre: float, top: float, height: float
+    canvas: Image.Image, a: Appearance, pose: Pose, center: float, top: float, height: float
 ) -> None:
-    """Draw one person into an RGB canvas; `centre`, `top` and `height` place the body in canvas pixels."""
-    pen = BodyPen(canvas, pose, centre, top, height)
+    """Draw one person into an RGB canvas; `center`, `top` and `height` place the body in canvas pixels."""
+    pen = BodyPen(canvas, pose, center, top, height)
     front = pen.facing > -0.25
     hands: dict[int, Point] = {}
     if a.bag == "backpack" and front:
@@ -48,7 +48,7 @@ def _arm(pen: BodyPen, a: Appearance, side: int) -> Point:
     elbow = (shoulder[0] + 0.165 * math.sin(angle), 0.195 + 0.165 * math.cos(angle))
     hand = (elbow[0] + 0.155 * math.sin(angle + bend), elbow[1] + 0.155 * math.cos(angle + bend))
     light = 0.96 if side == pen.near else 0.86
-    skin, sleeve, width = shade(a.skin, light), shade(a.sleeve_colour, light), a.arm_width
+    skin, sleeve, width = shade(a.skin, light), shade(a.sleeve_color, light), a.arm_width
     pen.limb(shoulder, elbow, width, width * 0.85, sleeve if a.sleeve >= 0.45 else skin)
     pen.limb(elbow, hand, width * 0.85, width * 0.6, skin)
     if a.sleeve > 0.5:
@@ -117,9 +117,9 @@ def _torso(pen: BodyPen, a: Appearance) -> None:
         half = 0.036 * max(pen.facing, 0.35)
         pen.polygon(symmetric(shift, [(half * 0.7, 0.15), (half * 1.5, a.hem)]), a.lower_second)
     if a.scarf:
-        pen.polygon(symmetric(0, [(0.055 * d, 0.135), (0.07 * d, 0.18)]), a.bag_colour)
+        pen.polygon(symmetric(0, [(0.055 * d, 0.135), (0.07 * d, 0.18)]), a.bag_color)
         if pen.facing > 0:
-            pen.limb((shift, 0.17), (shift + 0.01, 0.30), 0.04, 0.035, a.bag_colour)
+            pen.limb((shift, 0.17), (shift + 0.01, 0.30), 0.04, 0.035, a.bag_color)
 
 
 def _head(pen: BodyPen, a: Appearance) -> None:
@@ -144,11 +144,11 @@ def _head(pen: BodyPen, a: Appearance) -> None:
             pen.ellipse(strand, y + 0.2 * r, r * 0.34, r * 0.95, a.hair)
     if a.hat == "none":
         return
-    pen.polygon(symmetric(x, [(r * 0.7, y - r * 1.15), (r * 0.92, y - 0.25 * r)]), a.hat_colour)
+    pen.polygon(symmetric(x, [(r * 0.7, y - r * 1.15), (r * 0.92, y - 0.25 * r)]), a.hat_color)
     if a.hat == "cap" and pen.facing > -0.4:
-        pen.ellipse(x + r * 0.8 * pen.turn, y - 0.25 * r, r * 0.9, r * 0.2, shade(a.hat_colour, 0.7))
+        pen.ellipse(x + r * 0.8 * pen.turn, y - 0.25 * r, r * 0.9, r * 0.2, shade(a.hat_color, 0.7))
     if a.hat == "brim":
-        pen.ellipse(x, y - 0.3 * r, r * 1.6, r * 0.25, shade(a.hat_colour, 0.8))
+        pen.ellipse(x, y - 0.3 * r, r * 1.6, r * 0.25, shade(a.hat_color, 0.8))
 
 
 def _long_hair(pen: BodyPen, a: Appearance, half: float) -> None:

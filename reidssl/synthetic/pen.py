@@ -8,7 +8,7 @@ import math
 
 from PIL import Image, ImageDraw
 
-from reidssl.synthetic.appearance import Colour, Pose
+from reidssl.synthetic.appearance import Color, Pose
 
 Point = tuple[float, float]
 
@@ -16,14 +16,14 @@ Point = tuple[float, float]
 class BodyPen:
     """Draws shapes given in body coordinates into an RGB canvas.
 
-    `centre` (of the body's axis), `top` (of the head) and `height` (of the body) are in canvas pixels.
+    `center` (of the body's axis), `top` (of the head) and `height` (of the body) are in canvas pixels.
     `facing` is 1 for a body seen from the front and -1 from behind; `turn` is 1 for one that walks to
     the right, -1 to the left.
     """
 
-    def __init__(self, canvas: Image.Image, pose: Pose, centre: float, top: float, height: float):
+    def __init__(self, canvas: Image.Image, pose: Pose, center: float, top: float, height: float):
         self.canvas, self.pose = canvas, pose
-        self.centre, self.top, self.height = centre, top, height
+        self.center, self.top, self.height = center, top, height
         self.facing, self.turn = math.cos(pose.yaw), math.sin(pose.yaw)
         self.frontal = abs(self.facing)
         self.mirror = (
@@ -36,28 +36,28 @@ class BodyPen:
 
     def point(self, x: float, y: float) -> Point:
         """Body coordinates to canvas pixels; a leaning body is sheared about its hips."""
-        return self.centre + (x + self.pose.lean * (0.55 - y)) * self.height, self.top + y * self.height
+        return self.center + (x + self.pose.lean * (0.55 - y)) * self.height, self.top + y * self.height
 
-    def polygon(self, points: list[Point], colour: Colour) -> None:
+    def polygon(self, points: list[Point], color: Color) -> None:
         """A filled polygon."""
-        self._draw.polygon([self.point(x, y) for x, y in points], fill=colour)
+        self._draw.polygon([self.point(x, y) for x, y in points], fill=color)
 
-    def ellipse(self, x: float, y: float, rx: float, ry: float, colour: Colour) -> None:
+    def ellipse(self, x: float, y: float, rx: float, ry: float, color: Color) -> None:
         """A filled ellipse about (x, y) with the half-axes rx and ry."""
         cx, cy = self.point(x, y)
         rx, ry = rx * self.height, ry * self.height
-        self._draw.ellipse((cx - rx, cy - ry, cx + rx, cy + ry), fill=colour)
+        self._draw.ellipse((cx - rx, cy - ry, cx + rx, cy + ry), fill=color)
 
-    def limb(self, start: Point, end: Point, width_start: float, width_end: float, colour: Colour) -> None:
+    def limb(self, start: Point, end: Point, width_start: float, width_end: float, color: Color) -> None:
         """A tapering limb with a round end."""
         (x0, y0), (x1, y1) = start, end
         length = math.hypot(x1 - x0, y1 - y0) or 1e-6
         nx, ny = (y1 - y0) / length / 2, -(x1 - x0) / length / 2
         ax, ay, bx, by = nx * width_start, ny * width_start, nx * width_end, ny * width_end
-        self.polygon([(x0 + ax, y0 + ay), (x1 + bx, y1 + by), (x1 - bx, y1 - by), (x0 - ax, y0 - ay)], colour)
-        self.ellipse(x1, y1, width_end / 2, width_end / 2, colour)
+        self.polygon([(x0 + ax, y0 + ay), (x1 + bx, y1 + by), (x1 - bx, y1 - by), (x0 - ax, y0 - ay)], color)
+        self.ellipse(x1, y1, width_end / 2, width_end / 2, color)
 
-    def cloth(self, outline: list[Point], pattern: str, base: Colour, second: Colour, count: int) -> None:
+    def cloth(self, outline: list[Point], pattern: str, base: Color, second: Color, count: int) -> None:
         """Fill `outline` with a pattern that moves, grows and turns with the body."""
         if pattern == "plain":
             self.polygon(outline, base)
@@ -84,43 +84,43 @@ def between(start: Point, end: Point, share: float) -> Point:
 
 
 def paint_pattern(
-    patch: Image.Image, pattern: str, colour: Colour, count: int, turn: float, mirror: int
+    patch: Image.Image, pattern: str, color: Color, count: int, turn: float, mirror: int
 ) -> None:
-    """Paint `pattern` in `colour` over `patch`: `count` rows, moved by `turn`, flipped by `mirror` -1."""
+    """Paint `pattern` in `color` over `patch`: `count` rows, moved by `turn`, flipped by `mirror` -1."""
     pen, (w, h) = ImageDraw.Draw(patch), patch.size
     shift = turn * w * 0.25
     if pattern in ("horizontal", "checks"):
         step = h / (2 * count)
         for i in range(count):
             y = (2 * i + 1) * step
-            pen.rectangle((0, y, w, max(y + step - 1, y)), fill=colour)
+            pen.rectangle((0, y, w, max(y + step - 1, y)), fill=color)
     if pattern in ("vertical", "checks"):
         step = w / (2 * (count - 1))
         for i in range(-1, count + 1):
             x = 2 * i * step + shift
-            pen.rectangle((x, 0, max(x + step - 1, x), h), fill=colour)
+            pen.rectangle((x, 0, max(x + step - 1, x), h), fill=color)
     elif pattern == "dots":
         step = w / (count - 0.5)
         radius = 0.3 * step
         for row in range(int(h / step) + 1):
             for column in range(-1, count + 1):
                 x, y = (column + 0.5 * (row % 2)) * step + shift % step, (row + 0.6) * step
-                pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+                pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
     elif pattern == "halves":
-        pen.rectangle((0, h * 0.52, w, h), fill=colour)
+        pen.rectangle((0, h * 0.52, w, h), fill=color)
     elif pattern == "sides":
         edge = min(max(w * 0.5 + 1.6 * shift, 0), w)
-        pen.rectangle((edge, 0, w, h) if mirror > 0 else (0, 0, edge, h), fill=colour)
+        pen.rectangle((edge, 0, w, h) if mirror > 0 else (0, 0, edge, h), fill=color)
     elif pattern == "band":
         start = 0.18 + 0.07 * count
-        pen.rectangle((0, h * start, w, h * (start + 0.2)), fill=colour)
+        pen.rectangle((0, h * start, w, h * (start + 0.2)), fill=color)
     elif pattern == "yoke":
-        pen.rectangle((0, 0, w, h * 0.24), fill=colour)
+        pen.rectangle((0, 0, w, h * 0.24), fill=color)
     elif pattern == "diagonal":
         step, rise = h / count, w * mirror
         for i in range(-2 * count, 3 * count, 2):
             y = i * step
-            pen.polygon([(0, y), (w, y + rise), (w, y + rise + step), (0, y + step)], fill=colour)
+            pen.polygon([(0, y), (w, y + rise), (w, y + rise + step), (0, y + step)], fill=color)
     elif pattern == "logo":
         size, middle = w * (0.2 + 0.02 * count), w / 2 + shift
-        pen.rectangle((middle - size, h * 0.25, middle + size, h * 0.25 + 1.3 * size), fill=colour)
+        pen.rectangle((middle - size, h * 0.25, middle + size, h * 0.25 + 1.3 * size), fill=color)

@@ -3,8 +3,8 @@
 `specifications` lists a part's images without drawing anything; `render` draws one. Every image is a
 pure function of its specification and the configuration, so any worker can draw any image at any time.
 
-Three parts with no identity in common: `pretrain` (unlabelled, many scenes, a planted share of useless
-images), `source` (labelled, warm and sharp cameras) and `target` (labelled, other, dim and cool
+Three parts with no identity in common: `pretrain` (unlabeled, many scenes, a planted share of useless
+images), `source` (labeled, warm and sharp cameras) and `target` (labeled, other, dim and cool
 cameras). File names follow LUPerson's and Market-1501's layouts.
 """
 
@@ -37,13 +37,13 @@ class SyntheticConfig:
     image_size: tuple[int, int] = (128, 64)
     """(height, width) of every image."""
     num_pretrain: int = 8192
-    """Number of unlabelled images."""
+    """Number of unlabeled images."""
     planted_fraction: float = 0.25
-    """Share of the unlabelled images that are of no use for re-identification."""
+    """Share of the unlabeled images that are of no use for re-identification."""
     pretrain_identities: int = 1024
-    """Number of people in the unlabelled images."""
+    """Number of people in the unlabeled images."""
     pretrain_scenes: int = 64
-    """Number of scenes (videos) in the unlabelled images; each has its own camera."""
+    """Number of scenes (videos) in the unlabeled images; each has its own camera."""
     source_identities: int = 200
     """Number of people in the source set, training and test together."""
     source_cameras: int = 6
@@ -57,11 +57,11 @@ class SyntheticConfig:
     images_per_camera: int = 3
     """Images of each person in each camera that sees them; for people of the test split one is a query."""
     camera_strength: float = 0.5
-    """Faults of the cameras (colour cast, blur, noise, resolution), 0 none .. 1 severe."""
+    """Faults of the cameras (color cast, blur, noise, resolution), 0 none .. 1 severe."""
     background_strength: float = 0.5
-    """Contrast of the backgrounds, 0 plain grey .. 1 as strong as the people."""
+    """Contrast of the backgrounds, 0 plain gray .. 1 as strong as the people."""
     train_fraction: float = 0.5
-    """Share of the labelled people whose images are for training."""
+    """Share of the labeled people whose images are for training."""
 
     def __post_init__(self) -> None:
         height, width = self.image_size  # a list where it comes from a YAML file
@@ -79,7 +79,7 @@ class SyntheticConfig:
 
 
 class SyntheticSpec(NamedTuple):
-    """One image, not drawn yet. `pid` and `camid` are -1 if unlabelled; `planted` 1 for a useless image."""
+    """One image, not drawn yet. `pid` and `camid` are -1 if unlabeled; `planted` 1 for a useless image."""
 
     key: str
     pid: int
@@ -101,7 +101,7 @@ def specifications(config: SyntheticConfig, part: str) -> list[SyntheticSpec]:
     """The images of `part` ("pretrain", "source" or "target") in the order of their keys; draws nothing."""
     if part not in DOMAINS:
         raise ValueError(f"part must be one of {', '.join(DOMAINS)}: got {part!r}")
-    specs = _pretrain(config) if part == "pretrain" else _labelled(config, part)
+    specs = _pretrain(config) if part == "pretrain" else _labeled(config, part)
     return sorted(specs)
 
 
@@ -129,7 +129,7 @@ def _pretrain(config: SyntheticConfig) -> list[SyntheticSpec]:
     return specs
 
 
-def _labelled(config: SyntheticConfig, part: str) -> list[SyntheticSpec]:
+def _labeled(config: SyntheticConfig, part: str) -> list[SyntheticSpec]:
     rng = random.Random(_seed(config.seed, part))
     num_identities: int = getattr(config, f"{part}_identities")
     num_cameras: int = getattr(config, f"{part}_cameras")
@@ -184,14 +184,14 @@ def _pose(camera: Camera, rng: random.Random) -> Pose:
 
 
 def _paint_crop(canvas: Image.Image, spec: SyntheticSpec, camera: Camera, rng: random.Random) -> float:
-    """A person as a detector cuts one out: filling the crop, not quite centred, at times partly hidden."""
+    """A person as a detector cuts one out: filling the crop, not quite centered, at times partly hidden."""
     width, height = canvas.size
     if rng.random() < 0.2:  # somebody else behind, cut by the crop's edge
         _paint_other(canvas, camera, rng, rng.choice((-1, 1)) * rng.uniform(0.42, 0.6))
     tall = height * rng.uniform(0.88, 1.04)
     top = (height - tall) / 2 + height * rng.gauss(0, 0.025)
-    centre = width * (0.5 + rng.gauss(0, 0.04))
-    draw_person(canvas, draw_appearance(spec.identity_seed), _pose(camera, rng), centre, top, tall)
+    center = width * (0.5 + rng.gauss(0, 0.04))
+    draw_person(canvas, draw_appearance(spec.identity_seed), _pose(camera, rng), center, top, tall)
     if rng.random() < 0.12:
         paint_occluder(canvas, rng)
     elif rng.random() < 0.05:
@@ -203,8 +203,8 @@ def _paint_other(canvas: Image.Image, camera: Camera, rng: random.Random, offset
     width, height = canvas.size
     somebody = draw_appearance(rng.getrandbits(60))
     tall = height * rng.uniform(0.75, 1.0)
-    centre, top = width * (0.5 + offset), height * rng.uniform(0, 0.1)
-    draw_person(canvas, somebody, _pose(camera, rng), centre, top, tall)
+    center, top = width * (0.5 + offset), height * rng.uniform(0, 0.1)
+    draw_person(canvas, somebody, _pose(camera, rng), center, top, tall)
 
 
 def _paint_planted(canvas: Image.Image, spec: SyntheticSpec, camera: Camera, rng: random.Random) -> float:
@@ -216,15 +216,15 @@ def _paint_planted(canvas: Image.Image, spec: SyntheticSpec, camera: Camera, rng
             size = width * rng.uniform(0.6, 1.6)
             left, top = rng.uniform(-0.3, 0.3) * width, rng.uniform(0.05, 0.55) * height
             paint_object(canvas, rng.choice(OBJECTS), rng, left, top, size)
-    elif kind == "fragment":  # far too close, or far too small and off centre
+    elif kind == "fragment":  # far too close, or far too small and off center
         if rng.random() < 0.7:
             tall = height * rng.uniform(2.2, 4.0)
             top = -tall * rng.uniform(0.1, 0.65)
-            centre = width * rng.uniform(0.1, 0.9)
+            center = width * rng.uniform(0.1, 0.9)
         else:
             tall = height * rng.uniform(0.15, 0.3)
-            top, centre = rng.uniform(0, 0.7) * height, width * rng.uniform(0, 1)
-        draw_person(canvas, draw_appearance(spec.identity_seed), _pose(camera, rng), centre, top, tall)
+            top, center = rng.uniform(0, 0.7) * height, width * rng.uniform(0, 1)
+        draw_person(canvas, draw_appearance(spec.identity_seed), _pose(camera, rng), center, top, tall)
     elif kind == "smear":
         draw_person(canvas, draw_appearance(spec.identity_seed), _pose(camera, rng), width / 2, 0, height)
         return rng.uniform(9, 16)

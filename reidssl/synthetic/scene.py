@@ -1,4 +1,4 @@
-"""The place around a synthetic person: a stretch of wall and ground with clutter, in its camera's colours.
+"""The place around a synthetic person: a stretch of wall and ground with clutter, in its camera's colors.
 
 The palette belongs to the camera; which stretch a crop shows is drawn for every image anew. With one fixed
 background per camera a model learns to tell cameras apart and nothing about people.
@@ -15,9 +15,9 @@ NEUTRAL = (126, 126, 122)
 
 
 def paint_place(canvas: Image.Image, camera: Camera, rng: random.Random, strength: float = 1.0) -> None:
-    """Cover `canvas` with a stretch of wall and ground, and clutter, in the camera's colours.
+    """Cover `canvas` with a stretch of wall and ground, and clutter, in the camera's colors.
 
-    `strength` in [0, 1] is the contrast of it all: towards 0 every place fades to the same grey.
+    `strength` in [0, 1] is the contrast of it all: towards 0 every place fades to the same gray.
     """
     _paint(canvas, camera, rng)
     canvas.paste(Image.blend(Image.new("RGB", canvas.size, NEUTRAL), canvas, strength))
@@ -50,7 +50,7 @@ def _paint(canvas: Image.Image, camera: Camera, rng: random.Random) -> None:
             x, y, r = rng.uniform(0, width), rng.uniform(0, horizon), rng.uniform(0.05, 0.2) * width
             leaf = shade((70, 100, 60), rng.uniform(0.5, 1.3))
             pen.ellipse((x - r, y - r, x + r, y + r), fill=leaf)
-    for _ in range(rng.randrange(4)):  # ground joints, kerbs, lane marks
+    for _ in range(rng.randrange(4)):  # ground joints, curbs, lane marks
         y = rng.uniform(horizon, height)
         pen.line(
             (0, y, width, y + rng.uniform(-0.1, 0.1) * height),
@@ -58,10 +58,10 @@ def _paint(canvas: Image.Image, camera: Camera, rng: random.Random) -> None:
             width=rng.randint(1, 4),
         )
     for _ in range(rng.randrange(4)):
-        colour = shade(rng.choice(camera.palette), rng.uniform(0.4, 1.4))
+        color = shade(rng.choice(camera.palette), rng.uniform(0.4, 1.4))
         x, w = rng.uniform(-0.2, 1) * width, rng.uniform(0.08, 0.5) * width
         y, h = horizon - rng.uniform(0, 0.5) * height, rng.uniform(0.1, 0.45) * height
         if rng.random() < 0.3:
-            pen.ellipse((x, y, x + w, y + h), fill=colour)
+            pen.ellipse((x, y, x + w, y + h), fill=color)
         else:
-            pen.rectangle((x, y, x + w, y + h), fill=colour)
+            pen.rectangle((x, y, x + w, y + h), fill=color)

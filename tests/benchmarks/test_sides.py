@@ -7,14 +7,14 @@ import pytest
 
 from benchmarks import augmentation, dense
 from benchmarks.measure import measure
-from benchmarks.people import query_and_gallery, unlabelled
+from benchmarks.people import query_and_gallery, unlabeled
 from reidssl.clustering.pseudo_labels import ClusterConfig, pseudo_labels
 from reidssl.metrics.ranking import rank
 from reidssl.metrics.reranking import rank_reranked
 
 
 def test_pseudo_labels_equal_the_dense_algorithm():
-    features = unlabelled(500, 17, 4, seed=1)[0]
+    features = unlabeled(500, 17, 4, seed=1)[0]
     found = pseudo_labels(features, ClusterConfig())
     np.testing.assert_array_equal(found.labels, dense.pseudo_labels(features, 30, 6, 0.6, 4))
     assert 5 < found.num_clusters < 60 and found.num_outliers > 0  # there was something to compare

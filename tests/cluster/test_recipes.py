@@ -94,7 +94,7 @@ def test_ray_accepts_the_launcher_recipe(name):
     ("path", "key"),
     [((), "upscaling_sped"), (("available_node_types", "gpu"), "max_worker"), (("docker",), "imag")],
 )
-def test_a_misspelt_key_in_a_launcher_recipe_is_refused(path, key):
+def test_a_misspelled_key_in_a_launcher_recipe_is_refused(path, key):
     recipe = launcher("aws.yaml")
     place = recipe
     for step in path:
@@ -155,7 +155,7 @@ def test_ray_start_knows_the_options_and_the_dashboard_stays_local(name):
     assert any(local == "~/.ray/auth_token" for local in recipe["file_mounts"].values())
 
 
-def test_a_misspelt_option_of_ray_start_is_refused():
+def test_a_misspelled_option_of_ray_start_is_refused():
     (call,) = ray_commands("ulimit -n 65536; ray start --head --dashbord-host=127.0.0.1")
     with pytest.raises(click.NoSuchOption):
         parse(call)
@@ -187,7 +187,7 @@ def test_kubernetes_accepts_the_recipe(name):
     "path",
     [(), ("autoscalerOptions",), ("workerGroupSpecs", 0), ("workerGroupSpecs", 0, "template", "spec")],
 )
-def test_a_misspelt_field_of_a_kubernetes_recipe_is_refused(path):
+def test_a_misspelled_field_of_a_kubernetes_recipe_is_refused(path):
     document = documents("kuberay/raycluster.yaml")[-1]
     place = document["spec"]
     for step in path:

@@ -61,7 +61,7 @@ def test_crops_made_ahead_are_the_same(fast_products):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_auto_is_bf16_with_a_fused_optimiser_and_compiled():
+def test_auto_is_bf16_with_a_fused_optimizer_and_compiled():
     on_gpu = devices.device().type == "cuda"
     assert devices.precision("auto") == ("bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32")
     weight = torch.nn.Parameter(torch.ones(3, device=devices.device()))

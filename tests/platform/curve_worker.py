@@ -31,7 +31,7 @@ class CrashError(Exception):
 
 
 def stream_until(stop: int):
-    """The stream of a worker that crashes within optimiser step `stop`, counted from the start of the run."""
+    """The stream of a worker that crashes within optimizer step `stop`, counted from the start of the run."""
     def stream(plan, config, root, image_size, position, end, decode_resource):
         rank, world = dist.get_rank(), dist.get_world_size()
         own = local_stream(plan, config, root, image_size, position, end, rank, world)

@@ -19,7 +19,7 @@ from platform.engine.runs.run_folder import Run, environment, open_run
 from platform.engine.schemas.pretrain_settings import DataConfig, PretrainConfig
 from platform.engine.storage.location import Location, StorageConfig, open_storage
 from platform.finetune import FinetuneConfig
-from platform.score import ScoreConfig, summarise
+from platform.score import ScoreConfig, summarize
 from platform.select import SelectConfig
 from platform.select import main as select
 from reidssl.augment.multicrop import MultiCropConfig
@@ -101,10 +101,10 @@ def write_finetuning(output: Path, target: Path, setting: str, init: str, *, see
                             seed=seed, augment=ReidAugmentConfig(image_size=vit.image_size))
     run = open_run("finetune", str(output), config, STORAGE)
     rows: list[dict[str, Any]] = []
-    for phase, labelled in enumerate({"supervised": [True], "usl": [False], "uda": [True, False]}[setting]):
+    for phase, labeled in enumerate({"supervised": [True], "usl": [False], "uda": [True, False]}[setting]):
         for epoch in range(6):
-            loss = (6.0 if labelled else 2.5) * math.exp(-epoch / 4) + 0.1 * seed
-            own = {"identity": loss / 2, "triplet": loss / 2, "accuracy": epoch / 6} if labelled else \
+            loss = (6.0 if labeled else 2.5) * math.exp(-epoch / 4) + 0.1 * seed
+            own = {"identity": loss / 2, "triplet": loss / 2, "accuracy": epoch / 6} if labeled else \
                 {"contrast": loss, "clusters": 9 - epoch + seed, "outliers": 12 - 2 * epoch, "cluster_seconds": 0.1,
                  "adjusted_rand_index": 0.2 + 0.1 * epoch}
             rows.append({"phase": phase, "epoch": epoch + 1, "loss": loss, "learning_rate": 3e-4, "images_per_second": 80.0}
@@ -134,7 +134,7 @@ def write_scores(output: Path, data: Path, source: Path, target: Path) -> Run:
     images = ImageSet(root, ["train"], proxies[0].image_size)
     scores = cfs_scores(*(embed_all(proxy, images) for proxy in proxies)).numpy()
     write_table(run.location / PARTS / manifest.files[0].name, pa.table({"key": images.keys, "score": pa.array(scores)}))
-    run.finish(summarise(run.location, root, manifest) | {"data_checksum": manifest.checksum, "measure": "cosine"})
+    run.finish(summarize(run.location, root, manifest) | {"data_checksum": manifest.checksum, "measure": "cosine"})
     return run
 
 

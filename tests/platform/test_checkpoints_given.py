@@ -33,18 +33,18 @@ def bare(tmp_path):
 UNSAID = r"bare.pth is a plain vision transformer of unknown origin.*Give {}.heads="
 
 
-def test_every_program_refuses_to_guess(tmp_path, bare, tiny_labelled, tiny_backbone):
-    out, test_sets = tmp_path / "out", f"test_sets=[{tiny_labelled.uri}]"
+def test_every_program_refuses_to_guess(tmp_path, bare, tiny_labeled, tiny_backbone):
+    out, test_sets = tmp_path / "out", f"test_sets=[{tiny_labeled.uri}]"
     calls = [
-        ("load", lambda: check_inputs(finetune_config(tiny_labelled, out, f"init={bare}"))),
+        ("load", lambda: check_inputs(finetune_config(tiny_labeled, out, f"init={bare}"))),
         ("load", lambda: evaluate(load_config(EvaluateProgramConfig, "evaluate", [f"models=[{bare}]", test_sets]))),
-        ("load", lambda: cluster(load_config(ClusterProgramConfig, "cluster", [f"checkpoint={bare}", f"data={tiny_labelled.uri}",
+        ("load", lambda: cluster(load_config(ClusterProgramConfig, "cluster", [f"checkpoint={bare}", f"data={tiny_labeled.uri}",
                                                                                f"output={out}"]))),
         ("load", lambda: export(load_config(ExportConfig, "export", [f"input={bare}", f"output={out}"]))),
         ("load", lambda: score(load_config(ScoreConfig, "score", [f"source={bare}", f"target={tiny_backbone}", f"output={out}",
-                                                                  f"data={tiny_labelled.uri}"]))),
+                                                                  f"data={tiny_labeled.uri}"]))),
         ("load_target", lambda: score(load_config(ScoreConfig, "score", [f"source={tiny_backbone}", f"target={bare}",
-                                                                         f"output={out}", f"data={tiny_labelled.uri}"]))),
+                                                                         f"output={out}", f"data={tiny_labeled.uri}"]))),
     ]
     for section, call in calls:
         with pytest.raises(UserError, match=UNSAID.format(section)):
@@ -52,7 +52,7 @@ def test_every_program_refuses_to_guess(tmp_path, bare, tiny_labelled, tiny_back
     assert not out.exists()
 
 
-def test_what_is_given_is_stated_used_and_stored(tmp_path, bare, ray_session, tiny_labelled, capsys):
+def test_what_is_given_is_stated_used_and_stored(tmp_path, bare, ray_session, tiny_labeled, capsys):
     given = ["load.heads=4", "load.mean=[0.5,0.5,0.5]", "load.std=[0.25,0.25,0.25]"]
     export(load_config(ExportConfig, "export", [f"input={bare}", f"output={tmp_path}/out", *given]))
     said = capsys.readouterr().out
@@ -65,7 +65,7 @@ def test_what_is_given_is_stated_used_and_stored(tmp_path, bare, ray_session, ti
     rows = []
     for model, options in ((bare, given), (tmp_path / "out/safetensors/model.safetensors", []), (bare, [*given, "load.heads=2"])):
         rows += evaluate(load_config(EvaluateProgramConfig, "evaluate", [
-            f"models=[{model}]", f"test_sets=[{tiny_labelled.uri}]", "pool.actors=1", *options]))
+            f"models=[{model}]", f"test_sets=[{tiny_labeled.uri}]", "pool.actors=1", *options]))
     assert rows[0]["rankings"] == rows[1]["rankings"] and rows[0]["mAP"] == rows[1]["mAP"]
     assert rows[2]["checkpoint"]["heads"] == 2
     images = torch.randint(0, 256, (4, 3, 64, 32), dtype=torch.uint8)
@@ -74,12 +74,12 @@ def test_what_is_given_is_stated_used_and_stored(tmp_path, bare, ray_session, ti
     assert rows[0]["checkpoint"]["given"] == ["heads", "mean", "std"] and rows[0]["checkpoint"]["heads"] == 4
 
 
-def test_fine_tuning_and_sweeps_take_it(tmp_path, bare, tiny_labelled, capsys):
-    check_inputs(finetune_config(tiny_labelled, tmp_path / "out", f"init={bare}", "load.heads=4"))
+def test_fine_tuning_and_sweeps_take_it(tmp_path, bare, tiny_labeled, capsys):
+    check_inputs(finetune_config(tiny_labeled, tmp_path / "out", f"init={bare}", "load.heads=4"))
     assert "given: heads 4" in capsys.readouterr().out
     config = load_config(TuneConfig, "tune", ["finetune.init=x", "finetune.augment.image_size=[64,32]", "finetune.load.heads=4"])
     assert grid(config) and config.finetune.load.heads == 4
     with pytest.raises(ConfigError, match=r"load.mean must be empty in fine-tuning, .*set augment.mean"):
-        finetune_config(tiny_labelled, tmp_path, f"init={bare}", "load.mean=[0.5,0.5,0.5]")
+        finetune_config(tiny_labeled, tmp_path, f"init={bare}", "load.mean=[0.5,0.5,0.5]")
     with pytest.raises(ConfigError, match=r"load.heads must be 0 .*got -1"):
-        finetune_config(tiny_labelled, tmp_path, f"init={bare}", "load.heads=-1")
+        finetune_config(tiny_labeled, tmp_path, f"init={bare}", "load.heads=-1")

@@ -15,7 +15,7 @@ from platform.engine.errors import ConfigError, StorageError, UserError
 from platform.engine.inference.models import embed_all, load_model
 from platform.engine.storage.location import StorageConfig
 from reidssl.clustering.pseudo_labels import ClusterConfig, pseudo_labels
-from tests.platform.engine.clustering.test_sharded_neighbours import write_parts
+from tests.platform.engine.clustering.test_sharded_neighbors import write_parts
 
 TINY = ["cluster.k1=6", "cluster.k2=2", "cluster.eps=0.55", "cluster.min_samples=2", "pool.actors=1", "pool.batch=32"]
 
@@ -29,8 +29,8 @@ def config_of(model, data, output, *overrides: str) -> ClusterProgramConfig:
 def clustered(tmp_path_factory, ray_session, tiny_backbone, tiny_shards):
     """(folder, summary), the search shared by two actors."""
     output = tmp_path_factory.mktemp("cluster") / "clusters"
-    return output, main(config_of(tiny_backbone, tiny_shards.uri, output, "neighbours.actors=2", "neighbours.cpus_per_actor=0.5",
-                                  "neighbours.block=30"))
+    return output, main(config_of(tiny_backbone, tiny_shards.uri, output, "neighbors.actors=2", "neighbors.cpus_per_actor=0.5",
+                                  "neighbors.block=30"))
 
 
 def test_labels_equal_those_of_this_process(clustered, tiny_backbone, tiny_shards):
@@ -72,9 +72,9 @@ def test_wrong_inputs_are_said_and_bind_nothing(tmp_path, tiny_backbone, tiny_sh
     assert not output.exists()
     with pytest.raises(ConfigError, match=r"cluster.search must be one of exact, ivf, hnsw: got 'lsh'"):
         config_of(tiny_backbone, tiny_shards.uri, output, "cluster.search=lsh")
-    with pytest.raises(ConfigError, match=r"neighbours.actors must be 0 with cluster.algorithm=kmeans, which runs in one"):
+    with pytest.raises(ConfigError, match=r"neighbors.actors must be 0 with cluster.algorithm=kmeans, which runs in one"):
         config_of(tiny_backbone, tiny_shards.uri, output, "cluster.algorithm=kmeans", "cluster.num_clusters=5",
-                  "neighbours.actors=2")
+                  "neighbors.actors=2")
     with pytest.raises(UserError, match=r"(?s)another configuration:\n  cluster.eps: "):
         main(config_of(tiny_backbone, tiny_shards.uri, clustered[0], "cluster.eps=0.7"))
 
@@ -83,7 +83,7 @@ def test_with_actors_no_features_come_to_this_process(monkeypatch, ray_session, 
     """The files are read by the actors alone; a row that is no number is named by its file without them as well."""
     values = np.random.default_rng(0).normal(size=(90, 8)).astype(np.float32)
     parts = write_parts(tmp_path, values, [50, 40])
-    config = config_of(tiny_backbone, tiny_shards.uri, tmp_path, "neighbours.actors=1", "neighbours.cpus_per_actor=0.5")
+    config = config_of(tiny_backbone, tiny_shards.uri, tmp_path, "neighbors.actors=1", "neighbors.cpus_per_actor=0.5")
     alone = label(config_of(tiny_backbone, tiny_shards.uri, tmp_path), parts)
     monkeypatch.setattr(type(parts[0]), "read", lambda part: pytest.fail("read by the driver"))  # workers import their own
     np.testing.assert_array_equal(label(config, parts).labels, alone.labels)

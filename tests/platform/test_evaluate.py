@@ -33,16 +33,16 @@ def in_process(model, data) -> tuple:
     return (embed_all(loaded, query), query.pids, query.camids, embed_all(loaded, gallery), gallery.pids, gallery.camids)
 
 
-def test_a_table_of_two_models(tmp_path, ray_session, tiny_backbone, supervised_run, tiny_labelled, capsys):
+def test_a_table_of_two_models(tmp_path, ray_session, tiny_backbone, supervised_run, tiny_labeled, capsys):
     models = [supervised_run[0], tiny_backbone]
-    rows = main(config_of(models, [tiny_labelled.uri], f"output={tmp_path}", "evaluate.reranking=true", "evaluate.tasks=2"))
-    assert [(row["model"], row["data"]) for row in rows] == [(str(model), tiny_labelled.uri) for model in models]
+    rows = main(config_of(models, [tiny_labeled.uri], f"output={tmp_path}", "evaluate.reranking=true", "evaluate.tasks=2"))
+    assert [(row["model"], row["data"]) for row in rows] == [(str(model), tiny_labeled.uri) for model in models]
     for model, row in zip(models, rows, strict=True):
-        arguments = in_process(model, tiny_labelled)
+        arguments = in_process(model, tiny_labeled)
         expected, reranked = rank(*arguments), rank_reranked(*arguments)
         assert [row[name] for name in NAMES] == pytest.approx([getattr(expected, name) for name in NAMES], abs=1e-6)
         assert row["reranked"] == pytest.approx({"mAP": reranked.mAP, "rank1": reranked.rank1}, abs=1e-6)
-        about = {"data_set": "synthetic", "data_checksum": read_manifest(tiny_labelled).checksum, "splits": ["query", "gallery"],
+        about = {"data_set": "synthetic", "data_checksum": read_manifest(tiny_labeled).checksum, "splits": ["query", "gallery"],
                  "reranking": True, "image_size": [64, 32]}
         assert {name: row[name] for name in about} == about
         assert row["queries"] == row["gallery"] == 18 and row["image_size"] == [64, 32]
@@ -58,15 +58,15 @@ def test_a_table_of_two_models(tmp_path, ray_session, tiny_backbone, supervised_
     for row in rows:
         assert f"{100 * row['mAP']:7.1f}  {100 * row['rank1']:7.1f}" in printed
     assert printed.count("re-ranked") == 2
-    checksum = read_manifest(tiny_labelled).checksum[:12]
+    checksum = read_manifest(tiny_labeled).checksum[:12]
     assert printed.count(f"  synthetic (checksum {checksum}), query and gallery, images 64x32, no query expansion, also "
                          "re-ranking, weights ") == 2
     assert printed.splitlines()[-4] == "mAP / Rank-1, no query expansion"  # two models on one set: a matrix too
     assert printed.splitlines()[-2].split()[0] == str(models[0])
 
 
-def test_verification_and_cameras_on_the_terminal(ray_session, tiny_backbone, tiny_labelled, capsys):
-    (row,) = main(config_of([tiny_backbone], [tiny_labelled.uri], "evaluate.roc=true", "evaluate.cameras=true",
+def test_verification_and_cameras_on_the_terminal(ray_session, tiny_backbone, tiny_labeled, capsys):
+    (row,) = main(config_of([tiny_backbone], [tiny_labeled.uri], "evaluate.roc=true", "evaluate.cameras=true",
                             "image_size=[96,48]", "evaluate.expansion=3"))
     assert row["image_size"] == [96, 48] and row["query_expansion"] == 3
     printed = capsys.readouterr().out
@@ -97,9 +97,9 @@ def test_the_version_of_the_data_is_named(kind, key, name):
     assert data_set(Manifest([], source={"kind": kind}), key) == name
 
 
-def test_metrics_of_the_protocol_by_hand(tiny_labelled, supervised_run):
+def test_metrics_of_the_protocol_by_hand(tiny_labeled, supervised_run):
     """mAP from its definition, query by query: what the table rests on."""
-    query, qp, qc, gallery, gp, gc = in_process(supervised_run[0], tiny_labelled)
+    query, qp, qc, gallery, gp, gc = in_process(supervised_run[0], tiny_labeled)
     precisions = []
     for row in range(len(query)):
         kept = ~((gp == qp[row]) & (gc == qc[row]))  # same identity and camera: junk
@@ -110,24 +110,24 @@ def test_metrics_of_the_protocol_by_hand(tiny_labelled, supervised_run):
     assert supervised_run[1]["mAP"] == pytest.approx(np.mean(precisions), abs=1e-6)
 
 
-def test_bad_paths(tmp_path, tiny_backbone, tiny_labelled):
+def test_bad_paths(tmp_path, tiny_backbone, tiny_labeled):
     with pytest.raises(UserError, match=r"there is no model at .*nowhere"):
-        main(config_of([tmp_path / "nowhere"], [tiny_labelled.uri]))
+        main(config_of([tmp_path / "nowhere"], [tiny_labeled.uri]))
     with pytest.raises(StorageError, match=r"there is no data set at .*empty"):
         main(config_of([tiny_backbone], [tmp_path / "empty"]))
     with pytest.raises(UserError, match=r"nothing to evaluate: give models=.* and test_sets="):
-        main(config_of([], [tiny_labelled.uri]))
+        main(config_of([], [tiny_labeled.uri]))
     with pytest.raises(UserError, match=r"models has .*backbone.* more than once: name each once"):
-        main(config_of([tiny_backbone, f"{tiny_backbone}/"], [tiny_labelled.uri]))
-    with pytest.raises(UserError, match=r"test_sets has .*labelled more than once"):
-        main(config_of([tiny_backbone], [tiny_labelled.uri, tiny_labelled.uri]))
+        main(config_of([tiny_backbone, f"{tiny_backbone}/"], [tiny_labeled.uri]))
+    with pytest.raises(UserError, match=r"test_sets has .*labeled more than once"):
+        main(config_of([tiny_backbone], [tiny_labeled.uri, tiny_labeled.uri]))
     with pytest.raises(UserError, match=r"only evaluation.json holds: give output=<folder>"):
-        main(config_of([tiny_backbone], [tiny_labelled.uri], "evaluate.per_query=true"))
+        main(config_of([tiny_backbone], [tiny_labeled.uri], "evaluate.per_query=true"))
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match=rf"cannot write to {tmp_path}/file/below: {tmp_path}/file is a file"):
-        main(config_of([tmp_path / "nowhere"], [tiny_labelled.uri], f"output={tmp_path}/file/below"))  # said first
+        main(config_of([tmp_path / "nowhere"], [tiny_labeled.uri], f"output={tmp_path}/file/below"))  # said first
     with pytest.raises(ConfigError, match=r"image_size must be \[height, width\] or \[\]: got \[64\]"):
-        config_of([tiny_backbone], [tiny_labelled.uri], "image_size=[64]")
+        config_of([tiny_backbone], [tiny_labeled.uri], "image_size=[64]")
 
 
 def test_a_set_without_query_and_gallery(ray_session, tiny_backbone, tiny_shards):

@@ -18,9 +18,9 @@ COMMON = ["augment.pad=4", "augment.erasing=0.5", "supervised.optimizer=sgd", "s
 # 4 x 3 images in 4 pieces of 3, in 2 of 6; without labels as many clusters as there are, up to 4: pieces of unequal size.
 SOFTMAX: list[str] = []
 MARGIN = ["supervised.identity=arcface", "supervised.center_weight=0.05"]
-UNLABELLED = ["setting=usl", "unsupervised.hard=true", "unsupervised.epochs=3"]
+UNLABELED = ["setting=usl", "unsupervised.hard=true", "unsupervised.epochs=3"]
 STEMS = {stem: [*MODEL, "model.width=32", "model.depth=2", f"model.stem={stem}"] for stem in ("patch", "ics")}
-KINDS = {"softmax": SOFTMAX, "margin": MARGIN, "usl": UNLABELLED}
+KINDS = {"softmax": SOFTMAX, "margin": MARGIN, "usl": UNLABELED}
 
 
 def overrides(kind: str, stem: str, pieces: int) -> list[str]:
@@ -51,8 +51,8 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.timeout(1200)  # a minute alone, many times that beside other work
-def test_one_and_two_workers_and_an_uncut_batch(tmp_path, tiny_labelled):
-    data = tiny_labelled.uri
+def test_one_and_two_workers_and_an_uncut_batch(tmp_path, tiny_labeled):
+    data = tiny_labeled.uri
     work(tmp_path, 1, data, [("softmax", "patch")], 1)
     for world in (1, 2):
         work(tmp_path, world, data, [("softmax", "patch"), ("usl", "ics")], 2)
@@ -63,8 +63,8 @@ def test_one_and_two_workers_and_an_uncut_batch(tmp_path, tiny_labelled):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_all_losses_and_stems_on_one_two_and_four_workers(tmp_path, tiny_labelled):
-    data = tiny_labelled.uri
+def test_all_losses_and_stems_on_one_two_and_four_workers(tmp_path, tiny_labeled):
+    data = tiny_labeled.uri
     kinds = [(kind, stem) for kind in KINDS for stem in STEMS]
     work(tmp_path, 1, data, kinds, 1)
     for world in (1, 2, 4):

@@ -81,9 +81,9 @@ def test_folder_keeps_bytes_and_lists_what_it_cannot_use(tmp_path, ray_session):
     assert sizes == [(50, 20) if key == "a/2.PNG" else (64, 32) for key in good]  # upright
     assert set(rows["pid"].to_pylist()) == set(rows["camid"].to_pylist()) == {-1}
     assert manifest.splits == {"train": 7} and manifest.num_rejected == 7
-    assert manifest.converted == read_manifest(location).converted == {"cmyk": 1, "composed": 1, "grey": 1, "rotated": 1,
+    assert manifest.converted == read_manifest(location).converted == {"cmyk": 1, "composed": 1, "gray": 1, "rotated": 1,
                                                                        "sixteen_bit": 1}
-    assert summary(manifest).endswith("7 rejected; when used: 1 converted from CMYK, 1 composed over white, 1 grey, 1 turned "
+    assert summary(manifest).endswith("7 rejected; when used: 1 converted from CMYK, 1 composed over white, 1 gray, 1 turned "
                                       "upright by EXIF, 1 scaled from 16 bits")
     reasons = dict(rejected_of(location))
     assert reasons.keys() == bad.keys()
@@ -326,7 +326,7 @@ def test_wrong_settings(override, text):
                   "bounding_box_test/0005_c8_f0052565.jpg"], [2, 2, 8]),
     ("cuhk03", ["labeled/bounding_box_train/0001_c1_1.png", "labeled/query/0003_c1_21.png",
                 "labeled/bounding_box_test/0003_c2_26.png"], [1, 1, 2])])
-def test_further_labelled_sets(tmp_path, kind, names, camids, capsys):
+def test_further_labeled_sets(tmp_path, kind, names, camids, capsys):
     """Planned and read without Ray: their layouts only differ from Market-1501's in names."""
     write_all(open_storage(str(tmp_path)), {name: picture(index) for index, name in enumerate(names)})
     config = SourceConfig(kind=kind, path=str(tmp_path), boxes="labeled")
@@ -404,7 +404,7 @@ def test_command_line(tmp_path):
     assert json.loads((tmp_path / "out/manifest.json").read_text())["num_rows"] == 1
 
 
-def test_command_line_with_a_misspelt_key():
+def test_command_line_with_a_misspelled_key():
     done = command("sorce.kind=folder")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: configuration: there is no key 'sorce") and len(done.stderr.splitlines()) == 1

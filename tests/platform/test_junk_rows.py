@@ -97,12 +97,12 @@ def test_scores_and_the_selection(tmp_path, ray_session, junk_shards, tiny_backb
     assert set(index["key"].to_pylist()) < set(images.keys)
 
 
-def test_neighbourhoods(tmp_path, ray_session, junk_shards, tiny_backbone, proxy):
+def test_neighborhoods(tmp_path, ray_session, junk_shards, tiny_backbone, proxy):
     location, bad = junk_shards
     output = tmp_path / "scores"
-    summary = score.main(score_config(location, tiny_backbone, proxy, output, "measure=neighbourhood", "k=7", LENIENT))
+    summary = score.main(score_config(location, tiny_backbone, proxy, output, "measure=neighborhood", "k=7", LENIENT))
     features = [features_of(model, location, ["train"])[1] for model in (tiny_backbone, proxy)]
-    check_scores(output, location, bad, cfs_scores(*features, "neighbourhood", 7).numpy(), summary)
+    check_scores(output, location, bad, cfs_scores(*features, "neighborhood", 7).numpy(), summary)
 
 
 def test_clusters(tmp_path, ray_session, junk_shards, tiny_backbone):
@@ -122,19 +122,19 @@ def test_clusters(tmp_path, ray_session, junk_shards, tiny_backbone):
 
 
 @pytest.fixture(scope="module")
-def junk_labelled(tmp_path_factory, tiny_labelled) -> Location:
-    """The labelled set with one junk image in train and query, two in the gallery."""
-    keys = {split: read_rows(tiny_labelled, ["key"], split=split)["key"].to_pylist() for split in ("train", "query", "gallery")}
+def junk_labeled(tmp_path_factory, tiny_labeled) -> Location:
+    """The labeled set with one junk image in train and query, two in the gallery."""
+    keys = {split: read_rows(tiny_labeled, ["key"], split=split)["key"].to_pylist() for split in ("train", "query", "gallery")}
     bad = [keys["train"][5], keys["query"][2], keys["gallery"][0], keys["gallery"][17]]
-    location = open_storage(str(tmp_path_factory.mktemp("data") / "junk-labelled"))
-    return with_images(tiny_labelled, location, dict.fromkeys(bad, b"junk"))
+    location = open_storage(str(tmp_path_factory.mktemp("data") / "junk-labeled"))
+    return with_images(tiny_labeled, location, dict.fromkeys(bad, b"junk"))
 
 
-def test_evaluation(tmp_path, ray_session, junk_labelled, tiny_backbone, capsys):
-    arguments = [f"models=[{tiny_backbone}]", f"test_sets=[{junk_labelled.uri}]", f"output={tmp_path}", *TINY]
+def test_evaluation(tmp_path, ray_session, junk_labeled, tiny_backbone, capsys):
+    arguments = [f"models=[{tiny_backbone}]", f"test_sets=[{junk_labeled.uri}]", f"output={tmp_path}", *TINY]
     (row,) = evaluate.main(load_config(evaluate.EvaluateProgramConfig, "evaluate", [*arguments, LENIENT]))
-    query, of_query = features_of(tiny_backbone, junk_labelled, ["query"])
-    gallery, of_gallery = features_of(tiny_backbone, junk_labelled, ["gallery"])
+    query, of_query = features_of(tiny_backbone, junk_labeled, ["query"])
+    gallery, of_gallery = features_of(tiny_backbone, junk_labeled, ["gallery"])
     expected = rank(of_query, query.pids, query.camids, of_gallery, gallery.pids, gallery.camids)
     assert row["mAP"] == pytest.approx(expected.mAP, abs=1e-6) and row["gallery"] == 16 and row["queries"] <= 17
     assert row["corrupt_images"] == 3 and row["left_out"] == {"query": 1, "gallery": 2} and len(row["corrupt"]) == 3
@@ -144,10 +144,10 @@ def test_evaluation(tmp_path, ray_session, junk_labelled, tiny_backbone, capsys)
     assert json.loads((tmp_path / "evaluation.json").read_text())[0]["corrupt"] == row["corrupt"]
 
 
-def test_finetuning(tmp_path, ray_session, junk_labelled, tiny_backbone, capsys):
+def test_finetuning(tmp_path, ray_session, junk_labeled, tiny_backbone, capsys):
     """Without labels: the junk image is in no cluster and no batch, and the junk query and gallery images are in no ranking."""
     output = tmp_path / "usl"
-    summary = finetune.main(finetune_config(junk_labelled, output, "setting=usl", f"init={tiny_backbone}",
+    summary = finetune.main(finetune_config(junk_labeled, output, "setting=usl", f"init={tiny_backbone}",
                                             "unsupervised.epochs=1", "max_corrupt_share=0.15"))
     assert summary["corrupt_images"] == 4 and summary["gallery"] == 16 and len(summary["corrupt"]) == 4
     assert capsys.readouterr().out.count("set aside: image '") == 4

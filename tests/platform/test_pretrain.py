@@ -266,7 +266,7 @@ def test_crops_must_fit_the_model(tiny_shards, tmp_path):
         config_of(tiny_shards, tmp_path / "run", "augment.global_size=[32,32]")
 
 
-def test_optimisers_that_cannot_be(tiny_shards, tmp_path):
+def test_optimizers_that_cannot_be(tiny_shards, tmp_path):
     with pytest.raises(ConfigError, match=r"name must be one of adamw, sgd, lars: got 'adam'"):
         config_of(tiny_shards, tmp_path, "optimizer.name=adam")
     with pytest.raises(ConfigError, match=r"optimizer\.name=lars needs deepspeed\.zero_stage=0, .*: got zero_stage=1"):

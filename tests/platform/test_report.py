@@ -185,7 +185,7 @@ def test_scores_are_called_by_the_measure_that_made_them(tmp_path: Path) -> None
     write_finetuning(root / "proxy" / "target", root / "data" / "target", "usl", "x")
     scores = write_scores(root / "scores", Path(data.path), root / "proxy" / "source", root / "proxy" / "target")
     about = summary(root, "scores")
-    scores.finish(about | {"measure": "neighbourhood", "k": 7, "search": "exact", "source": "s", "target": "t", "proxies": {
+    scores.finish(about | {"measure": "neighborhood", "k": 7, "search": "exact", "source": "s", "target": "t", "proxies": {
         "source": {"weights": "0123456789ab"}, "target": {"weights": "ba9876543210", "setting": "usl"}}})
     select(SelectConfig(output=str(root / "selection"), scores=str(root / "scores"), data=data.uri, fraction=0.25))
     select(SelectConfig(output=str(root / "selection-control"), random=True, seed=5, data=data.uri, fraction=0.25))
@@ -193,7 +193,7 @@ def test_scores_are_called_by_the_measure_that_made_them(tmp_path: Path) -> None
     cfs = section(page, "cfs")
     assert "share of the 7 nearest images that the two proxies agree on" in cfs and "cosine" not in cfs
     assert "so the selection is label-free" in cfs and "0123456789ab" in cfs and "ba9876543210" in cfs
-    assert "chance (seed 5), the control" in cfs and "score (neighbourhood)" in cfs
+    assert "chance (seed 5), the control" in cfs and "score (neighborhood)" in cfs
     assert f"from a score of {summary(root, 'selection')['threshold']:.4f}" in cfs
 
 
@@ -216,12 +216,12 @@ def test_charts_hold_all_runs(pipeline: Path) -> None:
         labels = [element.text for element in ElementTree.fromstring(svg).iter(f"{SVG}text")]
         titles[labels[0]] = labels
     for title in ("Loss", "Learning rate", "Teacher momentum", "Weight decay", "Teacher entropy (nats)", "Images per second",
-                  "Feature standard deviation", "Probe: cross-camera mAP", "Probe: nearest neighbour, same camera"):
+                  "Feature standard deviation", "Probe: cross-camera mAP", "Probe: nearest neighbor, same camera"):
         assert {"full", "selected", "proxy"} <= set(titles[title])
     assert "indifferent: ln 256" in titles["Teacher entropy (nats)"]
     clusters = dict(charts.cluster_charts(folder))
     assert list(clusters) == ["UDA", "USL"] and all(len(own) == 3 for own in clusters.values())
-    phases = ["Supervised", "UDA, labelled source", "UDA, unlabelled target", "USL"]
+    phases = ["Supervised", "UDA, labeled source", "UDA, unlabeled target", "USL"]
     assert [name for name, _ in charts.finetune_charts(folder)] == phases
 
 

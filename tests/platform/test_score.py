@@ -16,7 +16,7 @@ from platform.engine.errors import ConfigError, StorageError, UserError
 from platform.engine.inference.models import load_model
 from platform.engine.storage.location import StorageConfig, open_storage
 from platform.score import ScoreConfig, main, read_scores
-from reidssl.augment.reid_augment import normalise
+from reidssl.augment.reid_augment import normalize
 from reidssl.data.decode import decode_image
 from reidssl.models.vit import build_vit
 from reidssl.models.weights import load_reid, load_vit, save_model
@@ -43,7 +43,7 @@ def scores_in(output, data) -> dict[str, float]:
 
 @torch.no_grad()
 def by_hand(data, source, target) -> dict[str, float]:
-    """Cosine of the two backbones' features, one image at a time, each with its own normalisation."""
+    """Cosine of the two backbones' features, one image at a time, each with its own normalization."""
     proxies = [(load_vit(source / "backbone.safetensors"), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
                (load_reid(target / "model.safetensors").backbone, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))]
     table, found = read_rows(data, ["key", "image"]), {}
@@ -78,16 +78,16 @@ def test_scores_equal_a_direct_computation(scored, tiny_shards, tiny_backbone, s
     assert proxies["target"]["setting"] == "supervised" and proxies["target"]["init"] == str(tiny_backbone)
 
 
-def test_neighbourhoods_equal_the_library(ray_session, tiny_shards, tiny_backbone, supervised_run, tmp_path):
+def test_neighborhoods_equal_the_library(ray_session, tiny_shards, tiny_backbone, supervised_run, tmp_path):
     output = tmp_path / "scores"
-    config = config_of(tiny_shards, tiny_backbone, supervised_run[0], output, "measure=neighbourhood", "k=7")
+    config = config_of(tiny_shards, tiny_backbone, supervised_run[0], output, "measure=neighborhood", "k=7")
     summary = main(config)
     features = [embed(tiny_shards, path) for path in (tiny_backbone, supervised_run[0])]
-    expected = cfs_scores(*features, "neighbourhood", 7).numpy()
+    expected = cfs_scores(*features, "neighborhood", 7).numpy()
     found = np.array(list(scores_in(output, tiny_shards).values()))
     assert (found == expected).mean() > 0.97 and np.abs(found - expected).max() <= 1 / 7 + 1e-6  # batches round: near ties
     assert 0.05 < found.mean() < 0.95
-    assert {name: summary[name] for name in ("measure", "k", "search")} == {"measure": "neighbourhood", "k": 7, "search": "exact"}
+    assert {name: summary[name] for name in ("measure", "k", "search")} == {"measure": "neighborhood", "k": 7, "search": "exact"}
     assert not (output / "features").exists()
 
 
@@ -96,7 +96,7 @@ def embed(data, run) -> torch.Tensor:
     model = load_model(str(run), StorageConfig())
     images = [decode_image(image, (64, 32)) for image in read_rows(data, ["image"])["image"].to_pylist()]
     with torch.no_grad():
-        return model.backbone(normalise(torch.from_numpy(np.stack(images)), model.mean, model.std))
+        return model.backbone(normalize(torch.from_numpy(np.stack(images)), model.mean, model.std))
 
 
 def copied(scored, tmp_path):
@@ -142,7 +142,7 @@ def test_wrong_inputs_are_said_and_bind_nothing(tmp_path, tiny_shards, tiny_back
     with pytest.raises(StorageError, match=r"there is no data set at .*empty"):
         main(config_of(open_storage(str(tmp_path / "empty")), tiny_backbone, supervised_run[0], output))
     assert not output.exists()  # the corrected command must not meet the configuration of the wrong one
-    with pytest.raises(ConfigError, match=r"measure must be one of cosine, neighbourhood: got 'euclidean'"):
+    with pytest.raises(ConfigError, match=r"measure must be one of cosine, neighborhood: got 'euclidean'"):
         config_of(tiny_shards, tiny_backbone, supervised_run[0], output, "measure=euclidean")
 
 
@@ -174,6 +174,6 @@ def test_a_pool_that_leaves_no_cpu_for_reading_is_refused(tmp_path, ray_session,
         main(config_of(tiny_shards, tiny_backbone, tiny_backbone, tmp_path / "scores", "pool.cpus_per_actor=4"))
 
 
-def test_other_scores_in_the_folder_are_refused(scored, tiny_labelled, tiny_backbone, supervised_run):
+def test_other_scores_in_the_folder_are_refused(scored, tiny_labeled, tiny_backbone, supervised_run):
     with pytest.raises(UserError, match=r"(?s)another configuration:\n  data: "):
-        main(config_of(tiny_labelled, tiny_backbone, supervised_run[0], scored[0]))
+        main(config_of(tiny_labeled, tiny_backbone, supervised_run[0], scored[0]))

@@ -85,10 +85,10 @@ def test_pre_training_reads_exactly_the_selected_rows(scored, tiny_shards, keys,
     assert len(found) == 18 and set(found) == best(keys, scores, 18)
 
 
-def test_a_selection_of_another_data_set_is_refused(scored, tiny_shards, tiny_labelled, tmp_path):
+def test_a_selection_of_another_data_set_is_refused(scored, tiny_shards, tiny_labeled, tmp_path):
     main(config_of(tiny_shards, tmp_path / "selection", f"scores={scored}"))
     with pytest.raises(UserError, match=r"was made from .*tiny as it was then .*run platform.select on this data set"):
-        read_units(tiny_labelled, open_storage(str(tmp_path / "selection")))
+        read_units(tiny_labeled, open_storage(str(tmp_path / "selection")))
 
 
 def test_what_is_no_selection_is_refused(scored, tiny_shards, tmp_path):
@@ -220,10 +220,10 @@ def test_agreement_with_a_reference(tiny_shards, keys, tmp_path):
 # ---- scores that do not fit
 
 
-def test_scores_that_do_not_fit_are_refused(tiny_shards, tiny_labelled, scored, keys, scores, tmp_path):
+def test_scores_that_do_not_fit_are_refused(tiny_shards, tiny_labeled, scored, keys, scores, tmp_path):
     output = tmp_path / "selection"
-    with pytest.raises(UserError, match=r"the scores in .* belong to another data set than .*labelled: score this one"):
-        main(config_of(tiny_labelled, output, f"scores={scored}"))
+    with pytest.raises(UserError, match=r"the scores in .* belong to another data set than .*labeled: score this one"):
+        main(config_of(tiny_labeled, output, f"scores={scored}"))
     with pytest.raises(UserError, match=r"holds no finished scores: run platform.score to its end first"):
         main(config_of(tiny_shards, output, f"scores={tmp_path}/nowhere"))
     with pytest.raises(UserError, match=r"nothing to select by: give scores=.*, list=.* or random=true"):

@@ -23,9 +23,9 @@ def config_of(target, init, output, *overrides: str) -> TuneConfig:
 SPACE = "+space.unsupervised.cluster={eps:[0.5,0.8]}"
 
 
-def test_a_sweep_runs_every_point_and_is_read_the_second_time(tmp_path, ray_session, tiny_backbone, tiny_labelled, capsys):
+def test_a_sweep_runs_every_point_and_is_read_the_second_time(tmp_path, ray_session, tiny_backbone, tiny_labeled, capsys):
     output = tmp_path / "sweep"
-    config = config_of(tiny_labelled.uri, tiny_backbone, output, SPACE, "metric=rank1")
+    config = config_of(tiny_labeled.uri, tiny_backbone, output, SPACE, "metric=rank1")
     found = main(config)
     assert sorted(row["unsupervised.cluster.eps"] for row in found["trials"]) == [0.5, 0.8]
     assert found["best"] in found["trials"] and found["best"]["rank1"] == max(row["rank1"] for row in found["trials"])
@@ -39,11 +39,11 @@ def test_a_sweep_runs_every_point_and_is_read_the_second_time(tmp_path, ray_sess
     printed = capsys.readouterr().out
     assert "2 trials, 1 at a time" in printed and printed.count("usl unsupervised epoch 1/1") == 2
     when = {eps: (folder / "summary.json").stat().st_mtime_ns for eps, folder in folders.items()}
-    assert main(config_of(tiny_labelled.uri, tiny_backbone, output, SPACE, "metric=rank1")) == found
+    assert main(config_of(tiny_labeled.uri, tiny_backbone, output, SPACE, "metric=rank1")) == found
     assert "is complete already" in capsys.readouterr().out
     # Interrupted before its end: finished trials are read, not trained again.
     (output / "summary.json").unlink()
-    assert main(config_of(tiny_labelled.uri, tiny_backbone, output, SPACE, "metric=rank1"))["best"] == found["best"]
+    assert main(config_of(tiny_labeled.uri, tiny_backbone, output, SPACE, "metric=rank1"))["best"] == found["best"]
     assert when == {eps: (folder / "summary.json").stat().st_mtime_ns for eps, folder in folders.items()}
 
 
@@ -58,8 +58,8 @@ def test_the_grid_is_every_combination(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def base(tiny_labelled, tiny_backbone) -> TuneConfig:
-    return config_of(tiny_labelled.uri, tiny_backbone, "nowhere")
+def base(tiny_labeled, tiny_backbone) -> TuneConfig:
+    return config_of(tiny_labeled.uri, tiny_backbone, "nowhere")
 
 
 @pytest.mark.parametrize(("space", "message"), [
@@ -106,10 +106,10 @@ def test_folders_have_names_that_file_systems_take(tmp_path):
     assert name_of({"a.eps": 0.4, "k1": 20}) == "eps=0.4-k1=20"
 
 
-def test_one_trial_that_fails_does_not_hide_the_others(tmp_path, ray_session, tiny_backbone, tiny_labelled, capsys):
+def test_one_trial_that_fails_does_not_hide_the_others(tmp_path, ray_session, tiny_backbone, tiny_labeled, capsys):
     """It diverges, every time: its learning rate is beyond all numbers. The other's figures are there all the same."""
     output = tmp_path / "sweep"
-    arguments = (tiny_labelled.uri, tiny_backbone, output, "+space={setting:[supervised],supervised:{learning_rate:[1e-3,1e37]}}",
+    arguments = (tiny_labeled.uri, tiny_backbone, output, "+space={setting:[supervised],supervised:{learning_rate:[1e-3,1e37]}}",
                  "finetune.supervised.epochs=1")
     with pytest.raises(FailedTrialsError, match=r"(?s)1 of 2 trials are not finished, 1 are; .*trials\.json.*\n  failed: "
                                                 r"setting=supervised, supervised.learning_rate=1e\+37: .*(finite|NaN)") as caught:
@@ -131,19 +131,19 @@ def test_one_trial_that_fails_does_not_hide_the_others(tmp_path, ray_session, ti
     assert capsys.readouterr().out.count("is complete already") == 1
 
 
-def test_wrong_paths_are_refused_before_anything_runs(tmp_path, tiny_labelled, tiny_backbone):
+def test_wrong_paths_are_refused_before_anything_runs(tmp_path, tiny_labeled, tiny_backbone):
     with pytest.raises(UserError, match=r"there is no model at .*nowhere"):
-        main(config_of(tiny_labelled.uri, tmp_path / "nowhere", tmp_path / "sweep"))
+        main(config_of(tiny_labeled.uri, tmp_path / "nowhere", tmp_path / "sweep"))
     with pytest.raises(UserError, match=r"there is no data set at .*empty"):
         main(config_of(tmp_path / "empty", tiny_backbone, tmp_path / "sweep"))
     with pytest.raises(UserError, match=r"there is no model at .*nowhere"):
-        main(config_of(tiny_labelled.uri, tiny_backbone, tmp_path / "sweep", f"+space.init=[{tiny_backbone},{tmp_path}/nowhere]"))
+        main(config_of(tiny_labeled.uri, tiny_backbone, tmp_path / "sweep", f"+space.init=[{tiny_backbone},{tmp_path}/nowhere]"))
     assert not (tmp_path / "sweep").exists()
 
 
-def test_trials_whose_workers_cannot_all_start_are_refused(tmp_path, ray_session, tiny_labelled, tiny_backbone):
+def test_trials_whose_workers_cannot_all_start_are_refused(tmp_path, ray_session, tiny_labeled, tiny_backbone):
     with pytest.raises(UserError, match=r"3 trials at a time need 6.03 CPU, this Ray has 4: lower concurrent"):
-        main(config_of(tiny_labelled.uri, tiny_backbone, tmp_path / "sweep", "concurrent=3", "finetune.scaling.workers=2"))
+        main(config_of(tiny_labeled.uri, tiny_backbone, tmp_path / "sweep", "concurrent=3", "finetune.scaling.workers=2"))
 
 
 def test_settings_that_cannot_be(tmp_path):

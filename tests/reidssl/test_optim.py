@@ -1,4 +1,4 @@
-"""Parameter groups, optimisers and clipping."""
+"""Parameter groups, optimizers and clipping."""
 
 import pytest
 import torch
@@ -132,7 +132,7 @@ def test_a_weight_of_zero_still_moves_under_lars():
     torch.testing.assert_close(run_steps("lars", 0.1, torch.zeros(2), [torch.ones(2)]), torch.full((2,), -0.5))
 
 
-def test_unknown_optimisers_are_named():
+def test_unknown_optimizers_are_named():
     with pytest.raises(ValueError, match="adamw, sgd, lars: got 'lamb'"):
         build_optimizer("lamb", [], lr=0.1)
 
@@ -169,7 +169,7 @@ def test_a_broken_step_changes_nothing_and_the_next_ones_go_on(kind):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_an_optimiser_that_cannot_be_masked_is_refused():
+def test_an_optimizer_that_cannot_be_masked_is_refused():
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
     with pytest.raises(ValueError, match="got AdamW without fused=True"), masked(optimizer, torch.ones(())):
         optimizer.step()

@@ -1,1 +1,1 @@
-"""Neighbour search and pseudo-labels shared out over Ray actors."""
+"""Neighbor search and pseudo-labels shared out over Ray actors."""

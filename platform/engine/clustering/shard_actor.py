@@ -8,8 +8,8 @@ import torch
 
 from platform.engine.inference.features import Part, read_all
 from platform.engine.runtime.device import use_threads
-from reidssl.clustering.index import NeighbourIndex
-from reidssl.clustering.neighbours import Neighbours, nearest
+from reidssl.clustering.index import NeighborIndex
+from reidssl.clustering.neighbors import Neighbors, nearest
 from reidssl.clustering.pairs import pair_cosines
 from reidssl.row_blocks import over_blocks
 
@@ -25,28 +25,28 @@ class Shard:
     def __init__(self, parts: Sequence[Part], search: str, effort: int, threads: int) -> None:
         use_threads(threads)
         self.parts, self.search, self.effort = parts, search, effort
-        self._index: NeighbourIndex | None = None
+        self._index: NeighborIndex | None = None
 
-    def index(self) -> NeighbourIndex:
+    def index(self) -> NeighborIndex:
         if self._index is None:
-            self._index = NeighbourIndex(read_all(self.parts), self.search, self.effort)
+            self._index = NeighborIndex(read_all(self.parts), self.search, self.effort)
         return self._index
 
     def rows(self, places: np.ndarray) -> np.ndarray:
         """float32 (len(places), D), of length one; places: int, from 0 in this share."""
         return self.index().images[places].cpu().numpy()
 
-    def nearest(self, queries: np.ndarray, k: int, own: np.ndarray) -> Neighbours:
+    def nearest(self, queries: np.ndarray, k: int, own: np.ndarray) -> Neighbors:
         """Of this share, numbered from 0. queries: float32 (Q, D) of length one; own: the image that is the query, or -1."""
         return self.index().nearest(_writable(queries), k, own, unit=True)
 
-    def nearest_exact(self, queries: np.ndarray, k: int, own: np.ndarray) -> Neighbours:
+    def nearest_exact(self, queries: np.ndarray, k: int, own: np.ndarray) -> Neighbors:
         """The same by comparing with all images, whatever the search."""
         images = self.index().images
         found = nearest(torch.from_numpy(_writable(queries)).to(images.device), images, k, own)
         return found.indices, found.similarities
 
-    def propose(self, proposal: Callable[..., Neighbours], table: np.ndarray, start: int, stop: int,
+    def propose(self, proposal: Callable[..., Neighbors], table: np.ndarray, start: int, stop: int,
                 starts: np.ndarray) -> list[tuple[np.ndarray, ...]]:
         """Pairs whose similarity is wanted: all of them, then for each share those with its images.
 

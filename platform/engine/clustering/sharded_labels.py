@@ -3,7 +3,7 @@
 The features stay on the actors of the search, which also say how alike the pairs are that the other steps ask for: candidates
 of the refined search, a sample for its recall, members of the reciprocal sets. Then the actors end, and tasks compute query
 expansion and distances by ranges of images from the vectors of weights, which each node gets once. This process holds the
-table of neighbours, the vectors and the distances (about 1.5 kB an image), and clusters. Equal to `pseudo_labels` in one
+table of neighbors, the vectors and the distances (about 1.5 kB an image), and clusters. Equal to `pseudo_labels` in one
 process.
 """
 
@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from platform.engine.clustering.sharded_neighbours import FeatureShards, NeighbourActorsConfig, shared_out
+from platform.engine.clustering.sharded_neighbors import FeatureShards, NeighborActorsConfig, shared_out
 from platform.engine.inference.features import Part
 from platform.engine.runtime.device import use_threads
 from reidssl.clustering.cluster_config import ClusterConfig
 from reidssl.clustering.jaccard import TooManyPairs, by_image, jaccard_range, stack, too_many
-from reidssl.clustering.neighbours import Neighbours, self_first
+from reidssl.clustering.neighbors import Neighbors, self_first
 from reidssl.clustering.nn_descent import candidates, taken
 from reidssl.clustering.pseudo_labels import Laps, PseudoLabels, vectors_to_labels
 from reidssl.clustering.reciprocal import half_of, query_expansion, reciprocal_sets, softmax_weights
 
 
-def sharded_labels(parts: Sequence[Part], cluster: ClusterConfig, config: NeighbourActorsConfig,
+def sharded_labels(parts: Sequence[Part], cluster: ClusterConfig, config: NeighborActorsConfig,
                    progress: float = 0.0) -> PseudoLabels:
     """`pseudo_labels` of all parts together, by dbscan or infomap; progress as there.
 
@@ -35,7 +35,7 @@ def sharded_labels(parts: Sequence[Part], cluster: ClusterConfig, config: Neighb
     """
     lap, recall = Laps(), None
     with shared_out(parts, config, cluster.search, cluster.search_effort) as shards:
-        found = shards.neighbours(cluster.k1)
+        found = shards.neighbors(cluster.k1)
         lap("search")
         if cluster.search != "exact":
             found = sharded_refine(shards, found)
@@ -49,12 +49,12 @@ def sharded_labels(parts: Sequence[Part], cluster: ClusterConfig, config: Neighb
     return PseudoLabels(labels, int(labels.max()) + 1, int((labels < 0).sum()), lap.seconds, recall)
 
 
-def sharded_refine(shards: FeatureShards, neighbours: Neighbours) -> Neighbours:
-    """`reidssl.clustering.nn_descent.refine`: the neighbours of the neighbours looked at as well."""
-    indices, similarities = neighbours
+def sharded_refine(shards: FeatureShards, neighbors: Neighbors) -> Neighbors:
+    """`reidssl.clustering.nn_descent.refine`: the neighbors of the neighbors looked at as well."""
+    indices, similarities = neighbors
     found, near = np.empty_like(indices), np.empty_like(similarities)
 
-    def conclusion(start: int, stop: int) -> Callable[..., Neighbours]:
+    def conclusion(start: int, stop: int) -> Callable[..., Neighbors]:
         return partial(taken, indices[start:stop], similarities[start:stop], np.arange(start, stop))
 
     block = max(1, shards.config.block // 8)  # an image has hundreds of candidates
@@ -63,9 +63,9 @@ def sharded_refine(shards: FeatureShards, neighbours: Neighbours) -> Neighbours:
     return found, near
 
 
-def sharded_recall(shards: FeatureShards, neighbours: Neighbours, sample: int = 1000, seed: int = 0) -> float:
-    """`reidssl.clustering.index.recall`: the share of the true neighbours that was found, of a sample of the images."""
-    indices, similarities = neighbours
+def sharded_recall(shards: FeatureShards, neighbors: Neighbors, sample: int = 1000, seed: int = 0) -> float:
+    """`reidssl.clustering.index.recall`: the share of the true neighbors that was found, of a sample of the images."""
+    indices, similarities = neighbors
     if indices.shape[1] < 2:
         return 1.0
     chosen = np.sort(np.random.default_rng(seed).choice(shards.num, min(sample, shards.num), replace=False))
@@ -88,7 +88,7 @@ def _weighted(counts: np.ndarray, others: np.ndarray, cosines: np.ndarray) -> tu
     return counts, others, softmax_weights(counts, cosines, np.ones(len(counts), np.float32))
 
 
-def expanded_by_tasks(vectors: sp.csr_matrix, table: np.ndarray, config: NeighbourActorsConfig) -> sp.csr_matrix:
+def expanded_by_tasks(vectors: sp.csr_matrix, table: np.ndarray, config: NeighborActorsConfig) -> sp.csr_matrix:
     """`query_expansion` by ranges of images."""
     return sp.vstack(list(_by_ranges(_expanded, config, vectors, np.ascontiguousarray(table))), format="csr")
 
@@ -98,7 +98,7 @@ def _expanded(threads: int, start: int, stop: int, vectors: sp.csr_matrix, table
 
 
 def distances_by_tasks(vectors: sp.csr_matrix, max_distance: float, most_pairs: int,
-                       config: NeighbourActorsConfig) -> sp.csr_matrix:
+                       config: NeighborActorsConfig) -> sp.csr_matrix:
     """`jaccard_rows` by ranges of images: float32 CSR (N, N); TooManyPairs as there."""
     parts: list[sp.csr_matrix] = []
     work = partial(_distances, max_distance, most_pairs)
@@ -117,7 +117,7 @@ def _distances(max_distance: float, most_pairs: int, threads: int, start: int, s
         return None
 
 
-def _by_ranges(work: Callable[..., Any], config: NeighbourActorsConfig, vectors: sp.csr_matrix, other: Any) -> Iterator[Any]:
+def _by_ranges(work: Callable[..., Any], config: NeighborActorsConfig, vectors: sp.csr_matrix, other: Any) -> Iterator[Any]:
     """work(threads, start, stop, vectors, other) of ranges of `config.block` images, in order, by Ray tasks."""
     import ray
 

@@ -1,4 +1,4 @@
-"""Labelled images of a data set in memory: encoded bytes, decoded on demand and kept while they are few."""
+"""Labeled images of a data set in memory: encoded bytes, decoded on demand and kept while they are few."""
 
 from collections.abc import Iterator, Sequence
 

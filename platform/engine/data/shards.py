@@ -31,7 +31,7 @@ SCHEMA = pa.schema([
     pa.field("image", pa.binary(), nullable=False),  # JPEG or PNG as it came
     pa.field("height", pa.int32(), nullable=False),  # of the upright image, whatever its EXIF says
     pa.field("width", pa.int32(), nullable=False),
-    pa.field("pid", pa.int32(), nullable=False),  # -1 unlabelled
+    pa.field("pid", pa.int32(), nullable=False),  # -1 unlabeled
     pa.field("camid", pa.int32(), nullable=False),  # -1 unknown
 ])
 COLUMNS = SCHEMA.names

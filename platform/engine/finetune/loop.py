@@ -24,7 +24,7 @@ from platform.engine.train.step import StepBatchNorm, StepMeans, check_finite
 from platform.engine.zero import engine as zero
 from platform.engine.zero.consolidation import consolidate, restore
 from reidssl.augment.augment_config import ReidAugmentConfig
-from reidssl.augment.reid_augment import ReidAugment, normalise
+from reidssl.augment.reid_augment import ReidAugment, normalize
 from reidssl.models.drop_path import StepDropPath, draw_by_step
 from reidssl.models.reid import ReidModel
 from reidssl.seeding import mix, sample_seeds
@@ -120,7 +120,7 @@ class PhaseTrainer:
 
     def _step(self, trained: Trained, epoch: int, step: int, positions: np.ndarray, labels: Tensor,
               means: StepMeans[str]) -> Tensor | None:
-        """Collective: one optimiser step on the images at `positions` (B,). Returns what the phase remembers of it."""
+        """Collective: one optimizer step on the images at `positions` (B,). Returns what the phase remembers of it."""
         phase, engine, rank = trained.phase, trained.engine, dist.get_rank()
         where, advice = f"in {phase.name} epoch {epoch + 1} step {step + 1}", f"Lower {phase.name}.learning_rate"
         seed = mix(self.seed, trained.number, epoch, step, 0)  # of drop path
@@ -169,7 +169,7 @@ def batch_seeds(seed: int, images: ImageSet, epoch: int, step: int, positions: n
 
 @torch.no_grad()
 def extract(model: ReidModel, images: ImageSet, neck: str, augment: ReidAugmentConfig) -> Tensor:
-    """Collective: L2-normalised features (N, D) of all images on every worker; each computes its share."""
+    """Collective: L2-normalized features (N, D) of all images on every worker; each computes its share."""
     rank, world = dist.get_rank(), dist.get_world_size()
     training = model.training
     model.eval()
@@ -177,7 +177,7 @@ def extract(model: ReidModel, images: ImageSet, neck: str, augment: ReidAugmentC
     own = []
     for start in starts[rank::world]:
         positions = np.arange(start, min(start + EXTRACTION_BATCH, len(images)))
-        inputs = normalise(upload(images.batch(positions)), augment.mean, augment.std).to(next(model.parameters()).dtype)
+        inputs = normalize(upload(images.batch(positions)), augment.mean, augment.std).to(next(model.parameters()).dtype)
         own.append(model(inputs, images.cameras(positions)).embedding(neck).float().cpu())
     model.train(training)
     parts: list[Any] = [own]

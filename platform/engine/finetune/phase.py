@@ -36,7 +36,7 @@ class Epoch:
     """One epoch's work."""
 
     batches: list[np.ndarray]
-    """Positions in the image set, one array an optimiser step; none: there is nothing to learn from in this epoch."""
+    """Positions in the image set, one array an optimizer step; none: there is nothing to learn from in this epoch."""
     labels: np.ndarray
     """int64 (N,), -1 where an image is not used."""
     log: dict[str, float]
@@ -71,7 +71,7 @@ class Phase(Protocol):
         """The features (B, D) of a step that `after_step` wants; None: none, and it is not called."""
 
     def after_step(self, features: Tensor, labels: Tensor) -> None:
-        """Once per optimiser step, with all its features (B, D) in the order of the batch."""
+        """Once per optimizer step, with all its features (B, D) in the order of the batch."""
 
     def state_tensors(self) -> dict[str, Tensor]:
         """What a later epoch needs besides the model."""
@@ -126,7 +126,7 @@ class Unsupervised:
         return Epoch(batches, labels, log, cluster_warnings(log, len(self.images)))
 
     def _cluster(self, epoch: int, features: Tensor) -> PseudoLabels:
-        cluster, actors = self.config.cluster, self.config.neighbours
+        cluster, actors = self.config.cluster, self.config.neighbors
         progress = epoch / max(self.config.epochs - 1, 1)
         try:
             if actors.actors:

@@ -1,4 +1,4 @@
-"""One optimiser step over several pieces of its batch: losses see the whole batch, a worker's gradient is that of its pieces.
+"""One optimizer step over several pieces of its batch: losses see the whole batch, a worker's gradient is that of its pieces.
 
 Batch-hard mining, the neck's batch norm and the cluster memory look at all features of a step. So the features of all pieces are
 gathered first; then every piece goes through the backbone with its gradients, stands in its place among the others' features,
@@ -24,7 +24,7 @@ def cut(batch: int, pieces: int) -> list[slice]:
 
 def rows_to_compute(piece: slice) -> slice:
     """The rows that go through the backbone for a piece. An empty one takes an image along, whose feature nobody uses: every
-    worker has as many passes, and batch norm something to normalise."""
+    worker has as many passes, and batch norm something to normalize."""
     return piece if piece.stop > piece.start else slice(0, 1)
 
 

@@ -55,8 +55,8 @@ def phases_of(config: FinetuneConfig, backbone: Vit, plan: CameraPlan | None = N
     """Supervised, unsupervised, or one after the other."""
     phases: list[Phase] = []
     if config.setting != "usl":
-        labelled = config.source if config.setting == "uda" else config.target
-        phases.append(Supervised(config.supervised, image_set(config, labelled, "train", backbone, plan), config.seed))
+        labeled = config.source if config.setting == "uda" else config.target
+        phases.append(Supervised(config.supervised, image_set(config, labeled, "train", backbone, plan), config.seed))
     if config.setting != "supervised":
         images = image_set(config, config.target, "train", backbone, plan)
         phases.append(Unsupervised(config.unsupervised, images, config.seed))

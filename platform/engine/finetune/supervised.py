@@ -20,9 +20,9 @@ from reidssl.schedules import ReidCosine
 
 def check_identities(uri: str, pids: np.ndarray, batch: BatchConfig) -> None:
     """UserError unless the images of a train split, pids int (N,), can fill a batch. `uri`: of the data set."""
-    unlabelled, identities = int((pids < 0).sum()), len(np.unique(pids[pids >= 0]))
-    if unlabelled:
-        raise UserError(f"{uri} has unlabelled images in split train: {unlabelled:,} of {len(pids):,}, and supervised "
+    unlabeled, identities = int((pids < 0).sum()), len(np.unique(pids[pids >= 0]))
+    if unlabeled:
+        raise UserError(f"{uri} has unlabeled images in split train: {unlabeled:,} of {len(pids):,}, and supervised "
                         "fine-tuning needs identities; use setting=usl")
     if identities < batch.identities:
         raise UserError(f"{uri} has {identities} {'person' if identities == 1 else 'people'} in split train, a batch needs "
@@ -30,7 +30,7 @@ def check_identities(uri: str, pids: np.ndarray, batch: BatchConfig) -> None:
 
 
 class Supervised:
-    """Identity, triplet and center loss on labelled images."""
+    """Identity, triplet and center loss on labeled images."""
 
     name = "supervised"
     centers: CenterLoss | None = None

@@ -22,7 +22,7 @@ Batch = dict[str, np.ndarray]
 
 
 class Embedder:
-    """Actor: one model, L2-normalised features. given: what its file does not say; changes: to its backbone's configuration."""
+    """Actor: one model, L2-normalized features. given: what its file does not say; changes: to its backbone's configuration."""
 
     def __init__(self, model: str, storage: StorageConfig, threads: int, given: Any = None,
                  changes: dict[str, Any] | None = None) -> None:
@@ -48,7 +48,7 @@ def stream_through_actors(root: Location, files: Sequence[FileEntry], actor: typ
                           image_size: tuple[int, int], pool: PoolConfig, splits: Sequence[str] = ()) -> Iterator[Batch]:
     """Rows of `files` through `actor(**arguments)` called with {"image": uint8 (B, 3, H, W), "key", "split", "problem", ...}.
 
-    splits: only rows of these; empty: all. An image that cannot be decoded comes too, grey and with its "problem", so that
+    splits: only rows of these; empty: all. An image that cannot be decoded comes too, gray and with its "problem", so that
     the rows remain those of the shards; what is computed of it means nothing (SetAside.watch counts it).
 
     Yields the actor's batches in the order of the shards. The actor must return "key", "file" and "problem" unchanged.

@@ -13,7 +13,7 @@ from platform.engine.inference.camera_rows import Table, require_cameras, rows_o
 from platform.engine.runtime.device import device, upload
 from platform.engine.schemas.phases_settings import ChangesConfig as ChangesConfig
 from platform.engine.storage.location import Location, StorageConfig, open_storage
-from reidssl.augment.reid_augment import normalise
+from reidssl.augment.reid_augment import normalize
 from reidssl.models.knowledge import About
 from reidssl.models.reid import ReidModel
 from reidssl.models.vit import Vit
@@ -81,13 +81,13 @@ class LoadedModel:
 
     def features(self, images: Tensor, camids: np.ndarray | None = None) -> Tensor:
         """The backbone's features (B, D) of uint8 (B, 3, H, W); camids: int (B,), the data's, for a model with cameras."""
-        return self.backbone(normalise(upload(images), self.mean, self.std), self.camera_rows(camids))
+        return self.backbone(normalize(upload(images), self.mean, self.std), self.camera_rows(camids))
 
     def embed(self, images: Tensor, camids: np.ndarray | None = None) -> Tensor:
-        """uint8 (B, 3, H, W), camids as for `features` -> L2-normalised float32 (B, D), the feature used for retrieval."""
+        """uint8 (B, 3, H, W), camids as for `features` -> L2-normalized float32 (B, D), the feature used for retrieval."""
         if self.reid is None:
             return F.normalize(self.features(images, camids), dim=-1)
-        inputs = normalise(upload(images), self.mean, self.std)
+        inputs = normalize(upload(images), self.mean, self.std)
         return self.reid(inputs, self.camera_rows(camids)).embedding(self.neck)
 
     def camera_rows(self, camids: np.ndarray | None) -> Tensor | None:

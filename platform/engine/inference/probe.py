@@ -1,4 +1,4 @@
-"""A k-NN probe during pre-training: does the backbone recognise people, or only cameras?"""
+"""A k-NN probe during pre-training: does the backbone recognize people, or only cameras?"""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from platform.engine.runtime.device import upload
 from platform.engine.schemas.training_settings import ProbeConfig
 from platform.engine.storage.location import open_storage
 from reidssl.augment.augment_config import MultiCropConfig
-from reidssl.augment.reid_augment import normalise
+from reidssl.augment.reid_augment import normalize
 from reidssl.models.model_config import VitConfig
 from reidssl.models.vit import Vit
 
@@ -18,8 +18,8 @@ from reidssl.models.vit import Vit
 class Probe:
     """Call it with a backbone in eval mode: {"probe_mAP", "probe_same_camera"}.
 
-    probe_mAP: cross-camera identity retrieval, in [0, 1]. probe_same_camera: share of nearest neighbours that come from the
-    same camera, in [0, 1]; rising while the mAP stands still means that backgrounds are being learnt.
+    probe_mAP: cross-camera identity retrieval, in [0, 1]. probe_same_camera: share of nearest neighbors that come from the
+    same camera, in [0, 1]; rising while the mAP stands still means that backgrounds are being learned.
     """
 
     def __init__(self, config: ProbeConfig, model: VitConfig, augment: MultiCropConfig, storage: Any,
@@ -32,7 +32,7 @@ class Probe:
     def __call__(self, backbone: Vit) -> dict[str, float]:
         from reidssl.metrics.ranking import leave_one_out, same_camera_share  # compiles on import: only when probing
 
-        features = torch.cat([backbone(normalise(upload(batch), self.mean, self.std)).cpu()
+        features = torch.cat([backbone(normalize(upload(batch), self.mean, self.std)).cpu()
                               for batch in self.images.batches(128)])
         pids, camids = np.asarray(self.images.pids), np.asarray(self.images.camids)
         return {"probe_mAP": float(leave_one_out(features, pids, camids).mAP),

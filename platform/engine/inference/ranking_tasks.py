@@ -1,6 +1,6 @@
 """Ranking shared among Ray tasks: each takes some of the queries and runs through the gallery piece by piece.
 
-Features are normalised once, here, and lie in the object store as plain arrays, which tasks of one machine read in place. A
+Features are normalized once, here, and lie in the object store as plain arrays, which tasks of one machine read in place. A
 task holds one piece of the gallery at a time, so its memory is set by `gallery_block`; with more than one piece it
 runs through them twice.
 """
@@ -18,7 +18,7 @@ from platform.engine.runtime.device import use_threads
 from reidssl.choices import GALLERY_BLOCK
 from reidssl.metrics.average_precision import QueryResults, judge_pieces, pieces_of
 from reidssl.metrics.inputs import check_fit, labels_of, unit_pair
-from reidssl.metrics.ranking import RankingMetrics, summarise
+from reidssl.metrics.ranking import RankingMetrics, summarize
 
 
 def rank_shared(query_features: Tensor, query_pids: np.ndarray, query_camids: np.ndarray, gallery_features: Tensor,
@@ -55,7 +55,7 @@ def rank_shared(query_features: Tensor, query_pids: np.ndarray, query_camids: np
     except RayError as error:
         raise _explained(error) from None
     together = QueryResults(*(np.concatenate(values) for values in zip(*results, strict=True)))
-    return summarise(together, query_pids, gallery_pids)
+    return summarize(together, query_pids, gallery_pids)
 
 
 def _judge(queries: np.ndarray, pids: np.ndarray, camids: np.ndarray, pieces: list[Any], labels: tuple[np.ndarray, np.ndarray],

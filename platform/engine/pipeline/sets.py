@@ -31,7 +31,7 @@ def check_sets(config: PipelineConfig) -> None:
                         "after pre-training and clustering")
     if "uda" in config.settings and not is_given(config, "source"):
         others = ",".join(one for one in config.settings if one != "uda")
-        raise UserError("source_set is not given, and the setting uda starts from it: name a labelled set, e.g. "
+        raise UserError("source_set is not given, and the setting uda starts from it: name a labeled set, e.g. "
                         f"source_set.kind=msmt17 source_set.path=MSMT17_V1, or leave uda out: settings=[{others}]")
     for part in parts_of(config):
         manifest = open_storage(config.output, config.storage).joinpath("data", part, MANIFEST) if config.output else None

@@ -16,12 +16,12 @@ from platform.engine.report.tables import SETTINGS, result_rows, setting_title
 
 STYLES = {"random": 0, "full": 1, "selected": 2, "proxy": 3, "control": 4}
 PRETRAIN_METRICS = [
-    ("loss", "Loss"), ("probe_mAP", "Probe: cross-camera mAP"), ("probe_same_camera", "Probe: nearest neighbour, same camera"),
+    ("loss", "Loss"), ("probe_mAP", "Probe: cross-camera mAP"), ("probe_same_camera", "Probe: nearest neighbor, same camera"),
     ("dino", "Loss of the class tokens"), ("patch", "Loss of the masked patches"),
     ("teacher_entropy", "Teacher entropy (nats)"), ("patch_entropy", "Teacher entropy on masked patches (nats)"),
     ("target_information", "What targets tell about their image (nats)"), ("feature_std", "Feature standard deviation"),
     ("accuracy", "Contrast: own other view is the nearest"), ("koleo", "KoLeo: mean -log distance to the nearest"),
-    ("center_norm", "Norm of the centre"), ("logit_norm", "Norm of the teacher's logits"),
+    ("center_norm", "Norm of the center"), ("logit_norm", "Norm of the teacher's logits"),
     ("images_per_second", "Images per second"), ("learning_rate", "Learning rate"),
     ("teacher_momentum", "Teacher momentum"), ("weight_decay", "Weight decay"),
 ]
@@ -35,7 +35,7 @@ FROM_ZERO = {"images_per_second", "outliers", "clusters", "probe_mAP", "accuracy
 
 
 def style_of(name: str, others: Sequence[str]) -> int:
-    """A colour that is the same in every chart: fixed for the usual names, else by the place among the unusual ones."""
+    """A color that is the same in every chart: fixed for the usual names, else by the place among the unusual ones."""
     unusual = sorted(set(others) - STYLES.keys())
     return STYLES[name] if name in STYLES else 1 + (unusual.index(name) + (3 if STYLES.keys() & set(others) else 0)) % 5
 
@@ -84,8 +84,8 @@ def finetune_charts(folder: RunFolder) -> list[tuple[str, list[Markup]]]:
     for setting in SETTINGS:
         phases: list[tuple[str, Callable[[dict[str, Any]], bool]]] = [("", lambda row: True)]
         if setting == "uda":
-            phases = [(", labelled source", lambda row: "clusters" not in row),
-                      (", unlabelled target", lambda row: "clusters" in row)]
+            phases = [(", labeled source", lambda row: "clusters" not in row),
+                      (", unlabeled target", lambda row: "clusters" in row)]
         for suffix, chosen in phases:
             found += [(name + suffix, charts) for name, charts in _by_setting(folder, FINETUNE_METRICS, chosen, [setting])]
     return found

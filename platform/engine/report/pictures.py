@@ -21,7 +21,7 @@ from platform.engine.report.plots.picture_strip import attention_overlay, data_u
 from platform.engine.report.plots.strips import Match, ranking_strip
 from platform.engine.report.tables import INITS, SETTINGS, setting_title
 from platform.engine.runtime.device import device
-from reidssl.augment.reid_augment import normalise
+from reidssl.augment.reid_augment import normalize
 from reidssl.data.decode import DecodeError, decode_image, decode_whole
 
 SAMPLES, QUERIES, ATTENTION_IMAGES = 16, 4, 10
@@ -182,7 +182,7 @@ def attention_maps(folder: RunFolder, models: list[tuple[str, LoadedModel]]) -> 
 @torch.inference_mode()
 def _overlays(model: LoadedModel, encoded: list[bytes], camids: np.ndarray) -> list[np.ndarray]:
     images = np.stack([decode_image(data, model.image_size) for data in encoded])
-    inputs = normalise(torch.from_numpy(images).to(device()), model.mean, model.std)
+    inputs = normalize(torch.from_numpy(images).to(device()), model.mean, model.std)
     attention = model.backbone.class_attention(inputs, model.camera_rows(camids)).mean(dim=1).float().cpu().numpy()
     grid = model.backbone.config.grid(*model.image_size)
     return [attention_overlay(image.transpose(1, 2, 0), own.reshape(grid), ATTENTION_HEIGHT)

@@ -7,7 +7,7 @@ from platform.engine.report.contents import Member, RunFolder
 from platform.engine.storage.location import open_storage
 
 MEASURES = {"cosine": ("cosine of the two proxies' features", "whose feature hardly changes in that tuning"),
-            "neighbourhood": ("share of the {k} nearest images that the two proxies agree on",
+            "neighborhood": ("share of the {k} nearest images that the two proxies agree on",
                               "whose nearest images stay the same in that tuning")}
 
 

@@ -27,7 +27,7 @@ class TrackingConfig:
     """How often a run speaks and to whom."""
 
     every_steps: int = 20
-    """Optimiser steps between log lines."""
+    """Optimizer steps between log lines."""
     tensorboard: OutputPath = ""
     """Local folder for TensorBoard event files; empty: none."""
     wandb: str = ""

@@ -1,6 +1,6 @@
 """The settings of every program and of what it stands on, importable in a moment: no torch, no Ray, no compiler.
 
-So that `--help`, `--show-config` and a misspelt key are answered at once, these dataclasses lie apart from the code that they
+So that `--help`, `--show-config` and a misspelled key are answered at once, these dataclasses lie apart from the code that they
 are for. A field that names a file or folder is declared as such: see platform/engine/config/paths.py.
 """
 

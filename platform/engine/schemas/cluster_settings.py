@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from platform.engine.config.paths import InputPath, OutputPath
-from platform.engine.schemas.retrieval_settings import NeighbourActorsConfig, PoolConfig, check_shared
+from platform.engine.schemas.retrieval_settings import NeighborActorsConfig, PoolConfig, check_shared
 from platform.engine.schemas.runtime_settings import RuntimeConfig
 from platform.engine.storage.location import StorageConfig
 from reidssl.clustering.cluster_config import ClusterConfig
@@ -22,10 +22,10 @@ class ClusterProgramConfig:
     """Shards to cluster, all splits."""
     load: LoadConfig = field(default_factory=LoadConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    neighbours: NeighbourActorsConfig = field(default_factory=NeighbourActorsConfig)
+    neighbors: NeighborActorsConfig = field(default_factory=NeighborActorsConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
-        check_shared(self.cluster, self.neighbours)
+        check_shared(self.cluster, self.neighbors)

@@ -29,7 +29,7 @@ class FinetuneConfig:
     init: InputPath = ""
     """Pre-training run or checkpoint file to start from; empty: random weights."""
     source: InputPath = ""
-    """Labelled shards of the source set (uda only)."""
+    """Labeled shards of the source set (uda only)."""
     target: InputPath = "runs/demo/data/target"
     """Shards of the target set with splits train, query and gallery."""
     seed: int = 0
@@ -61,7 +61,7 @@ class FinetuneConfig:
         at_least(0, seed=self.seed)
         at_least(0, "(end only)", evaluate_every=self.evaluate_every)
         if self.setting == "uda" and not self.source:
-            raise ValueError("source must name the labelled source set for setting=uda: got ''")
+            raise ValueError("source must name the labeled source set for setting=uda: got ''")
         if not self.init and tuple(self.augment.image_size) != tuple(self.model.image_size):
             raise ValueError(f"augment.image_size must equal model.image_size {tuple(self.model.image_size)}: "
                              f"got {tuple(self.augment.image_size)}")

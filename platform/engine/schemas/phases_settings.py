@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from platform.engine.schemas.retrieval_settings import NeighbourActorsConfig, check_shared
+from platform.engine.schemas.retrieval_settings import NeighborActorsConfig, check_shared
 from reidssl.checks import at_least, one_of, positive, within
 from reidssl.choices import LARGEST_MARGIN, NECKS
 from reidssl.clustering.cluster_config import ClusterConfig
@@ -19,7 +19,7 @@ class ChangesConfig:
     stride: int = 0
     """Distance between patches in pixels, smaller makes them overlap (TransReID trains with 12); 0: as it was."""
     gem_pooling: bool = False
-    """Add the generalised mean of the patch tokens to the class token."""
+    """Add the generalized mean of the patch tokens to the class token."""
 
     def as_dict(self) -> dict[str, Any]:
         """The changes, without what stays as it was."""
@@ -28,7 +28,7 @@ class ChangesConfig:
 
 @dataclass(kw_only=True)
 class BatchConfig:
-    """The batch of one optimiser step, P identities with K images each, however many workers share it."""
+    """The batch of one optimizer step, P identities with K images each, however many workers share it."""
 
     identities: int = 16
     """P."""
@@ -54,7 +54,7 @@ class BatchConfig:
 
 @dataclass(kw_only=True)
 class PhaseConfig:
-    """What every phase has: its length, its optimiser, its model and its batch. Each phase gives the defaults."""
+    """What every phase has: its length, its optimizer, its model and its batch. Each phase gives the defaults."""
 
     epochs: int
     """Number of epochs."""
@@ -88,7 +88,7 @@ class UnsupervisedConfig(PhaseConfig):
     epochs: int = 50
     """Rounds of clustering and training."""
     iterations: int = 200
-    """Optimiser steps in an epoch."""
+    """Optimizer steps in an epoch."""
     learning_rate: float = 3.5e-4
     """Learning rate at the start."""
     weight_decay: float = 5e-4
@@ -106,7 +106,7 @@ class UnsupervisedConfig(PhaseConfig):
     camera_proxies: bool = False
     """One memory vector for each camera of a cluster; an image is drawn to all those of its cluster."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    neighbours: NeighbourActorsConfig = field(default_factory=NeighbourActorsConfig)
+    neighbors: NeighborActorsConfig = field(default_factory=NeighborActorsConfig)
     batch: BatchConfig = field(default_factory=lambda: BatchConfig(identities=32, instances=8))
 
     def __post_init__(self) -> None:
@@ -114,7 +114,7 @@ class UnsupervisedConfig(PhaseConfig):
         positive(temperature=self.temperature)
         within("[0, 1]", momentum=self.momentum)
         at_least(1, iterations=self.iterations, decay_epochs=self.decay_epochs)
-        check_shared(self.cluster, self.neighbours)
+        check_shared(self.cluster, self.neighbors)
 
 
 @dataclass(kw_only=True)
@@ -146,7 +146,7 @@ class SupervisedConfig(PhaseConfig):
     center_weight: float = 0.0
     """Of the center loss on the feature before the neck; 5e-4 is usual, 0 leaves it out."""
     center_rate: float = 0.5
-    """How far a centre moves towards its features in a step."""
+    """How far a center moves towards its features in a step."""
     drop_path: float = 0.1
     neck: str = "before"
 

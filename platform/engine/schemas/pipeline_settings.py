@@ -59,9 +59,9 @@ class PipelineConfig:
     output: OutputPath = "runs/pipeline"
     """Folder of everything."""
     pretrain_set: SourceConfig = field(default_factory=lambda: SourceConfig(part="pretrain"))
-    """The unlabelled images to pre-train on; required."""
+    """The unlabeled images to pre-train on; required."""
     source_set: SourceConfig = field(default_factory=lambda: SourceConfig(part="source"))
-    """The labelled set that UDA starts from; required for it alone."""
+    """The labeled set that UDA starts from; required for it alone."""
     target_set: SourceConfig = field(default_factory=lambda: SourceConfig(part="target"))
     """The target set with identities in train, query and gallery; required unless settings=[]."""
     row_group_rows: int = 256

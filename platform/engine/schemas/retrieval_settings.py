@@ -1,4 +1,4 @@
-"""Settings of what compares features: judging, and the actors that share a neighbour search."""
+"""Settings of what compares features: judging, and the actors that share a neighbor search."""
 
 from dataclasses import dataclass
 
@@ -37,8 +37,8 @@ class EvaluateConfig:
 
 
 @dataclass(kw_only=True)
-class NeighbourActorsConfig:
-    """Actors that share the neighbour search, and tasks after it that share the Jaccard distance."""
+class NeighborActorsConfig:
+    """Actors that share the neighbor search, and tasks after it that share the Jaccard distance."""
 
     actors: int = 0
     """Actors, each with its share of the features; 0: no actors, the process that clusters searches by itself."""
@@ -47,7 +47,7 @@ class NeighbourActorsConfig:
     gpus_per_actor: float = 0.0
     """GPUs reserved for an actor; for exact search by torch, else by the GPU build of FAISS."""
     block: int = 8192
-    """Images whose neighbours are looked for at a time, and images of a task."""
+    """Images whose neighbors are looked for at a time, and images of a task."""
 
     def __post_init__(self) -> None:
         at_least(0, actors=self.actors, gpus_per_actor=self.gpus_per_actor)
@@ -60,10 +60,10 @@ class NeighbourActorsConfig:
         return max(1, int(self.cpus_per_actor))
 
 
-def check_shared(cluster: ClusterConfig, config: NeighbourActorsConfig) -> None:
+def check_shared(cluster: ClusterConfig, config: NeighborActorsConfig) -> None:
     """ValueError for an algorithm that cannot be shared out."""
     if config.actors and cluster.algorithm == "kmeans":
-        raise ValueError("neighbours.actors must be 0 with cluster.algorithm=kmeans, which runs in one process: got "
+        raise ValueError("neighbors.actors must be 0 with cluster.algorithm=kmeans, which runs in one process: got "
                          f"{config.actors}")
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from platform.engine.config.paths import InputPath, OutputPath
-from platform.engine.schemas.retrieval_settings import NeighbourActorsConfig, PoolConfig
+from platform.engine.schemas.retrieval_settings import NeighborActorsConfig, PoolConfig
 from platform.engine.schemas.runtime_settings import RuntimeConfig
 from platform.engine.storage.location import StorageConfig
 from reidssl.checks import at_least, one_of
@@ -23,12 +23,12 @@ class ScoreConfig:
     target: InputPath = ""
     """Target proxy: the run folder of platform.finetune, started from the source proxy."""
     measure: str = "cosine"
-    """How little was forgotten: cosine or neighbourhood."""
+    """How little was forgotten: cosine or neighborhood."""
     k: int = 20
-    """Neighbours (measure=neighbourhood)."""
+    """Neighbors (measure=neighborhood)."""
     search: str = "exact"
     """How they are searched: exact, ivf or hnsw."""
-    neighbours: NeighbourActorsConfig = field(default_factory=lambda: NeighbourActorsConfig(actors=2))
+    neighbors: NeighborActorsConfig = field(default_factory=lambda: NeighborActorsConfig(actors=2))
     """Actors that share the search."""
     data: InputPath = "runs/demo/data/pretrain"
     """Shards to score."""
@@ -42,5 +42,5 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         one_of(MEASURES, measure=self.measure)
-        at_least(1, k=self.k, **{"neighbours.actors": self.neighbours.actors})
+        at_least(1, k=self.k, **{"neighbors.actors": self.neighbors.actors})
         check_search(self.search, 0)

@@ -9,7 +9,7 @@ from reidssl.choices import OPTIMIZERS, PRECISIONS
 
 @dataclass(kw_only=True)
 class OptimizerConfig:
-    """Pre-training's optimiser and its schedules (METHOD: TransReID-SSL, section 4.1; DINO)."""
+    """Pre-training's optimizer and its schedules (METHOD: TransReID-SSL, section 4.1; DINO)."""
 
     name: str = "adamw"
     """adamw; sgd; or lars (arXiv 1708.03888), whose rates are per tensor and which therefore needs deepspeed.zero_stage=0."""
@@ -38,13 +38,13 @@ class OptimizerConfig:
 
 @dataclass(kw_only=True)
 class DeepSpeedConfig:
-    """How the optimiser's state is partitioned and in which precision the model computes."""
+    """How the optimizer's state is partitioned and in which precision the model computes."""
 
     zero_stage: int = 1
     """0: replicated; 1: optimizer states partitioned; 2: gradients too; 3: parameters too. One worker alone has nobody to
     share with and runs as with 0."""
     precision: str = "auto"
-    """fp32; bf16: student and teacher compute in bf16 by autocast, while weights, moments, losses, the centre and the moving
+    """fp32; bf16: student and teacher compute in bf16 by autocast, while weights, moments, losses, the center and the moving
     average stay fp32; or auto: bf16 on GPUs, fp32 on CPUs."""
     clip: float = 3.0
     """Largest gradient norm; 0 switches clipping off."""
@@ -65,7 +65,7 @@ class CheckpointConfig:
     """When checkpoints are written and how many stay."""
 
     every_steps: int = 500
-    """Optimiser steps between checkpoints."""
+    """Optimizer steps between checkpoints."""
     keep: int = 2
     """Newest checkpoints kept; older ones are deleted."""
     keep_every_steps: int = 0
@@ -87,14 +87,14 @@ class CheckpointConfig:
 
 @dataclass(kw_only=True)
 class ProbeConfig:
-    """A small labelled set that is only looked at, never trained on."""
+    """A small labeled set that is only looked at, never trained on."""
 
     uri: InputPath = ""
-    """Labelled shards; empty: no probe."""
+    """Labeled shards; empty: no probe."""
     split: str = "gallery"
     """Which split of it."""
     every_steps: int = 100
-    """Optimiser steps between probes (a multiple of tracking.every_steps)."""
+    """Optimizer steps between probes (a multiple of tracking.every_steps)."""
 
     def __post_init__(self) -> None:
         at_least(1, every_steps=self.every_steps)

@@ -214,7 +214,7 @@ class Location:
     def open_output(self) -> Iterator[IO[bytes]]:
         """File for writing that appears under its name only when the block ends without an exception.
 
-        Locally a hidden neighbour is renamed; for S3 the content is spooled (to memory up to 64 MiB, then to the
+        Locally a hidden neighbor is renamed; for S3 the content is spooled (to memory up to 64 MiB, then to the
         temporary folder) and uploaded at the end, in parts when it is large.
         """
         if self.is_s3:

@@ -38,7 +38,7 @@ class StreamConfig:
     micro_batch: int = 64
     """Samples computed together (batch-norm statistics are per micro-batch)."""
     micro_batches_per_step: int = 8
-    """Micro-batches in one optimiser step; the global batch is their product. The number of workers must divide it."""
+    """Micro-batches in one optimizer step; the global batch is their product. The number of workers must divide it."""
     window_row_groups: int = 16
     """Row groups read and shuffled together; more mixes better and needs more memory."""
     seed: int = 0

@@ -76,7 +76,7 @@ def _read_unit(root: Location, unit: Unit) -> pa.Table | str:
 class Decoder:
     """Encoded micro-batch -> {"image": uint8 (B, 3, H, W), "key", "epoch", "problem"}.
 
-    An image that cannot be decoded is replaced by the next one of the micro-batch that can; where none can, all are grey and
+    An image that cannot be decoded is replaced by the next one of the micro-batch that can; where none can, all are gray and
     CorruptSamples decides whether the run goes on.
     """
 

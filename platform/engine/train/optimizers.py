@@ -1,4 +1,4 @@
-"""Optimisers of the programs, and the schedules that pre-training sets by hand before every step."""
+"""Optimizers of the programs, and the schedules that pre-training sets by hand before every step."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -30,7 +30,7 @@ class Schedules:
 
 def pretraining_optimizer(config: OptimizerConfig, named_parameters: Iterable[tuple[str, nn.Parameter]],
                           may_rest: tuple[str, ...] = ()) -> torch.optim.Optimizer:
-    """The configured optimiser; rate and decay of its groups are set by the schedules.
+    """The configured optimizer; rate and decay of its groups are set by the schedules.
 
     may_rest: ends of the names of parameters that are held for a part of the run.
     """

@@ -49,7 +49,7 @@ class StepMeans(Generic[Key]):
 
 
 class StepRows:
-    """Tensors of all micro-batches of an optimiser step in their order, whoever computed them."""
+    """Tensors of all micro-batches of an optimizer step in their order, whoever computed them."""
 
     def __init__(self) -> None:
         self._own: dict[str, list[Tensor]] = {}
@@ -128,11 +128,11 @@ def _part(kind: str, values: Mapping[str, Tensor]) -> dict[tuple[str, str], Tens
 
 
 class StepBatchNorm:
-    """Advances batch-norm running statistics once per optimiser step, from the mean over all its micro-batches.
+    """Advances batch-norm running statistics once per optimizer step, from the mean over all its micro-batches.
 
     Ordinary layers move at every forward pass, so the result would depend on who computed which micro-batch in which order.
     Here each forward leaves its own batch statistics in the buffers (momentum 1), a hook collects them, `micro_batch_done`
-    hands them to the step's means, and `commit` makes the one step. Normalisation itself stays per micro-batch.
+    hands them to the step's means, and `commit` makes the one step. Normalization itself stays per micro-batch.
     """
 
     def __init__(self, *models: nn.Module) -> None:

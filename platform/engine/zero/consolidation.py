@@ -62,7 +62,7 @@ def restore(engine: Any, payload: dict[str, Any] | None) -> None:
         "moments": {moment: list(values) for moment, values in payload["moments"].items()},
         "optimizer_steps": payload["optimizer_steps"]})
     if not layout:
-        raise UserError("the checkpoint is of an earlier version, which counted the optimiser's steps in another way: finish the "
+        raise UserError("the checkpoint is of an earlier version, which counted the optimizer's steps in another way: finish the "
                         "run with that version, or give this run another output")
     _check_fits(engine, layout["shapes"])
     steps = layout["optimizer_steps"]
@@ -87,7 +87,7 @@ def restore(engine: Any, payload: dict[str, Any] | None) -> None:
 
 
 def _optimizer_layout(engine: Any) -> tuple[dict[str, float], list[str]]:
-    """(optimiser steps taken by each parameter, where the optimiser counts them; names of the per-element moments)."""
+    """(optimizer steps taken by each parameter, where the optimizer counts them; names of the per-element moments)."""
     parts, names = partitions(engine), {id(value): name for name, value in engine.module.named_parameters()}
     moments = sorted({key for part in parts for key, value in part.state.items()
                       if isinstance(value, Tensor) and value.dim() > 0})
@@ -116,7 +116,7 @@ def _create_optimizer_state(engine: Any, moments: Iterable[str], steps: dict[str
 
 
 def _step_count(count: float, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-    """Of an optimiser: fused ones count on the parameter's device, others on the CPU."""
+    """Of an optimizer: fused ones count on the parameter's device, others on the CPU."""
     return torch.tensor(count, device=parameter.device if group.get("fused") else "cpu")
 
 

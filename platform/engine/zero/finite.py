@@ -21,9 +21,9 @@ class Finite:
         finite.step(step)                   after every backward pass
         finite.check()                      before anything is kept: the log, a checkpoint
 
-    Where the optimiser can be masked on the device (fused, and every worker holds whole gradients) nothing waits for the device
-    until `check`: a step that is not finite leaves weights and moments as they were, and so do those after it, whose centre and
-    statistics it may have spoilt. Elsewhere every micro-batch is looked at, and the first that is not finite raises.
+    Where the optimizer can be masked on the device (fused, and every worker holds whole gradients) nothing waits for the device
+    until `check`: a step that is not finite leaves weights and moments as they were, and so do those after it, whose center and
+    statistics it may have spoiled. Elsewhere every micro-batch is looked at, and the first that is not finite raises.
     """
 
     def __init__(self, engine: Any, config: zero.DeepSpeedConfig, rank: int, advice: str) -> None:

@@ -1,4 +1,4 @@
-"""Where a DeepSpeed engine of any ZeRO stage keeps its parameters and its optimiser's state."""
+"""Where a DeepSpeed engine of any ZeRO stage keeps its parameters and its optimizer's state."""
 
 import contextlib
 from collections.abc import Iterable, Iterator

@@ -109,16 +109,16 @@ def test_an_error_of_the_disk_is_of_the_file():
     assert found.error == "cannot be read: Input/output error"
 
 
-def test_names_of_labelled_folders(tmp_path):
+def test_names_of_labeled_folders(tmp_path):
     for person in (b"20230101123456", b"0001", b"-1", b"caf\xe9"):
         folder = os.fsdecode(bytes(tmp_path) + b"/" + person)
         os.mkdir(folder)
         Path(folder, "a_c2.jpg").write_bytes(picture())
-    good, aside = read(source_of("folder", tmp_path, labelled=True))
+    good, aside = read(source_of("folder", tmp_path, labeled=True))
     assert {key: (each.pid, each.camid) for key, each in good.items()} == {
         "0001/a_c2.jpg": (1, 2), "20230101123456/a_c2.jpg": (0, 2), "caf\\xe9/a_c2.jpg": (2, 2)}
     assert aside == {"-1/a_c2.jpg": "junk: identity -1 is nobody"}
-    good, _ = read(source_of("folder", tmp_path, labelled=True, pattern=r"_c(?P<camid>\d)\."))
+    good, _ = read(source_of("folder", tmp_path, labeled=True, pattern=r"_c(?P<camid>\d)\."))
     assert {each.camid for each in good.values()} == {2}
 
 
@@ -331,7 +331,7 @@ class Odd:
         yield good._replace(key="camid.jpg", camid="two")
         yield good._replace(key="track.jpg", extras=(2**40,))
         yield good._replace(key="\udce9.jpg")
-        yield good._replace(key="unlabelled.jpg", pid=-1, camid=-1, note="odd fields")
+        yield good._replace(key="unlabeled.jpg", pid=-1, camid=-1, note="odd fields")
         yield good._replace(key="no_camera.jpg", camid=-1)
         raise RuntimeError("nobody thought of this")
 
@@ -361,16 +361,16 @@ def test_rows_that_cannot_be_stored_and_a_reader_that_breaks_off(tmp_path):
     lines = remarks(3, written.rejected, written.labels)
     assert lines[0].startswith("set aside, each with its reason in rejected.parquet: 4 cannot be stored, 1 ")
     assert lines[1] == "note: 1 of 3 images have no identity (pid -1), while the others have one"
-    assert lines[2].startswith("note: 1 of 2 labelled images have no camera (camid -1): an mAP of them counts matches")
+    assert lines[2].startswith("note: 1 of 2 labeled images have no camera (camid -1): an mAP of them counts matches")
     assert lines[3:] == ["note: 1 images: odd fields"]
 
 
 def test_settings():
     assert SourceConfig(splits=["test:gallery", "a:b:train"]).split_names == {"test": "gallery", "a:b": "train"}
-    plain = SourceConfig(path="/x", labelled=True)
-    assert plain.arguments().keys() == {"kind", "path", "labelled"}
+    plain = SourceConfig(path="/x", labeled=True)
+    assert plain.arguments().keys() == {"kind", "path", "labeled"}
     assert replace(plain, pattern="(?P<pid>.)").arguments()["pattern"] == "(?P<pid>.)"
     for settings, text in (({"splits": ["test"]}, "splits must"), ({"splits": ["train:query"]}, "splits must"),
-                           ({"pattern": "(?P<pid>.)"}, "labelled=true"), ({"pattern": "(", "labelled": True}, "pattern must be")):
+                           ({"pattern": "(?P<pid>.)"}, "labeled=true"), ({"pattern": "(", "labeled": True}, "pattern must be")):
         with pytest.raises(ValueError, match=text):
             SourceConfig(**settings)

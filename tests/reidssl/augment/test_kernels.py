@@ -9,12 +9,12 @@ from reidssl.augment.geometry import resampling_matrices
 from reidssl.augment.multicrop import MultiCrop, MultiCropConfig
 from reidssl.seeding import sample_seeds
 
-# Rounding differs, and hue turns it into more where a pixel is nearly grey.
+# Rounding differs, and hue turns it into more where a pixel is nearly gray.
 TOLERANCE = {"rtol": 0, "atol": 3e-5}
 
 
 def smooth_images(count: int, height: int, width: int) -> torch.Tensor:
-    """Colourful at every scale, with flat, grey, black and white parts."""
+    """Colorful at every scale, with flat, gray, black and white parts."""
     generator = torch.Generator().manual_seed(count + height)
     images = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
     images[:, :, : height // 4] = 255
@@ -34,7 +34,7 @@ def smooth_images(count: int, height: int, width: int) -> torch.Tensor:
     ],
 )
 def test_same_crops_as_the_batched_operators(source, fields):
-    settings = {"global_size": (48, 20), "local_size": (17, 16), "num_local": 3, "blur_global2": 0.5, "solarise": 0.5, **fields}
+    settings = {"global_size": (48, 20), "local_size": (17, 16), "num_local": 3, "blur_global2": 0.5, "solarize": 0.5, **fields}
     config = MultiCropConfig(**settings)
     images, seeds = smooth_images(24, *source), sample_seeds(1, 2, [str(i) for i in range(24)])
     expected = MultiCrop(config, use_compiled=False)(images, seeds)

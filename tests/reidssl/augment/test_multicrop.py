@@ -8,18 +8,18 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as reference
 
-from reidssl.augment import colour
+from reidssl.augment import color
 from reidssl.augment.multicrop import MultiCrop, MultiCropConfig
 from reidssl.seeding import sample_seeds
 
 SMALL = {"global_size": (64, 32), "local_size": (32, 16), "num_local": 3}
-NO_COLOUR = {
+NO_COLOR = {
     "jitter": 0.0,
-    "greyscale": 0.0,
+    "grayscale": 0.0,
     "blur_global1": 0.0,
     "blur_global2": 0.0,
     "blur_local": 0.0,
-    "solarise": 0.0,
+    "solarize": 0.0,
     "mean": [0.0, 0.0, 0.0],
     "std": [1.0, 1.0, 1.0],
 }
@@ -44,9 +44,9 @@ def test_shapes_types_and_the_input_is_left_alone():
     assert [tuple(crop.shape) for crop in empty] == [(0, 3, 64, 32)] * 2 + [(0, 3, 32, 16)] * 3
 
 
-def test_without_colour_a_crop_is_torchvisions_resized_crop():
+def test_without_color_a_crop_is_torchvisions_resized_crop():
     images, seeds = make_batch(6)
-    multicrop = MultiCrop(MultiCropConfig(**SMALL, **NO_COLOUR))
+    multicrop = MultiCrop(MultiCropConfig(**SMALL, **NO_COLOR))
     crops = multicrop(images, seeds)
     flips = 0
     for views, size in (([0, 1], (64, 32)), ([2, 3, 4], (32, 16))):
@@ -67,18 +67,18 @@ def test_without_colour_a_crop_is_torchvisions_resized_crop():
 
 
 def test_the_steps_come_in_the_recipes_order():
-    """Jitter, greyscale, blur, solarise, normalise: put together by hand from the single operators."""
+    """Jitter, grayscale, blur, solarize, normalize: put together by hand from the single operators."""
     images, seeds = make_batch(20)
     config = MultiCropConfig(**SMALL)
-    plain = MultiCrop(dataclasses.replace(config, **NO_COLOUR))(images, seeds)
+    plain = MultiCrop(dataclasses.replace(config, **NO_COLOR))(images, seeds)
     crops = MultiCrop(config)(images, seeds)
     for views in ([0, 1], [2, 3, 4]):
         draws = MultiCrop(config)._draw(seeds, 64, 32, views)
         lines = torch.cat([plain[view] for view in views]).transpose(1, 2).contiguous()  # (N, h, 3, w)
-        lines = colour.jitter(lines, torch.from_numpy(colour.jitter_steps(draws.jittered, draws.orders, draws.factors)))
-        lines = colour.greyscale(lines, torch.from_numpy(draws.grey))
-        lines = colour.gaussian_blur(lines, torch.from_numpy(draws.sigmas), 2.0)
-        lines = colour.solarise(lines, torch.from_numpy(draws.solarised))
+        lines = color.jitter(lines, torch.from_numpy(color.jitter_steps(draws.jittered, draws.orders, draws.factors)))
+        lines = color.grayscale(lines, torch.from_numpy(draws.gray))
+        lines = color.gaussian_blur(lines, torch.from_numpy(draws.sigmas), 2.0)
+        lines = color.solarize(lines, torch.from_numpy(draws.solarized))
         expected = lines.transpose(1, 2)
         expected = (expected - torch.tensor(config.mean)[:, None, None]) / torch.tensor(config.std)[:, None, None]
         torch.testing.assert_close(torch.cat([crops[view] for view in views]), expected, rtol=0, atol=1e-5)
@@ -94,7 +94,7 @@ def test_the_same_seeds_give_the_same_crops_and_others_do_not():
     other = multicrop(images, sample_seeds(0, 2, [f"{i}.jpg" for i in range(8)]))
     for view, (a, b, c) in enumerate(zip(first, second, other, strict=True)):
         assert torch.equal(a, b)
-        # Under the released aspect range the first global crops often share the box, never the colours.
+        # Under the released aspect range the first global crops often share the box, never the colors.
         assert all(not torch.equal(a[i], c[i]) for i in range(8)), f"view {view}"
     assert not torch.equal(first[0], first[1])
     assert not torch.equal(first[2], first[3])
@@ -127,9 +127,9 @@ def test_probabilities_and_ranges_are_the_recipes():
             rates = {
                 "flipped": (draws.flipped[crop].mean(), 0.5),
                 "jittered": (draws.jittered[crop].mean(), 0.8),
-                "grey": (draws.grey[crop].mean(), 0.2),
+                "gray": (draws.gray[crop].mean(), 0.2),
                 "blurred": ((draws.sigmas[crop] > 0).mean(), blur),
-                "solarised": (draws.solarised[crop].mean(), 0.2 if view == 1 else 0.0),
+                "solarized": (draws.solarized[crop].mean(), 0.2 if view == 1 else 0.0),
             }
             for name, (rate, expected) in rates.items():
                 assert abs(rate - expected) < 0.035, f"view {view}: {name} {rate}, not {expected}"
@@ -157,11 +157,11 @@ def test_what_happens_to_a_crop_is_independent_of_the_rest():
         draws.jittered,
         draws.orders,
         *draws.factors.T,
-        draws.grey,
+        draws.gray,
         draws.sigmas,
     ]
     columns = [half for parameter in parameters for half in (parameter[:count], parameter[count:])]
-    columns += [draws.solarised[count:], draws.sigmas[count:] > 0]
+    columns += [draws.solarized[count:], draws.sigmas[count:] > 0]
     correlation = np.abs(np.corrcoef(np.array(columns, dtype=np.float64)))
     np.fill_diagonal(correlation, 0.0)
     # By their meaning, whether there is a blur goes with its sigma.

@@ -8,7 +8,7 @@ import torch
 from timm.data.random_erasing import RandomErasing
 
 from reidssl.augment.geometry import resize_images
-from reidssl.augment.reid_augment import ERASING_TRIES, ReidAugment, ReidAugmentConfig, erasing_boxes, normalise, shift
+from reidssl.augment.reid_augment import ERASING_TRIES, ReidAugment, ReidAugmentConfig, erasing_boxes, normalize, shift
 from reidssl.seeding import sample_seeds, uniforms
 
 SIZE = (32, 16)
@@ -20,18 +20,18 @@ def make_batch(count: int, size: tuple[int, int] = SIZE) -> tuple[torch.Tensor, 
     return images, sample_seeds(0, 1, [f"{i}.jpg" for i in range(count)])
 
 
-def test_normalise_is_the_plain_formula():
+def test_normalize_is_the_plain_formula():
     images, _ = make_batch(3)
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     for given in (images, images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)):
-        made = normalise(given, mean, std)
+        made = normalize(given, mean, std)
         expected = (images.double() / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
         assert made.dtype == torch.float32 and made.is_contiguous()
         torch.testing.assert_close(made, expected.float(), rtol=0, atol=2e-6)
     with pytest.raises(ValueError, match="images must be uint8"):
-        normalise(images.float(), mean, std)
+        normalize(images.float(), mean, std)
     with pytest.raises(ValueError, match="std must"):
-        normalise(images, mean, [1.0, 1.0])
+        normalize(images, mean, [1.0, 1.0])
 
 
 def test_shift_is_pad_and_crop():
@@ -44,12 +44,12 @@ def test_shift_is_pad_and_crop():
     assert torch.equal(shift(images, 0, draws_y, draws_x), images)
 
 
-def test_nothing_switched_on_only_resizes_and_normalises():
+def test_nothing_switched_on_only_resizes_and_normalizes():
     config = ReidAugmentConfig(image_size=SIZE, flip=0.0, pad=0, erasing=0.0)
     images, seeds = make_batch(5)
-    assert torch.equal(ReidAugment(config)(images, seeds), normalise(images, config.mean, config.std))
+    assert torch.equal(ReidAugment(config)(images, seeds), normalize(images, config.mean, config.std))
     images, seeds = make_batch(5, (20, 11))
-    expected = normalise(resize_images(images, SIZE), config.mean, config.std)
+    expected = normalize(resize_images(images, SIZE), config.mean, config.std)
     assert torch.equal(ReidAugment(config)(images, seeds), expected)
 
 
@@ -101,14 +101,14 @@ def test_erasing_boxes_that_never_fit_are_empty():
     assert (boxes[:, 2:] == 0).all()
     config = ReidAugmentConfig(image_size=SIZE, flip=0.0, pad=0, erasing=1.0, erasing_area=(1.0, 1.0))
     images, seeds = make_batch(4)
-    assert torch.equal(ReidAugment(config)(images, seeds), normalise(images, config.mean, config.std))
+    assert torch.equal(ReidAugment(config)(images, seeds), normalize(images, config.mean, config.std))
 
 
 @pytest.mark.parametrize("noise", [True, False])
 def test_erasing_fills_one_rectangle(noise):
     images, seeds = make_batch(300, (64, 32))
     config = ReidAugmentConfig(image_size=(64, 32), flip=0.0, pad=0, erasing_noise=noise)
-    plain = normalise(images, config.mean, config.std)
+    plain = normalize(images, config.mean, config.std)
     made = ReidAugment(config)(images, seeds)
     changed = (made != plain).any(1)  # (B, h, w)
     erased = changed.any(2).any(1)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from reidssl.clustering.neighbours import knn
+from reidssl.clustering.neighbors import knn
 
 
 def dense_vectors(features, table, half, scales):

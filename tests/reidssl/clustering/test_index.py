@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import reidssl.clustering.cluster_config as settings
-from reidssl.clustering.index import NeighbourIndex, find_neighbours, in_order, recall
-from reidssl.clustering.neighbours import knn
+from reidssl.clustering.index import NeighborIndex, find_neighbors, in_order, recall
+from reidssl.clustering.neighbors import knn
 from reidssl.clustering.pseudo_labels import ClusterConfig, pseudo_labels
 from tests.reidssl.clustering.test_jaccard import clustered
 
@@ -14,9 +14,9 @@ FEATURES = clustered(2500, 16, 120, seed=1, spread=0.3)
 
 
 @pytest.mark.parametrize("search", ["ivf", "hnsw"])
-def test_approximate_searches_find_most_neighbours_and_more_with_effort(search):
+def test_approximate_searches_find_most_neighbors_and_more_with_effort(search):
     exact = knn(FEATURES, 15)
-    found = find_neighbours(FEATURES, 15, search)
+    found = find_neighbors(FEATURES, 15, search)
     assert found[0].dtype == np.int64 and found[0].shape == exact[0].shape
     assert (found[0][:, 0] == np.arange(2500)).all()
     assert (np.diff(found[1][:, 1:], axis=1) <= 0).all()
@@ -24,13 +24,13 @@ def test_approximate_searches_find_most_neighbours_and_more_with_effort(search):
     np.testing.assert_allclose(found[1], np.einsum("nd,nkd->nk", unit, unit[found[0]]), atol=1e-5)
     share = recall(FEATURES, found)
     assert share > 0.9
-    least = find_neighbours(FEATURES, 15, search, effort=1)
+    least = find_neighbors(FEATURES, 15, search, effort=1)
     assert recall(FEATURES, least) < share
-    again = find_neighbours(FEATURES, 15, search)
+    again = find_neighbors(FEATURES, 15, search)
     np.testing.assert_array_equal(found[0], again[0])  # the same from run to run
 
 
-def test_recall_is_the_share_of_true_neighbours():
+def test_recall_is_the_share_of_true_neighbors():
     exact = knn(FEATURES, 11)
     assert recall(FEATURES, exact) == 1.0
     spoiled = exact[0].copy(), exact[1].copy()
@@ -45,7 +45,7 @@ def test_recall_is_the_share_of_true_neighbours():
 
 @pytest.mark.parametrize("search", ["exact", "ivf", "hnsw"])
 def test_queries_of_their_own(search):
-    index = NeighbourIndex(FEATURES[:2000], search, effort=300)
+    index = NeighborIndex(FEATURES[:2000], search, effort=300)
     own = np.where(np.arange(30) < 10, np.arange(30), -1)  # ten of the queries are among the images
     queries = np.concatenate([FEATURES[:10], FEATURES[2000:2020]])
     indices, similarities = index.nearest(queries, 7, own)
@@ -59,31 +59,31 @@ def test_queries_of_their_own(search):
 @pytest.mark.parametrize("num", [1, 3, 60])
 def test_degenerate_sets(search, num):
     for features in (np.ones((num, 4)), np.eye(64)[:num], np.zeros((num, 4))):  # all equal, all far apart, no direction
-        indices, similarities = find_neighbours(features, 5, search)
+        indices, similarities = find_neighbors(features, 5, search)
         assert indices.shape == similarities.shape == (num, min(5, num))
         assert (indices[:, 0] == np.arange(num)).all()
         for row in indices:
             present = row[row >= 0]
             assert len(set(present.tolist())) == len(present)
     if search == "exact":  # of equal similarities the earlier image
-        np.testing.assert_array_equal(find_neighbours(np.ones((3, 4)), 5)[0], [[0, 1, 2], [1, 0, 2], [2, 0, 1]])
+        np.testing.assert_array_equal(find_neighbors(np.ones((3, 4)), 5)[0], [[0, 1, 2], [1, 0, 2], [2, 0, 1]])
 
 
 def test_rows_of_length_one_are_taken_as_they_are():
-    index = NeighbourIndex(FEATURES)
+    index = NeighborIndex(FEATURES)
     own = np.arange(200, 500)
-    whole = find_neighbours(FEATURES, 9)
+    whole = find_neighbors(FEATURES, 9)
     found = index.nearest(index.images[200:500], 9, own, unit=True)
     np.testing.assert_array_equal(found[0], whole[0][200:500])
-    np.testing.assert_array_equal(found[1], whole[1][200:500])  # bit by bit: normalised once
-    again = NeighbourIndex(index.images, unit=True)
+    np.testing.assert_array_equal(found[1], whole[1][200:500])  # bit by bit: normalized once
+    again = NeighborIndex(index.images, unit=True)
     assert torch.equal(again.images, index.images)
-    assert not torch.equal(NeighbourIndex(index.images).images, index.images)  # what the keyword is for
+    assert not torch.equal(NeighborIndex(index.images).images, index.images)  # what the keyword is for
 
 
 @pytest.mark.parametrize("search", ["ivf", "hnsw"])
 def test_order_of_the_queries_does_not_matter(search):
-    index = NeighbourIndex(FEATURES, search)
+    index = NeighborIndex(FEATURES, search)
     order = np.random.default_rng(3).permutation(300)
     found, moved = (index.nearest(FEATURES[rows], 8, rows) for rows in (np.arange(300), order))
     np.testing.assert_array_equal(moved[0], found[0][order])
@@ -104,13 +104,13 @@ def test_refusals(monkeypatch):
     broken[17, 3] = np.nan
     for search in ("exact", "ivf", "hnsw"):
         with pytest.raises(ValueError, match="row 17 holds NaN"):
-            find_neighbours(broken, 5, search)
+            find_neighbors(broken, 5, search)
     with pytest.raises(ValueError, match="search must be one of exact, ivf, hnsw: got 'lsh'"):
         ClusterConfig(search="lsh")
     with pytest.raises(ValueError, match="search_effort must be 0"):
         ClusterConfig(search="ivf", search_effort=-1)
     with pytest.raises(ValueError, match="as wide as the images"):
-        NeighbourIndex(FEATURES).nearest(FEATURES[:, :3], 2)
+        NeighborIndex(FEATURES).nearest(FEATURES[:, :3], 2)
     monkeypatch.setattr(settings, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"exact where FAISS is not installed: got 'ivf'; pip install 'reidssl\[cpu\]'"):
         ClusterConfig(search="ivf")

@@ -80,9 +80,9 @@ def test_it_lives_with_faiss_in_one_process(order):
     code = f"""{order}
 import numpy as np
 import scipy.sparse as sp
-from reidssl.clustering.index import find_neighbours
+from reidssl.clustering.index import find_neighbors
 from reidssl.clustering.infomap import infomap as labels_of
-find_neighbours(np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32), 5, "ivf")
+find_neighbors(np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32), 5, "ivf")
 near = sp.block_diag([np.full((3, 3), 0.1), np.full((2, 2), 0.1)]).tocsr()
 print(labels_of(near, 0.5, 1).tolist())
 """

@@ -7,17 +7,17 @@ import pytest
 import scipy.sparse as sp
 
 from reidssl.clustering.jaccard import sparse_jaccard
-from reidssl.clustering.neighbours import knn
+from reidssl.clustering.neighbors import knn
 from tests.reidssl.clustering.dense import dense_jaccard, to_dense
 
 REFERENCE = Path(__file__).parents[2] / "reference" / "jaccard.npz"
 
 
 def clustered(num, width, groups, seed, spread=0.5):
-    """Noisy copies of a few centres, so that neighbourhoods are worth comparing."""
+    """Noisy copies of a few centers, so that neighborhoods are worth comparing."""
     random = np.random.default_rng(seed)
-    centres = random.normal(size=(groups, width))
-    return (centres[random.integers(groups, size=num)] + spread * random.normal(size=(num, width))).astype(np.float32)
+    centers = random.normal(size=(groups, width))
+    return (centers[random.integers(groups, size=num)] + spread * random.normal(size=(num, width))).astype(np.float32)
 
 
 def test_equal_to_the_released_code():
@@ -70,19 +70,19 @@ def test_max_distance_keeps_exactly_the_nearer_pairs():
     np.testing.assert_array_equal(to_dense(cut), np.where(to_dense(full) <= np.float32(0.6), to_dense(full), 1))
 
 
-def test_given_neighbours():
+def test_given_neighbors():
     features = clustered(80, 16, 6, seed=6)
     table = knn(features, 40)
-    assert (sparse_jaccard(features, neighbours=table) != sparse_jaccard(features)).nnz == 0
+    assert (sparse_jaccard(features, neighbors=table) != sparse_jaccard(features)).nnz == 0
     short = table[0].copy()
     short[:, 20:] = -1  # as an approximate search that found only 20 of 30
-    partly = to_dense(sparse_jaccard(features, 30, 6, neighbours=(short, table[1])))
+    partly = to_dense(sparse_jaccard(features, 30, 6, neighbors=(short, table[1])))
     assert np.isfinite(partly).all() and (np.diag(partly) == 0).all() and (partly != to_dense(sparse_jaccard(features))).any()
     with pytest.raises(ValueError, match="10 columns, k1 asks for 30"):
-        sparse_jaccard(features, neighbours=(table[0][:, :10], table[1][:, :10]))
+        sparse_jaccard(features, neighbors=(table[0][:, :10], table[1][:, :10]))
 
 
-def test_storage_follows_the_neighbours_not_the_square():
+def test_storage_follows_the_neighbors_not_the_square():
     few, many = (sparse_jaccard(clustered(num, 8, num // 10, 7, 0.05), 10, 3) for num in (300, 1200))
     assert many.nnz / 1200 < 1.5 * few.nnz / 300 and many.nnz < 1200 * 60
 

@@ -1,25 +1,25 @@
-"""Neighbours of neighbours: nearer than what was given, and the true ones where the given table leads to them."""
+"""Neighbors of neighbors: nearer than what was given, and the true ones where the given table leads to them."""
 
 import numpy as np
 import pytest
 
-from reidssl.clustering.index import find_neighbours, recall
-from reidssl.clustering.neighbours import knn
+from reidssl.clustering.index import find_neighbors, recall
+from reidssl.clustering.neighbors import knn
 from reidssl.clustering.nn_descent import refine
 
 
 def people(num: int = 4000, width: int = 32, seed: int = 0) -> np.ndarray:
     """Ten images to an identity."""
     random = np.random.default_rng(seed)
-    centres = random.normal(size=(num // 10, width))
-    return (centres[np.arange(num) // 10] + 0.6 * random.normal(size=(num, width))).astype(np.float32)
+    centers = random.normal(size=(num // 10, width))
+    return (centers[np.arange(num) // 10] + 0.6 * random.normal(size=(num, width))).astype(np.float32)
 
 
 FEATURES = people()
 
 
 def test_what_a_hasty_search_missed_is_found():
-    hasty = find_neighbours(FEATURES, 10, "ivf", effort=4)
+    hasty = find_neighbors(FEATURES, 10, "ivf", effort=4)
     better = refine(FEATURES, hasty)
     before, after = recall(FEATURES, hasty), recall(FEATURES, better)
     assert before < 0.94 and 1 - after < 0.6 * (1 - before)
@@ -28,7 +28,7 @@ def test_what_a_hasty_search_missed_is_found():
 
 
 def test_similarities_are_those_of_the_images_found():
-    found, near = refine(FEATURES, find_neighbours(FEATURES, 15, "ivf", effort=2))
+    found, near = refine(FEATURES, find_neighbors(FEATURES, 15, "ivf", effort=2))
     unit = FEATURES / np.linalg.norm(FEATURES, axis=1, keepdims=True)
     np.testing.assert_allclose(near, np.einsum("nd,nkd->nk", unit, unit[found]), atol=1e-5)
     assert (np.diff(near, axis=1) <= 1e-6).all()
@@ -36,7 +36,7 @@ def test_similarities_are_those_of_the_images_found():
 
 def test_the_number_of_threads_changes_nothing(monkeypatch):
     monkeypatch.setattr("reidssl.clustering.nn_descent.BLOCK", 300)
-    hasty = find_neighbours(FEATURES, 10, "ivf", effort=1)
+    hasty = find_neighbors(FEATURES, 10, "ivf", effort=1)
     for one, other in zip(refine(FEATURES, hasty, 1), refine(FEATURES, hasty, 3), strict=True):
         np.testing.assert_array_equal(one, other)
 

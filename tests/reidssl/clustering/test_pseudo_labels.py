@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from sklearn.cluster import DBSCAN
 from sklearn.metrics import adjusted_rand_score
 
-from reidssl.clustering.neighbours import knn
+from reidssl.clustering.neighbors import knn
 from reidssl.clustering.pseudo_labels import ClusterConfig, cluster_centroids, pseudo_labels
 from tests.reidssl.clustering.dense import dense_jaccard
 from tests.reidssl.clustering.test_jaccard import clustered
@@ -24,7 +24,7 @@ def test_reference_labels_and_counts():
     np.testing.assert_array_equal(found.labels, expected)
     assert (found.num_clusters, found.num_outliers) == (expected.max() + 1, (expected < 0).sum())
     assert set(found.seconds) == {"search", "jaccard", "dbscan"} and min(found.seconds.values()) > 0
-    given = pseudo_labels(stored["features"], ClusterConfig(), neighbours=knn(stored["features"], 30))
+    given = pseudo_labels(stored["features"], ClusterConfig(), neighbors=knn(stored["features"], 30))
     np.testing.assert_array_equal(given.labels, expected)
     assert "search" not in given.seconds
 
@@ -82,7 +82,7 @@ def test_config_can_be_composed():
 DEGENERATE = {
     "all equal": np.ones((40, 5)),
     "all far apart": np.eye(40),
-    "fewer images than neighbours": clustered(9, 5, 2, seed=1, spread=0.1),
+    "fewer images than neighbors": clustered(9, 5, 2, seed=1, spread=0.1),
     "one image": np.ones((1, 3)),
     "duplicates": np.repeat(clustered(12, 5, 4, seed=2), 4, axis=0),
     "one cluster": np.ones((40, 5)) + 0.01 * np.random.default_rng(0).normal(size=(40, 5)),
@@ -93,7 +93,7 @@ DEGENERATE = {
 @pytest.mark.parametrize("name", DEGENERATE)
 def test_degenerate_sets_equal_the_dense_algorithm(name):
     features = DEGENERATE[name].astype(np.float32)
-    if name == "no direction":  # rows of zeros have no neighbours by angle; nothing may break
+    if name == "no direction":  # rows of zeros have no neighbors by angle; nothing may break
         assert len(pseudo_labels(features, ClusterConfig(k1=10, k2=3)).labels) == 12
         return
     config = ClusterConfig(k1=10, k2=3, eps=0.5)

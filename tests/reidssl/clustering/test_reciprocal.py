@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from reidssl.clustering.neighbours import knn, unit_rows
+from reidssl.clustering.neighbors import knn, unit_rows
 from reidssl.clustering.pairs import pair_cosines
 from reidssl.clustering.reciprocal import block_of, query_expansion, reciprocal_sets, reciprocal_vectors, softmax_weights
 from tests.reidssl.clustering.dense import dense_vectors

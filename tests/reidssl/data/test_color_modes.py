@@ -13,13 +13,13 @@ from reidssl.data.decode import check_image, decode_whole
 from tests.reidssl.data.test_decode import chunk, encoded, png
 
 RNG = np.random.default_rng(1)
-GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
+GRAY = np.arange(256, dtype=np.uint8).reshape(16, 16)
 COLORS = RNG.integers(0, 256, (16, 16, 3), np.uint8)
 ALPHA = np.asarray(RNG.integers(0, 256, (16, 16)), np.uint8)
 SIXTEEN = np.array([0, 1, 255, 256, 257, 4095, 32767, 32768, 65278, 65279, 65534, 65535], np.uint16).reshape(3, 4)
 
 
-def as_grey(levels: np.ndarray) -> np.ndarray:
+def as_gray(levels: np.ndarray) -> np.ndarray:
     return np.repeat(levels[..., None], 3, -1)
 
 
@@ -36,21 +36,21 @@ def converted(image: Image.Image, sample_format: str = "") -> tuple[np.ndarray, 
 
 
 def test_plain_modes():
-    pairs = {"L": (Image.fromarray(GREY), as_grey(GREY)), "RGB": (Image.fromarray(COLORS), COLORS),
-             "1": (Image.fromarray(GREY > 99), as_grey(np.where(GREY > 99, 255, 0))),
+    pairs = {"L": (Image.fromarray(GRAY), as_gray(GRAY)), "RGB": (Image.fromarray(COLORS), COLORS),
+             "1": (Image.fromarray(GRAY > 99), as_gray(np.where(GRAY > 99, 255, 0))),
              "RGBX": (Image.merge("RGBX", [*Image.fromarray(COLORS).split(), Image.fromarray(ALPHA)]), COLORS)}
     for mode, (image, expected) in pairs.items():
         assert image.mode == mode
         found, done = converted(image)
         np.testing.assert_array_equal(found, expected)
-        assert done == (["grey"] if mode in ("1", "L") else [])
+        assert done == (["gray"] if mode in ("1", "L") else [])
 
 
 def test_alpha_is_composed_over_the_background():
-    grey, alpha = Image.fromarray(GREY), Image.fromarray(ALPHA)
-    straight = {"LA": Image.merge("LA", [grey, alpha]), "RGBA": Image.merge("RGBA", [*Image.fromarray(COLORS).split(), alpha])}
+    gray, alpha = Image.fromarray(GRAY), Image.fromarray(ALPHA)
+    straight = {"LA": Image.merge("LA", [gray, alpha]), "RGBA": Image.merge("RGBA", [*Image.fromarray(COLORS).split(), alpha])}
     for mode, image in straight.items():
-        expected = composed(as_grey(GREY) if mode == "LA" else COLORS, ALPHA)
+        expected = composed(as_gray(GRAY) if mode == "LA" else COLORS, ALPHA)
         found, done = converted(image)
         assert np.abs(found.astype(int) - expected).max() <= 1 and "composed" in done
         premultiplied, done = converted(image.convert({"LA": "La", "RGBA": "RGBa"}[mode]))
@@ -58,7 +58,7 @@ def test_alpha_is_composed_over_the_background():
         opaque = image.copy()
         opaque.putalpha(255)
         found, done = converted(opaque)
-        np.testing.assert_array_equal(found, as_grey(GREY) if mode == "LA" else COLORS)
+        np.testing.assert_array_equal(found, as_gray(GRAY) if mode == "LA" else COLORS)
         assert "composed" not in done
     hidden = Image.new("RGBA", (2, 2), (200, 10, 10, 0))  # what is fully transparent shows nothing of the color below
     assert (converted(hidden)[0] == BACKGROUND).all()
@@ -66,24 +66,24 @@ def test_alpha_is_composed_over_the_background():
 
 def test_palettes():
     palette = RNG.integers(0, 256, (256, 3), np.uint8)
-    plain = Image.fromarray(GREY, "L").copy()
+    plain = Image.fromarray(GRAY, "L").copy()
     plain.putpalette(palette.tobytes())
     assert plain.mode == "P"
     found, done = converted(plain)
-    np.testing.assert_array_equal(found, palette[GREY])
+    np.testing.assert_array_equal(found, palette[GRAY])
     assert done == ["palette"]
     alphas = RNG.integers(0, 256, 256, np.uint8)
-    for transparency, alpha in ((alphas.tobytes(), alphas[GREY]), (7, np.where(GREY == 7, 0, 255).astype(np.uint8))):
+    for transparency, alpha in ((alphas.tobytes(), alphas[GRAY]), (7, np.where(GRAY == 7, 0, 255).astype(np.uint8))):
         data = encoded(plain, "PNG", transparency=transparency)
-        expected = composed(palette[GREY], alpha)
+        expected = composed(palette[GRAY], alpha)
         assert np.abs(np.asarray(decode_whole(data)).astype(int) - expected).max() <= 1
         assert check_image(data).converted == ("palette", "composed")
-    with_alpha = Image.fromarray(GREY, "L").copy()
+    with_alpha = Image.fromarray(GRAY, "L").copy()
     with_alpha.putpalette(np.hstack([palette, alphas[:, None]]).tobytes(), "RGBA")
-    assert np.abs(converted(with_alpha)[0].astype(int) - composed(palette[GREY], alphas[GREY])).max() <= 1
+    assert np.abs(converted(with_alpha)[0].astype(int) - composed(palette[GRAY], alphas[GRAY])).max() <= 1
     pa = plain.convert("PA")
     pa.putalpha(Image.fromarray(ALPHA))
-    assert np.abs(converted(pa)[0].astype(int) - composed(palette[GREY], ALPHA)).max() <= 1
+    assert np.abs(converted(pa)[0].astype(int) - composed(palette[GRAY], ALPHA)).max() <= 1
 
 
 @pytest.mark.parametrize(("depth", "color", "samples", "key", "clear"), [
@@ -111,8 +111,8 @@ def test_sixteen_bits_in_memory(mode):
         image = Image.frombytes(mode, (4, 3), stored.tobytes())
     assert image.mode == mode
     found, done = converted(image)
-    np.testing.assert_array_equal(found, as_grey((SIXTEEN // 257).astype(np.uint8)))
-    assert done == ["sixteen_bit", "grey"]
+    np.testing.assert_array_equal(found, as_gray((SIXTEEN // 257).astype(np.uint8)))
+    assert done == ["sixteen_bit", "gray"]
 
 
 @pytest.mark.parametrize("data", [
@@ -120,13 +120,13 @@ def test_sixteen_bits_in_memory(mode):
     encoded(Image.frombytes("I;16B", (4, 3), SIXTEEN.astype(">u2").tobytes()), "TIFF"),
     encoded(SIXTEEN, "TIFF", compression="tiff_lzw")])
 def test_sixteen_bit_files(data):
-    np.testing.assert_array_equal(np.asarray(decode_whole(data)), as_grey((SIXTEEN // 257).astype(np.uint8)))
-    assert check_image(data) == (3, 4, ("sixteen_bit", "grey"))
+    np.testing.assert_array_equal(np.asarray(decode_whole(data)), as_gray((SIXTEEN // 257).astype(np.uint8)))
+    assert check_image(data) == (3, 4, ("sixteen_bit", "gray"))
 
 
 def test_a_sixteen_bit_picture_equals_the_same_in_eight_bits():
-    sixteen = encoded(GREY.astype(np.uint16) * 257, "PNG")
-    np.testing.assert_array_equal(np.asarray(decode_whole(sixteen)), np.asarray(decode_whole(encoded(GREY, "PNG"))))
+    sixteen = encoded(GRAY.astype(np.uint16) * 257, "PNG")
+    np.testing.assert_array_equal(np.asarray(decode_whole(sixteen)), np.asarray(decode_whole(encoded(GRAY, "PNG"))))
 
 
 @pytest.mark.parametrize("color", [2, 6])
@@ -143,7 +143,7 @@ def test_sixteen_bit_colors_lose_their_lower_byte(color):
 
 
 def tiff(levels: np.ndarray, bits: int, photometric: int) -> bytes:
-    """Grey, little-endian, uncompressed, one strip, as TIFF 6.0 has it. levels: packed rows, uint8 (H, bytes of a row)."""
+    """Gray, little-endian, uncompressed, one strip, as TIFF 6.0 has it. levels: packed rows, uint8 (H, bytes of a row)."""
     height, width = levels.shape[0], levels.shape[1] * 8 // bits
     tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 8 + 2 + 10 * 12 + 4), (277, 1),
             (278, height), (279, levels.size), (339, 1)]
@@ -154,24 +154,24 @@ def tiff(levels: np.ndarray, bits: int, photometric: int) -> bytes:
 def test_white_is_zero_and_twelve_bits():
     stored = SIXTEEN.astype("<u2").view(np.uint8)
     for photometric, expected in ((1, SIXTEEN // 257), (0, 255 - SIXTEEN // 257)):
-        np.testing.assert_array_equal(np.asarray(decode_whole(tiff(stored, 16, photometric))), as_grey(expected.astype(np.uint8)))
+        np.testing.assert_array_equal(np.asarray(decode_whole(tiff(stored, 16, photometric))), as_gray(expected.astype(np.uint8)))
     packed = np.array([[0x00, 0x0F, 0xFF], [0x80, 0x00, 0x10]], np.uint8)  # 0 and 4095; 2048 and 16
     assert np.asarray(decode_whole(tiff(packed, 12, 1)))[..., 0].tolist() == [[0, 255], [2048 * 255 // 4095, 16 * 255 // 4095]]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 65536), (-1, 5), (2**31 - 1, 2**31 - 1)])
 def test_integers_beyond_sixteen_bits_are_refused_with_their_range(low, high):
-    with pytest.raises(DecodeError, match=f"grey levels from {low:,} to {high:,}: only levels of 16 bits, 0 to 65,535"):
+    with pytest.raises(DecodeError, match=f"gray levels from {low:,} to {high:,}: only levels of 16 bits, 0 to 65,535"):
         decode_whole(encoded(np.array([[low, high]], np.int32), "TIFF"))
 
 
 def test_floating_point():
-    unit = (GREY / 255).astype(np.float32)
-    for levels in (unit, GREY.astype(np.float32)):
+    unit = (GRAY / 255).astype(np.float32)
+    for levels in (unit, GRAY.astype(np.float32)):
         found, done = converted(Image.fromarray(levels))
-        np.testing.assert_array_equal(found, as_grey(GREY))
-        assert done == ["grey", "float"]
-    np.testing.assert_array_equal(np.asarray(decode_whole(encoded(unit, "TIFF"))), as_grey(GREY))
+        np.testing.assert_array_equal(found, as_gray(GRAY))
+        assert done == ["gray", "float"]
+    np.testing.assert_array_equal(np.asarray(decode_whole(encoded(unit, "TIFF"))), as_gray(GRAY))
     for wrong in ([0.0, 1.02], [-0.1, 1.0], [0.0, 256.0], [np.nan, 0.5], [np.inf, 0.5]):
         with pytest.raises(DecodeError, match=r"floating-point levels from .* only 0 to 1 and 0 to 255 have a defined white"):
             to_rgb(Image.fromarray(np.array([wrong], np.float32)))

@@ -39,7 +39,7 @@ def chunk(name: bytes, data: bytes) -> bytes:
 
 
 def png(width: int, height: int, depth: int, color: int, rows: bytes, extra: bytes = b"") -> bytes:
-    """color: 0 grey, 2 RGB, 6 RGBA; rows: each with its filter byte; extra: chunks before the pixels."""
+    """color: 0 gray, 2 RGB, 6 RGBA; rows: each with its filter byte; extra: chunks before the pixels."""
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
@@ -153,11 +153,11 @@ def test_a_wrong_checksum_is_found():
 @pytest.mark.parametrize(("image_format", "options"), [
     ("GIF", {}), ("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("MPO", {})])
 def test_of_several_frames_the_first_is_taken(image_format, options):
-    grey = np.repeat(SMOOTH[..., :1], 3, 2)
-    data = encoded(grey, image_format, save_all=True, append_images=[Image.fromarray(255 - grey)], **options)
-    assert np.abs(whole(data).astype(int) - grey).mean() < 4
+    gray = np.repeat(SMOOTH[..., :1], 3, 2)
+    data = encoded(gray, image_format, save_all=True, append_images=[Image.fromarray(255 - gray)], **options)
+    assert np.abs(whole(data).astype(int) - gray).mean() < 4
     assert "first_frame" in check_image(data).converted
-    assert "first_frame" not in check_image(encoded(grey, "JPEG" if image_format == "MPO" else image_format)).converted
+    assert "first_frame" not in check_image(encoded(gray, "JPEG" if image_format == "MPO" else image_format)).converted
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -4,7 +4,7 @@ from reidssl.data import folder
 from reidssl.data.records import LayoutError, LayoutWarning, Record
 
 
-def test_unlabelled_images_at_any_depth():
+def test_unlabeled_images_at_any_depth():
     files = ["b.jpg", "x/y/z/a.JPEG", "x/notes.txt", "x/.hidden.jpg", "__MACOSX/x/._a.jpg", "c.webp"]
     assert folder.index(files) == [
         Record("b.jpg", -1, -1, "train"),
@@ -15,7 +15,7 @@ def test_unlabelled_images_at_any_depth():
 
 def test_a_folder_per_identity():
     files = ["zoe/1.jpg", "anna/c2_7.jpg", "anna/frame-cam13.jpg", "anna/abc2.jpg"]
-    assert folder.index(files, labelled=True) == [
+    assert folder.index(files, labeled=True) == [
         Record("anna/abc2.jpg", 0, -1, "train"),
         Record("anna/c2_7.jpg", 0, 2, "train"),
         Record("anna/frame-cam13.jpg", 0, 13, "train"),
@@ -25,7 +25,7 @@ def test_a_folder_per_identity():
 
 def test_numbered_folders_keep_their_numbers_and_splits_share_identities():
     files = ["query/0012/x_c1s1.jpg", "gallery/0012/x_c2s1.jpg", "train/0003/x_c2_1.jpg"]
-    assert folder.index(files, labelled=True) == [
+    assert folder.index(files, labeled=True) == [
         Record("gallery/0012/x_c2s1.jpg", 12, 2, "gallery"),
         Record("query/0012/x_c1s1.jpg", 12, 1, "query"),
         Record("train/0003/x_c2_1.jpg", 3, 2, "train"),
@@ -33,7 +33,7 @@ def test_numbered_folders_keep_their_numbers_and_splits_share_identities():
 
 
 @pytest.mark.parametrize(
-    ("files", "labelled", "message"),
+    ("files", "labeled", "message"),
     [
         ([], False, "no images below this folder. Found no files at all"),
         (["a.txt"], True, "Found a.txt"),
@@ -44,15 +44,15 @@ def test_numbered_folders_keep_their_numbers_and_splits_share_identities():
         (["7/a.jpg", "007/a.jpg"], True, "same number"),
     ],
 )
-def test_what_cannot_be_read_is_refused(files, labelled, message):
+def test_what_cannot_be_read_is_refused(files, labeled, message):
     with pytest.raises(LayoutError) as caught:
-        folder.index(files, labelled=labelled)
+        folder.index(files, labeled=labeled)
     assert message in str(caught.value)
 
 
 def read(*files, **settings) -> tuple[dict[str, tuple], dict[str, str]]:
     aside: dict[str, str] = {}
-    found = folder.index(files, labelled=True, aside=aside, **settings)
+    found = folder.index(files, labeled=True, aside=aside, **settings)
     return {record.key: record[1:] for record in found}, aside
 
 
@@ -61,9 +61,9 @@ def test_junk_and_misplaced_images_are_set_aside():
     assert found == {"0000/a.jpg": (0, -1, "train"), "0001/a.jpg": (1, -1, "train"), "2/b_c3.jpg": (2, 3, "train"),
                      "2/c.jpg": (2, -1, "train")}
     assert aside["-1/a.jpg"] == "junk: identity -1 is nobody" and "-7 is nobody" in aside["-7/a.jpg"]
-    assert aside["cover.jpg"].startswith("not labelled: 'cover.jpg' is not at") and len(aside) == 4
-    with pytest.warns(LayoutWarning, match=r"folder: 1 set aside \(1 not labelled\), the first is cover.jpg: "):
-        folder.index(["-1/a.jpg", "1/a.jpg", "cover.jpg"], labelled=True)
+    assert aside["cover.jpg"].startswith("not labeled: 'cover.jpg' is not at") and len(aside) == 4
+    with pytest.warns(LayoutWarning, match=r"folder: 1 set aside \(1 not labeled\), the first is cover.jpg: "):
+        folder.index(["-1/a.jpg", "1/a.jpg", "cover.jpg"], labeled=True)
 
 
 def test_names_and_numbers_beyond_int32_get_the_lowest_free_numbers_and_that_is_said():

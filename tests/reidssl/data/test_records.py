@@ -41,6 +41,6 @@ def test_list_files_gives_what_the_layouts_take(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "set" / "train")
     assert list_files(tmp_path / "set") == ["notes.txt", "query/7/a_c2.jpg", "train/7/b.jpg"]
     assert list_files(tmp_path) == ["link/7/b.jpg", *(f"set/{name}" for name in list_files(str(tmp_path / "set")))]
-    assert [record.pid for record in folder.index(list_files(tmp_path / "set"), labelled=True)] == [7, 7]
+    assert [record.pid for record in folder.index(list_files(tmp_path / "set"), labeled=True)] == [7, 7]
     with pytest.raises(NotADirectoryError, match=r"notes\.txt is no folder"):
         list_files(tmp_path / "set" / "notes.txt")

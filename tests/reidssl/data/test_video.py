@@ -1,4 +1,4 @@
-"""A little video is encoded here; every frame's grey level tells its number."""
+"""A little video is encoded here; every frame's gray level tells its number."""
 
 import io
 

@@ -12,7 +12,7 @@ def features(seed: int = 0) -> torch.Tensor:
     return torch.randn(5, 3, generator=torch.Generator().manual_seed(seed))
 
 
-def test_value_gradient_and_centres_equal_the_paper():
+def test_value_gradient_and_centers_equal_the_paper():
     loss, rows = CenterLoss(4, 3, rate=0.7), features().requires_grad_()
     with torch.no_grad():
         loss.centers.copy_(torch.randn(4, 3, generator=torch.Generator().manual_seed(9)))
@@ -31,7 +31,7 @@ def test_value_gradient_and_centres_equal_the_paper():
     assert not loss.centers.requires_grad
 
 
-def test_centres_do_not_depend_on_the_order_and_approach_the_mean():
+def test_centers_do_not_depend_on_the_order_and_approach_the_mean():
     one, other, order = CenterLoss(4, 3), CenterLoss(4, 3), torch.tensor([4, 2, 0, 1, 3])
     for _ in range(60):
         one.update(features(), LABELS)
@@ -73,7 +73,7 @@ def test_half_features_are_subtracted_in_single_precision():
 
 
 @pytest.mark.parametrize("call", [CenterLoss.forward, CenterLoss.update])
-def test_labels_without_a_centre_and_other_shapes_are_refused(call):
+def test_labels_without_a_center_and_other_shapes_are_refused(call):
     for rows, labels, words in ((torch.zeros(2, 3), [0, 4], r"labels must be in \[0, 4\): got 0 to 4"),
                                 (torch.zeros(2, 3), [-1, 0], r"\[0, 4\): got -1 to 0"),
                                 (torch.zeros(2, 3), [1], r"features \(B, 3\) and labels \(B,\): got \(2, 3\) and \(1,\)"),

@@ -5,11 +5,11 @@ import pytest
 
 from reidssl.metrics.camera_pairs import camera_pairs
 from reidssl.metrics.ranking import rank
-from tests.reidssl.metrics.test_ranking import copies, labelled
+from tests.reidssl.metrics.test_ranking import copies, labeled
 
 
 def test_equal_to_ranking_each_pair_by_itself():
-    queries, gallery = labelled(80, 3), labelled(250, 4)
+    queries, gallery = labeled(80, 3), labeled(250, 4)
     gallery[2][gallery[2] == 2] = 7  # a camera that no query has
     queries[2][:5] = -1  # unknown: equals no camera
     found = camera_pairs(*queries, *gallery, block=16)

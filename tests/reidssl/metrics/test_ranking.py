@@ -16,7 +16,7 @@ def reference_set():
     return stored, [stored[name] for name in ("qf", "q_pids", "q_camids", "gf", "g_pids", "g_camids")]
 
 
-def labelled(num, seed, num_ids=8, num_cameras=3, width=6):
+def labeled(num, seed, num_ids=8, num_cameras=3, width=6):
     random = np.random.default_rng(seed)
     pids = random.integers(-1, num_ids, size=num)
     features = np.random.default_rng(99).normal(size=(num_ids + 1, width))[pids] + random.normal(size=(num, width))
@@ -74,8 +74,8 @@ def test_block_and_threads_do_not_matter(block, num_threads):
 @pytest.mark.parametrize("seed", range(20))
 def test_equal_to_a_sort_with_ties_junk_and_unknown_cameras(seed):
     random = np.random.default_rng(seed)
-    _, q_pids, q_camids = labelled(25, seed)
-    _, g_pids, g_camids = labelled(140, seed + 100)
+    _, q_pids, q_camids = labeled(25, seed)
+    _, g_pids, g_camids = labeled(140, seed + 100)
     q_camids[random.random(25) < 0.1] = -1
     g_camids[random.random(140) < 0.1] = -1
     levels = (3, 10, 10**6)[seed % 3]  # few levels: nearly all scores are tied
@@ -134,7 +134,7 @@ def test_ties_fall_alike_whatever_the_blocks(block, gallery_block):
 
 
 def test_order_does_not_matter():
-    arrays = [*labelled(40, 11), *labelled(170, 12)]
+    arrays = [*labeled(40, 11), *labeled(170, 12)]
     expected = rank(*arrays)
     order = np.random.default_rng(13).permutation(40)
     moved = rank(*(each[order] for each in arrays[:3]), *arrays[3:])
@@ -167,7 +167,7 @@ def test_worked_example():
 
 @pytest.mark.parametrize("cameras", ["known", "unknown"])
 def test_leave_one_out(cameras):
-    features, pids, camids = labelled(90, 5)
+    features, pids, camids = labeled(90, 5)
     camids = camids if cameras == "known" else np.full(90, -1)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     expected = sorted_evaluation(unit @ unit.T, pids, camids, pids, camids, itself=True)
@@ -178,8 +178,8 @@ def test_leave_one_out(cameras):
 
 
 def test_best_matches():
-    features, pids, camids = labelled(60, 7)
-    queries, q_pids, q_camids = labelled(9, 8)
+    features, pids, camids = labeled(60, 7)
+    queries, q_pids, q_camids = labeled(9, 8)
     found = best_matches(queries, q_pids, q_camids, features, pids, camids, top=5, block=4)
     unit = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in (queries, features)]
     for q, row in enumerate(unit[0] @ unit[1].T):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from reidssl.clustering.neighbours import knn
+from reidssl.clustering.neighbors import knn
 from reidssl.metrics.ranking import rank
 from reidssl.metrics.reranking import rank_reranked, reranked_blocks
 from tests.reidssl.clustering.dense import dense_distances, dense_vectors
@@ -47,7 +47,7 @@ def test_weight_one_is_the_plain_ranking():
     np.testing.assert_allclose(rank_reranked(*arrays, weight=1.0).mAP, rank(*arrays).mAP, atol=1e-6)
 
 
-def test_fewer_images_than_neighbours():
+def test_fewer_images_than_neighbors():
     _, (qf, _, _, gf, _, _) = reference_set()
     found = torch.cat([scores.clone() for _, scores in reranked_blocks(qf[:3], gf[:6])]).numpy()
     np.testing.assert_allclose(-found, dense_reranking(qf[:3], gf[:6], 20, 6, 0.3), atol=2e-6)

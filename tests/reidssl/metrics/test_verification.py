@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from reidssl.metrics.verification import true_positive_rates
-from tests.reidssl.metrics.test_ranking import copies, labelled
+from tests.reidssl.metrics.test_ranking import copies, labeled
 
 
 def plain_rates(queries, q_pids, q_camids, gallery, g_pids, g_camids, rates):
@@ -24,7 +24,7 @@ def plain_rates(queries, q_pids, q_camids, gallery, g_pids, g_camids, rates):
 
 @pytest.mark.parametrize(("block", "num_threads", "gallery_block"), [(128, 1, 10**6), (7, 3, 64)])
 def test_equal_to_trying_every_pair(block, num_threads, gallery_block):
-    queries, gallery = labelled(60, 1, num_ids=9), labelled(300, 2, num_ids=9)
+    queries, gallery = labeled(60, 1, num_ids=9), labeled(300, 2, num_ids=9)
     arrays = queries[0], queries[1], queries[2], gallery[0], gallery[1], gallery[2]
     rates = (1e-3, 1e-2, 0.1, 0.5, 1.0)
     found = true_positive_rates(*arrays, rates=rates, block=block, num_threads=num_threads, gallery_block=gallery_block)

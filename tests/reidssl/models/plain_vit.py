@@ -37,9 +37,9 @@ def plain_vit(state: dict[str, Tensor], images: Tensor, config: VitConfig) -> Te
     """Features (B, D) of float (B, 3, H, W) images in eval mode, without cameras."""
 
     def norm(x: Tensor, name: str) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        spread = (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-        return centred / spread * state[f"{name}.weight"] + state[f"{name}.bias"]
+        centered = x - x.mean(-1, keepdim=True)
+        spread = (centered.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        return centered / spread * state[f"{name}.weight"] + state[f"{name}.bias"]
 
     def linear(x: Tensor, name: str) -> Tensor:
         return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]

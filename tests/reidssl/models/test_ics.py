@@ -6,18 +6,18 @@ import torch
 from reidssl.models.ics import IcsStem, InstanceBatchNorm
 
 
-def test_first_half_is_normalised_per_image_and_second_half_per_batch():
+def test_first_half_is_normalized_per_image_and_second_half_per_batch():
     maps = torch.randn(4, 6, 5, 3, generator=torch.Generator().manual_seed(0)) * 3 + 2
     norm = InstanceBatchNorm(6)
     with torch.no_grad():
         for parameter in norm.parameters():
             parameter.copy_(torch.randn(3, generator=torch.Generator().manual_seed(parameter.ndim)))
-    normalised = norm(maps)
+    normalized = norm(maps)
     for half, layer, dims in ((maps[:, :3], norm.instance, (2, 3)), (maps[:, 3:], norm.batch, (0, 2, 3))):
         mean, variance = half.mean(dims, keepdim=True), half.var(dims, correction=0, keepdim=True)
         expected = (half - mean) / (variance + 1e-5).sqrt() * layer.weight.view(3, 1, 1) + layer.bias.view(3, 1, 1)
         position = slice(0, 3) if layer is norm.instance else slice(3, 6)
-        torch.testing.assert_close(normalised[:, position], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(normalized[:, position], expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("training", [True, False])

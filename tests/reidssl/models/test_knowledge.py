@@ -140,10 +140,10 @@ def test_what_cannot_be_is_refused(told, words):
         LoadConfig(**told)
 
 
-def test_quantised_weights_are_no_features():
+def test_quantized_weights_are_no_features():
     tensors = build_vit(dataclasses.replace(SMALL, width=64, heads=1)).state_dict()
     tensors["blocks.0.mlp.fc1.weight"] = torch.ones(256, 64, dtype=torch.int8)
-    with pytest.raises(ValueError, match=r"is quantised: blocks.0.mlp.fc1.weight .*int8"):
+    with pytest.raises(ValueError, match=r"is quantized: blocks.0.mlp.fc1.weight .*int8"):
         load_vit(safetensors.torch.save({name: value.contiguous() for name, value in tensors.items()}))
 
 

@@ -41,7 +41,7 @@ def test_cluster_contrast_embedding_equals_released():
     torch.testing.assert_close(output.embedding("after"), expected, atol=1e-5, rtol=0)
 
 
-def test_embedding_is_normalised_on_the_chosen_side():
+def test_embedding_is_normalized_on_the_chosen_side():
     output = ReidModel(build_vit(SMALL)).train()(images(32, 16))
     torch.testing.assert_close(output.embedding(), output.before / output.before.norm(dim=1, keepdim=True))
     torch.testing.assert_close(output.embedding("after"), F.normalize(output.after, dim=1))

@@ -189,7 +189,7 @@ def test_drop_path_acts_in_training_only():
 
 
 @torch.no_grad()
-def test_gem_adds_the_generalised_mean_of_the_patches():
+def test_gem_adds_the_generalized_mean_of_the_patches():
     vit = build_vit(dataclasses.replace(SMALL, gem_pooling=True)).eval()
     tokens = vit.forward_tokens(images(32, 16)).double()
     powers = tokens[:, 1:].clamp(min=1e-6) ** 3

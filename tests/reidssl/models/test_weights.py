@@ -243,7 +243,7 @@ def test_weights_that_are_not_finite_are_refused(value):
         load_vit(model_bytes(vit))
 
 
-@pytest.mark.parametrize(("entry", "words"), [('{"width": 24, "colour": 1}', "colour"), ('{"width": 2', "delimiter"),
+@pytest.mark.parametrize(("entry", "words"), [('{"width": 24, "color": 1}', "color"), ('{"width": 2', "delimiter"),
                                               ('[1]', "must be a mapping"), ('{"width": "24"}', "str")])
 def test_a_header_that_is_not_ours_is_named(entry, words, tmp_path):
     tensors = {name: value.contiguous() for name, value in trained().state_dict().items()}
@@ -253,8 +253,8 @@ def test_a_header_that_is_not_ours_is_named(entry, words, tmp_path):
 
 
 def test_unknown_changes_are_named():
-    with pytest.raises(ValueError, match=r"colour, size cannot be changed: a backbone's configuration has width, depth"):
-        load_vit(model_bytes(trained()), size=3, colour=1)
+    with pytest.raises(ValueError, match=r"color, size cannot be changed: a backbone's configuration has width, depth"):
+        load_vit(model_bytes(trained()), size=3, color=1)
 
 
 def test_backbone_is_not_a_reid_model():

@@ -131,7 +131,7 @@ CONFIG = {"model_type": "vit", "hidden_size": 96, "num_hidden_layers": 2, "num_a
 
 
 @pytest.mark.parametrize(("prefix", "dinov2"), [("", False), ("vit.", False), ("", True), ("dinov2.", True)])
-def test_hugging_face_folder_says_heads_epsilon_and_normalisation(prefix, dinov2, tmp_path):
+def test_hugging_face_folder_says_heads_epsilon_and_normalization(prefix, dinov2, tmp_path):
     model = timm_vit(eps=1e-6 if dinov2 else 1e-12, init_values=0.3 if dinov2 else None)
     tensors = hugging_face(model.state_dict(), prefix, dinov2) | {"classifier.weight": torch.ones(7, 96)}
     extra = ("embeddings.mask_token", torch.zeros(1, 96)) if dinov2 else ("pooler.dense.bias", torch.ones(96))

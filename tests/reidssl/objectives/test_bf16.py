@@ -26,10 +26,10 @@ def objective_of(name: str, bf16: bool) -> Objective:
 
 
 def crops_of(step: int) -> list[torch.Tensor]:
-    """Views of the same few images: their colour, and noise."""
+    """Views of the same few images: their color, and noise."""
     generator = torch.Generator().manual_seed(step)
-    colours = torch.randn(IMAGES, 3, 1, 1, generator=torch.Generator().manual_seed(99))
-    return [colours + 0.3 * torch.randn(IMAGES, 3, *size, generator=generator) for size in ((32, 16), (32, 16), (16, 8))]
+    colors = torch.randn(IMAGES, 3, 1, 1, generator=torch.Generator().manual_seed(99))
+    return [colors + 0.3 * torch.randn(IMAGES, 3, *size, generator=generator) for size in ((32, 16), (32, 16), (16, 8))]
 
 
 def run(name: str, bf16: bool) -> tuple[list[float], Objective]:

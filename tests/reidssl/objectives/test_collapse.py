@@ -28,12 +28,12 @@ def config(name: str) -> ObjectiveConfig:
 
 
 def logged(objective, same_image: bool) -> dict[str, float]:
-    """Its terms after the centre (or queue) has settled, on different images or on one image over and over."""
+    """Its terms after the center (or queue) has settled, on different images or on one image over and over."""
     crops = [torch.randn(IMAGES, 3, 32, 16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
     if same_image:
         crops = [crops[0][:1].expand(IMAGES, -1, -1, -1)] * 2
     with torch.no_grad():
-        for _ in range(100):  # 1 - 0.9^100: the centre is there
+        for _ in range(100):  # 1 - 0.9^100: the center is there
             output = objective(objective.student, crops, Progress(100, 100, 1000))
             objective.update(output.statistics, output.rows)
     return {name: float(value) for name, value in output.terms.items()}
@@ -46,7 +46,7 @@ def test_a_fresh_model_is_fine_and_one_that_sees_no_difference_is_not(name):
     assert signs(logged(build_objective(VIT, chosen), same_image=False), name, choices, VIT.width) == {}
     found = signs(logged(build_objective(VIT, chosen), same_image=True), name, choices, VIT.width)
     assert {"features", "indifferent"} <= found.keys()
-    assert ("centre" in found) is name.startswith("dino")
+    assert ("center" in found) is name.startswith("dino")
 
 
 def test_one_prototype_for_all_is_told_from_indifference():
@@ -75,7 +75,7 @@ def test_what_was_seen_is_said():
     found = signs(HEALTHY | {"teacher_entropy": 4.158}, "dino", 64, 24)
     assert "4.158 of at most ln 64 = 4.159 nats" in found["indifferent"]
     found = signs(HEALTHY | {"feature_std": 0.001, "center_norm": 2.9998}, "dino", 64, 24)
-    assert "0.001, evenly spread features have 0.2" in found["features"] and "99.99% of the logits' norm" in found["centre"]
+    assert "0.001, evenly spread features have 0.2" in found["features"] and "99.99% of the logits' norm" in found["center"]
     assert signs(HEALTHY, "dino", 64, 24) == {} == signs({}, "moby", 64, 24)
 
 

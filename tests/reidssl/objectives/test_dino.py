@@ -35,7 +35,7 @@ def plain_loss(student: torch.Tensor, teacher: torch.Tensor, num_crops: int, tem
 
 
 def test_two_steps_equal_released():
-    """Loss, gradient and centre. The reference's logits are a tenth of the stored arrays."""
+    """Loss, gradient and center. The reference's logits are a tenth of the stored arrays."""
     reference = arrays("dino.npz")
     objective = Dino(BACKBONE, DinoConfig(out_dim=1024, hidden=12, bottleneck=6))
     teacher = 0.1 * reference["teacher_output"]
@@ -68,7 +68,7 @@ def test_loss_and_gradient_equal_the_definition(num_crops, num_images, temperatu
     torch.testing.assert_close(gradient, expected_gradient, atol=1e-6, rtol=1e-4)
 
 
-def test_forward_uses_old_centre_and_reports_the_mean():
+def test_forward_uses_old_center_and_reports_the_mean():
     objective = Dino(BACKBONE, DINO)
     objective.student.backbone.eval(), objective.teacher.backbone.eval()  # the same outputs at every call
     with torch.no_grad():
@@ -91,7 +91,7 @@ def test_forward_uses_old_centre_and_reports_the_mean():
 
 
 def test_sinkhorn_targets_come_from_the_micro_batch_alone():
-    """As `sinkhorn_knopp` of all teacher rows; the centre is measured and not used."""
+    """As `sinkhorn_knopp` of all teacher rows; the center is measured and not used."""
     objective = Dino(BACKBONE, dataclasses.replace(DINO, centering="sinkhorn_knopp"))
     objective.student.backbone.eval(), objective.teacher.backbone.eval()
     views = crops()
@@ -112,9 +112,9 @@ def test_sinkhorn_targets_come_from_the_micro_batch_alone():
 
 
 def test_koleo_is_added_for_each_global_crop_of_the_student():
-    plain, regularised = (Dino(BACKBONE, dataclasses.replace(DINO, koleo_weight=weight)) for weight in (0.0, 0.3))
+    plain, regularized = (Dino(BACKBONE, dataclasses.replace(DINO, koleo_weight=weight)) for weight in (0.0, 0.3))
     views, outputs = crops(), []
-    for objective in (plain, regularised):
+    for objective in (plain, regularized):
         objective.student.backbone.eval(), objective.teacher.backbone.eval()
         outputs.append(objective(objective.student, views, LATER))
     expected = 0.0
@@ -125,10 +125,10 @@ def test_koleo_is_added_for_each_global_crop_of_the_student():
     torch.testing.assert_close(outputs[1].loss, outputs[0].loss + 0.3 * outputs[1].terms["koleo"])
     assert "koleo" not in outputs[0].terms and not outputs[1].terms["koleo"].requires_grad
     outputs[1].loss.backward()
-    assert all(parameter.grad is not None for parameter in regularised.student.parameters())
+    assert all(parameter.grad is not None for parameter in regularized.student.parameters())
 
 
-def test_centre_moves_once_with_the_mean_of_the_step():
+def test_center_moves_once_with_the_mean_of_the_step():
     """Two micro-batches, then the update with the mean of their statistics: as one batch of both."""
     halves = [crops(images=2, seed=seed) for seed in (0, 1)]
     whole = [torch.cat(pair) for pair in zip(*halves)]
@@ -201,7 +201,7 @@ def test_a_wrapped_student_is_called_instead():
 
 
 def test_training_on_one_batch_lowers_the_loss():
-    """With the centre settled first: before that, all targets are the random head's mean and too easy."""
+    """With the center settled first: before that, all targets are the random head's mean and too easy."""
     objective = Dino(dataclasses.replace(BACKBONE, drop_path=0.0), DINO, seed=5)
     optimizer = torch.optim.AdamW(objective.student.parameters(), lr=2e-3)
     for _ in range(60):

@@ -50,6 +50,6 @@ def test_descent_spreads_the_features():
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (4,)])
-def test_one_image_has_no_neighbour(shape):
+def test_one_image_has_no_neighbor(shape):
     with pytest.raises(ValueError, match="at least 2 images: got shape"):
         koleo_loss(torch.zeros(shape))

@@ -17,7 +17,7 @@ def test_exactly_the_wanted_number(grid, share):
 
 
 def edges(mask: np.ndarray) -> int:
-    """Neighbouring pairs of which one is masked: few for blocks, many for scattered patches."""
+    """Neighboring pairs of which one is masked: few for blocks, many for scattered patches."""
     return int((mask[1:] != mask[:-1]).sum() + (mask[:, 1:] != mask[:, :-1]).sum())
 
 

@@ -134,9 +134,9 @@ def test_bars_are_as_high_as_their_values() -> None:
         grouped_bars([], title="t")
 
 
-def jpeg(colour: tuple[int, int, int], size: tuple[int, int] = (64, 128)) -> bytes:
+def jpeg(color: tuple[int, int, int], size: tuple[int, int] = (64, 128)) -> bytes:
     sink = io.BytesIO()
-    Image.new("RGB", size, colour).save(sink, "JPEG")
+    Image.new("RGB", size, color).save(sink, "JPEG")
     return sink.getvalue()
 
 
@@ -173,9 +173,9 @@ def test_thumbnail_shrinks_and_never_enlarges() -> None:
     small = Image.open(io.BytesIO(thumbnail(jpeg((0, 200, 0), (128, 256)), height=64)))
     assert small.size == (32, 64) and small.format == "JPEG"
     assert Image.open(io.BytesIO(thumbnail(jpeg((0, 200, 0), (32, 64)), height=128))).size == (32, 64)
-    grey = io.BytesIO()
-    Image.new("L", (20, 40)).save(grey, "PNG")
-    assert Image.open(io.BytesIO(thumbnail(grey.getvalue()))).mode == "RGB"
+    gray = io.BytesIO()
+    Image.new("L", (20, 40)).save(gray, "PNG")
+    assert Image.open(io.BytesIO(thumbnail(gray.getvalue()))).mode == "RGB"
     assert data_uri(b"abc") == "data:image/jpeg;base64,YWJj"
     assert Image.open(io.BytesIO(encode(np.zeros((8, 4, 3), np.uint8)))).size == (4, 8)
 

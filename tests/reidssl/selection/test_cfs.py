@@ -33,11 +33,11 @@ def test_a_broken_feature_scores_nan_and_only_that():
     b[4, 2] = np.nan
     assert np.flatnonzero(np.isnan(cfs_scores(a, b))).tolist() == [4]
     with pytest.raises(ValueError, match="row 4"):
-        cfs_scores(a, b, "neighbourhood")
+        cfs_scores(a, b, "neighborhood")
 
 
 @pytest.mark.parametrize(("k", "block"), [(5, 1024), (20, 7), (1, 1), (500, 16)])
-def test_neighbourhood_is_the_overlap(k, block):
+def test_neighborhood_is_the_overlap(k, block):
     a, b = features(seed=2), features(width=6, seed=3)
 
     def nearest(values):
@@ -46,13 +46,13 @@ def test_neighbourhood_is_the_overlap(k, block):
         return [set([j for j in row if j != i][:k]) for i, row in enumerate(order)]
 
     expected = [len(x & y) / min(k, 59) for x, y in zip(nearest(a), nearest(b), strict=True)]
-    np.testing.assert_allclose(cfs_scores(a, b, "neighbourhood", k, block), expected, atol=1e-6)
+    np.testing.assert_allclose(cfs_scores(a, b, "neighborhood", k, block), expected, atol=1e-6)
 
 
-def test_neighbourhood_ignores_a_rotation_and_cosine_does_not():
+def test_neighborhood_ignores_a_rotation_and_cosine_does_not():
     a = features(num=100)
     rotation = np.linalg.qr(features(10, 10, seed=5))[0].astype(np.float32)
-    assert cfs_scores(a, a @ rotation, "neighbourhood", 10).min() > 0.85  # rounding may swap near ties
+    assert cfs_scores(a, a @ rotation, "neighborhood", 10).min() > 0.85  # rounding may swap near ties
     assert abs(float(cfs_scores(a, a @ rotation).mean())) < 0.5
 
 
@@ -109,11 +109,11 @@ def test_agreement_compares_common_images_only():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="measure must be one of cosine, neighbourhood: got 'l2'"):
+    with pytest.raises(ValueError, match="measure must be one of cosine, neighborhood: got 'l2'"):
         cfs_scores(features(), features(), "l2")
     with pytest.raises(ValueError, match="one width: got 10 and 9"):
         cfs_scores(features(), features(width=9))
     with pytest.raises(ValueError, match="same images"):
         cfs_scores(features(), features(num=9))
     with pytest.raises(ValueError, match="got k 0"):
-        cfs_scores(features(), features(), "neighbourhood", k=0)
+        cfs_scores(features(), features(), "neighborhood", k=0)

@@ -92,7 +92,7 @@ def test_pretraining_keys_read_as_luperson():
 
 
 @pytest.mark.parametrize("part", ["source", "target"])
-def test_labelled_keys_read_as_market1501(part):
+def test_labeled_keys_read_as_market1501(part):
     specs = specifications(SMALL, part)
     records = market1501.index([spec.key for spec in specs], expect_published=False)
     assert [tuple(record) for record in records] == [(s.key, s.pid, s.camid, s.split) for s in specs]
@@ -144,7 +144,7 @@ def mean_average_precision(features: np.ndarray, specs: list, num_queries: int) 
     return float(np.mean(scores))
 
 
-def test_pixels_and_colours_alone_do_not_solve_the_target_set():
+def test_pixels_and_colors_alone_do_not_solve_the_target_set():
     """Between chance and easy: there is something to learn, and something to learn it from."""
     config = SyntheticConfig(image_size=(32, 16), target_identities=80)
     specs = [spec for spec in specifications(config, "target") if spec.split != "train"]

@@ -41,10 +41,10 @@ class SourceConfig:
     or synthetic."""
     path: InputPath = ""
     """Folder, file or s3:// prefix; not for synthetic."""
-    labelled: bool = False
+    labeled: bool = False
     """folder: take <identity>/<image> or <split>/<identity>/<image> as labels."""
     pattern: str = ""
-    """folder, labelled: regular expression searched in each path; its named groups pid, camid and split say where they are,
+    """folder, labeled: regular expression searched in each path; its named groups pid, camid and split say where they are,
     e.g. '_c(?P<camid>[0-9]+)_'."""
     splits: list[str] = field(default_factory=list)
     """folder, webdataset: other names of splits and which of train, query, gallery they are, e.g. [val:train,test:gallery]."""
@@ -55,7 +55,7 @@ class SourceConfig:
     """video: MOTChallenge file of the video; for a folder of videos the folder with <video's name>.txt each."""
     crops: CropConfig = field(default_factory=CropConfig)
     part: str = "pretrain"
-    """synthetic: pretrain (unlabelled), source or target (labelled)."""
+    """synthetic: pretrain (unlabeled), source or target (labeled)."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     image_format: str = "jpeg"
     """video, synthetic: jpeg or png; other kinds keep the original bytes."""
@@ -74,8 +74,8 @@ class SourceConfig:
         at_least(1, unit_images=self.unit_images)
         if self.pattern:
             folder.check_pattern(self.pattern)
-            if not self.labelled:
-                raise ValueError(f"pattern says where labels are; it needs labelled=true: got {self.pattern!r}")
+            if not self.labeled:
+                raise ValueError(f"pattern says where labels are; it needs labeled=true: got {self.pattern!r}")
         for pair in self.splits:
             name, _, split = pair.rpartition(":")
             if not name or split not in SPLITS or name in SPLITS:
@@ -91,7 +91,7 @@ class SourceConfig:
         """What determines the images, as JSON-compatible values: the fields that matter for this kind."""
         names = {"synthetic": ("kind", "part", "synthetic", "image_format", "jpeg_quality"),
                  "video": ("kind", "path", "detections", "crops", "image_format", "jpeg_quality"),
-                 "folder": ("kind", "path", "labelled", "pattern", "splits"), "webdataset": ("kind", "path", "tar", "splits"),
+                 "folder": ("kind", "path", "labeled", "pattern", "splits"), "webdataset": ("kind", "path", "tar", "splits"),
                  "cuhk03": ("kind", "path", "boxes")}.get(self.kind, ("kind", "path"))
         values = {name: value for name, value in to_plain(self).items() if name in names}
         for name in NEWER:  # data sets made before these were there keep their arguments
@@ -130,7 +130,7 @@ def open_source(config: SourceConfig, storage: StorageConfig) -> Source:
         return TarSource(root, config.tar, config.split_names)
     index: Callable[..., Any] = LAYOUTS[config.kind]
     if config.kind == "folder":
-        index = partial(index, labelled=config.labelled, pattern=config.pattern, splits=config.split_names)
+        index = partial(index, labeled=config.labeled, pattern=config.pattern, splits=config.split_names)
     if config.kind == "cuhk03":
         index = partial(index, boxes=config.boxes)
     return FileSource(root, index, config.unit_images)

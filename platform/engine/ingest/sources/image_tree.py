@@ -1,4 +1,4 @@
-"""Image files below a folder or prefix, labelled by one of the library's indexers."""
+"""Image files below a folder or prefix, labeled by one of the library's indexers."""
 
 import warnings
 from collections import Counter

@@ -101,17 +101,17 @@ class TarSource:
                         continue
                     many = sum(len(each.data) for each in group) > LARGEST_IMAGE  # names with many dots, all in one sample
                     if (folder, base.partition(".")[0]) != key or many:
-                        yield from self._labelled(group, unit.prefix)
+                        yield from self._labeled(group, unit.prefix)
                         group, key = [], (folder, base.partition(".")[0])
                     group.append(self._member(tar, member))
         except Exception as error:  # tarfile and zlib fail in many ways on damaged files
             reason = fault_of(self.root, error)
             if isinstance(error, DAMAGE):
                 reason = f"damaged tar: all behind this place is lost: {error}"
-            yield from self._labelled(group, unit.prefix)
+            yield from self._labeled(group, unit.prefix)
             yield Candidate(f"{unit.prefix}/", error=reason)
             return
-        yield from self._labelled(group, unit.prefix)
+        yield from self._labeled(group, unit.prefix)
 
     def _member(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> Member:
         """A file of a sample; its content is not read when it is not needed, or its name or size are out of bounds."""
@@ -132,7 +132,7 @@ class TarSource:
         opened = tar.extractfile(member)
         return Member(name, opened.read() if opened else b"", "")
 
-    def _labelled(self, group: list[Member], prefix: str) -> Iterator[Candidate]:
+    def _labeled(self, group: list[Member], prefix: str) -> Iterator[Candidate]:
         """The images of one WebDataset sample with the labels of the files beside them."""
         images = [member for member in group if _is_image(member.name)]
         sidecars = [member for member in group if is_sidecar(member.name, self.fields)]

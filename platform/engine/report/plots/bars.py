@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from platform.engine.report.plots.svg import COLOURS, INK, MUTED, axes, axis, document, line, short_number, text, text_width
+from platform.engine.report.plots.svg import COLORS, INK, MUTED, axes, axis, document, line, short_number, text, text_width
 
 
 def histogram(groups: Mapping[str, np.ndarray], *, title: str, x_label: str, threshold: float | None = None,
@@ -13,7 +13,7 @@ def histogram(groups: Mapping[str, np.ndarray], *, title: str, x_label: str, thr
               size: tuple[float, float] = (1000, 300)) -> str:
     """Counts of each group's values over common bins, one translucent shape a group; inline SVG.
 
-    groups: name -> float (N,), finite. threshold: where a labelled vertical line stands. Raises ValueError without values.
+    groups: name -> float (N,), finite. threshold: where a labeled vertical line stands. Raises ValueError without values.
     """
     values = {name: np.asarray(group, np.float64) for name, group in groups.items() if len(group)}
     if not values:
@@ -31,13 +31,13 @@ def histogram(groups: Mapping[str, np.ndarray], *, title: str, x_label: str, thr
     parts = [text(4, 15, title, size=13, weight=600), *axes(x_axis, y_axis, x_label)]
     x = 4.0
     for (name, count), style in zip(counts.items(), styles, strict=False):
-        colour = COLOURS[style % len(COLOURS)]
+        color = COLORS[style % len(COLORS)]
         outline = [f"{x_axis(low):.1f},{y_axis(0):.1f}"]
         for index, number in enumerate(count):
             top = y_axis(float(number))
             outline += [f"{x_axis(edges[index]):.1f},{top:.1f}", f"{x_axis(edges[index + 1]):.1f},{top:.1f}"]
         outline.append(f"{x_axis(high):.1f},{y_axis(0):.1f}")
-        style_text = f"fill:{colour};fill-opacity:.32;stroke:{colour};stroke-width:1.6;stroke-linejoin:round"
+        style_text = f"fill:{color};fill-opacity:.32;stroke:{color};stroke-width:1.6;stroke-linejoin:round"
         label = f"{name} ({len(values[name]):,})"
         parts.append(f'<polygon points="{" ".join(outline)}" style="{style_text}"><title>{html.escape(label)}</title></polygon>')
         parts.append(f'<rect x="{x:.1f}" y="24" width="14" height="10" style="{style_text}"/>')
@@ -63,7 +63,7 @@ def grouped_bars(groups: Sequence[tuple[str, Sequence[tuple[str, float, int]]]],
     parts = [text(4, 15, title, size=13, weight=600)]
     for value in y_axis.ticks:
         parts.append(line(left, y_axis(value), width - 8, y_axis(value)))
-        parts.append(text(left - 6, y_axis(value) + 3.5, short_number(value), size=10.5, anchor="end", colour=MUTED))
+        parts.append(text(left - 6, y_axis(value) + 3.5, short_number(value), size=10.5, anchor="end", color=MUTED))
     space = (width - 8 - left) / len(groups)
     for number, (group, members) in enumerate(groups):
         bar = min(64.0, space * 0.8 / max(len(members), 1))
@@ -72,9 +72,9 @@ def grouped_bars(groups: Sequence[tuple[str, Sequence[tuple[str, float, int]]]],
             x, top = start + place * bar, y_axis(100 * value)
             tip = html.escape(f"{group}, {name}: {100 * value:.1f} %")
             parts.append(f'<rect x="{x + 3:.1f}" y="{top:.1f}" width="{bar - 6:.1f}" height="{y_axis.start - top:.1f}" rx="2" '
-                         f'style="fill:{COLOURS[style % len(COLOURS)]}"><title>{tip}</title></rect>')
+                         f'style="fill:{COLORS[style % len(COLORS)]}"><title>{tip}</title></rect>')
             parts.append(text(x + bar / 2, top - 5, f"{100 * value:.1f}", anchor="middle", weight=600))
-            parts.append(text(x + bar / 2, y_axis.start + 14, name, size=10.5, anchor="middle", colour=MUTED))
+            parts.append(text(x + bar / 2, y_axis.start + 14, name, size=10.5, anchor="middle", color=MUTED))
         parts.append(text(left + space * (number + 0.5), y_axis.start + 32, group, size=12, anchor="middle", weight=600))
     parts.append(line(left, y_axis.start, width - 8, y_axis.start, MUTED))
     return document(width, height, parts, f"{title}: {', '.join(group for group, _ in groups)}")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from platform.engine.report.plots.svg import (
-    COLOURS,
+    COLORS,
     DASHES,
     MUTED,
     Axis,
@@ -31,7 +31,7 @@ class Series:
     x: Sequence[float]
     y: Sequence[float]
     style: int = 1
-    """Which colour and dash pattern; 0 is meant for baselines."""
+    """Which color and dash pattern; 0 is meant for baselines."""
 
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y):
@@ -82,7 +82,7 @@ def thin(points: list[tuple[float, float]], most: int = MAX_POINTS) -> list[tupl
 
 
 def _draw(series: Series, points: list[tuple[float, float]], x_axis: Axis, y_axis: Axis) -> list[str]:
-    colour, dash = COLOURS[series.style % len(COLOURS)], DASHES[series.style % len(DASHES)]
+    color, dash = COLORS[series.style % len(COLORS)], DASHES[series.style % len(DASHES)]
     stretches: list[list[tuple[float, float]]] = [[]]
     for x, y in thin(points):
         if math.isfinite(x) and math.isfinite(y):
@@ -92,13 +92,13 @@ def _draw(series: Series, points: list[tuple[float, float]], x_axis: Axis, y_axi
     parts = []
     for stretch in filter(None, stretches):
         path = " ".join(f"{x_axis(x):.1f},{y_axis(y):.1f}" for x, y in stretch)
-        style = f"fill:none;stroke:{colour};stroke-width:2;stroke-dasharray:{dash};stroke-linejoin:round"
+        style = f"fill:none;stroke:{color};stroke-width:2;stroke-dasharray:{dash};stroke-linejoin:round"
         parts.append(f'<polyline points="{path}" style="{style}"/>')
     if len(points) <= MARKED_POINTS:
         for x, y in points:
             if math.isfinite(x) and math.isfinite(y):
                 tip = html.escape(f"{series.name}: {y:.5g} at {short_number(x)}")
-                parts.append(f'<circle cx="{x_axis(x):.1f}" cy="{y_axis(y):.1f}" r="2.6" style="fill:{colour}">'
+                parts.append(f'<circle cx="{x_axis(x):.1f}" cy="{y_axis(y):.1f}" r="2.6" style="fill:{color}">'
                              f"<title>{tip}</title></circle>")
     return parts
 
@@ -107,7 +107,7 @@ def _reference(reference: tuple[str, float], x_axis: Axis, y_axis: Axis) -> list
     label, value = reference
     height = y_axis(value)
     return [line(x_axis.start, height, x_axis.end, height, MUTED, 1.2, "3 3"),
-            text(x_axis.end, height - 4, label, size=10, anchor="end", colour=MUTED)]
+            text(x_axis.end, height - 4, label, size=10, anchor="end", color=MUTED)]
 
 
 def _legend(series: Sequence[Series], width: float) -> tuple[list[str], int]:
@@ -120,7 +120,7 @@ def _legend(series: Sequence[Series], width: float) -> tuple[list[str], int]:
         if x > 4 and x + needed > width:
             x, row = 4.0, row + 1
         y = 31 + 16 * row
-        colour, dash = COLOURS[one.style % len(COLOURS)], DASHES[one.style % len(DASHES)]
-        parts += [line(x, y - 4, x + 20, y - 4, colour, 2.4, dash), text(x + 26, y, one.name)]
+        color, dash = COLORS[one.style % len(COLORS)], DASHES[one.style % len(DASHES)]
+        parts += [line(x, y - 4, x + 20, y - 4, color, 2.4, dash), text(x + 26, y, one.name)]
         x += needed
     return parts, row + 1

@@ -8,7 +8,7 @@ from PIL import Image
 
 from reidssl.data.decode import decode_whole
 
-# From black through violet and orange to pale yellow, even in lightness: readable without colour, too.
+# From black through violet and orange to pale yellow, even in lightness: readable without color, too.
 _ANCHORS = np.array([[0, 0, 4], [40, 11, 84], [101, 21, 110], [159, 42, 99], [212, 72, 66], [245, 125, 21],
                      [250, 193, 39], [252, 255, 164]], np.float64)
 
@@ -34,7 +34,7 @@ def data_uri(data: bytes, media_type: str = "image/jpeg") -> str:
 
 
 def attention_overlay(image: np.ndarray, attention: np.ndarray, height: int = 192) -> np.ndarray:
-    """Attention as heat over a darkened grey copy of the image.
+    """Attention as heat over a darkened gray copy of the image.
 
     Args:
         image: uint8 (H, W, 3).
@@ -53,13 +53,13 @@ def attention_overlay(image: np.ndarray, attention: np.ndarray, height: int = 19
     strength = (relative - 0.5) / (max(float(relative.max()), 3.0) - 0.5)
     smooth = Image.fromarray(strength.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
     heat = np.clip(np.asarray(smooth), 0.0, 1.0)[..., None]
-    grey = Image.fromarray(image).convert("L").resize((width, height), Image.Resampling.BICUBIC)
-    base = np.asarray(grey, np.float64)[..., None]
+    gray = Image.fromarray(image).convert("L").resize((width, height), Image.Resampling.BICUBIC)
+    base = np.asarray(gray, np.float64)[..., None]
     opacity = 0.85 * heat**0.7
-    return (base * 0.7 * (1 - opacity) + _colours(heat[..., 0]) * opacity).clip(0, 255).astype(np.uint8)
+    return (base * 0.7 * (1 - opacity) + _colors(heat[..., 0]) * opacity).clip(0, 255).astype(np.uint8)
 
 
-def _colours(values: np.ndarray) -> np.ndarray:
+def _colors(values: np.ndarray) -> np.ndarray:
     """[0, 1] (H, W) -> RGB in [0, 255] (H, W, 3)."""
     at = np.linspace(0, 1, len(_ANCHORS))
     return np.stack([np.interp(values, at, _ANCHORS[:, channel]) for channel in range(3)], axis=-1)

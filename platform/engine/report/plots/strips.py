@@ -37,25 +37,25 @@ def ranking_strip(matches: Sequence[Match], *, places: int = 10, aspect: float =
 
 
 def _tile(match: Match, x: float, tile: float, place: int) -> list[str]:
-    colour = RIGHT if match.correct else WRONG
+    color = RIGHT if match.correct else WRONG
     verdict = "right" if match.correct else "wrong"
     tip = html.escape(f"{place}. {verdict}: {match.key}")
-    frame = f"fill:none;stroke:{colour};stroke-width:{FRAME}"
+    frame = f"fill:none;stroke:{color};stroke-width:{FRAME}"
     shape = f'x="{x:.1f}" y="3" width="{tile:.1f}" height="{TILE_HEIGHT:g}"'
     parts = [f"<g><title>{tip}</title>"]
     if match.image is None:
         parts.append(f'<rect {shape} style="fill:var(--grid,#dfe3e8)"/>')
-        parts.append(text(x + tile / 2, 3 + TILE_HEIGHT / 2, "no image", size=9, anchor="middle", colour=MUTED))
+        parts.append(text(x + tile / 2, 3 + TILE_HEIGHT / 2, "no image", size=9, anchor="middle", color=MUTED))
     else:
         parts.append(f'<image {shape} preserveAspectRatio="none" href="{data_uri(match.image)}"/>')
     parts.append(f'<rect {shape} rx="1.5" style="{frame}"/>')
-    parts += [_mark(x + tile - 6, 3 + TILE_HEIGHT - 6, match.correct, colour),
-              text(x + tile / 2, TILE_HEIGHT + 19, str(place), size=10, anchor="middle", colour=MUTED), "</g>"]
+    parts += [_mark(x + tile - 6, 3 + TILE_HEIGHT - 6, match.correct, color),
+              text(x + tile / 2, TILE_HEIGHT + 19, str(place), size=10, anchor="middle", color=MUTED), "</g>"]
     return parts
 
 
-def _mark(x: float, y: float, correct: bool, colour: str) -> str:
-    """A check or a cross in a disc: the verdict without colour."""
+def _mark(x: float, y: float, correct: bool, color: str) -> str:
+    """A check or a cross in a disc: the verdict without color."""
     drawn = "M-3.6 .2 L-1 3 L3.8 -2.8" if correct else "M-3 -3 L3 3 M3 -3 L-3 3"
-    return (f'<g transform="translate({x:.1f} {y:.1f})"><circle r="7.5" style="fill:{colour};stroke:#fff;stroke-width:1.2"/>'
+    return (f'<g transform="translate({x:.1f} {y:.1f})"><circle r="7.5" style="fill:{color};stroke:#fff;stroke-width:1.2"/>'
             f'<path d="{drawn}" style="fill:none;stroke:#fff;stroke-width:2;stroke-linecap:round"/></g>')

@@ -1,13 +1,13 @@
-"""What all charts share: colours, number formats, axes with round ticks, text that cannot break out of its element."""
+"""What all charts share: colors, number formats, axes with round ticks, text that cannot break out of its element."""
 
 import html
 import math
 from dataclasses import dataclass
 
-# Okabe and Ito's palette, told apart with all common kinds of colour vision; 0 is for baselines.
-COLOURS = ("var(--plot-0,#5f6b7a)", "var(--plot-1,#0072b2)", "var(--plot-2,#d55e00)", "var(--plot-3,#009e73)",
+# Okabe and Ito's palette, told apart with all common kinds of color vision; 0 is for baselines.
+COLORS = ("var(--plot-0,#5f6b7a)", "var(--plot-1,#0072b2)", "var(--plot-2,#d55e00)", "var(--plot-3,#009e73)",
            "var(--plot-4,#aa4499)", "var(--plot-5,#b8860b)")
-# Lines also differ by their dashes, for those who print in grey.
+# Lines also differ by their dashes, for those who print in gray.
 DASHES = ("2 3", "none", "7 3", "9 3 2 3", "4 2", "1 2")
 INK, MUTED, GRID, PAPER = "var(--ink,#1b1f24)", "var(--muted,#5b6470)", "var(--grid,#dfe3e8)", "var(--paper,#ffffff)"
 FONT = "font-family:system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif"
@@ -67,16 +67,16 @@ def short_number(value: float) -> str:
     return f"{value:.6g}"
 
 
-def text(x: float, y: float, content: str, *, size: float = 11, anchor: str = "start", colour: str = INK,
+def text(x: float, y: float, content: str, *, size: float = 11, anchor: str = "start", color: str = INK,
          weight: int = 400, turned: bool = False) -> str:
     """A text element, its content escaped."""
     turn = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turned else ""
-    style = f"fill:{colour};font-size:{size}px;font-weight:{weight};text-anchor:{anchor}"
+    style = f"fill:{color};font-size:{size}px;font-weight:{weight};text-anchor:{anchor}"
     return f'<text x="{x:.1f}" y="{y:.1f}" style="{style}"{turn}>{html.escape(content)}</text>'
 
 
-def line(x1: float, y1: float, x2: float, y2: float, colour: str = GRID, width: float = 1, dash: str = "none") -> str:
-    style = f"stroke:{colour};stroke-width:{width};stroke-dasharray:{dash}"
+def line(x1: float, y1: float, x2: float, y2: float, color: str = GRID, width: float = 1, dash: str = "none") -> str:
+    style = f"stroke:{color};stroke-width:{width};stroke-dasharray:{dash}"
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" style="{style}"/>'
 
 
@@ -85,12 +85,12 @@ def axes(x: Axis, y: Axis, x_label: str) -> list[str]:
     parts = []
     for value in y.ticks:
         parts.append(line(x.start, y(value), x.end, y(value)))
-        parts.append(text(x.start - 6, y(value) + 3.5, short_number(value), size=10.5, anchor="end", colour=MUTED))
+        parts.append(text(x.start - 6, y(value) + 3.5, short_number(value), size=10.5, anchor="end", color=MUTED))
     parts.append(line(x.start, y.start, x.end, y.start, MUTED))
     for value in x.ticks:
         parts.append(line(x(value), y.start, x(value), y.start + 4, MUTED))
-        parts.append(text(x(value), y.start + 16, short_number(value), size=10.5, anchor="middle", colour=MUTED))
-    parts.append(text((x.start + x.end) / 2, y.start + 32, x_label, size=10.5, anchor="middle", colour=MUTED))
+        parts.append(text(x(value), y.start + 16, short_number(value), size=10.5, anchor="middle", color=MUTED))
+    parts.append(text((x.start + x.end) / 2, y.start + 32, x_label, size=10.5, anchor="middle", color=MUTED))
     return parts
 
 

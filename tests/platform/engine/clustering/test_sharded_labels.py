@@ -8,25 +8,25 @@ import pytest
 import platform.engine.clustering.sharded_labels as engine
 import reidssl.clustering.pseudo_labels as library
 from platform.engine.clustering.sharded_labels import sharded_labels, sharded_recall, sharded_refine, sharded_vectors
-from platform.engine.clustering.sharded_neighbours import NeighbourActorsConfig, shared_out
+from platform.engine.clustering.sharded_neighbors import NeighborActorsConfig, shared_out
 from platform.engine.inference.features import array_parts
 from platform.engine.schemas.retrieval_settings import check_shared
 from reidssl.clustering.dbscan import dbscan
-from reidssl.clustering.index import find_neighbours, recall
+from reidssl.clustering.index import find_neighbors, recall
 from reidssl.clustering.jaccard import TooManyPairs, jaccard_rows, jaccard_vectors
-from reidssl.clustering.neighbours import self_first, unit_rows
+from reidssl.clustering.neighbors import self_first, unit_rows
 from reidssl.clustering.nn_descent import refine
 from reidssl.clustering.pseudo_labels import ClusterConfig, pseudo_labels
 from reidssl.clustering.reciprocal import half_of, query_expansion, reciprocal_vectors
-from tests.platform.engine.clustering.test_sharded_neighbours import write_parts
+from tests.platform.engine.clustering.test_sharded_neighbors import write_parts
 from tests.reidssl.clustering.test_jaccard import clustered
 
 FEATURES = clustered(350, 16, 30, seed=1)
 K1, K2 = 12, 4
 
 
-def sizes(actors: int, block: int) -> NeighbourActorsConfig:
-    return NeighbourActorsConfig(actors=actors, cpus_per_actor=0.5, block=block)
+def sizes(actors: int, block: int) -> NeighborActorsConfig:
+    return NeighborActorsConfig(actors=actors, cpus_per_actor=0.5, block=block)
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,8 @@ def shards(ray_session):
 @pytest.mark.parametrize("block", [350, 117, 16])
 def test_vectors_are_those_of_one_process(shards, block):
     shards.config = sizes(3, block)
-    table = self_first(shards.neighbours(K1)[0], 350)
-    np.testing.assert_array_equal(table, find_neighbours(FEATURES, K1)[0])
+    table = self_first(shards.neighbors(K1)[0], 350)
+    np.testing.assert_array_equal(table, find_neighbors(FEATURES, K1)[0])
     for each in (table, np.where(np.arange(K1) < np.arange(350)[:, None] % K1 + 1, table, -1)):  # some rows are short
         expected = reciprocal_vectors(unit_rows(FEATURES), each, half_of(K1))
         found = sharded_vectors(shards, each, half_of(K1))
@@ -51,8 +51,8 @@ def test_vectors_are_those_of_one_process(shards, block):
 
 def test_refined_search_and_its_recall(shards):
     shards.config = sizes(3, 150)
-    exact = find_neighbours(FEATURES, 20)
-    hasty = (exact[0][:, ::2].copy(), exact[1][:, ::2].copy())  # every second neighbour was missed
+    exact = find_neighbors(FEATURES, 20)
+    hasty = (exact[0][:, ::2].copy(), exact[1][:, ::2].copy())  # every second neighbor was missed
     better = refine(FEATURES, hasty)
     assert recall(FEATURES, hasty) < recall(FEATURES, better)
     found = sharded_refine(shards, hasty)
@@ -65,7 +65,7 @@ def test_refined_search_and_its_recall(shards):
 @pytest.mark.parametrize("tasks", [1, 3, 7])
 def test_distances_are_those_of_one_process(ray_session, tasks):
     config = sizes(2, -(-350 // tasks))
-    table = find_neighbours(FEATURES, K1)[0].astype(np.int32)
+    table = find_neighbors(FEATURES, K1)[0].astype(np.int32)
     vectors = reciprocal_vectors(unit_rows(FEATURES), table, half_of(K1))
     expected, expanded = query_expansion(vectors, table[:, :K2]), engine.expanded_by_tasks(vectors, table[:, :K2], config)
     assert (expanded != expected).nnz == 0 and expanded.shape == (350, 350)
@@ -97,6 +97,6 @@ def test_collapsed_features(ray_session, monkeypatch):
 
 
 def test_kmeans_is_not_shared_out():
-    with pytest.raises(ValueError, match=r"neighbours.actors must be 0 with cluster.algorithm=kmeans, .*: got 2"):
+    with pytest.raises(ValueError, match=r"neighbors.actors must be 0 with cluster.algorithm=kmeans, .*: got 2"):
         check_shared(ClusterConfig(algorithm="kmeans", num_clusters=3), sizes(2, 9))
-    check_shared(ClusterConfig(algorithm="kmeans", num_clusters=3), NeighbourActorsConfig())
+    check_shared(ClusterConfig(algorithm="kmeans", num_clusters=3), NeighborActorsConfig())

@@ -19,7 +19,7 @@ from platform.report import main as report
 
 PATH_WORDS = re.compile(r"(?i)\b(folders?|files?|paths?|shards|checkpoints?|page|director(y|ies))\b|s3://")
 # Words of the kind that mean something else: a list of kinds, a profile in AWS's files, a resource of nodes.
-NO_PATHS = {*(f"SourceConfig.{name}" for name in ("kind", "labelled", "pattern", "splits")), "StorageConfig.profile",
+NO_PATHS = {*(f"SourceConfig.{name}" for name in ("kind", "labeled", "pattern", "splits")), "StorageConfig.profile",
             "CropConfig.form", "LoadConfig.weights"}
 RELATIVE = {  # every path of every program: key -> what a user writes
     "cluster": ["output", "checkpoint", "data"],

@@ -26,13 +26,13 @@ def test_a_good_epoch_is_not_remarked_nor_one_without_labels():
 
 
 def test_a_run_that_trained_nothing_or_a_part():
-    nothing, something, labelled = {"clusters": 0, "outliers": 100}, GOOD | {"loss": 1.0}, {"loss": 2.0}
-    assert run_warnings([labelled, something, something], 100) == []
-    assert untrained([labelled, something, nothing]) == 1
+    nothing, something, labeled = {"clusters": 0, "outliers": 100}, GOOD | {"loss": 1.0}, {"loss": 2.0}
+    assert run_warnings([labeled, something, something], 100) == []
+    assert untrained([labeled, something, nothing]) == 1
     found = run_warnings([nothing] * 3, 100)
     assert found[0] == "nothing was trained: the figures are those of the start"
     assert found[1].startswith("3 of 3 unsupervised epochs trained nothing") and len(found) == 2
-    assert run_warnings([labelled, nothing], 100)[0] == ("the unsupervised phase trained nothing: the figures are those of the "
+    assert run_warnings([labeled, nothing], 100)[0] == ("the unsupervised phase trained nothing: the figures are those of the "
                                                          "phase before it")
     some = run_warnings([nothing, something], 100)
     assert len(some) == 1 and some[0].startswith("1 of 2 unsupervised epochs trained nothing")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from platform.engine.clustering.sharded_neighbours import NeighbourActorsConfig
+from platform.engine.clustering.sharded_neighbors import NeighborActorsConfig
 from platform.engine.data.image_set import ImageSet
 from platform.engine.errors import UserError
 from platform.engine.finetune.phase import BatchConfig, Unsupervised, UnsupervisedConfig
@@ -16,9 +16,9 @@ from reidssl.models.reid import ReidOutput
 
 
 @pytest.fixture(scope="module")
-def images(tiny_labelled) -> ImageSet:
+def images(tiny_labeled) -> ImageSet:
     """36 images of 6 people."""
-    return ImageSet(tiny_labelled, ["train"], (64, 32))
+    return ImageSet(tiny_labeled, ["train"], (64, 32))
 
 
 def unsupervised(images, **changes) -> Unsupervised:
@@ -80,7 +80,7 @@ def test_the_schedule_of_eps_follows_the_epochs(images):
 def test_features_that_are_no_numbers_are_said(images):
     broken = by_identity(images)
     broken[7] = torch.nan
-    with pytest.raises(UserError, match=r"labelled cannot be clustered: features must be finite: row 7 holds NaN"):
+    with pytest.raises(UserError, match=r"labeled cannot be clustered: features must be finite: row 7 holds NaN"):
         unsupervised(images).begin(0, lambda _: broken)
 
 
@@ -105,7 +105,7 @@ ARC = torch.linspace(0, 0.5, 36)
 
 @pytest.mark.parametrize(("features", "clusters"), [(torch.stack([ARC.cos(), ARC.sin()], 1), 1), (torch.eye(36), 0)])
 def test_fewer_than_two_clusters_are_nothing_to_learn_from(images, features, clusters):
-    """A chain in which everybody is a neighbour's neighbour, and images of which none resembles another."""
+    """A chain in which everybody is a neighbor's neighbor, and images of which none resembles another."""
     phase = unsupervised(images)
     phase.config.cluster = ClusterConfig(k1=6, k2=2, eps=0.95 if clusters else 0.3, min_samples=3)
     work = phase.begin(0, lambda _: features)
@@ -151,7 +151,7 @@ def test_unsupervised_learning_rate_falls_in_steps(images):
     (lambda: UnsupervisedConfig(neck="both"), "neck must be one of before, after: got 'both'"),
     (lambda: UnsupervisedConfig(learning_rate=0.0), "learning_rate must be positive: got 0.0"),
     (lambda: UnsupervisedConfig(cluster=ClusterConfig(algorithm="kmeans", num_clusters=3),
-                                neighbours=NeighbourActorsConfig(actors=2)), "neighbours.actors must be 0 with cluster"),
+                                neighbors=NeighborActorsConfig(actors=2)), "neighbors.actors must be 0 with cluster"),
     (lambda: UnsupervisedConfig(iterations=0), "iterations must be at least 1: got 0")])
 def test_settings_that_cannot_be(make, message):
     with pytest.raises(ValueError, match=f"^{message}"):
@@ -161,5 +161,5 @@ def test_settings_that_cannot_be(make, message):
 def test_actors_may_share_the_clustering(ray_session, images):
     features = by_identity(images, outliers=2)
     alone, phase = unsupervised(images), unsupervised(images)
-    phase.config.neighbours = NeighbourActorsConfig(actors=2, cpus_per_actor=0.5)
+    phase.config.neighbors = NeighborActorsConfig(actors=2, cpus_per_actor=0.5)
     np.testing.assert_array_equal(phase.begin(0, lambda _: features).labels, alone.begin(0, lambda _: features).labels)

@@ -1,4 +1,4 @@
-"""What fine-tuning with identity labels does in an epoch: batches, losses, centres."""
+"""What fine-tuning with identity labels does in an epoch: batches, losses, centers."""
 
 import itertools
 
@@ -17,9 +17,9 @@ from tests.tiny import TINY_VIT
 
 
 @pytest.fixture(scope="module")
-def images(tiny_labelled) -> ImageSet:
+def images(tiny_labeled) -> ImageSet:
     """36 images of 6 people."""
-    return ImageSet(tiny_labelled, ["train"], (64, 32))
+    return ImageSet(tiny_labeled, ["train"], (64, 32))
 
 
 def supervised(images, **changes) -> Supervised:
@@ -65,11 +65,11 @@ def test_supervised_learning_rate_of_the_released_recipe(images):
     assert max(rates) < 4e-4 and all(a > b for a, b in itertools.pairwise(rates[20:]))
 
 
-def test_unlabelled_images_are_refused(images):
+def test_unlabeled_images_are_refused(images):
     pids = images.pids
     try:
         images.pids = np.where(np.arange(36) == 3, -1, pids)
-        with pytest.raises(UserError, match=r"has unlabelled images in split train: .*use setting=usl"):
+        with pytest.raises(UserError, match=r"has unlabeled images in split train: .*use setting=usl"):
             supervised(images)
     finally:
         images.pids = pids
@@ -130,7 +130,7 @@ def test_no_triplet_loss_without_a_weight(images):
     assert "triplet" not in terms and float(loss) == pytest.approx(float(F.cross_entropy(logits, torch.zeros(4).long())))
 
 
-def test_centres_follow_the_features_and_go_into_the_checkpoint(images):
+def test_centers_follow_the_features_and_go_into_the_checkpoint(images):
     phase, model = supervised(images, center_weight=0.01), ReidModel(build_vit(TINY_VIT, 0))
     phase.prepare(model)
     output = output_of(model)

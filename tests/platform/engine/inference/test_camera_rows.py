@@ -13,7 +13,7 @@ from platform.engine.finetune.camera_plan import plan_cameras
 from platform.engine.inference.camera_rows import cameras_of, rows_of
 from platform.engine.inference.models import LoadConfig, embed_all, load_model
 from platform.engine.storage.location import StorageConfig
-from reidssl.augment.reid_augment import normalise
+from reidssl.augment.reid_augment import normalize
 from reidssl.models.reid import ReidModel
 from reidssl.models.released import released_checkpoint
 from reidssl.models.vit import build_vit
@@ -40,36 +40,36 @@ def test_rows_follow_the_table_and_unknown_cameras_are_named():
         rows_of(np.array([9, 1, 2]), [None, 3, 1], "here")
 
 
-def test_cameras_of_a_set(tiny_labelled, tiny_shards):
-    assert cameras_of(tiny_labelled, ["train"]) == [1, 2, 3] == cameras_of(tiny_labelled, [])
+def test_cameras_of_a_set(tiny_labeled, tiny_shards):
+    assert cameras_of(tiny_labeled, ["train"]) == [1, 2, 3] == cameras_of(tiny_labeled, [])
     with pytest.raises(UserError, match=r"90 of 90 images of .*tiny have no camera, .*ingest the set with its cameras"):
         cameras_of(tiny_shards, [])
 
 
 @torch.no_grad()
-def test_features_use_the_row_of_each_images_camera(sie, tiny_labelled):
+def test_features_use_the_row_of_each_images_camera(sie, tiny_labeled):
     folder, model = sie
-    loaded, images = load_model(str(folder), STORAGE), ImageSet(tiny_labelled, ["query"], (64, 32))
+    loaded, images = load_model(str(folder), STORAGE), ImageSet(tiny_labeled, ["query"], (64, 32))
     found = embed_all(loaded, images, batch=5)
     rows = torch.tensor([{3: 0, 1: 1, 2: 2}[int(camera)] for camera in images.camids])
-    inputs = normalise(images.batch(np.arange(len(images))), [0.5] * 3, [0.5] * 3)
+    inputs = normalize(images.batch(np.arange(len(images))), [0.5] * 3, [0.5] * 3)
     torch.testing.assert_close(found, F.normalize(model(inputs, rows).before, dim=1), atol=1e-5, rtol=0)
     assert not torch.allclose(found, F.normalize(model(inputs, rows.roll(1)).before, dim=1), atol=1e-3)
-    loaded.require_cameras(tiny_labelled, ("query", "gallery"))
+    loaded.require_cameras(tiny_labeled, ("query", "gallery"))
 
 
-def test_a_model_that_does_not_say_its_cameras_is_refused_before_work(tmp_path, sie, tiny_labelled, tiny_shards):
+def test_a_model_that_does_not_say_its_cameras_is_refused_before_work(tmp_path, sie, tiny_labeled, tiny_shards):
     folder, model = sie
     torch.save(released_checkpoint(model.state_dict(), "reid"), tmp_path / "released.pth")
     loaded = load_model(str(tmp_path / "released.pth"), STORAGE, LoadConfig(heads=2))
     with pytest.raises(UserError, match=r"embeddings of 3 cameras and does not say which.*load_target.cameras=\[...\]"):
-        loaded.require_cameras(tiny_labelled, ("query",), "load_target")
+        loaded.require_cameras(tiny_labeled, ("query",), "load_target")
     told = load_model(str(tmp_path / "released.pth"), STORAGE, LoadConfig(heads=2, cameras=[3, 1, 2]))
-    told.require_cameras(tiny_labelled, ("query",))
+    told.require_cameras(tiny_labeled, ("query",))
     assert list(told.cameras) == [3, 1, 2]
     with pytest.raises(UserError, match=r"split query\) has cameras 1, 2, 3, of which .* cameras 4, 5, 6"):
         load_model(str(tmp_path / "released.pth"), STORAGE, LoadConfig(heads=2, cameras=[4, 5, 6])).require_cameras(
-            tiny_labelled, ("query",))
+            tiny_labeled, ("query",))
     with pytest.raises(UserError, match="have no camera"):
         load_model(str(folder), STORAGE).require_cameras(tiny_shards, ())
 
@@ -80,26 +80,26 @@ def plan(target, output, *overrides, init=""):
     return plan_cameras(config, loaded)
 
 
-def test_the_plan_of_a_run(tmp_path, sie, tiny_labelled, tiny_source, tiny_backbone):
-    assert plan(tiny_labelled, tmp_path) is None and plan(tiny_labelled, tmp_path, init=tiny_backbone) is None
-    new = plan(tiny_labelled, tmp_path, "model.num_cameras=3", init=tiny_backbone)
-    assert new.fresh and list(new.target) == [1, 2, 3] and new.rows_for(tiny_labelled.uri, np.array([3, 1])).tolist() == [2, 0]
+def test_the_plan_of_a_run(tmp_path, sie, tiny_labeled, tiny_source, tiny_backbone):
+    assert plan(tiny_labeled, tmp_path) is None and plan(tiny_labeled, tmp_path, init=tiny_backbone) is None
+    new = plan(tiny_labeled, tmp_path, "model.num_cameras=3", init=tiny_backbone)
+    assert new.fresh and list(new.target) == [1, 2, 3] and new.rows_for(tiny_labeled.uri, np.array([3, 1])).tolist() == [2, 0]
     with pytest.raises(UserError, match=r"model.num_cameras must be the number of cameras .*, 3: got 4.*3 \(1, 2, 3\)"):
-        plan(tiny_labelled, tmp_path, "model.num_cameras=4")
-    kept = plan(tiny_labelled, tmp_path, init=sie[0])
+        plan(tiny_labeled, tmp_path, "model.num_cameras=4")
+    kept = plan(tiny_labeled, tmp_path, init=sie[0])
     assert not kept.fresh and list(kept.target) == [3, 1, 2]
-    both = plan(tiny_labelled, tmp_path, "setting=uda", f"source={tiny_source.uri}", "model.num_cameras=6", init=tiny_backbone)
+    both = plan(tiny_labeled, tmp_path, "setting=uda", f"source={tiny_source.uri}", "model.num_cameras=6", init=tiny_backbone)
     assert list(both.target) == [None] * 3 + [1, 2, 3] and "new embeddings of 6 cameras" in str(both)
     assert both.rows_for(tiny_source.uri, np.array([2])).tolist() == [1]
     with pytest.raises(UserError, match=r"cannot be those of two data sets \(setting=uda\): model.num_cameras=6 starts new ones"):
-        plan(tiny_labelled, tmp_path, "setting=uda", f"source={tiny_source.uri}", init=sie[0])
+        plan(tiny_labeled, tmp_path, "setting=uda", f"source={tiny_source.uri}", init=sie[0])
 
 
-def test_init_with_other_cameras_needs_a_word(tmp_path, tiny_labelled):
+def test_init_with_other_cameras_needs_a_word(tmp_path, tiny_labeled):
     for cameras, words in (([7, 8, 9], r"of \[7, 8, 9\]"), (None, "does not say of which")):
         folder = tmp_path / str(bool(cameras))
         folder.mkdir()
         save_model(build_vit(SIE), {"cameras": cameras} if cameras else {}, folder / "backbone.safetensors")
         with pytest.raises(UserError, match=rf"has embeddings of 3 cameras and {words}.*model.num_cameras=3 starts"):
-            plan(tiny_labelled, tmp_path, init=folder)
-        assert plan(tiny_labelled, tmp_path, "model.num_cameras=3", init=folder).fresh
+            plan(tiny_labeled, tmp_path, init=folder)
+        assert plan(tiny_labeled, tmp_path, "model.num_cameras=3", init=folder).fresh

@@ -1,4 +1,4 @@
-"""Metrics and rankings of a labelled test set, from features."""
+"""Metrics and rankings of a labeled test set, from features."""
 
 import copy
 from dataclasses import replace
@@ -19,8 +19,8 @@ from reidssl.metrics.reranking import rank_reranked
 
 
 @pytest.fixture(scope="module")
-def sets(tiny_labelled) -> tuple[ImageSet, ImageSet]:
-    query, gallery = (ImageSet(tiny_labelled, [split], (64, 32)) for split in ("query", "gallery"))
+def sets(tiny_labeled) -> tuple[ImageSet, ImageSet]:
+    query, gallery = (ImageSet(tiny_labeled, [split], (64, 32)) for split in ("query", "gallery"))
     return query, gallery
 
 
@@ -67,13 +67,13 @@ def test_rankings_are_those_of_the_features(sets):
     assert found["reranked"] == {"mAP": pytest.approx(float(reranked.mAP)), "rank1": pytest.approx(float(reranked.rank1))}
 
 
-def test_a_gallery_without_any_match_is_an_error(sets, tiny_labelled):
-    query, gallery = sets[0], ImageSet(tiny_labelled, ["train"], (64, 32))  # other people
-    with pytest.raises(UserError, match=r"labelled cannot be judged: no query has a true match in another camera"):
+def test_a_gallery_without_any_match_is_an_error(sets, tiny_labeled):
+    query, gallery = sets[0], ImageSet(tiny_labeled, ["train"], (64, 32))  # other people
+    with pytest.raises(UserError, match=r"labeled cannot be judged: no query has a true match in another camera"):
         evaluate_features(query, gallery, torch.randn(18, 4), torch.randn(36, 4), EvaluateConfig())
     broken = features_of(sets[1], 0.1)
     broken[3] = torch.nan
-    with pytest.raises(UserError, match=r"labelled cannot be judged: .*gallery"):
+    with pytest.raises(UserError, match=r"labeled cannot be judged: .*gallery"):
         evaluate_features(*sets, features_of(sets[0], 0.1), broken, EvaluateConfig())
 
 
@@ -100,14 +100,14 @@ def test_everything_that_can_be_asked_for(sets):
     assert options_of(EvaluateConfig(reranking=True)) == {"expansion": None, "reranking": {"k1": 20, "k2": 6, "weight": 0.3}}
 
 
-def test_labels_without_images_are_those_of_the_image_set(sets, tiny_labelled):
+def test_labels_without_images_are_those_of_the_image_set(sets, tiny_labeled):
     for images, split in zip(sets, ("query", "gallery"), strict=True):
-        labels = Labels(tiny_labelled, split)
+        labels = Labels(tiny_labeled, split)
         assert labels.keys == images.keys and len(labels) == len(images)
         assert (labels.pids == images.pids).all() and (labels.camids == images.camids).all()
 
 
-def relabelled(origin, location, change) -> Location:
+def relabeled(origin, location, change) -> Location:
     """A copy of a data set with other labels: `change` takes (split, pid, camid) arrays and returns them."""
     manifest = read_manifest(origin)
     table = pa.concat_tables(pq.read_table((origin / entry.name).path) for entry in manifest.files)
@@ -127,8 +127,8 @@ def relabelled(origin, location, change) -> Location:
     (lambda s, p, c: (s, np.where(s == "gallery", -1, p), c), r"none of the 6 people of split query is in split gallery"),
     (lambda s, p, c: (s, p, p), r"none of its 18 query images has an image of the same person in another camera"),
     (lambda s, p, c: (np.where(s == "query", "train", s), p, c), r"has no images of split query; its splits are gallery, train")])
-def test_what_cannot_be_judged_is_known_from_the_labels(tiny_labelled, tmp_path, change, message):
-    location = relabelled(tiny_labelled, open_storage(str(tmp_path / "set")), change)
+def test_what_cannot_be_judged_is_known_from_the_labels(tiny_labeled, tmp_path, change, message):
+    location = relabeled(tiny_labeled, open_storage(str(tmp_path / "set")), change)
     with pytest.raises(UserError, match=message) as caught:
         require_judgeable(location)
     assert "\n" not in str(caught.value)
@@ -138,9 +138,9 @@ def test_what_cannot_be_judged_is_known_from_the_labels(tiny_labelled, tmp_path,
     lambda s, p, c: (s, p, c),
     lambda s, p, c: (s, p, np.full_like(c, -1)),  # unknown cameras: nothing is junk
     lambda s, p, c: (s, np.where((s == "query") & (np.arange(len(p)) != np.flatnonzero(s == "query")[0]), -1, p), c)])
-def test_what_can_be_judged_passes(tiny_labelled, tmp_path, change):
+def test_what_can_be_judged_passes(tiny_labeled, tmp_path, change):
     """And agrees with the ranking, for as little as a single query."""
-    location = relabelled(tiny_labelled, open_storage(str(tmp_path / "set")), change)
+    location = relabeled(tiny_labeled, open_storage(str(tmp_path / "set")), change)
     require_judgeable(location)
     query, gallery = Labels(location, "query"), Labels(location, "gallery")
     assert evaluate_features(query, gallery, torch.randn(18, 4), torch.randn(18, 4), EvaluateConfig())["queries"] > 0

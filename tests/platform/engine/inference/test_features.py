@@ -8,7 +8,7 @@ from platform.engine.data.parts import PROBLEM, as_column, write_table
 from platform.engine.errors import UserError
 from platform.engine.inference.features import FEATURE, array_parts, read_all, stored_parts
 from platform.engine.storage.location import open_storage
-from tests.platform.engine.clustering.test_sharded_neighbours import write_parts
+from tests.platform.engine.clustering.test_sharded_neighbors import write_parts
 
 
 def test_parts_together_are_the_array(ray_session, tmp_path):

@@ -61,7 +61,7 @@ def test_images_go_in_as_they_did_in_training(tmp_path, reid):
 
 @pytest.mark.parametrize(("layout", "neck", "mean"), [("reid", "before", 0.5), ("cluster_contrast", "after", 0.485)])
 def test_released_models_are_used_as_their_authors_do(tmp_path, reid, layout, neck, mean):
-    """Which side of the neck and which normalisation stands in the code that published them, not in the file."""
+    """Which side of the neck and which normalization stands in the code that published them, not in the file."""
     torch.save(released_checkpoint(reid.state_dict(), layout), tmp_path / "released.pth")
     loaded = load_model(str(tmp_path / "released.pth"), STORAGE, heads=2)
     assert (loaded.neck, loaded.mean[0], loaded.image_size) == (neck, mean, (64, 32)) and loaded.reid is not None
@@ -88,8 +88,8 @@ def test_a_backbone_alone_is_used_as_it_was_pre_trained(tiny_backbone):
     assert torch.allclose(loaded.embed(images), expected, atol=1e-5)
 
 
-def test_features_are_in_order_whatever_the_batch(tiny_backbone, tiny_labelled):
-    loaded, images = load_model(str(tiny_backbone), STORAGE), ImageSet(tiny_labelled, ["query"], (64, 32))
+def test_features_are_in_order_whatever_the_batch(tiny_backbone, tiny_labeled):
+    loaded, images = load_model(str(tiny_backbone), STORAGE), ImageSet(tiny_labeled, ["query"], (64, 32))
     whole = embed_all(loaded, images)
     assert whole.shape == (18, 32) and torch.allclose(whole.norm(dim=1), torch.ones(18), atol=1e-5)
     assert torch.allclose(embed_all(loaded, images, batch=5), whole, atol=1e-5)

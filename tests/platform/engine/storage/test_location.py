@@ -59,7 +59,7 @@ def test_listing_is_sorted_recursive_and_relative(root):
     assert (root / "nothing").list() == []
 
 
-def test_a_neighbour_with_the_same_beginning_is_not_listed_or_deleted(root):
+def test_a_neighbor_with_the_same_beginning_is_not_listed_or_deleted(root):
     (root / "run/x").write_bytes(b"1")
     (root / "run2/x").write_bytes(b"2")
     assert [item.name for item in (root / "run").list()] == ["x"]

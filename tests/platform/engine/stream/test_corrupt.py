@@ -16,7 +16,7 @@ def alone(tmp_path):
 
 
 def step(samples: CorruptSamples, problems: list[list[str]], epoch: int = 0) -> list[str]:
-    """One optimiser step with these problems in its micro-batches."""
+    """One optimizer step with these problems in its micro-batches."""
     counts = [samples.add({"problem": found}) for found in problems]
     return samples.step(torch.stack(counts).mean(), len(problems), epoch)
 

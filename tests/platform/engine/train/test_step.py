@@ -36,12 +36,12 @@ class FakeReduce:
 
 def test_step_means_are_over_all_micro_batches():
     means = StepMeans()
-    values = [{"loss": torch.tensor(float(i)), "centre": torch.full((1, 3), 2.0 * i)} for i in range(4)]
+    values = [{"loss": torch.tensor(float(i)), "center": torch.full((1, 3), 2.0 * i)} for i in range(4)]
     for value in values:
         means.add(value)
     reduced = means.reduce()
-    assert float(reduced["loss"]) == 1.5 and reduced["centre"].shape == (1, 3)
-    assert torch.equal(reduced["centre"], torch.full((1, 3), 3.0))
+    assert float(reduced["loss"]) == 1.5 and reduced["center"].shape == (1, 3)
+    assert torch.equal(reduced["center"], torch.full((1, 3), 3.0))
     means.add({"loss": torch.tensor(9.0)})  # starts afresh
     assert {name: float(value) for name, value in means.reduce().items()} == {"loss": 9.0}
 
@@ -116,7 +116,7 @@ def test_batch_norm_equals_the_plain_formula():
     variance = torch.stack([batch.var(0, correction=1) for batch in batches()]).mean(0)
     torch.testing.assert_close(layer.running_mean, 0.1 * mean, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(layer.running_var, 0.9 + 0.1 * variance, atol=1e-6, rtol=1e-6)
-    for index, batch in enumerate(batches()):  # each micro-batch is normalised by itself
+    for index, batch in enumerate(batches()):  # each micro-batch is normalized by itself
         expected = (batch - batch.mean(0)) / (batch.var(0, correction=0) + layer.eps).sqrt()
         torch.testing.assert_close(outputs[index], expected)
 

@@ -47,7 +47,7 @@ def plain_losses(optimizer_name: str, clip: float, per_tensor: bool) -> list[flo
         optimizer.zero_grad()
         loss.backward()
         if step < worker.RESTS_UNTIL:
-            model.late.weight.grad = None  # as released: the optimiser passes over it
+            model.late.weight.grad = None  # as released: the optimizer passes over it
         if per_tensor:
             clip_per_tensor_(model.parameters(), clip)
         else:

@@ -1,4 +1,4 @@
-"""Nothing broken reaches the weights: with an optimiser that is masked on the device, and without one."""
+"""Nothing broken reaches the weights: with an optimizer that is masked on the device, and without one."""
 
 import json
 import os

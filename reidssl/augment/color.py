@@ -1,4 +1,4 @@
-"""Colour operators on a whole batch at once, each sample with parameters of its own.
+"""Color operators on a whole batch at once, each sample with parameters of its own.
 
 Legend: N samples. `lines` are float32 (N, h, 3, w) in [0, 1], the channels (red, green, blue) between rows and columns, as the
 matrix products of `geometry.py` leave them. Parameters are (N,) on the same device. The definitions are torchvision's and
@@ -20,11 +20,11 @@ LUMA = (0.299, 0.587, 0.114)
 # The random order of the jitter's four operators: one index in [0, 24).
 JITTER_ORDERS = tuple(itertools.permutations(range(4)))
 JITTER_OPERATORS = ("brightness", "contrast", "saturation", "hue")
-NUM_COEFFICIENTS = 4  # of one step: gain, share of the grey image, share of its mean, turn of the hue
+NUM_COEFFICIENTS = 4  # of one step: gain, share of the gray image, share of its mean, turn of the hue
 
 
 def luma(lines: Tensor) -> Tensor:
-    """The grey image (N, h, w) of `lines`, as ITU-R 601-2 weighs the channels."""
+    """The gray image (N, h, w) of `lines`, as ITU-R 601-2 weighs the channels."""
     red, green, blue = lines.unbind(2)
     return (red * LUMA[0]).add(green, alpha=LUMA[1]).add(blue, alpha=LUMA[2])
 
@@ -34,7 +34,7 @@ def _each(parameters: Tensor) -> Tensor:
 
 
 def hue(lines: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue of the HSV colour by `turns` in [-0.5, 0.5] of the full circle; value and saturation stay.
+    """Turn the hue of the HSV color by `turns` in [-0.5, 0.5] of the full circle; value and saturation stay.
 
     With m, M the smallest and largest channel and C = M - m, the hue's distance from red in sextants is
     (M - r + g + b - 2m) / C on both halves of the circle, and the sign of g - b tells the half.
@@ -44,7 +44,7 @@ def hue(lines: Tensor, turns: Tensor) -> Tensor:
     smallest, largest = torch.minimum(torch.minimum(red, green), blue), torch.maximum(torch.maximum(red, green), blue)
     chroma = largest - smallest
     distance = (green + blue - red + largest).sub(smallest, alpha=2.0)
-    # A grey pixel has no hue: with a chroma of zero it stays as it is, whatever the division gives.
+    # A gray pixel has no hue: with a chroma of zero it stays as it is, whatever the division gives.
     sextants = torch.copysign(distance / (chroma * 6.0).clamp(min=1e-12), green - blue)
     sextants = torch.frac(sextants + (turns + 1.0)[:, None, None]) * 6.0  # in [0, 6)
     trapezoids = ((sextants - 3.0).abs() - 1.0, 2.0 - (sextants - 2.0).abs(), 2.0 - (sextants - 4.0).abs())
@@ -54,7 +54,7 @@ def hue(lines: Tensor, turns: Tensor) -> Tensor:
 def jitter_steps(chosen: NDArray[np.bool_], orders: NDArray[np.int64], factors: NDArray[np.float64]) -> NDArray[np.float64]:
     """What `jitter` needs, float64 (4 places of the order, NUM_COEFFICIENTS, N).
 
-    Brightness, contrast and saturation are one formula, gain * x + a * grey + b * mean(grey), clamped to [0, 1]. The place of
+    Brightness, contrast and saturation are one formula, gain * x + a * gray + b * mean(gray), clamped to [0, 1]. The place of
     the hue, and all of a sample that is not `chosen`, has the neutral (1, 0, 0); a turn of 0 stands for "not the hue".
 
     `chosen` (N,) bool; `orders` (N,) index into JITTER_ORDERS; `factors` (N, 4), one for each of JITTER_OPERATORS.
@@ -69,20 +69,20 @@ def jitter_steps(chosen: NDArray[np.bool_], orders: NDArray[np.int64], factors: 
 
 def jitter(lines: Tensor, steps: Tensor) -> Tensor:
     """Brightness, contrast, saturation and hue of each sample in the order that `steps` of `jitter_steps` has."""
-    for gain, of_grey, of_mean, turn in steps.to(lines.dtype).unbind(0):
-        grey = luma(lines)
-        offsets = (of_mean * grey.mean(dim=(1, 2)))[:, None, None] + of_grey[:, None, None] * grey
+    for gain, of_gray, of_mean, turn in steps.to(lines.dtype).unbind(0):
+        gray = luma(lines)
+        offsets = (of_mean * gray.mean(dim=(1, 2)))[:, None, None] + of_gray[:, None, None] * gray
         changed = (lines * _each(gain) + offsets[:, :, None]).clamp(0.0, 1.0)
         lines = torch.where(_each(turn != 0), hue(lines, turn), changed)
     return lines
 
 
-def greyscale(lines: Tensor, chosen: Tensor) -> Tensor:
-    """Replace the `chosen` (N,) samples by their grey image, in all three channels."""
+def grayscale(lines: Tensor, chosen: Tensor) -> Tensor:
+    """Replace the `chosen` (N,) samples by their gray image, in all three channels."""
     return torch.where(_each(chosen), luma(lines)[:, :, None], lines)
 
 
-def solarise(lines: Tensor, chosen: Tensor) -> Tensor:
+def solarize(lines: Tensor, chosen: Tensor) -> Tensor:
     """Invert all levels of 128 and above (of 256) in the `chosen` (N,) samples.
 
     On 8-bit levels that is min(x, 255 - x) exactly, and so it is here, on unrounded ones.

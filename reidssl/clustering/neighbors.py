@@ -1,6 +1,6 @@
-"""Exact nearest neighbours by cosine, in blocks: memory is N x k and one block of scores, never N x N.
+"""Exact nearest neighbors by cosine, in blocks: memory is N x k and one block of scores, never N x N.
 
-Shapes: N images, D feature width, k neighbours, b rows and c columns of one block.
+Shapes: N images, D feature width, k neighbors, b rows and c columns of one block.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +17,7 @@ from reidssl.clustering.top_k import select_columns, select_rows
 from reidssl.row_blocks import one_torch_thread_each, over_blocks, threads_of
 
 Array = np.ndarray
-Neighbours = tuple[Array, Array]
+Neighbors = tuple[Array, Array]
 TILE = 1024
 """Images that a thread compares its rows with at a time; their scores stay in its cache."""
 DEVICE_COLUMNS = 65536
@@ -79,7 +79,7 @@ def top_scores(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 class Nearest(NamedTuple):
-    """Neighbours of Q queries in a set of N images."""
+    """Neighbors of Q queries in a set of N images."""
 
     indices: Array
     """int64 (Q, min(k, N)), nearest first, equal similarities by rising index."""
@@ -89,15 +89,15 @@ class Nearest(NamedTuple):
     """float32 (Q,), the cosine of the farthest image."""
 
 
-def knn(features: Tensor | Array, k: int, block: int = 2048, num_threads: int | None = None) -> Neighbours:
-    """The k nearest neighbours of every image by cosine, the image itself always first.
+def knn(features: Tensor | Array, k: int, block: int = 2048, num_threads: int | None = None) -> Neighbors:
+    """The k nearest neighbors of every image by cosine, the image itself always first.
 
     Equal similarities are ordered by rising index, and those of equal rows are equal on the CPU whatever the block (see
     `products`). Runs on the features' device, with torch's threads.
 
     Args:
-        features: float (N, D); rows are normalised here.
-        k: neighbours including the image itself; N where there are fewer images.
+        features: float (N, D); rows are normalized here.
+        k: neighbors including the image itself; N where there are fewer images.
         block: a block of scores is `block x block` float32 (16 MiB by default).
         num_threads: of the selection; None: as many as torch uses.
 
@@ -113,7 +113,7 @@ def knn(features: Tensor | Array, k: int, block: int = 2048, num_threads: int | 
 
 @torch.no_grad()
 def nearest_among(unit: Tensor, k: int, block: int = 2048, num_threads: int | None = None) -> Nearest:
-    """`nearest` of a set in itself, each image its own first neighbour, at half the products: score (i, j) is score (j, i).
+    """`nearest` of a set in itself, each image its own first neighbor, at half the products: score (i, j) is score (j, i).
 
     Args:
         unit: float32 (N, D), rows of length one; the others as in `knn`.
@@ -239,9 +239,9 @@ class _BestOnDevice:
 
 
 def self_first(indices: Array, num_images: int) -> Array:
-    """A neighbour table of any search, checked, with each image as its own first neighbour: int32 (N, k).
+    """A neighbor table of any search, checked, with each image as its own first neighbor: int32 (N, k).
 
-    An approximate search may miss the image itself or return fewer than k neighbours, marked -1; both are mended:
+    An approximate search may miss the image itself or return fewer than k neighbors, marked -1; both are mended:
     the image moves to (or is put at) the front, the last entry is dropped for it, -1 stays at the end.
 
     Raises:
@@ -249,10 +249,10 @@ def self_first(indices: Array, num_images: int) -> Array:
     """
     indices = np.asarray(indices)
     if indices.ndim != 2 or len(indices) != num_images or indices.shape[1] < 1:
-        raise ValueError(f"the neighbour table must be ({num_images}, k): got shape {indices.shape}")
+        raise ValueError(f"the neighbor table must be ({num_images}, k): got shape {indices.shape}")
     if indices.min() < -1 or indices.max() >= num_images:
         raise ValueError(
-            f"neighbours must be image numbers in [0, {num_images}) or -1: got {indices.min()} to {indices.max()}"
+            f"neighbors must be image numbers in [0, {num_images}) or -1: got {indices.min()} to {indices.max()}"
         )
     own = np.arange(num_images)
     if not (np.array_equal(indices[:, 0], own) and indices.min() >= 0):

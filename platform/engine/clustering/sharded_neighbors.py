@@ -1,4 +1,4 @@
-"""Nearest neighbours in a set that is shared out over Ray actors: more images than one machine holds or one can search in time.
+"""Nearest neighbors in a set that is shared out over Ray actors: more images than one machine holds or one can search in time.
 
 Each actor loads its share of the features (a slice of an array, or Parquet files in object storage), makes it ready to be
 searched and keeps it. Queries travel block by block: an actor hands out a block of its own images, every actor looks for their
@@ -20,9 +20,9 @@ import numpy as np
 from platform.engine.clustering.shard_actor import Shard
 from platform.engine.errors import UserError, user_error_of
 from platform.engine.inference.features import Part
-from platform.engine.schemas.retrieval_settings import NeighbourActorsConfig
+from platform.engine.schemas.retrieval_settings import NeighborActorsConfig
 from reidssl.clustering.index import in_order
-from reidssl.clustering.neighbours import Neighbours
+from reidssl.clustering.neighbors import Neighbors
 
 RESTARTS = 10
 """Of an actor; one whose share does not fit into memory would be started for ever."""
@@ -31,7 +31,7 @@ RESTARTS = 10
 class FeatureShards:
     """The features of all parts, on actors."""
 
-    def __init__(self, parts: Sequence[Part], config: NeighbourActorsConfig, search: str, effort: int) -> None:
+    def __init__(self, parts: Sequence[Part], config: NeighborActorsConfig, search: str, effort: int) -> None:
         import ray
 
         shares = _shares(parts, config.actors)
@@ -44,15 +44,15 @@ class FeatureShards:
         self.num = sum(self.sizes)
         self.actors = [remote(Shard).remote(share, search, effort, config.threads) for share in shares]
 
-    def neighbours(self, k: int) -> Neighbours:
+    def neighbors(self, k: int) -> Neighbors:
         """The k nearest images of every image, itself first: int64 (N, min(k, N)), -1 where none was found, and float32."""
         return self._found(np.arange(self.num), k, "nearest")
 
-    def nearest_exact(self, chosen: np.ndarray, k: int) -> Neighbours:
+    def nearest_exact(self, chosen: np.ndarray, k: int) -> Neighbors:
         """The same for some images, rising, by comparing with all."""
         return self._found(chosen, k, "nearest_exact")
 
-    def _found(self, chosen: np.ndarray, k: int, method: str) -> Neighbours:
+    def _found(self, chosen: np.ndarray, k: int, method: str) -> Neighbors:
         import ray
 
         k, block = min(k, self.num), self.config.block
@@ -78,7 +78,7 @@ class FeatureShards:
             collect()
         return indices, similarities
 
-    def pairs(self, table: np.ndarray, proposal: Callable[..., Neighbours],
+    def pairs(self, table: np.ndarray, proposal: Callable[..., Neighbors],
               conclusion: Callable[[int, int], Callable[..., Any]], block: int) -> Iterator[tuple[int, int, Any]]:
         """Similarities of chosen pairs, and what follows from them: (start, stop, result) of blocks of rows in any order.
 
@@ -112,7 +112,7 @@ class FeatureShards:
 
 
 @contextmanager
-def shared_out(parts: Sequence[Part], config: NeighbourActorsConfig, search: str = "exact",
+def shared_out(parts: Sequence[Part], config: NeighborActorsConfig, search: str = "exact",
                effort: int = 0) -> Iterator[FeatureShards]:
     """The features on actors, which end with the block.
 
@@ -136,18 +136,18 @@ def shared_out(parts: Sequence[Part], config: NeighbourActorsConfig, search: str
             ray.kill(actor)
 
 
-def sharded_neighbours(parts: Sequence[Part], k: int, config: NeighbourActorsConfig, search: str = "exact",
-                       effort: int = 0) -> Neighbours:
+def sharded_neighbors(parts: Sequence[Part], k: int, config: NeighborActorsConfig, search: str = "exact",
+                       effort: int = 0) -> Neighbors:
     """The k nearest images of every image of all parts together, itself first; arguments and errors as in `shared_out`.
 
     Returns:
         indices int64 (N, min(k, N)), -1 where an approximate search found fewer, and similarities float32.
     """
     with shared_out(parts, config, search, effort) as shards:
-        return shards.neighbours(k)
+        return shards.neighbors(k)
 
 
-def _merged(answers: Sequence[Neighbours], starts: Sequence[int] | np.ndarray, mine: np.ndarray, k: int) -> Neighbours:
+def _merged(answers: Sequence[Neighbors], starts: Sequence[int] | np.ndarray, mine: np.ndarray, k: int) -> Neighbors:
     """The best k of all shares' answers, in the numbering of the whole set."""
     numbers = [np.where(found < 0, -1, found + start) for (found, _), start in zip(answers, starts, strict=True)]
     merged = in_order(np.concatenate(numbers, axis=1), np.concatenate([each for _, each in answers], axis=1), mine)
@@ -164,7 +164,7 @@ def _shares(parts: Sequence[Part], count: int) -> list[list[Part]]:
     return [[part for part, of in zip(parts, owner, strict=True) if of == number] for number in np.unique(owner)]
 
 
-def _check_resources(config: NeighbourActorsConfig, count: int) -> None:
+def _check_resources(config: NeighborActorsConfig, count: int) -> None:
     """UserError for what a single machine will never have; a cluster may grow, as in launch.py."""
     import ray
 
@@ -173,7 +173,7 @@ def _check_resources(config: NeighbourActorsConfig, count: int) -> None:
     total = ray.cluster_resources()
     for kind, each in (("CPU", config.cpus_per_actor), ("GPU", config.gpus_per_actor)):
         if each * count > total.get(kind, 0):
-            raise UserError(f"{count} neighbour actors need {each * count:g} {kind}, this Ray has {total.get(kind, 0):g}: lower "
+            raise UserError(f"{count} neighbor actors need {each * count:g} {kind}, this Ray has {total.get(kind, 0):g}: lower "
                             "the number of actors or what each reserves, or connect to a larger cluster")
 
 
@@ -182,8 +182,8 @@ def _explained(error: Exception, actors: int) -> Exception:
 
     cause = getattr(error, "cause", None)
     if isinstance(error, RayActorError | OutOfMemoryError) or isinstance(cause, RayActorError | OutOfMemoryError):
-        return UserError(f"one of {actors} neighbour actors died again and again ({RESTARTS} restarts): its share of the "
-                         "features probably does not fit into the memory of its machine; use more actors (neighbours.actors) or "
+        return UserError(f"one of {actors} neighbor actors died again and again ({RESTARTS} restarts): its share of the "
+                         "features probably does not fit into the memory of its machine; use more actors (neighbors.actors) or "
                          "larger machines")
     if isinstance(cause, ValueError):  # features that cannot be: the library's own words
         return UserError(f"the features cannot be searched: {str(cause).splitlines()[0]}")

@@ -5,15 +5,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import platform.engine.clustering.sharded_neighbours as engine
+import platform.engine.clustering.sharded_neighbors as engine
 from platform.engine.clustering.shard_actor import Shard
-from platform.engine.clustering.sharded_neighbours import NeighbourActorsConfig, sharded_neighbours
+from platform.engine.clustering.sharded_neighbors import NeighborActorsConfig, sharded_neighbors
 from platform.engine.data.parts import as_column
 from platform.engine.errors import UserError
 from platform.engine.inference.features import ParquetPart, array_parts
 from platform.engine.storage.location import open_storage
 from reidssl.clustering.index import recall
-from reidssl.clustering.neighbours import knn
+from reidssl.clustering.neighbors import knn
 
 
 def features(num: int = 230) -> np.ndarray:
@@ -21,23 +21,23 @@ def features(num: int = 230) -> np.ndarray:
     return (random.normal(size=(20, 12))[random.integers(20, size=num)] + 0.5 * random.normal(size=(num, 12))).astype(np.float32)
 
 
-def actors(count: int, block: int = 64) -> NeighbourActorsConfig:
-    return NeighbourActorsConfig(actors=count, cpus_per_actor=0.5, block=block)
+def actors(count: int, block: int = 64) -> NeighborActorsConfig:
+    return NeighborActorsConfig(actors=count, cpus_per_actor=0.5, block=block)
 
 
 def test_the_table_does_not_depend_on_the_actors(ray_session):
     expected = knn(features(), 9)
     for count, block in ((1, 1000), (3, 50)):
-        found = sharded_neighbours(array_parts(features(), 7), 9, actors(count, block))
+        found = sharded_neighbors(array_parts(features(), 7), 9, actors(count, block))
         np.testing.assert_array_equal(found[0], expected[0])
         np.testing.assert_allclose(found[1], expected[1], atol=1e-6)
 
 
 def test_equal_similarities_by_index_across_shards(ray_session):
     twins = np.tile(np.eye(4, dtype=np.float32), (6, 1))  # image i equals i + 4, i + 8, ...
-    found = sharded_neighbours(array_parts(twins, 5), 4, actors(3, 7))
+    found = sharded_neighbors(array_parts(twins, 5), 4, actors(3, 7))
     np.testing.assert_array_equal(found[0], knn(twins, 4)[0])
-    assert sharded_neighbours(array_parts(twins[:3], 5), 30, actors(2))[0].shape == (3, 3)  # fewer images than neighbours
+    assert sharded_neighbors(array_parts(twins[:3], 5), 30, actors(2))[0].shape == (3, 3)  # fewer images than neighbors
 
 
 def write_parts(folder, values: np.ndarray, rows: list[int]) -> list[ParquetPart]:
@@ -54,7 +54,7 @@ def write_parts(folder, values: np.ndarray, rows: list[int]) -> list[ParquetPart
 def test_from_parquet_with_an_approximate_search(ray_session, tmp_path):
     parts = write_parts(tmp_path, features(), [90, 10, 100, 30])
     np.testing.assert_array_equal(np.concatenate([part.read() for part in parts]), features())
-    found = sharded_neighbours(parts, 9, actors(2), "ivf", 4)
+    found = sharded_neighbors(parts, 9, actors(2), "ivf", 4)
     assert found[0].shape == (230, 9) and (found[0][:, 0] == np.arange(230)).all()
     assert recall(features(), found) > 0.9
 
@@ -76,7 +76,7 @@ class Dying(Shard):
 def test_a_lost_actor_is_survived(ray_session, tmp_path, monkeypatch):
     parts = write_parts(tmp_path, features(), [110, 20, 100])
     monkeypatch.setattr(engine, "Shard", Dying)
-    found = sharded_neighbours(parts, 9, actors(2, 40))
+    found = sharded_neighbors(parts, 9, actors(2, 40))
     assert (tmp_path / "died").exists()
     np.testing.assert_array_equal(found[0], knn(features(), 9)[0])
 
@@ -93,16 +93,16 @@ class Oversized(Shard):
 def test_an_actor_that_dies_every_time_ends_the_search(ray_session, monkeypatch):
     monkeypatch.setattr(engine, "Shard", Oversized)
     monkeypatch.setattr(engine, "RESTARTS", 1)
-    with pytest.raises(UserError, match=r"one of 2 neighbour actors died again and again \(1 restarts\): its share of the "
+    with pytest.raises(UserError, match=r"one of 2 neighbor actors died again and again \(1 restarts\): its share of the "
                                         r"features probably does not fit into the memory of its machine; use more actors"):
-        sharded_neighbours(array_parts(features(), 2), 9, actors(2))
+        sharded_neighbors(array_parts(features(), 2), 9, actors(2))
 
 
 def test_a_row_that_is_no_number_is_named_as_the_user_counts(ray_session, tmp_path):
     broken = features()
     broken[[200, 222], 1] = np.nan, np.inf  # in the last share of three, which begins at 154 and 150
     with pytest.raises(UserError, match=r"^features must be finite: row 200 holds NaN or infinity \(2 such rows of 76 there\)"):
-        sharded_neighbours(array_parts(broken, 3), 9, actors(3))
+        sharded_neighbors(array_parts(broken, 3), 9, actors(3))
     parts = write_parts(tmp_path, broken, [80, 70, 40, 40])
     last = Shard(engine._shares(parts, 3)[-1], "exact", 0, threads=0)
     with pytest.raises(UserError, match=r"^features must be finite: row 10 of \S*3\.parquet holds NaN or infinity \(2 such rows"):
@@ -111,7 +111,7 @@ def test_a_row_that_is_no_number_is_named_as_the_user_counts(ray_session, tmp_pa
 
 def test_a_cluster_that_grows_is_waited_for(ray_session, monkeypatch):
     monkeypatch.setenv("RAY_CLUSTER_AUTOSCALES", "1")
-    engine._check_resources(NeighbourActorsConfig(actors=9, cpus_per_actor=10), 9)
+    engine._check_resources(NeighborActorsConfig(actors=9, cpus_per_actor=10), 9)
 
 
 def test_shares_are_about_equal_and_in_order():
@@ -125,12 +125,12 @@ def test_shares_are_about_equal_and_in_order():
 
 
 def test_refusals(ray_session, tmp_path):
-    with pytest.raises(UserError, match="9 neighbour actors need 90 CPU, this Ray has 4"):
-        sharded_neighbours(array_parts(features(), 9), 9, NeighbourActorsConfig(actors=9, cpus_per_actor=10))
+    with pytest.raises(UserError, match="9 neighbor actors need 90 CPU, this Ray has 4"):
+        sharded_neighbors(array_parts(features(), 9), 9, NeighborActorsConfig(actors=9, cpus_per_actor=10))
     (part,) = write_parts(tmp_path, features(), [230])
     with pytest.raises(UserError, match="has 230 rows instead of 200: it was changed meanwhile"):
-        sharded_neighbours([ParquetPart(part.file, 200)], 9, actors(1))
+        sharded_neighbors([ParquetPart(part.file, 200)], 9, actors(1))
     with pytest.raises(UserError, match="there are no features to search"):
-        sharded_neighbours([], 9, actors(1))
+        sharded_neighbors([], 9, actors(1))
     with pytest.raises(ValueError, match="actors must be 0 or more: got -1"):
-        NeighbourActorsConfig(actors=-1)
+        NeighborActorsConfig(actors=-1)

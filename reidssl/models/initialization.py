@@ -1,4 +1,4 @@
-"""Reproducible parameter initialisation that leaves the caller's random state alone."""
+"""Reproducible parameter initialization that leaves the caller's random state alone."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

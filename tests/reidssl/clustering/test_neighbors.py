@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from reidssl.clustering.neighbours import (
+from reidssl.clustering.neighbors import (
     DEVICE_COLUMNS,
     _BestOnDevice,
     knn,
@@ -53,7 +53,7 @@ def test_ties_by_rising_index(k, column_block):
 
 
 def repeated(seed: int = 0) -> np.ndarray:
-    """Fifty points, five times each, mixed: every fourth neighbour is tied with others."""
+    """Fifty points, five times each, mixed: every fourth neighbor is tied with others."""
     random = np.random.default_rng(seed)
     return random.permutation(np.repeat(random.normal(size=(50, 24)), 5, axis=0)).astype(np.float32)
 
