@@ -29,7 +29,7 @@ from platform.engine.data.parts import PARTS, PROBLEM, as_column, problems_in, w
 from platform.engine.data.set_aside import SetAside
 from platform.engine.data.shards import Manifest, read_manifest, read_rows
 from platform.engine.errors import UserError, user_error_of
-from platform.engine.inference.actors import Batch, Embedder, stream_through_actors
+from platform.engine.inference.actors import Batch, FeatureActor, stream_through_actors
 from platform.engine.inference.features import FEATURE, ParquetPart, read_all, stored_parts
 from platform.engine.inference.models import load_model
 from platform.engine.runs.run_folder import SUMMARY, VOLATILE, Run, open_run
@@ -99,7 +99,7 @@ def extract(config: ClusterProgramConfig, run: Run, root: Location, manifest: Ma
         return
     arguments = {"model": config.checkpoint, "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor)),
                  "given": config.load}
-    batches = stream_through_actors(root, pending, Embedder, arguments, size, config.pool)
+    batches = stream_through_actors(root, pending, FeatureActor, arguments, size, config.pool)
 
     def publish(name: str, columns: Batch) -> None:
         table = pa.table({"key": columns["key"].tolist(), FEATURE: as_column(columns["feature"]),

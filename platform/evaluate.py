@@ -23,7 +23,7 @@ import torch
 from platform.engine.data.set_aside import SetAside
 from platform.engine.data.shards import Manifest, read_manifest
 from platform.engine.errors import UserError, user_error_of
-from platform.engine.inference.actors import Embedder, stream_through_actors
+from platform.engine.inference.actors import FeatureActor, stream_through_actors
 from platform.engine.inference.evaluation import Labels, evaluate_features, require_judgeable
 from platform.engine.inference.models import load_model
 from platform.engine.runs.run_folder import environment
@@ -84,7 +84,7 @@ def evaluate(uri: str, image_size: tuple[int, int], location: Location, config: 
     set_aside = SetAside(location.uri, sum(manifest.splits[split] for split in SPLITS), config.pool.max_corrupt_share,
                          "pool.max_corrupt_share")
     try:
-        batches = list(set_aside.watch(stream_through_actors(location, manifest.files, Embedder, arguments, image_size,
+        batches = list(set_aside.watch(stream_through_actors(location, manifest.files, FeatureActor, arguments, image_size,
                                                              config.pool, SPLITS)))
     except Exception as error:
         raise user_error_of(error) or error from None

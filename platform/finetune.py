@@ -43,7 +43,7 @@ from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.finetune_settings import FinetuneConfig
 from platform.engine.storage.location import Location, open_storage
-from platform.engine.train.checkpoints import CheckpointStore, Found
+from platform.engine.train.checkpoints import CheckpointStore, LoadedCheckpoint
 from platform.engine.train.launch import launch, report_line
 from reidssl.models.reid import ReidModel
 from reidssl.models.weights import model_bytes, weights_hash
@@ -164,7 +164,7 @@ def finetune(config: FinetuneConfig) -> None:
     dist.barrier()
 
 
-def open_tracker(run: Run, config: FinetuneConfig, found: Found | None) -> Tracker:
+def open_tracker(run: Run, config: FinetuneConfig, found: LoadedCheckpoint | None) -> Tracker:
     """The run's log, with the epochs that the newest checkpoint holds; an epoch without training has no position of its own."""
     def held(row: dict[str, Any]) -> bool:
         return found is not None and (row["phase"], row["epoch"]) <= (found.payload["phase"], found.payload["epoch"])

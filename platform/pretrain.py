@@ -86,10 +86,10 @@ def train(config: PretrainConfig, open_stream: OpenStream = stream) -> None:
     run = Run(open_storage(config.output, config.storage), "pretrain", to_plain(config))
     store = CheckpointStore(run.location / "checkpoints", config.checkpoint.keep,
                             config.checkpoint.keep_every_steps * config.stream.global_batch)
-    place, newest = find_place(config, store)
+    place, resume_point = find_place(config, store)
     batches = load(config, place, open_stream)  # is read from now on, while the model is built
-    learner = Learner(config, place, newest)
-    del newest  # rank 0's holds the whole state
+    learner = Learner(config, place, resume_point)
+    del resume_point  # rank 0's holds the whole state
     log = StepLog(learner, run)
     saver = Saver(learner, store, log.tracker)
     notice = notices()
@@ -139,7 +139,7 @@ def publish(learner: Learner, run: Run, tracker: Tracker | None) -> None:
     """Rank 0 publishes the backbone and the summary, which marks the run complete."""
     if tracker is None:
         return
-    config, place, corrupt, retry_s = learner.config, learner.place, learner.corrupt, learner.config.storage.patience_s
+    config, place, corrupt, retry_s = learner.config, learner.place, learner.corrupt, learner.config.storage.retry_timeout_s
     exported = learner.objective.export_backbone()
     made_from = {"data": config.data.uri, "selection": config.data.selection}
     checksum = read_manifest(open_storage(config.data.uri, config.storage)).checksum

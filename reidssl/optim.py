@@ -42,7 +42,7 @@ def build_optimizer(name: str, groups: list[dict[str, Any]], lr: float, momentum
 
 
 def parameter_groups(named_parameters: NamedParameters, weight_decay: float,
-                     may_rest: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+                     freezable: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     """AdamW groups for pre-training: [decayed, not decayed], and a decayed one of those that may rest, if there are any.
 
     Not decayed: biases and everything with one dimension (norms). The class token and the position embedding
@@ -50,19 +50,19 @@ def parameter_groups(named_parameters: NamedParameters, weight_decay: float,
     so that groups keep their places. Only decayed groups follow a weight decay schedule. Call it on whole
     parameters: an engine that shards them flattens every shape to one dimension.
 
-    may_rest: ends of names. Their group has "may_rest", for loops that hold it for a while (DINO's last layer).
+    freezable: ends of names. Their group has "freezable", for loops that hold it for a while (DINO's last layer).
     """
     decayed: list[torch.nn.Parameter] = []
     plain: list[torch.nn.Parameter] = []
-    resting: list[torch.nn.Parameter] = []
+    frozen: list[torch.nn.Parameter] = []
     for name, parameter in named_parameters:
         if parameter.requires_grad:
-            if may_rest and name.endswith(may_rest):
-                resting.append(parameter)
+            if freezable and name.endswith(freezable):
+                frozen.append(parameter)
             else:
                 (plain if name.endswith(".bias") or parameter.ndim <= 1 else decayed).append(parameter)
     groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return groups + ([{"params": resting, "weight_decay": weight_decay, "may_rest": True}] if resting else [])
+    return groups + ([{"params": frozen, "weight_decay": weight_decay, "freezable": True}] if frozen else [])
 
 
 def sgd_groups(

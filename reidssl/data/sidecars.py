@@ -42,7 +42,7 @@ class FieldConfig:
         return {name for role in ROLES for name in self.names(role)}
 
 
-class Labels(NamedTuple):
+class SidecarLabels(NamedTuple):
     """What the files beside an image say."""
 
     pid: int = -1
@@ -63,7 +63,7 @@ def is_sidecar(name: str, config: FieldConfig) -> bool:
 
 
 def labels_of(image: str, beside: Sequence[tuple[str, bytes]], others: Sequence[str], config: FieldConfig,
-              splits: Mapping[str, str]) -> Labels:
+              splits: Mapping[str, str]) -> SidecarLabels:
     """The labels of an image.
 
     Args:
@@ -94,7 +94,7 @@ def labels_of(image: str, beside: Sequence[tuple[str, bytes]], others: Sequence[
                 first, where, other = values[0]
                 raise ValueError(f"{where}, {first} is {shown(other)} and {name}, {field} is {shown(value)}: "
                                  f"{role}_field says which counts")
-    return Labels(**found, note=_note(set(found), [*(set(fields) - config.all_names), *others]))
+    return SidecarLabels(**found, note=_note(set(found), [*(set(fields) - config.all_names), *others]))
 
 
 def _own(image: str, beside: Sequence[tuple[str, bytes]]) -> list[tuple[str, bytes]]:

@@ -24,7 +24,7 @@ _WRAPPERS = ("module", "_orig_mod")
 PLAIN = "plain"
 
 
-class Found(NamedTuple):
+class FoundModel(NamedTuple):
     """A model inside a checkpoint."""
 
     tensors: dict[str, Tensor]
@@ -39,7 +39,7 @@ class Found(NamedTuple):
     """What `weights` would name it; "" where there is only one."""
 
 
-def find_model(content: Any, name: str, weights: str = "") -> Found:
+def find_model(content: Any, name: str, weights: str = "") -> FoundModel:
     """The one vision transformer in what a file holds, or the one that `weights` names.
 
     Of teacher and student the teacher is taken, of MoCo's two encoders the one that is trained. Raises Unsaid where several are
@@ -67,7 +67,7 @@ def find_model(content: Any, name: str, weights: str = "") -> Found:
     wrong = stranger(flat | tensors, "", of_root=True)  # one with everything of a ViT, and something that we do not have
     if wrong:
         raise ValueError(f"{name} {wrong}")
-    return Found(tensors, around, others, tuple(left_out), _label(root, roots) if others else "")
+    return FoundModel(tensors, around, others, tuple(left_out), _label(root, roots) if others else "")
 
 
 def _flatten(content: Any, prefix: str = "") -> dict[str, Tensor]:

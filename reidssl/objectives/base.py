@@ -116,8 +116,8 @@ class Objective(nn.Module):
     """Whether the teacher computes in bf16 by autocast, as a student may; its weights and outputs stay fp32."""
     student_only: tuple[str, ...] = ()
     """Beginnings of the names of parameters that the teacher does not have, such as a predictor's."""
-    may_rest: tuple[str, ...] = ()
-    """Ends of the names of the student's parameters that do not move while `rests` says so."""
+    freezable: tuple[str, ...] = ()
+    """Ends of the names of the student's parameters that do not move while `is_frozen` says so."""
 
     def forward(self, student_call: StudentCall, crops: list[Tensor], progress: Progress) -> ObjectiveOutput:
         """Loss of one micro-batch; pure, except for the running statistics of batch norms."""
@@ -136,8 +136,8 @@ class Objective(nn.Module):
         """A copy of the backbone worth keeping, in eval mode."""
         raise NotImplementedError
 
-    def rests(self, progress: Progress) -> bool:
-        """Whether the parameters of `may_rest` are held at this point: their gradient is zero, and the optimizer must neither
+    def is_frozen(self, progress: Progress) -> bool:
+        """Whether the parameters of `freezable` are held at this point: their gradient is zero, and the optimizer must neither
         move nor decay them nor count the step for them.
         """
         return False

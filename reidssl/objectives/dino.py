@@ -67,7 +67,7 @@ class Dino(Objective):
     made from the T * B teacher rows of the micro-batch instead, and the center is kept as a measure only.
     """
 
-    may_rest = ("last_layer.weight_v",)
+    freezable = ("last_layer.weight_v",)
     config: DinoConfig
     teacher: MultiCropModel
     center: Tensor
@@ -105,10 +105,10 @@ class Dino(Objective):
         """
         if len(crops) < TEACHER_VIEWS:
             raise ValueError(f"DINO needs at least its {TEACHER_VIEWS} global crops: got {len(crops)} crops")
-        student = student_call(crops, freeze_last_layer=self.rests(progress))
+        student = student_call(crops, freeze_last_layer=self.is_frozen(progress))
         return self.distil(student, self.teach(crops[:TEACHER_VIEWS]), len(crops), progress)
 
-    def rests(self, progress: Progress) -> bool:
+    def is_frozen(self, progress: Progress) -> bool:
         """The last layer is held during the first `freeze_last_layer_epochs`."""
         return progress.epoch < self.config.freeze_last_layer_epochs
 

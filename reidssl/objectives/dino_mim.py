@@ -124,7 +124,7 @@ class DinoMim(Dino):
         masks = patch_masks(mix(self.seed, progress.samples_seen, progress.micro_batch), TEACHER_VIEWS * len(crops[0]), grid,
                             self.config.mask_share, self.config.mask_ratio, self.config.mask_aspect).to(crops[0].device)
         student = student_call(crops, hidden=masks.hidden, places=masks.places,
-                               freeze_last_layer=self.rests(progress))
+                               freeze_last_layer=self.is_frozen(progress))
         teacher = self.teach(crops[:TEACHER_VIEWS], hidden=masks.hidden, places=masks.places)
         assert teacher.patch_logits is not None
         with torch.no_grad():

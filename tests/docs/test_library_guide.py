@@ -50,7 +50,7 @@ def test_what_they_say(names):
 
 
 def test_the_step_is_one(names):
-    """All but the resting last layer moved, then center and teacher."""
+    """All but the frozen last layer moved, then center and teacher."""
     objective, start = names["objective"], build_objective(
         names["config"], ObjectiveConfig(name="dino", dino=DinoConfig(out_dim=256, hidden=64)))
     moved = {name for name, value in objective.student.named_parameters()

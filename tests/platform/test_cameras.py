@@ -12,7 +12,7 @@ from platform.engine.config.compose import load_config
 from platform.engine.data.image_set import ImageSet
 from platform.engine.errors import UserError
 from platform.engine.finetune.camera_plan import plan_cameras
-from platform.engine.inference.actors import Embedder
+from platform.engine.inference.actors import FeatureActor
 from platform.engine.inference.evaluation import EvaluateConfig, evaluate_features
 from platform.engine.inference.models import load_model
 from platform.engine.storage.location import StorageConfig, open_storage
@@ -45,7 +45,7 @@ def one_worker(tmp_path_factory):
 
 def judged(model: str, data) -> float:
     """mAP of features from the actor that platform.evaluate and platform.cluster use."""
-    actor, features, sets = Embedder(model, STORAGE, 1), [], []
+    actor, features, sets = FeatureActor(model, STORAGE, 1), [], []
     for split in ("query", "gallery"):
         images = ImageSet(data, [split], (64, 32))
         batch = {"image": images.batch(np.arange(len(images))).numpy(), "camid": images.camids}

@@ -217,7 +217,7 @@ def test_object_storage_that_fails_hangs_and_is_slow(nodes, start, undisturbed, 
         options = ["scaling.workers=1", "storage=s3", f"storage.endpoint_url={proxy.url}", "storage.max_attempts=2",
                    "storage.request_timeout_s=2", "storage.connect_timeout_s=2", "stream.segment_windows=1"]
         places = {"data": f"{s3.uri}/data", "output": f"{s3.uri}/run"}
-        driver = start(*options, "storage.patience_s=60", steps=FEW, **places)
+        driver = start(*options, "storage.retry_timeout_s=60", steps=FEW, **places)
         driver.wait_for(r"step 5/")
         lost = {}
         for mode in ("error", "hang", "slow"):
@@ -236,16 +236,16 @@ def test_object_storage_that_fails_hangs_and_is_slow(nodes, start, undisturbed, 
 
         shutil.rmtree(tmp_path / "audit")
         places["output"] = f"{s3.uri}/second"
-        gone = start(*options, "storage.patience_s=3", "scaling.max_failures=0", steps=FEW, **places)
+        gone = start(*options, "storage.retry_timeout_s=3", "scaling.max_failures=0", steps=FEW, **places)
         gone.wait_for(r"step 10/")
         threading.Timer(0.0, setattr, (proxy, "mode", "error")).start()
         now = time.monotonic()
         assert gone.wait() == 2
-        print(f"storage gone: ended {time.monotonic() - now:.0f} s after it failed, with patience_s=3")
+        print(f"storage gone: ended {time.monotonic() - now:.0f} s after it failed, with retry_timeout_s=3")
         _, said = gone.wait_for(r"error: .*cannot (?:read|write|list|look at) s3://")
         assert "Traceback" not in said.string
         done, proxy.mode, now = gone.newest_step(), "", time.monotonic()
-        again = start(*options, "storage.patience_s=3", "scaling.max_failures=0", steps=FEW, **places)
+        again = start(*options, "storage.retry_timeout_s=3", "scaling.max_failures=0", steps=FEW, **places)
         step, _, first = again.continued(now)
         report("storage gone, started again when it was back", done - step, first - now)
         finish(again, undisturbed, direct)
@@ -255,7 +255,7 @@ def test_object_storage_that_fails_hangs_and_is_slow(nodes, start, undisturbed, 
 
 def test_a_full_disk(nodes, start, undisturbed, tmp_path):
     nodes.have(1)
-    options = ["scaling.workers=1", "scaling.max_failures=0", "storage.patience_s=3", "checkpoint.keep=99",
+    options = ["scaling.workers=1", "scaling.max_failures=0", "storage.retry_timeout_s=3", "checkpoint.keep=99",
                "checkpoint.every_steps=1"]
     with survival.small_disk(tmp_path / "disk", 4) as disk:
         ballast = disk / "ballast"

@@ -22,7 +22,7 @@ from platform.engine.config.program import docstring
 from platform.engine.data.shards import read_manifest, read_rows, verify, write_shard
 from platform.engine.errors import ConfigError, StorageError, UserError
 from platform.engine.ingest.sources import KINDS, SourceConfig, open_source
-from platform.engine.ingest.sources.source import Candidate, Plan
+from platform.engine.ingest.sources.source import Candidate, ReadingPlan
 from platform.engine.ingest.sources.tar_archives import TarSource
 from platform.engine.storage.location import StorageConfig, open_storage
 from platform.ingest import IngestConfig, ingest, main, summary
@@ -273,7 +273,7 @@ def test_trouble_inside_a_task_is_one_clear_line(tmp_path, ray_session):
             self.extra_columns = {"split": pa.string()}
 
         def plan(self, limit):
-            return Plan(["unit"], 1)
+            return ReadingPlan(["unit"], 1)
 
         def read(self, unit):
             yield Candidate("a.jpg", data)

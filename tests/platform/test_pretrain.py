@@ -21,7 +21,7 @@ from platform.engine.data.shards import read_manifest
 from platform.engine.errors import ConfigError, StorageError, UserError
 from platform.engine.runs.metrics import read_metrics
 from platform.engine.storage.location import open_storage
-from platform.engine.stream.order import Plan
+from platform.engine.stream.order import StreamPlan
 from platform.engine.stream.units import read_units
 from platform.engine.stream.windows import read_window
 from platform.engine.train.checkpoints import CheckpointStore
@@ -227,11 +227,11 @@ def test_plan_checksum_follows_data_and_selection(tiny_shards):
     units = read_units(tiny_shards)
     import numpy as np
 
-    plans = [Plan(tuple(units), 0, 4, 1), Plan(tuple(units[1:]), 0, 4, 1),
-             Plan((units[0]._replace(rows=np.array([1, 2], np.int32), num_rows=2),), 0, 4, 1),
-             Plan((units[0]._replace(rows=np.array([1, 3], np.int32), num_rows=2),), 0, 4, 1)]
+    plans = [StreamPlan(tuple(units), 0, 4, 1), StreamPlan(tuple(units[1:]), 0, 4, 1),
+             StreamPlan((units[0]._replace(rows=np.array([1, 2], np.int32), num_rows=2),), 0, 4, 1),
+             StreamPlan((units[0]._replace(rows=np.array([1, 3], np.int32), num_rows=2),), 0, 4, 1)]
     assert len({plan.checksum for plan in plans}) == 4
-    assert Plan(tuple(units), 9, 2, 7).checksum == plans[0].checksum
+    assert StreamPlan(tuple(units), 9, 2, 7).checksum == plans[0].checksum
 
 
 # ---- what cannot be done is said before anything starts

@@ -139,8 +139,8 @@ def test_unknown_optimizers_are_named():
 
 def test_what_may_rest_has_a_decayed_group_of_its_own():
     model = torch.nn.ModuleDict({"body": torch.nn.Linear(3, 4), "last_layer": torch.nn.Linear(4, 2, bias=False)})
-    decayed, plain, resting = parameter_groups(model.named_parameters(), 0.1, ("last_layer.weight",))
-    assert resting["params"] == [model["last_layer"].weight] and resting["may_rest"] and resting["weight_decay"] == 0.1
+    decayed, plain, frozen = parameter_groups(model.named_parameters(), 0.1, ("last_layer.weight",))
+    assert frozen["params"] == [model["last_layer"].weight] and frozen["freezable"] and frozen["weight_decay"] == 0.1
     assert decayed["params"] == [model["body"].weight] and plain["params"] == [model["body"].bias]
     assert len(parameter_groups(model.named_parameters(), 0.1, ("nowhere",))) == 2
 

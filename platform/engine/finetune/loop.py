@@ -16,7 +16,7 @@ from platform.engine.finetune.phase import Epoch, Phase
 from platform.engine.finetune.pieces import StepFeatures, cut, rows_to_compute
 from platform.engine.runs.metrics import Tracker, format_row
 from platform.engine.runtime.device import upload
-from platform.engine.train.checkpoints import CheckpointStore, Found
+from platform.engine.train.checkpoints import CheckpointStore, LoadedCheckpoint
 from platform.engine.train.launch import report_line
 from platform.engine.train.optimizers import finetuning_optimizer
 from platform.engine.train.scaling import check_size
@@ -81,7 +81,7 @@ class PhaseTrainer:
     images_seen: int = 0
     """Training images so far, over all phases."""
 
-    def train(self, model: ReidModel, phase: Phase, number: int, found: Found | None) -> None:
+    def train(self, model: ReidModel, phase: Phase, number: int, found: LoadedCheckpoint | None) -> None:
         """Collective: the epochs of the `number`-th phase that `found`, the newest checkpoint, does not hold yet."""
         batch, world = phase.config.batch, dist.get_world_size()
         check_size(world, batch.micro_batches)

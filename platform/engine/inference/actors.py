@@ -21,7 +21,7 @@ from reidssl.data.decode import decode_batch
 Batch = dict[str, np.ndarray]
 
 
-class Embedder:
+class FeatureActor:
     """Actor: one model, L2-normalized features. given: what its file does not say; changes: to its backbone's configuration."""
 
     def __init__(self, model: str, storage: StorageConfig, threads: int, given: Any = None,

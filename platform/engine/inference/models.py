@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from platform.engine.errors import UserError
 from platform.engine.inference.camera_rows import Table, require_cameras, rows_of
 from platform.engine.runtime.device import device, upload
-from platform.engine.schemas.phases_settings import ChangesConfig as ChangesConfig
+from platform.engine.schemas.phases_settings import BackboneOverrides as BackboneOverrides
 from platform.engine.storage.location import Location, StorageConfig, open_storage
 from reidssl.augment.reid_augment import normalize
 from reidssl.models.knowledge import About

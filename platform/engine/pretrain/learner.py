@@ -13,7 +13,7 @@ from platform.engine.schemas.pretrain_settings import PretrainConfig
 from platform.engine.stream.corrupt import CorruptSamples
 from platform.engine.train.launch import report_line
 from platform.engine.train.optimizers import Schedules, pretraining_optimizer
-from platform.engine.train.resume import Newest, restore
+from platform.engine.train.resume import ResumePoint, restore
 from platform.engine.train.step import StepBatchNorm, StepExchange, StepResult
 from platform.engine.zero import engine as zero
 from platform.engine.zero.finite import Finite
@@ -30,7 +30,7 @@ ADVICE = ("The newest checkpoint is from before: run with another output and che
 class Learner:
     """Student, teacher and optimizer of a run, one per worker and start."""
 
-    def __init__(self, config: PretrainConfig, place: Place, newest: Newest) -> None:
+    def __init__(self, config: PretrainConfig, place: Place, resume_point: ResumePoint) -> None:
         self.config, self.place = config, place
         self.objective = build_objective(config.model, config.objective, config.stream.seed).to(device())
         self.objective.bf16_teacher = precision(config.deepspeed.precision) == "bf16"
@@ -39,21 +39,21 @@ class Learner:
         if config.deepspeed.zero_stage < 3 and wants_compiling(config.compile, device()):
             keep_compiled_code()
             self.objective.compile_backbones()
-        optimizer = pretraining_optimizer(config.optimizer, self.objective.student.named_parameters(), self.objective.may_rest)
+        optimizer = pretraining_optimizer(config.optimizer, self.objective.student.named_parameters(), self.objective.freezable)
         self.engine = zero.build_engine(self.objective.student, optimizer, config.deepspeed,
                                         micro_batch=config.stream.micro_batch, accumulation=place.own_micro_batches)
         self.finite = Finite(self.engine, config.deepspeed, place.rank, ADVICE)
         self.schedules = Schedules(config.optimizer, config.objective.teacher_momentum, place.batch,
                                    place.plan.samples_per_epoch, place.total)
         self.corrupt = CorruptSamples(config.stream.max_corrupt_share, place.plan.samples_per_epoch,
-                                      newest.metadata.get("corrupt"))
-        restore(newest, self.engine, self.objective, self.norms)
+                                      resume_point.metadata.get("corrupt"))
+        restore(resume_point, self.engine, self.objective, self.norms)
 
     def begin_step(self) -> "Step":
         """The optimizer step that comes next, with its learning rate and weight decay set."""
         seen = self.place.seen
         zero.set_schedules(self.engine, self.schedules.learning_rate(seen), self.schedules.weight_decay(seen),
-                           self.objective.rests(self.place.progress()))
+                           self.objective.is_frozen(self.place.progress()))
         return Step(self)
 
 

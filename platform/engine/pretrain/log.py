@@ -24,7 +24,7 @@ class StepLog:
         self._probe: Probe | None = None
         if place.rank == 0:
             self.tracker = patiently(lambda: Tracker(run.location, config.tracking, place.seen, labels=run.location.uri),
-                                     config.storage.patience_s, report_line)
+                                     config.storage.retry_timeout_s, report_line)
             if config.probe.uri:
                 self._probe = Probe(config.probe, config.model, config.augment, config.storage, config.stream.max_corrupt_share)
         self._collapse = CollapseMonitor(config.objective.name, config.objective.entropy_choices(config.stream.micro_batch),

@@ -9,16 +9,16 @@ from platform.engine.errors import UserError
 from platform.engine.schemas.pretrain_settings import PretrainConfig
 from platform.engine.storage.location import open_storage
 from platform.engine.storage.retry import patiently
-from platform.engine.stream.order import Plan
+from platform.engine.stream.order import StreamPlan
 from platform.engine.stream.units import read_units
 from platform.engine.train.checkpoints import CheckpointStore
 from platform.engine.train.launch import report_line
-from platform.engine.train.resume import Newest, find_newest
+from platform.engine.train.resume import ResumePoint, find_resume_point
 from platform.engine.train.scaling import check_size
 from reidssl.objectives.base import Progress
 
 
-def plan_of(config: PretrainConfig) -> tuple[Plan, int]:
+def plan_of(config: PretrainConfig) -> tuple[StreamPlan, int]:
     """The order of all samples, and how many of them the run sees (a multiple of the global batch)."""
     root = open_storage(config.data.uri, config.storage)
     units = read_units(root, open_storage(config.data.selection, config.storage) if config.data.selection else None)
@@ -28,7 +28,7 @@ def plan_of(config: PretrainConfig) -> tuple[Plan, int]:
     if total == 0:
         raise UserError(f"{wanted} samples are fewer than one global batch of {config.stream.global_batch}: train longer, "
                         "ingest more images, or lower stream.micro_batch or stream.micro_batches_per_step")
-    plan = Plan(tuple(units), config.stream.seed, config.stream.window_row_groups, math.ceil(total / images))
+    plan = StreamPlan(tuple(units), config.stream.seed, config.stream.window_row_groups, math.ceil(total / images))
     return plan, total
 
 
@@ -36,7 +36,7 @@ def plan_of(config: PretrainConfig) -> tuple[Plan, int]:
 class Place:
     """Samples seen, and what follows from them. `seen` advances by `batch` with each optimizer step."""
 
-    plan: Plan
+    plan: StreamPlan
     total: int
     """Samples that the run sees."""
     batch: int
@@ -80,14 +80,14 @@ class Place:
         return Progress(self.seen, self.plan.samples_per_epoch, self.total, index * self.world + self.rank)
 
 
-def find_place(config: PretrainConfig, store: CheckpointStore) -> tuple[Place, Newest]:
+def find_place(config: PretrainConfig, store: CheckpointStore) -> tuple[Place, ResumePoint]:
     """Collective: the place at which the newest checkpoint stands, and that checkpoint.
 
     Raises UserError if this number of workers cannot share a step, or the checkpoint belongs to other data.
     """
     check_size(dist.get_world_size(), config.stream.micro_batches_per_step)
-    plan, total = patiently(lambda: plan_of(config), config.storage.patience_s, report_line)
-    newest = find_newest(store, plan, config.checkpoint, config.stream.global_batch)
-    place = Place(plan=plan, total=total, batch=config.stream.global_batch, seen=newest.position, rank=dist.get_rank(),
+    plan, total = patiently(lambda: plan_of(config), config.storage.retry_timeout_s, report_line)
+    resume_point = find_resume_point(store, plan, config.checkpoint, config.stream.global_batch)
+    place = Place(plan=plan, total=total, batch=config.stream.global_batch, seen=resume_point.position, rank=dist.get_rank(),
                   world=dist.get_world_size(), micro_batches=config.stream.micro_batches_per_step)
-    return place, newest
+    return place, resume_point

@@ -16,7 +16,7 @@ class Saver:
 
     def __init__(self, learner: Learner, store: CheckpointStore, tracker: Tracker | None) -> None:
         self.learner, self.tracker = learner, tracker
-        self.writer = BackgroundWriter(store, learner.config.storage.patience_s, report_line)
+        self.writer = BackgroundWriter(store, learner.config.storage.retry_timeout_s, report_line)
 
     def is_due(self) -> bool:
         """Whether a checkpoint is to be written after this step. Raises what went wrong with the one before."""

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from platform.engine.data.shards import read_rows
 from platform.engine.errors import StorageError
-from platform.engine.report.contents import Member, RunFolder
+from platform.engine.report.contents import RunFolder, RunMember
 from platform.engine.report.plots.bars import grouped_bars, histogram
 from platform.engine.report.plots.curves import Series, line_chart
 from platform.engine.report.tables import SETTINGS, result_rows, setting_title
@@ -59,7 +59,7 @@ def pretrain_charts(folder: RunFolder) -> list[Markup]:
     return charts
 
 
-def entropy_choices(run: Member, metric: str = "teacher_entropy") -> int:
+def entropy_choices(run: RunMember, metric: str = "teacher_entropy") -> int:
     """Among how many the teacher's softmax chooses; 0 if unknown.
 
     DINO, with and without masks: its prototypes. MoCo v3: the images of a micro-batch. MoBY: the own key and those of the queue.
@@ -111,7 +111,7 @@ def _by_setting(folder: RunFolder, metrics: list[tuple[str, str]], chosen: Calla
     return found
 
 
-def _label(member: Member) -> str:
+def _label(member: RunMember) -> str:
     return "proxy" if member.name == "proxy/target" else member.init
 
 

@@ -25,7 +25,7 @@ SETTINGS, INITS = ("supervised", "uda", "usl"), ("random", "full", "selected", "
 
 
 @dataclass(frozen=True, eq=False)
-class Member:
+class RunMember:
     """One run of one program."""
 
     name: str
@@ -79,7 +79,7 @@ class RunFolder:
     """Everything the page is made from."""
 
     location: Location
-    members: list[Member]
+    members: list[RunMember]
     data: dict[str, DataSet]
     results: dict[str, Any] = field(default_factory=dict)
     is_pipeline: bool = False
@@ -87,7 +87,7 @@ class RunFolder:
     notes: list[str] = field(default_factory=list)
     """What is missing or could not be read, one sentence each."""
 
-    def of(self, program: str, under: str = "") -> list[Member]:
+    def of(self, program: str, under: str = "") -> list[RunMember]:
         """The runs of a program, in order of their names."""
         return [one for one in self.members if one.program == program and one.name.startswith(under)]
 
@@ -97,7 +97,7 @@ class RunFolder:
         target = next((one.setting_of("target_set") for one in self.of("pipeline")), None)
         return target is None or target.get("kind") == "synthetic" or bool(target.get("path"))
 
-    def named(self, name: str) -> Member | None:
+    def named(self, name: str) -> RunMember | None:
         return next((one for one in self.members if one.name == name), None)
 
 
@@ -127,7 +127,7 @@ def read_folder(uri: str, storage: StorageConfig) -> RunFolder:
     return found
 
 
-def _story_order(member: Member) -> tuple[Any, ...]:
+def _story_order(member: RunMember) -> tuple[Any, ...]:
     """The order of the pipeline's stages; settings and starts in their usual order, the rest by name."""
     order = ["", "proxy", "scores", "selection", "selection-control", "pretrain", "clusters", "finetune"]
     place = order.index(member.name.split("/")[0]) if member.name.split("/")[0] in order else 0
@@ -136,7 +136,7 @@ def _story_order(member: Member) -> tuple[Any, ...]:
     return (place, setting, init, member.name) if member.name.startswith("finetune/") else (place, 0, 0, member.name)
 
 
-def _read_member(root: Location, folder: str, notes: list[str]) -> Member | None:
+def _read_member(root: Location, folder: str, notes: list[str]) -> RunMember | None:
     location = root / folder if folder else root
     try:
         about = (location / CONFIG).read_json()
@@ -144,7 +144,7 @@ def _read_member(root: Location, folder: str, notes: list[str]) -> Member | None
             return None
         file = location / SUMMARY
         summary = file.read_json() if file.exists() else None
-        return Member(folder or root.name, location, str(about["program"]), dict(about.get("config") or {}),
+        return RunMember(folder or root.name, location, str(about["program"]), dict(about.get("config") or {}),
                       dict(about.get("environment") or {}), summary, read_metrics(location))
     except (StorageError, ValueError) as error:
         notes.append(f"The run {folder or root.name} cannot be read: {error}")
@@ -212,6 +212,6 @@ def _note_missing(found: RunFolder) -> None:
         found.notes += [f"Doubtful: {one.name}: {warning}." for warning in (one.summary or {}).get("warnings") or []]
 
 
-def _reached(member: Member) -> str:
+def _reached(member: RunMember) -> str:
     last = member.metrics[-1]
     return f"epoch {int(last['epoch'])}" if "epoch" in last else f"{int(last['position']):,} images seen"

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from platform.engine.data.shards import read_rows
 from platform.engine.errors import StorageError, UserError
 from platform.engine.inference.models import LoadedModel, load_model
-from platform.engine.report.contents import DataSet, Member, RunFolder
+from platform.engine.report.contents import DataSet, RunFolder, RunMember
 from platform.engine.report.plots.picture_strip import attention_overlay, data_uri, encode, thumbnail
 from platform.engine.report.plots.strips import Match, ranking_strip
 from platform.engine.report.tables import INITS, SETTINGS, setting_title
@@ -88,7 +88,7 @@ def galleries(folder: RunFolder) -> tuple[str, list[dict[str, Any]]]:
 
     The setting with the most rankings; of equals the one with the fewest labels.
     """
-    rankings: dict[str, dict[Member, dict[str, dict[str, Any]]]] = {}
+    rankings: dict[str, dict[RunMember, dict[str, dict[str, Any]]]] = {}
     for setting in reversed(SETTINGS):
         found = {one: _rankings(one, folder.notes) for one in _tuned(folder, setting)}
         rankings[setting] = {one: entries for one, entries in found.items() if entries}
@@ -96,13 +96,13 @@ def galleries(folder: RunFolder) -> tuple[str, list[dict[str, Any]]]:
     return (chosen, _gallery(folder, rankings[chosen])) if rankings[chosen] else ("", [])
 
 
-def _tuned(folder: RunFolder, setting: str) -> list[Member]:
+def _tuned(folder: RunFolder, setting: str) -> list[RunMember]:
     """The fine-tuning runs of a setting but for the proxy, by where they started."""
     runs = [one for one in folder.of("finetune") if one.setting == setting and not one.name.startswith("proxy/")]
     return sorted(runs, key=lambda one: (INITS.index(one.init) if one.init in INITS else len(INITS), one.name))[:MOST_MODELS]
 
 
-def _rankings(member: Member, notes: list[str]) -> dict[str, dict[str, Any]]:
+def _rankings(member: RunMember, notes: list[str]) -> dict[str, dict[str, Any]]:
     file = member.location / "rankings.json"
     try:
         return {entry["query"]: entry for entry in file.read_json()} if file.exists() else {}
@@ -111,7 +111,7 @@ def _rankings(member: Member, notes: list[str]) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _gallery(folder: RunFolder, rankings: dict[Member, dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+def _gallery(folder: RunFolder, rankings: dict[RunMember, dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
     queries = list(next(iter(rankings.values())))
     queries = [queries[at] for at in _spread(len(queries), QUERIES)]
     entries = {query: [(one, found[query]) for one, found in rankings.items() if query in found] for query in queries}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from platform.engine.report.contents import Member, RunFolder
+from platform.engine.report.contents import RunFolder, RunMember
 from platform.engine.storage.location import open_storage
 
 MEASURES = {"cosine": ("cosine of the two proxies' features", "whose feature hardly changes in that tuning"),
@@ -11,7 +11,7 @@ MEASURES = {"cosine": ("cosine of the two proxies' features", "whose feature har
                               "whose nearest images stay the same in that tuning")}
 
 
-def measure_name(scores: Member) -> str:
+def measure_name(scores: RunMember) -> str:
     """What a score is a number of."""
     about = scores.summary or {}
     measure = str(about.get("measure") or scores.setting_of("measure") or "unknown measure")
@@ -19,20 +19,20 @@ def measure_name(scores: Member) -> str:
     return MEASURES[measure][0].format(k=k) if measure in MEASURES else measure
 
 
-def kept_images(scores: Member) -> str:
+def kept_images(scores: RunMember) -> str:
     """Which images have a high score, as the end of "an image ..."."""
     measure = str((scores.summary or {}).get("measure") or scores.setting_of("measure"))
     return MEASURES[measure][1] if measure in MEASURES else "with a high score"
 
 
-def selection_by(folder: RunFolder, scores: Member) -> dict[str, Any] | None:
+def selection_by(folder: RunFolder, scores: RunMember) -> dict[str, Any] | None:
     """The summary of a finished selection that was made from these scores; another one's threshold says nothing about them."""
     made = [one for one in folder.of("select") if one.summary and one.config.get("scores")]
     alone = len(folder.of("score")) == 1
     return next((one.summary for one in made if alone or _same_place(str(one.config["scores"]), scores)), None)
 
 
-def _same_place(uri: str, member: Member) -> bool:
+def _same_place(uri: str, member: RunMember) -> bool:
     return open_storage(uri, member.location.config).uri == member.location.uri
 
 
@@ -49,7 +49,7 @@ def selection_rows(folder: RunFolder) -> list[dict[str, Any]]:
     return rows
 
 
-def _by(selection: Member, scores: Sequence[Member]) -> str:
+def _by(selection: RunMember, scores: Sequence[RunMember]) -> str:
     about = (selection.summary or {}).get("by") or {}
     if selection.config.get("random"):
         return f"chance (seed {selection.config.get('seed', 0)}), the control"
@@ -61,7 +61,7 @@ def _by(selection: Member, scores: Sequence[Member]) -> str:
     return f"score ({named or 'unknown measure'})"
 
 
-def target_proxy_text(folder: RunFolder, scores: Member) -> str:
+def target_proxy_text(folder: RunFolder, scores: RunMember) -> str:
     """Whether the target proxy, and so the selection, used identity labels; "" if nobody knows."""
     recorded = ((scores.summary or {}).get("proxies") or {}).get("target") or {}
     proxy = folder.named("proxy/target")
@@ -72,7 +72,7 @@ def target_proxy_text(folder: RunFolder, scores: Member) -> str:
             }.get(str(setting), "")
 
 
-def proxy_rows(scores: Member) -> list[dict[str, str]]:
+def proxy_rows(scores: RunMember) -> list[dict[str, str]]:
     """{"role", "uri", "weights"} of both proxies, where they were recorded."""
     summary = scores.summary or {}
     proxies = summary.get("proxies") or {}

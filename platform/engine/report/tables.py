@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from platform.engine.data.shards import read_rows
 from platform.engine.errors import StorageError
-from platform.engine.report.contents import INITS, SETTINGS, DataSet, Member, RunFolder
+from platform.engine.report.contents import INITS, SETTINGS, DataSet, RunFolder, RunMember
 
 TITLES = {"supervised": "Supervised", "uda": "UDA", "usl": "USL"}
 SHARES = ("mAP", "rank1", "rank5", "rank10", "mINP")
@@ -151,7 +151,7 @@ def provenance_rows(folder: RunFolder, hashes: dict[str, str]) -> list[dict[str,
     return rows
 
 
-def _data_version(folder: RunFolder, member: Member) -> str:
+def _data_version(folder: RunFolder, member: RunMember) -> str:
     """Checksum that the run recorded; else that of the data set at hand, if it is the one that the run's configuration names."""
     recorded = (member.summary or {}).get("data_checksum")
     if recorded:
@@ -165,7 +165,7 @@ def _data_version(folder: RunFolder, member: Member) -> str:
     return data.manifest.checksum[:12]
 
 
-def _reranking(member: Member) -> str:
+def _reranking(member: RunMember) -> str:
     summary = member.summary or {}
     if member.program == "pretrain" or "mAP" not in summary:
         return ""
@@ -173,7 +173,7 @@ def _reranking(member: Member) -> str:
     return ("also with" if summary.get("reranked") else "without") + (f"; query expansion {expansion}" if expansion else "")
 
 
-def _split(member: Member) -> str:
+def _split(member: RunMember) -> str:
     if member.program == "pretrain":
         if member.short_name == "control":
             return "a random part"

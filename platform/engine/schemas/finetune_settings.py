@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from platform.engine.config.paths import InputPath, OutputPath
 from platform.engine.runs.metrics import TrackingConfig
-from platform.engine.schemas.phases_settings import ChangesConfig, SupervisedConfig, UnsupervisedConfig
+from platform.engine.schemas.phases_settings import BackboneOverrides, SupervisedConfig, UnsupervisedConfig
 from platform.engine.schemas.retrieval_settings import EvaluateConfig
 from platform.engine.schemas.runtime_settings import RuntimeConfig
 from platform.engine.schemas.training_settings import DeepSpeedConfig
@@ -44,7 +44,7 @@ class FinetuneConfig:
     `changes`, and num_cameras: above 0 (as many as the training images come from), new camera embeddings are learned."""
     load: LoadConfig = field(default_factory=LoadConfig)
     """Of init; its mean, std and neck are not used here."""
-    changes: ChangesConfig = field(default_factory=ChangesConfig)
+    changes: BackboneOverrides = field(default_factory=BackboneOverrides)
     supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
     unsupervised: UnsupervisedConfig = field(default_factory=UnsupervisedConfig)
     augment: ReidAugmentConfig = field(default_factory=ReidAugmentConfig)

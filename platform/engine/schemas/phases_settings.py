@@ -13,7 +13,7 @@ PHASE_OPTIMIZERS = ("sgd", "adamw")
 
 
 @dataclass(kw_only=True)
-class ChangesConfig:
+class BackboneOverrides:
     """What may differ from the configuration that a checkpoint's backbone was trained with, its weights staying the same."""
 
     stride: int = 0

@@ -10,8 +10,8 @@ LONGEST_PAUSE_S = 15.0
 Result = TypeVar("Result")
 
 
-def patiently(action: Callable[[], Result], patience_s: float, tell: Callable[[str], None] | None = None) -> Result:
-    """`action()`, tried again with growing pauses while it raises a StorageError that may pass, for `patience_s` seconds.
+def patiently(action: Callable[[], Result], retry_timeout_s: float, tell: Callable[[str], None] | None = None) -> Result:
+    """`action()`, tried again with growing pauses while it raises a StorageError that may pass, for `retry_timeout_s` seconds.
 
     tell: takes one line at the first failure and one when it works again. Raises the last StorageError.
     """
@@ -23,10 +23,10 @@ def patiently(action: Callable[[], Result], patience_s: float, tell: Callable[[s
                 tell(f"storage works again after {time.monotonic() - started:.0f} s")
             return result
         except StorageError as error:
-            if not error.transient or time.monotonic() - started + pause > patience_s:
+            if not error.transient or time.monotonic() - started + pause > retry_timeout_s:
                 raise
             failures += 1
             if failures == 1 and tell:
-                tell(f"{error}; trying again for {patience_s:.0f} s (storage.patience_s)")
+                tell(f"{error}; trying again for {retry_timeout_s:.0f} s (storage.retry_timeout_s)")
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)

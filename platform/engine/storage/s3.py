@@ -47,7 +47,7 @@ class StorageConfig:
     """Seconds to wait for a connection."""
     request_timeout_s: float = 60.0
     """Seconds to wait for an answer."""
-    patience_s: float = 300.0
+    retry_timeout_s: float = 300.0
     """Seconds that a training run goes on trying while storage errors, does not answer or is full, before it stops."""
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class StorageConfig:
                                  "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY variables or a profile")
         at_least(1, max_attempts=self.max_attempts)
         positive(connect_timeout_s=self.connect_timeout_s, request_timeout_s=self.request_timeout_s)
-        at_least(0, "(no second try)", patience_s=self.patience_s)
+        at_least(0, "(no second try)", retry_timeout_s=self.retry_timeout_s)
 
     @property
     def endpoint(self) -> str:

@@ -60,7 +60,7 @@ class StreamConfig:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StreamPlan:
     """The whole order of a run as pure functions; a few bytes per row group, sent to the reading tasks."""
 
     units: tuple[Unit, ...]

@@ -23,11 +23,11 @@ from platform.engine.data.shards import read_manifest
 from platform.engine.errors import UserError
 from platform.engine.storage.location import Location
 from platform.engine.storage.retry import patiently
-from platform.engine.stream.order import Plan, StreamConfig
+from platform.engine.stream.order import StreamConfig, StreamPlan
 from platform.engine.stream.windows import Decoder, read_window
 
 
-def build_dataset(plan: Plan, config: StreamConfig, root: Location, image_size: tuple[int, int],
+def build_dataset(plan: StreamPlan, config: StreamConfig, root: Location, image_size: tuple[int, int],
                   position: int, end: int, decode_resource: str = "") -> Any:
     """Ray Data pipeline whose block j is micro-batch j of the stream after `position`.
 
@@ -57,10 +57,10 @@ def build_dataset(plan: Plan, config: StreamConfig, root: Location, image_size: 
 
 
 def _max_pixels(root: Location) -> int:
-    return patiently(lambda: read_manifest(root).max_pixels, root.config.patience_s)
+    return patiently(lambda: read_manifest(root).max_pixels, root.config.retry_timeout_s)
 
 
-def segments(plan: Plan, config: StreamConfig, position: int, end: int) -> Iterator[tuple[int, int]]:
+def segments(plan: StreamPlan, config: StreamConfig, position: int, end: int) -> Iterator[tuple[int, int]]:
     """[position, end) in pieces of about `segment_windows` windows, cut at multiples of the global batch."""
     rows_per_window = -(-plan.samples_per_epoch // plan.windows_per_epoch)
     length = max(1, config.segment_windows * rows_per_window // config.global_batch) * config.global_batch
@@ -69,7 +69,7 @@ def segments(plan: Plan, config: StreamConfig, position: int, end: int) -> Itera
         position += length
 
 
-def stream(plan: Plan, config: StreamConfig, root: Location, image_size: tuple[int, int], position: int, end: int,
+def stream(plan: StreamPlan, config: StreamConfig, root: Location, image_size: tuple[int, int], position: int, end: int,
            decode_resource: str = "") -> Iterator[dict[str, np.ndarray]]:
     """Collective: this worker's micro-batches of [position, end), through one Ray Data execution after the other.
 
@@ -109,7 +109,7 @@ def begun(batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.nda
     return rest()
 
 
-def local_stream(plan: Plan, config: StreamConfig, root: Location, image_size: tuple[int, int], position: int, end: int,
+def local_stream(plan: StreamPlan, config: StreamConfig, root: Location, image_size: tuple[int, int], position: int, end: int,
                  rank: int = 0, world: int = 1) -> Iterator[dict[str, np.ndarray]]:
     """The same micro-batches read in this process, without Ray: the definition of what `stream` must deliver."""
     decode, waiting, number = Decoder(image_size, _max_pixels(root)), None, 0

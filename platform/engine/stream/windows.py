@@ -10,11 +10,11 @@ from platform.engine.data.set_aside import problems_of
 from platform.engine.errors import NotFoundError, StorageError, UserError
 from platform.engine.storage.location import Location
 from platform.engine.storage.retry import patiently
-from platform.engine.stream.order import Plan, Task, Unit
+from platform.engine.stream.order import StreamPlan, Task, Unit
 from reidssl.data.decode import MAX_PIXELS, decode_batch
 
 
-def read_window(plan: Plan, task: Task, root: Location, threads: int = 4) -> pa.Table:
+def read_window(plan: StreamPlan, task: Task, root: Location, threads: int = 4) -> pa.Table:
     """The rows of `task` in stream order: key, image, epoch, problem (why another sample stands here; "" = it does not).
 
     Rows outside [low, high) are dropped after the shuffle, so a resumed stream is the tail of the uninterrupted one. Raises
@@ -60,7 +60,7 @@ def _read_unit(root: Location, unit: Unit) -> pa.Table | str:
 
     where = f"{unit.file} row group {unit.row_group}"
     try:
-        table = patiently(read, root.config.patience_s)
+        table = patiently(read, root.config.retry_timeout_s)
         table = table if unit.rows is None else table.take(pa.array(unit.rows))
     except NotFoundError:
         return f"{where}: the file does not exist"

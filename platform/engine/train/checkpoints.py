@@ -21,7 +21,7 @@ STATE, MANIFEST = "state.pt", "manifest.json"
 
 
 @dataclass(frozen=True)
-class Found:
+class LoadedCheckpoint:
     """A checkpoint that was read and verified, and what was passed over before it."""
 
     position: int
@@ -64,7 +64,7 @@ class CheckpointStore:
             (self.root / _folder(old)).delete()
         return {"mebibytes": len(data) / 2**20, "seconds": time.perf_counter() - started}
 
-    def newest(self, at_most: int = 0) -> Found | None:
+    def newest(self, at_most: int = 0) -> LoadedCheckpoint | None:
         """The newest checkpoint (at or before `at_most`, unless 0) whose bytes match its manifest; None if there is none."""
         torn, complete = [], self._complete()
         for position in complete:
@@ -77,7 +77,7 @@ class CheckpointStore:
             manifest, data = read
             payload = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
             torn += [unfinished for unfinished in self.unfinished() if unfinished > position]
-            return Found(position, payload, manifest["metadata"], tuple(map(_folder, sorted(torn, reverse=True))))
+            return LoadedCheckpoint(position, payload, manifest["metadata"], tuple(map(_folder, sorted(torn, reverse=True))))
         if torn:
             raise UserError(f"no checkpoint under {self.root.uri} can be read: {', '.join(map(_folder, torn))} do not match "
                             "their manifests. Delete that folder to start over")
@@ -115,12 +115,12 @@ class BackgroundWriter:
     """Publishes checkpoints in a thread, one at a time, while training goes on.
 
     The payload must belong to the writer: nothing may change its tensors any more. While storage does not work the thread goes
-    on trying for `patience_s`; then the error surfaces at the next `check`, `submit` or `flush`.
+    on trying for `retry_timeout_s`; then the error surfaces at the next `check`, `submit` or `flush`.
     """
 
-    def __init__(self, store: CheckpointStore, patience_s: float = 0.0, tell: Callable[[str], None] | None = None) -> None:
+    def __init__(self, store: CheckpointStore, retry_timeout_s: float = 0.0, tell: Callable[[str], None] | None = None) -> None:
         self.store = store
-        self.patience_s = patience_s
+        self.retry_timeout_s = retry_timeout_s
         self.tell = tell
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -159,8 +159,8 @@ class BackgroundWriter:
                before: Callable[[], None] | None) -> None:
         try:
             if before is not None:
-                patiently(before, self.patience_s, self.tell)
-            self._told = patiently(lambda: self.store.save(position, payload, metadata), self.patience_s, self.tell)
+                patiently(before, self.retry_timeout_s, self.tell)
+            self._told = patiently(lambda: self.store.save(position, payload, metadata), self.retry_timeout_s, self.tell)
             self.seconds = self._told["seconds"]
         except UserError as error:
             self._error = UserError(f"checkpoint {_folder(position)} could not be written: {error}. The run continues from the "

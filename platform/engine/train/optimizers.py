@@ -29,12 +29,12 @@ class Schedules:
 
 
 def pretraining_optimizer(config: OptimizerConfig, named_parameters: Iterable[tuple[str, nn.Parameter]],
-                          may_rest: tuple[str, ...] = ()) -> torch.optim.Optimizer:
+                          freezable: tuple[str, ...] = ()) -> torch.optim.Optimizer:
     """The configured optimizer; rate and decay of its groups are set by the schedules.
 
-    may_rest: ends of the names of parameters that are held for a part of the run.
+    freezable: ends of the names of parameters that are held for a part of the run.
     """
-    groups = parameter_groups(named_parameters, 1.0, may_rest)  # 1: these groups follow the schedule
+    groups = parameter_groups(named_parameters, 1.0, freezable)  # 1: these groups follow the schedule
     return build_optimizer(config.name, groups, 0.0, config.momentum, config.beta2)
 
 

@@ -8,15 +8,15 @@ from platform.engine.errors import UserError
 from platform.engine.runtime.collectives import broadcast_object, broadcast_tensors
 from platform.engine.storage.location import open_storage
 from platform.engine.storage.retry import patiently
-from platform.engine.stream.order import Plan
-from platform.engine.train.checkpoints import CheckpointConfig, CheckpointStore, Found
+from platform.engine.stream.order import StreamPlan
+from platform.engine.train.checkpoints import CheckpointConfig, CheckpointStore, LoadedCheckpoint
 from platform.engine.train.launch import report_line
 from platform.engine.train.step import StepBatchNorm
 from platform.engine.zero.consolidation import restore as restore_engine
 from reidssl.objectives.base import Objective
 
 
-class Newest(NamedTuple):
+class ResumePoint(NamedTuple):
     """The newest readable checkpoint; position 0 and nothing more if there is none."""
 
     position: int
@@ -26,14 +26,14 @@ class Newest(NamedTuple):
     """Rank 0's alone."""
 
 
-def find_newest(store: CheckpointStore, plan: Plan, config: CheckpointConfig, global_batch: int) -> Newest:
+def find_resume_point(store: CheckpointStore, plan: StreamPlan, config: CheckpointConfig, global_batch: int) -> ResumePoint:
     """Collective: rank 0 reads the checkpoint from which the run continues, or begins (`resume_from`).
 
     Raises UserError if it was trained on other images, or stands where no step of this run ends.
     """
-    found: Found | None = None
+    found: LoadedCheckpoint | None = None
     if torch.distributed.get_rank() == 0:
-        found = patiently(lambda: _newest_of(store, config), store.root.config.patience_s, report_line)
+        found = patiently(lambda: _newest_of(store, config), store.root.config.retry_timeout_s, report_line)
     position, metadata = broadcast_object((found.position, found.metadata) if found else (0, {}))
     if position and metadata["data"] != plan.checksum:
         raise UserError(f"the images under data.uri, or their selection, are not those that {store.root.uri} was trained "
@@ -41,10 +41,10 @@ def find_newest(store: CheckpointStore, plan: Plan, config: CheckpointConfig, gl
     if position % global_batch:
         raise UserError(f"the checkpoint has seen {position:,} samples, no multiple of this run's global batch of "
                         f"{global_batch}: keep stream.micro_batch * stream.micro_batches_per_step, or resume_position elsewhere")
-    return Newest(position, metadata, found.payload if found else None)
+    return ResumePoint(position, metadata, found.payload if found else None)
 
 
-def _newest_of(store: CheckpointStore, config: CheckpointConfig) -> Found | None:
+def _newest_of(store: CheckpointStore, config: CheckpointConfig) -> LoadedCheckpoint | None:
     """This run's own, else that of `resume_from`; says which, and what was torn."""
     found, origin = store.newest(), store
     if found is None and config.resume_from:
@@ -63,10 +63,10 @@ def _newest_of(store: CheckpointStore, config: CheckpointConfig) -> Found | None
     return found
 
 
-def restore(newest: Newest, engine: Any, objective: Objective, norms: StepBatchNorm) -> None:
+def restore(resume_point: ResumePoint, engine: Any, objective: Objective, norms: StepBatchNorm) -> None:
     """Collective: bring the state of the checkpoint, if there is one, to all workers, tensor by tensor."""
-    if not newest.position:
+    if not resume_point.position:
         return
-    restore_engine(engine, newest.payload and newest.payload["student"])
-    objective.load_state_tensors(broadcast_tensors(newest.payload and newest.payload["objective"]))
+    restore_engine(engine, resume_point.payload and resume_point.payload["student"])
+    objective.load_state_tensors(broadcast_tensors(resume_point.payload and resume_point.payload["objective"]))
     norms.reload()

@@ -51,18 +51,18 @@ def autocast(config: DeepSpeedConfig) -> torch.autocast:
                           enabled=devices.precision(config.precision) == "bf16")
 
 
-def set_schedules(engine: Any, learning_rate: float, weight_decay: float | None = None, resting: bool = False) -> None:
+def set_schedules(engine: Any, learning_rate: float, weight_decay: float | None = None, frozen: bool = False) -> None:
     """Hand-set hyperparameters of this step; only groups that were made with a weight decay follow it.
 
-    resting: groups with "may_rest" are held: `step` neither moves nor decays nor counts them.
+    frozen: groups with "freezable" are held: `step` neither moves nor decays nor counts them.
     """
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate * group.get("lr_factor", 1.0)
         if weight_decay is not None and group.setdefault("decays", group["weight_decay"] > 0):
             group["weight_decay"] = weight_decay  # may pass through 0 and come back
-        if "may_rest" in group:
-            group["rests"] = resting
-            if resting:
+        if "freezable" in group:
+            group["is_frozen"] = frozen
+            if frozen:
                 group["lr"] = group["weight_decay"] = 0.0
 
 
@@ -79,7 +79,7 @@ def step(engine: Any, config: DeepSpeedConfig, where: str, advice: str) -> None:
     if last and not whole:
         _check_norm(engine.get_global_grad_norm(), where, advice)  # DeepSpeed has passed over the update then
     if last:
-        rest(engine)
+        hold_frozen(engine)
 
 
 def clip(engine: Any, config: DeepSpeedConfig) -> Tensor:
@@ -89,10 +89,10 @@ def clip(engine: Any, config: DeepSpeedConfig) -> Tensor:
     return clip_global_(engine.module.parameters(), config.clip or math.inf)
 
 
-def rest(engine: Any) -> None:
+def hold_frozen(engine: Any) -> None:
     """After the step: parameters that rest have not taken it."""
     for part in partitions(engine):
-        if part.group.get("rests") and "step" in part.state:
+        if part.group.get("is_frozen") and "step" in part.state:
             # Adam's moments stayed zero; a count that had run on would make its first real steps several times too long.
             part.state["step"].zero_()
 

@@ -48,7 +48,7 @@ class Finite:
         self._norms.watch(step, {"norm": norm})
         with masked(torch_optimizer(self.engine), norm):
             self.engine.step()
-        zero.rest(self.engine)
+        zero.hold_frozen(self.engine)
 
     def check(self) -> None:
         """UserError if anything was not finite since the run began; waits for the device."""

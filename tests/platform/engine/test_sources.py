@@ -19,7 +19,7 @@ from PIL import Image
 
 from platform.engine.errors import StorageError, UserError
 from platform.engine.ingest.sources import SourceConfig, open_source
-from platform.engine.ingest.sources.source import Candidate, Plan
+from platform.engine.ingest.sources.source import Candidate, ReadingPlan
 from platform.engine.ingest.tasks import ReadUnits, write_blocks
 from platform.engine.storage.location import StorageConfig, open_storage
 from platform.ingest import remarks
@@ -320,7 +320,7 @@ class Odd:
         self.extra_columns = {"split": pa.string(), "track": pa.int32()}
 
     def plan(self, limit):
-        return Plan(["unit"], None)
+        return ReadingPlan(["unit"], None)
 
     def read(self, unit):
         data = picture()

@@ -69,7 +69,7 @@ def schedule(step: int) -> tuple[float, float]:
 
 
 def optimizer_for(model: nn.Module, name: str) -> torch.optim.Optimizer:
-    return pretraining_optimizer(OptimizerConfig(name=name), model.named_parameters(), may_rest=("late.weight",))
+    return pretraining_optimizer(OptimizerConfig(name=name), model.named_parameters(), freezable=("late.weight",))
 
 
 def engine_for(config: DeepSpeed, optimizer: str, width: int = 7):
@@ -82,7 +82,7 @@ def steps(engine, config: DeepSpeed, first: int, last: int) -> list[float]:
     """Mean loss over the micro-batches of each step."""
     world, losses = dist.get_world_size(), []
     for step in range(first, last):
-        zero.set_schedules(engine, *schedule(step), resting=step < RESTS_UNTIL)
+        zero.set_schedules(engine, *schedule(step), frozen=step < RESTS_UNTIL)
         total = torch.zeros(())
         for index in range(dist.get_rank(), MICRO_BATCHES, world):
             loss = loss_of(engine, step, index)

@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from reidssl.data.sidecars import FieldConfig, Labels, is_sidecar, labels_of
+from reidssl.data.sidecars import FieldConfig, SidecarLabels, is_sidecar, labels_of
 
 
-def read(*beside, image="a/1.jpg", others=(), splits=None, **fields) -> Labels:
+def read(*beside, image="a/1.jpg", others=(), splits=None, **fields) -> SidecarLabels:
     files = [(name, data if isinstance(data, bytes) else json.dumps(data).encode()) for name, data in beside]
     return labels_of(image, files, others, FieldConfig(**fields), splits or {})
 
@@ -35,7 +35,7 @@ def test_text_files_are_fields():
 
 def test_given_fields_count_alone():
     assert read(("a/1.json", {"pid": 7, "id": 9, "where": 3, "set": "test"}), pid_field="id", camid_field="where",
-                split_field="set", splits={"test": "gallery"}) == Labels(9, 3, "gallery")
+                split_field="set", splits={"test": "gallery"}) == SidecarLabels(9, 3, "gallery")
 
 
 def test_fields_that_are_not_used_are_named_where_a_label_is_missing():

@@ -10,7 +10,7 @@ from platform.engine.config.compose import to_plain
 from platform.engine.config.paths import InputPath
 from platform.engine.errors import UserError
 from platform.engine.ingest.sources.image_tree import FileSource, Indexer
-from platform.engine.ingest.sources.source import Candidate, Plan, Source
+from platform.engine.ingest.sources.source import Candidate, ReadingPlan, Source
 from platform.engine.storage.location import StorageConfig, open_storage
 from reidssl.checks import at_least, one_of, within
 from reidssl.data import cuhk03, dukemtmc, folder, luperson, market1501, msmt17
@@ -20,7 +20,7 @@ from reidssl.data.records import SPLITS
 from reidssl.data.sidecars import FieldConfig
 from reidssl.synthetic.people import SyntheticConfig
 
-__all__ = ["Candidate", "Plan", "Source", "SourceConfig", "open_source"]
+__all__ = ["Candidate", "ReadingPlan", "Source", "SourceConfig", "open_source"]
 
 LAYOUTS: dict[str, Indexer] = {
     "folder": folder.index, "market1501": market1501.index, "msmt17": msmt17.index, "dukemtmc": dukemtmc.index,

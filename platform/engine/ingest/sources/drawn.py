@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from platform.engine.ingest.sources.source import Candidate, Plan, encode_image, in_units, limited
+from platform.engine.ingest.sources.source import Candidate, ReadingPlan, encode_image, in_units, limited
 from reidssl.synthetic.people import SyntheticConfig, SyntheticSpec, render, specifications
 
 
@@ -21,9 +21,9 @@ class SyntheticSource:
     extra_columns: dict[str, pa.DataType] = field(
         default_factory=lambda: {"split": pa.string(), "planted": pa.int32()})
 
-    def plan(self, limit: int) -> Plan:
+    def plan(self, limit: int) -> ReadingPlan:
         specs = limited(specifications(self.config, self.part), limit)
-        return Plan(in_units(specs, self.unit_images), len(specs))
+        return ReadingPlan(in_units(specs, self.unit_images), len(specs))
 
     def read(self, unit: list[SyntheticSpec]) -> Iterator[Candidate]:
         for spec in unit:

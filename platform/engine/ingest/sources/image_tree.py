@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from platform.engine.errors import UserError
 from platform.engine.ingest.sources.items import Listing, fault_of, list_items, read_item
-from platform.engine.ingest.sources.source import Candidate, Plan, in_units
+from platform.engine.ingest.sources.source import Candidate, ReadingPlan, in_units
 from platform.engine.storage.location import Location
 from reidssl.data.names import unspelled
 from reidssl.data.records import IMAGE_SUFFIXES, LayoutWarning, Record, is_image
@@ -29,7 +29,7 @@ class FileSource:
     unit_images: int
     extra_columns: dict[str, pa.DataType] = field(default_factory=lambda: {"split": pa.string()})
 
-    def plan(self, limit: int) -> Plan:
+    def plan(self, limit: int) -> ReadingPlan:
         """Units are lists of records, and of candidates for what is set aside already."""
         from platform.engine.runtime.terminal import say
 
@@ -56,7 +56,7 @@ class FileSource:
             items += [Candidate(key, error=reason) for key, reason in aside.items()]
             items.sort(key=lambda item: item.key)
         items = up_to(items, limit)
-        return Plan(in_units(items, self.unit_images), len(items))
+        return ReadingPlan(in_units(items, self.unit_images), len(items))
 
     def read(self, unit: list[Any]) -> Iterator[Candidate]:
         def load(item: Any) -> Candidate:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from platform.engine.errors import UserError
 from platform.engine.ingest.sources.items import fault_of
-from platform.engine.ingest.sources.source import Candidate, Plan, in_units, limited
+from platform.engine.ingest.sources.source import Candidate, ReadingPlan, in_units, limited
 from platform.engine.storage.location import Location
 from reidssl.data.luperson import read_keys
 from reidssl.data.names import spelled
@@ -55,13 +55,13 @@ class LmdbSource:
             raise UserError(f"source.path {self.root}: the keys of the LMDB cannot be read: {error}") from None
         return [key for key in names if not key.startswith(b"__")]  # __len__, __keys__: written by some tools
 
-    def plan(self, limit: int) -> Plan:
+    def plan(self, limit: int) -> ReadingPlan:
         """Units are lists of keys, and of candidates for what is set aside already."""
         self._open().close()
         aside: dict[str, str] = {}
         items: list[Any] = limited(sorted(self._keys(aside)), limit)
         items += [Candidate(key, error=reason) for key, reason in aside.items()]
-        return Plan(in_units(items, self.unit_images), len(items))
+        return ReadingPlan(in_units(items, self.unit_images), len(items))
 
     def read(self, unit: list[Any]) -> Iterator[Candidate]:
         with self._open() as environment, environment.begin() as transaction:

@@ -28,7 +28,7 @@ class Candidate(NamedTuple):
     """What the user should know of a good image; equal notes are counted."""
 
 
-class Plan(NamedTuple):
+class ReadingPlan(NamedTuple):
     """The units of a source and, where it is known without reading, the number of images."""
 
     units: list[Any]
@@ -41,7 +41,7 @@ class Source(Protocol):
     extra_columns: dict[str, pa.DataType]
     """What it knows beyond key, pid and camid; `split` first."""
 
-    def plan(self, limit: int) -> Plan:
+    def plan(self, limit: int) -> ReadingPlan:
         """On the driver: units of work (small, picklable), looking at names, not images. `limit` 0 = all images.
 
         Keys are unique across units; repeats within a unit are set aside by whoever reads it. Raises UserError.

@@ -13,11 +13,11 @@ import pyarrow as pa
 
 from platform.engine.errors import UserError
 from platform.engine.ingest.sources.items import fault_of, list_items, open_item
-from platform.engine.ingest.sources.source import LARGEST_IMAGE, Candidate, Plan
+from platform.engine.ingest.sources.source import LARGEST_IMAGE, Candidate, ReadingPlan
 from platform.engine.storage.location import Location
 from reidssl.data.names import spelled
 from reidssl.data.records import IMAGE_SUFFIXES
-from reidssl.data.sidecars import LARGEST_SIDECAR, FieldConfig, Labels, is_sidecar, labels_of, suffix_of
+from reidssl.data.sidecars import LARGEST_SIDECAR, FieldConfig, SidecarLabels, is_sidecar, labels_of, suffix_of
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 DAMAGE = (tarfile.TarError, EOFError, zlib.error)
@@ -36,7 +36,7 @@ class TarUnit(NamedTuple):
     """Why it cannot be read."""
 
 
-class Member(NamedTuple):
+class TarMember(NamedTuple):
     """One file of a sample."""
 
     name: str
@@ -57,12 +57,12 @@ class TarSource:
     splits: Mapping[str, str] = field(default_factory=dict)
     extra_columns: dict[str, pa.DataType] = field(default_factory=lambda: {"split": pa.string()})
 
-    def plan(self, limit: int) -> Plan:
+    def plan(self, limit: int) -> ReadingPlan:
         found = self._tars()
         if not found:
             raise UserError(f"source.path {self.root} holds no tar files (*.tar, *.tar.gz, *.tgz)")
         if not limit:
-            return Plan(found, None)
+            return ReadingPlan(found, None)
         units, left = [], limit
         for unit in found:  # a limited trial counts the images of its first tars
             count = sum(1 for _ in islice(self._images(unit), left))
@@ -70,7 +70,7 @@ class TarSource:
             left -= count
             if left <= 0:
                 break
-        return Plan([unit for unit in units if unit.most], limit - left)
+        return ReadingPlan([unit for unit in units if unit.most], limit - left)
 
     def _tars(self) -> list[TarUnit]:
         if self.root.is_file():
@@ -87,7 +87,7 @@ class TarSource:
         return islice(self._images(unit), unit.most or None)
 
     def _images(self, unit: TarUnit) -> Iterator[Candidate]:
-        group: list[Member] = []
+        group: list[TarMember] = []
         key: tuple[str, str] | None = None
         if unit.error:
             yield Candidate(f"{unit.prefix}/", error=unit.error)
@@ -113,26 +113,26 @@ class TarSource:
             return
         yield from self._labeled(group, unit.prefix)
 
-    def _member(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> Member:
+    def _member(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> TarMember:
         """A file of a sample; its content is not read when it is not needed, or its name or size are out of bounds."""
         name = spelled(member.name)
         parts = name.removeprefix("./").split("/")
         if name.startswith("/") or ".." in parts:
-            return Member(posixpath.basename(name), b"", f"unsafe name: it leads out of the tar: {name!r}")
+            return TarMember(posixpath.basename(name), b"", f"unsafe name: it leads out of the tar: {name!r}")
         name = "/".join(parts)
         sidecar = is_sidecar(name, self.fields)
         if not (sidecar or _is_image(name)):
-            return Member(name, b"", "")
+            return TarMember(name, b"", "")
         if not member.isreg():
             kind = "a link" if member.issym() or member.islnk() else "a device or a pipe"
-            return Member(name, b"", f"not a file: it is {kind} in the tar")
+            return TarMember(name, b"", f"not a file: it is {kind} in the tar")
         most, what = (LARGEST_SIDECAR, "labels") if sidecar else (LARGEST_IMAGE, "a person image")
         if member.size > most:
-            return Member(name, b"", f"too large: {member.size:,} bytes are too many for {what}")
+            return TarMember(name, b"", f"too large: {member.size:,} bytes are too many for {what}")
         opened = tar.extractfile(member)
-        return Member(name, opened.read() if opened else b"", "")
+        return TarMember(name, opened.read() if opened else b"", "")
 
-    def _labeled(self, group: list[Member], prefix: str) -> Iterator[Candidate]:
+    def _labeled(self, group: list[TarMember], prefix: str) -> Iterator[Candidate]:
         """The images of one WebDataset sample with the labels of the files beside them."""
         images = [member for member in group if _is_image(member.name)]
         sidecars = [member for member in group if is_sidecar(member.name, self.fields)]
@@ -145,7 +145,7 @@ class TarSource:
         wrong = next((f"labels not understood: {member.name}: {member.error}" for member in sidecars if member.error), "")
         beside = [(member.name, member.data) for member in sidecars]
         for image in images:
-            error, labels = image.error or wrong, Labels()
+            error, labels = image.error or wrong, SidecarLabels()
             if not error:
                 try:
                     labels = labels_of(image.name, beside, others, self.fields, self.splits)

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from platform.engine.errors import NotFoundError, UserError
 from platform.engine.ingest.sources.items import fault_of, list_items, open_item
-from platform.engine.ingest.sources.source import Candidate, Plan, encode_image
+from platform.engine.ingest.sources.source import Candidate, ReadingPlan, encode_image
 from platform.engine.runtime.terminal import say
 from platform.engine.storage.location import Location
 from reidssl.data.mot import CropConfig, Detections, crops_of, select
@@ -53,7 +53,7 @@ class VideoSource:
     extra_columns: dict[str, pa.DataType] = field(default_factory=lambda: {
         "split": pa.string(), "frame": pa.int32(), "track": pa.int64(), "score": pa.float32()})
 
-    def plan(self, limit: int) -> Plan:
+    def plan(self, limit: int) -> ReadingPlan:
         units, left, single = [], limit, self.root.is_file()
         forms: Counter[str] = Counter()
         for name, stem, file, text, reason in self._texts(single):
@@ -76,7 +76,7 @@ class VideoSource:
                 units.append(VideoUnit(name, stem, found, aside))
         self._refuse_nothing(units)
         _say_forms(forms, units)
-        return Plan(units, sum(len(unit.detections.frames) + len(unit.aside) for unit in units))
+        return ReadingPlan(units, sum(len(unit.detections.frames) + len(unit.aside) for unit in units))
 
     def _texts(self, single: bool) -> list[tuple[str, str, str, str, str]]:
         """(video's name, stem of its keys, name and text of its file of detections, why there is none or "")."""

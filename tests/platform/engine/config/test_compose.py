@@ -189,7 +189,7 @@ def test_refused_with_the_key_in_the_message(override, message):
     ("pretrain", "optimizer.learning_rate=nan", r"optimizer\.learning_rate must be a finite number: got nan"),
     ("pretrain", "deepspeed.clip=nan", r"deepspeed\.clip must be a finite number: got nan"),
     ("pretrain", "deepspeed.clip=inf", r"deepspeed\.clip must be a finite number: got inf"),
-    ("pretrain", "storage.patience_s=nan", r"storage\.patience_s must be a finite number: got nan"),
+    ("pretrain", "storage.retry_timeout_s=nan", r"storage\.retry_timeout_s must be a finite number: got nan"),
     ("pretrain", "augment.mean=[0.5,nan,0.5]", r"augment\.mean\[1\] must be a finite number: got nan"),
     ("pretrain", "augment.aspect=[0.5,inf]", r"augment\.aspect\[1\] must be a finite number: got inf"),
     ("finetune", "seed=-1", r"configuration: seed must be 0 or more: got -1"),

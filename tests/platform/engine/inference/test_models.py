@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from platform.engine.data.image_set import ImageSet
 from platform.engine.errors import UserError
-from platform.engine.inference.models import ChangesConfig, embed_all, load_model, model_file
+from platform.engine.inference.models import BackboneOverrides, embed_all, load_model, model_file
 from platform.engine.storage.location import StorageConfig
 from reidssl.models.reid import ReidModel
 from reidssl.models.released import released_checkpoint
@@ -104,10 +104,10 @@ def test_the_backbone_can_be_loaded_with_changes(tiny_backbone):
 
 def test_changes_keep_the_weights_and_say_what_was_resized(tiny_backbone):
     plain = load_model(str(tiny_backbone), STORAGE)
-    changes = ChangesConfig(stride=8, gem_pooling=True).as_dict()
+    changes = BackboneOverrides(stride=8, gem_pooling=True).as_dict()
     changed = load_model(str(tiny_backbone), STORAGE, **changes)
     assert changed.backbone.config.grid(64, 32) == (7, 3) and "resized from 4 x 2 to 7 x 3" in str(changed.report)
     assert torch.equal(changed.backbone.blocks[0].attn.qkv.weight, plain.backbone.blocks[0].attn.qkv.weight)
     images = torch.randint(0, 256, (2, 3, 64, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert not torch.allclose(changed.embed(images), plain.embed(images), atol=1e-3)
-    assert ChangesConfig().as_dict() == {}
+    assert BackboneOverrides().as_dict() == {}

@@ -403,7 +403,7 @@ def test_what_may_pass_is_tried_again():
     lines: list[str] = []
     action = Fails(2)
     assert patiently(action, 30, lines.append) == 7 and action.calls == 3
-    assert [line.split(";")[-1] for line in lines] == [" trying again for 30 s (storage.patience_s)",
+    assert [line.split(";")[-1] for line in lines] == [" trying again for 30 s (storage.retry_timeout_s)",
                                                        f"storage works again after {1 + 0.5:.0f} s"]
 
 

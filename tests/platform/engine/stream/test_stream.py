@@ -15,7 +15,7 @@ from PIL import Image
 from platform.engine.data.shards import read_manifest, write_manifest
 from platform.engine.errors import UserError
 from platform.engine.storage.location import open_storage
-from platform.engine.stream.order import Plan, StreamConfig, Task, Unit, stream_seeds
+from platform.engine.stream.order import StreamConfig, StreamPlan, Task, Unit, stream_seeds
 from platform.engine.stream.stream import build_dataset, local_stream, micro_batches, segments
 from platform.engine.stream.units import read_units
 from platform.engine.stream.windows import Decoder, read_window
@@ -25,11 +25,11 @@ SIZE = (16, 8)
 CONFIG = StreamConfig(micro_batch=4, micro_batches_per_step=2, window_row_groups=3, seed=5)
 
 
-def plan_of(location, seed=5, epochs=3, window=3) -> Plan:
-    return Plan(tuple(read_units(location)), seed, window, epochs)
+def plan_of(location, seed=5, epochs=3, window=3) -> StreamPlan:
+    return StreamPlan(tuple(read_units(location)), seed, window, epochs)
 
 
-def order(plan: Plan, location, position: int, end: int) -> list[tuple[int, str]]:
+def order(plan: StreamPlan, location, position: int, end: int) -> list[tuple[int, str]]:
     """(epoch, key) of the samples [position, end), read without Ray."""
     rows = []
     for task in plan.tasks(position, end):
@@ -91,7 +91,7 @@ def test_selected_rows_of_a_row_group(tiny_shards):
     unit = read_units(tiny_shards)[1]
     keys = read_keys(tiny_shards)[12:24]
     chosen = np.array([0, 5, 11], np.int32)
-    plan = Plan((Unit(unit.file, unit.row_group, 3, chosen),), 0, 4, 2)
+    plan = StreamPlan((Unit(unit.file, unit.row_group, 3, chosen),), 0, 4, 2)
     rows = order(plan, tiny_shards, 0, 6)
     assert Counter(rows) == Counter((epoch, keys[index]) for epoch in (0, 1) for index in chosen)
 

@@ -183,7 +183,7 @@ def test_storage_that_fails_for_a_while_is_tried_again(root):
     gate, lines = Gate(CheckpointStore(root)), []
     gate.failures = 2
     gate.open.set()
-    writer = BackgroundWriter(gate, patience_s=20, tell=lines.append)  # type: ignore[arg-type]
+    writer = BackgroundWriter(gate, retry_timeout_s=20, tell=lines.append)  # type: ignore[arg-type]
     writer.submit(100, payload(1), {})
     writer.flush()
     assert gate.store.newest().position == 100
@@ -195,7 +195,7 @@ def test_storage_that_goes_on_failing_surfaces_at_the_next_step(root):
     gate.store.save(100, payload(1), {})
     gate.failures = 99
     gate.open.set()
-    writer = BackgroundWriter(gate, patience_s=0.6)  # type: ignore[arg-type]
+    writer = BackgroundWriter(gate, retry_timeout_s=0.6)  # type: ignore[arg-type]
     writer.submit(200, payload(2), {})
     writer._thread.join(20)
     with pytest.raises(UserError, match=r"position-000000000200 could not be written: .*No space.*one before it"):
