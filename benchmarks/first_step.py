@@ -55,8 +55,8 @@ def main() -> None:
     runs = parser.parse_args().runs
     print_machine()
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, "-m", "platform.ingest", "source.kind=synthetic", "source.part=pretrain",
-                        f"output={folder}/data", "source.synthetic.image_size=[64,32]", "source.synthetic.num_pretrain=256"],
+        subprocess.run([sys.executable, "-m", "platform.ingest", "raw.kind=synthetic", "raw.part=pretrain",
+                        f"output={folder}/data", "raw.synthetic.image_size=[64,32]", "raw.synthetic.num_pretrain=256"],
                        check=True, stdout=subprocess.DEVNULL)
         found = [start(f"{folder}/data", f"{folder}/run{number}") for number in range(runs)]
     alone = min(imports() for _ in range(runs))

@@ -159,7 +159,7 @@ def measure_checkpoint() -> None:
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
         objective = build_objective(config.model, config.objective, 0)
         optimizer = torch.optim.AdamW(parameter_groups(objective.student.named_parameters(), 1.0))
-        engine = zero.build_engine(objective.student, optimizer, config.deepspeed, micro_batch=1, accumulation=1)
+        engine = zero.build_engine(objective.student, optimizer, config.engine, micro_batch=1, accumulation=1)
         loss = sum(parameter.square().sum() for parameter in engine.module.parameters() if parameter.requires_grad)
         engine.backward(loss)
         engine.step()

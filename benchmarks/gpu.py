@@ -311,9 +311,9 @@ def parts(sizes: Sizes) -> None:
     """The table."""
     with tempfile.TemporaryDirectory() as folder:
         tiny = sizes is TINY
-        subprocess.run([sys.executable, "-m", "platform.ingest", "source.kind=synthetic", "source.part=pretrain",
-                        f"output={folder}/data", f"source.synthetic.image_size={'[64,32]' if tiny else '[256,128]'}",
-                        f"source.synthetic.num_pretrain={sizes.images}"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, "-m", "platform.ingest", "raw.kind=synthetic", "raw.part=pretrain",
+                        f"output={folder}/data", f"raw.synthetic.image_size={'[64,32]' if tiny else '[256,128]'}",
+                        f"raw.synthetic.num_pretrain={sizes.images}"], check=True, stdout=subprocess.DEVNULL)
         for stem in ("ics", "patch"):
             pretraining(folder, sizes, stem)
         count = sizes.crop_batch

@@ -181,8 +181,8 @@ def make_data(folder: str, num: int, put: Any) -> list[str]:
     from platform.engine.data.shards import read_rows
     from platform.engine.storage.location import open_storage
 
-    subprocess.run([sys.executable, "-m", "platform.ingest", "source.kind=synthetic", "source.part=pretrain",
-                    f"output={folder}/shards", "source.synthetic.image_size=[256,128]", f"source.synthetic.num_pretrain={num}",
+    subprocess.run([sys.executable, "-m", "platform.ingest", "raw.kind=synthetic", "raw.part=pretrain",
+                    f"output={folder}/shards", "raw.synthetic.image_size=[256,128]", f"raw.synthetic.num_pretrain={num}",
                     "row_group_rows=64"], check=True, stdout=subprocess.DEVNULL)
     table = read_rows(open_storage(f"{folder}/shards"), ["key", "image"])
     return [put(f"{number:06d}.jpg", data) for number, data in enumerate(table["image"].to_pylist())]

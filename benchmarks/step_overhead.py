@@ -44,7 +44,7 @@ class Bare:
         from reidssl.objectives import build_objective
 
         self.config, self.samples_per_epoch, self.total, self.seen = config, samples_per_epoch, total, 0
-        self.objective = build_objective(config.model, config.objective, config.stream.seed)
+        self.objective = build_objective(config.model, config.objective, config.seed)
         self.objective.train()
         self.crop = MultiCrop(config.augment)
         self.optimizer = pretraining_optimizer(config.optimizer, self.objective.student.named_parameters())
@@ -70,7 +70,7 @@ class Bare:
         return float(output.loss.detach())
 
     def clip_and_step(self) -> None:
-        torch.nn.utils.clip_grad_norm_(self.objective.student.parameters(), self.config.deepspeed.clip)
+        torch.nn.utils.clip_grad_norm_(self.objective.student.parameters(), self.config.clip.norm)
         self.optimizer.step()
 
 
@@ -145,8 +145,8 @@ def main() -> None:
 def make_shards(uri: str, full: bool) -> None:
     """Synthetic people, by platform.ingest in a process of its own."""
     size = "[256,128]" if full else "[64,32]"
-    subprocess.run([sys.executable, "-m", "platform.ingest", "source.kind=synthetic", "source.part=pretrain", f"output={uri}",
-                    f"source.synthetic.image_size={size}", "source.synthetic.num_pretrain=256"],
+    subprocess.run([sys.executable, "-m", "platform.ingest", "raw.kind=synthetic", "raw.part=pretrain", f"output={uri}",
+                    f"raw.synthetic.image_size={size}", "raw.synthetic.num_pretrain=256"],
                    check=True, stdout=subprocess.DEVNULL)
 
 
@@ -176,7 +176,7 @@ def take_turns(folder: str, overrides: list[str], steps: int,
             counts = WARM_UP <= number < steps - 2
             clock.side, clock.on = "bare", counts
             started = time.perf_counter()
-            losses.append(bare.step(batch["image"], stream_seeds(config.stream.seed, batch["epoch"], batch["key"])))
+            losses.append(bare.step(batch["image"], stream_seeds(config.seed, batch["epoch"], batch["key"])))
             middle = time.perf_counter()
             clock.side = "ours"
             yield batch  # the platform's loop computes, and comes back for the next

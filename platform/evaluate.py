@@ -1,8 +1,8 @@
 """Retrieval metrics of models on labeled test sets: mAP, Rank-1/5/10, mINP; re-ranking, query expansion, ROC, camera pairs.
 
-  python -m platform.evaluate models=[runs/usl] test_sets=[runs/demo/data/target]
-  python -m platform.evaluate models=[runs/a,runs/b] test_sets=[runs/market,runs/msmt] evaluate.reranking=true output=runs/table
-  python -m platform.evaluate models=[runs/usl] test_sets=[runs/market] evaluate.roc=true evaluate.cameras=true
+  python -m platform.evaluate checkpoints=[runs/usl] test_sets=[runs/demo/data/target]
+  python -m platform.evaluate checkpoints=[runs/a,runs/b] test_sets=[runs/market,runs/msmt] evaluate.reranking=true output=runs/table
+  python -m platform.evaluate checkpoints=[runs/usl] test_sets=[runs/market] evaluate.roc=true evaluate.cameras=true
 
 Several models or test sets give the cross-domain matrix: a row a model, a column a test set. A model is a run folder or a
 checkpoint file, ours or a released one (load.* says what its file does not); a test set is shards with splits query and
@@ -39,27 +39,27 @@ COLUMNS = ("mAP", "rank1", "rank5", "rank10", "mINP")
 
 def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
     """Evaluate every model on every test set; returns one row a pair."""
-    if not config.models or not config.test_sets:
-        raise UserError("nothing to evaluate: give models=[<run folder>,...] and test_sets=[<shards>,...]")
+    if not config.checkpoints or not config.test_sets:
+        raise UserError("nothing to evaluate: give checkpoints=[<run folder>,...] and test_sets=[<shards>,...]")
     if config.evaluate.per_query and not config.output:
         raise UserError("evaluate.per_query=true gives a number for every query, which only evaluation.json holds: give "
                         "output=<folder>, or leave per_query out")
     if config.output:
         open_storage(config.output, config.storage).prepare_output()
     sets = [open_storage(uri, config.storage) for uri in config.test_sets]
-    _refuse_repeated("models", [uri.rstrip("/") for uri in config.models])
+    _refuse_repeated("models", [uri.rstrip("/") for uri in config.checkpoints])
     _refuse_repeated("test_sets", [location.uri for location in sets])
     for location in sets:
         require_judgeable(location)
     # A wrong path, or cameras that a model does not know, fail before any work.
-    loaded = [load_model(uri, config.storage, config.load, **config.changes) for uri in config.models]
-    for uri, model in zip(config.models, loaded, strict=True):
+    loaded = [load_model(uri, config.storage, config.load, **config.overrides) for uri in config.checkpoints]
+    for uri, model in zip(config.checkpoints, loaded, strict=True):
         say(f"evaluate: {uri}: {model.report}")
         for location in sets:
             model.require_cameras(location, SPLITS)
     connect(config.runtime)
     rows = []
-    for uri, model in zip(config.models, loaded, strict=True):
+    for uri, model in zip(config.checkpoints, loaded, strict=True):
         for location in sets:
             result = evaluate(uri, model.image_size, location, config)
             row = {"model": uri, "data": location.uri, "splits": list(SPLITS), "image_size": list(model.image_size),
@@ -79,7 +79,7 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
 def evaluate(uri: str, image_size: tuple[int, int], location: Location, config: EvaluateProgramConfig) -> dict[str, Any]:
     """Features of query and gallery through the actors, in one pass over the shards, then the metrics."""
     arguments = {"model": uri, "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor)),
-                 "given": config.load, "changes": config.changes}
+                 "given": config.load, "changes": config.overrides}
     manifest = read_manifest(location)
     set_aside = SetAside(location.uri, sum(manifest.splits[split] for split in SPLITS), config.pool.max_corrupt_share,
                          "pool.max_corrupt_share")

@@ -1,9 +1,9 @@
 """A model for others: safetensors with a model card, a folder for timm, ONNX, the layouts of the published code.
 
-  python -m platform.export input=runs/supervised output=exports/supervised
-  python -m platform.export input=runs/supervised output=s3://bucket/exports/model formats=[timm,onnx,released]
+  python -m platform.export checkpoint=runs/supervised output=exports/supervised
+  python -m platform.export checkpoint=runs/supervised output=s3://bucket/exports/model formats=[timm,onnx,released]
 
-input: a run of platform.pretrain or platform.finetune, or a checkpoint file, ours or a released one. What the file does not say
+checkpoint: a run of platform.pretrain or platform.finetune, or a checkpoint file, ours or a released one. What the file does not say
 is given by load.* (load.heads=12) and stays in what is written. Each format gets a
 folder of its own below output, with a README.md that says what the model is and how to use it:
   safetensors  model.safetensors, which `reidssl.models.weights.load_vit` and `load_reid` rebuild
@@ -38,14 +38,14 @@ METRICS = {"mAP": "mAP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-1
 
 def main(config: ExportConfig) -> list[str]:
     """Write every format; returns the names of the files below output."""
-    for name in ("input", "output"):
+    for name in ("checkpoint", "output"):
         if not getattr(config, name):
-            raise UserError(f"{name} is empty: give input=<run folder or checkpoint> and output=<folder>")
-    model = load_model(config.input, config.storage, config.load)
-    say(f"export: {config.input}: {model.report}")
+            raise UserError(f"{name} is empty: give checkpoint=<run folder or checkpoint> and output=<folder>")
+    model = load_model(config.checkpoint, config.storage, config.load)
+    say(f"export: {config.checkpoint}: {model.report}")
     (model.reid or model.backbone).cpu()
     output = open_storage(config.output, config.storage).prepare_output()
-    about = facts(config.input, config.storage, model)
+    about = facts(config.checkpoint, config.storage, model)
     # All of it in memory first: a format that cannot be made must not leave a folder with the others.
     files: dict[str, bytes] = {}
     for name in config.formats:
@@ -57,7 +57,7 @@ def main(config: ExportConfig) -> list[str]:
         files |= {f"{name}/{file}": data for file, data in {**made, "README.md": card.encode()}.items()}
     for file, data in files.items():
         (output / file).write_bytes(data)
-    say(f"export: {config.input} -> {output.uri}: {', '.join(sorted(files))}")
+    say(f"export: {config.checkpoint} -> {output.uri}: {', '.join(sorted(files))}")
     return sorted(files)
 
 
@@ -112,7 +112,7 @@ def facts(uri: str, storage: StorageConfig, model: LoadedModel) -> dict[str, Any
     if model.cameras is not None:
         found["cameras"] = "one embedding for each of " + ", ".join(str(c) for c in model.cameras if c is not None)
     # Names only: a card is for the public, the paths of whoever trained are not.
-    for key in ("setting", "init", "source", "target"):
+    for key in ("setting", "checkpoint", "source_set", "target_set"):
         if model.metadata.get(key):
             found[key] = model.metadata[key].rstrip("/").rpartition("/")[2]
     folder = model_file(uri, storage).uri.rpartition("/")[0] or "/"

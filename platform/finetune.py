@@ -1,8 +1,8 @@
 """Fine-tuning to a target set: supervised, UDA (labels of another set) or USL (no labels), then evaluation.
 
-  python -m platform.finetune setting=supervised init=runs/first target=runs/demo/data/target output=runs/supervised
-  python -m platform.finetune setting=usl init=runs/first target=s3://bucket/market output=s3://bucket/runs/usl
-  python -m platform.finetune setting=uda init=runs/first source=runs/msmt target=runs/market output=runs/uda
+  python -m platform.finetune setting=supervised checkpoint=runs/first target_set=runs/demo/data/target output=runs/supervised
+  python -m platform.finetune setting=usl checkpoint=runs/first target_set=s3://bucket/market output=s3://bucket/runs/usl
+  python -m platform.finetune setting=uda checkpoint=runs/first source_set=runs/msmt target_set=runs/market output=runs/uda
 
 init: a pre-training run, or a checkpoint file (ours or a released one); empty: random weights. What the file does not say is
 stated, and given by load.*, e.g. load.heads=12. model.num_cameras=6 learns an embedding for each of the training set's 6 cameras
@@ -61,7 +61,7 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
         say(f"finetune: {run.location.uri} is complete already")
         return run.summary
     connect(config.runtime)
-    say(f"finetune: {config.setting} from {config.init or 'random weights'} on {config.target}; output {run.location.uri}")
+    say(f"finetune: {config.setting} from {config.checkpoint or 'random weights'} on {config.target_set}; output {run.location.uri}")
     launch(finetune, config, name="ray_train", storage=run.location, scaling=config.scaling,
            micro_batches_per_step=shared_micro_batches(config))
     summary = run.summary
@@ -74,18 +74,18 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
 
 def check_inputs(config: FinetuneConfig) -> None:
     """UserError for a wrong path, checkpoint, split or label here, not in a worker."""
-    target = open_storage(config.target, config.storage)
+    target = open_storage(config.target_set, config.storage)
     require_splits(target, ["train"])
     require_judgeable(target)
     if config.setting != "usl":
-        labeled = open_storage(config.source, config.storage) if config.setting == "uda" else target
+        labeled = open_storage(config.source_set, config.storage) if config.setting == "uda" else target
         require_splits(labeled, ["train"])
         check_identities(labeled.uri, read_rows(labeled, ["pid"], split="train")["pid"].to_numpy(), config.supervised.batch)
     init = load_init(config)
     plan = plan_cameras(config, init)
     if init:
         about = init.about.without("mean", "std", "neck")
-        say(f"finetune: {config.init}: {replace(init.report, about=about)}; images are normalized by augment.mean "
+        say(f"finetune: {config.checkpoint}: {replace(init.report, about=about)}; images are normalized by augment.mean "
             f"{list(config.augment.mean)} and augment.std {list(config.augment.std)}")
     if plan:
         say(f"finetune: {plan}")
@@ -139,7 +139,7 @@ def finetune(config: FinetuneConfig) -> None:
     model = initial_model(config, init, plan)
     phases = phases_of(config, model.backbone, plan)
     tracker = open_tracker(run, config, found) if dist.get_rank() == 0 else None
-    query, gallery = (image_set(config, config.target, split, model.backbone, plan) for split in ("query", "gallery"))
+    query, gallery = (image_set(config, config.target_set, split, model.backbone, plan) for split in ("query", "gallery"))
     corrupt = [problem for images in (*[phase.images for phase in phases], query, gallery) for problem in images.problems]
     for problem in corrupt[:SAID] if tracker else []:
         report_line(f"set aside: {problem}")
@@ -148,7 +148,7 @@ def finetune(config: FinetuneConfig) -> None:
         of_query, of_gallery = (extract(model, images, phase.config.neck, config.augment) for images in (query, gallery))
         return evaluate_features(query, gallery, of_query, of_gallery, config.evaluate)
 
-    trainer = PhaseTrainer(setting=config.setting, seed=config.seed, augment=config.augment, deepspeed=config.deepspeed,
+    trainer = PhaseTrainer(setting=config.setting, seed=config.seed, augment=config.augment, engine=config.engine,
                            evaluate_every=config.evaluate_every, store=store, tracker=tracker, judge=judge,
                            images_seen=found.payload["images_seen"] if found else 0)
     for number, phase in enumerate(phases):
@@ -174,7 +174,7 @@ def open_tracker(run: Run, config: FinetuneConfig, found: LoadedCheckpoint | Non
 
 def publish_model(run: Run, config: FinetuneConfig, model: ReidModel, phase: Phase, record: dict[str, Any]) -> None:
     metadata = {"mean": config.augment.mean, "std": config.augment.std, "neck": phase.config.neck,
-                "setting": config.setting, "init": config.init, "target": config.target, "source": config.source}
+                "setting": config.setting, "checkpoint": config.checkpoint, "target_set": config.target_set, "source_set": config.source_set}
     metadata |= {name: json.dumps(value) for name, value in record.items() if value is not None}
     (run.location / REID).write_bytes(model_bytes(model, metadata))
 
@@ -187,11 +187,11 @@ def finish(run: Run, config: FinetuneConfig, model: ReidModel, phase: Phase, tra
     tracker.publish()
     tracker.close()
     if "camera_note" in result:
-        report_line(f"note: {config.target}: {result['camera_note']}")
-    run.finish({"setting": config.setting, "init": config.init, "target": config.target, "source": config.source,
+        report_line(f"note: {config.target_set}: {result['camera_note']}")
+    run.finish({"setting": config.setting, "checkpoint": config.checkpoint, "target_set": config.target_set, "source_set": config.source_set,
                 "image_size": list(model.backbone.config.image_size), "seed": config.seed, "neck": phase.config.neck,
                 "weights": weights_hash(model)[:12],
-                "data_checksum": read_manifest(open_storage(config.target, config.storage)).checksum,
+                "data_checksum": read_manifest(open_storage(config.target_set, config.storage)).checksum,
                 "clusters": int(clusters[-1]) if clusters else None,
                 "images_seen": images_seen, "epochs_without_training": untrained(tracker.rows),
                 "warnings": run_warnings(tracker.rows, len(phase.images)), **record, **result})

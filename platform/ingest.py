@@ -1,15 +1,15 @@
 """Turn any source of person images into shards: folders, LMDB, tars, video with detections, synthetic people.
 
-  python -m platform.ingest source.kind=folder source.path=photos output=runs/photos
-  python -m platform.ingest source.kind=market1501 source.path=Market-1501-v15.09.15 output=runs/market
-  python -m platform.ingest source.kind=msmt17 source.path=MSMT17_V1 output=s3://bucket/msmt17 storage=s3
-  python -m platform.ingest source.kind=dukemtmc source.path=DukeMTMC-reID output=runs/duke
-  python -m platform.ingest source.kind=cuhk03 source.path=cuhk03-np source.boxes=detected output=runs/cuhk03
-  python -m platform.ingest source.kind=luperson source.path=LUPerson output=s3://bucket/luperson storage=s3   (images/ tree)
-  python -m platform.ingest source.kind=luperson_lmdb source.path=LUPerson output=s3://bucket/luperson storage=s3
-  python -m platform.ingest source.kind=webdataset source.path=s3://bucket/tars output=s3://bucket/shards storage=s3
-  python -m platform.ingest source.kind=video source.path=street.avi source.detections=street.txt output=runs/street
-  python -m platform.ingest source.kind=synthetic source.part=pretrain output=runs/synthetic
+  python -m platform.ingest raw.kind=folder raw.path=photos output=runs/photos
+  python -m platform.ingest raw.kind=market1501 raw.path=Market-1501-v15.09.15 output=runs/market
+  python -m platform.ingest raw.kind=msmt17 raw.path=MSMT17_V1 output=s3://bucket/msmt17 storage=s3
+  python -m platform.ingest raw.kind=dukemtmc raw.path=DukeMTMC-reID output=runs/duke
+  python -m platform.ingest raw.kind=cuhk03 raw.path=cuhk03-np raw.boxes=detected output=runs/cuhk03
+  python -m platform.ingest raw.kind=luperson raw.path=LUPerson output=s3://bucket/luperson storage=s3   (images/ tree)
+  python -m platform.ingest raw.kind=luperson_lmdb raw.path=LUPerson output=s3://bucket/luperson storage=s3
+  python -m platform.ingest raw.kind=webdataset raw.path=s3://bucket/tars output=s3://bucket/shards storage=s3
+  python -m platform.ingest raw.kind=video raw.path=street.avi raw.detections=street.txt output=runs/street
+  python -m platform.ingest raw.kind=synthetic raw.part=pretrain output=runs/synthetic
 
 Ray Data reads units of the source in parallel, checks that every image decodes, keeps the original bytes and writes Parquet
 shards. Images are JPEG, PNG, WebP, BMP, TIFF, GIF or PPM. Where they are used they are turned upright as their EXIF says,
@@ -58,13 +58,13 @@ def main(config: IngestConfig) -> Manifest:
     if not config.output:
         raise UserError("output is empty: say where the shards go, e.g. output=runs/photos or output=s3://bucket/photos")
     output = open_storage(config.output, config.storage).prepare_output()
-    arguments = {"source": config.source.arguments(), "limit": config.limit, "shard_mb": config.shard_mb,
+    arguments = {"raw": config.raw.arguments(), "limit": config.limit, "shard_mb": config.shard_mb,
                  "row_group_rows": config.row_group_rows, "max_pixels": config.max_pixels}
     existing = existing_data_set(output, arguments, config.overwrite)
     if existing is not None:
         say(f"{output} is complete already: {summary(existing)}; nothing to do (overwrite=true makes it anew)")
         return existing
-    source = open_source(config.source, config.storage)
+    source = open_source(config.raw, config.storage)
     connect(config.runtime)
     manifest = ingest(source, output, config, arguments)
     say(f"{output}: {summary(manifest)}")
@@ -92,8 +92,8 @@ def ingest(source: Source, output: Location, config: IngestConfig, arguments: di
 
     plan = source.plan(config.limit)
     if not plan.units:
-        raise UserError(f"nothing to ingest: {config.source.path or config.source.kind} holds no images that this kind "
-                        f"of source ({config.source.kind}) takes")
+        raise UserError(f"nothing to ingest: {config.raw.path or config.raw.kind} holds no images that this kind "
+                        f"of source ({config.raw.kind}) takes")
     clean(output)
     units = [{"unit": pickle.dumps(unit)} for unit in plan.units]
     with progress("ingest", "images", plan.num_images) as counter:
@@ -113,7 +113,7 @@ def ingest(source: Source, output: Location, config: IngestConfig, arguments: di
     write_rejected(output, rejected)
     manifest = Manifest(
         files=entries, num_rejected=len(rejected),
-        source={"kind": config.source.kind, "path": arguments["source"].get("path", "")},
+        source={"kind": config.raw.kind, "path": arguments["raw"].get("path", "")},
         arguments=arguments, splits=dict(sorted(splits.items())), converted=dict(sorted(converted.items())),
         extra_columns={name: str(kind) for name, kind in source.extra_columns.items()},
     )
@@ -139,7 +139,7 @@ def remarks(num_rows: int, rejected: Sequence[tuple[str, str]], labels: Mapping[
         lines.append(f"note: {num_rows - known:,} of {num_rows:,} images have no identity (pid -1), while the others have one")
     if no_camera:
         lines.append(f"note: {no_camera:,} of {known:,} labeled images have no camera (camid -1): an mAP of them counts matches "
-                     "within one camera, which published figures leave out. source.pattern (folder) or source.tar.camid_field "
+                     "within one camera, which published figures leave out. raw.pattern (folder) or raw.tar.camid_field "
                      "says where cameras are")
     notes = Counter({note: count for note, count in labels.items() if note not in ("identity", "no camera")})
     lines += [f"note: {count:,} images: {note}" for note, count in notes.most_common(MOST_KINDS)]

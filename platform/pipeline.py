@@ -133,7 +133,7 @@ def source_proxy(config: PipelineConfig) -> str:
 def ingest(config: PipelineConfig, root: Location, part: str) -> None:
     """One of the three data sets."""
     with of_set(part):
-        run_ingest(IngestConfig(source=getattr(config, f"{part}_set"), output=(root / "data" / part).uri,
+        run_ingest(IngestConfig(raw=getattr(config, f"{part}_set"), output=(root / "data" / part).uri,
                                 row_group_rows=config.row_group_rows, storage=config.storage, runtime=config.runtime))
         require_splits(root / "data" / part, SPLITS[part])  # now, not after days of pre-training
 
@@ -162,7 +162,7 @@ def cluster(config: PipelineConfig, root: Location) -> None:
 def score(config: PipelineConfig, root: Location) -> None:
     """CFS of every pre-training image."""
     run_score(ScoreConfig(
-        data=(root / "data" / "pretrain").uri, source=(root / source_proxy(config)).uri, target=(root / "proxy" / "target").uri,
+        data=(root / "data" / "pretrain").uri, source_proxy=(root / source_proxy(config)).uri, target_proxy=(root / "proxy" / "target").uri,
         output=(root / "scores").uri, pool=config.pool, storage=config.storage, runtime=config.runtime))
 
 
@@ -174,7 +174,7 @@ def select(config: PipelineConfig, root: Location) -> None:
 
 def select_control(config: PipelineConfig, root: Location) -> None:
     """As many of them by chance."""
-    run_select(SelectConfig(data=(root / "data" / "pretrain").uri, random=True, seed=config.pretrain.stream.seed,
+    run_select(SelectConfig(data=(root / "data" / "pretrain").uri, random=True, seed=config.pretrain.seed,
                             output=(root / "selection-control").uri, fraction=config.cfs.fraction, storage=config.storage))
 
 
@@ -183,8 +183,8 @@ def fine_tune(config: PipelineConfig, root: Location, setting: str, init: str, n
     """One fine-tuning run and its evaluation; `supervised` in place of the common settings."""
     stage = config.finetune
     run_finetune(FinetuneConfig(
-        output=(root / name).uri, setting=setting, init=(root / init).uri if init else "", seed=stage.seed,
-        source=(root / "data" / "source").uri if setting == "uda" else "", target=(root / "data" / "target").uri,
+        output=(root / name).uri, setting=setting, checkpoint=(root / init).uri if init else "", seed=stage.seed,
+        source_set=(root / "data" / "source").uri if setting == "uda" else "", target_set=(root / "data" / "target").uri,
         model=replace(config.pretrain.model), supervised=supervised or stage.supervised, unsupervised=stage.unsupervised,
         augment=stage.augment, evaluate=stage.evaluate, scaling=stage.scaling, tracking=TrackingConfig(),
         max_corrupt_share=config.pool.max_corrupt_share,

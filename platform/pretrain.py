@@ -119,7 +119,7 @@ def load(config: PretrainConfig, place: Place, open_stream: OpenStream) -> Itera
                           place.seen, place.total, config.scaling.decode_resource)
 
     def crops_of(batch: dict[str, Any]) -> list[Tensor]:
-        return crop(upload(batch["image"]), stream_seeds(config.stream.seed, batch["epoch"], batch["key"]))
+        return crop(upload(batch["image"]), stream_seeds(config.seed, batch["epoch"], batch["key"]))
 
     return ahead(batches, crops_of)
 

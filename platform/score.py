@@ -1,8 +1,8 @@
 """Catastrophic Forgetting Scores of a data set: how little a model forgot of each image when it was tuned to the target.
 
-  python -m platform.score data=runs/demo/data/pretrain source=runs/proxy target=runs/target-proxy output=runs/scores
+  python -m platform.score data=runs/demo/data/pretrain source_proxy=runs/proxy target_proxy=runs/target-proxy output=runs/scores
 
-source: a pre-training run (or .safetensors), the source proxy. target: the same model fine-tuned on target data.
+source_proxy: a pre-training run (or .safetensors), which knows nothing of the target. target_proxy: the same model fine-tuned on target data.
 What their files do not say is given by load.* (source) and load_target.*. High = little forgotten = close to the target domain
 (TransReID-SSL, 3.3). The measures:
   cosine          of the two proxies' features of the image, in [-1, 1]
@@ -66,9 +66,9 @@ class Scorer:
 
 def main(config: ScoreConfig) -> dict[str, Any]:
     """Score what is not scored yet; returns the summary."""
-    for name in ("source", "target"):
+    for name, example in (("source_proxy", "runs/demo/pretrain/full"), ("target_proxy", "runs/demo/proxy/target")):
         if not getattr(config, name):
-            raise UserError(f"{name} is empty: name the {name} proxy's run folder, e.g. {name}=runs/demo/{name}-proxy")
+            raise UserError(f"{name} is empty: name that proxy's run folder, e.g. {name}={example}")
     root = open_storage(config.data, config.storage)
     if not (open_storage(config.output, config.storage) / SUMMARY).exists():  # a wrong path must not become its configuration
         manifest = read_manifest(root)
@@ -84,7 +84,7 @@ def main(config: ScoreConfig) -> dict[str, Any]:
     done = manifest.num_rows - sum(entry.rows for entry in pending)
     say(f"score: {manifest.num_rows:,} images in {len(manifest.files)} shards, {done:,} scored before")
     connect(config.runtime)
-    arguments = {"source": config.source, "target": config.target, "measure": config.measure,
+    arguments = {"source_proxy": config.source_proxy, "target_proxy": config.target_proxy, "measure": config.measure,
                  "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor)), "load": config.load,
                  "load_target": config.load_target}
     try:
@@ -100,7 +100,7 @@ def main(config: ScoreConfig) -> dict[str, Any]:
     for entry in manifest.files:  # those of earlier starts too
         set_aside.add(problems_in(run.location / PARTS / entry.name))
     run.finish(summarize(run.location, root, manifest) | set_aside.summary() | measure_of(config) | {
-        "source": config.source, "target": config.target, "data": config.data, "data_checksum": manifest.checksum,
+        "source_proxy": config.source_proxy, "target_proxy": config.target_proxy, "data": config.data, "data_checksum": manifest.checksum,
         "proxies": {name: {"weights": proxy.weights, "image_size": list(proxy.image_size), "checkpoint": proxy.about.as_dict(),
                            **proxy.origin} for name, proxy in proxies.items()}})
     return run.summary or {}
@@ -109,16 +109,16 @@ def main(config: ScoreConfig) -> dict[str, Any]:
 def load_proxies(config: ScoreConfig, root: Location) -> dict[str, LoadedModel]:
     """{"source", "target"}. UserError for a wrong path, for cameras of the data at `root` that a proxy does not know, and for two
     models of which neither can be the other one tuned."""
-    proxies = {"source": load_model(config.source, config.storage, config.load),
-               "target": load_model(config.target, config.storage, config.load_target, "load_target")}
+    proxies = {"source": load_model(config.source_proxy, config.storage, config.load),
+               "target": load_model(config.target_proxy, config.storage, config.load_target, "load_target")}
     for section, proxy in zip(("load", "load_target"), proxies.values(), strict=True):
         proxy.require_cameras(root, (), section)
         say(f"score: {proxy.uri}: {proxy.report}")
     source, target = (proxy.backbone.config for proxy in proxies.values())
     for name in ("image_size", "width", "depth", "patch_size", "stem"):
         if getattr(source, name) != getattr(target, name):
-            raise UserError(f"the proxies are not of one model: {name} is {getattr(source, name)} in source={config.source} and "
-                            f"{getattr(target, name)} in target={config.target}. The target proxy is the source proxy "
+            raise UserError(f"the proxies are not of one model: {name} is {getattr(source, name)} in source_proxy={config.source_proxy} and "
+                            f"{getattr(target, name)} in target_proxy={config.target_proxy}. The target proxy is the source proxy "
                             "fine-tuned: give its run of platform.finetune as target")
     if proxies["source"].weights == proxies["target"].weights:
         say(f"score: warning: source and target hold the same weights ({proxies['source'].weights}), so nothing was forgotten")

@@ -175,7 +175,7 @@ def scored(config: SelectConfig, manifest: Manifest, keys: list[str]) -> tuple[n
         raise UserError(f"{config.scores}: {int(missing.sum())} of {len(keys)} scores are NaN, the first that of "
                         f"'{keys[int(missing.argmax())]}': the proxies gave no finite feature there; score again with "
                         "other proxies")
-    names = ("measure", "k", "search", "source", "target", "proxies")
+    names = ("measure", "k", "search", "source_proxy", "target_proxy", "proxies")
     taken: dict[str, Any] = {name: about[name] for name in names if name in about}
     return scores, None, {"kind": "scores", "uri": config.scores, **taken}
 

@@ -1,6 +1,6 @@
 """Ray Tune sweep over fine-tuning: every trial is a fine-tuning run of its own, with its own Ray Train workers.
 
-  python -m platform.tune finetune.init=runs/first finetune.target=runs/market output=runs/sweep
+  python -m platform.tune finetune.checkpoint=runs/first finetune.target_set=runs/market output=runs/sweep
   python -m platform.tune '+space.unsupervised.cluster={eps:[0.4,0.5],k1:[20,30]}' output=runs/sweep ...
 
 space: a grid; keys are settings of platform.finetune, values the lists to try. The default sweeps eps of the USL setting. Every
@@ -103,7 +103,7 @@ def check_trials(config: TuneConfig, trials: list[Point]) -> None:
     seen = set()
     for point in trials:
         trial = trial_config(config, point)
-        inputs = (trial.setting, trial.init, trial.source, trial.target, tuple(trial.augment.image_size), str(trial.changes))
+        inputs = (trial.setting, trial.checkpoint, trial.source_set, trial.target_set, tuple(trial.augment.image_size), str(trial.overrides))
         try:
             cut = with_micro_batches(trial, open_storage(trial.output, trial.storage))
             trial.scaling.sizes(shared_micro_batches(cut))

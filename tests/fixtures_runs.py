@@ -35,7 +35,7 @@ def finetune_config(target: Location, output, *overrides: str):
     from platform.engine.config.compose import load_config
     from platform.finetune import FinetuneConfig
 
-    return load_config(FinetuneConfig, "finetune", [f"target={target.uri}", f"output={output}", *FINETUNE, *overrides])
+    return load_config(FinetuneConfig, "finetune", [f"target_set={target.uri}", f"output={output}", *FINETUNE, *overrides])
 
 
 @pytest.fixture(scope="session")
@@ -44,4 +44,4 @@ def supervised_run(tmp_path_factory, ray_session, tiny_backbone, tiny_labeled) -
     from platform.finetune import main
 
     output = tmp_path_factory.mktemp("runs") / "supervised"
-    return output, main(finetune_config(tiny_labeled, output, f"init={tiny_backbone}", *FITTING))
+    return output, main(finetune_config(tiny_labeled, output, f"checkpoint={tiny_backbone}", *FITTING))

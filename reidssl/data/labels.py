@@ -39,7 +39,7 @@ def split_name(value: Any, others: Mapping[str, str] | None = None) -> str:
         if others and value in others:
             return others[value]
     known = ", ".join([*SPLITS, *(others or ())])
-    raise ValueError(f"{shown(value)} is none of {known}; source.splits=[test:gallery] would say what another name is")
+    raise ValueError(f"{shown(value)} is none of {known}; raw.splits=[test:gallery] would say what another name is")
 
 
 def shown(value: Any) -> str:

@@ -141,10 +141,10 @@ def _judged(fields: list[str], config: CropConfig) -> tuple[float, str]:
         kind = _value(fields, 7, "class", _whole, lambda value: -1 <= value <= 99, "a whole number up to 99")
         visibility = _value(fields, 8, "visibility", float, lambda value: -1 <= value <= 1, "a number up to 1")
         if kind not in config.classes:
-            reasons.append(f"class {kind}: only {', '.join(map(str, config.classes))} are people here (source.crops.classes)")
+            reasons.append(f"class {kind}: only {', '.join(map(str, config.classes))} are people here (raw.crops.classes)")
         if 0 <= visibility < config.min_visibility:  # -1: not known
             reasons.append(f"hardly visible: visibility {visibility} is below {config.min_visibility} "
-                           "(source.crops.min_visibility)")
+                           "(raw.crops.min_visibility)")
     return 1.0, "; ".join(reasons)
 
 

@@ -144,4 +144,4 @@ def _note(found: set[str], unused: Sequence[str]) -> str:
         return ""
     names = sorted(name.encode("utf-8", "backslashreplace").decode()[:40] for name in unused)
     return (f"no {' and no '.join(_CALLED[role] for role in missing)}, while these are not used: {', '.join(names[:12])}"
-            f"{', ...' if len(names) > 12 else ''} ({' and '.join(f'source.tar.{role}_field' for role in missing)} can name one)")
+            f"{', ...' if len(names) > 12 else ''} ({' and '.join(f'raw.tar.{role}_field' for role in missing)} can name one)")

@@ -46,5 +46,5 @@ def test_the_rows_of_the_demo_guide_have_a_command_each():
     assert rows and {(str(run.pretrain.model.stem_width), str(run.finetune.seed)) for run in runs} == set(rows)
     for run in runs:  # everything is of the one seed
         worlds = [run.pretrain_set.synthetic.seed, run.source_set.synthetic.seed, run.target_set.synthetic.seed]
-        assert {*worlds, run.pretrain.stream.seed} == {run.finetune.seed}
+        assert {*worlds, run.pretrain.seed} == {run.finetune.seed}
     assert all(one == other for one in runs for other in runs if one.output == other.output)

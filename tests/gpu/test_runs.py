@@ -39,26 +39,26 @@ def train(folder: Path, data: str, where: dict[str, str], name: str, stop: int =
 
 @pytest.fixture(scope="module")
 def on_cpu(tmp_path_factory, tiny_shards) -> dict[int, float]:
-    found = train(tmp_path_factory.mktemp("cpu"), tiny_shards.uri, CPU, "cpu", 0, "deepspeed.precision=fp32")
+    found = train(tmp_path_factory.mktemp("cpu"), tiny_shards.uri, CPU, "cpu", 0, "precision=fp32")
     assert list(found) == [BATCH * step for step in range(1, STEPS + 1)]
     return found
 
 
 def test_the_curve_is_the_cpus(tmp_path, tiny_shards, on_cpu):
     """fp32 without TF32: every loss within 0.2 %."""
-    assert train(tmp_path, tiny_shards.uri, GPU, "gpu", 0, "deepspeed.precision=fp32") == pytest.approx(on_cpu, rel=2e-3)
+    assert train(tmp_path, tiny_shards.uri, GPU, "gpu", 0, "precision=fp32") == pytest.approx(on_cpu, rel=2e-3)
 
 
 def test_the_bf16_curve_follows(tmp_path, tiny_shards, on_cpu):
     """Every loss within 5 %."""
-    found = train(tmp_path, tiny_shards.uri, GPU, "bf16", 0, "deepspeed.precision=bf16")
+    found = train(tmp_path, tiny_shards.uri, GPU, "bf16", 0, "precision=bf16")
     assert found == pytest.approx(on_cpu, rel=5e-2) and found != on_cpu
 
 
 def test_checkpoints_change_the_device_and_back(tmp_path, tiny_shards, on_cpu):
     """GPU, from step 5 CPU, from step 9 GPU again; checkpoints are written every four steps."""
     for where, stop in ((GPU, 5), (CPU, 9), (GPU, 0)):
-        found = train(tmp_path, tiny_shards.uri, where, "changed", stop, "deepspeed.precision=fp32")
+        found = train(tmp_path, tiny_shards.uri, where, "changed", stop, "precision=fp32")
     assert found == pytest.approx(on_cpu, rel=2e-3)
 
 
@@ -95,10 +95,10 @@ def test_every_program_once(tmp_path):
         *gpus("pretrain.scaling.gpus_per_worker", "finetune.scaling.gpus_per_worker"),
         *(["pool.gpus_per_actor=0.5"] if torch.cuda.is_available() else []))
     model = folder / "finetune" / "usl-full"
-    run("finetune", f"init={folder}/pretrain/full", f"target={folder}/data/target", f"output={tmp_path}/supervised",
+    run("finetune", f"checkpoint={folder}/pretrain/full", f"target_set={folder}/data/target", f"output={tmp_path}/supervised",
         "setting=supervised", "augment.image_size=[64,32]", "supervised.epochs=1", "scaling.threads=1",
         *gpus("scaling.gpus_per_worker"))
-    run("evaluate", f"models=[{model},{tmp_path}/supervised]", f"test_sets=[{folder}/data/target]", f"output={tmp_path}/table")
+    run("evaluate", f"checkpoints=[{model},{tmp_path}/supervised]", f"test_sets=[{folder}/data/target]", f"output={tmp_path}/table")
     run("cluster", f"checkpoint={model}", f"data={folder}/data/pretrain", f"output={tmp_path}/clusters", "cluster.k1=8")
-    run("export", f"input={model}", f"output={tmp_path}/exported")
+    run("export", f"checkpoint={model}", f"output={tmp_path}/exported")
     assert all((tmp_path / name).exists() for name in ("run/report.html", "table", "clusters", "exported"))

@@ -20,7 +20,7 @@ def main(rank: int, folder: Path, order: dict) -> None:
     join(rank, folder, order["world"])
     for name, overrides in order["runs"]:
         config = load_config(FinetuneConfig, "finetune", [
-            f"target={order['data']}", f"output={folder / name}", f"scaling.workers={order['world']}", *FINETUNE,
+            f"target_set={order['data']}", f"output={folder / name}", f"scaling.workers={order['world']}", *FINETUNE,
             *overrides])
         finetune(with_micro_batches(config, open_storage(config.output)))
     dist.destroy_process_group()

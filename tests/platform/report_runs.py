@@ -97,7 +97,7 @@ def write_pretraining(output: Path, data: Path, *, seed: int = 0, vit: VitConfig
 def write_finetuning(output: Path, target: Path, setting: str, init: str, *, seed: int = 0, vit: VitConfig = VIT,
                      source: str = "", finished: bool = True) -> Run:
     """A fine-tuning run folder: real model, real metrics and rankings of it, a log of smooth curves."""
-    config = FinetuneConfig(output=str(output), setting=setting, init=init, target=str(target), source=source, model=vit,
+    config = FinetuneConfig(output=str(output), setting=setting, checkpoint=init, target_set=str(target), source_set=source, model=vit,
                             seed=seed, augment=ReidAugmentConfig(image_size=vit.image_size))
     run = open_run("finetune", str(output), config, STORAGE)
     rows: list[dict[str, Any]] = []
@@ -126,7 +126,7 @@ def write_finetuning(output: Path, target: Path, setting: str, init: str, *, see
 
 def write_scores(output: Path, data: Path, source: Path, target: Path) -> Run:
     """Real scores of the images by the two proxies."""
-    config = ScoreConfig(output=str(output), source=str(source), target=str(target), data=str(data))
+    config = ScoreConfig(output=str(output), source_proxy=str(source), target_proxy=str(target), data=str(data))
     run = open_run("score", str(output), config, STORAGE)
     root = open_storage(str(data))
     manifest = read_manifest(root)
@@ -168,7 +168,7 @@ def write_pipeline(root: Path, *, vit: VitConfig = VIT, synthetic: SyntheticConf
         for seed, init in enumerate(inits):
             start = "" if init == "random" else str(root / "pretrain" / init)
             run = write_finetuning(root / "finetune" / f"{setting}-{init}", target, setting, start, seed=seed, vit=vit,
-                                   source=str(root / "data" / "source"))
+                                   source_set=str(root / "data" / "source"))
             finetuned.append({"setting": setting, "init": init, **{name: (run.summary or {})[name] for name in ("mAP", "rank1")}})
     stages = {"data": {"status": "done", "seconds": 3.2}, "pretrain/full": {"status": "done", "seconds": 252.0}}
     open_storage(str(root / "results.json")).write_json({"stages": stages, "finetune": finetuned, "environment": environment()})

@@ -56,7 +56,7 @@ def judged(model: str, data) -> float:
 
 def test_fine_tuning_learns_cameras_and_evaluation_uses_them(tmp_path, one_worker, tiny_backbone, tiny_labeled, capsys):
     output = tmp_path / "run"
-    config = finetune_config(tiny_labeled, output, f"init={tiny_backbone}", "model.num_cameras=3", "supervised.epochs=2")
+    config = finetune_config(tiny_labeled, output, f"checkpoint={tiny_backbone}", "model.num_cameras=3", "supervised.epochs=2")
     check_inputs(config)
     said = capsys.readouterr().out
     assert "new embeddings of 3 cameras" in said and "a model of ours" in said and "augment.mean" in said
@@ -70,7 +70,7 @@ def test_fine_tuning_learns_cameras_and_evaluation_uses_them(tmp_path, one_worke
     assert (after.camera_embed - before.camera_embed).abs().amax(dim=(1, 2)).min() > 0  # each camera's embedding has moved
     # Evaluation of the stored model gives what fine-tuning reported.
     assert judged(str(output), tiny_labeled) == pytest.approx(summary["mAP"], abs=1e-6)
-    export(load_config(ExportConfig, "export", [f"input={output}", f"output={tmp_path}/out"]))
+    export(load_config(ExportConfig, "export", [f"checkpoint={output}", f"output={tmp_path}/out"]))
     again = load_model(str(tmp_path / "out/safetensors/model.safetensors"), STORAGE)
     assert list(again.cameras) == [1, 2, 3] and weights_hash(again.reid).startswith(summary["weights"])
     assert json.loads(again.metadata["checkpoint"])["heads"] == 2
@@ -80,19 +80,19 @@ def test_fine_tuning_learns_cameras_and_evaluation_uses_them(tmp_path, one_worke
 
 def test_uda_gives_each_set_its_rows(tmp_path, one_worker, tiny_backbone, tiny_labeled, tiny_source):
     output = tmp_path / "run"
-    config = finetune_config(tiny_labeled, output, f"init={tiny_backbone}", "model.num_cameras=6", "setting=uda",
-                             f"source={tiny_source.uri}", "supervised.epochs=1", "unsupervised.epochs=1")
+    config = finetune_config(tiny_labeled, output, f"checkpoint={tiny_backbone}", "model.num_cameras=6", "setting=uda",
+                             f"source_set={tiny_source.uri}", "supervised.epochs=1", "unsupervised.epochs=1")
     finetune(with_micro_batches(config, open_storage(config.output)))
     summary = json.loads((output / "summary.json").read_text())
     assert summary["cameras"] == [None, None, None, 1, 2, 3]
     assert judged(str(output), tiny_labeled) == pytest.approx(summary["mAP"], abs=1e-6)
-    export(load_config(ExportConfig, "export", [f"input={output}", f"output={tmp_path}/out"]))
+    export(load_config(ExportConfig, "export", [f"checkpoint={output}", f"output={tmp_path}/out"]))
     assert judged(str(tmp_path / "out/released/cluster_contrast.pth"), tiny_labeled) == pytest.approx(summary["mAP"], abs=1e-6)
 
 
 def test_unknown_cameras_are_refused_before_work(tmp_path, tiny_backbone, tiny_labeled):
     with pytest.raises(UserError, match=r"model.num_cameras must be the number of cameras of the training images, 3: got 2"):
-        main(finetune_config(tiny_labeled, tmp_path / "a", f"init={tiny_backbone}", "model.num_cameras=2"))
+        main(finetune_config(tiny_labeled, tmp_path / "a", f"checkpoint={tiny_backbone}", "model.num_cameras=2"))
     assert not (tmp_path / "a").exists()
     with pytest.raises(ValueError, match=r"model.num_cameras must be 0 in pre-training"):
         PretrainConfig(model=replace(VitConfig(), num_cameras=2))
@@ -100,7 +100,7 @@ def test_unknown_cameras_are_refused_before_work(tmp_path, tiny_backbone, tiny_l
 
 def test_evaluation_with_cameras_through_the_pool(tmp_path, ray_session, tiny_labeled):
     save_model(build_vit(replace(TINY_VIT, num_cameras=3), seed=1), {"cameras": [3, 1, 2]}, tmp_path / "backbone.safetensors")
-    options = [f"models=[{tmp_path}]", f"test_sets=[{tiny_labeled.uri}]", "pool.actors=1"]
+    options = [f"checkpoints=[{tmp_path}]", f"test_sets=[{tiny_labeled.uri}]", "pool.actors=1"]
     (row,) = evaluate(load_config(EvaluateProgramConfig, "evaluate", options))
     assert row["mAP"] == pytest.approx(judged(str(tmp_path), tiny_labeled), abs=1e-6)
     assert row["checkpoint"]["cameras"] == [3, 1, 2]

@@ -36,14 +36,14 @@ UNSAID = r"bare.pth is a plain vision transformer of unknown origin.*Give {}.hea
 def test_every_program_refuses_to_guess(tmp_path, bare, tiny_labeled, tiny_backbone):
     out, test_sets = tmp_path / "out", f"test_sets=[{tiny_labeled.uri}]"
     calls = [
-        ("load", lambda: check_inputs(finetune_config(tiny_labeled, out, f"init={bare}"))),
-        ("load", lambda: evaluate(load_config(EvaluateProgramConfig, "evaluate", [f"models=[{bare}]", test_sets]))),
+        ("load", lambda: check_inputs(finetune_config(tiny_labeled, out, f"checkpoint={bare}"))),
+        ("load", lambda: evaluate(load_config(EvaluateProgramConfig, "evaluate", [f"checkpoints=[{bare}]", test_sets]))),
         ("load", lambda: cluster(load_config(ClusterProgramConfig, "cluster", [f"checkpoint={bare}", f"data={tiny_labeled.uri}",
                                                                                f"output={out}"]))),
-        ("load", lambda: export(load_config(ExportConfig, "export", [f"input={bare}", f"output={out}"]))),
-        ("load", lambda: score(load_config(ScoreConfig, "score", [f"source={bare}", f"target={tiny_backbone}", f"output={out}",
+        ("load", lambda: export(load_config(ExportConfig, "export", [f"checkpoint={bare}", f"output={out}"]))),
+        ("load", lambda: score(load_config(ScoreConfig, "score", [f"source_proxy={bare}", f"target_proxy={tiny_backbone}", f"output={out}",
                                                                   f"data={tiny_labeled.uri}"]))),
-        ("load_target", lambda: score(load_config(ScoreConfig, "score", [f"source={tiny_backbone}", f"target={bare}",
+        ("load_target", lambda: score(load_config(ScoreConfig, "score", [f"source_proxy={tiny_backbone}", f"target_proxy={bare}",
                                                                          f"output={out}", f"data={tiny_labeled.uri}"]))),
     ]
     for section, call in calls:
@@ -54,7 +54,7 @@ def test_every_program_refuses_to_guess(tmp_path, bare, tiny_labeled, tiny_backb
 
 def test_what_is_given_is_stated_used_and_stored(tmp_path, bare, ray_session, tiny_labeled, capsys):
     given = ["load.heads=4", "load.mean=[0.5,0.5,0.5]", "load.std=[0.25,0.25,0.25]"]
-    export(load_config(ExportConfig, "export", [f"input={bare}", f"output={tmp_path}/out", *given]))
+    export(load_config(ExportConfig, "export", [f"checkpoint={bare}", f"output={tmp_path}/out", *given]))
     said = capsys.readouterr().out
     assert "given: heads 4, mean [0.5, 0.5, 0.5], std [0.25, 0.25, 0.25]; assumed: image_size" in said
     again = load_model(str(tmp_path / "out/safetensors/model.safetensors"), StorageConfig())
@@ -65,7 +65,7 @@ def test_what_is_given_is_stated_used_and_stored(tmp_path, bare, ray_session, ti
     rows = []
     for model, options in ((bare, given), (tmp_path / "out/safetensors/model.safetensors", []), (bare, [*given, "load.heads=2"])):
         rows += evaluate(load_config(EvaluateProgramConfig, "evaluate", [
-            f"models=[{model}]", f"test_sets=[{tiny_labeled.uri}]", "pool.actors=1", *options]))
+            f"checkpoints=[{model}]", f"test_sets=[{tiny_labeled.uri}]", "pool.actors=1", *options]))
     assert rows[0]["rankings"] == rows[1]["rankings"] and rows[0]["mAP"] == rows[1]["mAP"]
     assert rows[2]["checkpoint"]["heads"] == 2
     images = torch.randint(0, 256, (4, 3, 64, 32), dtype=torch.uint8)
@@ -75,11 +75,11 @@ def test_what_is_given_is_stated_used_and_stored(tmp_path, bare, ray_session, ti
 
 
 def test_fine_tuning_and_sweeps_take_it(tmp_path, bare, tiny_labeled, capsys):
-    check_inputs(finetune_config(tiny_labeled, tmp_path / "out", f"init={bare}", "load.heads=4"))
+    check_inputs(finetune_config(tiny_labeled, tmp_path / "out", f"checkpoint={bare}", "load.heads=4"))
     assert "given: heads 4" in capsys.readouterr().out
-    config = load_config(TuneConfig, "tune", ["finetune.init=x", "finetune.augment.image_size=[64,32]", "finetune.load.heads=4"])
+    config = load_config(TuneConfig, "tune", ["finetune.checkpoint=x", "finetune.augment.image_size=[64,32]", "finetune.load.heads=4"])
     assert grid(config) and config.finetune.load.heads == 4
     with pytest.raises(ConfigError, match=r"load.mean must be empty in fine-tuning, .*set augment.mean"):
-        finetune_config(tiny_labeled, tmp_path, f"init={bare}", "load.mean=[0.5,0.5,0.5]")
+        finetune_config(tiny_labeled, tmp_path, f"checkpoint={bare}", "load.mean=[0.5,0.5,0.5]")
     with pytest.raises(ConfigError, match=r"load.heads must be 0 .*got -1"):
-        finetune_config(tiny_labeled, tmp_path, f"init={bare}", "load.heads=-1")
+        finetune_config(tiny_labeled, tmp_path, f"checkpoint={bare}", "load.heads=-1")

@@ -22,7 +22,7 @@ NAMES = ("mAP", "rank1", "rank5", "rank10", "mINP")
 
 def config_of(models, sets, *overrides: str) -> EvaluateProgramConfig:
     return load_config(EvaluateProgramConfig, "evaluate", [
-        f"models=[{','.join(map(str, models))}]", f"test_sets=[{','.join(str(each) for each in sets)}]", "pool.actors=1",
+        f"checkpoints=[{','.join(map(str, models))}]", f"test_sets=[{','.join(str(each) for each in sets)}]", "pool.actors=1",
         "pool.batch=16", *overrides])
 
 

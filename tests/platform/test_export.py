@@ -22,7 +22,7 @@ VIT = VitConfig(width=64, depth=2, heads=1, patch_size=16, image_size=(64, 32), 
 
 
 def config_of(source, output, *overrides) -> ExportConfig:
-    return load_config(ExportConfig, "export", [f"input={source}", f"output={output}", *overrides])
+    return load_config(ExportConfig, "export", [f"checkpoint={source}", f"output={output}", *overrides])
 
 
 @pytest.fixture

@@ -65,20 +65,20 @@ def test_supervised_learns_and_leaves_its_results(supervised_run, tiny_labeled):
 def test_a_complete_run_is_not_done_again(supervised_run, tiny_backbone, tiny_labeled, capsys):
     output, summary = supervised_run
     before = (output / "model.safetensors").stat().st_mtime_ns
-    assert main(finetune_config(tiny_labeled, output, f"init={tiny_backbone}", *FITTING)) == summary
+    assert main(finetune_config(tiny_labeled, output, f"checkpoint={tiny_backbone}", *FITTING)) == summary
     assert "is complete already" in capsys.readouterr().out
     assert (output / "model.safetensors").stat().st_mtime_ns == before
 
 
 def test_another_configuration_is_refused(supervised_run, tiny_backbone, tiny_labeled):
     with pytest.raises(UserError, match=r"(?s)another configuration:\n  seed: 0 -> 1\n"):
-        main(finetune_config(tiny_labeled, supervised_run[0], f"init={tiny_backbone}", *FITTING, "seed=1"))
+        main(finetune_config(tiny_labeled, supervised_run[0], f"checkpoint={tiny_backbone}", *FITTING, "seed=1"))
 
 
 def test_usl_clusters_and_learns_from_the_clusters(tmp_path, ray_session, tiny_backbone, tiny_labeled, capsys):
     """On images of another size than the backbone was trained on."""
     output = tmp_path / "usl"
-    summary = main(finetune_config(tiny_labeled, output, "setting=usl", f"init={tiny_backbone}", "evaluate_every=2",
+    summary = main(finetune_config(tiny_labeled, output, "setting=usl", f"checkpoint={tiny_backbone}", "evaluate_every=2",
                                    "augment.image_size=[96,32]"))
     assert summary["image_size"] == [96, 32]
     assert "position embeddings resized from 4 x 2 to " in capsys.readouterr().out
@@ -96,7 +96,7 @@ def test_usl_clusters_and_learns_from_the_clusters(tmp_path, ray_session, tiny_b
 def test_fewer_than_two_clusters_change_nothing_and_are_said(tmp_path, ray_session, tiny_backbone, tiny_labeled, capsys):
     """Before the optimizer has taken any step, too: the checkpoint of such an epoch must be written and read."""
     output = tmp_path / "usl"
-    overrides = ["setting=usl", f"init={tiny_backbone}", "unsupervised.cluster.min_samples=37"]
+    overrides = ["setting=usl", f"checkpoint={tiny_backbone}", "unsupervised.cluster.min_samples=37"]
     summary = main(finetune_config(tiny_labeled, output, *overrides))
     said = capsys.readouterr().out
     assert said.count("warning: fewer than two clusters (all 36 images are outliers)") == 2 and "unsupervised.cluster.eps" in said
@@ -129,7 +129,7 @@ def _state_of(folder: Path, tmp_path: Path) -> Path:
 def test_two_workers_give_the_same_losses_as_one(tmp_path, ray_session, tiny_backbone, tiny_labeled, tiny_source):
     outputs = [tmp_path / f"workers-{workers}" for workers in (1, 2)]
     for workers, output in enumerate(outputs, 1):
-        main(finetune_config(tiny_labeled, output, "setting=uda", f"source={tiny_source.uri}", f"init={tiny_backbone}",
+        main(finetune_config(tiny_labeled, output, "setting=uda", f"source_set={tiny_source.uri}", f"checkpoint={tiny_backbone}",
                              "supervised.epochs=2", "supervised.batch.micro_batches=2",
                              "unsupervised.batch.micro_batches=2", f"scaling.workers={workers}",
                              "supervised.identity=arcface", "supervised.center_weight=0.05"))
@@ -161,11 +161,11 @@ def kill(process: subprocess.Popen) -> None:
 @pytest.mark.slow
 def test_uda_killed_in_its_second_phase_and_continued(tmp_path, ray_session, tiny_backbone, tiny_labeled, tiny_source):
     """Equal to an uninterrupted run, in which the second phase follows the first in the same process."""
-    overrides = ["setting=uda", f"init={tiny_backbone}", f"source={tiny_source.uri}", "supervised.drop_path=0.1",
+    overrides = ["setting=uda", f"checkpoint={tiny_backbone}", f"source_set={tiny_source.uri}", "supervised.drop_path=0.1",
                  "unsupervised.epochs=4", "unsupervised.drop_path=0.3"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     expected = main(finetune_config(tiny_labeled, whole, *overrides))
-    command = [f"target={tiny_labeled.uri}", f"output={killed}", *FINETUNE, *overrides]
+    command = [f"target_set={tiny_labeled.uri}", f"output={killed}", *FINETUNE, *overrides]
     log = tmp_path / "first.log"
     with log.open("wb") as stream:
         process = start(command, stream)
@@ -194,7 +194,7 @@ def test_an_evaluation_that_fails_leaves_the_model_and_is_all_that_is_repeated(t
     """What fails here is the place of its result."""
     output = tmp_path / "run"
     (output / "rankings.json").mkdir(parents=True)
-    config = finetune_config(tiny_labeled, output, f"init={tiny_backbone}", "supervised.epochs=1")
+    config = finetune_config(tiny_labeled, output, f"checkpoint={tiny_backbone}", "supervised.epochs=1")
     with pytest.raises((UserError, StorageError)):
         main(config)
     assert not (output / "summary.json").exists()
@@ -215,7 +215,7 @@ def test_the_model_is_there_before_it_is_judged(tmp_path, ray_session, tiny_labe
     (tmp_path / "init").mkdir()
     save_model(broken, {"kind": "backbone"} | IMAGENET, tmp_path / "init" / "backbone.safetensors")
     with pytest.raises(UserError, match=r"labeled cannot be judged: "):
-        main(finetune_config(tiny_labeled, tmp_path / "run", f"init={tmp_path}/init", "supervised.epochs=0"))
+        main(finetune_config(tiny_labeled, tmp_path / "run", f"checkpoint={tmp_path}/init", "supervised.epochs=0"))
     assert load_reid(tmp_path / "run" / "model.safetensors").num_classes == 6
     assert not (tmp_path / "run" / "summary.json").exists()
 
@@ -225,11 +225,11 @@ def test_the_model_is_there_before_it_is_judged(tmp_path, ray_session, tiny_labe
 
 def test_wrong_paths(tmp_path, tiny_labeled, tiny_backbone):
     with pytest.raises(UserError, match=r"no model at .*nowhere: neither model.safetensors nor backbone.safetensors"):
-        main(finetune_config(tiny_labeled, tmp_path / "a", f"init={tmp_path}/nowhere"))
+        main(finetune_config(tiny_labeled, tmp_path / "a", f"checkpoint={tmp_path}/nowhere"))
     with pytest.raises(StorageError, match=r"there is no data set at .*nowhere"):
-        main(finetune_config(open_storage(str(tmp_path / "nowhere")), tmp_path / "b", f"init={tiny_backbone}"))
+        main(finetune_config(open_storage(str(tmp_path / "nowhere")), tmp_path / "b", f"checkpoint={tiny_backbone}"))
     with pytest.raises(StorageError, match=r"there is no data set at .*source"):
-        main(finetune_config(tiny_labeled, tmp_path / "c", "setting=uda", f"source={tmp_path}/source", f"init={tiny_backbone}"))
+        main(finetune_config(tiny_labeled, tmp_path / "c", "setting=uda", f"source_set={tmp_path}/source", f"checkpoint={tiny_backbone}"))
     assert not list(tmp_path.iterdir())  # the corrected command must not meet the configuration of the wrong one
 
 
@@ -237,7 +237,7 @@ def test_wrong_paths(tmp_path, tiny_labeled, tiny_backbone):
 def test_a_file_that_is_no_checkpoint(tmp_path, tiny_labeled, content):
     (tmp_path / "weights.pth").write_bytes(content)
     with pytest.raises(UserError, match=r"weights.pth"):
-        main(finetune_config(tiny_labeled, tmp_path / "run", f"init={tmp_path}/weights.pth"))
+        main(finetune_config(tiny_labeled, tmp_path / "run", f"checkpoint={tmp_path}/weights.pth"))
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path, tiny_labeled):
@@ -247,27 +247,27 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, tiny_labeled):
 
     torch.save({"teacher": Malicious()}, tmp_path / "weights.pth")
     with pytest.raises(UserError, match=r"weights.pth"):
-        main(finetune_config(tiny_labeled, tmp_path / "run", f"init={tmp_path}/weights.pth"))
+        main(finetune_config(tiny_labeled, tmp_path / "run", f"checkpoint={tmp_path}/weights.pth"))
     assert not (tmp_path / "owned").exists()
 
 
 def test_supervised_needs_labels_and_all_need_their_splits(tmp_path, ray_session, tiny_shards, tiny_labeled, tiny_backbone):
     with pytest.raises(UserError, match=r"tiny has no images of split query, gallery; its splits are train"):
-        main(finetune_config(tiny_shards, tmp_path / "a", "setting=usl", f"init={tiny_backbone}"))
+        main(finetune_config(tiny_shards, tmp_path / "a", "setting=usl", f"checkpoint={tiny_backbone}"))
     unlabeled = open_storage(str(tmp_path / "unlabeled"))
     _without_labels(tiny_labeled, unlabeled)
     with pytest.raises(UserError, match=r"has unlabeled images in split train: .*use setting=usl"):
-        main(finetune_config(unlabeled, tmp_path / "b", f"init={tiny_backbone}"))
+        main(finetune_config(unlabeled, tmp_path / "b", f"checkpoint={tiny_backbone}"))
 
 
 def test_what_no_batch_or_worker_can_share(tmp_path, tiny_labeled, tiny_backbone):
     """Known before Ray is there."""
     with pytest.raises(UserError, match=r"has 6 people in split train, a batch needs 16: lower supervised.batch.identities"):
-        main(finetune_config(tiny_labeled, tmp_path / "a", f"init={tiny_backbone}", "supervised.batch.identities=16"))
+        main(finetune_config(tiny_labeled, tmp_path / "a", f"checkpoint={tiny_backbone}", "supervised.batch.identities=16"))
     with pytest.raises(UserError, match=r"7 workers cannot share the 6 images of a step: lower scaling.workers, or raise "):
-        main(finetune_config(tiny_labeled, tmp_path / "b", f"init={tiny_backbone}", "scaling.workers=7"))
+        main(finetune_config(tiny_labeled, tmp_path / "b", f"checkpoint={tiny_backbone}", "scaling.workers=7"))
     with pytest.raises(UserError, match=r"2 workers cannot share 3 micro-batches per step evenly; .*: \[1, 3\]"):
-        main(finetune_config(tiny_labeled, tmp_path / "c", f"init={tiny_backbone}", "scaling.workers=2",
+        main(finetune_config(tiny_labeled, tmp_path / "c", f"checkpoint={tiny_backbone}", "scaling.workers=2",
                              "supervised.batch.micro_batches=3"))
     assert not list(tmp_path.iterdir())
 
@@ -279,7 +279,7 @@ EXPERIMENTS = sorted(file.stem for file in (ROOT / "configs" / "experiment").glo
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_published_recipe_runs_on_any_number_of_workers(tmp_path, experiment):
     """With the published batch: 16 x 4 and 32 x 8 images a step, however many share it."""
-    composed = load_config(FinetuneConfig, "finetune", [f"experiment={experiment}", "scaling=gpus8", "init=x", "source=y"])
+    composed = load_config(FinetuneConfig, "finetune", [f"experiment={experiment}", "scaling=gpus8", "checkpoint=x", "source_set=y"])
     for scaling, sizes in ((composed.scaling, [8]), (ScalingConfig(), [1]), (ScalingConfig(workers=2), [2]),
                            (ScalingConfig(workers=4, min_workers=1), [1, 2, 4]),
                            (ScalingConfig(workers=8, min_workers=2), [2, 4, 8]),
@@ -296,9 +296,9 @@ def test_a_run_keeps_the_cut_that_it_began_with(tmp_path, tiny_labeled):
         config = with_micro_batches(finetune_config(tiny_labeled, output, *overrides), open_storage(str(output)))
         return config.supervised.batch.micro_batches, config.unsupervised.batch.micro_batches
 
-    common = ["setting=uda", "source=x", "init=y"]
+    common = ["setting=uda", "source_set=x", "checkpoint=y"]
     assert cut(*common, "scaling.workers=2") == (2, 2) and cut(*common, "scaling.workers=4") == (4, 4)
-    assert cut("init=y", "scaling.workers=2") == (2, 0)  # nothing is said of a phase that there is not
+    assert cut("checkpoint=y", "scaling.workers=2") == (2, 0)  # nothing is said of a phase that there is not
     (tmp_path / "run").mkdir()
     batches = {"supervised": {"batch": {"micro_batches": 4}}, "unsupervised": {"batch": {"micro_batches": 8}}}
     (tmp_path / "run" / "config.json").write_text(json.dumps({"program": "finetune", "config": batches}))
@@ -326,10 +326,10 @@ def test_settings_that_contradict_each_other(tmp_path, tiny_labeled):
     with pytest.raises(ConfigError, match=r"augment.image_size must equal model.image_size \(256, 128\): got \(64, 32\)"):
         finetune_config(tiny_labeled, tmp_path)
     with pytest.raises(ConfigError, match=r"evaluate.tasks must be 0 in fine-tuning, .*: got 3"):
-        finetune_config(tiny_labeled, tmp_path, "init=x", "evaluate.tasks=3")
+        finetune_config(tiny_labeled, tmp_path, "checkpoint=x", "evaluate.tasks=3")
     with pytest.raises(ConfigError, match=r"changes are made to the backbone of init, which is empty: set stride of model"):
         finetune_config(tiny_labeled, tmp_path, "model.image_size=[64,32]", "changes.stride=12")
     with pytest.raises(ConfigError, match=r"zero_stage must be 0, 1 or 2: got 3"):
-        finetune_config(tiny_labeled, tmp_path, "init=x", "deepspeed=zero3")
+        finetune_config(tiny_labeled, tmp_path, "checkpoint=x", "deepspeed=zero3")
     with pytest.raises(ConfigError, match=re.escape("there is no key 'supervised.epoch'; did you mean supervised.epochs")):
-        finetune_config(tiny_labeled, tmp_path, "init=x", "supervised.epoch=3")
+        finetune_config(tiny_labeled, tmp_path, "checkpoint=x", "supervised.epoch=3")

@@ -21,7 +21,7 @@ from platform.engine.config.compose import load_config
 from platform.engine.config.program import docstring
 from platform.engine.data.shards import read_manifest, read_rows, verify, write_shard
 from platform.engine.errors import ConfigError, StorageError, UserError
-from platform.engine.ingest.sources import KINDS, SourceConfig, open_source
+from platform.engine.ingest.sources import KINDS, RawConfig, open_source
 from platform.engine.ingest.sources.source import Candidate, ReadingPlan
 from platform.engine.ingest.sources.tar_archives import TarSource
 from platform.engine.storage.location import StorageConfig, open_storage
@@ -59,8 +59,8 @@ def run(tmp_path, *overrides: str, output: str = "shards"):
 def test_help_shows_one_command_for_each_kind_of_source():
     commands = re.findall(r"^  python -m platform\.ingest (.*?)(?:   \(.*)?$", docstring("ingest"), re.MULTILINE)
     shown = [load_config(IngestConfig, "ingest", command.split()) for command in commands]
-    assert sorted(config.source.kind for config in shown) == sorted(KINDS)
-    assert all(config.output and (config.source.path or config.source.kind == "synthetic") for config in shown)
+    assert sorted(config.raw.kind for config in shown) == sorted(KINDS)
+    assert all(config.output and (config.raw.path or config.raw.kind == "synthetic") for config in shown)
 
 
 def test_folder_keeps_bytes_and_lists_what_it_cannot_use(tmp_path, ray_session):
@@ -74,7 +74,7 @@ def test_folder_keeps_bytes_and_lists_what_it_cannot_use(tmp_path, ray_session):
              "d/lying.jpg": picture(8, (32, 64), exif=turned), "d/print.jpg": picture(9, of=lambda image: image.convert("CMYK")),
              "d/see.png": picture(10, image_format="PNG", of=lambda image: Image.new("RGBA", image.size))}
     write_all(open_storage(str(tmp_path / "in")), good | bad | {"notes.txt": b"no image"})
-    location, manifest = run(tmp_path, "source.kind=folder", f"source.path={tmp_path}/in", "max_pixels=40000")
+    location, manifest = run(tmp_path, "raw.kind=folder", f"raw.path={tmp_path}/in", "max_pixels=40000")
     rows = read_rows(location, ["key", "image", "height", "width", "pid", "camid", "split"])
     assert dict(zip(rows["key"].to_pylist(), rows["image"].to_pylist(), strict=True)) == good
     sizes = list(zip(rows["height"].to_pylist(), rows["width"].to_pylist(), strict=True))
@@ -98,12 +98,12 @@ def test_market1501_with_a_limit(tmp_path, ray_session):
              "bounding_box_test/0003_c4s1_000002_01.jpg", "bounding_box_test/0000_c1s1_000003_01.jpg",
              "bounding_box_test/-1_c1s1_000004_01.jpg"]
     write_all(open_storage(str(tmp_path / "in")), {name: picture(i) for i, name in enumerate(names)})
-    location, manifest = run(tmp_path, "source.kind=market1501", f"source.path={tmp_path}/in")
+    location, manifest = run(tmp_path, "raw.kind=market1501", f"raw.path={tmp_path}/in")
     found = {row["key"]: (row["pid"], row["camid"], row["split"]) for row in read_rows(location).to_pylist()}
     assert found == {names[0]: (2, 1, "train"), names[1]: (3, 2, "query"), names[2]: (3, 4, "gallery"),
                      names[3]: (0, 1, "gallery")}
     assert manifest.splits == {"gallery": 2, "query": 1, "train": 1}
-    _, limited = run(tmp_path, "source.kind=market1501", f"source.path={tmp_path}/in", "limit=2", output="few")
+    _, limited = run(tmp_path, "raw.kind=market1501", f"raw.path={tmp_path}/in", "limit=2", output="few")
     assert limited.num_rows == 2
 
 
@@ -117,7 +117,7 @@ def test_msmt17(tmp_path, ray_session):
         files[listing] = f"{name} 0\n".encode()
         files[f"{folder}/{name}"] = picture(index)
     write_all(open_storage(str(tmp_path / "in")), files)
-    location, manifest = run(tmp_path, "source.kind=msmt17", f"source.path={tmp_path}/in")
+    location, manifest = run(tmp_path, "raw.kind=msmt17", f"raw.path={tmp_path}/in")
     assert manifest.splits == {"gallery": 1, "query": 1, "train": 2}
     assert sorted(read_rows(location, ["camid"])["camid"].to_pylist()) == [1, 2, 5, 6]
 
@@ -135,8 +135,8 @@ def test_luperson_lmdb(tmp_path, ray_session, with_key_list):
     if with_key_list:
         wanted = wanted[5:]
         (tmp_path / "in/keys.pkl").write_bytes(pickle.dumps([*wanted, "gone.jpg"]))
-    location, manifest = run(tmp_path, "source.kind=luperson_lmdb", f"source.path={tmp_path}/in",
-                             "source.unit_images=6")
+    location, manifest = run(tmp_path, "raw.kind=luperson_lmdb", f"raw.path={tmp_path}/in",
+                             "raw.unit_images=6")
     rows = read_rows(location, ["key", "image"])
     wanted.remove("0007.jpg")
     assert rows["key"].to_pylist() == wanted
@@ -149,8 +149,8 @@ def test_video_with_detections(tmp_path, ray_session):
     frames = write_video(tmp_path / "street.avi", 12)
     (tmp_path / "street.txt").write_text(
         "1,5,10,8,24,60,2.5,-1,-1,-1\n4,5,20,8,24,60,1.5\n4,5,20,8,24,60,1.5\n4,6,20,8,4,9,1.5\n12,-1,30,8,24,60,1\n")
-    location, manifest = run(tmp_path, "source.kind=video", f"source.path={tmp_path}/street.avi",
-                             f"source.detections={tmp_path}/street.txt", "source.image_format=png")
+    location, manifest = run(tmp_path, "raw.kind=video", f"raw.path={tmp_path}/street.avi",
+                             f"raw.detections={tmp_path}/street.txt", "raw.image_format=png")
     rows = read_rows(location, ["key", "image", "frame", "track", "score", "height", "width"]).to_pylist()
     assert [(row["frame"], row["track"], row["score"]) for row in rows] == [(1, 5, 2.5), (4, 5, 1.5), (12, -1, 1.0)]
     assert rows[0]["key"] == "street/0000001_track00005.png"
@@ -185,7 +185,7 @@ def test_tars_from_s3_to_s3(tmp_path, s3, ray_session):
         ("a.jpg", picture(1)), ("a.json", b'{"pid": 7, "camid": 2, "split": "query"}'), ("b.jpg", picture(2)),
         ("b.jpg", picture(3)), ("c.jpg", b"damaged"), ("readme.txt", b"")]))
     (root / "in/x/00001.tar").write_bytes(make_tar([("a.jpg", picture(4))]))
-    overrides = ["source.kind=webdataset", f"source.path={s3.uri}/in", f"output={s3.uri}/out", "storage=s3",
+    overrides = ["raw.kind=webdataset", f"raw.path={s3.uri}/in", f"output={s3.uri}/out", "storage=s3",
                  f"storage.endpoint_url={s3.endpoint_url}"]
     manifest = main(load_config(IngestConfig, "ingest", overrides))
     out = root / "out"
@@ -210,7 +210,7 @@ def make_tar(members: list[tuple[str, bytes]]) -> bytes:
 
 
 def test_synthetic_people(tmp_path, ray_session):
-    overrides = ["source.kind=synthetic", "source.synthetic.num_pretrain=24", "source.synthetic.image_size=[64,32]"]
+    overrides = ["raw.kind=synthetic", "raw.synthetic.num_pretrain=24", "raw.synthetic.image_size=[64,32]"]
     location, manifest = run(tmp_path, *overrides)
     rows = read_rows(location, ["key", "height", "width", "pid", "planted"]).to_pylist()
     assert len(rows) == 24 and {(row["height"], row["width"], row["pid"]) for row in rows} == {(64, 32, -1)}
@@ -221,7 +221,7 @@ def test_synthetic_people(tmp_path, ray_session):
 def test_shards_are_equal_every_time_and_about_the_size_asked_for(tmp_path, ray_session):
     images = {f"{index:03d}.png": picture(index, (110, 90), "PNG") for index in range(120)}  # 30 kB each
     write_all(open_storage(str(tmp_path / "in")), images)
-    overrides = [f"source.path={tmp_path}/in", "shard_mb=1", "row_group_rows=16", "source.unit_images=7"]
+    overrides = [f"raw.path={tmp_path}/in", "shard_mb=1", "row_group_rows=16", "raw.unit_images=7"]
     location, first = run(tmp_path, *overrides, output="one")
     _, second = run(tmp_path, *overrides, output="two")
     assert first == second and first.checksum == second.checksum
@@ -238,19 +238,19 @@ def test_shards_are_equal_every_time_and_about_the_size_asked_for(tmp_path, ray_
 
 def test_done_other_arguments_overwrite_and_leftovers(tmp_path, ray_session, capsys):
     write_all(open_storage(str(tmp_path / "in")), {f"{i}.jpg": picture(i) for i in range(5)})
-    arguments = [f"source.path={tmp_path}/in", "limit=3"]
+    arguments = [f"raw.path={tmp_path}/in", "limit=3"]
     location, manifest = run(tmp_path, *arguments)
     assert manifest.num_rows == 3
     capsys.readouterr()
     run(tmp_path, *arguments)
     assert "complete already" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"made with other arguments \(limit was 3, now 4\).*overwrite=true"):
-        run(tmp_path, f"source.path={tmp_path}/in", "limit=4")
+        run(tmp_path, f"raw.path={tmp_path}/in", "limit=4")
     # An attempt that died leaves shards but no manifest; the next one starts over and cleans them away.
     write_shard(location, read_rows(location, ["key", "image", "height", "width", "pid", "camid"]).slice(0, 1))
     (location / "manifest.json").delete()
     (location / "mine.txt").write_bytes(b"not ours")
-    run(tmp_path, f"source.path={tmp_path}/in", "limit=4")
+    run(tmp_path, f"raw.path={tmp_path}/in", "limit=4")
     _, replaced = run(tmp_path, *arguments, "overwrite=true")
     assert replaced == manifest
     left = {item.name for item in location.list()}
@@ -260,7 +260,7 @@ def test_done_other_arguments_overwrite_and_leftovers(tmp_path, ray_session, cap
 def test_nothing_usable_publishes_nothing(tmp_path, ray_session):
     write_all(open_storage(str(tmp_path / "in")), {"a.jpg": b"", "b.jpg": b"x"})
     with pytest.raises(UserError, match=r"none of the 2 images could be used \(a\.jpg: empty file"):
-        run(tmp_path, f"source.path={tmp_path}/in")
+        run(tmp_path, f"raw.path={tmp_path}/in")
     with pytest.raises(StorageError, match="no data set"):
         read_manifest(open_storage(str(tmp_path / "shards")))
 
@@ -285,18 +285,18 @@ def test_trouble_inside_a_task_is_one_clear_line(tmp_path, ray_session):
 
 
 @pytest.mark.parametrize(("overrides", "text"), [
-    (["source.path=/nowhere"], "/nowhere does not exist or holds no files"),
-    (["source.path="], "source.path is empty"),
+    (["raw.path=/nowhere"], "/nowhere does not exist or holds no files"),
+    (["raw.path="], "raw.path is empty"),
     (["output="], "output is empty"),
-    (["source.path={tmp}/text"], "no images below this folder"),
-    (["source.path={tmp}/text/a.txt"], "is a file"),
-    (["source.kind=market1501", "source.path={tmp}/text"], "not a Market-1501 layout"),
-    (["source.kind=luperson_lmdb", "source.path={tmp}/text"], "is no LMDB: expected data.mdb"),
-    (["source.kind=luperson_lmdb", "source.path=s3://bucket/x"], "LMDB cannot be read from object storage"),
-    (["source.kind=webdataset", "source.path={tmp}/text"], "holds no tar files"),
-    (["source.kind=video", "source.path={tmp}/text"], "source.detections is empty"),
-    (["source.kind=video", "source.path={tmp}/text", "source.detections=x"], "is no video and holds none"),
-    (["source.kind=video", "source.path={tmp}/text/a.txt", "source.detections={tmp}/text/a.txt"], "line 1"),
+    (["raw.path={tmp}/text"], "no images below this folder"),
+    (["raw.path={tmp}/text/a.txt"], "is a file"),
+    (["raw.kind=market1501", "raw.path={tmp}/text"], "not a Market-1501 layout"),
+    (["raw.kind=luperson_lmdb", "raw.path={tmp}/text"], "is no LMDB: expected data.mdb"),
+    (["raw.kind=luperson_lmdb", "raw.path=s3://bucket/x"], "LMDB cannot be read from object storage"),
+    (["raw.kind=webdataset", "raw.path={tmp}/text"], "holds no tar files"),
+    (["raw.kind=video", "raw.path={tmp}/text"], "raw.detections is empty"),
+    (["raw.kind=video", "raw.path={tmp}/text", "raw.detections=x"], "is no video and holds none"),
+    (["raw.kind=video", "raw.path={tmp}/text/a.txt", "raw.detections={tmp}/text/a.txt"], "line 1"),
 ])
 def test_wrong_sources_are_refused_in_plain_words(tmp_path, ray_session, overrides, text):
     (tmp_path / "text").mkdir()
@@ -306,10 +306,10 @@ def test_wrong_sources_are_refused_in_plain_words(tmp_path, ray_session, overrid
 
 
 @pytest.mark.parametrize(("override", "text"), [
-    ("source.kind=foldr", "kind must be one of folder, market1501"),
-    ("source.synthetic.num_pretrain=0", "num_pretrain must be at least 1"),
+    ("raw.kind=foldr", "kind must be one of folder, market1501"),
+    ("raw.synthetic.num_pretrain=0", "num_pretrain must be at least 1"),
     ("shard_mb=0", "shard_mb must be at least 1: got 0"),
-    ("source.crops.min_heigth=3", "no key 'source.crops.min_heigth'; did you mean source.crops.min_height"),
+    ("raw.crops.min_heigth=3", "no key 'raw.crops.min_heigth'; did you mean raw.crops.min_height"),
     ("limit=many", "limit"),
     ("max_pixels=0", r"max_pixels must be in \[1, 178956970\]: got 0"),
 ])
@@ -329,7 +329,7 @@ def test_wrong_settings(override, text):
 def test_further_labeled_sets(tmp_path, kind, names, camids, capsys):
     """Planned and read without Ray: their layouts only differ from Market-1501's in names."""
     write_all(open_storage(str(tmp_path)), {name: picture(index) for index, name in enumerate(names)})
-    config = SourceConfig(kind=kind, path=str(tmp_path), boxes="labeled")
+    config = RawConfig(kind=kind, path=str(tmp_path), boxes="labeled")
     source = open_source(config, StorageConfig())
     (unit,) = source.plan(limit=0).units
     found = {item.key: (item.image, item.camid, item.split) for item in source.read(unit)}
@@ -372,7 +372,7 @@ def test_a_key_list_that_runs_code_is_refused(tmp_path):
     with lmdb.open(str(tmp_path / "lmdb"), map_size=1 << 20):
         pass
     (tmp_path / "keys.pkl").write_bytes(pickle.dumps([Evil()]))
-    source = open_source(SourceConfig(kind="luperson_lmdb", path=str(tmp_path)), StorageConfig())
+    source = open_source(RawConfig(kind="luperson_lmdb", path=str(tmp_path)), StorageConfig())
     with pytest.raises(UserError, match=r"keys\.pkl.*exec"):
         source.plan(0)
 
@@ -380,7 +380,7 @@ def test_a_key_list_that_runs_code_is_refused(tmp_path):
 def test_a_cut_video_gives_the_frames_before_the_damage(tmp_path):
     write_video(tmp_path / "v.avi", 30)
     (tmp_path / "v.txt").write_text("".join(f"{frame},1,10,8,24,60,1\n" for frame in (1, 2, 30, 99)))
-    config = SourceConfig(kind="video", path=str(tmp_path), detections=str(tmp_path))
+    config = RawConfig(kind="video", path=str(tmp_path), detections=str(tmp_path))
     found = read_all(open_source(config, StorageConfig()))
     assert [bool(candidate.error) for candidate in found] == [False, False, False, True]
     assert found[3].key == "v/0000099_track00001.jpg" and "frame 30" in found[3].error
@@ -396,7 +396,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess:
 
 def test_command_line(tmp_path):
     write_all(open_storage(str(tmp_path / "in")), {"1.jpg": picture(1), "2.jpg": b"damaged"})
-    done = command(f"source.path={tmp_path}/in", f"output={tmp_path}/out", "runtime.num_cpus=2",
+    done = command(f"raw.path={tmp_path}/in", f"output={tmp_path}/out", "runtime.num_cpus=2",
                    "runtime.object_store_gib=0.2")
     assert done.returncode == 0, done.stderr
     assert "1 images (train 1) in 1 shard," in done.stdout and "1 rejected" in done.stdout

@@ -52,7 +52,7 @@ def features_of(model, location: Location, splits, share: float = 0.2):
 
 
 def score_config(data: Location, source, target, output, *overrides: str):
-    return load_config(score.ScoreConfig, "score", [f"data={data.uri}", f"source={source}", f"target={target}",
+    return load_config(score.ScoreConfig, "score", [f"data={data.uri}", f"source_proxy={source}", f"target_proxy={target}",
                                                     f"output={output}", *TINY, *overrides])
 
 
@@ -131,7 +131,7 @@ def junk_labeled(tmp_path_factory, tiny_labeled) -> Location:
 
 
 def test_evaluation(tmp_path, ray_session, junk_labeled, tiny_backbone, capsys):
-    arguments = [f"models=[{tiny_backbone}]", f"test_sets=[{junk_labeled.uri}]", f"output={tmp_path}", *TINY]
+    arguments = [f"checkpoints=[{tiny_backbone}]", f"test_sets=[{junk_labeled.uri}]", f"output={tmp_path}", *TINY]
     (row,) = evaluate.main(load_config(evaluate.EvaluateProgramConfig, "evaluate", [*arguments, LENIENT]))
     query, of_query = features_of(tiny_backbone, junk_labeled, ["query"])
     gallery, of_gallery = features_of(tiny_backbone, junk_labeled, ["gallery"])
@@ -147,7 +147,7 @@ def test_evaluation(tmp_path, ray_session, junk_labeled, tiny_backbone, capsys):
 def test_finetuning(tmp_path, ray_session, junk_labeled, tiny_backbone, capsys):
     """Without labels: the junk image is in no cluster and no batch, and the junk query and gallery images are in no ranking."""
     output = tmp_path / "usl"
-    summary = finetune.main(finetune_config(junk_labeled, output, "setting=usl", f"init={tiny_backbone}",
+    summary = finetune.main(finetune_config(junk_labeled, output, "setting=usl", f"checkpoint={tiny_backbone}",
                                             "unsupervised.epochs=1", "max_corrupt_share=0.15"))
     assert summary["corrupt_images"] == 4 and summary["gallery"] == 16 and len(summary["corrupt"]) == 4
     assert capsys.readouterr().out.count("set aside: image '") == 4

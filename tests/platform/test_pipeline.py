@@ -216,8 +216,8 @@ def test_a_target_without_a_test_split_is_refused_before_pre_training(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "expected"), [
-    ("source.path is empty", "target_set.path is empty"), ("(source.crops)", "(target_set.crops)"),
-    ("/my-source.path/x holds nothing", "target_set: /my-source.path/x holds nothing"),
+    ("raw.path is empty", "target_set.path is empty"), ("(raw.crops)", "(target_set.crops)"),
+    ("/my-raw.path/x holds nothing", "target_set: /my-raw.path/x holds nothing"),
     ("/open/source.path does not exist", "target_set: /open/source.path does not exist"),
     ("source.txt is torn", "target_set: source.txt is torn")])
 def test_errors_of_the_readers_name_the_set(text, expected):

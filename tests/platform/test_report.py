@@ -15,7 +15,7 @@ from PIL import Image
 
 from platform.engine.config.compose import load_config
 from platform.engine.errors import UserError
-from platform.engine.ingest.sources import SourceConfig
+from platform.engine.ingest.sources import RawConfig
 from platform.engine.report import charts, pictures, tables
 from platform.engine.report.contents import read_folder
 from platform.engine.runs.run_folder import open_run
@@ -348,7 +348,7 @@ def test_a_doubtful_run_is_named(tmp_path: Path) -> None:
 
 def test_pseudo_identities_of_a_pipeline_without_a_target_set(tmp_path: Path) -> None:
     """Clusters of 3, 2 and 1 images, the largest first; the set with scores, selection and fine-tuning is not missed."""
-    given = PipelineConfig(settings=[], pretrain_set=SourceConfig(kind="synthetic"))
+    given = PipelineConfig(settings=[], pretrain_set=RawConfig(kind="synthetic"))
     open_run("pipeline", str(tmp_path), given, StorageConfig())
     data = tmp_path / "data" / "pretrain"
     write_data(data, "pretrain")

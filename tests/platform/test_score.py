@@ -25,7 +25,7 @@ from tests.tiny import IMAGENET, TINY_VIT
 
 
 def config_of(data, source, target, output, *overrides: str) -> ScoreConfig:
-    return load_config(ScoreConfig, "score", [f"data={data.uri}", f"source={source}", f"target={target}", f"output={output}",
+    return load_config(ScoreConfig, "score", [f"data={data.uri}", f"source_proxy={source}", f"target_proxy={target}", f"output={output}",
                                               "pool.actors=1", "pool.batch=32", *overrides])
 
 
@@ -147,9 +147,9 @@ def test_wrong_inputs_are_said_and_bind_nothing(tmp_path, tiny_shards, tiny_back
 
 
 @pytest.mark.parametrize(("change", "said"), [
-    ({"width": 48, "heads": 3}, r"width is 32 in source=.*backbone.* and 48 in target=.*other"),
-    ({"image_size": (96, 32)}, r"image_size is \(64, 32\) in source=.* and \(96, 32\) in target="),
-    ({"depth": 3}, r"depth is 2 in source=.* and 3 in target="),
+    ({"width": 48, "heads": 3}, r"width is 32 in source_proxy=.*backbone.* and 48 in target_proxy=.*other"),
+    ({"image_size": (96, 32)}, r"image_size is \(64, 32\) in source_proxy=.* and \(96, 32\) in target_proxy="),
+    ({"depth": 3}, r"depth is 2 in source_proxy=.* and 3 in target_proxy="),
 ])
 def test_proxies_of_two_models_are_refused_before_any_work(tmp_path, tiny_shards, tiny_backbone, change, said):
     (tmp_path / "other").mkdir()

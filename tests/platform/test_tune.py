@@ -15,7 +15,7 @@ from tests.tiny import FINETUNE
 
 
 def config_of(target, init, output, *overrides: str) -> TuneConfig:
-    common = [f"finetune.{override}" for override in [f"target={target}", f"init={init}", *FINETUNE]]
+    common = [f"finetune.{override}" for override in [f"target_set={target}", f"checkpoint={init}", *FINETUNE]]
     return load_config(TuneConfig, "tune", [f"output={output}", *common, "finetune.unsupervised.epochs=1",
                                             "finetune.unsupervised.iterations=2", *overrides])
 
@@ -102,7 +102,7 @@ def test_a_space_that_is_too_large_is_counted_not_made(tmp_path):
 def test_folders_have_names_that_file_systems_take(tmp_path):
     point = {"init": f"s3://bucket/{'x' * 300}", "augment.image_size": [64, 32], "neck": "a:b*c"}
     name = name_of(point)
-    assert len(name) <= 120 and "/" not in name and name.startswith("init=s3_bucket_xxx")
+    assert len(name) <= 120 and "/" not in name and name.startswith("checkpoint=s3_bucket_xxx")
     assert name_of({"a.eps": 0.4, "k1": 20}) == "eps=0.4-k1=20"
 
 
@@ -137,7 +137,7 @@ def test_wrong_paths_are_refused_before_anything_runs(tmp_path, tiny_labeled, ti
     with pytest.raises(UserError, match=r"there is no data set at .*empty"):
         main(config_of(tmp_path / "empty", tiny_backbone, tmp_path / "sweep"))
     with pytest.raises(UserError, match=r"there is no model at .*nowhere"):
-        main(config_of(tiny_labeled.uri, tiny_backbone, tmp_path / "sweep", f"+space.init=[{tiny_backbone},{tmp_path}/nowhere]"))
+        main(config_of(tiny_labeled.uri, tiny_backbone, tmp_path / "sweep", f"+space.checkpoint=[{tiny_backbone},{tmp_path}/nowhere]"))
     assert not (tmp_path / "sweep").exists()
 
 

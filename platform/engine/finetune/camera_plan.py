@@ -46,22 +46,22 @@ def plan_cameras(config: FinetuneConfig, init: LoadedModel | None) -> CameraPlan
     wanted, has = config.model.num_cameras, init.backbone.config.num_cameras if init else 0
     if not wanted and not has:
         return None
-    sets = [config.source, config.target] if config.setting == "uda" else [config.target]
+    sets = [config.source_set, config.target_set] if config.setting == "uda" else [config.target_set]
     found = {uri: cameras_of(open_storage(uri, config.storage), ["train"]) for uri in sets}
     if not wanted:
         assert init is not None
         total = sum(map(len, found.values()))
         new = f"model.num_cameras={total} starts new ones for the {total} cameras of the training images"
         if config.setting == "uda":
-            raise UserError(f"{config.init} has embeddings of {has} cameras, which cannot be those of two data sets "
+            raise UserError(f"{config.checkpoint} has embeddings of {has} cameras, which cannot be those of two data sets "
                             f"(setting=uda): {new}")
-        unknown = set(found[config.target]) - set(init.cameras or ())
+        unknown = set(found[config.target_set]) - set(init.cameras or ())
         if init.cameras is None or unknown:
             knows = "does not say of which" if init.cameras is None else f"of {list(init.cameras)}"
-            raise UserError(f"{config.init} has embeddings of {has} cameras and {knows}, {config.target} has cameras "
-                            f"{found[config.target]}: {new}"
+            raise UserError(f"{config.checkpoint} has embeddings of {has} cameras and {knows}, {config.target_set} has cameras "
+                            f"{found[config.target_set]}: {new}"
                             + ("" if init.cameras else "; load.cameras=[...] says which they are"))
-        plan = CameraPlan({config.target: init.cameras}, init.cameras, fresh=False)
+        plan = CameraPlan({config.target_set: init.cameras}, init.cameras, fresh=False)
     else:
         if wanted != sum(map(len, found.values())):
             shown = "; ".join(f"{uri}: {len(cameras)} ({', '.join(map(str, cameras))})" for uri, cameras in found.items())
@@ -70,7 +70,7 @@ def plan_cameras(config: FinetuneConfig, init: LoadedModel | None) -> CameraPlan
         tables: dict[str, Table] = {}
         for uri in sets:
             tables[uri] = [camera if each == uri else None for each in sets for camera in found[each]]
-        plan = CameraPlan(tables, tables[config.target], fresh=True)
-    location = open_storage(config.target, config.storage)
+        plan = CameraPlan(tables, tables[config.target_set], fresh=True)
+    location = open_storage(config.target_set, config.storage)
     rows_of(np.array(cameras_of(location, ["query", "gallery"])), plan.target, f"{location.uri} (split query, gallery)")
     return plan

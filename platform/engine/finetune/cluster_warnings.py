@@ -9,7 +9,7 @@ LARGEST_CLUSTER = 0.8
 """Share of the clustered images in one cluster, above which there is a warning."""
 NEAR_CHANCE = 0.05
 """Adjusted Rand index with the identities, below which there is a warning; 0 is chance, 1 the same groups."""
-ADVICE = "another unsupervised.cluster.eps or a better init may help"
+ADVICE = "another unsupervised.cluster.eps or a better checkpoint may help"
 
 
 def cluster_warnings(row: Mapping[str, Any], images: int) -> list[str]:

@@ -71,7 +71,7 @@ class PhaseTrainer:
     setting: str
     seed: int
     augment: ReidAugmentConfig
-    deepspeed: zero.DeepSpeedConfig
+    engine: zero.EngineSettings
     evaluate_every: int
     store: CheckpointStore
     tracker: Tracker | None
@@ -86,7 +86,7 @@ class PhaseTrainer:
         batch, world = phase.config.batch, dist.get_world_size()
         check_size(world, batch.micro_batches)
         trained = Trained(model, phase, number, draw_by_step(model), StepBatchNorm(model), ReidAugment(self.augment),
-                          zero.build_engine(model, finetuning_optimizer(phase.config, model), self.deepspeed,
+                          zero.build_engine(model, finetuning_optimizer(phase.config, model), self.engine,
                                             micro_batch=-(-batch.images // batch.micro_batches),
                                             accumulation=batch.micro_batches // world))
         first = 0
@@ -129,7 +129,7 @@ class PhaseTrainer:
                   for piece in pieces[rank :: dist.get_world_size()]]
         features, statistics = StepFeatures(pieces), StepMeans[str]()
         if len(inputs) > 1:
-            with torch.no_grad(), zero.autocast(self.deepspeed):
+            with torch.no_grad(), zero.autocast(self.engine):
                 features.gather([trained.backbone(seed, piece, len(positions), given) for piece, given in inputs])
             trained.norms.micro_batch_done()  # the pass with gradients leaves the same statistics
         for piece, given in inputs:
@@ -138,7 +138,7 @@ class PhaseTrainer:
             loss, terms = phase.loss(output, labels)
             check_finite(loss, terms, f"{where} on rank {rank}", advice)
             engine.backward(loss)
-            zero.step(engine, self.deepspeed, where, advice)
+            zero.step(engine, self.engine, where, advice)
             statistics.add(trained.norms.micro_batch_done())
             means.add({"loss": loss} | terms)
         trained.norms.commit(statistics.reduce())

@@ -30,15 +30,15 @@ def initial_model(config: FinetuneConfig, init: LoadedModel | None, plan: Camera
 
 def load_init(config: FinetuneConfig) -> LoadedModel | None:
     """The model of `init`; None without one."""
-    if not config.init:
+    if not config.checkpoint:
         return None
-    return load_model(config.init, config.storage, config.load, image_size=config.augment.image_size,
-                      **config.changes.as_dict())
+    return load_model(config.checkpoint, config.storage, config.load, image_size=config.augment.image_size,
+                      **config.overrides.as_dict())
 
 
 def record_of(init: LoadedModel | None, plan: CameraPlan | None) -> dict[str, Any]:
     """What results say of init's file and of the cameras."""
-    return {"checkpoint": init.about.as_dict() if init else None, "cameras": list(plan.target) if plan else None}
+    return {"loaded": init.about.as_dict() if init else None, "cameras": list(plan.target) if plan else None}
 
 
 def model_for(phase: Phase, before: ReidModel) -> ReidModel:
@@ -55,10 +55,10 @@ def phases_of(config: FinetuneConfig, backbone: Vit, plan: CameraPlan | None = N
     """Supervised, unsupervised, or one after the other."""
     phases: list[Phase] = []
     if config.setting != "usl":
-        labeled = config.source if config.setting == "uda" else config.target
+        labeled = config.source_set if config.setting == "uda" else config.target_set
         phases.append(Supervised(config.supervised, image_set(config, labeled, "train", backbone, plan), config.seed))
     if config.setting != "supervised":
-        images = image_set(config, config.target, "train", backbone, plan)
+        images = image_set(config, config.target_set, "train", backbone, plan)
         phases.append(Unsupervised(config.unsupervised, images, config.seed))
     return phases
 

@@ -30,7 +30,7 @@ from reidssl.models.weights import (
 )
 
 BACKBONE, REID = "backbone.safetensors", "model.safetensors"
-ORIGIN = ("setting", "init", "source", "target", "data", "selection", "samples_seen")
+ORIGIN = ("setting", "checkpoint", "source_set", "target_set", "data", "selection", "samples_seen")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class LoadedModel:
 
     @property
     def origin(self) -> dict[str, str]:
-        """What the file says of how the model was made: setting, init, source, target, data, selection."""
+        """What the file says of how the model was made: setting, checkpoint, source_set, target_set, data, selection."""
         return {name: self.metadata[name] for name in ORIGIN if self.metadata.get(name)}
 
     @property

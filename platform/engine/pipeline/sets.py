@@ -7,7 +7,7 @@ from dataclasses import fields
 
 from platform.engine.data.shards import MANIFEST
 from platform.engine.errors import UserError
-from platform.engine.ingest.sources import SourceConfig, open_source
+from platform.engine.ingest.sources import RawConfig, open_source
 from platform.engine.schemas.pipeline_settings import PipelineConfig
 from platform.engine.storage.location import open_storage
 
@@ -41,7 +41,7 @@ def check_sets(config: PipelineConfig) -> None:
 
 def check_set(config: PipelineConfig, part: str) -> None:
     """Raises UserError if what a set is to be read from is not named or not there."""
-    chosen: SourceConfig = getattr(config, f"{part}_set")
+    chosen: RawConfig = getattr(config, f"{part}_set")
     with of_set(part):
         open_source(chosen, config.storage)
     for key in ("path", "detections"):
@@ -52,12 +52,12 @@ def check_set(config: PipelineConfig, part: str) -> None:
 
 @contextmanager
 def of_set(part: str) -> Iterator[None]:
-    """What the readers say about `source`, platform.ingest's key, is said about the pipeline's key of that set."""
+    """What the readers say about `raw`, platform.ingest's key, is said about the pipeline's key of that set."""
     try:
         yield
     except UserError as error:
-        keys = "|".join(item.name for item in fields(SourceConfig))
-        text = re.sub(rf"(?<![\w/.-])source\.(?=({keys})\b)", f"{part}_set.", str(error))  # a key, not a part of a path
+        keys = "|".join(item.name for item in fields(RawConfig))
+        text = re.sub(rf"(?<![\w/.-])raw\.(?=({keys})\b)", f"{part}_set.", str(error))  # a key, not a part of a path
         error.args = (text if f"{part}_set." in text else f"{part}_set: {text}",)
         raise
 

@@ -24,7 +24,7 @@ from reidssl.seeding import mix
 
 ADVICE = ("The newest checkpoint is from before: run with another output and checkpoint.resume_from=<this output> to go on from "
           "it (or from an earlier one, checkpoint.resume_position=<samples>) with a lower optimizer.learning_rate or "
-          "deepspeed.clip, or with deepspeed.precision=fp32")
+          "clip.norm, or with precision=fp32")
 
 
 class Learner:
@@ -32,17 +32,17 @@ class Learner:
 
     def __init__(self, config: PretrainConfig, place: Place, resume_point: ResumePoint) -> None:
         self.config, self.place = config, place
-        self.objective = build_objective(config.model, config.objective, config.stream.seed).to(device())
-        self.objective.bf16_teacher = precision(config.deepspeed.precision) == "bf16"
+        self.objective = build_objective(config.model, config.objective, config.seed).to(device())
+        self.objective.bf16_teacher = precision(config.precision) == "bf16"
         self.objective.train()
         self.norms = StepBatchNorm(self.objective)
         if config.deepspeed.zero_stage < 3 and wants_compiling(config.compile, device()):
             keep_compiled_code()
             self.objective.compile_backbones()
         optimizer = pretraining_optimizer(config.optimizer, self.objective.student.named_parameters(), self.objective.freezable)
-        self.engine = zero.build_engine(self.objective.student, optimizer, config.deepspeed,
+        self.engine = zero.build_engine(self.objective.student, optimizer, config.engine,
                                         micro_batch=config.stream.micro_batch, accumulation=place.own_micro_batches)
-        self.finite = Finite(self.engine, config.deepspeed, place.rank, ADVICE)
+        self.finite = Finite(self.engine, config.engine, place.rank, ADVICE)
         self.schedules = Schedules(config.optimizer, config.objective.teacher_momentum, place.batch,
                                    place.plan.samples_per_epoch, place.total)
         self.corrupt = CorruptSamples(config.stream.max_corrupt_share, place.plan.samples_per_epoch,
@@ -74,7 +74,7 @@ class Step:
         learner, place = self.learner, self.learner.place
         progress = place.progress(self.index)
         # drop path: a function of the micro-batch, not of the worker that computes it
-        torch.manual_seed(mix(learner.config.stream.seed, place.seen, progress.micro_batch))
+        torch.manual_seed(mix(learner.config.seed, place.seen, progress.micro_batch))
         output = learner.objective(learner.engine, list(crops), progress)
         learner.engine.backward(learner.finite.loss(output.loss, output.terms, place.step + 1))
         learner.finite.step(place.step + 1)

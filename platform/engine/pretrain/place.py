@@ -28,7 +28,7 @@ def plan_of(config: PretrainConfig) -> tuple[StreamPlan, int]:
     if total == 0:
         raise UserError(f"{wanted} samples are fewer than one global batch of {config.stream.global_batch}: train longer, "
                         "ingest more images, or lower stream.micro_batch or stream.micro_batches_per_step")
-    plan = StreamPlan(tuple(units), config.stream.seed, config.stream.window_row_groups, math.ceil(total / images))
+    plan = StreamPlan(tuple(units), config.seed, config.stream.window_row_groups, math.ceil(total / images))
     return plan, total
 
 

@@ -55,7 +55,7 @@ class RunMember:
             return init
         if self.name.startswith("trials/"):
             return self.short_name
-        return str(self.setting_of("init") or "random").rstrip("/").rpartition("/")[2]
+        return str(self.setting_of("checkpoint") or "random").rstrip("/").rpartition("/")[2]
 
     def setting_of(self, *keys: str) -> Any:
         """A value of the configuration, None where it has no such key: folders of older versions are read, too."""
@@ -171,7 +171,7 @@ def _find_data(found: RunFolder, names: list[str], storage: StorageConfig) -> No
         elif one.program in ("score", "select", "cluster"):
             named = {"pretrain": one.setting_of("data")}
         elif one.program == "finetune":
-            named = {"target": one.setting_of("target"), "source": one.setting_of("source")}
+            named = {"target": one.setting_of("target_set"), "source": one.setting_of("source_set")}
         else:
             continue
         for role, uri in named.items():

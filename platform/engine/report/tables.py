@@ -140,7 +140,7 @@ def provenance_rows(folder: RunFolder, hashes: dict[str, str]) -> list[dict[str,
             continue
         summary = one.summary or {}
         size = summary.get("image_size") or one.setting_of("model", "image_size") or []
-        seed = one.setting_of("stream", "seed") if one.program == "pretrain" else one.setting_of("seed")
+        seed = one.setting_of("seed")
         rows.append({
             "run": one.name, "seed": "" if seed is None else str(seed), "image_size": " × ".join(map(str, size)),
             "neck": {"before": "before the neck", "after": "after the neck"}.get(str(summary.get("neck", "")), ""),
@@ -157,7 +157,7 @@ def _data_version(folder: RunFolder, member: RunMember) -> str:
     if recorded:
         return str(recorded)[:12]
     role, uri = ("pretrain", member.setting_of("data", "uri")) if member.program == "pretrain" \
-        else ("target", member.setting_of("target"))
+        else ("target", member.setting_of("target_set"))
     data = folder.data.get(role)
     named = [part for part in str(uri or "").split("/") if part][-2:]
     if data is None or named != [part for part in data.location.uri.split("/") if part][-2:]:

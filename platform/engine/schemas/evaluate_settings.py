@@ -15,7 +15,7 @@ from reidssl.models.given import LoadConfig
 class EvaluateProgramConfig:
     """Which models, on which test sets."""
 
-    models: list[InputPath] = field(default_factory=list)
+    checkpoints: list[InputPath] = field(default_factory=list)
     """Run folders or checkpoint files."""
     test_sets: list[InputPath] = field(default_factory=lambda: ["runs/demo/data/target"])
     """Shards with splits query and gallery."""
@@ -33,6 +33,6 @@ class EvaluateProgramConfig:
         height_and_width_or_empty(image_size=self.image_size)
 
     @property
-    def changes(self) -> dict[str, Any]:
+    def overrides(self) -> dict[str, Any]:
         """To the configuration of the backbones."""
         return {"image_size": tuple(self.image_size)} if self.image_size else {}

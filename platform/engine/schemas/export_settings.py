@@ -13,7 +13,7 @@ FORMATS = ("safetensors", "timm", "onnx", "released")
 class ExportConfig:
     """What to export, where to, and as what."""
 
-    input: InputPath = ""
+    checkpoint: InputPath = ""
     """Run folder or checkpoint file."""
     output: OutputPath = ""
     """Folder of the exported model, local or s3://."""

@@ -7,11 +7,12 @@ from platform.engine.runs.metrics import TrackingConfig
 from platform.engine.schemas.phases_settings import BackboneOverrides, SupervisedConfig, UnsupervisedConfig
 from platform.engine.schemas.retrieval_settings import EvaluateConfig
 from platform.engine.schemas.runtime_settings import RuntimeConfig
-from platform.engine.schemas.training_settings import DeepSpeedConfig
+from platform.engine.schemas.training_settings import ClipConfig, DeepSpeedConfig, EngineSettings
 from platform.engine.storage.location import StorageConfig
 from platform.engine.train.scaling import ScalingConfig
 from reidssl.augment.augment_config import ReidAugmentConfig
 from reidssl.checks import at_least, one_of, within
+from reidssl.choices import PRECISIONS
 from reidssl.models.given import LoadConfig
 from reidssl.models.model_config import VitConfig
 
@@ -26,11 +27,11 @@ class FinetuneConfig:
     """Run folder, local or s3://."""
     setting: str = "supervised"
     """supervised, uda or usl."""
-    init: InputPath = ""
+    checkpoint: InputPath = ""
     """Pre-training run or checkpoint file to start from; empty: random weights."""
-    source: InputPath = ""
+    source_set: InputPath = ""
     """Labeled shards of the source set (uda only)."""
-    target: InputPath = "runs/demo/data/target"
+    target_set: InputPath = "runs/demo/data/target"
     """Shards of the target set with splits train, query and gallery."""
     seed: int = 0
     """Seed of batches, augmentation, drop path and new layers."""
@@ -40,16 +41,20 @@ class FinetuneConfig:
     evaluate_every: int = 0
     """Also evaluate every so many epochs; 0: at the end only."""
     model: VitConfig = field(default_factory=VitConfig)
-    """Backbone for random weights. With init its own configuration counts, but for the image size (augment.image_size),
-    `changes`, and num_cameras: above 0 (as many as the training images come from), new camera embeddings are learned."""
+    """Backbone for random weights. With a checkpoint its own configuration counts, but for the image size (augment.image_size),
+    `overrides`, and num_cameras: above 0 (as many as the training images come from), new camera embeddings are learned."""
     load: LoadConfig = field(default_factory=LoadConfig)
-    """Of init; its mean, std and neck are not used here."""
-    changes: BackboneOverrides = field(default_factory=BackboneOverrides)
+    """Of checkpoint; its mean, std and neck are not used here."""
+    overrides: BackboneOverrides = field(default_factory=BackboneOverrides)
     supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
     unsupervised: UnsupervisedConfig = field(default_factory=UnsupervisedConfig)
     augment: ReidAugmentConfig = field(default_factory=ReidAugmentConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    deepspeed: DeepSpeedConfig = field(default_factory=lambda: DeepSpeedConfig(clip=0.0))
+    precision: str = "auto"
+    """fp32; bf16: the model computes in bf16 by autocast, while weights, moments and losses stay fp32; or auto: bf16 on GPUs, fp32
+    on CPUs."""
+    clip: ClipConfig = field(default_factory=lambda: ClipConfig(norm=0.0))
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
@@ -58,11 +63,12 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         one_of(SETTINGS, setting=self.setting)
         within("[0, 1]", max_corrupt_share=self.max_corrupt_share)
+        one_of(PRECISIONS, precision=self.precision)
         at_least(0, seed=self.seed)
         at_least(0, "(end only)", evaluate_every=self.evaluate_every)
-        if self.setting == "uda" and not self.source:
-            raise ValueError("source must name the labeled source set for setting=uda: got ''")
-        if not self.init and tuple(self.augment.image_size) != tuple(self.model.image_size):
+        if self.setting == "uda" and not self.source_set:
+            raise ValueError("source_set must name the labeled source set for setting=uda: got ''")
+        if not self.checkpoint and tuple(self.augment.image_size) != tuple(self.model.image_size):
             raise ValueError(f"augment.image_size must equal model.image_size {tuple(self.model.image_size)}: "
                              f"got {tuple(self.augment.image_size)}")
         if self.deepspeed.zero_stage == 3:
@@ -71,11 +77,15 @@ class FinetuneConfig:
         if self.evaluate.tasks:
             raise ValueError("evaluate.tasks must be 0 in fine-tuning, whose workers rank by themselves: "
                              f"got {self.evaluate.tasks}")
-        if not self.init and self.changes.as_dict():
-            raise ValueError(f"changes are made to the backbone of init, which is empty: set {', '.join(self.changes.as_dict())} "
+        if not self.checkpoint and self.overrides.as_dict():
+            raise ValueError(f"overrides are made to the backbone of checkpoint, which is empty: set {', '.join(self.overrides.as_dict())} "
                              "of model instead")
         for name, own in (("mean", "augment.mean"), ("std", "augment.std"), ("neck", "supervised.neck or unsupervised.neck")):
             if getattr(self.load, name):
                 raise ValueError(f"load.{name} must be empty in fine-tuning, which has its own: set {own}")
-        if not self.init and self.load.as_dict():
-            raise ValueError(f"load says what the file of init does not, and init is empty: got {self.load.as_dict()}")
+        if not self.checkpoint and self.load.as_dict():
+            raise ValueError(f"load says what the file of checkpoint does not, and checkpoint is empty: got {self.load.as_dict()}")
+
+    @property
+    def engine(self) -> EngineSettings:
+        return EngineSettings(zero_stage=self.deepspeed.zero_stage, precision=self.precision, clip=self.clip)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from platform.engine.config.paths import OutputPath
-from platform.engine.ingest.sources import SourceConfig
+from platform.engine.ingest.sources import RawConfig
 from platform.engine.schemas.runtime_settings import RuntimeConfig
 from platform.engine.storage.location import StorageConfig
 from reidssl.checks import at_least, within
@@ -12,9 +12,9 @@ from reidssl.data.decode import LARGEST_MAX_PIXELS, MAX_PIXELS
 
 @dataclass(kw_only=True)
 class IngestConfig:
-    """A source, an output and the shape of the shards."""
+    """Raw images, an output and the shape of the shards."""
 
-    source: SourceConfig = field(default_factory=SourceConfig)
+    raw: RawConfig = field(default_factory=RawConfig)
     output: OutputPath = ""
     """Folder or s3:// prefix of the shards."""
     shard_mb: int = 64

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from platform.engine.config.paths import OutputPath
-from platform.engine.ingest.sources import SourceConfig
+from platform.engine.ingest.sources import RawConfig
 from platform.engine.schemas.finetune_settings import SETTINGS
 from platform.engine.schemas.phases_settings import SupervisedConfig, UnsupervisedConfig
 from platform.engine.schemas.pretrain_settings import DataConfig, PretrainConfig
@@ -58,12 +58,14 @@ class PipelineConfig:
 
     output: OutputPath = "runs/pipeline"
     """Folder of everything."""
-    pretrain_set: SourceConfig = field(default_factory=lambda: SourceConfig(part="pretrain"))
+    pretrain_set: RawConfig = field(default_factory=lambda: RawConfig(part="pretrain"))
     """The unlabeled images to pre-train on; required."""
-    source_set: SourceConfig = field(default_factory=lambda: SourceConfig(part="source"))
+    source_set: RawConfig = field(default_factory=lambda: RawConfig(part="source"))
     """The labeled set that UDA starts from; required for it alone."""
-    target_set: SourceConfig = field(default_factory=lambda: SourceConfig(part="target"))
+    target_set: RawConfig = field(default_factory=lambda: RawConfig(part="target"))
     """The target set with identities in train, query and gallery; required unless settings=[]."""
+    seed: int = 0
+    """Of all stages, but for the drawing of synthetic people."""
     row_group_rows: int = 256
     """Images in a row group of the shards."""
     settings: list[str] = field(default_factory=lambda: list(SETTINGS))
@@ -77,5 +79,6 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         at_least(1, row_group_rows=self.row_group_rows)
+        at_least(0, seed=self.seed)
         if set(self.settings) - set(SETTINGS):
             raise ValueError(f"settings must be some of {', '.join(SETTINGS)}: got {list(self.settings)}")

@@ -5,13 +5,20 @@ from dataclasses import dataclass, field
 from platform.engine.config.paths import InputPath, OutputPath
 from platform.engine.runs.metrics import TrackingConfig
 from platform.engine.schemas.runtime_settings import RuntimeConfig
-from platform.engine.schemas.training_settings import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, ProbeConfig
+from platform.engine.schemas.training_settings import (
+    CheckpointConfig,
+    ClipConfig,
+    DeepSpeedConfig,
+    EngineSettings,
+    OptimizerConfig,
+    ProbeConfig,
+)
 from platform.engine.storage.location import StorageConfig
 from platform.engine.stream.order import StreamConfig
 from platform.engine.train.scaling import ScalingConfig
 from reidssl.augment.augment_config import MultiCropConfig
 from reidssl.checks import at_least, one_of, positive
-from reidssl.choices import COMPILE_CHOICES
+from reidssl.choices import COMPILE_CHOICES, PRECISIONS
 from reidssl.models.model_config import VitConfig
 from reidssl.objectives.objective_config import ObjectiveConfig
 
@@ -46,6 +53,8 @@ class PretrainConfig:
 
     output: OutputPath = "runs/pretrain"
     """Run folder, local or s3://."""
+    seed: int = 0
+    """Seed of first weights, order of the images and augmentation."""
     data: DataConfig = field(default_factory=DataConfig)
     length: LengthConfig = field(default_factory=LengthConfig)
     model: VitConfig = field(default_factory=VitConfig)
@@ -53,6 +62,10 @@ class PretrainConfig:
     augment: MultiCropConfig = field(default_factory=MultiCropConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
+    precision: str = "auto"
+    """fp32; bf16: student and teacher compute in bf16 by autocast, while weights, moments, losses, the center and the moving
+    average stay fp32; or auto: bf16 on GPUs, fp32 on CPUs."""
+    clip: ClipConfig = field(default_factory=ClipConfig)
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
@@ -65,6 +78,11 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         one_of(COMPILE_CHOICES, compile=self.compile)
+        one_of(PRECISIONS, precision=self.precision)
+        at_least(0, seed=self.seed)
+        if self.clip.per_tensor and self.deepspeed.zero_stage != 0:
+            raise ValueError("clip.per_tensor needs deepspeed.zero_stage=0, where every worker holds whole gradients: "
+                             f"got zero_stage={self.deepspeed.zero_stage}")
         if self.compile == "on" and self.deepspeed.zero_stage == 3:
             raise ValueError("compile=on needs whole parameters: use deepspeed.zero_stage=0, 1 or 2, or compile=auto")
         if self.model.num_cameras:
@@ -76,3 +94,7 @@ class PretrainConfig:
         if self.optimizer.name == "lars" and self.deepspeed.zero_stage != 0:
             raise ValueError("optimizer.name=lars needs deepspeed.zero_stage=0, where every tensor is whole: "
                              f"got zero_stage={self.deepspeed.zero_stage}")
+
+    @property
+    def engine(self) -> EngineSettings:
+        return EngineSettings(zero_stage=self.deepspeed.zero_stage, precision=self.precision, clip=self.clip)

@@ -18,9 +18,9 @@ class ScoreConfig:
 
     output: OutputPath = "runs/scores"
     """Folder of the scores."""
-    source: InputPath = ""
+    source_proxy: InputPath = ""
     """Source proxy: the run folder of platform.pretrain, or a .safetensors file."""
-    target: InputPath = ""
+    target_proxy: InputPath = ""
     """Target proxy: the run folder of platform.finetune, started from the source proxy."""
     measure: str = "cosine"
     """How little was forgotten: cosine or neighborhood."""

@@ -1,10 +1,10 @@
 """Settings of the training engine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from platform.engine.config.paths import InputPath
 from reidssl.checks import at_least, one_of, within
-from reidssl.choices import OPTIMIZERS, PRECISIONS
+from reidssl.choices import OPTIMIZERS
 
 
 @dataclass(kw_only=True)
@@ -38,26 +38,37 @@ class OptimizerConfig:
 
 @dataclass(kw_only=True)
 class DeepSpeedConfig:
-    """How the optimizer's state is partitioned and in which precision the model computes."""
+    """How the optimizer's state is partitioned."""
 
     zero_stage: int = 1
     """0: replicated; 1: optimizer states partitioned; 2: gradients too; 3: parameters too. One worker alone has nobody to
     share with and runs as with 0."""
-    precision: str = "auto"
-    """fp32; bf16: student and teacher compute in bf16 by autocast, while weights, moments, losses, the center and the moving
-    average stay fp32; or auto: bf16 on GPUs, fp32 on CPUs."""
-    clip: float = 3.0
-    """Largest gradient norm; 0 switches clipping off."""
-    clip_per_tensor: bool = False
-    """Clip every parameter tensor on its own, as the released pre-training does; only ZeRO stage 0."""
 
     def __post_init__(self) -> None:
         one_of((0, 1, 2, 3), zero_stage=self.zero_stage)
-        one_of(PRECISIONS, precision=self.precision)
-        at_least(0, "(off)", clip=self.clip)
-        if self.clip_per_tensor and self.zero_stage != 0:
-            raise ValueError("clip_per_tensor needs zero_stage=0, where every worker holds whole gradients; "
-                             f"got zero_stage={self.zero_stage}. Use zero_stage=0 or clip_per_tensor=false")
+
+
+@dataclass(kw_only=True)
+class ClipConfig:
+    """How far a gradient may go."""
+
+    norm: float = 3.0
+    """Largest gradient norm; 0 switches clipping off."""
+    per_tensor: bool = False
+    """Clip every parameter tensor on its own, as the released pre-training does; only deepspeed.zero_stage=0."""
+
+    def __post_init__(self) -> None:
+        at_least(0, "(off)", norm=self.norm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """What the engine around the model is told: the parts of a program's settings that are about its steps."""
+
+    zero_stage: int
+    precision: str = "auto"
+    clip: ClipConfig = field(default_factory=ClipConfig)
+
 
 
 @dataclass(kw_only=True)

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from platform.engine.errors import UserError
 from platform.engine.runtime import device as devices
-from platform.engine.schemas.training_settings import DeepSpeedConfig
+from platform.engine.schemas.training_settings import EngineSettings
 from platform.engine.zero.partitions import is_partitioned, partitions
 from reidssl.optim import clip_global_, clip_per_tensor_
 
 
-def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: DeepSpeedConfig, *,
+def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: EngineSettings, *,
                  micro_batch: int, accumulation: int) -> Any:
     """DeepSpeed engine around `model`; each of `accumulation` backward passes counts 1 / accumulation."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -35,7 +35,7 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: Dee
         "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 1000},
         # Not DeepSpeed's "bf16": it casts the weights of batch norms and not their statistics, which then do not fit.
         "torch_autocast": {"enabled": precision == "bf16", "dtype": "bfloat16", "lower_precision_safe_modules": []},
-        "gradient_clipping": config.clip if stage else 0.0,  # whole gradients are clipped in `step`, which looks at their norm
+        "gradient_clipping": config.clip.norm if stage else 0.0,  # whole gradients are clipped in `step`, which looks at their norm
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
@@ -45,7 +45,7 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: Dee
     return engine
 
 
-def autocast(config: DeepSpeedConfig) -> torch.autocast:
+def autocast(config: EngineSettings) -> torch.autocast:
     """The precision of the engine's forward passes, for a pass of its module outside the engine."""
     return torch.autocast(devices.device().type, dtype=torch.bfloat16,
                           enabled=devices.precision(config.precision) == "bf16")
@@ -66,7 +66,7 @@ def set_schedules(engine: Any, learning_rate: float, weight_decay: float | None 
                 group["lr"] = group["weight_decay"] = 0.0
 
 
-def step(engine: Any, config: DeepSpeedConfig, where: str, advice: str) -> None:
+def step(engine: Any, config: EngineSettings, where: str, advice: str) -> None:
     """After every backward pass; updates the weights after the last one of a step, clipped as configured.
 
     Raises UserError, on all workers and with the weights as they were, if the gradients are not finite.
@@ -82,11 +82,11 @@ def step(engine: Any, config: DeepSpeedConfig, where: str, advice: str) -> None:
         hold_frozen(engine)
 
 
-def clip(engine: Any, config: DeepSpeedConfig) -> Tensor:
+def clip(engine: Any, config: EngineSettings) -> Tensor:
     """Clip whole gradients as configured; their norm before it, on the device."""
-    if config.clip_per_tensor and config.clip > 0:
-        return clip_per_tensor_(engine.module.parameters(), config.clip)
-    return clip_global_(engine.module.parameters(), config.clip or math.inf)
+    if config.clip.per_tensor and config.clip.norm > 0:
+        return clip_per_tensor_(engine.module.parameters(), config.clip.norm)
+    return clip_global_(engine.module.parameters(), config.clip.norm or math.inf)
 
 
 def hold_frozen(engine: Any) -> None:

@@ -26,7 +26,7 @@ class Finite:
     statistics it may have spoiled. Elsewhere every micro-batch is looked at, and the first that is not finite raises.
     """
 
-    def __init__(self, engine: Any, config: zero.DeepSpeedConfig, rank: int, advice: str) -> None:
+    def __init__(self, engine: Any, config: zero.EngineSettings, rank: int, advice: str) -> None:
         self.engine, self.config, self.rank, self.advice = engine, config, rank, advice
         self.masks = not is_partitioned(engine) and can_mask(torch_optimizer(engine))
         self._losses, self._norms = FirstBroken(device()), FirstBroken(device())

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from platform.engine.errors import StorageError, UserError
-from platform.engine.ingest.sources import SourceConfig, open_source
+from platform.engine.ingest.sources import RawConfig, open_source
 from platform.engine.ingest.sources.source import Candidate, ReadingPlan
 from platform.engine.ingest.tasks import ReadUnits, write_blocks
 from platform.engine.storage.location import StorageConfig, open_storage
@@ -44,7 +44,7 @@ def read(source) -> tuple[dict[str, Candidate], dict[str, str]]:
 
 
 def source_of(kind: str, path, config: StorageConfig | None = None, **settings):
-    return open_source(SourceConfig(kind=kind, path=str(path), **settings), config or StorageConfig())
+    return open_source(RawConfig(kind=kind, path=str(path), **settings), config or StorageConfig())
 
 
 # ---- folders
@@ -295,18 +295,18 @@ def test_videos_with_bad_files_among_them(tmp_path, capsys):
     assert {key: reason.partition(":")[0] for key, reason in aside.items()} == {
         f"cut/{names[1]}": "video damaged", "noise/0000001_track00001.jpg": "video damaged", "lost": "no detections",
         "words": "detections not understood", "latin": "detections not understood", "gone": "not there"}
-    assert "5 files as detections (scores) (source.crops.form)" in capsys.readouterr().out
+    assert "5 files as detections (scores) (raw.crops.form)" in capsys.readouterr().out
 
 
 def test_ground_truth_of_a_video(tmp_path):
     write_video(tmp_path / "v.avi", 3)
     (tmp_path / "gt.txt").write_text("1,1,8,8,24,60,1,1,1.0\n1,,8,8,24,60,87\n1,2,8,8,24,60,0,3,0.05\n2,3,8,8,24,60,1,1,0.9\n")
     video = {"path": str(tmp_path / "v.avi"), "detections": str(tmp_path / "gt.txt")}
-    good, aside = read(open_source(SourceConfig(kind="video", **video), StorageConfig()))
+    good, aside = read(open_source(RawConfig(kind="video", **video), StorageConfig()))
     assert [each.extras[1] for each in good.values()] == [1, 3]
     assert "track is empty (field 2)" in aside["gt.txt, line 2"] and aside["gt.txt, line 3"].startswith("flag 0: ")
-    nobody = SourceConfig(kind="video", crops=CropConfig(classes=[9]), **video)
-    with pytest.raises(UserError, match=r"nothing is left to cut out: .*source.crops.form, classes and min_visibility"):
+    nobody = RawConfig(kind="video", crops=CropConfig(classes=[9]), **video)
+    with pytest.raises(UserError, match=r"nothing is left to cut out: .*raw.crops.form, classes and min_visibility"):
         open_source(nobody, StorageConfig()).plan(0)
 
 
@@ -366,11 +366,11 @@ def test_rows_that_cannot_be_stored_and_a_reader_that_breaks_off(tmp_path):
 
 
 def test_settings():
-    assert SourceConfig(splits=["test:gallery", "a:b:train"]).split_names == {"test": "gallery", "a:b": "train"}
-    plain = SourceConfig(path="/x", labeled=True)
+    assert RawConfig(splits=["test:gallery", "a:b:train"]).split_names == {"test": "gallery", "a:b": "train"}
+    plain = RawConfig(path="/x", labeled=True)
     assert plain.arguments().keys() == {"kind", "path", "labeled"}
     assert replace(plain, pattern="(?P<pid>.)").arguments()["pattern"] == "(?P<pid>.)"
     for settings, text in (({"splits": ["test"]}, "splits must"), ({"splits": ["train:query"]}, "splits must"),
                            ({"pattern": "(?P<pid>.)"}, "labeled=true"), ({"pattern": "(", "labeled": True}, "pattern must be")):
         with pytest.raises(ValueError, match=text):
-            SourceConfig(**settings)
+            RawConfig(**settings)

@@ -40,7 +40,7 @@ def test_given_fields_count_alone():
 
 def test_fields_that_are_not_used_are_named_where_a_label_is_missing():
     assert read(("a/1.json", {"label": 7, "camid": 1}), others=[".txt"]).note == (
-        "no identity, while these are not used: .txt, label (source.tar.pid_field can name one)")
+        "no identity, while these are not used: .txt, label (raw.tar.pid_field can name one)")
     assert "no identity and no camera" in read(("a/1.json", {"caption": "x"})).note
     assert read(("a/1.json", {"pid": 7, "camid": 1, "caption": "x"})).note == "" == read().note
 

@@ -1,4 +1,4 @@
-"""Where images come from: `source.kind` chooses the reader."""
+"""Where images come from: `raw.kind` chooses the reader."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from reidssl.data.records import SPLITS
 from reidssl.data.sidecars import FieldConfig
 from reidssl.synthetic.people import SyntheticConfig
 
-__all__ = ["Candidate", "ReadingPlan", "Source", "SourceConfig", "open_source"]
+__all__ = ["Candidate", "RawConfig", "ReadingPlan", "Source", "open_source"]
 
 LAYOUTS: dict[str, Indexer] = {
     "folder": folder.index, "market1501": market1501.index, "msmt17": msmt17.index, "dukemtmc": dukemtmc.index,
@@ -33,7 +33,7 @@ NEWER = ("pattern", "splits", "tar")
 
 
 @dataclass(kw_only=True)
-class SourceConfig:
+class RawConfig:
     """What to read. Which fields matter depends on `kind`."""
 
     kind: str = "folder"
@@ -95,14 +95,14 @@ class SourceConfig:
                  "cuhk03": ("kind", "path", "boxes")}.get(self.kind, ("kind", "path"))
         values = {name: value for name, value in to_plain(self).items() if name in names}
         for name in NEWER:  # data sets made before these were there keep their arguments
-            if values.get(name) == to_plain(SourceConfig())[name]:
+            if values.get(name) == to_plain(RawConfig())[name]:
                 values.pop(name)
         for name in {"path", "detections"} & set(values):
             values[name] = open_storage(values[name]).uri if values[name] else ""
         return _finite(values)
 
 
-def open_source(config: SourceConfig, storage: StorageConfig) -> Source:
+def open_source(config: RawConfig, storage: StorageConfig) -> Source:
     """The reader for `config`. Raises UserError when a field it needs is empty."""
     # Not above: settings are read without the libraries of videos, tars and LMDB.
     from platform.engine.ingest.sources.drawn import SyntheticSource
@@ -114,14 +114,14 @@ def open_source(config: SourceConfig, storage: StorageConfig) -> Source:
     if config.kind == "synthetic":
         return SyntheticSource(config.synthetic, config.part, config.unit_images, **common)
     if not config.path:
-        raise UserError(f"source.path is empty: say where the {config.kind} source is")
+        raise UserError(f"raw.path is empty: say where the {config.kind} source is")
     for name in ("path", "detections"):
         if getattr(config, name) != spelled(getattr(config, name)) and not getattr(config, name).isprintable():
-            raise UserError(f"source.{name} {spelled(getattr(config, name))} is not UTF-8: rename it, or give a link to it")
+            raise UserError(f"raw.{name} {spelled(getattr(config, name))} is not UTF-8: rename it, or give a link to it")
     root = open_storage(config.path, storage)
     if config.kind == "video":
         if not config.detections:
-            raise UserError("source.detections is empty: a video needs person detections in MOTChallenge form "
+            raise UserError("raw.detections is empty: a video needs person detections in MOTChallenge form "
                             "(frame, track, left, top, width, height, score)")
         return VideoSource(root, open_storage(config.detections, storage), config.crops, **common)
     if config.kind == "luperson_lmdb":

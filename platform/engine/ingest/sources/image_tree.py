@@ -34,17 +34,17 @@ class FileSource:
         from platform.engine.runtime.terminal import say
 
         if self.root.is_file():
-            raise UserError(f"source.path {self.root} is a file; this kind of source wants the folder with the images")
+            raise UserError(f"raw.path {self.root} is a file; this kind of source wants the folder with the images")
         listing = list_items(self.root)
         if not listing.names and not listing.aside:
-            raise UserError(f"source.path {self.root} does not exist or holds no files")
+            raise UserError(f"raw.path {self.root} does not exist or holds no files")
         aside: dict[str, str] = {}
         with warnings.catch_warnings(record=True) as remarks:
             warnings.simplefilter("always", LayoutWarning)
             try:
                 records = self.index(listing.names, lambda name: self.root.joinpath(unspelled(name)).read_text(), aside=aside)
             except ValueError as error:
-                raise UserError(f"source.path {self.root}: {error}{_unreadable(listing)}") from None
+                raise UserError(f"raw.path {self.root}: {error}{_unreadable(listing)}") from None
         for remark in remarks:
             if issubclass(remark.category, LayoutWarning):
                 say(f"note: {remark.message}")

@@ -29,17 +29,17 @@ class LmdbSource:
 
     def _open(self) -> Any:
         if self.root.is_s3:
-            raise UserError(f"source.path {self.root}: LMDB cannot be read from object storage; copy it to a disk or "
+            raise UserError(f"raw.path {self.root}: LMDB cannot be read from object storage; copy it to a disk or "
                             "mount that every node sees and ingest it from there (the output may be object storage)")
         nested = self.root / "lmdb"
         root = nested if (nested / "data.mdb").is_file() else self.root
         if not (root.is_file() or (root / "data.mdb").is_file()):
-            raise UserError(f"source.path {self.root} is no LMDB: expected data.mdb in it or in its folder lmdb/")
+            raise UserError(f"raw.path {self.root} is no LMDB: expected data.mdb in it or in its folder lmdb/")
         try:
             return lmdb.open(root.path, subdir=not root.is_file(), readonly=True, lock=False, readahead=False,
                              meminit=False)
         except lmdb.Error as error:
-            raise UserError(f"source.path {self.root} cannot be opened as an LMDB: {error}") from None
+            raise UserError(f"raw.path {self.root} cannot be opened as an LMDB: {error}") from None
 
     def _keys(self, aside: dict[str, str]) -> list[bytes]:
         listed = self.root / "keys.pkl"
@@ -52,7 +52,7 @@ class LmdbSource:
             with self._open() as environment, environment.begin() as transaction, transaction.cursor() as cursor:
                 names = [bytes(key) for key in cursor.iternext(values=False)]
         except lmdb.Error as error:
-            raise UserError(f"source.path {self.root}: the keys of the LMDB cannot be read: {error}") from None
+            raise UserError(f"raw.path {self.root}: the keys of the LMDB cannot be read: {error}") from None
         return [key for key in names if not key.startswith(b"__")]  # __len__, __keys__: written by some tools
 
     def plan(self, limit: int) -> ReadingPlan:

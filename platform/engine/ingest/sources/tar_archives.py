@@ -60,7 +60,7 @@ class TarSource:
     def plan(self, limit: int) -> ReadingPlan:
         found = self._tars()
         if not found:
-            raise UserError(f"source.path {self.root} holds no tar files (*.tar, *.tar.gz, *.tgz)")
+            raise UserError(f"raw.path {self.root} holds no tar files (*.tar, *.tar.gz, *.tgz)")
         if not limit:
             return ReadingPlan(found, None)
         units, left = [], limit

@@ -61,7 +61,7 @@ class VideoSource:
                 parsed = None if reason else parse_lines(text, self.crops)
             except ValueError as error:
                 if single:
-                    raise UserError(f"source.detections {self.detections}: {error}") from None
+                    raise UserError(f"raw.detections {self.detections}: {error}") from None
                 parsed, reason = None, f"detections not understood: {file}: {error}"
             if parsed is None:
                 units.append(VideoUnit(name, stem, NO_DETECTIONS, [(stem, reason)]))
@@ -86,7 +86,7 @@ class VideoSource:
         names, unread = list_items(self.root)
         videos = sorted(name for name in (*names, *unread) if name.lower().endswith(VIDEO_SUFFIXES))
         if not videos:
-            raise UserError(f"source.path {self.root} is no video and holds none ({', '.join(VIDEO_SUFFIXES)})")
+            raise UserError(f"raw.path {self.root} is no video and holds none ({', '.join(VIDEO_SUFFIXES)})")
         times = Counter(posixpath.splitext(name)[0] for name in videos)  # a.avi and a.mp4 would give the same keys
         found, missing = [], []
         for name in videos:
@@ -97,13 +97,13 @@ class VideoSource:
                     text = opened.read().decode()
             except (NotFoundError, FileNotFoundError):
                 missing.append(file)
-                reason = reason or f"no detections: {file} is not in source.detections"
+                reason = reason or f"no detections: {file} is not in raw.detections"
             except Exception as error:
                 reason = reason or f"detections not understood: {file}: {fault_of(self.detections, error)}"
             found.append((name, stem if times[stem] == 1 else name, file, text, reason))
         if len(missing) == len(found):
             raise UserError(f"{len(missing)} of {len(found)} videos have no detections, the first missing file is "
-                            f"{self.detections}/{missing[0]}. source.detections is the folder with one <video's name>.txt each")
+                            f"{self.detections}/{missing[0]}. raw.detections is the folder with one <video's name>.txt each")
         return found
 
     def _refuse_nothing(self, units: list[VideoUnit]) -> None:
@@ -112,9 +112,9 @@ class VideoSource:
         kinds = Counter(reason.partition(":")[0] for unit in units for _, reason in unit.aside)
         if kinds:
             first = next((key, reason) for unit in units for key, reason in unit.aside)
-            raise UserError(f"source.detections {self.detections}: nothing is left to cut out: "
+            raise UserError(f"raw.detections {self.detections}: nothing is left to cut out: "
                             f"{', '.join(f'{count:,} {kind}' for kind, count in kinds.most_common())}; the first is {first[0]}: "
-                            f"{first[1]}. source.crops.form, classes and min_visibility say how lines are read")
+                            f"{first[1]}. raw.crops.form, classes and min_visibility say how lines are read")
 
     def read(self, unit: VideoUnit) -> Iterator[Candidate]:
         yield from (Candidate(key, error=reason) for key, reason in unit.aside)
@@ -139,7 +139,7 @@ class VideoSource:
         for place, row in enumerate(rows):
             key = self._key(detections, row, stem)
             if place not in cut:
-                yield Candidate(key, error="box not taken: it is too small or too far outside the frame (source.crops)")
+                yield Candidate(key, error="box not taken: it is too small or too far outside the frame (raw.crops)")
                 continue
             extras = (number, int(detections.tracks[row]), float(detections.scores[row]))
             yield Candidate(key, encode_image(cut[place], self.image_format, self.jpeg_quality), extras=extras)
@@ -152,12 +152,12 @@ class VideoSource:
 
 
 def _say_forms(forms: Counter[str], units: list[VideoUnit]) -> None:
-    """How files were read is a guess where `source.crops.form` does not say it."""
+    """How files were read is a guess where `raw.crops.form` does not say it."""
     texts = {GROUND_TRUTH: "ground truth (flag, class, visibility)"}
     read = " and ".join(f"{count:,} file{'s' * (count != 1)} as {texts.get(form, f'{form} (scores)')}"
                         for form, count in forms.most_common())
     kinds = Counter(reason.partition(":")[0] for unit in units for _, reason in unit.aside)
     said = f"; set aside: {', '.join(f'{count:,} {kind}' for kind, count in kinds.most_common())}" if kinds else ""
-    say(f"source.detections: {read} (source.crops.form){said}")
+    say(f"raw.detections: {read} (raw.crops.form){said}")
 
 

@@ -28,9 +28,9 @@ EXPERIMENTS = sorted(path.stem for path in (CONFIG_FOLDER / "experiment").glob("
 
 def test_defaults_groups_and_overrides():
     config = load_config(PretrainConfig, "pretrain", ["model=vit_base", "stream.micro_batch=16", "deepspeed=zero3",
-                                                      "deepspeed.clip=1.5", "output=s3://bucket/x"])
+                                                      "clip.norm=1.5", "output=s3://bucket/x"])
     assert (config.model.width, config.model.stem) == (768, "patch")
-    assert config.stream.micro_batch == 16 and config.deepspeed.zero_stage == 3 and config.deepspeed.clip == 1.5
+    assert config.stream.micro_batch == 16 and config.deepspeed.zero_stage == 3 and config.clip.norm == 1.5
     assert config.output == "s3://bucket/x"
     assert config.augment.global_size == config.model.image_size == (256, 128)  # an interpolation in the file
 
@@ -45,7 +45,7 @@ def test_tuples_are_tuples_at_every_depth():
 def test_nothing_leaks_from_one_composition_to_the_next():
     before = load_config(PretrainConfig, "pretrain")
     load_config(FinetuneConfig, "finetune", ["seed=5"])
-    load_config(PretrainConfig, "pretrain", ["model=vit_base", "stream.seed=9"])
+    load_config(PretrainConfig, "pretrain", ["model=vit_base", "seed=9"])
     assert load_config(PretrainConfig, "pretrain") == before
 
 
@@ -124,7 +124,7 @@ def test_every_experiment_composes_for_the_program_it_names(experiment):
     assert named, "an experiment shows its own command line"
     for program in named:
         schema = schema_of(program)
-        source = ["source=s3://bucket/source"] if "setting: uda" in text else []  # which nobody can guess
+        source = ["source_set=s3://bucket/source"] if "setting: uda" in text else []  # which nobody can guess
         config = load_config(schema, program, [f"experiment={experiment}", *source])
         if not experiment.startswith("supervised_"):  # two of them are the default; the next test looks at each
             assert to_plain(config) != to_plain(load_config(schema, program)), "changes nothing"
@@ -137,7 +137,7 @@ def test_the_published_rows_are_there():
         for model, stem in (("vit_small", "patch"), ("vit_small_ics", "ics")):
             for name, setting in ((f"supervised_{target}_{model}", "supervised"), (f"usl_{target}_{model}", "usl"),
                                   (f"uda_{other}_to_{target}_{model}", "uda")):
-                config = load_config(FinetuneConfig, "finetune", [f"experiment={name}", "source=s3://bucket/source"])
+                config = load_config(FinetuneConfig, "finetune", [f"experiment={name}", "source_set=s3://bucket/source"])
                 assert (config.setting, config.model.width, config.model.stem) == (setting, 384, stem)
                 assert config.augment.image_size == (256, 128)
                 assert setting == "supervised" or config.unsupervised.cluster.eps == eps
@@ -181,14 +181,14 @@ def test_refused_with_the_key_in_the_message(override, message):
     ("pretrain", "scaling.gpus_per_worker=1.5", r"scaling\.gpus_per_worker must be a whole number, or a share"),
     ("pretrain", "scaling.cpus_per_worker=0", r"scaling\.cpus_per_worker must be positive: got 0\.0"),
     ("pretrain", "scaling.threads=-2", r"scaling\.threads must be 0 .*: got -2"),
-    ("pretrain", "stream.seed=-1", r"stream\.seed must be 0 or more: got -1"),
+    ("pretrain", "seed=-1", r"seed must be 0 or more: got -1"),
     ("pretrain", "runtime.num_gpus=-5", r"runtime\.num_gpus must be -1 .*: got -5"),
     ("pretrain", "probe.every_steps=0", r"probe\.every_steps must be at least 1: got 0"),
     ("pretrain", "length.epochs=inf", r"length\.epochs must be a finite number: got inf"),
     ("pretrain", "length.epochs=nan", r"length\.epochs must be a finite number: got nan"),
     ("pretrain", "optimizer.learning_rate=nan", r"optimizer\.learning_rate must be a finite number: got nan"),
-    ("pretrain", "deepspeed.clip=nan", r"deepspeed\.clip must be a finite number: got nan"),
-    ("pretrain", "deepspeed.clip=inf", r"deepspeed\.clip must be a finite number: got inf"),
+    ("pretrain", "clip.norm=nan", r"clip\.norm must be a finite number: got nan"),
+    ("pretrain", "clip.norm=inf", r"clip\.norm must be a finite number: got inf"),
     ("pretrain", "storage.retry_timeout_s=nan", r"storage\.retry_timeout_s must be a finite number: got nan"),
     ("pretrain", "augment.mean=[0.5,nan,0.5]", r"augment\.mean\[1\] must be a finite number: got nan"),
     ("pretrain", "augment.aspect=[0.5,inf]", r"augment\.aspect\[1\] must be a finite number: got inf"),
@@ -206,7 +206,7 @@ def test_refused_with_the_key_in_the_message(override, message):
     ("pipeline", "row_group_rows=0", r"configuration: row_group_rows must be at least 1: got 0"),
     ("pipeline", "cfs.proxy_samples=-1", r"cfs\.proxy_samples must be 0 .*: got -1"),
     ("pipeline", "finetune.seed=-1", r"finetune\.seed must be 0 or more: got -1"),
-    ("pipeline", "pretrain.stream.seed=-1", r"pretrain\.stream\.seed must be 0 or more: got -1"),
+    ("pipeline", "pretrain.seed=-1", r"pretrain\.seed must be 0 or more: got -1"),
 ])
 def test_impossible_values_are_refused_before_anything_starts(program, override, message):
     with pytest.raises(ConfigError, match=message):

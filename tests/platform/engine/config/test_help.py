@@ -56,14 +56,14 @@ def test_what_is_shown_can_be_given():
         given = [f"{key}={text}" for key, text in shown(program).items()]
         assert load_config(schema_of(program), program, given) == load_config(schema_of(program), program)
     for value in (["a", "b c", "d,e", 'f"g', "h]"], ["x=y"]):
-        assert load_config(schema_of("evaluate"), "evaluate", [f"models={in_words([f'/{each}' for each in value])}"]).models == \
+        assert load_config(schema_of("evaluate"), "evaluate", [f"checkpoints={in_words([f'/{each}' for each in value])}"]).models == \
             [f"/{each}" for each in value]
     for text in ("null", "'quoted'", '"quoted"', "it's"):
         assert load_config(schema_of("finetune"), "finetune", [f"tracking.wandb={in_words(text)}"]).tracking.wandb == text
 
 
 def test_files_and_the_rest_of_the_command_line_count():
-    assert (shown("tune")["finetune.setting"], shown("finetune")["deepspeed.clip"]) == ("usl", "0.0")
+    assert (shown("tune")["finetune.setting"], shown("finetune")["clip.norm"]) == ("usl", "0.0")
     changed = shown("pretrain", "model=vit_tiny", "experiment=demo_sweep", "stream.micro_batch=3", "output=/m/x=1")
     assert (changed["model.width"], changed["stream.micro_batch"], changed["output"]) == ("128", "3", "/m/x=1")
     assert shown("finetune", "experiment=uda_msmt17_to_market1501_vit_small")["setting"] == "uda"  # needs a source yet
@@ -87,7 +87,7 @@ def test_lines_fit_the_terminal(program, width, monkeypatch):
 def test_groups_and_the_experiments_that_compose(program):
     def composes(name: str) -> bool:
         try:
-            load_config(schema_of(program), program, [f"experiment={name}", *(["source=/s"] if program == "finetune" else [])])
+            load_config(schema_of(program), program, [f"experiment={name}", *(["source_set=/s"] if program == "finetune" else [])])
         except ConfigError:
             return False
         return True

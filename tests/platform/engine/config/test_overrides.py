@@ -17,10 +17,10 @@ def compose(program: str, *overrides: str):
 
 @pytest.mark.parametrize("text", ODD)
 def test_a_text_is_taken_as_it_stands(text):
-    config = compose("finetune", f"init=/runs/{text}", f"target=/{text}/x", f"output=/{text}", f"tracking.wandb={text}")
-    assert (config.init, config.target, config.output) == (f"/runs/{text}", f"/{text}/x", f"/{text}")
+    config = compose("finetune", f"checkpoint=/runs/{text}", f"target_set=/{text}/x", f"output=/{text}", f"tracking.wandb={text}")
+    assert (config.checkpoint, config.target, config.output) == (f"/runs/{text}", f"/{text}/x", f"/{text}")
     assert config.tracking.wandb == text
-    assert compose("score", f"source=/{text}").source == f"/{text}"
+    assert compose("score", f"source_proxy=/{text}").source_proxy == f"/{text}"
 
 
 def test_one_pair_of_quotes_is_left_out_and_other_keys_are_filled_in():
@@ -28,7 +28,7 @@ def test_one_pair_of_quotes_is_left_out_and_other_keys_are_filled_in():
     assert compose("select", r"data='/it\'s'").data == "/it's"
     assert compose("select", "output=/m/x", "data=${output}/a=b").data == "/m/x/a=b"
     assert compose("select", "data=/first", "data=/last").data == "/last"
-    assert compose("finetune", "++init=/m/a=b").init == "/m/a=b"
+    assert compose("finetune", "++checkpoint=/m/a=b").init == "/m/a=b"
 
 
 @pytest.mark.parametrize(("given", "meant"), [
@@ -36,19 +36,19 @@ def test_one_pair_of_quotes_is_left_out_and_other_keys_are_filled_in():
     ("[/runs/epoch=99.ckpt,/b c]", ["/runs/epoch=99.ckpt", "/b c"]), ("['/a,b',\"/c]\"]", ["/a,b", "/c]"]), ("'/a,b'", ["/a,b"]),
     ("/epoch=9.ckpt", ["/epoch=9.ckpt"]), ("[/it's]", ["/it's"]), ("[/a[0],/b]", ["/a[0]", "/b"])])
 def test_lists_of_paths(given, meant):
-    assert compose("evaluate", f"models={given}").models == meant
-    assert compose("tune", f"space.init={given}").space == {"init": meant}
+    assert compose("evaluate", f"checkpoints={given}").models == meant
+    assert compose("tune", f"space.checkpoint={given}").space == {"init": meant}
 
 
 def test_lists_of_names():
     assert compose("pipeline", "settings=[usl,uda]").settings == ["usl", "uda"]
     assert compose("pipeline", "settings=usl").settings == ["usl"] and compose("export", "formats=onnx").formats == ["onnx"]
-    with pytest.raises(ConfigError, match=r"models=a,b: write models=\[a,b\] for several values"):
-        compose("evaluate", "models=a,b")
+    with pytest.raises(ConfigError, match=r"checkpoints=a,b: write models=\[a,b\] for several values"):
+        compose("evaluate", "checkpoints=a,b")
 
 
 def test_spaces_of_a_sweep_need_no_plus():
-    one = compose("tune", "space.unsupervised.cluster.eps=[0.4,0.5]", "+space.init=[/a,/b=c]").space
+    one = compose("tune", "space.unsupervised.cluster.eps=[0.4,0.5]", "+space.checkpoint=[/a,/b=c]").space
     assert one == {"unsupervised": {"cluster": {"eps": [0.4, 0.5]}}, "init": ["/a", "/b=c"]}
     assert compose("tune", "+space.unsupervised.cluster={eps:[0.4]}").space == {"unsupervised": {"cluster": {"eps": [0.4]}}}
 

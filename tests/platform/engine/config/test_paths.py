@@ -19,14 +19,14 @@ from platform.report import main as report
 
 PATH_WORDS = re.compile(r"(?i)\b(folders?|files?|paths?|shards|checkpoints?|page|director(y|ies))\b|s3://")
 # Words of the kind that mean something else: a list of kinds, a profile in AWS's files, a resource of nodes.
-NO_PATHS = {*(f"SourceConfig.{name}" for name in ("kind", "labeled", "pattern", "splits")), "StorageConfig.profile",
+NO_PATHS = {*(f"RawConfig.{name}" for name in ("kind", "labeled", "pattern", "splits")), "StorageConfig.profile",
             "CropConfig.form", "LoadConfig.weights"}
 RELATIVE = {  # every path of every program: key -> what a user writes
     "cluster": ["output", "checkpoint", "data"],
     "evaluate": ["models", "test_sets", "output"],
     "export": ["input", "output"],
     "finetune": ["output", "init", "source", "target", "tracking.tensorboard", "tracking.audit", "tracking.mlflow"],
-    "ingest": ["source.path", "source.detections", "output"],
+    "ingest": ["raw.path", "raw.detections", "output"],
     "pipeline": ["output", "pretrain_set.path", "source_set.path", "target_set.path", "target_set.detections",
                  "pretrain.checkpoint.resume_from",
                  "pretrain.tracking.tensorboard"],
@@ -130,12 +130,12 @@ def test_a_run_goes_on_from_another_folder_in_another_spelling(tmp_path, monkeyp
         config = load_config(schema, "finetune", overrides)
         return open_run("finetune", config.output, config, StorageConfig())
 
-    first = start(tmp_path, "output=out/r", "init=out/pre", "target=sets/t")
+    first = start(tmp_path, "output=out/r", "checkpoint=out/pre", "target_set=sets/t")
     assert first.config["init"] == f"{tmp_path}/out/pre" and first.location.uri == f"{tmp_path}/out/r"
     (tmp_path / "elsewhere").symlink_to(tmp_path)
-    start(tmp_path / "other", "output=../out/r", f"init=file://{tmp_path}/out/pre", "target=../elsewhere/sets/t")
+    start(tmp_path / "other", "output=../out/r", f"checkpoint=file://{tmp_path}/out/pre", "target_set=../elsewhere/sets/t")
     with pytest.raises(UserError, match=rf"init: '{tmp_path}/out/pre' -> '{tmp_path}/other/out/pre'"):
-        start(tmp_path / "other", "output=../out/r", "init=out/pre", "target=../sets/t")
+        start(tmp_path / "other", "output=../out/r", "checkpoint=out/pre", "target_set=../sets/t")
 
 
 @pytest.fixture
@@ -160,9 +160,9 @@ def test_in_a_submitted_job_relative_outputs_are_refused_and_inputs_must_be_ther
         compose("output=/m/out", "data.uri=sets/b")
     with pytest.raises(ConfigError, match=r"tracking\.mlflow: 'sqlite:///m\.db' would be lost"):
         compose("output=/m/out", "data.uri=sets/a", "tracking.mlflow=sqlite:///m.db")
-    assert compose("output=s3://bucket/x", "source.kind=synthetic", program="ingest").output == "s3://bucket/x"
+    assert compose("output=s3://bucket/x", "raw.kind=synthetic", program="ingest").output == "s3://bucket/x"
     assert compose("output=/m/out", program="pipeline").output == "/m/out"  # what its stages write goes below it
-    assert compose("output=/m/out", "finetune.target=sets/a", program="tune").output == "/m/out"
+    assert compose("output=/m/out", "finetune.target_set=sets/a", program="tune").output == "/m/out"
     with pytest.raises(UserError, match=r"output is empty, and the folder of this job, where the page would go"):
         report(compose("run=sets/a", program="report"))
     monkeypatch.chdir(tmp_path)  # the entrypoint went to a folder that stays

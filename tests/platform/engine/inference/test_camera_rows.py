@@ -74,25 +74,25 @@ def test_a_model_that_does_not_say_its_cameras_is_refused_before_work(tmp_path, 
         load_model(str(folder), STORAGE).require_cameras(tiny_shards, ())
 
 
-def plan(target, output, *overrides, init=""):
-    config = finetune_config(target, output, *([f"init={init}"] if init else ["model.image_size=[64,32]"]), *overrides)
+def plan(target, output, *overrides, checkpoint=""):
+    config = finetune_config(target, output, *([f"checkpoint={init}"] if init else ["model.image_size=[64,32]"]), *overrides)
     loaded = load_model(str(init), STORAGE, config.load) if init else None
     return plan_cameras(config, loaded)
 
 
 def test_the_plan_of_a_run(tmp_path, sie, tiny_labeled, tiny_source, tiny_backbone):
-    assert plan(tiny_labeled, tmp_path) is None and plan(tiny_labeled, tmp_path, init=tiny_backbone) is None
-    new = plan(tiny_labeled, tmp_path, "model.num_cameras=3", init=tiny_backbone)
+    assert plan(tiny_labeled, tmp_path) is None and plan(tiny_labeled, tmp_path, checkpoint=tiny_backbone) is None
+    new = plan(tiny_labeled, tmp_path, "model.num_cameras=3", checkpoint=tiny_backbone)
     assert new.fresh and list(new.target) == [1, 2, 3] and new.rows_for(tiny_labeled.uri, np.array([3, 1])).tolist() == [2, 0]
     with pytest.raises(UserError, match=r"model.num_cameras must be the number of cameras .*, 3: got 4.*3 \(1, 2, 3\)"):
         plan(tiny_labeled, tmp_path, "model.num_cameras=4")
-    kept = plan(tiny_labeled, tmp_path, init=sie[0])
+    kept = plan(tiny_labeled, tmp_path, checkpoint=sie[0])
     assert not kept.fresh and list(kept.target) == [3, 1, 2]
-    both = plan(tiny_labeled, tmp_path, "setting=uda", f"source={tiny_source.uri}", "model.num_cameras=6", init=tiny_backbone)
+    both = plan(tiny_labeled, tmp_path, "setting=uda", f"source_set={tiny_source.uri}", "model.num_cameras=6", checkpoint=tiny_backbone)
     assert list(both.target) == [None] * 3 + [1, 2, 3] and "new embeddings of 6 cameras" in str(both)
     assert both.rows_for(tiny_source.uri, np.array([2])).tolist() == [1]
     with pytest.raises(UserError, match=r"cannot be those of two data sets \(setting=uda\): model.num_cameras=6 starts new ones"):
-        plan(tiny_labeled, tmp_path, "setting=uda", f"source={tiny_source.uri}", init=sie[0])
+        plan(tiny_labeled, tmp_path, "setting=uda", f"source_set={tiny_source.uri}", checkpoint=sie[0])
 
 
 def test_init_with_other_cameras_needs_a_word(tmp_path, tiny_labeled):
@@ -101,5 +101,5 @@ def test_init_with_other_cameras_needs_a_word(tmp_path, tiny_labeled):
         folder.mkdir()
         save_model(build_vit(SIE), {"cameras": cameras} if cameras else {}, folder / "backbone.safetensors")
         with pytest.raises(UserError, match=rf"has embeddings of 3 cameras and {words}.*model.num_cameras=3 starts"):
-            plan(tiny_labeled, tmp_path, init=folder)
-        assert plan(tiny_labeled, tmp_path, "model.num_cameras=3", init=folder).fresh
+            plan(tiny_labeled, tmp_path, checkpoint=folder)
+        assert plan(tiny_labeled, tmp_path, "model.num_cameras=3", checkpoint=folder).fresh

@@ -86,7 +86,7 @@ def test_a_scoring_interrupted_and_run_again_says_nothing_that_is_not_its_own(tm
     long.mkdir()
     (tmp_path / "target").mkdir()
     save_model(build_vit(TINY_VIT, seed=5), {"kind": "backbone", **IMAGENET}, tmp_path / "target" / "backbone.safetensors")
-    arguments = [f"data={tiny_shards.uri}", f"source={tiny_backbone}", f"target={tmp_path}/target", f"output={tmp_path}/scores"]
+    arguments = [f"data={tiny_shards.uri}", f"source_proxy={tiny_backbone}", f"target_proxy={tmp_path}/target", f"output={tmp_path}/scores"]
     log = tmp_path / "first.log"
     process = start_scoring(arguments, log, long)
     try:
