@@ -2,7 +2,7 @@
 # make test   the test suite; make test-slow: the faults on a whole cluster and the rare variants, about as long again
 # make test-gpu   the tests that need a GPU, on a machine that has one
 # make bench  speed and memory against what one would install instead (make bench BENCH=--full: the published sizes, many minutes)
-# make lint   ruff and mypy
+# make lint   ruff (rules and format) and mypy
 # make docs   the guides, the configuration reference and the library's API as a site in site/
 # make clean  remove the environment, the demo's run and the site
 #
@@ -40,6 +40,7 @@ bench: env
 
 lint: env
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
 docs: env

@@ -132,9 +132,12 @@ def lightly(num):
 def summary(crops):
     """Of the last batch: what must agree when the settings do."""
     pixels = [np.concatenate([crop.numpy().ravel() for crop in part]) for part in (crops[:2], crops[2:])]
-    return {"shapes": [tuple(crops[0].shape), tuple(crops[-1].shape)], "crops": len(crops),
-            "mean and spread of global crops": [f"{pixels[0].mean():.2f}", f"{pixels[0].std():.2f}"],
-            "mean and spread of local crops": [f"{pixels[1].mean():.2f}", f"{pixels[1].std():.2f}"]}
+    return {
+        "shapes": [tuple(crops[0].shape), tuple(crops[-1].shape)],
+        "crops": len(crops),
+        "mean and spread of global crops": [f"{pixels[0].mean():.2f}", f"{pixels[0].std():.2f}"],
+        "mean and spread of local crops": [f"{pixels[1].mean():.2f}", f"{pixels[1].std():.2f}"],
+    }
 
 
 def main() -> None:
@@ -148,8 +151,9 @@ def main() -> None:
     try:
         import lightly.transforms  # noqa: F401
     except ImportError as error:
-        raise SystemExit(f"error: lightly cannot be imported ({error}); how to install it beside the environment:\n\n{__doc__}") \
-            from None
+        raise SystemExit(
+            f"error: lightly cannot be imported ({error}); how to install it beside the environment:\n\n{__doc__}"
+        ) from None
     print_machine()
     sides = [measure(__spec__.name, side, num, arguments.repeats) for side in ("ours", "lightly")]
     print_sides(f"2 + 8 crops of {num:,} images", *sides, "lightly's DINOTransform")

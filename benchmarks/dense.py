@@ -105,8 +105,9 @@ def squared_distances(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
     return squares.addmm_(rows, columns.T, beta=1, alpha=-2).numpy()
 
 
-def sorted_ranking(distances: np.ndarray, q_pids: np.ndarray, g_pids: np.ndarray, q_camids: np.ndarray,
-                   g_camids: np.ndarray, max_rank: int = 50) -> tuple[np.ndarray, float]:
+def sorted_ranking(
+    distances: np.ndarray, q_pids: np.ndarray, g_pids: np.ndarray, q_camids: np.ndarray, g_camids: np.ndarray, max_rank: int = 50
+) -> tuple[np.ndarray, float]:
     """(CMC (max_rank,), mAP) the usual way: sort the whole gallery of every query, then a compiled loop over it.
 
     Stands in for the Cython evaluator of torchreid, whose source distribution lacks the Cython file: the same steps, with

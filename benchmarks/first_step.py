@@ -16,10 +16,23 @@ import time
 
 from benchmarks.measure import print_machine
 
-TINY = ["model.image_size=[64,32]", "model.width=32", "model.depth=1", "model.heads=2", "model.stem_width=8",
-        "augment.global_size=[64,32]", "augment.local_size=[32,16]", "augment.num_local=1", "objective.dino.out_dim=64",
-        "objective.dino.hidden=32", "objective.dino.bottleneck=16", "stream.micro_batch=32", "stream.micro_batches_per_step=1",
-        "length.samples=128", "tracking.every_steps=1"]
+TINY = [
+    "model.image_size=[64,32]",
+    "model.width=32",
+    "model.depth=1",
+    "model.heads=2",
+    "model.stem_width=8",
+    "augment.global_size=[64,32]",
+    "augment.local_size=[32,16]",
+    "augment.num_local=1",
+    "objective.dino.out_dim=64",
+    "objective.dino.hidden=32",
+    "objective.dino.bottleneck=16",
+    "stream.micro_batch=32",
+    "stream.micro_batches_per_step=1",
+    "length.samples=128",
+    "tracking.every_steps=1",
+]
 
 
 def start(data: str, output: str, *overrides: str) -> tuple[float, float]:
@@ -55,13 +68,26 @@ def main() -> None:
     runs = parser.parse_args().runs
     print_machine()
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, "-m", "platform.ingest", "raw.kind=synthetic", "raw.part=pretrain",
-                        f"output={folder}/data", "raw.synthetic.image_size=[64,32]", "raw.synthetic.num_pretrain=256"],
-                       check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "platform.ingest",
+                "raw.kind=synthetic",
+                "raw.part=pretrain",
+                f"output={folder}/data",
+                "raw.synthetic.image_size=[64,32]",
+                "raw.synthetic.num_pretrain=256",
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         found = [start(f"{folder}/data", f"{folder}/run{number}") for number in range(runs)]
     alone = min(imports() for _ in range(runs))
-    print(f"\nmedian of {runs} starts: Ray there after {statistics.median(one for one, _ in found):.1f} s, first step done after "
-          f"{statistics.median(both for _, both in found):.1f} s; the imports alone take {alone:.1f} s")
+    print(
+        f"\nmedian of {runs} starts: Ray there after {statistics.median(one for one, _ in found):.1f} s, first step done after "
+        f"{statistics.median(both for _, both in found):.1f} s; the imports alone take {alone:.1f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -119,9 +119,18 @@ def simulate(costs: Costs, gpus: int, rate_per_node_h: float, interval: float, i
 
 def table(costs: Costs, gpu_counts: Sequence[int], rates: Sequence[float], intervals: Sequence[float], runs: int) -> list[dict]:
     """One row per (GPUs, rate, interval)."""
-    return [{"gpus": gpus, "rate": rate, "interval": interval, "closed": closed_form(costs, gpus, rate, interval),
-             "simulated": float(np.mean([simulate(costs, gpus, rate, interval, seed=seed) for seed in range(runs)]))}
-            for gpus in gpu_counts for rate in rates for interval in intervals]
+    return [
+        {
+            "gpus": gpus,
+            "rate": rate,
+            "interval": interval,
+            "closed": closed_form(costs, gpus, rate, interval),
+            "simulated": float(np.mean([simulate(costs, gpus, rate, interval, seed=seed) for seed in range(runs)])),
+        }
+        for gpus in gpu_counts
+        for rate in rates
+        for interval in intervals
+    ]
 
 
 def chart(rows: list[dict], rate: float) -> str:
@@ -131,8 +140,12 @@ def chart(rows: list[dict], rate: float) -> str:
         own = [row for row in rows if row["gpus"] == gpus and row["rate"] == rate]
         minutes = [row["interval"] / 60 for row in own]
         series.append(Series(f"{gpus} GPUs", minutes, [row["simulated"] for row in own], style=style))
-    return line_chart(series, title=f"goodput at {rate:g} interruptions per node and hour", size=(560, 320),
-                      x_label="minutes between checkpoints")
+    return line_chart(
+        series,
+        title=f"goodput at {rate:g} interruptions per node and hour",
+        size=(560, 320),
+        x_label="minutes between checkpoints",
+    )
 
 
 def measure_checkpoint() -> None:
@@ -164,12 +177,16 @@ def measure_checkpoint() -> None:
         engine.backward(loss)
         engine.step()
         started = time.perf_counter()
-        payload = {"student": consolidate(engine),
-                   "objective": {name: value.detach().to("cpu", copy=True) for name, value in objective.state_tensors().items()}}
+        payload = {
+            "student": consolidate(engine),
+            "objective": {name: value.detach().to("cpu", copy=True) for name, value in objective.state_tensors().items()},
+        }
         stall = time.perf_counter() - started
         told = CheckpointStore(open_storage(folder)).save(1, payload, {})
-        print(f"ViT-S + ICS with DINO's head: {told['mebibytes']:,.0f} MiB; copy to host memory {stall:.2f} s, "
-              f"write {told['seconds']:.1f} s")
+        print(
+            f"ViT-S + ICS with DINO's head: {told['mebibytes']:,.0f} MiB; copy to host memory {stall:.2f} s, "
+            f"write {told['seconds']:.1f} s"
+        )
         dist.destroy_process_group()
 
 
@@ -178,13 +195,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpus", type=int, nargs="+", default=[8, 32, 64, 128, 256])
     parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.05, 0.2], help="interruptions per node and hour")
-    parser.add_argument("--minutes", type=float, nargs="+", default=[0.5, 1, 2, 3, 5, 7, 10, 15, 20, 30],
-                        help="checkpoint intervals")
+    parser.add_argument(
+        "--minutes", type=float, nargs="+", default=[0.5, 1, 2, 3, 5, 7, 10, 15, 20, 30], help="checkpoint intervals"
+    )
     parser.add_argument("--runs", type=int, default=200, help="simulated runs each")
     parser.add_argument("--svg", type=Path, default=Path("docs/goodput.svg"))
     parser.add_argument("--measure", action="store_true", help="time a checkpoint on this machine and stop")
-    names = {"images_per_second": "images-per-second", "notice_share": "notice-share", "gpus_per_node": "gpus-per-node",
-             "smallest_share": "smallest-share", "micro_batches": "micro-batches"}
+    names = {
+        "images_per_second": "images-per-second",
+        "notice_share": "notice-share",
+        "gpus_per_node": "gpus-per-node",
+        "smallest_share": "smallest-share",
+        "micro_batches": "micro-batches",
+    }
     for name in Costs.__dataclass_fields__:
         flag, value = names.get(name, f"{name}-s"), getattr(defaults, name)
         parser.add_argument(f"--{flag}", dest=name, type=type(value), default=value)
@@ -202,8 +225,10 @@ def main() -> None:
             best = max(own, key=lambda row: row["simulated"])
             optimum = young(costs, gpus / costs.gpus_per_node * rate / 3600) / 60
             hours = IMAGES / gpus / costs.images_per_second / 3600
-            print(f"| {gpus} | {rate:g} | {hours:.1f} h | {best['interval'] / 60:g} min | {best['simulated']:.1%} | "
-                  f"{best['closed']:.1%} | {optimum:.1f} min | {own[-1]['simulated']:.1%} |")
+            print(
+                f"| {gpus} | {rate:g} | {hours:.1f} h | {best['interval'] / 60:g} min | {best['simulated']:.1%} | "
+                f"{best['closed']:.1%} | {optimum:.1f} min | {own[-1]['simulated']:.1%} |"
+            )
     arguments.svg.write_text(chart(rows, arguments.rates[len(arguments.rates) // 2]))
     print(f"plot: {arguments.svg}")
 

@@ -48,8 +48,17 @@ class Sizes:
     """Side of the square matrices whose product gives the card's rate."""
 
 
-FULL = Sizes(["stream.micro_batches_per_step=1", "objective.dino.freeze_last_layer_epochs=0", "scaling.gpus_per_worker=1"],
-             (128, 256), 4096, 60, 64, 4096, (32768, 256), 1_000_000, 8192)
+FULL = Sizes(
+    ["stream.micro_batches_per_step=1", "objective.dino.freeze_last_layer_epochs=0", "scaling.gpus_per_worker=1"],
+    (128, 256),
+    4096,
+    60,
+    64,
+    4096,
+    (32768, 256),
+    1_000_000,
+    8192,
+)
 TINY = Sizes([*TINY_MODEL, "objective.dino.freeze_last_layer_epochs=0"], (8,), 64, 6, 4, 16, (32, 16), 1500, 256)
 
 
@@ -182,15 +191,25 @@ class PilCrops:
                 return image.filter(ImageFilter.GaussianBlur(np.random.uniform(*sigma)))
 
             jitter = transforms.ColorJitter(augment.brightness, augment.contrast, augment.saturation, augment.hue)
-            return transforms.Compose([
-                transforms.RandomResizedCrop(size, scale, augment.aspect, transforms.InterpolationMode.BICUBIC),
-                transforms.RandomHorizontalFlip(augment.flip), transforms.RandomApply([jitter], augment.jitter),
-                transforms.RandomGrayscale(augment.grayscale), transforms.RandomApply([blurred], blur),
-                transforms.RandomSolarize(128, solarize), transforms.ToTensor(), transforms.Normalize(augment.mean, augment.std)])
+            return transforms.Compose(
+                [
+                    transforms.RandomResizedCrop(size, scale, augment.aspect, transforms.InterpolationMode.BICUBIC),
+                    transforms.RandomHorizontalFlip(augment.flip),
+                    transforms.RandomApply([jitter], augment.jitter),
+                    transforms.RandomGrayscale(augment.grayscale),
+                    transforms.RandomApply([blurred], blur),
+                    transforms.RandomSolarize(128, solarize),
+                    transforms.ToTensor(),
+                    transforms.Normalize(augment.mean, augment.std),
+                ]
+            )
 
         large, small = (augment.global_size, augment.global_scale), (augment.local_size, augment.local_scale)
-        self.views = [view(*large, augment.blur_global1, 0.0), view(*large, augment.blur_global2, augment.solarize),
-                      *[view(*small, augment.blur_local, 0.0) for _ in range(augment.num_local)]]
+        self.views = [
+            view(*large, augment.blur_global1, 0.0),
+            view(*large, augment.blur_global2, augment.solarize),
+            *[view(*small, augment.blur_local, 0.0) for _ in range(augment.num_local)],
+        ]
 
     def __call__(self, image: Any) -> list[Any]:
         return [view(image) for view in self.views]
@@ -205,8 +224,13 @@ def loader(arguments: dict[str, Any]) -> Any:
 
     config = config_of(arguments["overrides"])
     data = torch.utils.data.DataLoader(
-        Decoded(encoded(arguments["num"]), PilCrops(config.augment)), config.stream.micro_batch, num_workers=os.cpu_count() or 1,
-        persistent_workers=True, pin_memory=device().type == "cuda", multiprocessing_context="fork")
+        Decoded(encoded(arguments["num"]), PilCrops(config.augment)),
+        config.stream.micro_batch,
+        num_workers=os.cpu_count() or 1,
+        persistent_workers=True,
+        pin_memory=device().type == "cuda",
+        multiprocessing_context="fork",
+    )
     torch.set_num_threads(1)
 
     def work() -> int:
@@ -239,8 +263,16 @@ def extraction(arguments: dict[str, Any]) -> Any:
     from reidssl.models.vit import build_vit
 
     config, (count, batch) = config_of(arguments["overrides"]), arguments["extraction"]
-    model = LoadedModel(uri="", backbone=build_vit(config.model).to(device()).eval(), reid=None, metadata={}, neck="before",
-                        report=LoadReport([], [], [], [], about=About("random weights")), mean=IMAGENET[0], std=IMAGENET[1])
+    model = LoadedModel(
+        uri="",
+        backbone=build_vit(config.model).to(device()).eval(),
+        reid=None,
+        metadata={},
+        neck="before",
+        report=LoadReport([], [], [], [], about=About("random weights")),
+        mean=IMAGENET[0],
+        std=IMAGENET[1],
+    )
     ready = Ready(random_images(batch, config.model.image_size).repeat(count // batch, 1, 1, 1))
     embed_all(model, Ready(ready.images[: 2 * batch]), batch)
 
@@ -278,8 +310,17 @@ def end_to_end(folder: str, overrides: list[str], batch: int, steps: int, name: 
     from platform.engine.storage.location import open_storage
 
     every = max(1, steps // 6)
-    command = [sys.executable, "-m", "platform.pretrain", f"data.uri={folder}/data", f"output={folder}/{name}", *overrides,
-               f"stream.micro_batch={batch}", f"length.samples={batch * steps}", f"tracking.every_steps={every}"]
+    command = [
+        sys.executable,
+        "-m",
+        "platform.pretrain",
+        f"data.uri={folder}/data",
+        f"output={folder}/{name}",
+        *overrides,
+        f"stream.micro_batch={batch}",
+        f"length.samples={batch * steps}",
+        f"tracking.every_steps={every}",
+    ]
     ended = subprocess.run(command, capture_output=True, text=True)
     if ended.returncode:
         raise SystemExit(f"error: platform.pretrain failed:\n{ended.stdout[-2000:]}{ended.stderr[-2000:]}")
@@ -300,10 +341,18 @@ def pretraining(folder: str, sizes: Sizes, stem: str) -> None:
         arguments = {"overrides": [*overrides, f"stream.micro_batch={batch}"], "steps": sizes.steps}
         loop = batch * sizes.steps / measure(__spec__.name, "bare", arguments).seconds
         platform = end_to_end(folder, overrides, batch, sizes.steps, f"{stem}-{batch}")
-        show(f"bare loop on ready crops, {stem}, micro-batch {batch}", loop, "images/s",
-             f"{loop * operations / matrix_rate:.1%} of the card's product rate")
-        show(f"platform.pretrain, {stem}, micro-batch {batch}", platform, "images/s", f"{platform / loop:.2f} of the bare loop, "
-             f"{platform * operations / matrix_rate:.1%} of the card's product rate")
+        show(
+            f"bare loop on ready crops, {stem}, micro-batch {batch}",
+            loop,
+            "images/s",
+            f"{loop * operations / matrix_rate:.1%} of the card's product rate",
+        )
+        show(
+            f"platform.pretrain, {stem}, micro-batch {batch}",
+            platform,
+            "images/s",
+            f"{platform / loop:.2f} of the bare loop, {platform * operations / matrix_rate:.1%} of the card's product rate",
+        )
     show(f"{stem}: operations of one image", operations / 1e9, "GFLOP", f"products reach {matrix_rate / 1e12:.2f} TFLOP/s here")
 
 
@@ -311,9 +360,20 @@ def parts(sizes: Sizes) -> None:
     """The table."""
     with tempfile.TemporaryDirectory() as folder:
         tiny = sizes is TINY
-        subprocess.run([sys.executable, "-m", "platform.ingest", "raw.kind=synthetic", "raw.part=pretrain",
-                        f"output={folder}/data", f"raw.synthetic.image_size={'[64,32]' if tiny else '[256,128]'}",
-                        f"raw.synthetic.num_pretrain={sizes.images}"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "platform.ingest",
+                "raw.kind=synthetic",
+                "raw.part=pretrain",
+                f"output={folder}/data",
+                f"raw.synthetic.image_size={'[64,32]' if tiny else '[256,128]'}",
+                f"raw.synthetic.num_pretrain={sizes.images}",
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         for stem in ("ics", "patch"):
             pretraining(folder, sizes, stem)
         count = sizes.crop_batch
@@ -341,8 +401,10 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="toy sizes, on a CPU too")
     tiny = parser.parse_args().tiny
     if not tiny and not torch.cuda.is_available():
-        print("error: there is no GPU here that torch can use: run this on a machine with one; --tiny tries the code without",
-              file=sys.stderr)
+        print(
+            "error: there is no GPU here that torch can use: run this on a machine with one; --tiny tries the code without",
+            file=sys.stderr,
+        )
         sys.exit(2)
     print_machine()
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: these figures mean nothing"

@@ -77,7 +77,8 @@ def crops_of(images: np.ndarray, keys: list[str]) -> int:
     from reidssl.seeding import sample_seeds
 
     crops = MultiCrop(MultiCropConfig(global_size=GLOBAL, local_size=(128, 64), num_local=8))(
-        torch.from_numpy(images), sample_seeds(0, 0, keys))
+        torch.from_numpy(images), sample_seeds(0, 0, keys)
+    )
     assert len(crops) == 10
     return len(images)
 
@@ -104,8 +105,10 @@ def stream(arguments: dict[str, Any]) -> Any:
     num = plan.samples_per_epoch * plan.num_epochs // BATCH
 
     def work() -> dict[str, Any]:
-        return rate_of((crops_of(batch["image"], list(batch["key"]))
-                        for batch in sample_stream(plan, config, root, GLOBAL, 0, num * BATCH)), num)
+        return rate_of(
+            (crops_of(batch["image"], list(batch["key"])) for batch in sample_stream(plan, config, root, GLOBAL, 0, num * BATCH)),
+            num,
+        )
 
     return work, lambda found: found
 
@@ -151,7 +154,8 @@ class Collate:
         from reidssl.seeding import sample_seeds
 
         return MultiCrop(MultiCropConfig(global_size=GLOBAL, local_size=(128, 64), num_local=8))(
-            torch.from_numpy(images), sample_seeds(0, 0, keys))
+            torch.from_numpy(images), sample_seeds(0, 0, keys)
+        )
 
 
 def loader(arguments: dict[str, Any]) -> Any:
@@ -167,8 +171,14 @@ def loader(arguments: dict[str, Any]) -> Any:
     random, files = np.random.default_rng(0), arguments["files"]
     order = np.concatenate([random.permutation(len(files)) for _ in range(arguments["epochs"])])  # no pause between epochs
     batches = torch.utils.data.DataLoader(
-        Files(files, arguments["endpoint"]), BATCH, sampler=order.tolist(), drop_last=True, num_workers=arguments["workers"],
-        collate_fn=Collate(in_workers), prefetch_factor=4)
+        Files(files, arguments["endpoint"]),
+        BATCH,
+        sampler=order.tolist(),
+        drop_last=True,
+        num_workers=arguments["workers"],
+        collate_fn=Collate(in_workers),
+        prefetch_factor=4,
+    )
 
     def work() -> dict[str, Any]:
         return rate_of((len(batch[0]) if in_workers else crops_of(*batch) for batch in batches), len(order) // BATCH)
@@ -181,9 +191,21 @@ def make_data(folder: str, num: int, put: Any) -> list[str]:
     from platform.engine.data.shards import read_rows
     from platform.engine.storage.location import open_storage
 
-    subprocess.run([sys.executable, "-m", "platform.ingest", "raw.kind=synthetic", "raw.part=pretrain",
-                    f"output={folder}/shards", "raw.synthetic.image_size=[256,128]", f"raw.synthetic.num_pretrain={num}",
-                    "row_group_rows=64"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "platform.ingest",
+            "raw.kind=synthetic",
+            "raw.part=pretrain",
+            f"output={folder}/shards",
+            "raw.synthetic.image_size=[256,128]",
+            f"raw.synthetic.num_pretrain={num}",
+            "row_group_rows=64",
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     table = read_rows(open_storage(f"{folder}/shards"), ["key", "image"])
     return [put(f"{number:06d}.jpg", data) for number, data in enumerate(table["image"].to_pylist())]
 
@@ -191,9 +213,11 @@ def make_data(folder: str, num: int, put: Any) -> list[str]:
 @contextmanager
 def s3_server() -> Iterator[str]:
     """URL of moto's server in a process of its own."""
-    program = ("from moto.moto_server.threaded_moto_server import ThreadedMotoServer as S\nimport time\n"
-               "s = S(ip_address='127.0.0.1', port=0, verbose=False); s.start(); print(s.get_host_and_port()[1], flush=True)\n"
-               "time.sleep(10**6)")
+    program = (
+        "from moto.moto_server.threaded_moto_server import ThreadedMotoServer as S\nimport time\n"
+        "s = S(ip_address='127.0.0.1', port=0, verbose=False); s.start(); print(s.get_host_and_port()[1], flush=True)\n"
+        "time.sleep(10**6)"
+    )
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None
@@ -213,8 +237,10 @@ def compare(title: str, shards: str, files: list[str], endpoint: str, epochs: in
     for workers, where in TUNING:
         setting = common | {"files": files, "workers": workers, "where": where}
         found[workers, where] = numbers = measure(__spec__.name, "loader", setting).numbers
-        print(f"  DataLoader, {workers} workers, crops in {where:<8} {numbers['rate']:8.1f} images/s   first batch after "
-              f"{numbers['first_batch']:5.1f} s")
+        print(
+            f"  DataLoader, {workers} workers, crops in {where:<8} {numbers['rate']:8.1f} images/s   first batch after "
+            f"{numbers['first_batch']:5.1f} s"
+        )
     best = max(found.values(), key=lambda numbers: numbers["rate"])
     print(f"  ratio to the fastest DataLoader       {ours['rate'] / best['rate']:8.2f}")
     for name, numbers in (("sample stream", ours), ("fastest DataLoader", best)):
@@ -242,8 +268,13 @@ def main() -> None:
         for file in Path(folder, "shards").iterdir():
             client.upload_file(str(file), "benchmark", f"shards/{file.name}")
         compare("from local files", f"{folder}/shards", [f"{folder}/files/{name}" for name in names], "", size["local"])
-        compare("from an S3 server on this machine", "s3://benchmark/shards", [f"s3://benchmark/files/{name}" for name in names],
-                endpoint, size["s3"])
+        compare(
+            "from an S3 server on this machine",
+            "s3://benchmark/shards",
+            [f"s3://benchmark/files/{name}" for name in names],
+            endpoint,
+            size["s3"],
+        )
 
 
 if __name__ == "__main__":

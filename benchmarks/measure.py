@@ -100,8 +100,10 @@ def arguments_of(doc: str | None, **switches: str) -> argparse.Namespace:
 
 def print_machine() -> None:
     """What the figures were measured on."""
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                  if line.startswith("model name")), "unknown processor")
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
+        "unknown processor",
+    )
     load = os.getloadavg()[0]
     print(f"{os.cpu_count()} cores, {model}, Python {platform.python_version()}, load before {load:.1f}")
 
@@ -112,15 +114,19 @@ def print_sides(title: str, ours: Measured, theirs: Measured, name: str) -> None
     print(f"  {'':<34}{'seconds':>9}{'peak MiB':>10}{'above its start':>17}{'with libraries':>16}")
     for label, run in (("this project", ours), (name, theirs)):
         print(f"  {label:<34}{run.seconds:>9.2f}{run.peak_mib:>10,.0f}{run.grown_mib:>17,.0f}{run.resident_mib:>16,.0f}")
-    print(f"  ratio{'':<29}{theirs.seconds / ours.seconds:>8.1f}x{theirs.peak_mib / ours.peak_mib:>9.1f}x"
-          f"{theirs.grown_mib / ours.grown_mib:>16.1f}x{theirs.resident_mib / ours.resident_mib:>15.1f}x")
+    print(
+        f"  ratio{'':<29}{theirs.seconds / ours.seconds:>8.1f}x{theirs.peak_mib / ours.peak_mib:>9.1f}x"
+        f"{theirs.grown_mib / ours.grown_mib:>16.1f}x{theirs.resident_mib / ours.resident_mib:>15.1f}x"
+    )
     for key in ours.numbers:
         print(f"  {key}: {ours.numbers[key]} against {theirs.numbers.get(key)}")
 
 
 def print_one(title: str, run: Measured) -> None:
     """A size at which the other side does not fit into memory."""
-    print(f"\n{title}: {run.seconds:.2f} s, peak {run.peak_mib:,.0f} MiB, {run.grown_mib:,.0f} above its start, "
-          f"{run.resident_mib:,.0f} with libraries")
+    print(
+        f"\n{title}: {run.seconds:.2f} s, peak {run.peak_mib:,.0f} MiB, {run.grown_mib:,.0f} above its start, "
+        f"{run.resident_mib:,.0f} with libraries"
+    )
     for key, value in run.numbers.items():
         print(f"  {key}: {value}")

@@ -42,9 +42,13 @@ def labels(arguments):
         from sklearn.metrics import adjusted_rand_score
 
         seconds = {name: round(value, 1) for name, value in found.seconds.items()}
-        return {"seconds of each step": seconds, "recall at 30 (1,000 images)": round(found.recall, 4),
-                "clusters": found.num_clusters, "outliers": found.num_outliers,
-                "adjusted Rand index": round(float(adjusted_rand_score(identities, found.labels)), 4)}
+        return {
+            "seconds of each step": seconds,
+            "recall at 30 (1,000 images)": round(found.recall, 4),
+            "clusters": found.num_clusters,
+            "outliers": found.num_outliers,
+            "adjusted Rand index": round(float(adjusted_rand_score(identities, found.labels)), 4),
+        }
 
     return work, check
 

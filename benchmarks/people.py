@@ -32,8 +32,9 @@ def unlabeled(num: int, images_per_identity: int, num_cameras: int, seed: int = 
     return features_of(identities, cameras, seed, noise=noise), identities, cameras
 
 
-def query_and_gallery(num_query: int, num_gallery: int, num_identities: int, num_cameras: int, seed: int = 0,
-                      noise: float = 1.0) -> list[np.ndarray]:
+def query_and_gallery(
+    num_query: int, num_gallery: int, num_identities: int, num_cameras: int, seed: int = 0, noise: float = 1.0
+) -> list[np.ndarray]:
     """Arguments of the ranking metrics: features, identities and cameras of queries, then of the gallery."""
     random = np.random.default_rng(seed)
     identities = random.integers(num_identities, size=num_query + num_gallery)

@@ -12,8 +12,10 @@ from benchmarks.measure import arguments_of, measure, print_machine, print_sides
 from benchmarks.people import unlabeled
 
 QUICK = {"4,000": dict(num=4000, images_per_identity=17, num_cameras=6)}
-FULL = {"12,936 (Market-1501 train)": dict(num=12936, images_per_identity=17, num_cameras=6),
-        "32,621 (MSMT17 train)": dict(num=32621, images_per_identity=31, num_cameras=15)}
+FULL = {
+    "12,936 (Market-1501 train)": dict(num=12936, images_per_identity=17, num_cameras=6),
+    "32,621 (MSMT17 train)": dict(num=32621, images_per_identity=31, num_cameras=15),
+}
 K1, K2, EPS, MIN_SAMPLES = 30, 6, 0.6, 4
 
 
@@ -38,8 +40,11 @@ def dense(size):
 
 def summary(labels):
     """Numbers that differ as soon as labels do."""
-    return {"clusters": int(labels.max()) + 1, "outliers": int((labels < 0).sum()),
-            "label checksum": int((labels.astype(np.int64) * np.arange(1, len(labels) + 1)).sum())}
+    return {
+        "clusters": int(labels.max()) + 1,
+        "outliers": int((labels < 0).sum()),
+        "label checksum": int((labels.astype(np.int64) * np.arange(1, len(labels) + 1)).sum()),
+    }
 
 
 def main() -> None:

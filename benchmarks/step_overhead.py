@@ -28,10 +28,22 @@ from benchmarks.measure import print_machine
 from platform.engine.schemas.pretrain_settings import PretrainConfig
 
 WARM_UP = 5
-SMALL = ["model.image_size=[64,32]", "model.width=128", "model.depth=3", "model.heads=4", "model.patch_size=8",
-         "model.stem_width=16", "augment.global_size=[64,32]", "augment.local_size=[32,16]", "augment.num_local=2",
-         "objective.dino.out_dim=4096", "objective.dino.freeze_last_layer_epochs=0", "objective.dino.hidden=256",
-         "objective.dino.bottleneck=64", "stream.micro_batch=32"]
+SMALL = [
+    "model.image_size=[64,32]",
+    "model.width=128",
+    "model.depth=3",
+    "model.heads=4",
+    "model.patch_size=8",
+    "model.stem_width=16",
+    "augment.global_size=[64,32]",
+    "augment.local_size=[32,16]",
+    "augment.num_local=2",
+    "objective.dino.out_dim=4096",
+    "objective.dino.freeze_last_layer_epochs=0",
+    "objective.dino.hidden=256",
+    "objective.dino.bottleneck=64",
+    "stream.micro_batch=32",
+]
 FULL = ["stream.micro_batch=4", "objective.dino.freeze_last_layer_epochs=0"]
 
 
@@ -48,8 +60,9 @@ class Bare:
         self.objective.train()
         self.crop = MultiCrop(config.augment)
         self.optimizer = pretraining_optimizer(config.optimizer, self.objective.student.named_parameters())
-        self.schedules = Schedules(config.optimizer, config.objective.teacher_momentum, config.stream.global_batch,
-                                   samples_per_epoch, total)
+        self.schedules = Schedules(
+            config.optimizer, config.objective.teacher_momentum, config.stream.global_batch, samples_per_epoch, total
+        )
 
     def step(self, images: np.ndarray, seeds: np.ndarray) -> float:
         """The loss."""
@@ -111,9 +124,11 @@ class Clock:
 
     def table(self, ours: list[float], bare: list[float]) -> Iterator[tuple[str, float, float]]:
         """(label, our seconds a step, the bare loop's), and last what none of the labels has."""
-        means = {side: {label: seconds / len(times) for label, seconds in self.seconds[side].items()}
-                 | {"the rest": (sum(times) - sum(self.seconds[side].values())) / len(times)}
-                 for side, times in (("ours", ours), ("bare", bare))}
+        means = {
+            side: {label: seconds / len(times) for label, seconds in self.seconds[side].items()}
+            | {"the rest": (sum(times) - sum(self.seconds[side].values())) / len(times)}
+            for side, times in (("ours", ours), ("bare", bare))
+        }
         for label, seconds in means["ours"].items():
             yield label, seconds, means["bare"].get(label, 0.0)
 
@@ -138,20 +153,34 @@ def main() -> None:
         print(f"    {label:<18} {1000 * mine:8.1f} and {1000 * theirs:8.1f} ms (mean)")
     print(f"  losses of the last step: {losses[0]:.6f} and {losses[1]:.6f}")
     stall, write = log["checkpoint_stall_seconds"], log["checkpoint_seconds"]
-    print(f"  a checkpoint of {log['checkpoint_mebibytes']:,.0f} MiB stops the loop for {stall:.2f} s and is written in "
-          f"{write:.2f} s beside it: {stall / (500 * own):.2%} of 500 steps, the default interval")
+    print(
+        f"  a checkpoint of {log['checkpoint_mebibytes']:,.0f} MiB stops the loop for {stall:.2f} s and is written in "
+        f"{write:.2f} s beside it: {stall / (500 * own):.2%} of 500 steps, the default interval"
+    )
 
 
 def make_shards(uri: str, full: bool) -> None:
     """Synthetic people, by platform.ingest in a process of its own."""
     size = "[256,128]" if full else "[64,32]"
-    subprocess.run([sys.executable, "-m", "platform.ingest", "raw.kind=synthetic", "raw.part=pretrain", f"output={uri}",
-                    f"raw.synthetic.image_size={size}", "raw.synthetic.num_pretrain=256"],
-                   check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "platform.ingest",
+            "raw.kind=synthetic",
+            "raw.part=pretrain",
+            f"output={uri}",
+            f"raw.synthetic.image_size={size}",
+            "raw.synthetic.num_pretrain=256",
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
 
 
-def take_turns(folder: str, overrides: list[str], steps: int,
-               clock: Clock) -> tuple[list[float], list[float], list[float], dict[str, float]]:
+def take_turns(
+    folder: str, overrides: list[str], steps: int, clock: Clock
+) -> tuple[list[float], list[float], list[float], dict[str, float]]:
     """(our seconds a step, the bare loop's, the last losses of both, the log's row about a checkpoint)."""
     import torch.distributed as dist
 
@@ -162,8 +191,11 @@ def take_turns(folder: str, overrides: list[str], steps: int,
     from platform.engine.stream.stream import local_stream
     from platform.pretrain import plan_of, train
 
-    config = load_config(PretrainConfig, "pretrain", [
-        f"data.uri={folder}/data", f"output={folder}/run", "stream.micro_batches_per_step=1", *overrides])
+    config = load_config(
+        PretrainConfig,
+        "pretrain",
+        [f"data.uri={folder}/data", f"output={folder}/run", "stream.micro_batches_per_step=1", *overrides],
+    )
     config.length.samples = steps * config.stream.global_batch
     config.checkpoint.every_steps, config.tracking.every_steps = steps - 1, steps // 4
     plan, total = plan_of(config)

@@ -33,8 +33,9 @@ def page() -> str:
     names = programs()
     with ThreadPoolExecutor(2) as pool:
         texts = list(pool.map(help_of, names))
-    return INTRODUCTION + "".join(f"\n## {name}\n\n````text\n{text.strip()}\n````\n"
-                                  for name, text in zip(names, texts, strict=True))
+    return INTRODUCTION + "".join(
+        f"\n## {name}\n\n````text\n{text.strip()}\n````\n" for name, text in zip(names, texts, strict=True)
+    )
 
 
 def programs() -> list[str]:
@@ -50,5 +51,6 @@ def help_of(program: str) -> str:
 
 def _run(module: str, *arguments: str) -> str:
     environment = os.environ | {"COLUMNS": "110"}
-    return subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, env=environment, check=True, text=True,
-                          capture_output=True).stdout
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments], cwd=ROOT, env=environment, check=True, text=True, capture_output=True
+    ).stdout

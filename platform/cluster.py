@@ -45,8 +45,9 @@ LABELS = "labels.parquet"
 def main(config: ClusterProgramConfig) -> dict[str, Any]:
     """Features that are missing, then neighbors and labels; returns the summary."""
     if not config.checkpoint:
-        raise UserError("checkpoint is empty: name the run folder or checkpoint file that gives the features, e.g. "
-                        "checkpoint=runs/usl")
+        raise UserError(
+            "checkpoint is empty: name the run folder or checkpoint file that gives the features, e.g. checkpoint=runs/usl"
+        )
     root = open_storage(config.data, config.storage)
     if not (open_storage(config.output, config.storage) / SUMMARY).exists():
         # A wrong path, or cameras that the model does not know, fail before they become the folder's configuration.
@@ -71,18 +72,34 @@ def main(config: ClusterProgramConfig) -> dict[str, Any]:
     labels[good] = found.labels
     write_table(run.location / LABELS, pa.table({"key": known["key"], "label": labels, PROBLEM: problems.tolist()}))
     recall = "" if found.recall is None else f"; recall of the search {found.recall:.3f}"
-    say(f"cluster: {found.num_clusters:,} clusters, {found.num_outliers:,} outliers of {int(good.sum()):,} images in "
-        f"{time.perf_counter() - started:,.0f} s{recall}")
-    summary = {"images": manifest.num_rows, "clusters": found.num_clusters, "outliers": found.num_outliers,
-               "search_recall": found.recall, "actors": config.neighbors.actors, "seconds": found.seconds}
+    say(
+        f"cluster: {found.num_clusters:,} clusters, {found.num_outliers:,} outliers of {int(good.sum()):,} images in "
+        f"{time.perf_counter() - started:,.0f} s{recall}"
+    )
+    summary = {
+        "images": manifest.num_rows,
+        "clusters": found.num_clusters,
+        "outliers": found.num_outliers,
+        "search_recall": found.recall,
+        "actors": config.neighbors.actors,
+        "seconds": found.seconds,
+    }
     pids = known["pid"].to_numpy()[good]
     if pids.min() >= 0:  # labels are known: judge the clusters by them
         from sklearn.metrics import adjusted_rand_score
 
         summary["adjusted_rand_index"] = float(adjusted_rand_score(pids, found.labels))
-    run.finish(summary | set_aside.summary() | {
-        "checkpoint": config.checkpoint, "model": model.about.as_dict(), "weights": model.weights, "data": config.data,
-        "data_checksum": manifest.checksum})
+    run.finish(
+        summary
+        | set_aside.summary()
+        | {
+            "checkpoint": config.checkpoint,
+            "model": model.about.as_dict(),
+            "weights": model.weights,
+            "data": config.data,
+            "data_checksum": manifest.checksum,
+        }
+    )
     return run.summary or {}
 
 
@@ -97,13 +114,18 @@ def extract(config: ClusterProgramConfig, run: Run, root: Location, manifest: Ma
     say(f"cluster: {manifest.num_rows:,} images in {len(manifest.files)} shards, {done:,} have features")
     if not pending:
         return
-    arguments = {"model": config.checkpoint, "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor)),
-                 "given": config.load}
+    arguments = {
+        "model": config.checkpoint,
+        "storage": config.storage,
+        "threads": max(1, int(config.pool.cpus_per_actor)),
+        "given": config.load,
+    }
     batches = stream_through_actors(root, pending, FeatureActor, arguments, size, config.pool)
 
     def publish(name: str, columns: Batch) -> None:
-        table = pa.table({"key": columns["key"].tolist(), FEATURE: as_column(columns["feature"]),
-                          PROBLEM: columns["problem"].tolist()})
+        table = pa.table(
+            {"key": columns["key"].tolist(), FEATURE: as_column(columns["feature"]), PROBLEM: columns["problem"].tolist()}
+        )
         write_table(run.location / PARTS / name, table)
 
     try:

@@ -1,7 +1,7 @@
 """Retrieval metrics of models on labeled test sets: mAP, Rank-1/5/10, mINP; re-ranking, query expansion, ROC, camera pairs.
 
   python -m platform.evaluate checkpoints=[runs/usl] test_sets=[runs/demo/data/target]
-  python -m platform.evaluate checkpoints=[runs/a,runs/b] test_sets=[runs/market,runs/msmt] evaluate.reranking=true output=runs/table
+  python -m platform.evaluate checkpoints=[runs/a,runs/b] test_sets=[runs/market,runs/msmt] output=runs/table
   python -m platform.evaluate checkpoints=[runs/usl] test_sets=[runs/market] evaluate.roc=true evaluate.cameras=true
 
 Several models or test sets give the cross-domain matrix: a row a model, a column a test set. A model is a run folder or a
@@ -42,8 +42,10 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
     if not config.checkpoints or not config.test_sets:
         raise UserError("nothing to evaluate: give checkpoints=[<run folder>,...] and test_sets=[<shards>,...]")
     if config.evaluate.per_query and not config.output:
-        raise UserError("evaluate.per_query=true gives a number for every query, which only evaluation.json holds: give "
-                        "output=<folder>, or leave per_query out")
+        raise UserError(
+            "evaluate.per_query=true gives a number for every query, which only evaluation.json holds: give "
+            "output=<folder>, or leave per_query out"
+        )
     if config.output:
         open_storage(config.output, config.storage).prepare_output()
     sets = [open_storage(uri, config.storage) for uri in config.test_sets]
@@ -62,9 +64,17 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
     for uri, model in zip(config.checkpoints, loaded, strict=True):
         for location in sets:
             result = evaluate(uri, model.image_size, location, config)
-            row = {"model": uri, "data": location.uri, "splits": list(SPLITS), "image_size": list(model.image_size),
-                   "reranking": config.evaluate.reranking, "query_expansion": config.evaluate.expansion, "weights": model.weights,
-                   "checkpoint": model.about.as_dict(), **result}
+            row = {
+                "model": uri,
+                "data": location.uri,
+                "splits": list(SPLITS),
+                "image_size": list(model.image_size),
+                "reranking": config.evaluate.reranking,
+                "query_expansion": config.evaluate.expansion,
+                "weights": model.weights,
+                "checkpoint": model.about.as_dict(),
+                **result,
+            }
             rows.append(row)
             say(f"{uri} on {location.uri}: mAP {row['mAP']:.1%}  Rank-1 {row['rank1']:.1%}")
     print(table(rows))
@@ -72,20 +82,30 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
         print("\n" + matrix(rows))
     if config.output:
         (open_storage(config.output, config.storage) / "evaluation.json").write_json(
-            [row | {"environment": environment()} for row in rows])
+            [row | {"environment": environment()} for row in rows]
+        )
     return rows
 
 
 def evaluate(uri: str, image_size: tuple[int, int], location: Location, config: EvaluateProgramConfig) -> dict[str, Any]:
     """Features of query and gallery through the actors, in one pass over the shards, then the metrics."""
-    arguments = {"model": uri, "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor)),
-                 "given": config.load, "changes": config.overrides}
+    arguments = {
+        "model": uri,
+        "storage": config.storage,
+        "threads": max(1, int(config.pool.cpus_per_actor)),
+        "given": config.load,
+        "changes": config.overrides,
+    }
     manifest = read_manifest(location)
-    set_aside = SetAside(location.uri, sum(manifest.splits[split] for split in SPLITS), config.pool.max_corrupt_share,
-                         "pool.max_corrupt_share")
+    set_aside = SetAside(
+        location.uri, sum(manifest.splits[split] for split in SPLITS), config.pool.max_corrupt_share, "pool.max_corrupt_share"
+    )
     try:
-        batches = list(set_aside.watch(stream_through_actors(location, manifest.files, FeatureActor, arguments, image_size,
-                                                             config.pool, SPLITS)))
+        batches = list(
+            set_aside.watch(
+                stream_through_actors(location, manifest.files, FeatureActor, arguments, image_size, config.pool, SPLITS)
+            )
+        )
     except Exception as error:
         raise user_error_of(error) or error from None
     rows = {name: np.concatenate([batch[name] for batch in batches]) for name in ("key", "split", "feature", "problem")}
@@ -102,8 +122,13 @@ def evaluate(uri: str, image_size: tuple[int, int], location: Location, config: 
         features.append(torch.from_numpy(rows["feature"][chosen][good]))
         left_out[split] = int((~good).sum())
     found = evaluate_features(labels[0], labels[1], features[0], features[1], config.evaluate)
-    return {"data_set": data_set(manifest, labels[1].keys[0]), "data_checksum": manifest.checksum,
-            **set_aside.summary(), "left_out": left_out, **found}
+    return {
+        "data_set": data_set(manifest, labels[1].keys[0]),
+        "data_checksum": manifest.checksum,
+        **set_aside.summary(),
+        "left_out": left_out,
+        **found,
+    }
 
 
 def data_set(manifest: Manifest, key: str) -> str:
@@ -126,11 +151,14 @@ def table(rows: list[dict[str, Any]]) -> str:
     data_width = max(len(row["data"]) for row in rows)
     lines = [f"{'model':<{width}}  {'test set':<{data_width}}  " + "  ".join(f"{name:>7}" for name in COLUMNS)]
     for row in rows:
-        lines.append(f"{row['model']:<{width}}  {row['data']:<{data_width}}  "
-                     + "  ".join(f"{100 * row[name]:7.1f}" for name in COLUMNS))
-        lines.append(f"  {row['data_set']} (checksum {row['data_checksum'][:12]}), {' and '.join(row['splits'])}, images "
-                     f"{'x'.join(map(str, row['image_size']))}, {expansion_text(row['query_expansion'])}, "
-                     f"{'also' if row['reranking'] else 'no'} re-ranking, weights {row['weights']}")
+        lines.append(
+            f"{row['model']:<{width}}  {row['data']:<{data_width}}  " + "  ".join(f"{100 * row[name]:7.1f}" for name in COLUMNS)
+        )
+        lines.append(
+            f"  {row['data_set']} (checksum {row['data_checksum'][:12]}), {' and '.join(row['splits'])}, images "
+            f"{'x'.join(map(str, row['image_size']))}, {expansion_text(row['query_expansion'])}, "
+            f"{'also' if row['reranking'] else 'no'} re-ranking, weights {row['weights']}"
+        )
         if row["corrupt_images"]:
             counts = " and ".join(f"{count} {split}" for split, count in row["left_out"].items() if count)
             lines.append(f"  left out: {counts} images that cannot be decoded")
@@ -138,8 +166,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             lines.append(f"  {row['camera_note']}")
         if "reranked" in row:
             reranked = row["reranked"]
-            lines.append(f"{'  re-ranked':<{width}}  {'':<{data_width}}  {100 * reranked['mAP']:7.1f}  "
-                         f"{100 * reranked['rank1']:7.1f}")
+            lines.append(
+                f"{'  re-ranked':<{width}}  {'':<{data_width}}  {100 * reranked['mAP']:7.1f}  {100 * reranked['rank1']:7.1f}"
+            )
         if "roc" in row:
             rates = "  ".join(f"{100 * value:.1f} at FPR {rate}" for rate, value in row["roc"].items())
             lines.append(f"  true positive rate: {rates}")
@@ -167,6 +196,8 @@ def matrix(rows: list[dict[str, Any]]) -> str:
     cells = {(row["model"], row["data"]): f"{100 * row['mAP']:.1f} / {100 * row['rank1']:.1f}" for row in rows}
     width, columns = max(map(len, models)), [max(len(name), 13) for name in sets]
     lines = [" " * width + "".join(f"  {name:>{column}}" for name, column in zip(sets, columns, strict=True))]
-    lines += [f"{model:<{width}}" + "".join(f"  {cells[model, name]:>{column}}"
-              for name, column in zip(sets, columns, strict=True)) for model in models]
+    lines += [
+        f"{model:<{width}}" + "".join(f"  {cells[model, name]:>{column}}" for name, column in zip(sets, columns, strict=True))
+        for model in models
+    ]
     return f"mAP / Rank-1, {expansion_text(rows[0]['query_expansion'])}\n" + "\n".join(lines)

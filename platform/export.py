@@ -3,9 +3,9 @@
   python -m platform.export checkpoint=runs/supervised output=exports/supervised
   python -m platform.export checkpoint=runs/supervised output=s3://bucket/exports/model formats=[timm,onnx,released]
 
-checkpoint: a run of platform.pretrain or platform.finetune, or a checkpoint file, ours or a released one. What the file does not say
-is given by load.* (load.heads=12) and stays in what is written. Each format gets a
-folder of its own below output, with a README.md that says what the model is and how to use it:
+checkpoint: a run of platform.pretrain or platform.finetune, or a checkpoint file, ours or a released one. What the file does
+not say is given by load.* (load.heads=12) and stays in what is written. Each format gets a folder of its own below output, with
+a README.md that says what the model is and how to use it:
   safetensors  model.safetensors, which `reidssl.models.weights.load_vit` and `load_reid` rebuild
   timm         model.safetensors and config.json for timm.create_model("local-dir:...") (projection stem only)
   onnx         model.onnx, any batch size, pixels in, normalized feature out; checked in onnxruntime (needs the onnx extra)
@@ -90,8 +90,12 @@ def as_released(model: LoadedModel) -> dict[str, bytes]:
         layouts.append("reid" if model.reid.num_classes else "cluster_contrast")
     files = {f"{name}.pth": torch_bytes(released_checkpoint(whole.state_dict(), name)) for name in layouts}
     # These layouts have no place for heads, normalization and cameras; our programs read them from here.
-    load = {"mean": model.mean, "std": model.std, "neck": model.neck if model.reid else "",
-            "cameras": [-1 if camera is None else camera for camera in model.cameras or ()]}
+    load = {
+        "mean": model.mean,
+        "std": model.std,
+        "neck": model.neck if model.reid else "",
+        "cameras": [-1 if camera is None else camera for camera in model.cameras or ()],
+    }
     return files | {"config.json": json.dumps(describing(model.backbone.config, load), indent=1).encode()}
 
 
@@ -101,7 +105,7 @@ def facts(uri: str, storage: StorageConfig, model: LoadedModel) -> dict[str, Any
     stride = f", stride {config.stride}" if config.stride not in (0, config.patch_size) else ""
     found: dict[str, Any] = {
         "model": f"vision transformer, width {config.width}, depth {config.depth}, {config.heads} heads, patch "
-                 f"{config.patch_size}{stride}, stem {config.stem}",
+        f"{config.patch_size}{stride}, stem {config.stem}",
         "image size (height x width)": "{} x {}".format(*config.image_size),
         "mean, std": f"{model.mean}, {model.std}",
         "feature": f"{model.neck} the neck, L2-normalized" if model.reid else "class token after the last norm, L2-normalized",
@@ -168,7 +172,7 @@ Features of person crops: images of the same person have a high cosine similarit
 |---|---|
 {rows}
 
-Files: {', '.join(files)}. Images are resized to the size above (bicubic), without keeping their aspect ratio.
+Files: {", ".join(files)}. Images are resized to the size above (bicubic), without keeping their aspect ratio.
 
 ```python
 {USAGE[name]}

@@ -61,14 +61,23 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
         say(f"finetune: {run.location.uri} is complete already")
         return run.summary
     connect(config.runtime)
-    say(f"finetune: {config.setting} from {config.checkpoint or 'random weights'} on {config.target_set}; output {run.location.uri}")
-    launch(finetune, config, name="ray_train", storage=run.location, scaling=config.scaling,
-           micro_batches_per_step=shared_micro_batches(config))
+    start = config.checkpoint or "random weights"
+    say(f"finetune: {config.setting} from {start} on {config.target_set}; output {run.location.uri}")
+    launch(
+        finetune,
+        config,
+        name="ray_train",
+        storage=run.location,
+        scaling=config.scaling,
+        micro_batches_per_step=shared_micro_batches(config),
+    )
     summary = run.summary
     if summary is None:
         raise UserError("fine-tuning ended without a summary; run the same command again to continue")
-    say(f"finetune: {config.setting}  mAP {summary['mAP']:.1%}  Rank-1 {summary['rank1']:.1%}"
-        + "".join(f"  warning: {warning}" for warning in summary["warnings"]))
+    say(
+        f"finetune: {config.setting}  mAP {summary['mAP']:.1%}  Rank-1 {summary['rank1']:.1%}"
+        + "".join(f"  warning: {warning}" for warning in summary["warnings"])
+    )
     return summary
 
 
@@ -85,8 +94,10 @@ def check_inputs(config: FinetuneConfig) -> None:
     plan = plan_cameras(config, init)
     if init:
         about = init.about.without("mean", "std", "neck")
-        say(f"finetune: {config.checkpoint}: {replace(init.report, about=about)}; images are normalized by augment.mean "
-            f"{list(config.augment.mean)} and augment.std {list(config.augment.std)}")
+        say(
+            f"finetune: {config.checkpoint}: {replace(init.report, about=about)}; images are normalized by augment.mean "
+            f"{list(config.augment.mean)} and augment.std {list(config.augment.std)}"
+        )
     if plan:
         say(f"finetune: {plan}")
 
@@ -116,8 +127,10 @@ def with_micro_batches(config: FinetuneConfig, output: Location) -> FinetuneConf
             stored = stored.get(key) if isinstance(stored, dict) else None
         pieces = batch.micro_batches or stored or math.lcm(config.scaling.workers, config.scaling.fewest)
         if pieces > batch.images:
-            raise UserError(f"{config.scaling.workers} workers cannot share the {batch.images} images of a step: lower "
-                            f"scaling.workers, or raise {name}.batch.identities")
+            raise UserError(
+                f"{config.scaling.workers} workers cannot share the {batch.images} images of a step: lower "
+                f"scaling.workers, or raise {name}.batch.identities"
+            )
         resolved[name] = replace(section, batch=replace(batch, micro_batches=pieces))
     return replace(config, **resolved)
 
@@ -148,9 +161,17 @@ def finetune(config: FinetuneConfig) -> None:
         of_query, of_gallery = (extract(model, images, phase.config.neck, config.augment) for images in (query, gallery))
         return evaluate_features(query, gallery, of_query, of_gallery, config.evaluate)
 
-    trainer = PhaseTrainer(setting=config.setting, seed=config.seed, augment=config.augment, engine=config.engine,
-                           evaluate_every=config.evaluate_every, store=store, tracker=tracker, judge=judge,
-                           images_seen=found.payload["images_seen"] if found else 0)
+    trainer = PhaseTrainer(
+        setting=config.setting,
+        seed=config.seed,
+        augment=config.augment,
+        engine=config.engine,
+        evaluate_every=config.evaluate_every,
+        store=store,
+        tracker=tracker,
+        judge=judge,
+        images_seen=found.payload["images_seen"] if found else 0,
+    )
     for number, phase in enumerate(phases):
         model = model_for(phase, model)
         if not found or number >= found.payload["phase"]:
@@ -166,6 +187,7 @@ def finetune(config: FinetuneConfig) -> None:
 
 def open_tracker(run: Run, config: FinetuneConfig, found: LoadedCheckpoint | None) -> Tracker:
     """The run's log, with the epochs that the newest checkpoint holds; an epoch without training has no position of its own."""
+
     def held(row: dict[str, Any]) -> bool:
         return found is not None and (row["phase"], row["epoch"]) <= (found.payload["phase"], found.payload["epoch"])
 
@@ -173,14 +195,29 @@ def open_tracker(run: Run, config: FinetuneConfig, found: LoadedCheckpoint | Non
 
 
 def publish_model(run: Run, config: FinetuneConfig, model: ReidModel, phase: Phase, record: dict[str, Any]) -> None:
-    metadata = {"mean": config.augment.mean, "std": config.augment.std, "neck": phase.config.neck,
-                "setting": config.setting, "checkpoint": config.checkpoint, "target_set": config.target_set, "source_set": config.source_set}
+    metadata = {
+        "mean": config.augment.mean,
+        "std": config.augment.std,
+        "neck": phase.config.neck,
+        "setting": config.setting,
+        "checkpoint": config.checkpoint,
+        "target_set": config.target_set,
+        "source_set": config.source_set,
+    }
     metadata |= {name: json.dumps(value) for name, value in record.items() if value is not None}
     (run.location / REID).write_bytes(model_bytes(model, metadata))
 
 
-def finish(run: Run, config: FinetuneConfig, model: ReidModel, phase: Phase, tracker: Tracker, result: dict[str, Any],
-           images_seen: int, record: dict[str, Any]) -> None:
+def finish(
+    run: Run,
+    config: FinetuneConfig,
+    model: ReidModel,
+    phase: Phase,
+    tracker: Tracker,
+    result: dict[str, Any],
+    images_seen: int,
+    record: dict[str, Any],
+) -> None:
     """Publish the rankings and the summary (which marks the run complete)."""
     (run.location / "rankings.json").write_json(result.pop("rankings"))
     clusters = [row["clusters"] for row in tracker.rows if "clusters" in row]
@@ -188,10 +225,22 @@ def finish(run: Run, config: FinetuneConfig, model: ReidModel, phase: Phase, tra
     tracker.close()
     if "camera_note" in result:
         report_line(f"note: {config.target_set}: {result['camera_note']}")
-    run.finish({"setting": config.setting, "checkpoint": config.checkpoint, "target_set": config.target_set, "source_set": config.source_set,
-                "image_size": list(model.backbone.config.image_size), "seed": config.seed, "neck": phase.config.neck,
-                "weights": weights_hash(model)[:12],
-                "data_checksum": read_manifest(open_storage(config.target_set, config.storage)).checksum,
-                "clusters": int(clusters[-1]) if clusters else None,
-                "images_seen": images_seen, "epochs_without_training": untrained(tracker.rows),
-                "warnings": run_warnings(tracker.rows, len(phase.images)), **record, **result})
+    run.finish(
+        {
+            "setting": config.setting,
+            "checkpoint": config.checkpoint,
+            "target_set": config.target_set,
+            "source_set": config.source_set,
+            "image_size": list(model.backbone.config.image_size),
+            "seed": config.seed,
+            "neck": phase.config.neck,
+            "weights": weights_hash(model)[:12],
+            "data_checksum": read_manifest(open_storage(config.target_set, config.storage)).checksum,
+            "clusters": int(clusters[-1]) if clusters else None,
+            "images_seen": images_seen,
+            "epochs_without_training": untrained(tracker.rows),
+            "warnings": run_warnings(tracker.rows, len(phase.images)),
+            **record,
+            **result,
+        }
+    )

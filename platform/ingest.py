@@ -58,8 +58,13 @@ def main(config: IngestConfig) -> Manifest:
     if not config.output:
         raise UserError("output is empty: say where the shards go, e.g. output=runs/photos or output=s3://bucket/photos")
     output = open_storage(config.output, config.storage).prepare_output()
-    arguments = {"raw": config.raw.arguments(), "limit": config.limit, "shard_mb": config.shard_mb,
-                 "row_group_rows": config.row_group_rows, "max_pixels": config.max_pixels}
+    arguments = {
+        "raw": config.raw.arguments(),
+        "limit": config.limit,
+        "shard_mb": config.shard_mb,
+        "row_group_rows": config.row_group_rows,
+        "max_pixels": config.max_pixels,
+    }
     existing = existing_data_set(output, arguments, config.overwrite)
     if existing is not None:
         say(f"{output} is complete already: {summary(existing)}; nothing to do (overwrite=true makes it anew)")
@@ -80,10 +85,13 @@ def existing_data_set(output: Location, arguments: Mapping[str, Any], overwrite:
     if known == arguments:
         return manifest
     old, new = _flat(known), _flat(arguments)
-    changed = ", ".join(f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
-                        for key in sorted(old | new) if old.get(key) != new.get(key))
-    raise UserError(f"{output} holds a data set made with other arguments ({changed}). Choose another output, or set "
-                    "overwrite=true to replace it")
+    changed = ", ".join(
+        f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in sorted(old | new) if old.get(key) != new.get(key)
+    )
+    raise UserError(
+        f"{output} holds a data set made with other arguments ({changed}). Choose another output, or set "
+        "overwrite=true to replace it"
+    )
 
 
 def ingest(source: Source, output: Location, config: IngestConfig, arguments: dict[str, Any]) -> Manifest:
@@ -92,8 +100,10 @@ def ingest(source: Source, output: Location, config: IngestConfig, arguments: di
 
     plan = source.plan(config.limit)
     if not plan.units:
-        raise UserError(f"nothing to ingest: {config.raw.path or config.raw.kind} holds no images that this kind "
-                        f"of source ({config.raw.kind}) takes")
+        raise UserError(
+            f"nothing to ingest: {config.raw.path or config.raw.kind} holds no images that this kind "
+            f"of source ({config.raw.kind}) takes"
+        )
     clean(output)
     units = [{"unit": pickle.dumps(unit)} for unit in plan.units]
     with progress("ingest", "images", plan.num_images) as counter:
@@ -112,9 +122,12 @@ def ingest(source: Source, output: Location, config: IngestConfig, arguments: di
         raise UserError(f"none of the {len(rejected):,} images could be used ({examples}). Nothing was published")
     write_rejected(output, rejected)
     manifest = Manifest(
-        files=entries, num_rejected=len(rejected),
+        files=entries,
+        num_rejected=len(rejected),
         source={"kind": config.raw.kind, "path": arguments["raw"].get("path", "")},
-        arguments=arguments, splits=dict(sorted(splits.items())), converted=dict(sorted(converted.items())),
+        arguments=arguments,
+        splits=dict(sorted(splits.items())),
+        converted=dict(sorted(converted.items())),
         extra_columns={name: str(kind) for name, kind in source.extra_columns.items()},
     )
     write_manifest(output, manifest)
@@ -138,9 +151,11 @@ def remarks(num_rows: int, rejected: Sequence[tuple[str, str]], labels: Mapping[
     if 0 < known < num_rows:
         lines.append(f"note: {num_rows - known:,} of {num_rows:,} images have no identity (pid -1), while the others have one")
     if no_camera:
-        lines.append(f"note: {no_camera:,} of {known:,} labeled images have no camera (camid -1): an mAP of them counts matches "
-                     "within one camera, which published figures leave out. raw.pattern (folder) or raw.tar.camid_field "
-                     "says where cameras are")
+        lines.append(
+            f"note: {no_camera:,} of {known:,} labeled images have no camera (camid -1): an mAP of them counts matches "
+            "within one camera, which published figures leave out. raw.pattern (folder) or raw.tar.camid_field "
+            "says where cameras are"
+        )
     notes = Counter({note: count for note, count in labels.items() if note not in ("identity", "no camera")})
     lines += [f"note: {count:,} images: {note}" for note, count in notes.most_common(MOST_KINDS)]
     return lines
@@ -159,9 +174,10 @@ def summary(manifest: Manifest) -> str:
     splits = ", ".join(f"{name} {count:,}" for name, count in manifest.splits.items())
     count = len(manifest.files)
     converted = ", ".join(f"{number:,} {CONVERSIONS.get(name, name)}" for name, number in manifest.converted.items())
-    return (f"{manifest.num_rows:,} images ({splits}) in {count} shard{'s' * (count != 1)}, "
-            f"{manifest.num_bytes / 1e6:,.1f} MB, {manifest.num_rejected:,} rejected"
-            + f"; when used: {converted}" * bool(converted))
+    return (
+        f"{manifest.num_rows:,} images ({splits}) in {count} shard{'s' * (count != 1)}, "
+        f"{manifest.num_bytes / 1e6:,.1f} MB, {manifest.num_rejected:,} rejected" + f"; when used: {converted}" * bool(converted)
+    )
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -102,15 +102,19 @@ def selection_stages(config: PipelineConfig, root: Location) -> Story:
     if proxy != "pretrain/full":
         story.append(("source-proxy", partial(pretrain, config, root, proxy)))
     story += [
-        ("target-proxy", partial(fine_tune, config, root, config.cfs.target_proxy, proxy, "proxy/target",
-                                 supervised=config.cfs.supervised)),
+        (
+            "target-proxy",
+            partial(fine_tune, config, root, config.cfs.target_proxy, proxy, "proxy/target", supervised=config.cfs.supervised),
+        ),
         ("score", partial(score, config, root)),
         ("select", partial(select, config, root)),
         ("pretrain-selected", partial(pretrain, config, root, "pretrain/selected", selection="selection")),
     ]
     if config.cfs.control:
-        story += [("select-control", partial(select_control, config, root)),
-                  ("pretrain-control", partial(pretrain, config, root, "pretrain/control", selection="selection-control"))]
+        story += [
+            ("select-control", partial(select_control, config, root)),
+            ("pretrain-control", partial(pretrain, config, root, "pretrain/control", selection="selection-control")),
+        ]
     return story
 
 
@@ -133,8 +137,15 @@ def source_proxy(config: PipelineConfig) -> str:
 def ingest(config: PipelineConfig, root: Location, part: str) -> None:
     """One of the three data sets."""
     with of_set(part):
-        run_ingest(IngestConfig(raw=getattr(config, f"{part}_set"), output=(root / "data" / part).uri,
-                                row_group_rows=config.row_group_rows, storage=config.storage, runtime=config.runtime))
+        run_ingest(
+            IngestConfig(
+                raw=getattr(config, f"{part}_set"),
+                output=(root / "data" / part).uri,
+                row_group_rows=config.row_group_rows,
+                storage=config.storage,
+                runtime=config.runtime,
+            )
+        )
         require_splits(root / "data" / part, SPLITS[part])  # now, not after days of pre-training
 
 
@@ -144,48 +155,100 @@ def pretrain(config: PipelineConfig, root: Location, name: str, selection: str =
     length = config.pretrain.length
     total = length.samples or round(length.epochs * read_manifest(data).num_rows)
     samples = config.cfs.proxy_samples if name == "proxy/source" else total
-    run_pretrain(replace(
-        config.pretrain, output=(root / name).uri, storage=config.storage, runtime=config.runtime,
-        data=DataConfig(uri=data.uri, selection=(root / selection).uri if selection else ""),
-        length=LengthConfig(epochs=length.epochs, samples=samples),
-        probe=replace(config.pretrain.probe, uri=(root / "data" / "target").uri if is_given(config, "target") else "")))
+    run_pretrain(
+        replace(
+            config.pretrain,
+            output=(root / name).uri,
+            storage=config.storage,
+            runtime=config.runtime,
+            data=DataConfig(uri=data.uri, selection=(root / selection).uri if selection else ""),
+            length=LengthConfig(epochs=length.epochs, samples=samples),
+            probe=replace(config.pretrain.probe, uri=(root / "data" / "target").uri if is_given(config, "target") else ""),
+        )
+    )
 
 
 def cluster(config: PipelineConfig, root: Location) -> None:
     """Pseudo-identities of the pre-training images, as unsupervised fine-tuning would make them."""
     how = config.finetune.unsupervised
-    run_cluster(ClusterProgramConfig(
-        checkpoint=(root / "pretrain" / "full").uri, data=(root / "data" / "pretrain").uri, output=(root / "clusters").uri,
-        cluster=how.cluster, neighbors=how.neighbors, pool=config.pool, storage=config.storage, runtime=config.runtime))
+    run_cluster(
+        ClusterProgramConfig(
+            checkpoint=(root / "pretrain" / "full").uri,
+            data=(root / "data" / "pretrain").uri,
+            output=(root / "clusters").uri,
+            cluster=how.cluster,
+            neighbors=how.neighbors,
+            pool=config.pool,
+            storage=config.storage,
+            runtime=config.runtime,
+        )
+    )
 
 
 def score(config: PipelineConfig, root: Location) -> None:
     """CFS of every pre-training image."""
-    run_score(ScoreConfig(
-        data=(root / "data" / "pretrain").uri, source_proxy=(root / source_proxy(config)).uri, target_proxy=(root / "proxy" / "target").uri,
-        output=(root / "scores").uri, pool=config.pool, storage=config.storage, runtime=config.runtime))
+    run_score(
+        ScoreConfig(
+            data=(root / "data" / "pretrain").uri,
+            source_proxy=(root / source_proxy(config)).uri,
+            target_proxy=(root / "proxy" / "target").uri,
+            output=(root / "scores").uri,
+            pool=config.pool,
+            storage=config.storage,
+            runtime=config.runtime,
+        )
+    )
 
 
 def select(config: PipelineConfig, root: Location) -> None:
     """The best part of them."""
-    run_select(SelectConfig(data=(root / "data" / "pretrain").uri, scores=(root / "scores").uri,
-                            output=(root / "selection").uri, fraction=config.cfs.fraction, storage=config.storage))
+    run_select(
+        SelectConfig(
+            data=(root / "data" / "pretrain").uri,
+            scores=(root / "scores").uri,
+            output=(root / "selection").uri,
+            fraction=config.cfs.fraction,
+            storage=config.storage,
+        )
+    )
 
 
 def select_control(config: PipelineConfig, root: Location) -> None:
     """As many of them by chance."""
-    run_select(SelectConfig(data=(root / "data" / "pretrain").uri, random=True, seed=config.pretrain.seed,
-                            output=(root / "selection-control").uri, fraction=config.cfs.fraction, storage=config.storage))
+    run_select(
+        SelectConfig(
+            data=(root / "data" / "pretrain").uri,
+            random=True,
+            seed=config.pretrain.seed,
+            output=(root / "selection-control").uri,
+            fraction=config.cfs.fraction,
+            storage=config.storage,
+        )
+    )
 
 
-def fine_tune(config: PipelineConfig, root: Location, setting: str, init: str, name: str,
-              supervised: SupervisedConfig | None = None) -> None:
+def fine_tune(
+    config: PipelineConfig, root: Location, setting: str, init: str, name: str, supervised: SupervisedConfig | None = None
+) -> None:
     """One fine-tuning run and its evaluation; `supervised` in place of the common settings."""
     stage = config.finetune
-    run_finetune(FinetuneConfig(
-        output=(root / name).uri, setting=setting, checkpoint=(root / init).uri if init else "", seed=stage.seed,
-        source_set=(root / "data" / "source").uri if setting == "uda" else "", target_set=(root / "data" / "target").uri,
-        model=replace(config.pretrain.model), supervised=supervised or stage.supervised, unsupervised=stage.unsupervised,
-        augment=stage.augment, evaluate=stage.evaluate, scaling=stage.scaling, tracking=TrackingConfig(),
-        max_corrupt_share=config.pool.max_corrupt_share,
-        storage=config.storage, runtime=config.runtime))
+    run_finetune(
+        FinetuneConfig(
+            output=(root / name).uri,
+            setting=setting,
+            checkpoint=(root / init).uri if init else "",
+            seed=stage.seed,
+            source_set=(root / "data" / "source").uri if setting == "uda" else "",
+            target_set=(root / "data" / "target").uri,
+            model=replace(config.pretrain.model),
+            supervised=supervised or stage.supervised,
+            unsupervised=stage.unsupervised,
+            augment=stage.augment,
+            evaluate=stage.evaluate,
+            scaling=stage.scaling,
+            tracking=TrackingConfig(),
+            max_corrupt_share=config.pool.max_corrupt_share,
+            storage=config.storage,
+            runtime=config.runtime,
+        )
+    )

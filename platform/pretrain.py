@@ -59,11 +59,20 @@ def main(config: PretrainConfig) -> dict[str, Any]:
         say(f"pretrain: {run.location.uri} is complete already")
         return run.summary
     connect(config.runtime)
-    say(f"pretrain: {plan.samples_per_epoch:,} images, {total:,} to see in {total // config.stream.global_batch:,} "
+    say(
+        f"pretrain: {plan.samples_per_epoch:,} images, {total:,} to see in {total // config.stream.global_batch:,} "
         f"steps of {config.stream.global_batch}; {workers_text(sizes, config.stream.micro_batches_per_step)}; "
-        f"output {run.location.uri}")
-    launch(train, config, name="ray_train", storage=run.location, scaling=config.scaling,
-           micro_batches_per_step=config.stream.micro_batches_per_step, heeds_notices=True)
+        f"output {run.location.uri}"
+    )
+    launch(
+        train,
+        config,
+        name="ray_train",
+        storage=run.location,
+        scaling=config.scaling,
+        micro_batches_per_step=config.stream.micro_batches_per_step,
+        heeds_notices=True,
+    )
     summary = run.summary
     if summary is None:
         raise UserError("training ended without a summary; run the same command again to continue")
@@ -74,8 +83,10 @@ def workers_text(sizes: list[int], micro_batches_per_step: int) -> str:
     """'2, 4 or 8 workers (8 micro-batches a step; 1, 2, 4, 8 share them evenly)'"""
     range_of = " or ".join(filter(None, [", ".join(str(size) for size in sizes[:-1]), str(sizes[-1])]))
     shared = ", ".join(str(size) for size in allowed_sizes(micro_batches_per_step))
-    return (f"{range_of} worker{'s' if sizes[-1] > 1 else ''} ({micro_batches_per_step} micro-batches a step: {shared} "
-            "workers share them evenly)")
+    return (
+        f"{range_of} worker{'s' if sizes[-1] > 1 else ''} ({micro_batches_per_step} micro-batches a step: {shared} "
+        "workers share them evenly)"
+    )
 
 
 def train(config: PretrainConfig, open_stream: OpenStream = stream) -> None:
@@ -84,8 +95,9 @@ def train(config: PretrainConfig, open_stream: OpenStream = stream) -> None:
     open_stream: makes the micro-batches of this worker from a part of the stream (platform/engine/stream/stream.py).
     """
     run = Run(open_storage(config.output, config.storage), "pretrain", to_plain(config))
-    store = CheckpointStore(run.location / "checkpoints", config.checkpoint.keep,
-                            config.checkpoint.keep_every_steps * config.stream.global_batch)
+    store = CheckpointStore(
+        run.location / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_every_steps * config.stream.global_batch
+    )
     place, resume_point = find_place(config, store)
     batches = load(config, place, open_stream)  # is read from now on, while the model is built
     learner = Learner(config, place, resume_point)
@@ -115,8 +127,15 @@ def load(config: PretrainConfig, place: Place, open_stream: OpenStream) -> Itera
     if place.is_complete:
         return iter(())
     crop = MultiCrop(config.augment)
-    batches = open_stream(place.plan, config.stream, open_storage(config.data.uri, config.storage), config.model.image_size,
-                          place.seen, place.total, config.scaling.decode_resource)
+    batches = open_stream(
+        place.plan,
+        config.stream,
+        open_storage(config.data.uri, config.storage),
+        config.model.image_size,
+        place.seen,
+        place.total,
+        config.scaling.decode_resource,
+    )
 
     def crops_of(batch: dict[str, Any]) -> list[Tensor]:
         return crop(upload(batch["image"]), stream_seeds(config.seed, batch["epoch"], batch["key"]))
@@ -143,14 +162,31 @@ def publish(learner: Learner, run: Run, tracker: Tracker | None) -> None:
     exported = learner.objective.export_backbone()
     made_from = {"data": config.data.uri, "selection": config.data.selection}
     checksum = read_manifest(open_storage(config.data.uri, config.storage)).checksum
-    backbone = model_bytes(exported, {"kind": "backbone", "mean": config.augment.mean, "std": config.augment.std,
-                                      "samples_seen": place.seen, **made_from, "manifest": checksum})
+    backbone = model_bytes(
+        exported,
+        {
+            "kind": "backbone",
+            "mean": config.augment.mean,
+            "std": config.augment.std,
+            "samples_seen": place.seen,
+            **made_from,
+            "manifest": checksum,
+        },
+    )
     patiently(lambda: (run.location / "backbone.safetensors").write_bytes(backbone), retry_s, report_line)
     patiently(tracker.publish, retry_s, report_line)
     tracker.close()
     speeds, last = sorted(row["images_per_second"] for row in tracker.rows), tracker.rows[-1]
-    summary = {"samples_seen": place.seen, "steps": place.step, "final_loss": last["loss"],
-               "images_per_second": speeds[len(speeds) // 2], "corrupt_samples": corrupt.total, "corrupt": corrupt.reasons,
-               "weights": weights_hash(exported)[:12], **made_from, "data_checksum": checksum,
-               "probe": {name: value for name, value in last.items() if name.startswith("probe")}}
+    summary = {
+        "samples_seen": place.seen,
+        "steps": place.step,
+        "final_loss": last["loss"],
+        "images_per_second": speeds[len(speeds) // 2],
+        "corrupt_samples": corrupt.total,
+        "corrupt": corrupt.reasons,
+        "weights": weights_hash(exported)[:12],
+        **made_from,
+        "data_checksum": checksum,
+        "probe": {name: value for name, value in last.items() if name.startswith("probe")},
+    }
     patiently(lambda: run.finish(summary), retry_s, report_line)

@@ -40,8 +40,10 @@ def main(config: ReportConfig) -> Location:
     if not config.run:
         raise UserError("run is empty: name the folder of a run, e.g. run=runs/demo")
     if not config.output and in_job_copy(config.run):
-        raise UserError("output is empty, and the folder of this job, where the page would go, is Ray's temporary copy of what "
-                        "was submitted: give output=s3://bucket/prefix, or an absolute path that every node sees")
+        raise UserError(
+            "output is empty, and the folder of this job, where the page would go, is Ray's temporary copy of what "
+            "was submitted: give output=s3://bucket/prefix, or an absolute path that every node sees"
+        )
     folder = read_folder(config.run, config.storage)
     target = page_location(config)
     page = render(folder).encode("utf-8")
@@ -67,29 +69,44 @@ def render(folder: RunFolder) -> str:
     models, hashes = pictures.attention_models(folder, setting)
     results = tables.result_rows(folder)
     context: dict[str, Any] = {
-        "title": folder.location.name, "uri": folder.location.uri, "kind": kind_of(folder),
+        "title": folder.location.name,
+        "uri": folder.location.uri,
+        "kind": kind_of(folder),
         "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "results": results, "result_bars": charts.result_bars(folder) if len(results) > 1 else None,
+        "results": results,
+        "result_bars": charts.result_bars(folder) if len(results) > 1 else None,
         "has_expansion": any(row.expansion for row in results),
         "has_reranked": any(row.reranked is not None for row in results),
         "has_clusters": any(row.clusters is not None for row in results),
-        "cfs": cfs_section(folder), "identities": cluster_section(folder), "pretrain_charts": charts.pretrain_charts(folder),
+        "cfs": cfs_section(folder),
+        "identities": cluster_section(folder),
+        "pretrain_charts": charts.pretrain_charts(folder),
         "objectives": sorted({str(one.setting_of("objective", "name")) for one in folder.of("pretrain")} - {"None"}),
         "has_proxy": folder.named("proxy/source") is not None,
-        "cluster_charts": charts.cluster_charts(folder), "finetune_charts": charts.finetune_charts(folder),
-        "gallery_setting": tables.setting_title(setting), "queries": queries,
+        "cluster_charts": charts.cluster_charts(folder),
+        "finetune_charts": charts.finetune_charts(folder),
+        "gallery_setting": tables.setting_title(setting),
+        "queries": queries,
         "attention": pictures.attention_maps(folder, models),
-        "data": tables.data_rows(folder), "stages": tables.stage_rows(folder),
-        "provenance": tables.provenance_rows(folder, hashes), "environment": tables.environments(folder),
-        "configurations": tables.configurations(folder), "facts": facts(folder, results),
+        "data": tables.data_rows(folder),
+        "stages": tables.stage_rows(folder),
+        "provenance": tables.provenance_rows(folder, hashes),
+        "environment": tables.environments(folder),
+        "configurations": tables.configurations(folder),
+        "facts": facts(folder, results),
         "synthetic": [role for role, data in folder.data.items() if data.manifest.source.get("kind") == "synthetic"],
     }
     context["total_seconds"] = sum(stage["seconds"] for stage in context["stages"])
     context["notes"] = folder.notes  # last: every section may have added to them
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": lambda share: f"{100 * share:.1f}", "points": _points,
-                            "number": lambda count: f"{count:,}", "duration": tables.duration}
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "percent": lambda share: f"{100 * share:.1f}",
+        "points": _points,
+        "number": lambda count: f"{count:,}",
+        "duration": tables.duration,
+    }
     return environment.get_template(TEMPLATE).render(context)
 
 
@@ -99,8 +116,12 @@ def kind_of(folder: RunFolder) -> str:
         if len(folder.members) > 1:
             return f"{len(folder.members)} runs"
         one = folder.members[0]
-        names = {"pretrain": "Self-supervised pre-training", "score": "Catastrophic Forgetting Scores", "select": "Selection",
-                 "cluster": "Pseudo-identities"}
+        names = {
+            "pretrain": "Self-supervised pre-training",
+            "score": "Catastrophic Forgetting Scores",
+            "select": "Selection",
+            "cluster": "Pseudo-identities",
+        }
         return names.get(one.program, f"Fine-tuning: {tables.setting_title(one.setting)}" if one.setting else one.program)
     if not folder.has_target:
         return "Pre-training and pseudo-identities"
@@ -125,12 +146,22 @@ def facts(folder: RunFolder, results: list[tables.ResultRow]) -> list[tuple[str,
         found.append((f"{score.summary['auc_planted']:.3f}", "AUC of the scores", "people against planted useless images"))
     for one in folder.of("cluster"):
         if one.summary:
-            found.append((f"{one.summary['clusters']:,}", "pseudo-identities",
-                          f"{one.summary['outliers']:,} of {one.summary['images']:,} images belong to none"))
+            found.append(
+                (
+                    f"{one.summary['clusters']:,}",
+                    "pseudo-identities",
+                    f"{one.summary['outliers']:,} of {one.summary['images']:,} images belong to none",
+                )
+            )
     for one in folder.of("pretrain"):
         if one.summary and not one.name.startswith("proxy/"):
-            found.append((f"{one.summary['images_per_second']:,.0f} / s", f"images pre-trained, {one.short_name}",
-                          f"{one.summary['samples_seen']:,} seen, final loss {one.summary['final_loss']:.3f}"))
+            found.append(
+                (
+                    f"{one.summary['images_per_second']:,.0f} / s",
+                    f"images pre-trained, {one.short_name}",
+                    f"{one.summary['samples_seen']:,} seen, final loss {one.summary['final_loss']:.3f}",
+                )
+            )
     return found
 
 
@@ -143,10 +174,16 @@ def cfs_section(folder: RunFolder) -> dict[str, Any] | None:
     folder.notes += [f"Scores that are not shown: {one.name} ({selections.measure_name(one)})." for one in finished[1:]]
     select = selections.selection_by(folder, run)
     section: dict[str, Any] = {
-        "summary": run.summary, "selection": select, "histogram": None, "samples": None,
-        "measure": selections.measure_name(run), "kept": selections.kept_images(run),
+        "summary": run.summary,
+        "selection": select,
+        "histogram": None,
+        "samples": None,
+        "measure": selections.measure_name(run),
+        "kept": selections.kept_images(run),
         "selections": selections.selection_rows(folder),
-        "label_free": selections.target_proxy_text(folder, run), "proxies": selections.proxy_rows(run)}
+        "label_free": selections.target_proxy_text(folder, run),
+        "proxies": selections.proxy_rows(run),
+    }
     data = folder.data.get("pretrain")
     if data is None:
         folder.notes.append("The scores' distribution is not shown: the images that were scored are not at hand.")

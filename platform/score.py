@@ -2,12 +2,12 @@
 
   python -m platform.score data=runs/demo/data/pretrain source_proxy=runs/proxy target_proxy=runs/target-proxy output=runs/scores
 
-source_proxy: a pre-training run (or .safetensors), which knows nothing of the target. target_proxy: the same model fine-tuned on target data.
-What their files do not say is given by load.* (source) and load_target.*. High = little forgotten = close to the target domain
+source_proxy: a pre-training run, or a checkpoint file. target_proxy: the same model fine-tuned to target data. What their files
+do not say is given by load.* (source_proxy) and load_target.*. High = little forgotten = close to the target domain
 (TransReID-SSL, 3.3). The measures:
-  cosine          of the two proxies' features of the image, in [-1, 1]
+  cosine         of the two proxies' features of the image, in [-1, 1]
   neighborhood   share of the image's k nearest images that the two proxies agree on, in [0, 1]; measure=neighborhood. The
-                  features go to Parquet below output and are searched by actors that share them (search=ivf for millions)
+                 features go to Parquet below output and are searched by actors that share them (search=ivf for millions)
 Scores are written shard by shard as Parquet (key, score, problem); an interrupted run continues with the shards that are
 missing. An image that cannot be decoded has no score (null) but its problem, is counted in the summary and is never selected.
 """
@@ -48,8 +48,16 @@ FEATURES = "features"
 class Scorer:
     """Actor: both proxies, one forward pass each; a score per image, or for measures that compare images its two features."""
 
-    def __init__(self, source: str, target: str, measure: str, storage: StorageConfig, threads: int, load: LoadConfig,
-                 load_target: LoadConfig) -> None:
+    def __init__(
+        self,
+        source: str,
+        target: str,
+        measure: str,
+        storage: StorageConfig,
+        threads: int,
+        load: LoadConfig,
+        load_target: LoadConfig,
+    ) -> None:
         use_threads(threads)
         self.source = load_model(source, storage, load)
         self.target = load_model(target, storage, load_target, "load_target")
@@ -84,9 +92,15 @@ def main(config: ScoreConfig) -> dict[str, Any]:
     done = manifest.num_rows - sum(entry.rows for entry in pending)
     say(f"score: {manifest.num_rows:,} images in {len(manifest.files)} shards, {done:,} scored before")
     connect(config.runtime)
-    arguments = {"source_proxy": config.source_proxy, "target_proxy": config.target_proxy, "measure": config.measure,
-                 "storage": config.storage, "threads": max(1, int(config.pool.cpus_per_actor)), "load": config.load,
-                 "load_target": config.load_target}
+    arguments = {
+        "source_proxy": config.source_proxy,
+        "target_proxy": config.target_proxy,
+        "measure": config.measure,
+        "storage": config.storage,
+        "threads": max(1, int(config.pool.cpus_per_actor)),
+        "load": config.load,
+        "load_target": config.load_target,
+    }
     try:
         if pending:
             batches = stream_through_actors(root, pending, Scorer, arguments, proxies["source"].image_size, config.pool)
@@ -99,27 +113,47 @@ def main(config: ScoreConfig) -> dict[str, Any]:
     set_aside = set_aside_of(config, root, manifest)
     for entry in manifest.files:  # those of earlier starts too
         set_aside.add(problems_in(run.location / PARTS / entry.name))
-    run.finish(summarize(run.location, root, manifest) | set_aside.summary() | measure_of(config) | {
-        "source_proxy": config.source_proxy, "target_proxy": config.target_proxy, "data": config.data, "data_checksum": manifest.checksum,
-        "proxies": {name: {"weights": proxy.weights, "image_size": list(proxy.image_size), "checkpoint": proxy.about.as_dict(),
-                           **proxy.origin} for name, proxy in proxies.items()}})
+    run.finish(
+        summarize(run.location, root, manifest)
+        | set_aside.summary()
+        | measure_of(config)
+        | {
+            "source_proxy": config.source_proxy,
+            "target_proxy": config.target_proxy,
+            "data": config.data,
+            "data_checksum": manifest.checksum,
+            "proxies": {
+                name: {
+                    "weights": proxy.weights,
+                    "image_size": list(proxy.image_size),
+                    "checkpoint": proxy.about.as_dict(),
+                    **proxy.origin,
+                }
+                for name, proxy in proxies.items()
+            },
+        }
+    )
     return run.summary or {}
 
 
 def load_proxies(config: ScoreConfig, root: Location) -> dict[str, LoadedModel]:
     """{"source", "target"}. UserError for a wrong path, for cameras of the data at `root` that a proxy does not know, and for two
     models of which neither can be the other one tuned."""
-    proxies = {"source": load_model(config.source_proxy, config.storage, config.load),
-               "target": load_model(config.target_proxy, config.storage, config.load_target, "load_target")}
+    proxies = {
+        "source": load_model(config.source_proxy, config.storage, config.load),
+        "target": load_model(config.target_proxy, config.storage, config.load_target, "load_target"),
+    }
     for section, proxy in zip(("load", "load_target"), proxies.values(), strict=True):
         proxy.require_cameras(root, (), section)
         say(f"score: {proxy.uri}: {proxy.report}")
     source, target = (proxy.backbone.config for proxy in proxies.values())
     for name in ("image_size", "width", "depth", "patch_size", "stem"):
         if getattr(source, name) != getattr(target, name):
-            raise UserError(f"the proxies are not of one model: {name} is {getattr(source, name)} in source_proxy={config.source_proxy} and "
-                            f"{getattr(target, name)} in target_proxy={config.target_proxy}. The target proxy is the source proxy "
-                            "fine-tuned: give its run of platform.finetune as target")
+            raise UserError(
+                f"the proxies are not of one model: {name} is {getattr(source, name)} in source_proxy={config.source_proxy} and "
+                f"{getattr(target, name)} in target_proxy={config.target_proxy}. The target proxy is the source proxy "
+                "fine-tuned: give its run of platform.finetune as target"
+            )
     if proxies["source"].weights == proxies["target"].weights:
         say(f"score: warning: source and target hold the same weights ({proxies['source'].weights}), so nothing was forgotten")
     return proxies
@@ -141,8 +175,10 @@ def publish(output: Location, name: str, columns: dict[str, np.ndarray]) -> None
         write_scores(output, name, columns["key"].tolist(), columns["score"], columns["problem"])
         return
     for proxy in ("source", "target"):
-        write_table(output.joinpath(FEATURES, proxy, name), pa.table({FEATURE: as_column(columns[proxy]),
-                                                                         PROBLEM: columns["problem"].tolist()}))
+        write_table(
+            output.joinpath(FEATURES, proxy, name),
+            pa.table({FEATURE: as_column(columns[proxy]), PROBLEM: columns["problem"].tolist()}),
+        )
 
 
 def compare_neighborhoods(config: ScoreConfig, output: Location, root: Location, manifest: Manifest) -> None:
@@ -168,8 +204,10 @@ def compare_neighborhoods(config: ScoreConfig, output: Location, root: Location,
 
 def write_scores(output: Location, name: str, keys: list[str], scores: np.ndarray, problems: np.ndarray) -> None:
     """A row for every key of the shard; null for those with a problem."""
-    write_table(output / PARTS / name, pa.table({"key": keys, "score": pa.array(scores, mask=(problems != "").astype(bool)),
-                                                 PROBLEM: problems.tolist()}))
+    write_table(
+        output / PARTS / name,
+        pa.table({"key": keys, "score": pa.array(scores, mask=(problems != "").astype(bool)), PROBLEM: problems.tolist()}),
+    )
 
 
 def summarize(output: Location, root: Location, manifest: Manifest) -> dict[str, Any]:
@@ -177,8 +215,12 @@ def summarize(output: Location, root: Location, manifest: Manifest) -> dict[str,
     column = read_scores(output, manifest)["score"]
     scored = column.is_valid().to_numpy()
     scores = column.drop_null().to_numpy()
-    summary: dict[str, Any] = {"total": len(column), "mean": float(scores.mean()), "std": float(scores.std()),
-                               "quantiles": [float(q) for q in np.quantile(scores, [0, .05, .25, .5, .75, .95, 1])]}
+    summary: dict[str, Any] = {
+        "total": len(column),
+        "mean": float(scores.mean()),
+        "std": float(scores.std()),
+        "quantiles": [float(q) for q in np.quantile(scores, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1])],
+    }
     if "planted" in manifest.extra_columns:
         planted = read_rows(root, ["planted"])["planted"].to_numpy().astype(bool)[scored]
         if planted.any() and not planted.all():

@@ -78,9 +78,14 @@ def select(config: SelectConfig) -> tuple[pa.Table, dict[str, Any]]:
         chosen = places[select_top(candidates, scores[places], config.fraction)]
     if listed is not None:
         chosen = listed_only(config, chosen, listed)
-    summary |= {"data": config.data, "data_checksum": manifest.checksum, "total": len(keys),
-                "corrupt_images": len(keys) - len(places),
-                "selected": len(chosen), "fraction": config.fraction}
+    summary |= {
+        "data": config.data,
+        "data_checksum": manifest.checksum,
+        "total": len(keys),
+        "corrupt_images": len(keys) - len(places),
+        "selected": len(chosen),
+        "fraction": config.fraction,
+    }
     if config.scores:  # a place in a list and a random number are no scores
         summary["threshold"] = float(np.min(scores[chosen]))
     if "planted" in manifest.extra_columns:
@@ -104,11 +109,15 @@ def listed_only(config: SelectConfig, chosen: np.ndarray, listed: np.ndarray) ->
     kept = chosen[listed[chosen]]
     if len(kept) < len(chosen):
         share = np.floor(1e4 * len(kept) / len(listed)) / 1e4
-        short = (f"{config.list} names {len(kept):,} of the {len(listed):,} images of {config.data}, "
-                 f"fraction={config.fraction:g} asks for {len(chosen):,}")
+        short = (
+            f"{config.list} names {len(kept):,} of the {len(listed):,} images of {config.data}, "
+            f"fraction={config.fraction:g} asks for {len(chosen):,}"
+        )
         if not config.allow_short:
-            raise UserError(f"{short}: set fraction={share:g} or less, allow_short=true to keep the {len(kept):,}, or give "
-                            "the list of this data set")
+            raise UserError(
+                f"{short}: set fraction={share:g} or less, allow_short=true to keep the {len(kept):,}, or give "
+                "the list of this data set"
+            )
         say(f"select: {short}; the {len(kept):,} are kept (allow_short)")
     return kept
 
@@ -126,16 +135,23 @@ def matched(uri: str, storage: StorageConfig, keys: list[str]) -> tuple[np.ndarr
         found = match_entries(entries, keys)
     unlisted = int((found.places < 0).sum())
     if unlisted == len(keys):
-        raise UserError(f"none of the {len(keys):,} keys is in {uri} (first key '{keys[0]}', first entry '{entries[0]}'): the "
-                        "list belongs to another data set")
+        raise UserError(
+            f"none of the {len(keys):,} keys is in {uri} (first key '{keys[0]}', first entry '{entries[0]}'): the "
+            "list belongs to another data set"
+        )
     for side, prefix in (("list has", found.entry_prefix), ("keys have", found.key_prefix)):
         if prefix:
             say(f"select: the {side} '{prefix}' before the paths; it is left out")
     if found.absent:
         shown = ", ".join(f"'{entry}'" for entry in found.absent[:3])
         say(f"select: {len(found.absent):,} of {len(entries):,} entries of the list name no image of the data set, e.g. {shown}")
-    return found.places, {"uri": uri, "sha256": hashlib.sha256(content).hexdigest(), "entries": len(entries),
-                          "absent_from_data": len(found.absent), "absent_from_list": unlisted}
+    return found.places, {
+        "uri": uri,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "entries": len(entries),
+        "absent_from_data": len(found.absent),
+        "absent_from_list": unlisted,
+    }
 
 
 @contextmanager
@@ -163,8 +179,10 @@ def scored(config: SelectConfig, manifest: Manifest, keys: list[str]) -> tuple[n
         raise UserError(f"{folder.uri} holds no finished scores: run platform.score to its end first")
     about = read_record(folder / SUMMARY, "data_checksum", str, "give the folder that platform.score wrote as scores")
     if about["data_checksum"] != manifest.checksum:
-        raise UserError(f"the scores in {folder.uri} belong to another data set than {config.data}: score this one (their "
-                        f"checksum {about['data_checksum'][:12]}, this one's {manifest.checksum[:12]})")
+        raise UserError(
+            f"the scores in {folder.uri} belong to another data set than {config.data}: score this one (their "
+            f"checksum {about['data_checksum'][:12]}, this one's {manifest.checksum[:12]})"
+        )
     with folder.errors("read the scores in"):
         table = read_scores(folder, manifest)
     if table["key"].to_pylist() != keys:
@@ -172,9 +190,11 @@ def scored(config: SelectConfig, manifest: Manifest, keys: list[str]) -> tuple[n
     scores = table["score"].to_numpy()
     missing = np.isnan(scores) & table["score"].is_valid().to_numpy()  # not those that could not be decoded, which have none
     if missing.any():
-        raise UserError(f"{config.scores}: {int(missing.sum())} of {len(keys)} scores are NaN, the first that of "
-                        f"'{keys[int(missing.argmax())]}': the proxies gave no finite feature there; score again with "
-                        "other proxies")
+        raise UserError(
+            f"{config.scores}: {int(missing.sum())} of {len(keys)} scores are NaN, the first that of "
+            f"'{keys[int(missing.argmax())]}': the proxies gave no finite feature there; score again with "
+            "other proxies"
+        )
     names = ("measure", "k", "search", "source_proxy", "target_proxy", "proxies")
     taken: dict[str, Any] = {name: about[name] for name in names if name in about}
     return scores, None, {"kind": "scores", "uri": config.scores, **taken}
@@ -189,6 +209,12 @@ def locate(manifest: Manifest, keys: list[str], scores: np.ndarray, chosen: np.n
             groups.append(np.full(count, group, np.int32))
             rows.append(np.arange(count, dtype=np.int32))
     where = np.sort(np.asarray(chosen))
-    return pa.table({"file": pa.array(np.concatenate(files)[where].tolist()),
-                     "row_group": np.concatenate(groups)[where], "row": np.concatenate(rows)[where],
-                     "key": [keys[index] for index in where], "score": np.asarray(scores, np.float64)[where]})
+    return pa.table(
+        {
+            "file": pa.array(np.concatenate(files)[where].tolist()),
+            "row_group": np.concatenate(groups)[where],
+            "row": np.concatenate(rows)[where],
+            "key": [keys[index] for index in where],
+            "score": np.asarray(scores, np.float64)[where],
+        }
+    )

@@ -36,8 +36,11 @@ from platform.finetune import main as run_finetune
 DEFAULT_SPACE = {"unsupervised": {"cluster": {"eps": [0.4, 0.5, 0.6, 0.7]}}}
 FINISHED, FAILED, UNFINISHED = "finished", "failed", "not finished"
 TRIALS = "trials.json"
-RESERVED = {"output": "every trial has a folder of its own below output", "storage": "it is that of the sweep, storage",
-            "runtime": "all trials run on the Ray of the sweep, runtime"}
+RESERVED = {
+    "output": "every trial has a folder of its own below output",
+    "storage": "it is that of the sweep, storage",
+    "runtime": "all trials run on the Ray of the sweep, runtime",
+}
 TRIAL_CPUS = 0.01  # of the function that starts a trial's workers and waits for them
 
 
@@ -70,8 +73,11 @@ def conclude(config: TuneConfig, run: Run, rows: list[dict[str, Any]]) -> None:
         print(table(finished, config.metric))
     others = [row for row in rows if row["state"] != FINISHED]
     shown = "\n  ".join(f"{row['state']}: {text_of(row['point'])}: {row['reason']}" for row in others)
-    raise FailedTrialsError(f"{len(others)} of {len(rows)} trials are not finished, {len(finished)} are; see "
-                            f"{(run.location / TRIALS).uri}. The same command again repeats only these:\n  {shown}", len(others))
+    raise FailedTrialsError(
+        f"{len(others)} of {len(rows)} trials are not finished, {len(finished)} are; see "
+        f"{(run.location / TRIALS).uri}. The same command again repeats only these:\n  {shown}",
+        len(others),
+    )
 
 
 def grid(config: TuneConfig) -> list[Point]:
@@ -103,7 +109,14 @@ def check_trials(config: TuneConfig, trials: list[Point]) -> None:
     seen = set()
     for point in trials:
         trial = trial_config(config, point)
-        inputs = (trial.setting, trial.checkpoint, trial.source_set, trial.target_set, tuple(trial.augment.image_size), str(trial.overrides))
+        inputs = (
+            trial.setting,
+            trial.checkpoint,
+            trial.source_set,
+            trial.target_set,
+            tuple(trial.augment.image_size),
+            str(trial.overrides),
+        )
         try:
             cut = with_micro_batches(trial, open_storage(trial.output, trial.storage))
             trial.scaling.sizes(shared_micro_batches(cut))
@@ -148,8 +161,13 @@ def row_of(config: TuneConfig, point: Point, reason: str) -> dict[str, Any]:
     if not (folder / SUMMARY).exists():
         return row | {"state": FAILED if reason else UNFINISHED, "reason": reason or "it was stopped before its end"}
     summary = (folder / SUMMARY).read_json()
-    return row | {"state": FINISHED, "reason": "", "weights": summary.get("weights"), "clusters": summary.get("clusters") or 0,
-                  **{name: summary[name] for name in METRICS}}
+    return row | {
+        "state": FINISHED,
+        "reason": "",
+        "weights": summary.get("weights"),
+        "clusters": summary.get("clusters") or 0,
+        **{name: summary[name] for name in METRICS},
+    }
 
 
 def _run(trial: Callable[[dict[str, Any]], None], trials: list[Point], config: TuneConfig, location: Location) -> Any:
@@ -160,8 +178,9 @@ def _run(trial: Callable[[dict[str, Any]], None], trials: list[Point], config: T
         ray.tune.with_resources(trial, {"CPU": TRIAL_CPUS}),
         param_space={"point": ray.tune.grid_search([json.dumps(point) for point in trials])},
         tune_config=ray.tune.TuneConfig(max_concurrent_trials=config.concurrent),
-        run_config=ray.tune.RunConfig(name="ray_tune", storage_path=location.path, verbose=0,
-                                      storage_filesystem=location.filesystem),
+        run_config=ray.tune.RunConfig(
+            name="ray_tune", storage_path=location.path, verbose=0, storage_filesystem=location.filesystem
+        ),
     )
     return tuner.fit()
 
@@ -178,16 +197,22 @@ def check_concurrency(config: TuneConfig, trials: list[Point]) -> None:
         needs = sorted((scaling.fewest * getattr(scaling, each) + own for scaling in scalings), reverse=True)
         needed, available = sum(needs[:together]), ray.cluster_resources().get(kind, 0)
         if needed > available + (own and 1e-9):
-            raise UserError(f"{together} trials at a time need {needed:g} {kind}, this Ray has {available:g}: lower "
-                            "concurrent or finetune.scaling.workers, or connect to a larger cluster")
+            raise UserError(
+                f"{together} trials at a time need {needed:g} {kind}, this Ray has {available:g}: lower "
+                "concurrent or finetune.scaling.workers, or connect to a larger cluster"
+            )
 
 
 def table(rows: list[dict[str, Any]], metric: str) -> str:
     """Best first: what was varied, and the figures."""
     rows = sorted(rows, key=lambda row: -row[metric])
     names = [*rows[0]["point"], *METRICS, "clusters"]
-    cells = [[f"{100 * row[n]:.1f}" if n in METRICS else f"{row[n]:g}"
-              if isinstance(row[n], int | float) else str(row[n]) for n in names] for row in rows]
+    cells = [
+        [
+            f"{100 * row[n]:.1f}" if n in METRICS else f"{row[n]:g}" if isinstance(row[n], int | float) else str(row[n])
+            for n in names
+        ]
+        for row in rows
+    ]
     widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(names)]
-    return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True))
-                     for line in [names, *cells])
+    return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in [names, *cells])

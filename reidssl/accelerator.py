@@ -23,8 +23,11 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 def compiles(device: torch.device) -> bool:
     """Whether torch.compile pays on this device: on GPUs from compute capability 7.0, with Triton. Not on a CPU, which would wait
     for a C++ compiler."""
-    return (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
-            and importlib.util.find_spec("triton") is not None)
+    return (
+        device.type == "cuda"
+        and torch.cuda.get_device_capability(device) >= (7, 0)
+        and importlib.util.find_spec("triton") is not None
+    )
 
 
 def wants_compiling(choice: str, device: torch.device) -> bool:

@@ -14,8 +14,9 @@ from reidssl.precision import widened
 NamedParameters = Iterable[tuple[str, torch.nn.Parameter]]
 
 
-def build_optimizer(name: str, groups: list[dict[str, Any]], lr: float, momentum: float = 0.9,
-                    beta2: float = 0.999) -> torch.optim.Optimizer:
+def build_optimizer(
+    name: str, groups: list[dict[str, Any]], lr: float, momentum: float = 0.9, beta2: float = 0.999
+) -> torch.optim.Optimizer:
     """The optimizer of that name over parameter groups, as `parameter_groups` and `sgd_groups` give them.
 
     adamw: decoupled weight decay (arXiv 1711.05101), betas (momentum, beta2), eps 1e-8.
@@ -41,8 +42,9 @@ def build_optimizer(name: str, groups: list[dict[str, Any]], lr: float, momentum
     raise ValueError(f"name must be one of {', '.join(OPTIMIZERS)}: got {name!r}")
 
 
-def parameter_groups(named_parameters: NamedParameters, weight_decay: float,
-                     freezable: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+def parameter_groups(
+    named_parameters: NamedParameters, weight_decay: float, freezable: tuple[str, ...] = ()
+) -> list[dict[str, Any]]:
     """AdamW groups for pre-training: [decayed, not decayed], and a decayed one of those that may rest, if there are any.
 
     Not decayed: biases and everything with one dimension (norms). The class token and the position embedding
@@ -191,9 +193,9 @@ def masked(optimizer: torch.optim.Optimizer, norm: Tensor) -> Iterator[None]:
 class FirstBroken:
     """Remembers on the device where something was not finite for the first time, until somebody reads it.
 
-        broken = FirstBroken(device)
-        broken.watch(step, output.terms)            each micro-batch; a few small kernels, nothing is read back
-        found = broken.read()                       when the log is written and before a checkpoint: waits for the device
+    broken = FirstBroken(device)
+    broken.watch(step, output.terms)            each micro-batch; a few small kernels, nothing is read back
+    found = broken.read()                       when the log is written and before a checkpoint: waits for the device
 
     """
 

@@ -48,9 +48,7 @@ def uniforms(seeds: NDArray[np.uint64], count: int, stream: int = 0) -> NDArray[
     """
     seeds = np.asarray(seeds)
     if seeds.ndim != 1 or seeds.dtype != np.uint64:
-        raise ValueError(
-            f"seeds must be a one-dimensional uint64 array, as sample_seeds gives: got {seeds.dtype} {seeds.shape}"
-        )
+        raise ValueError(f"seeds must be a one-dimensional uint64 array, as sample_seeds gives: got {seeds.dtype} {seeds.shape}")
     if count < 0 or stream < 0:
         raise ValueError(f"count and stream must not be negative: got count {count}, stream {stream}")
     # Unsigned arithmetic is meant to wrap around; arrays do so silently, scalars would warn.

@@ -24,8 +24,9 @@ def tiny_backbone(tmp_path_factory) -> Path:
 def tiny_source(tmp_path_factory) -> Location:
     """A labeled source set for UDA: 10 people in 3 cameras, 64 x 32."""
     location = open_storage(str(tmp_path_factory.mktemp("data") / "source"))
-    config = SyntheticConfig(image_size=(64, 32), source_identities=10, source_cameras=3, cameras_per_identity=3,
-                             images_per_camera=2)
+    config = SyntheticConfig(
+        image_size=(64, 32), source_identities=10, source_cameras=3, cameras_per_identity=3, images_per_camera=2
+    )
     write_data_set(location, config, "source", [60], row_group_rows=16)
     return location
 

@@ -15,9 +15,14 @@ import pytest
 # At import, before any Ray of the session starts: its workers inherit these, and no test sees anybody's real ones.
 for _name in [name for name in os.environ if name.startswith("AWS_")]:
     del os.environ[_name]
-os.environ.update(AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY="testing-secret", AWS_DEFAULT_REGION="us-east-1",
-                  AWS_EC2_METADATA_DISABLED="true", AWS_SHARED_CREDENTIALS_FILE="/nonexistent",
-                  AWS_CONFIG_FILE="/nonexistent")
+os.environ.update(
+    AWS_ACCESS_KEY_ID="testing",
+    AWS_SECRET_ACCESS_KEY="testing-secret",
+    AWS_DEFAULT_REGION="us-east-1",
+    AWS_EC2_METADATA_DISABLED="true",
+    AWS_SHARED_CREDENTIALS_FILE="/nonexistent",
+    AWS_CONFIG_FILE="/nonexistent",
+)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ from reidssl.data.decode import check_image
 from reidssl.synthetic.people import SyntheticConfig, specifications
 
 
-def write_data_set(location: Location, config: SyntheticConfig, part: str, shard_rows: list[int],
-                   row_group_rows: int) -> None:
+def write_data_set(location: Location, config: SyntheticConfig, part: str, shard_rows: list[int], row_group_rows: int) -> None:
     """Shards of `shard_rows` rows each, which must add up to the images of the part."""
     source = SyntheticSource(config, part, unit_images=1, image_format="jpeg", jpeg_quality=90)
     rows = []
@@ -23,8 +22,9 @@ def write_data_set(location: Location, config: SyntheticConfig, part: str, shard
         rows.append((found.key, found.image, *check_image(found.image)[:2], found.pid, found.camid, found.split, found.extras[0]))
     schema = pa.schema([*SCHEMA, *[pa.field(name, kind) for name, kind in source.extra_columns.items()]])
     columns = list(zip(*rows, strict=True))
-    table = pa.Table.from_arrays([pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)],
-                                 schema=schema)
+    table = pa.Table.from_arrays(
+        [pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)], schema=schema
+    )
     assert sum(shard_rows) == table.num_rows
     entries, start = [], 0
     for count in shard_rows:
@@ -32,10 +32,16 @@ def write_data_set(location: Location, config: SyntheticConfig, part: str, shard
         start += count
     write_rejected(location, [])
     splits = table["split"].to_pylist()
-    write_manifest(location, Manifest(
-        files=entries, source={"kind": "synthetic"}, arguments={"part": part},
-        splits={name: splits.count(name) for name in sorted(set(splits))},
-        extra_columns={name: str(kind) for name, kind in source.extra_columns.items()}))
+    write_manifest(
+        location,
+        Manifest(
+            files=entries,
+            source={"kind": "synthetic"},
+            arguments={"part": part},
+            splits={name: splits.count(name) for name in sorted(set(splits))},
+            extra_columns={name: str(kind) for name, kind in source.extra_columns.items()},
+        ),
+    )
 
 
 def with_images(origin: Location, location: Location, images: Mapping[str, bytes]) -> Location:
@@ -71,7 +77,8 @@ def tiny_shards(tmp_path_factory) -> Location:
 def tiny_labeled(tmp_path_factory) -> Location:
     """12 people in 3 cameras, 2 images each: 36 train, 18 query, 18 gallery images of 64 x 32."""
     location = open_storage(str(tmp_path_factory.mktemp("data") / "labeled"))
-    config = SyntheticConfig(image_size=(64, 32), target_identities=12, target_cameras=3, cameras_per_identity=3,
-                             images_per_camera=2)
+    config = SyntheticConfig(
+        image_size=(64, 32), target_identities=12, target_cameras=3, cameras_per_identity=3, images_per_camera=2
+    )
     write_data_set(location, config, "target", [40, 32], row_group_rows=16)
     return location

@@ -59,8 +59,16 @@ class MultiCropConfig:
         at_least(0, num_local=self.num_local)
         increasing("(0, 1]", global_scale=self.global_scale, local_scale=self.local_scale)
         increasing("(0, inf)", aspect=self.aspect, blur_sigma=self.blur_sigma)
-        within("[0, 1]", flip=self.flip, jitter=self.jitter, grayscale=self.grayscale, blur_global1=self.blur_global1,
-               blur_global2=self.blur_global2, blur_local=self.blur_local, solarize=self.solarize)
+        within(
+            "[0, 1]",
+            flip=self.flip,
+            jitter=self.jitter,
+            grayscale=self.grayscale,
+            blur_global1=self.blur_global1,
+            blur_global2=self.blur_global2,
+            blur_local=self.blur_local,
+            solarize=self.solarize,
+        )
         within("[0, 1]", brightness=self.brightness, contrast=self.contrast, saturation=self.saturation)
         within("[0, 0.5]", hue=self.hue)
         channel_statistics(self.mean, self.std)

@@ -30,8 +30,14 @@ def table_of(draws: Any, num_views: int) -> NDArray[np.float64]:
     return table.reshape(len(table), num_views, -1).swapaxes(1, 2).reshape(len(table), -1)
 
 
-def make_crops(images: Tensor, groups: list[tuple[tuple[int, int], int, Any]], largest_sigma: float, mean: list[float],
-               std: list[float], may_compile: bool = True) -> list[Tensor]:
+def make_crops(
+    images: Tensor,
+    groups: list[tuple[tuple[int, int], int, Any]],
+    largest_sigma: float,
+    mean: list[float],
+    std: list[float],
+    may_compile: bool = True,
+) -> list[Tensor]:
     """The crops of `images` uint8 (B, 3, H, W): float32 (V, B, 3, h, w) for each of `groups`, normalized.
 
     groups: (crop size, V, draws of the V * B crops).
@@ -43,12 +49,21 @@ def make_crops(images: Tensor, groups: list[tuple[tuple[int, int], int, Any]], l
     work = compiled(_crops_of_one_size, images.device) if may_compile else _crops_of_one_size
     with no_autocast(images):
         source = images.permute(0, 2, 1, 3).to(torch.float32, memory_format=torch.contiguous_format)  # (B, H, 3, W)
-        return [work(source, part, size, num_views, largest_sigma, tuple(mean), tuple(std))
-                for part, (size, num_views, _) in zip(table.split([one.shape[1] for one in tables], dim=1), groups, strict=True)]
+        return [
+            work(source, part, size, num_views, largest_sigma, tuple(mean), tuple(std))
+            for part, (size, num_views, _) in zip(table.split([one.shape[1] for one in tables], dim=1), groups, strict=True)
+        ]
 
 
-def _crops_of_one_size(source: Tensor, table: Tensor, size: tuple[int, int], num_views: int, largest_sigma: float,
-                       mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def _crops_of_one_size(
+    source: Tensor,
+    table: Tensor,
+    size: tuple[int, int],
+    num_views: int,
+    largest_sigma: float,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Tensor:
     """`source` float32 (B, H, 3, W) in 0..255 and `table` (24, N) -> (V, B, 3, h, w)."""
     images, height, channels, width = source.shape
     samples, (rows, columns) = images * num_views, size

@@ -62,8 +62,12 @@ def jitter_steps(chosen: NDArray[np.bool_], orders: NDArray[np.int64], factors: 
     which = np.array(JITTER_ORDERS)[orders].T  # (4, N)
     factor = np.take_along_axis(factors.T, which, axis=0)
     linear, rest = chosen & (which < 3), np.where(chosen, 1.0 - factor, 0.0)
-    steps = [np.where(linear, factor, 1.0), np.where(which == 2, rest, 0.0), np.where(which == 1, rest, 0.0),
-             np.where(chosen & (which == 3), factor, 0.0)]
+    steps = [
+        np.where(linear, factor, 1.0),
+        np.where(which == 2, rest, 0.0),
+        np.where(which == 1, rest, 0.0),
+        np.where(chosen & (which == 3), factor, 0.0),
+    ]
     return np.stack(steps, axis=1)
 
 

@@ -37,9 +37,14 @@ def make_crops(images: torch.Tensor, draws: Any, out: torch.Tensor, mean: list[f
         return np.ascontiguousarray(values, dtype=dtype).reshape(num_views, num_images, *values.shape[1:])
 
     arguments = (
-        by_view(draws.boxes, np.int64), by_view(draws.flipped, np.bool_), by_view(draws.jittered, np.bool_),
-        by_view(draws.orders, np.int64), by_view(draws.factors, np.float32), by_view(draws.gray, np.bool_),
-        by_view(draws.sigmas, np.float64), by_view(draws.solarized, np.bool_),
+        by_view(draws.boxes, np.int64),
+        by_view(draws.flipped, np.bool_),
+        by_view(draws.jittered, np.bool_),
+        by_view(draws.orders, np.int64),
+        by_view(draws.factors, np.float32),
+        by_view(draws.gray, np.bool_),
+        by_view(draws.sigmas, np.float64),
+        by_view(draws.solarized, np.bool_),
     )
     gains = np.array([1 / one for one in std], dtype=np.float32)
     offsets = np.array([-m / s for m, s in zip(mean, std, strict=True)], dtype=np.float32)

@@ -71,8 +71,9 @@ class MultiCrop:
                 compiled.make_crops(images, draws, out, config.mean, config.std)
         else:
             blurs = max(config.blur_global1, config.blur_global2, config.blur_local) > 0
-            made = batched.make_crops(images, groups, config.blur_sigma[1] if blurs else 0.0, config.mean, config.std,
-                                      self.use_compiled)
+            made = batched.make_crops(
+                images, groups, config.blur_sigma[1] if blurs else 0.0, config.mean, config.std, self.use_compiled
+            )
         # One block of memory for all crops of one size: each crop is a contiguous slice of it.
         crops = [crop for block in made for crop in block.unbind(0)]
         return crops
@@ -85,9 +86,7 @@ class MultiCrop:
             :, geometry.CROP_UNIFORMS :
         ].T
         view = np.repeat(views, len(seeds))
-        blur_probability = np.where(
-            view == 0, config.blur_global1, np.where(view == 1, config.blur_global2, config.blur_local)
-        )
+        blur_probability = np.where(view == 0, config.blur_global1, np.where(view == 1, config.blur_global2, config.blur_local))
         sigmas = config.blur_sigma[0] + (config.blur_sigma[1] - config.blur_sigma[0]) * sigma
         factors = np.stack(
             [

@@ -66,22 +66,27 @@ def check_search(search: str, effort: int) -> None:
     """ValueError if there is no such search, FAISS is not installed for it, or the effort is negative."""
     one_of(SEARCHES, search=search)
     if search != "exact" and find_spec("faiss") is None:
-        raise ValueError(f"search must be exact where FAISS is not installed: got '{search}'; pip install 'reidssl[cpu]' "
-                         "or 'reidssl[gpu]'")
+        raise ValueError(
+            f"search must be exact where FAISS is not installed: got '{search}'; pip install 'reidssl[cpu]' or 'reidssl[gpu]'"
+        )
     at_least(0, "(chosen from the number of images)", search_effort=effort)
 
 
 def check_infomap() -> None:
     """ValueError if the library is not installed."""
     if find_spec("infomap") is None:
-        raise ValueError("algorithm must be dbscan or kmeans where the infomap library is not installed: got 'infomap'; "
-                         "pip install 'reidssl[infomap]'")
+        raise ValueError(
+            "algorithm must be dbscan or kmeans where the infomap library is not installed: got 'infomap'; "
+            "pip install 'reidssl[infomap]'"
+        )
 
 
 def check_kmeans(num_clusters: int) -> None:
     """ValueError if FAISS is not installed or the number is missing."""
     if find_spec("faiss") is None:
-        raise ValueError("algorithm must be dbscan or infomap where FAISS is not installed: got 'kmeans'; "
-                         "pip install 'reidssl[cpu]' or 'reidssl[gpu]'")
+        raise ValueError(
+            "algorithm must be dbscan or infomap where FAISS is not installed: got 'kmeans'; "
+            "pip install 'reidssl[cpu]' or 'reidssl[gpu]'"
+        )
     if num_clusters < 1:
         raise ValueError(f"num_clusters must be at least 1 with algorithm=kmeans: got {num_clusters}")

@@ -37,8 +37,9 @@ class GroupedIndex:
 
         count = num_groups(len(images))
         faiss.omp_set_num_threads(torch.get_num_threads())
-        training = faiss.Kmeans(images.shape[1], count, niter=10, spherical=True, seed=seed, max_points_per_centroid=64,
-                                min_points_per_centroid=1)
+        training = faiss.Kmeans(
+            images.shape[1], count, niter=10, spherical=True, seed=seed, max_points_per_centroid=64, min_points_per_centroid=1
+        )
         training.train(images.numpy())
         self.images, self.probes = images, min(probes, count)
         self.centers = torch.from_numpy(np.array(training.centroids, np.float32).reshape(count, -1))

@@ -26,7 +26,14 @@ def kmeans(features: Tensor | Array, num_clusters: int, iterations: int = 20, se
     import faiss
 
     faiss.omp_set_num_threads(torch.get_num_threads())
-    search = faiss.Kmeans(unit.shape[1], num_clusters, niter=iterations, spherical=True, seed=seed + 1, min_points_per_centroid=1,
-                          max_points_per_centroid=256)
+    search = faiss.Kmeans(
+        unit.shape[1],
+        num_clusters,
+        niter=iterations,
+        spherical=True,
+        seed=seed + 1,
+        min_points_per_centroid=1,
+        max_points_per_centroid=256,
+    )
     search.train(unit)
     return renumbered(search.index.search(np.ascontiguousarray(unit), 1)[1][:, 0])

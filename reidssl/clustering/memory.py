@@ -29,13 +29,17 @@ class ClusterMemory(nn.Module):
     centroids: Tensor
     groups: Tensor | None
 
-    def __init__(self, centroids: Tensor, temperature: float = 0.05, momentum: float = 0.1, hard: bool = False,
-                 groups: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        centroids: Tensor,
+        temperature: float = 0.05,
+        momentum: float = 0.1,
+        hard: bool = False,
+        groups: Tensor | None = None,
+    ) -> None:
         super().__init__()
         if centroids.ndim != 2 or not len(centroids):
-            raise ValueError(
-                f"centroids must be (clusters, width) with at least one cluster: got {tuple(centroids.shape)}"
-            )
+            raise ValueError(f"centroids must be (clusters, width) with at least one cluster: got {tuple(centroids.shape)}")
         if temperature <= 0:
             raise ValueError(f"temperature must be positive: got {temperature}")
         if not 0.0 <= momentum <= 1.0:
@@ -81,8 +85,10 @@ class ClusterMemory(nn.Module):
         finite = features.isfinite().all(dim=1)
         if not bool(finite.all()):
             broken = (~finite).nonzero()[:, 0].tolist()
-            raise ValueError(f"features must be finite: {len(broken)} of {len(features)} have NaN or infinite values, the first "
-                             f"in row {broken[0]}; the model has diverged, lower the learning rate")
+            raise ValueError(
+                f"features must be finite: {len(broken)} of {len(features)} have NaN or infinite values, the first "
+                f"in row {broken[0]}; the model has diverged, lower the learning rate"
+            )
         if self.hard:
             similarities = (features * self.centroids[labels]).sum(dim=1)
             order = similarities.argsort(stable=True)
@@ -103,6 +109,7 @@ class ClusterMemory(nn.Module):
     def _check(self, features: Tensor, labels: Tensor) -> None:
         clusters, width = self.centroids.shape
         if labels.ndim != 1 or features.shape != (len(labels), width):
-            raise ValueError(f"expected features (B, {width}) and labels (B,): got {tuple(features.shape)} and "
-                             f"{tuple(labels.shape)}")
+            raise ValueError(
+                f"expected features (B, {width}) and labels (B,): got {tuple(features.shape)} and {tuple(labels.shape)}"
+            )
         check_labels(labels, clusters, "; drop outliers (-1) first", wait=True)

@@ -125,8 +125,9 @@ def nearest_among(unit: Tensor, k: int, block: int = 2048, num_threads: int | No
     found, itself, num_threads = _nothing_yet(num, min(k, num)), np.empty(num, np.float32), threads_of(num_threads)
     share = -(-min(block, num) // (MULTIPLE * num_threads)) * MULTIPLE  # rows of a thread, which keeps its tiles of the block
     tile = min(share, TILE)
-    buffers = [[products_buffer(unit, share, tile) for _ in range(0, min(block, num), tile)]
-               for _ in range(0, min(block, num), share)]
+    buffers = [
+        [products_buffer(unit, share, tile) for _ in range(0, min(block, num), tile)] for _ in range(0, min(block, num), share)
+    ]
 
     def rows_of(start: int, first: int, low: int) -> list[Array]:
         """Products and lists of some rows of a block: the scores, in tiles. A thread does both while a tile is in its cache."""
@@ -145,8 +146,15 @@ def nearest_among(unit: Tensor, k: int, block: int = 2048, num_threads: int | No
         for number, tiles in enumerate(pieces):
             scores = tiles[low // tile]
             here = slice(first + low, first + low + scores.shape[1])
-            select_columns(scores, start + number * share, found.similarities[here], found.indices[here], found.lowest[here], 0,
-                           scores.shape[1])
+            select_columns(
+                scores,
+                start + number * share,
+                found.similarities[here],
+                found.indices[here],
+                found.lowest[here],
+                0,
+                scores.shape[1],
+            )
 
     with ThreadPoolExecutor(num_threads) as pool, one_torch_thread_each():
         for start in range(0, num, block):
@@ -251,9 +259,7 @@ def self_first(indices: Array, num_images: int) -> Array:
     if indices.ndim != 2 or len(indices) != num_images or indices.shape[1] < 1:
         raise ValueError(f"the neighbor table must be ({num_images}, k): got shape {indices.shape}")
     if indices.min() < -1 or indices.max() >= num_images:
-        raise ValueError(
-            f"neighbors must be image numbers in [0, {num_images}) or -1: got {indices.min()} to {indices.max()}"
-        )
+        raise ValueError(f"neighbors must be image numbers in [0, {num_images}) or -1: got {indices.min()} to {indices.max()}")
     own = np.arange(num_images)
     if not (np.array_equal(indices[:, 0], own) and indices.min() >= 0):
         # Sort key 0: itself, 1: others in their order, 2: absent; a missing self takes a column of its own.

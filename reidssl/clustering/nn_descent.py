@@ -31,8 +31,10 @@ def refine(features: Tensor | Array, neighbors: Neighbors, num_threads: int | No
     unit = unit_rows(features).cpu().numpy()
     indices, similarities = neighbors[0], neighbors[1].astype(np.float32, copy=False)
     if indices.shape != similarities.shape or len(indices) != len(unit):
-        raise ValueError(f"a table of neighbors must have a row for each of {len(unit)} images: got indices {indices.shape} and "
-                         f"similarities {similarities.shape}")
+        raise ValueError(
+            f"a table of neighbors must have a row for each of {len(unit)} images: got indices {indices.shape} and "
+            f"similarities {similarities.shape}"
+        )
     found, near = np.empty_like(indices), np.empty_like(similarities)
 
     def work(start: int, stop: int) -> None:

@@ -81,8 +81,14 @@ def pseudo_labels(
     return PseudoLabels(labels, int(labels.max()) + 1, int((labels < 0).sum()), lap.seconds, found)
 
 
-def vectors_to_labels(vectors: sp.csr_matrix, config: ClusterConfig, graph: Graph, lap: "Laps", progress: float = 0.0,
-                      num_threads: int | None = None) -> Array:
+def vectors_to_labels(
+    vectors: sp.csr_matrix,
+    config: ClusterConfig,
+    graph: Graph,
+    lap: "Laps",
+    progress: float = 0.0,
+    num_threads: int | None = None,
+) -> Array:
     """Step 5 of the Jaccard distance and the clusters: int64 (N,), -1 for outliers.
 
     Where more pairs are near each other than can be stored, DBSCAN goes on without the graph, more slowly.
@@ -145,9 +151,7 @@ def cluster_centroids(features: Tensor | Array, labels: Tensor | Array) -> Tenso
     values = torch.as_tensor(features).float()
     numbers = torch.as_tensor(np.asarray(labels) if not isinstance(labels, Tensor) else labels).to(values.device).long()
     if values.ndim != 2 or numbers.shape != values.shape[:1]:
-        raise ValueError(
-            f"features must be (N, D) and labels (N,): got {tuple(values.shape)} and {tuple(numbers.shape)}"
-        )
+        raise ValueError(f"features must be (N, D) and labels (N,): got {tuple(values.shape)} and {tuple(numbers.shape)}")
     kept = numbers >= 0
     if not bool(kept.any()):
         raise ValueError(

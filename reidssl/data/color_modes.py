@@ -16,9 +16,15 @@ from PIL import Image
 
 BACKGROUND = (255, 255, 255)
 CONVERSIONS = {
-    "rotated": "turned upright by EXIF", "sixteen_bit": "scaled from 16 bits", "float": "scaled from floating point",
-    "composed": "composed over white", "cmyk": "converted from CMYK", "color_space": "converted from YCbCr, HSV or Lab",
-    "palette": "with a palette", "gray": "gray", "first_frame": "the first of several frames",
+    "rotated": "turned upright by EXIF",
+    "sixteen_bit": "scaled from 16 bits",
+    "float": "scaled from floating point",
+    "composed": "composed over white",
+    "cmyk": "converted from CMYK",
+    "color_space": "converted from YCbCr, HSV or Lab",
+    "palette": "with a palette",
+    "gray": "gray",
+    "first_frame": "the first of several frames",
 }
 """What `check_image` says about an image, in words for a summary."""
 _PHOTOMETRIC = 262  # TIFF's PhotometricInterpretation; 0: white is zero
@@ -87,8 +93,10 @@ def _keyed(image: Image.Image, levels: np.ndarray, sample_format: str) -> Image.
 def _from_integers(levels: np.ndarray, white: int, inverted: bool) -> Image.Image:
     low, high = int(levels.min()), int(levels.max())
     if low < 0 or high > white:
-        raise DecodeError(f"gray levels from {low:,} to {high:,}: only levels of {white.bit_length()} bits, 0 to {white:,}, "
-                          "have a defined white")
+        raise DecodeError(
+            f"gray levels from {low:,} to {high:,}: only levels of {white.bit_length()} bits, 0 to {white:,}, "
+            "have a defined white"
+        )
     scaled = (levels.astype(np.int64) * 255 // white).astype(np.uint8)
     return _gray(255 - scaled if inverted else scaled)
 

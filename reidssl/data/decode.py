@@ -23,19 +23,35 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 MAX_PIXELS = 32_000_000
 LARGEST_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 """Pillow itself opens nothing larger."""
-_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-          8: Image.Transpose.ROTATE_90}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _WITH_EXIF = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
-_FOREIGN = {b"%!PS": "PostScript", b"\xc5\xd0\xd3\xc6": "EPS", b"%PDF": "PDF", b"8BPS": "Photoshop", b"<svg": "SVG",
-            b"\x00\x00\x00\x0cjP": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000", b"\xff\x0a": "JPEG XL",
-            b"\x00\x00\x00\x0cJXL": "JPEG XL", b"\x00\x00\x01\x00": "ICO"}
+_FOREIGN = {
+    b"%!PS": "PostScript",
+    b"\xc5\xd0\xd3\xc6": "EPS",
+    b"%PDF": "PDF",
+    b"8BPS": "Photoshop",
+    b"<svg": "SVG",
+    b"\x00\x00\x00\x0cjP": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"\xff\x0a": "JPEG XL",
+    b"\x00\x00\x00\x0cJXL": "JPEG XL",
+    b"\x00\x00\x01\x00": "ICO",
+}
 
 # Damaged metadata does not concern the pixels, and `max_pixels` is the limit here. (Not around each call: catch_warnings is
 # not safe in threads.)
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", "(Possibly c|C)orrupt EXIF|Truncated File Read|Metadata Warning|Image appears to be a mal",
-                        category=UserWarning)
+warnings.filterwarnings(
+    "ignore", "(Possibly c|C)orrupt EXIF|Truncated File Read|Metadata Warning|Image appears to be a mal", category=UserWarning
+)
 
 
 class Checked(NamedTuple):
@@ -57,8 +73,9 @@ def decode_image(data: bytes, image_size: tuple[int, int], max_pixels: int = MAX
     return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
 
 
-def decode_batch(data: Sequence[bytes], image_size: tuple[int, int], max_pixels: int = MAX_PIXELS,
-                 threads: int = 1) -> tuple[np.ndarray, list[str]]:
+def decode_batch(
+    data: Sequence[bytes], image_size: tuple[int, int], max_pixels: int = MAX_PIXELS, threads: int = 1
+) -> tuple[np.ndarray, list[str]]:
     """Encoded images -> uint8 (B, 3, H, W), and for each the reason why it cannot be decoded ("" = it can).
 
     An image that cannot be decoded is gray (128) all over.
@@ -137,8 +154,10 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     width, height = image.size
     if not 0 < width * height <= max_pixels:
         image.close()
-        raise DecodeError(f"{height:,} x {width:,} = {height * width:,} pixels are " + (
-            f"more than max_pixels allows ({max_pixels:,})" if width * height > 0 else "no image"))
+        raise DecodeError(
+            f"{height:,} x {width:,} = {height * width:,} pixels are "
+            + (f"more than max_pixels allows ({max_pixels:,})" if width * height > 0 else "no image")
+        )
     return image
 
 
@@ -147,8 +166,13 @@ def _unknown(data: bytes) -> str:
     start = data[:32].lstrip()
     name = next((name for magic, name in _FOREIGN.items() if start.startswith(magic)), "")
     if data[4:8] == b"ftyp":
-        name = "AVIF" if data[8:12] in (b"avif", b"avis") else \
-            "HEIC" if data[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1") else "MPEG-4 video"
+        name = (
+            "AVIF"
+            if data[8:12] in (b"avif", b"avis")
+            else "HEIC"
+            if data[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+            else "MPEG-4 video"
+        )
     return f"{name} is not supported: convert it to JPEG or PNG; {known}" if name else known
 
 

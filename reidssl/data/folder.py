@@ -33,8 +33,9 @@ def check_pattern(pattern: str) -> re.Pattern[str]:
     except re.error as error:
         raise ValueError(f"pattern must be a regular expression: got {pattern!r} ({error})") from None
     if not compiled.groupindex or set(compiled.groupindex) - set(GROUPS):
-        raise ValueError(f"pattern must have named groups out of {', '.join(GROUPS)}, such as '_c(?P<camid>[0-9]+)_': "
-                         f"got {pattern!r}")
+        raise ValueError(
+            f"pattern must have named groups out of {', '.join(GROUPS)}, such as '_c(?P<camid>[0-9]+)_': got {pattern!r}"
+        )
     return compiled
 
 

@@ -70,8 +70,12 @@ def numbered(names: Iterable[str], what: str) -> dict[str, int]:
     given = dict(zip(others, free, strict=False))
     if given:
         examples = ", ".join(f"{name!r} is {number}" for name, number in itertools.islice(given.items(), 3))
-        warnings.warn(f"{len(given):,} {what} are no whole numbers up to {LARGEST} and were given the lowest free numbers "
-                      f"in alphabetical order: {examples}{', ...' if len(given) > 3 else ''}", LayoutWarning, stacklevel=3)
+        warnings.warn(
+            f"{len(given):,} {what} are no whole numbers up to {LARGEST} and were given the lowest free numbers "
+            f"in alphabetical order: {examples}{', ...' if len(given) > 3 else ''}",
+            LayoutWarning,
+            stacklevel=3,
+        )
     return {name: number for number, name in own.items()} | given
 
 

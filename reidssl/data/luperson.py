@@ -71,9 +71,7 @@ def read_keys(data: bytes, aside: Aside | None = None) -> list[str]:
         value = _PlainUnpickler(io.BytesIO(data), encoding="utf-8", errors="surrogateescape").load()
     except LayoutError:
         raise
-    except (
-        Exception
-    ) as error:  # a damaged pickle fails in many ways: EOFError, KeyError, UnicodeDecodeError, ...
+    except Exception as error:  # a damaged pickle fails in many ways: EOFError, KeyError, UnicodeDecodeError, ...
         raise LayoutError(f"the key list is not a readable pickle ({len(data):,} bytes): {error}") from error
     if not isinstance(value, list | tuple):
         raise LayoutError(f"the key list must hold a list of strings: got {type(value).__name__}")

@@ -44,9 +44,7 @@ class CropConfig:
         height, width = self.recorded_size  # a list where it comes from a YAML file
         self.recorded_size = (height, width)
         if self.recorded_size != (0, 0) and (height < 1 or width < 1):
-            raise ValueError(
-                f"recorded_size must be (height, width), both positive, or (0, 0): got {self.recorded_size}"
-            )
+            raise ValueError(f"recorded_size must be (height, width), both positive, or (0, 0): got {self.recorded_size}")
         at_least(1, min_height=self.min_height, min_width=self.min_width, frame_stride=self.frame_stride)
         within("[0, 1]", min_visible=self.min_visible, min_visibility=self.min_visibility)
         one_of(FORMS, form=self.form)
@@ -88,9 +86,7 @@ def crops_of(image: np.ndarray, boxes: np.ndarray, config: CropConfig) -> Iterat
     of its own, so that it does not keep the frame alive.
     """
     height, width = image.shape[:2]
-    recorded_height, recorded_width = (
-        config.recorded_size if config.recorded_size != (0, 0) else (height, width)
-    )
+    recorded_height, recorded_width = config.recorded_size if config.recorded_size != (0, 0) else (height, width)
     scale = np.array([width / recorded_width, height / recorded_height] * 2)
     for row, (left, top, box_width, box_height) in enumerate(np.asarray(boxes, np.float64) * scale):
         if box_width <= 0 or box_height <= 0:

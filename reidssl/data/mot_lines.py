@@ -93,16 +93,28 @@ def _can_be_ground_truth(fields: list[str]) -> bool:
 def _row(fields: list[str]) -> tuple[Any, ...]:
     """(frame, track, left, top, width, height). Raises ValueError that names the field."""
     if not 6 <= len(fields) <= 10:
-        raise ValueError(f"{len(fields)} fields, 6 to 10 are allowed (frame, track, left, top, width, height, score, ...): "
-                         f"{shown(', '.join(fields))}")
+        raise ValueError(
+            f"{len(fields)} fields, 6 to 10 are allowed (frame, track, left, top, width, height, score, ...): "
+            f"{shown(', '.join(fields))}"
+        )
     usual = _usual_row(fields)
     if usual is not None:
         return usual
     frame = _value(fields, 0, "frame", _whole, lambda value: 1 <= value <= LARGEST, f"a whole number in 1..{LARGEST}")
-    track = _value(fields, 1, "track", _whole, lambda value: -1 <= value <= LARGEST_TRACK,
-                   "a whole number from 0, or -1 for none")
-    box = [_value(fields, place, FIELDS[place], float, lambda value: abs(value) <= LARGEST_PIXEL,
-                  f"a number of pixels within {LARGEST_PIXEL}") for place in range(2, 6)]
+    track = _value(
+        fields, 1, "track", _whole, lambda value: -1 <= value <= LARGEST_TRACK, "a whole number from 0, or -1 for none"
+    )
+    box = [
+        _value(
+            fields,
+            place,
+            FIELDS[place],
+            float,
+            lambda value: abs(value) <= LARGEST_PIXEL,
+            f"a number of pixels within {LARGEST_PIXEL}",
+        )
+        for place in range(2, 6)
+    ]
     for place in (4, 5):
         if box[place - 2] <= 0:
             raise ValueError(f"{FIELDS[place]} must be above 0: got {fields[place]}")
@@ -116,9 +128,15 @@ def _usual_row(fields: list[str]) -> tuple[Any, ...] | None:
         left, top, width, height = map(float, fields[2:6])
     except ValueError:
         return None
-    usual = (1 <= frame <= LARGEST and -1 <= track <= LARGEST_TRACK and 0 < width <= LARGEST_PIXEL and 0 < height <= LARGEST_PIXEL
-             and -LARGEST_PIXEL <= left <= LARGEST_PIXEL and -LARGEST_PIXEL <= top <= LARGEST_PIXEL
-             and "_" not in "".join(fields[:6]))
+    usual = (
+        1 <= frame <= LARGEST
+        and -1 <= track <= LARGEST_TRACK
+        and 0 < width <= LARGEST_PIXEL
+        and 0 < height <= LARGEST_PIXEL
+        and -LARGEST_PIXEL <= left <= LARGEST_PIXEL
+        and -LARGEST_PIXEL <= top <= LARGEST_PIXEL
+        and "_" not in "".join(fields[:6])
+    )
     return (frame, track, left, top, width, height) if usual else None
 
 
@@ -143,8 +161,7 @@ def _judged(fields: list[str], config: CropConfig) -> tuple[float, str]:
         if kind not in config.classes:
             reasons.append(f"class {kind}: only {', '.join(map(str, config.classes))} are people here (raw.crops.classes)")
         if 0 <= visibility < config.min_visibility:  # -1: not known
-            reasons.append(f"hardly visible: visibility {visibility} is below {config.min_visibility} "
-                           "(raw.crops.min_visibility)")
+            reasons.append(f"hardly visible: visibility {visibility} is below {config.min_visibility} (raw.crops.min_visibility)")
     return 1.0, "; ".join(reasons)
 
 
@@ -155,8 +172,9 @@ def _between(text: str, least: float) -> bool:
         return False
 
 
-def _value(fields: list[str], place: int, name: str, kind: Callable[[str], Any], fits: Callable[[Any], bool],
-           allowed: str) -> Any:
+def _value(
+    fields: list[str], place: int, name: str, kind: Callable[[str], Any], fits: Callable[[Any], bool], allowed: str
+) -> Any:
     text = fields[place]
     if not text:
         raise ValueError(f"{name} is empty (field {place + 1}): it must be {allowed}")
@@ -185,5 +203,9 @@ def _whole(text: str) -> int:
 def _detections(rows: list[tuple[Any, ...]]) -> Detections:
     rows.sort(key=lambda row: row[0])  # stable: the file's order within a frame
     columns = list(zip(*rows, strict=True)) or [()] * 7
-    return Detections(np.array(columns[0], np.int64), np.array(columns[1], np.int64),
-                      np.array(columns[2:6], np.float64).T.reshape(len(rows), 4), np.array(columns[6], np.float64))
+    return Detections(
+        np.array(columns[0], np.int64),
+        np.array(columns[1], np.int64),
+        np.array(columns[2:6], np.float64).T.reshape(len(rows), 4),
+        np.array(columns[6], np.float64),
+    )

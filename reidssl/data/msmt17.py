@@ -38,13 +38,10 @@ def find(files: Sequence[str]) -> tuple[str, str]:
 
     Raises `LayoutError` when there is none, or more than one.
     """
-    roots = sorted(
-        path[: -len("list_train.txt")] for path in files if PurePosixPath(path).name == "list_train.txt"
-    )
+    roots = sorted(path[: -len("list_train.txt")] for path in files if PurePosixPath(path).name == "list_train.txt")
     if not roots:
         raise LayoutError(
-            f"not an MSMT17 layout: no list_train.txt. Found {describe(files)}. "
-            "Give the folder MSMT17_V1 or MSMT17_V2."
+            f"not an MSMT17 layout: no list_train.txt. Found {describe(files)}. Give the folder MSMT17_V1 or MSMT17_V2."
         )
     candidates = [
         (root, version)
@@ -57,9 +54,7 @@ def find(files: Sequence[str]) -> tuple[str, str]:
         raise LayoutError(f"more than one MSMT17 below this root: {found}. Give the folder of one version.")
     if not candidates:
         folders = " or ".join(f"{train}/ and {test}/" for train, test in IMAGE_FOLDERS.values())
-        raise LayoutError(
-            f"MSMT17 lists without images: expected {folders} beside {roots[0] or './'}list_train.txt"
-        )
+        raise LayoutError(f"MSMT17 lists without images: expected {folders} beside {roots[0] or './'}list_train.txt")
     return candidates[0]
 
 
@@ -94,8 +89,10 @@ def index(
             try:
                 record = _record(line, f"{root}{folder}/", split)
                 if record.key in records:
-                    raise ValueError(f"listed twice: {record.key} is in {lines[record.key]} already, as identity "
-                                     f"{records[record.key].pid}; here it is {record.pid}")
+                    raise ValueError(
+                        f"listed twice: {record.key} is in {lines[record.key]} already, as identity "
+                        f"{records[record.key].pid}; here it is {record.pid}"
+                    )
                 if record.key not in present:
                     raise ValueError(f"not there: {record.key} is listed, but the file does not exist")
             except ValueError as error:

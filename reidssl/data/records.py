@@ -7,8 +7,22 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm",
-                  ".heic", ".heif", ".avif")  # of the last three the decoder says that they must be converted
+IMAGE_SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".bmp",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".heic",
+    ".heif",
+    ".avif",
+)  # of the last three the decoder says that they must be converted
 SPLITS = ("train", "query", "gallery")
 
 
@@ -67,8 +81,9 @@ def list_files(root: str | os.PathLike[str]) -> list[str]:
     """
     if not Path(root).is_dir():
         raise NotADirectoryError(f"{os.fspath(root)} is no folder: name the one that the data set was unpacked into")
-    return sorted(Path(parent, name).relative_to(root).as_posix()
-                  for parent, _, names in os.walk(root, followlinks=True) for name in names)
+    return sorted(
+        Path(parent, name).relative_to(root).as_posix() for parent, _, names in os.walk(root, followlinks=True) for name in names
+    )
 
 
 def is_image(path: str) -> bool:

@@ -45,9 +45,7 @@ def identity_batches(
     if pids.ndim != 1 or not np.issubdtype(pids.dtype, np.integer):
         raise ValueError(f"pids must be a one-dimensional array of integers: got {pids.dtype} {pids.shape}")
     if num_identities < 1 or num_instances < 1:
-        raise ValueError(
-            f"num_identities and num_instances must be at least 1: got {num_identities} and {num_instances}"
-        )
+        raise ValueError(f"num_identities and num_instances must be at least 1: got {num_identities} and {num_instances}")
     if num_batches is not None and num_batches < 0:
         raise ValueError(f"num_batches must not be negative: got {num_batches}")
     cameras = _checked_cameras(camids, len(pids)) if cross_camera else None
@@ -117,9 +115,7 @@ def _deal(group: Indices, num_instances: int, generator: np.random.Generator) ->
     return list(shuffled[: num_hands * num_instances].reshape(num_hands, num_instances))
 
 
-def _across_cameras(
-    group: Indices, cameras: NDArray[np.integer], num_instances: int, generator: np.random.Generator
-) -> Indices:
+def _across_cameras(group: Indices, cameras: NDArray[np.integer], num_instances: int, generator: np.random.Generator) -> Indices:
     """One image and K - 1 others, from other cameras if there is one: repeated rather than filled up from its
     own."""
     first = generator.choice(group)

@@ -62,8 +62,9 @@ def is_sidecar(name: str, config: FieldConfig) -> bool:
     return "." in name and (suffix_of(name) == "json" or suffix_of(name) in {field.lower() for field in config.all_names})
 
 
-def labels_of(image: str, beside: Sequence[tuple[str, bytes]], others: Sequence[str], config: FieldConfig,
-              splits: Mapping[str, str]) -> SidecarLabels:
+def labels_of(
+    image: str, beside: Sequence[tuple[str, bytes]], others: Sequence[str], config: FieldConfig, splits: Mapping[str, str]
+) -> SidecarLabels:
     """The labels of an image.
 
     Args:
@@ -92,8 +93,9 @@ def labels_of(image: str, beside: Sequence[tuple[str, bytes]], others: Sequence[
                 raise ValueError(f"{name}, {field}: {error}") from None
             if found.setdefault(role, parsed) != parsed:
                 first, where, other = values[0]
-                raise ValueError(f"{where}, {first} is {shown(other)} and {name}, {field} is {shown(value)}: "
-                                 f"{role}_field says which counts")
+                raise ValueError(
+                    f"{where}, {first} is {shown(other)} and {name}, {field} is {shown(value)}: {role}_field says which counts"
+                )
     return SidecarLabels(**found, note=_note(set(found), [*(set(fields) - config.all_names), *others]))
 
 
@@ -126,6 +128,7 @@ def _fields_of(name: str, data: bytes, config: FieldConfig) -> dict[str, Any]:
 
 def _once(names: set[str]) -> Any:
     """JSON lets a field stand twice in an object, and parsers keep the last."""
+
     def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
         if len(values) < len(pairs):
@@ -143,5 +146,7 @@ def _note(found: set[str], unused: Sequence[str]) -> str:
     if not missing or not unused:
         return ""
     names = sorted(name.encode("utf-8", "backslashreplace").decode()[:40] for name in unused)
-    return (f"no {' and no '.join(_CALLED[role] for role in missing)}, while these are not used: {', '.join(names[:12])}"
-            f"{', ...' if len(names) > 12 else ''} ({' and '.join(f'raw.tar.{role}_field' for role in missing)} can name one)")
+    return (
+        f"no {' and no '.join(_CALLED[role] for role in missing)}, while these are not used: {', '.join(names[:12])}"
+        f"{', ...' if len(names) > 12 else ''} ({' and '.join(f'raw.tar.{role}_field' for role in missing)} can name one)"
+    )

@@ -90,6 +90,4 @@ def _refuse_other_roots(files: Sequence[str], data_set: str, roots: Mapping[str,
         )
     all_roots = sorted(set().union(*roots.values()))
     if len(all_roots) > 1:
-        raise LayoutError(
-            f"more than one {data_set} layout below this root: {', '.join(all_roots)}. Give one of them."
-        )
+        raise LayoutError(f"more than one {data_set} layout below this root: {', '.join(all_roots)}. Give one of them.")

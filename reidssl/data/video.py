@@ -17,9 +17,7 @@ class VideoError(ValueError):
         self.frames_read = frames_read
 
 
-def frames(
-    source: str | Path | IO[bytes], wanted: Collection[int] | None = None
-) -> Iterator[tuple[int, np.ndarray]]:
+def frames(source: str | Path | IO[bytes], wanted: Collection[int] | None = None) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (number from 1, image uint8 (H, W, 3) RGB) of the wanted frames, all for None, in order.
 
     `source` is a path or a binary file. Decodes up to the last wanted frame and no further, and holds
@@ -44,9 +42,7 @@ def frames(
             expected = container.streams.video[0].frames
             for frame in container.decode(video=0):
                 if frame.is_corrupt:
-                    raise VideoError(
-                        f"{name}: frame {number + 1} is damaged; {number} frames were read", number
-                    )
+                    raise VideoError(f"{name}: frame {number + 1} is damaged; {number} frames were read", number)
                 number += 1
                 if wanted is None or number in wanted:
                     yield number, frame.to_ndarray(format="rgb24")
@@ -56,8 +52,6 @@ def frames(
         what = f"is damaged after frame {number}" if number else "cannot be read as a video"
         raise VideoError(f"{name} {what}: {error}", number) from error
     if last is not None:
-        raise VideoError(
-            f"{name} ends after frame {number}; frame {last} is wanted. Is it the right video?", number
-        )
+        raise VideoError(f"{name} ends after frame {number}; frame {last} is wanted. Is it the right video?", number)
     if number < expected:
         raise VideoError(f"{name} ends after frame {number} of {expected}: it is cut off", number)

@@ -53,8 +53,9 @@ class CenterLoss(nn.Module):
     def _check(self, features: Tensor, labels: Tensor) -> None:
         classes, width = self.centers.shape
         if labels.ndim != 1 or features.shape != (len(labels), width):
-            raise ValueError(f"expected features (B, {width}) and labels (B,): got {tuple(features.shape)} and "
-                             f"{tuple(labels.shape)}")
+            raise ValueError(
+                f"expected features (B, {width}) and labels (B,): got {tuple(features.shape)} and {tuple(labels.shape)}"
+            )
         check_labels(labels, classes)
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -62,6 +63,8 @@ class CenterLoss(nn.Module):
         centers = tensors.get("centers")
         if centers is None or centers.shape != self.centers.shape:
             seen = "none" if centers is None else f"shape {tuple(centers.shape)}"
-            raise ValueError(f"expected saved centers of shape {tuple(self.centers.shape)}: got {seen}; resume with the "
-                             "configuration and data of the run")
+            raise ValueError(
+                f"expected saved centers of shape {tuple(self.centers.shape)}: got {seen}; resume with the "
+                "configuration and data of the run"
+            )
         self.centers.copy_(centers)

@@ -21,8 +21,10 @@ def batch_hard(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         Two (B,), float64 for float64 features and float32 for others: hardest positive and hardest negative Euclidean distance.
     """
     if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
-        raise ValueError("expected features (B, D) and labels (B,) of at least one image: got "
-                         f"{tuple(features.shape)} and {tuple(labels.shape)}")
+        raise ValueError(
+            "expected features (B, D) and labels (B,) of at least one image: got "
+            f"{tuple(features.shape)} and {tuple(labels.shape)}"
+        )
     same = labels[:, None] == labels[None, :]
     if bool(same.all(dim=1).any()):
         raise ValueError(

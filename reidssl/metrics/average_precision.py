@@ -39,9 +39,7 @@ class QueryResults(NamedTuple):
     """int64 (Q,), images that rank before the first true match."""
 
 
-def cosine_blocks(
-    query_features: Tensor | Array, gallery_features: Tensor | Array, block: int
-) -> Iterator[tuple[int, Tensor]]:
+def cosine_blocks(query_features: Tensor | Array, gallery_features: Tensor | Array, block: int) -> Iterator[tuple[int, Tensor]]:
     """Cosine similarities of consecutive query blocks with the whole gallery; checks its arguments at once.
 
     A block is overwritten by the next one.
@@ -161,8 +159,9 @@ def _scores_of(queries: Tensor, pieces: Sequence[Piece], labels: _Labels, block:
             yield first, start, host
         first += len(images)
     if first != len(labels.g_pids):
-        raise ValueError(f"features and labels must be of the same images: got {first} gallery features and "
-                         f"{len(labels.g_pids)} labels")
+        raise ValueError(
+            f"features and labels must be of the same images: got {first} gallery features and {len(labels.g_pids)} labels"
+        )
 
 
 def _checked(blocks: ScoreBlocks, labels: _Labels, num_columns: int) -> Iterator[tuple[int, Array]]:

@@ -27,5 +27,6 @@ def unit_pair(query_features: Tensor | Array, gallery_features: Tensor | Array) 
 def check_fit(name: str, features: Tensor | Array, labels: Tensor | Array) -> None:
     """ValueError unless there are as many features as labels of `name` ("query", "gallery")."""
     if len(features) != len(labels):
-        raise ValueError(f"features and labels must be of the same images: got {len(features)} {name} features and "
-                         f"{len(labels)} labels")
+        raise ValueError(
+            f"features and labels must be of the same images: got {len(features)} {name} features and {len(labels)} labels"
+        )

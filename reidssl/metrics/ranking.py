@@ -110,7 +110,12 @@ def rank(
 
 
 def leave_one_out(
-    features: Tensor | Array, pids: Array, camids: Array, block: int = 128, max_rank: int = 50, num_threads: int | None = None,
+    features: Tensor | Array,
+    pids: Array,
+    camids: Array,
+    block: int = 128,
+    max_rank: int = 50,
+    num_threads: int | None = None,
     gallery_block: int = GALLERY_BLOCK,
 ) -> RankingMetrics:
     """Cross-camera probe: each image in turn is the query and all the others are the gallery.

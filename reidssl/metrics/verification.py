@@ -62,8 +62,10 @@ def true_positive_rates(
                 counts += part
     different, same = counts
     if not different.sum() or not same.sum():
-        raise ValueError(f"verification needs pairs of one person in two cameras and of two people: got {same.sum()} and "
-                         f"{different.sum()} pairs")
+        raise ValueError(
+            f"verification needs pairs of one person in two cameras and of two people: got {same.sum()} and "
+            f"{different.sum()} pairs"
+        )
     above_different, above_same = (np.append(np.cumsum(each[::-1])[::-1], 0) / each.sum() for each in (different, same))
     return {rate: float(above_same[np.argmax(above_different <= rate)]) for rate in rates}
 

@@ -12,8 +12,9 @@ from reidssl.models.released import infer_vit_config
 from reidssl.models.vit import Vit, build_vit
 
 
-def build_empty(checkpoint: Checkpoint, hw_ratio: float | None, given: LoadConfig,
-           changes: dict[str, Any]) -> tuple[Vit, tuple[int, int], About]:
+def build_empty(
+    checkpoint: Checkpoint, hw_ratio: float | None, given: LoadConfig, changes: dict[str, Any]
+) -> tuple[Vit, tuple[int, int], About]:
     """An empty backbone for the file with `changes`, the grid of the file's position embeddings, and what is known."""
     known = [field.name for field in fields(VitConfig)]
     unknown = sorted(changes.keys() - set(known))
@@ -34,8 +35,12 @@ def build_empty(checkpoint: Checkpoint, hw_ratio: float | None, given: LoadConfi
     is_reid = checkpoint.is_reid and checkpoint.metadata.get("kind", "reid") == "reid"
     answers |= reading_of(given, _said(checkpoint), checkpoint.layout, is_reid)
     answers |= _cameras(checkpoint, config, given)
-    about = replace(checkpoint.about, answers={"width": Answer(config.width, "said"), "depth": Answer(config.depth, "said")}
-                    | checkpoint.about.answers | answers)
+    about = replace(
+        checkpoint.about,
+        answers={"width": Answer(config.width, "said"), "depth": Answer(config.depth, "said")}
+        | checkpoint.about.answers
+        | answers,
+    )
     return build_vit(replace(config, **changes)), config.grid(*config.image_size), about
 
 
@@ -49,8 +54,9 @@ def _said(checkpoint: Checkpoint) -> dict[str, Any]:
     return said | ({"neck": checkpoint.metadata["neck"]} if "neck" in checkpoint.metadata else {})
 
 
-def _learned_config(checkpoint: Checkpoint, hw_ratio: float | None, given: LoadConfig,
-                   changes: dict[str, Any]) -> tuple[VitConfig, dict[str, Answer]]:
+def _learned_config(
+    checkpoint: Checkpoint, hw_ratio: float | None, given: LoadConfig, changes: dict[str, Any]
+) -> tuple[VitConfig, dict[str, Answer]]:
     """The configuration of a file that carries none, and how each part of it is known."""
     tensors, name = checkpoint.tensors, checkpoint.name
     told, given = given.as_dict(), _completed(checkpoint, given)
@@ -71,12 +77,16 @@ def _learned_config(checkpoint: Checkpoint, hw_ratio: float | None, given: LoadC
     known = how("image_size", "stride") if own_grid else "given" if hw_ratio and config.image_size != size else "assumed"
     why = "{} x {} patches".format(*config.grid(*config.image_size))
     why += ", as the images here" if known == "assumed" and config.image_size == size else ""
-    answers = {"heads": heads, "image_size": Answer(config.image_size, known, why),
-               "stride": Answer(config.stride or config.patch_size, how("stride") if given.stride else known)}
+    answers = {
+        "heads": heads,
+        "image_size": Answer(config.image_size, known, why),
+        "stride": Answer(config.stride or config.patch_size, how("stride") if given.stride else known),
+    }
     if given.gem_pooling:
         answers["gem_pooling"] = Answer(True, how("gem_pooling"))
     eps = checkpoint.described.get("norm_eps") or (
-        checkpoint.about.answers["norm_eps"].value if "norm_eps" in checkpoint.about.answers else config.norm_eps)
+        checkpoint.about.answers["norm_eps"].value if "norm_eps" in checkpoint.about.answers else config.norm_eps
+    )
     if "norm_eps" in checkpoint.described and eps != config.norm_eps:
         answers["norm_eps"] = Answer(eps, "said", "config.json")
     return replace(config, norm_eps=eps), answers
@@ -87,7 +97,7 @@ def _completed(checkpoint: Checkpoint, given: LoadConfig) -> LoadConfig:
     try:
         said = LoadConfig(**checkpoint.described.get("load", {}))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{checkpoint.name} has a config.json beside it whose \"load\" cannot be: {error}") from None
+        raise ValueError(f'{checkpoint.name} has a config.json beside it whose "load" cannot be: {error}') from None
     return replace(said, **given.as_dict())
 
 
@@ -104,8 +114,10 @@ def _cameras(checkpoint: Checkpoint, config: VitConfig, given: LoadConfig) -> di
         found["cameras"] = Answer(list(given.cameras), "given" if "cameras" in told else "said")
     if found and len(found["cameras"].value) != config.num_cameras:
         cameras = found["cameras"]
-        raise ValueError(f"{checkpoint.name} has embeddings of {config.num_cameras} cameras, and {len(cameras.value)} camera "
-                         f"numbers are {cameras.how}: {cameras.value}")
+        raise ValueError(
+            f"{checkpoint.name} has embeddings of {config.num_cameras} cameras, and {len(cameras.value)} camera "
+            f"numbers are {cameras.how}: {cameras.value}"
+        )
     if "vit" in checkpoint.metadata:
         return found | {"camera_weight": Answer(config.camera_weight, "said")}
     if given.camera_weight:
@@ -117,13 +129,18 @@ def _cameras(checkpoint: Checkpoint, config: VitConfig, given: LoadConfig) -> di
 def _refuse_contradictions(name: str, config: VitConfig, given: LoadConfig) -> None:
     """ValueError where the caller says something else than a file of ours."""
     stride = config.stride or config.patch_size
-    for field, own, told in (("heads", config.heads, given.heads), ("stride", stride, given.stride),
-                             ("image_size", list(config.image_size), list(given.image_size)),
-                             ("gem_pooling", config.gem_pooling, given.gem_pooling),
-                             ("camera_weight", config.camera_weight, given.camera_weight)):
+    for field, own, told in (
+        ("heads", config.heads, given.heads),
+        ("stride", stride, given.stride),
+        ("image_size", list(config.image_size), list(given.image_size)),
+        ("gem_pooling", config.gem_pooling, given.gem_pooling),
+        ("camera_weight", config.camera_weight, given.camera_weight),
+    ):
         if told and told != own:
-            raise ValueError(f"{name} says {field} {own}, and {field}={told} was given: leave it out, the file is a model of "
-                             "ours and says what it was trained with")
+            raise ValueError(
+                f"{name} says {field} {own}, and {field}={told} was given: leave it out, the file is a model of "
+                "ours and says what it was trained with"
+            )
 
 
 def _stored_config(checkpoint: Checkpoint) -> VitConfig:
@@ -132,6 +149,6 @@ def _stored_config(checkpoint: Checkpoint) -> VitConfig:
         return VitConfig(**json.loads(checkpoint.metadata["vit"]))
     except (ValueError, TypeError) as error:  # JSON that is broken; fields or types that are not ours
         raise ValueError(
-            f"{checkpoint.name} has a \"vit\" entry in its header that is no configuration of a backbone ({error}): it was "
+            f'{checkpoint.name} has a "vit" entry in its header that is no configuration of a backbone ({error}): it was '
             "written by another version, or changed since"
         ) from error

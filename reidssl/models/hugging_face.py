@@ -72,8 +72,9 @@ def describe(beside: Callable[[str], bytes | None], width: int, depth: int) -> d
         picture = _json(beside("preprocessor_config.json"))
         own = config.get("load")
         if isinstance(own, dict):
-            found["load"] = {name: own[name] for name in ("image_size", "stride", "gem_pooling", "camera_weight", "cameras")
-                             if own.get(name)}
+            found["load"] = {
+                name: own[name] for name in ("image_size", "stride", "gem_pooling", "camera_weight", "cameras") if own.get(name)
+            }
             found |= {name: own[name] for name in ("mean", "std", "neck") if own.get(name)}
         found |= {new: picture[old] for old, new in (("image_mean", "mean"), ("image_std", "std")) if _three(picture.get(old))}
     elif isinstance(config.get("architecture"), str):
@@ -83,11 +84,20 @@ def describe(beside: Callable[[str], bytes | None], width: int, depth: int) -> d
 
 def describing(config: VitConfig, load: Mapping[str, Any]) -> dict[str, Any]:
     """config.json for a file that cannot say it itself, as `describe` reads it; load: fields of LoadConfig."""
-    return {"hidden_size": config.width, "num_hidden_layers": config.depth, "num_attention_heads": config.heads,
-            "hidden_act": "gelu", "layer_norm_eps": config.norm_eps,
-            "load": {"image_size": list(config.image_size), "stride": config.stride or config.patch_size,
-                     "gem_pooling": config.gem_pooling, **load,
-                     "camera_weight": config.camera_weight if config.num_cameras else 0.0}}
+    return {
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "hidden_act": "gelu",
+        "layer_norm_eps": config.norm_eps,
+        "load": {
+            "image_size": list(config.image_size),
+            "stride": config.stride or config.patch_size,
+            "gem_pooling": config.gem_pooling,
+            **load,
+            "camera_weight": config.camera_weight if config.num_cameras else 0.0,
+        },
+    }
 
 
 def _timm(config: dict[str, Any], width: int, depth: int) -> dict[str, Any]:

@@ -63,8 +63,11 @@ class About:
         """One line: the kind, which weights, and everything that is known, by how it is known."""
         parts = [self.kind + (f", weights '{self.weights}' (not {', '.join(self.others)})" if self.weights else "")]
         for how, words in (("said", "says"), ("given", "given"), ("assumed", "assumed")):
-            told = [f"{name} {_short(answer.value)}" + (f" ({answer.why})" if answer.why else "")
-                    for name, answer in self.answers.items() if answer.how == how]
+            told = [
+                f"{name} {_short(answer.value)}" + (f" ({answer.why})" if answer.why else "")
+                for name, answer in self.answers.items()
+                if answer.how == how
+            ]
             if told:
                 parts.append(f"{words}: {', '.join(told)}")
         if self.left_out:
@@ -77,8 +80,11 @@ class About:
 
     def as_dict(self) -> dict[str, Any]:
         """For records: {"kind", "weights", name: value ..., "given": names, "assumed": names}."""
-        return {"kind": self.kind, "weights": self.weights} | {name: answer.value for name, answer in self.answers.items()} | {
-            how: [name for name, answer in self.answers.items() if answer.how == how] for how in ("given", "assumed")}
+        return (
+            {"kind": self.kind, "weights": self.weights}
+            | {name: answer.value for name, answer in self.answers.items()}
+            | {how: [name for name, answer in self.answers.items() if answer.how == how] for how in ("given", "assumed")}
+        )
 
 
 def _short(value: Any) -> str:
@@ -95,8 +101,9 @@ class Origin(NamedTuple):
     """64 (channels each), moco, or open."""
 
 
-def origin_of(tensors: Mapping[str, Tensor], root: Sequence[str], around: Sequence[str], layout: str, name: str,
-              hugging_face: bool) -> Origin:
+def origin_of(
+    tensors: Mapping[str, Tensor], root: Sequence[str], around: Sequence[str], layout: str, name: str, hugging_face: bool
+) -> Origin:
     """tensors: flat names. root, around: names around the model and beside it. name: of the file."""
     beside = [*root, *(part for each in around for part in each.split(".")[:4])]
     patches = tensors["pos_embed"].shape[1] - 1 if "pos_embed" in tensors and tensors["pos_embed"].ndim == 3 else 0
@@ -111,7 +118,8 @@ def origin_of(tensors: Mapping[str, Tensor], root: Sequence[str], around: Sequen
     if "bottleneck.weight" in tensors:
         return Origin(f"a released re-ID model (layout {layout})", "64")
     if {"teacher", "student", "dino_head", "ibot_head"} & set(beside) or any(
-            each.startswith(("dino_head.", "ibot_head.", "head.mlp.", "head.last_layer.")) for each in tensors):
+        each.startswith(("dino_head.", "ibot_head.", "head.mlp.", "head.last_layer.")) for each in tensors
+    ):
         return Origin("a DINO checkpoint", "64")
     if "mask_token" in tensors and "blocks.0.ls1.gamma" in tensors:
         return Origin("a DINOv2 backbone", "64")
@@ -134,18 +142,25 @@ def heads_of(origin: Origin, width: int, depth: int, given: int, described: Mapp
         return Answer(_MOCO_V3[width], "assumed", "as MoCo v3 published")
     usual = USUAL_HEADS.get((width, depth), {})
     if len(usual) == 1 and origin.heads != "moco":
-        (heads, whose), = usual.items()
+        ((heads, whose),) = usual.items()
         return Answer(heads, "assumed", whose)
     if origin.heads == "64" and width % 64 == 0:
         return Answer(width // 64, "assumed", _OF_64)
     # Another depth of a known width leaves open the same choice.
     same_width = [choices for (own, _), choices in USUAL_HEADS.items() if own == width]
-    answers = usual or {heads: whose for choices in same_width for heads, whose in choices.items()} or {
-        heads: "" for heads in (width // 64, width // 32) if heads and width % heads == 0}
+    answers = (
+        usual
+        or {heads: whose for choices in same_width for heads, whose in choices.items()}
+        or {heads: "" for heads in (width // 64, width // 32) if heads and width % heads == 0}
+    )
     shown = ", ".join(f"{heads}{f' ({whose})' if whose else ''}" for heads, whose in sorted(answers.items()))
-    raise Unsaid(name, f"is {origin.kind}, width {width}, depth {depth}, and does not say how many attention heads it has"
-                 + (f"; usual are {shown}, and another number gives wrong features" if shown else ""), "heads",
-                 [str(heads) for heads in sorted(answers)] or ["<number>"])
+    raise Unsaid(
+        name,
+        f"is {origin.kind}, width {width}, depth {depth}, and does not say how many attention heads it has"
+        + (f"; usual are {shown}, and another number gives wrong features" if shown else ""),
+        "heads",
+        [str(heads) for heads in sorted(answers)] or ["<number>"],
+    )
 
 
 def reading_of(given: LoadConfig, said: Mapping[str, Any], layout: str, is_reid: bool) -> dict[str, Answer]:

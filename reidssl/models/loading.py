@@ -72,8 +72,11 @@ class CheckpointMismatch(ValueError):
             f"{source_name} does not fit this {'re-ID model' if beside else 'backbone'} (stem {config.stem}, "
             f"width {config.width}, depth {config.depth}, patch_size {config.patch_size}, layer_scale {config.layer_scale:g}): "
             f"{'; '.join(filter(None, found))}. "
-            + ("Its neck or classifier is not ours; load_vit takes the backbone alone" if beside
-               else "Give the stem, depth and width that it was trained with")
+            + (
+                "Its neck or classifier is not ours; load_vit takes the backbone alone"
+                if beside
+                else "Give the stem, depth and width that it was trained with"
+            )
         )
 
 
@@ -134,12 +137,16 @@ def load_into(
         raise CheckpointMismatch(source_name, vit.config, missing, unexpected, shapes)
     packed = [name for name, value in prepared.items() if own[name].is_floating_point() and not value.is_floating_point()]
     if packed:
-        raise ValueError(f"{source_name} is quantized: {packed[0]} and {len(packed) - 1} more hold {prepared[packed[0]].dtype}, "
-                         "no floating point numbers; take the model that it was made from")
+        raise ValueError(
+            f"{source_name} is quantized: {packed[0]} and {len(packed) - 1} more hold {prepared[packed[0]].dtype}, "
+            "no floating point numbers; take the model that it was made from"
+        )
     broken = sorted(name for name, value in prepared.items() if not bool(value.isfinite().all()))
     if broken:
-        raise ValueError(f"{source_name} has values that are not finite (NaN or infinite) in {_listed('tensors', broken)}: its "
-                         "training diverged or the file is damaged; take an earlier checkpoint")
+        raise ValueError(
+            f"{source_name} has values that are not finite (NaN or infinite) in {_listed('tensors', broken)}: its "
+            "training diverged or the file is damaged; take an earlier checkpoint"
+        )
     with torch.no_grad():
         for name, value in prepared.items():
             own[name].copy_(value)

@@ -53,9 +53,7 @@ class VitConfig:
         if not 0 <= self.stride <= self.patch_size:
             raise ValueError(f"stride must be in [0, patch_size = {self.patch_size}]: got {self.stride}")
         if self.stem == "ics" and (self.patch_size % 2 or self.stride % 2):
-            raise ValueError(
-                f"patch_size and stride must be even for stem=ics: got {self.patch_size} and {self.stride}"
-            )
+            raise ValueError(f"patch_size and stride must be even for stem=ics: got {self.patch_size} and {self.stride}")
         if self.stem == "ics" and self.stem_width % 2:
             raise ValueError(f"stem_width must be even: got {self.stem_width}")
         self.image_size = (int(self.image_size[0]), int(self.image_size[1]))  # JSON and YAML give lists

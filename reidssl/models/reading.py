@@ -83,8 +83,11 @@ def read_checkpoint(source: Source | ModelFile | Checkpoint, weights: str = "") 
     kind = f"a Lightning checkpoint, {origin.kind}" if lightning else origin.kind
     about = About(kind, found.taken, found.others, found.left_out)
     try:
-        described = {} if header.get("vit") or "cls_token" not in flat else describe(
-            file.beside, flat["cls_token"].shape[-1], depth_of(flat))
+        described = (
+            {}
+            if header.get("vit") or "cls_token" not in flat
+            else describe(file.beside, flat["cls_token"].shape[-1], depth_of(flat))
+        )
     except ValueError as error:
         raise ValueError(f"{file.name} {error}") from None
     if hugging_face and "norm_eps" not in described and "blocks.0.ls1.gamma" not in flat:

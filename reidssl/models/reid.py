@@ -61,8 +61,9 @@ class ReidModel(nn.Module):
                 self.classifier = (CosineClassifier if cosine else nn.Linear)(width, num_classes, bias=False)
                 nn.init.normal_(self.classifier.weight, std=0.001)
 
-    def forward(self, images: Tensor, camids: Tensor | None = None,
-                among_all: Callable[[Tensor], Tensor] | None = None) -> ReidOutput:
+    def forward(
+        self, images: Tensor, camids: Tensor | None = None, among_all: Callable[[Tensor], Tensor] | None = None
+    ) -> ReidOutput:
         """Features and scores of float (B, 3, H, W) images; camids as the backbone takes them.
 
         among_all: where the images are a piece of a training step, makes the features of the whole step out of theirs; neck,

@@ -104,9 +104,7 @@ def to_released(state_dict: Mapping[str, Tensor], layout: str) -> dict[str, Tens
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}: got {layout!r}")
     flat = {to_flat(name): value for name, value in state_dict.items()}
     if not layout.startswith("dino") and "bottleneck.weight" not in flat:
-        raise ValueError(
-            f"layout {layout!r} is that of a re-ID model, and this is a backbone without neck: use layout 'dino'"
-        )
+        raise ValueError(f"layout {layout!r} is that of a re-ID model, and this is a backbone without neck: use layout 'dino'")
     dropped = {"reid": (), "cluster_contrast": ("classifier.",)}.get(layout, _NECK)
     released = {}
     for name, value in flat.items():
@@ -177,11 +175,14 @@ def infer_vit_config(
         hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
         num_patches = tensors["pos_embed"].shape[1] - 1
     except (KeyError, IndexError) as error:
-        raise ValueError(f"{source_name} is no vision transformer that we know: it has no {error}, and holds "
-                         f"{len(tensors)} tensors ({', '.join(list(tensors)[:3])}, ...)") from None
+        raise ValueError(
+            f"{source_name} is no vision transformer that we know: it has no {error}, and holds "
+            f"{len(tensors)} tensors ({', '.join(list(tensors)[:3])}, ...)"
+        ) from None
     if projection.ndim != 4 or not width:
-        raise ValueError(f"{source_name} is no vision transformer that we know: its patch projection is of shape "
-                         f"{tuple(projection.shape)}")
+        raise ValueError(
+            f"{source_name} is no vision transformer that we know: its patch projection is of shape {tuple(projection.shape)}"
+        )
     ics = "patch_embed.conv1.weight" in tensors
     patch_size = projection.shape[-1] * (2 if ics else 1)
     config = VitConfig(
@@ -202,8 +203,10 @@ def infer_vit_config(
         if cells == num_patches:
             return wanted
         if own_grid:
-            raise ValueError(f"{source_name} has position embeddings of {num_patches} patches, and images of {image_size} with "
-                             f"stride {stride or patch_size} give {cells}: correct image_size or stride")
+            raise ValueError(
+                f"{source_name} has position embeddings of {num_patches} patches, and images of {image_size} with "
+                f"stride {stride or patch_size} give {cells}: correct image_size or stride"
+            )
     rows, columns = pos_grid(num_patches, hw_ratio)
     return replace(config, image_size=(rows * patch_size, columns * patch_size))
 

@@ -4,8 +4,10 @@ import io
 import zipfile
 
 _BEGINNINGS = (
-    (b"version https://git-lfs", " but a Git LFS pointer, a few lines in the place of the file: run git lfs pull, or download "
-                                 "the file itself"),
+    (
+        b"version https://git-lfs",
+        " but a Git LFS pointer, a few lines in the place of the file: run git lfs pull, or download the file itself",
+    ),
     (b"<!doctype html", " but a web page (HTML), that around the download or its error message: fetch the file itself"),
     (b"<html", " but a web page (HTML), that around the download or its error message: fetch the file itself"),
     (b"<head", " but a web page (HTML), that around the download or its error message: fetch the file itself"),
@@ -26,7 +28,7 @@ _BEGINNINGS = (
 
 
 def what_instead(data: bytes) -> str:
-    """" but a web page ...: fetch the file itself" for what is no torch file; "" where the bytes do not tell."""
+    """ " but a web page ...: fetch the file itself" for what is no torch file; "" where the bytes do not tell."""
     if not data:
         return ": it is empty"
     if not data.strip(b"\0"):
@@ -46,8 +48,10 @@ def what_instead(data: bytes) -> str:
     if start.startswith((b"{", b"[")) and b'"' in start:
         return " but JSON text: name the file with the weights"
     if data[:1] in (b"c", b"(") and data.rstrip().endswith(b".") and b"\n" in data[:512]:
-        return (" but an old pickle, which can run code and is refused as dangerous: save the weights alone with "
-                "torch.save(model.state_dict(), ...)")
+        return (
+            " but an old pickle, which can run code and is refused as dangerous: save the weights alone with "
+            "torch.save(model.state_dict(), ...)"
+        )
     return ""
 
 
@@ -59,8 +63,10 @@ def _zip(data: bytes) -> str:
         return ""
     parts = {part for name in names for part in name.split("/")[1:]}
     if "constants.pkl" in parts or "code" in parts:
-        return (" of plain tensors but a TorchScript archive, which holds code: save the weights of the model it was made from, "
-                "torch.save(model.state_dict(), 'weights.pth')")
+        return (
+            " of plain tensors but a TorchScript archive, which holds code: save the weights of the model it was made from, "
+            "torch.save(model.state_dict(), 'weights.pth')"
+        )
     if "data.pkl" in parts:
         return ""
     if names and all(name.endswith(".npy") for name in names):

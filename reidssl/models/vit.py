@@ -158,8 +158,10 @@ class Vit(VisionTransformer):
         patches = self.patch_embed(images).flatten(2).transpose(1, 2)
         if mask is not None:
             if mask_token is None or mask.shape != patches.shape[:2] or mask.dtype != torch.bool:
-                raise ValueError(f"a mask must be bool {tuple(patches.shape[:2])} and come with a mask_token: got "
-                                 f"{mask.dtype} {tuple(mask.shape)}{' and none' if mask_token is None else ''}")
+                raise ValueError(
+                    f"a mask must be bool {tuple(patches.shape[:2])} and come with a mask_token: got "
+                    f"{mask.dtype} {tuple(mask.shape)}{' and none' if mask_token is None else ''}"
+                )
             patches = torch.where(mask[..., None], mask_token.to(patches), patches)
         # shape[0], not len(): a traced or exported graph keeps the batch size open
         tokens = torch.cat((self.cls_token.expand(images.shape[0], -1, -1), patches), dim=1)
@@ -189,9 +191,7 @@ class Vit(VisionTransformer):
         cameras = self.config.num_cameras
         if camids is None or camids.shape != (count,):
             seen = "none" if camids is None else f"shape {tuple(camids.shape)}"
-            raise ValueError(
-                f"a backbone with num_cameras={cameras} needs one camid for each of {count} images: got {seen}"
-            )
+            raise ValueError(f"a backbone with num_cameras={cameras} needs one camid for each of {count} images: got {seen}")
         if count and not 0 <= int(camids.min()) <= int(camids.max()) < cameras:
             raise ValueError(
                 f"camids must be in [0, {cameras}): got {int(camids.min())} to {int(camids.max())}; "

@@ -36,8 +36,19 @@ _PLAIN: list[Any] = [
 # Torch files are zip archives, or since before 1.6 pickles (of protocol 2 and up).
 _TORCH_BEGINNINGS = (b"PK\x03\x04", b"\x80")
 # What torch.load lets through on bytes that are no checkpoint.
-_DAMAGES = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError,
-            AssertionError, OverflowError, struct.error)
+_DAMAGES = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    struct.error,
+)
 
 
 def nothing_beside(name: str) -> bytes | None:
@@ -153,8 +164,10 @@ def _shards(index: dict[str, str], file: ModelFile) -> dict[str, Any]:
         tensors |= read_content(ModelFile(data, f"{each} of {file.name}"))
     missing = sorted(index.keys() - tensors.keys())
     if missing:
-        raise ValueError(f"{file.name} lists {len(missing)} tensors that its shards do not have ({missing[0]}, ...): they belong "
-                         "to another version; fetch the whole folder again")
+        raise ValueError(
+            f"{file.name} lists {len(missing)} tensors that its shards do not have ({missing[0]}, ...): they belong "
+            "to another version; fetch the whole folder again"
+        )
     return tensors
 
 

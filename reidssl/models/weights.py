@@ -25,8 +25,22 @@ from reidssl.models.vit import Vit
 from reidssl.models.weight_files import ModelFile, Source
 
 __all__ = [
-    "Checkpoint", "CheckpointMismatch", "LoadConfig", "LoadReport", "ModelFile", "Source", "Unsaid", "load_into", "load_reid",
-    "load_vit", "model_bytes", "read_checkpoint", "read_metadata", "read_state_dict", "save_model", "weights_hash",
+    "Checkpoint",
+    "CheckpointMismatch",
+    "LoadConfig",
+    "LoadReport",
+    "ModelFile",
+    "Source",
+    "Unsaid",
+    "load_into",
+    "load_reid",
+    "load_vit",
+    "model_bytes",
+    "read_checkpoint",
+    "read_metadata",
+    "read_state_dict",
+    "save_model",
+    "weights_hash",
 ]
 
 

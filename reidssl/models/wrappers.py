@@ -104,13 +104,18 @@ def _chosen(roots: list[str], labels: dict[str, str], weights: str, name: str, c
         exact = [root for root in roots if weights in root.split(".")[:-1]]
         if len(exact) == 1:
             return exact[0]
-        raise ValueError(f"{name} has no weights under {weights!r}; it holds {keys_of(content)}" if not exact else
-                         f"{name} has several models under {weights!r}: {', '.join(exact)}")
+        raise ValueError(
+            f"{name} has no weights under {weights!r}; it holds {keys_of(content)}"
+            if not exact
+            else f"{name} has several models under {weights!r}: {', '.join(exact)}"
+        )
     if len(roots) == 1:
         return roots[0]
     for first, second in _USUAL:
-        firsts, seconds = ([root for root in roots if any(part == word or part.startswith(f"{word}_")
-                                                          for part in root.split("."))] for word in (first, second))
+        firsts, seconds = (
+            [root for root in roots if any(part == word or part.startswith(f"{word}_") for part in root.split("."))]
+            for word in (first, second)
+        )
         if len(firsts) == 1 and len(firsts) + len(seconds) == len(roots):
             return firsts[0]
     raise Unsaid(name, f"holds several models ({', '.join(labels)}) and does not say which to take", "weights", list(labels))

@@ -38,28 +38,38 @@ def signs(terms: Mapping[str, float], name: str, choices: int, width: int) -> di
     if entropy is not None and entropy > (INDIFFERENT * largest if prototypes else largest - INDISTINCT):
         seen = f"the teacher is indifferent: its entropy is {entropy:.3f} of at most ln {choices:,} = {largest:.3f} nats"
         if prototypes:
-            found["indifferent"] = (f"{seen}. Lower {key}.teacher_temperature (and warmup_teacher_temperature), lower "
-                                    f"{key}.teacher_momentum so that the teacher follows sooner, or take fewer prototypes "
-                                    f"({key}.out_dim)")
+            found["indifferent"] = (
+                f"{seen}. Lower {key}.teacher_temperature (and warmup_teacher_temperature), lower "
+                f"{key}.teacher_momentum so that the teacher follows sooner, or take fewer prototypes "
+                f"({key}.out_dim)"
+            )
         else:
-            found["indifferent"] = (f"{seen}: images look alike to the momentum encoder. Lower {key}.temperature or "
-                                    "optimizer.learning_rate, or lengthen optimizer.warmup_epochs")
+            found["indifferent"] = (
+                f"{seen}: images look alike to the momentum encoder. Lower {key}.temperature or "
+                "optimizer.learning_rate, or lengthen optimizer.warmup_epochs"
+            )
     information = terms.get("target_information")
     if information is not None and information < UNINFORMATIVE and "indifferent" not in found:
-        found["one_prototype"] = (f"the targets hardly depend on the image ({information:.2g} nats of information): the same "
-                                  f"prototypes are chosen for all. Set {key}.centering=sinkhorn_knopp, lower "
-                                  f"{key}.center_momentum, raise {key}.teacher_temperature, or lower optimizer.learning_rate")
+        found["one_prototype"] = (
+            f"the targets hardly depend on the image ({information:.2g} nats of information): the same "
+            f"prototypes are chosen for all. Set {key}.centering=sinkhorn_knopp, lower "
+            f"{key}.center_momentum, raise {key}.teacher_temperature, or lower optimizer.learning_rate"
+        )
     spread = terms.get("feature_std")
     if spread is not None and spread < ALIKE / math.sqrt(width):
         advice = f"set {key}.koleo_weight=0.1, or lower" if prototypes else "lower"
-        found["features"] = (f"all images have nearly the same feature: the standard deviation is {spread:.2g}, evenly spread "
-                             f"features have {1 / math.sqrt(width):.2g}. To mend it {advice} optimizer.learning_rate or "
-                             "lengthen optimizer.warmup_epochs")
+        found["features"] = (
+            f"all images have nearly the same feature: the standard deviation is {spread:.2g}, evenly spread "
+            f"features have {1 / math.sqrt(width):.2g}. To mend it {advice} optimizer.learning_rate or "
+            "lengthen optimizer.warmup_epochs"
+        )
     center, logits = terms.get("center_norm"), terms.get("logit_norm")
     if center is not None and logits is not None and center > CENTER_ALONE * logits:
-        found["center"] = (f"the center has grown to {center / logits:.2%} of the logits' norm ({center:.3g} of {logits:.3g}): "
-                           f"images make almost no difference to the teacher. Lower optimizer.learning_rate, or raise "
-                           f"{key}.freeze_last_layer_epochs")
+        found["center"] = (
+            f"the center has grown to {center / logits:.2%} of the logits' norm ({center:.3g} of {logits:.3g}): "
+            f"images make almost no difference to the teacher. Lower optimizer.learning_rate, or raise "
+            f"{key}.freeze_last_layer_epochs"
+        )
     return found
 
 

@@ -22,9 +22,7 @@ from reidssl.precision import no_autocast
 TEACHER_VIEWS = 2
 
 
-def dino_loss(
-    student_logits: Tensor, teacher_probabilities: Tensor, num_crops: int, student_temperature: float
-) -> Tensor:
+def dino_loss(student_logits: Tensor, teacher_probabilities: Tensor, num_crops: int, student_temperature: float) -> Tensor:
     """Mean cross-entropy over all pairs (teacher view t, student crop v) with t != v.
 
         loss = mean over t != v and images of  - sum_k  q[t, k] * log softmax(s[v] / temperature)[k]
@@ -43,8 +41,10 @@ def dino_loss(
     """
     num_images, classes = len(student_logits) // max(num_crops, 1), teacher_probabilities.shape[-1]
     num_views = len(teacher_probabilities) // max(num_images, 1)
-    fits = (student_logits.shape == (num_crops * num_images, classes)
-            and teacher_probabilities.shape == (num_views * num_images, classes))
+    fits = student_logits.shape == (num_crops * num_images, classes) and teacher_probabilities.shape == (
+        num_views * num_images,
+        classes,
+    )
     if num_crops < 2 or not 1 <= num_views <= num_crops or not fits:
         raise ValueError(
             "expected student logits (V * B, K) and teacher probabilities (T * B, K) with V = num_crops, at least 2, and T at "

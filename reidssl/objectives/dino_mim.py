@@ -101,8 +101,10 @@ class DinoMim(Dino):
             patch_head = DinoHead(backbone_config.width, config.patch_out_dim, config.hidden, config.bottleneck, seed + 2)
         with seeded(seed + 3):
             mask_token = nn.init.trunc_normal_(torch.empty(backbone_config.width), std=0.02)
-        return (MaskedMultiCropModel(plain_student.backbone, plain_student.head, patch_head, mask_token),
-                MaskedMultiCropModel(plain_teacher.backbone, plain_teacher.head, copy.deepcopy(patch_head), None))
+        return (
+            MaskedMultiCropModel(plain_student.backbone, plain_student.head, patch_head, mask_token),
+            MaskedMultiCropModel(plain_teacher.backbone, plain_teacher.head, copy.deepcopy(patch_head), None),
+        )
 
     def forward(self, student_call: StudentCall, crops: list[Tensor], progress: Progress) -> ObjectiveOutput:
         """Loss of one micro-batch.
@@ -118,13 +120,20 @@ class DinoMim(Dino):
             Statistics "teacher_mean" (1, K) and "patch_mean" (1, P).
         """
         if len(crops) < TEACHER_VIEWS or crops[0].shape != crops[1].shape:
-            raise ValueError(f"masked DINO needs {TEACHER_VIEWS} global crops of equal size first: got "
-                             f"{[tuple(crop.shape) for crop in crops[:TEACHER_VIEWS]]}")
+            raise ValueError(
+                f"masked DINO needs {TEACHER_VIEWS} global crops of equal size first: got "
+                f"{[tuple(crop.shape) for crop in crops[:TEACHER_VIEWS]]}"
+            )
         grid = self.teacher.backbone.config.grid(*crops[0].shape[-2:])
-        masks = patch_masks(mix(self.seed, progress.samples_seen, progress.micro_batch), TEACHER_VIEWS * len(crops[0]), grid,
-                            self.config.mask_share, self.config.mask_ratio, self.config.mask_aspect).to(crops[0].device)
-        student = student_call(crops, hidden=masks.hidden, places=masks.places,
-                               freeze_last_layer=self.is_frozen(progress))
+        masks = patch_masks(
+            mix(self.seed, progress.samples_seen, progress.micro_batch),
+            TEACHER_VIEWS * len(crops[0]),
+            grid,
+            self.config.mask_share,
+            self.config.mask_ratio,
+            self.config.mask_aspect,
+        ).to(crops[0].device)
+        student = student_call(crops, hidden=masks.hidden, places=masks.places, freeze_last_layer=self.is_frozen(progress))
         teacher = self.teach(crops[:TEACHER_VIEWS], hidden=masks.hidden, places=masks.places)
         assert teacher.patch_logits is not None
         with torch.no_grad():
@@ -135,8 +144,12 @@ class DinoMim(Dino):
         guess = patch_loss(student.patch_logits, targets, masks.weights, self.config.student_temperature)
         loss = output.loss + self.config.patch_weight * guess
         koleo = self.config.koleo_weight * output.terms["koleo"] if self.config.koleo_weight else 0.0
-        terms = output.terms | {"loss": loss.detach(), "dino": output.terms["loss"] - koleo, "patch": guess.detach(),
-                                "patch_entropy": torch.special.entr(targets).sum(dim=-1).mean()}
+        terms = output.terms | {
+            "loss": loss.detach(),
+            "dino": output.terms["loss"] - koleo,
+            "patch": guess.detach(),
+            "patch_entropy": torch.special.entr(targets).sum(dim=-1).mean(),
+        }
         statistics = output.statistics | {"patch_mean": teacher.patch_logits.mean(dim=0, keepdim=True)}
         return ObjectiveOutput(loss, terms, statistics)
 

@@ -24,8 +24,10 @@ def koleo_loss(features: Tensor) -> Tensor:
         Scalar float32, at least -ln 2 (opposite features) and at most 18.4 (equal ones).
     """
     if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"KoLeo needs the features (B, D) of at least 2 images: got shape {tuple(features.shape)}; "
-                         "raise stream.micro_batch, or set koleo_weight=0")
+        raise ValueError(
+            f"KoLeo needs the features (B, D) of at least 2 images: got shape {tuple(features.shape)}; "
+            "raise stream.micro_batch, or set koleo_weight=0"
+        )
     with no_autocast(features):
         unit = F.normalize(features.float(), dim=-1)
         with torch.no_grad():

@@ -60,8 +60,7 @@ class Moby(Objective):
         self.config = config
         self.student = MultiCropModel(build_vit(backbone_config, seed), MobyHead(backbone_config.width, config, True, seed + 1))
         teacher_backbone = build_vit(replace(backbone_config, drop_path=config.teacher_drop_path), seed)
-        self.teacher: MultiCropModel = MultiCropModel(
-            teacher_backbone, MobyHead(backbone_config.width, config, False, seed + 1))
+        self.teacher: MultiCropModel = MultiCropModel(teacher_backbone, MobyHead(backbone_config.width, config, False, seed + 1))
         self.teacher.requires_grad_(False)
         with seeded(seed + 2):
             queue = torch.randn(MOMENTUM_VIEWS, config.queue_size, config.out_dim)
@@ -92,8 +91,9 @@ class Moby(Objective):
         queries = F.normalize(widened(student_call(crops).logits), dim=-1).view(len(crops), num_images, -1)
         teacher = self.teach(crops[:MOMENTUM_VIEWS])
         keys = F.normalize(teacher.logits, dim=-1).view(MOMENTUM_VIEWS, num_images, -1)
-        scores = torch.cat([self._scores(queries[v], keys[m], m)
-                            for m in range(MOMENTUM_VIEWS) for v in range(len(crops)) if v != m])
+        scores = torch.cat(
+            [self._scores(queries[v], keys[m], m) for m in range(MOMENTUM_VIEWS) for v in range(len(crops)) if v != m]
+        )
         own = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
         loss = 2 * F.cross_entropy(scores, own)
         with torch.no_grad():

@@ -61,8 +61,7 @@ class MocoV3(Objective):
         self.config = config
         self.student = MultiCropModel(build_vit(backbone_config, seed), MocoHead(backbone_config.width, config, True, seed + 1))
         teacher_backbone = build_vit(replace(backbone_config, drop_path=0.0), seed)
-        self.teacher: MultiCropModel = MultiCropModel(
-            teacher_backbone, MocoHead(backbone_config.width, config, False, seed + 1))
+        self.teacher: MultiCropModel = MultiCropModel(teacher_backbone, MocoHead(backbone_config.width, config, False, seed + 1))
         self.teacher.requires_grad_(False)
         if config.freeze_patch_embed:
             self.student.backbone.patch_embed.requires_grad_(False)

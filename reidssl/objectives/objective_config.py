@@ -44,11 +44,18 @@ class DinoConfig:
 
     def __post_init__(self) -> None:
         at_least(1, out_dim=self.out_dim, hidden=self.hidden, bottleneck=self.bottleneck)
-        positive(student_temperature=self.student_temperature, teacher_temperature=self.teacher_temperature,
-                 warmup_teacher_temperature=self.warmup_teacher_temperature)
+        positive(
+            student_temperature=self.student_temperature,
+            teacher_temperature=self.teacher_temperature,
+            warmup_teacher_temperature=self.warmup_teacher_temperature,
+        )
         one_of(CENTERINGS, centering=self.centering)
-        at_least(0, warmup_teacher_temperature_epochs=self.warmup_teacher_temperature_epochs,
-                 freeze_last_layer_epochs=self.freeze_last_layer_epochs, koleo_weight=self.koleo_weight)
+        at_least(
+            0,
+            warmup_teacher_temperature_epochs=self.warmup_teacher_temperature_epochs,
+            freeze_last_layer_epochs=self.freeze_last_layer_epochs,
+            koleo_weight=self.koleo_weight,
+        )
         within("[0, 1]", center_momentum=self.center_momentum, teacher_momentum=self.teacher_momentum)
 
     def teacher_temperature_at(self, progress: "Progress") -> float:
@@ -131,8 +138,7 @@ class MobyConfig:
     """Stochastic depth rate of the momentum encoder: less than the student's makes the pair asymmetric."""
 
     def __post_init__(self) -> None:
-        at_least(1, out_dim=self.out_dim, hidden=self.hidden, projector_layers=self.projector_layers,
-                 queue_size=self.queue_size)
+        at_least(1, out_dim=self.out_dim, hidden=self.hidden, projector_layers=self.projector_layers, queue_size=self.queue_size)
         positive(temperature=self.temperature)
         within("[0, 1]", teacher_momentum=self.teacher_momentum)
         within("[0, 1)", teacher_drop_path=self.teacher_drop_path)

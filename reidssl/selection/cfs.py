@@ -25,9 +25,7 @@ from reidssl.selection.subset import count_of, select_top
 
 
 @torch.no_grad()
-def cfs_scores(
-    source: Tensor | Array, target: Tensor | Array, measure: str = "cosine", k: int = 20, block: int = 1024
-) -> Tensor:
+def cfs_scores(source: Tensor | Array, target: Tensor | Array, measure: str = "cosine", k: int = 20, block: int = 1024) -> Tensor:
     """Scores of B images from the two proxies' features of them (256 x 128, eval mode, before the BNNeck).
 
     Args:
@@ -69,8 +67,10 @@ def neighborhood_overlap(near_source: Array, near_target: Array, block: int = 10
         float32 (B,), the shared ones among the k others, in [0, 1].
     """
     if near_source.shape != near_target.shape or near_source.ndim != 2 or near_source.shape[1] < 2:
-        raise ValueError("both neighbor tables must be (B, k + 1) with k of at least 1, of the same images: got "
-                         f"{near_source.shape} and {near_target.shape}")
+        raise ValueError(
+            "both neighbor tables must be (B, k + 1) with k of at least 1, of the same images: got "
+            f"{near_source.shape} and {near_target.shape}"
+        )
     shared = [((one[:, :, None] == other[:, None]) & (one[:, :, None] >= 0)).sum(axis=(1, 2))
               for one, other in ((near_source[start : start + block, 1:], near_target[start : start + block, 1:])
                                  for start in range(0, len(near_source), block))]  # fmt: skip
@@ -117,9 +117,7 @@ def spearman(first: Array, second: Array) -> float:
     return float(np.clip(ranks[0] @ ranks[1] / (norms[0] * norms[1]), -1.0, 1.0))
 
 
-def agreement(
-    keys: Sequence[str], scores: Array, reference: Sequence[str], fraction: float = 0.5
-) -> dict[str, float | int]:
+def agreement(keys: Sequence[str], scores: Array, reference: Sequence[str], fraction: float = 0.5) -> dict[str, float | int]:
     """How far scores agree with a given order of the same images, such as the published list.
 
     Args:

@@ -53,14 +53,14 @@ def match_entries(entries: Sequence[str], keys: Sequence[str]) -> Matched:
         if entry_prefix:
             for place in missing:
                 if plain[place].startswith(entry_prefix):
-                    found[place] = places.get(_plain(plain[place][len(entry_prefix):]), -1)
+                    found[place] = places.get(_plain(plain[place][len(entry_prefix) :]), -1)
         else:
             wanted = {plain[place]: place for place in missing}
             key_prefix = _shared((_prefix_before(name, wanted) for name in names), 1)
             if all(name.startswith(key_prefix) for name in names):
                 for image, name in enumerate(names if key_prefix else []):
-                    if name[len(key_prefix):] in wanted:
-                        found[wanted[name[len(key_prefix):]]] = image
+                    if name[len(key_prefix) :] in wanted:
+                        found[wanted[name[len(key_prefix) :]]] = image
             else:
                 key_prefix = ""
     _refuse_repeated(entries, plain, found)
@@ -101,5 +101,7 @@ def _refuse_repeated(entries: Sequence[str], plain: Sequence[str], found: Sequen
     repeated = [name for name, times in Counter(names).items() if times > 1]
     if repeated:
         shown = ", ".join(f"'{entries[names.index(name)]}'" for name in repeated[:3])
-        raise ValueError(f"{len(repeated):,} images are named more than once, e.g. {shown}: which place counts is not clear; "
-                         "leave the others out")
+        raise ValueError(
+            f"{len(repeated):,} images are named more than once, e.g. {shown}: which place counts is not clear; "
+            "leave the others out"
+        )

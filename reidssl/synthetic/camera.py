@@ -55,9 +55,7 @@ def draw_camera(seed: int, domain: str, strength: float = 1.0) -> Camera:
         blur, noise, resolution = span(0.0, 1.1), span(2, 11), span(0.5, 1.0)
     colors = tuple((rng.randint(40, 215), rng.randint(40, 215), rng.randint(40, 215)) for _ in range(2))
     painted = tuple(_blend(color, (128, 128, 124), 0.6) for color in colors)
-    grays = tuple(
-        (g, g + rng.randint(-8, 8), g + rng.randint(-14, 10)) for g in rng.sample(range(60, 215), 4)
-    )
+    grays = tuple((g, g + rng.randint(-8, 8), g + rng.randint(-14, 10)) for g in rng.sample(range(60, 215), 4))
     return Camera(
         gains=(_scaled(gains[0], strength), _scaled(gains[1], strength), _scaled(gains[2], strength)),
         gamma=_scaled(gamma, strength),

@@ -9,9 +9,7 @@ from reidssl.synthetic.carried import draw_backpack, draw_hand_luggage, draw_sho
 from reidssl.synthetic.pen import BodyPen, Point, between, symmetric
 
 
-def draw_person(
-    canvas: Image.Image, a: Appearance, pose: Pose, center: float, top: float, height: float
-) -> None:
+def draw_person(canvas: Image.Image, a: Appearance, pose: Pose, center: float, top: float, height: float) -> None:
     """Draw one person into an RGB canvas; `center`, `top` and `height` place the body in canvas pixels."""
     pen = BodyPen(canvas, pose, center, top, height)
     front = pen.facing > -0.25

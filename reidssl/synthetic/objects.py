@@ -9,9 +9,7 @@ from reidssl.synthetic.appearance import Color, shade
 OBJECTS = ("car", "sign", "bicycle", "bin", "tree", "bench")
 
 
-def paint_object(
-    canvas: Image.Image, kind: str, rng: random.Random, left: float, top: float, size: float
-) -> None:
+def paint_object(canvas: Image.Image, kind: str, rng: random.Random, left: float, top: float, size: float) -> None:
     """One street object; `left`, `top` and `size` (its width) in canvas pixels."""
     pen = ImageDraw.Draw(canvas)
     color: Color = (rng.randint(20, 230), rng.randint(20, 230), rng.randint(20, 230))

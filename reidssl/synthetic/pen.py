@@ -26,9 +26,7 @@ class BodyPen:
         self.center, self.top, self.height = center, top, height
         self.facing, self.turn = math.cos(pose.yaw), math.sin(pose.yaw)
         self.frontal = abs(self.facing)
-        self.mirror = (
-            1 if self.facing >= 0 else -1
-        )  # the body's left hand is on the picture's right from the front
+        self.mirror = 1 if self.facing >= 0 else -1  # the body's left hand is on the picture's right from the front
         self.near = 1 if self.turn >= 0 else -1
         # A body is about 0.62 as deep as it is wide.
         self.depth = math.sqrt(self.facing**2 + (0.62 * self.turn) ** 2)
@@ -83,9 +81,7 @@ def between(start: Point, end: Point, share: float) -> Point:
     return start[0] + (end[0] - start[0]) * share, start[1] + (end[1] - start[1]) * share
 
 
-def paint_pattern(
-    patch: Image.Image, pattern: str, color: Color, count: int, turn: float, mirror: int
-) -> None:
+def paint_pattern(patch: Image.Image, pattern: str, color: Color, count: int, turn: float, mirror: int) -> None:
     """Paint `pattern` in `color` over `patch`: `count` rows, moved by `turn`, flipped by `mirror` -1."""
     pen, (w, h) = ImageDraw.Draw(patch), patch.size
     shift = turn * w * 0.25

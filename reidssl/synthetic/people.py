@@ -68,11 +68,17 @@ class SyntheticConfig:
         self.image_size = (height, width)
         if height < 16 or width < 8:
             raise ValueError(f"image_size must be at least (16, 8) as (height, width): got {self.image_size}")
-        at_least(1, num_pretrain=self.num_pretrain, pretrain_identities=self.pretrain_identities,
-                 pretrain_scenes=self.pretrain_scenes)
+        at_least(
+            1, num_pretrain=self.num_pretrain, pretrain_identities=self.pretrain_identities, pretrain_scenes=self.pretrain_scenes
+        )
         within("[2, 9999]", source_identities=self.source_identities, target_identities=self.target_identities)
-        at_least(2, source_cameras=self.source_cameras, target_cameras=self.target_cameras,
-                 images_per_camera=self.images_per_camera, cameras_per_identity=self.cameras_per_identity)
+        at_least(
+            2,
+            source_cameras=self.source_cameras,
+            target_cameras=self.target_cameras,
+            images_per_camera=self.images_per_camera,
+            cameras_per_identity=self.cameras_per_identity,
+        )
         within("[0, 1)", planted_fraction=self.planted_fraction)
         within("[0, 1]", camera_strength=self.camera_strength, background_strength=self.background_strength)
         within("(0, 1)", train_fraction=self.train_fraction)
@@ -107,9 +113,7 @@ def specifications(config: SyntheticConfig, part: str) -> list[SyntheticSpec]:
 
 def _pretrain(config: SyntheticConfig) -> list[SyntheticSpec]:
     rng = random.Random(_seed(config.seed, "pretrain"))
-    planted = set(
-        rng.sample(range(config.num_pretrain), round(config.planted_fraction * config.num_pretrain))
-    )
+    planted = set(rng.sample(range(config.num_pretrain), round(config.planted_fraction * config.num_pretrain)))
     specs = []
     for number in range(config.num_pretrain):
         scene, person = rng.randrange(config.pretrain_scenes), rng.randrange(config.pretrain_identities)
@@ -142,9 +146,7 @@ def _labeled(config: SyntheticConfig, part: str) -> list[SyntheticSpec]:
             for number in range(config.images_per_camera):
                 frame += rng.randint(1, 40)
                 split = "train" if pid in train else "query" if number == 0 else "gallery"
-                folder = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}[
-                    split
-                ]
+                folder = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}[split]
                 box = 0 if split == "query" else 1 + number % 9
                 specs.append(
                     SyntheticSpec(
@@ -169,18 +171,14 @@ def render(spec: SyntheticSpec, config: SyntheticConfig) -> np.ndarray:
     height, width = config.image_size
     canvas = Image.new("RGB", (width * SUPERSAMPLING, height * SUPERSAMPLING))
     paint_place(canvas, camera, rng, config.background_strength)
-    blur = (
-        _paint_planted(canvas, spec, camera, rng) if spec.planted else _paint_crop(canvas, spec, camera, rng)
-    )
+    blur = _paint_planted(canvas, spec, camera, rng) if spec.planted else _paint_crop(canvas, spec, camera, rng)
     return photograph(canvas, config.image_size, camera, rng, spec.image_seed, blur)
 
 
 def _pose(camera: Camera, rng: random.Random) -> Pose:
     usual = rng.random() < 0.6
     yaw = rng.gauss(camera.yaw, 0.5) if usual else rng.uniform(0, 2 * math.pi)
-    return Pose(
-        yaw, rng.uniform(0, 2 * math.pi), rng.uniform(0.2, 1.0), rng.gauss(0, 0.02), rng.uniform(0.0, 0.9)
-    )
+    return Pose(yaw, rng.uniform(0, 2 * math.pi), rng.uniform(0.2, 1.0), rng.gauss(0, 0.02), rng.uniform(0.0, 0.9))
 
 
 def _paint_crop(canvas: Image.Image, spec: SyntheticSpec, camera: Camera, rng: random.Random) -> float:

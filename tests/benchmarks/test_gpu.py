@@ -10,8 +10,14 @@ import torch
 from benchmarks import gpu
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = {"overrides": gpu.TINY.overrides, "steps": 1, "extraction": gpu.TINY.extraction, "product": gpu.TINY.product,
-        "batch": gpu.TINY.crop_batch, "num": 8}
+TINY = {
+    "overrides": gpu.TINY.overrides,
+    "steps": 1,
+    "extraction": gpu.TINY.extraction,
+    "product": gpu.TINY.product,
+    "batch": gpu.TINY.crop_batch,
+    "num": 8,
+}
 
 
 @pytest.mark.parametrize("side", ["bare", "crops", "loader", "extraction", "forward", "arithmetic"])

@@ -23,8 +23,10 @@ def test_pseudo_labels_equal_the_dense_algorithm():
 def test_ranking_and_reranking_equal_the_other_side():
     arrays = query_and_gallery(60, 400, 15, 4, seed=2, noise=2.0)
     queries, q_pids, q_camids, gallery, g_pids, g_camids = arrays
-    for ours, distances in ((rank(*arrays), dense.squared_distances(queries, gallery)),
-                            (rank_reranked(*arrays), dense.rerank(queries, gallery))):
+    for ours, distances in (
+        (rank(*arrays), dense.squared_distances(queries, gallery)),
+        (rank_reranked(*arrays), dense.rerank(queries, gallery)),
+    ):
         cmc, m_ap = dense.sorted_ranking(distances, q_pids, g_pids, q_camids, g_camids)
         assert ours.mAP == pytest.approx(m_ap, abs=3e-4) and 0.2 < m_ap < 0.99  # float16 weights over there
         np.testing.assert_allclose(ours.cmc, cmc, atol=1 / 60)

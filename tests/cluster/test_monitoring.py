@@ -19,17 +19,20 @@ FOLDER = Path(__file__).resolve().parents[2] / "cluster" / "monitoring"
 def expressions() -> list[str]:
     alerts = yaml.safe_load((FOLDER / "alerts.yaml").read_text())
     dashboard = json.loads((FOLDER / "dashboard.json").read_text())
-    return [rule["expr"] for group in alerts["groups"] for rule in group["rules"]] + \
-        [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    return [rule["expr"] for group in alerts["groups"] for rule in group["rules"]] + [
+        target["expr"] for panel in dashboard["panels"] for target in panel["targets"]
+    ]
 
 
 def logged_by_a_run() -> set[str]:
     """Names of a pre-training run's rows: the objective's own terms, and those of the loop and of its probe."""
     size = (32, 16)
     crops = MultiCrop(MultiCropConfig(global_size=size, local_size=(16, 8), num_local=0))(
-        torch.zeros(4, 3, *size, dtype=torch.uint8), np.arange(4, dtype=np.uint64))
-    objective = build_objective(VitConfig(width=16, depth=1, heads=2, patch_size=8, image_size=size, stem_width=4),
-                                ObjectiveConfig(name="dino"))
+        torch.zeros(4, 3, *size, dtype=torch.uint8), np.arange(4, dtype=np.uint64)
+    )
+    objective = build_objective(
+        VitConfig(width=16, depth=1, heads=2, patch_size=8, image_size=size, stem_width=4), ObjectiveConfig(name="dino")
+    )
     terms = objective(objective.student, crops, Progress(0, 8, 16)).terms
     return {*terms, "images_per_second", "learning_rate", "probe_map"}
 

@@ -249,8 +249,12 @@ def test_the_programs_in_the_recipes_exist_and_accept_their_options(call):
 
 
 def test_images_and_lock_agree_with_the_installed_ray():
-    tags = {tag for path in FOLDER.rglob("*") if path.is_file()
-            for tag in re.findall(r"rayproject/ray:(\d+\.\d+\.\d+)", path.read_text(encoding="utf-8"))}
+    tags = {
+        tag
+        for path in FOLDER.rglob("*")
+        if path.is_file()
+        for tag in re.findall(r"rayproject/ray:(\d+\.\d+\.\d+)", path.read_text(encoding="utf-8"))
+    }
     assert tags == {ray.__version__}
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     assert re.search(rf"(?m)^ray(\[[\w,]+\])?=={re.escape(ray.__version__)}\b", lock)

@@ -23,8 +23,9 @@ def commands(guide: str) -> list[str]:
     return sorted({" ".join(command.split()) for command in found})
 
 
-@pytest.mark.parametrize(("guide", "command"), [
-    (guide, command) for guide in [*GUIDES, *EXPERIMENTS] for command in commands(guide)])
+@pytest.mark.parametrize(
+    ("guide", "command"), [(guide, command) for guide in [*GUIDES, *EXPERIMENTS] for command in commands(guide)]
+)
 def test_the_commands_of_the_guides_compose(guide, command):
     program, *overrides = shlex.split(command)
     schema = get_type_hints(importlib.import_module(f"platform.{program}").main)["config"]
@@ -41,8 +42,11 @@ def test_an_experiment_shows_its_own_command(experiment):
 def test_the_rows_of_the_demo_guide_have_a_command_each():
     """The second table of docs/demo.md: width of the stem, seed."""
     rows = re.findall(r"^\| (\d\d) \| (\d) \|", (ROOT / "docs" / "demo.md").read_text(encoding="utf-8"), re.MULTILINE)
-    runs = [load_config(PipelineConfig, "pipeline", shlex.split(command)[1:]) for command in commands("docs/demo.md")
-            if command.startswith("pipeline")]
+    runs = [
+        load_config(PipelineConfig, "pipeline", shlex.split(command)[1:])
+        for command in commands("docs/demo.md")
+        if command.startswith("pipeline")
+    ]
     assert rows and {(str(run.pretrain.model.stem_width), str(run.finetune.seed)) for run in runs} == set(rows)
     for run in runs:  # everything is of the one seed
         worlds = [run.pretrain_set.synthetic.seed, run.source_set.synthetic.seed, run.target_set.synthetic.seed]

@@ -51,12 +51,16 @@ def test_what_they_say(names):
 
 def test_the_step_is_one(names):
     """All but the frozen last layer moved, then center and teacher."""
-    objective, start = names["objective"], build_objective(
-        names["config"], ObjectiveConfig(name="dino", dino=DinoConfig(out_dim=256, hidden=64)))
-    moved = {name for name, value in objective.student.named_parameters()
-             if not torch.equal(value, start.student.get_parameter(name))}
+    objective, start = (
+        names["objective"],
+        build_objective(names["config"], ObjectiveConfig(name="dino", dino=DinoConfig(out_dim=256, hidden=64))),
+    )
+    moved = {
+        name for name, value in objective.student.named_parameters() if not torch.equal(value, start.student.get_parameter(name))
+    }
     assert {name for name, value in objective.student.named_parameters() if value.requires_grad} - moved == {
-        "head.last_layer.weight_v"}
+        "head.last_layer.weight_v"
+    }
     assert objective.center.any()
     for name, value in objective.teacher.named_parameters():
         expected = torch.lerp(start.teacher.get_parameter(name), objective.student.get_parameter(name), 1 - 0.996)

@@ -17,8 +17,11 @@ MADE = {"configuration.md"}  # by docs/_configuration.py when the site is built
 def test_links_and_pictures_are_there(page):
     text = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)]
-    missing = [target for target in targets
-               if target and "://" not in target and target not in MADE and not (page.parent / target).is_file()]
+    missing = [
+        target
+        for target in targets
+        if target and "://" not in target and target not in MADE and not (page.parent / target).is_file()
+    ]
     assert missing == []
 
 

@@ -31,8 +31,14 @@ def gpus(*keys: str) -> list[str]:
 def train(folder: Path, data: str, where: dict[str, str], name: str, stop: int = 0, *overrides: str) -> dict[int, float]:
     """The loop of pre-training in a process of its own, up to step `stop` (0: the end); the losses that are logged then."""
     order = json.dumps({"world": 1, "data": data, "steps": STEPS, "runs": [[name, 0, stop]], "overrides": [*SAME, *overrides]})
-    ended = subprocess.run([sys.executable, "-m", "tests.platform.curve_worker", "0", folder, order], cwd=ROOT,
-                           env=os.environ | {"OMP_NUM_THREADS": "1"} | where, capture_output=True, text=True, timeout=600)
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.platform.curve_worker", "0", folder, order],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | where,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert ended.returncode == 0, (ended.stdout + ended.stderr)[-3000:]
     return {row["position"]: row["loss"] for row in read_metrics(open_storage(str(folder / name)))}
 
@@ -64,8 +70,9 @@ def test_checkpoints_change_the_device_and_back(tmp_path, tiny_shards, on_cpu):
 
 def run(program: str, *overrides: str) -> str:
     """A program to its end; what it said."""
-    ended = subprocess.run([sys.executable, "-m", f"platform.{program}", *overrides], cwd=ROOT, capture_output=True, text=True,
-                           timeout=600)
+    ended = subprocess.run(
+        [sys.executable, "-m", f"platform.{program}", *overrides], cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
     assert ended.returncode == 0, (ended.stdout + ended.stderr)[-3000:]
     return ended.stdout
 
@@ -73,8 +80,13 @@ def run(program: str, *overrides: str) -> str:
 def test_a_killed_run_goes_on(tmp_path, tiny_shards):
     """SIGTERM after a few steps, then the same command again."""
     command = [f"data.uri={tiny_shards.uri}", f"output={tmp_path}/run", *RESUMED, *gpus("scaling.gpus_per_worker")]
-    with subprocess.Popen([sys.executable, "-m", "platform.pretrain", *command], cwd=ROOT, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-m", "platform.pretrain", *command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
         lines = []
         for line in process.stdout:
             lines.append(line)
@@ -91,14 +103,31 @@ def test_a_killed_run_goes_on(tmp_path, tiny_shards):
 def test_every_program_once(tmp_path):
     """Ingest, pretrain, score, select, finetune, evaluate and report by the pipeline; then the others on what it made."""
     folder = tmp_path / "run"
-    run("pipeline", f"output={folder}", *PIPELINE,
+    run(
+        "pipeline",
+        f"output={folder}",
+        *PIPELINE,
         *gpus("pretrain.scaling.gpus_per_worker", "finetune.scaling.gpus_per_worker"),
-        *(["pool.gpus_per_actor=0.5"] if torch.cuda.is_available() else []))
+        *(["pool.gpus_per_actor=0.5"] if torch.cuda.is_available() else []),
+    )
     model = folder / "finetune" / "usl-full"
-    run("finetune", f"checkpoint={folder}/pretrain/full", f"target_set={folder}/data/target", f"output={tmp_path}/supervised",
-        "setting=supervised", "augment.image_size=[64,32]", "supervised.epochs=1", "scaling.threads=1",
-        *gpus("scaling.gpus_per_worker"))
-    run("evaluate", f"checkpoints=[{model},{tmp_path}/supervised]", f"test_sets=[{folder}/data/target]", f"output={tmp_path}/table")
+    run(
+        "finetune",
+        f"checkpoint={folder}/pretrain/full",
+        f"target_set={folder}/data/target",
+        f"output={tmp_path}/supervised",
+        "setting=supervised",
+        "augment.image_size=[64,32]",
+        "supervised.epochs=1",
+        "scaling.threads=1",
+        *gpus("scaling.gpus_per_worker"),
+    )
+    run(
+        "evaluate",
+        f"checkpoints=[{model},{tmp_path}/supervised]",
+        f"test_sets=[{folder}/data/target]",
+        f"output={tmp_path}/table",
+    )
     run("cluster", f"checkpoint={model}", f"data={folder}/data/pretrain", f"output={tmp_path}/clusters", "cluster.k1=8")
     run("export", f"checkpoint={model}", f"output={tmp_path}/exported")
     assert all((tmp_path / name).exists() for name in ("run/report.html", "table", "clusters", "exported"))

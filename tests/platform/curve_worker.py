@@ -20,9 +20,18 @@ from platform.engine.stream.stream import local_stream
 from platform.pretrain import PretrainConfig, train
 from tests.tiny import PRETRAIN
 
-TINY = [*PRETRAIN, "model.stem=ics", "model.drop_path=0.2", "stream.micro_batch=4", "stream.micro_batches_per_step=4",
-        "stream.window_row_groups=3", "optimizer.warmup_epochs=0.5", "optimizer.learning_rate=0.02", "tracking.every_steps=1",
-        "checkpoint.every_steps=4"]
+TINY = [
+    *PRETRAIN,
+    "model.stem=ics",
+    "model.drop_path=0.2",
+    "stream.micro_batch=4",
+    "stream.micro_batches_per_step=4",
+    "stream.window_row_groups=3",
+    "optimizer.warmup_epochs=0.5",
+    "optimizer.learning_rate=0.02",
+    "tracking.every_steps=1",
+    "checkpoint.every_steps=4",
+]
 BATCH = 16
 
 
@@ -32,6 +41,7 @@ class CrashError(Exception):
 
 def stream_until(stop: int):
     """The stream of a worker that crashes within optimizer step `stop`, counted from the start of the run."""
+
     def stream(plan, config, root, image_size, position, end, decode_resource):
         rank, world = dist.get_rank(), dist.get_world_size()
         own = local_stream(plan, config, root, image_size, position, end, rank, world)
@@ -40,6 +50,7 @@ def stream_until(stop: int):
             if stop and position // BATCH + number // per_step == stop:
                 raise CrashError
             yield batch
+
     return stream
 
 
@@ -53,10 +64,19 @@ def join(rank: int, folder: Path, world: int) -> None:
 def main(rank: int, folder: Path, order: dict) -> None:
     join(rank, folder, order["world"])
     for name, stage, stop in order["runs"]:
-        config = load_config(PretrainConfig, "pretrain", [
-            f"data.uri={order['data']}", f"output={folder / name}", f"deepspeed.zero_stage={stage}",
-            f"length.samples={order['steps'] * BATCH}", f"tracking.audit={folder / name / 'audit'}", *TINY,
-            *order.get("overrides", [])])
+        config = load_config(
+            PretrainConfig,
+            "pretrain",
+            [
+                f"data.uri={order['data']}",
+                f"output={folder / name}",
+                f"deepspeed.zero_stage={stage}",
+                f"length.samples={order['steps'] * BATCH}",
+                f"tracking.audit={folder / name / 'audit'}",
+                *TINY,
+                *order.get("overrides", []),
+            ],
+        )
         try:
             train(config, stream_until(stop))
         except CrashError:

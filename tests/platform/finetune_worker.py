@@ -1,6 +1,6 @@
 """One worker of test_finetune_curve.py: fine-tuning as Ray Train runs it, over gloo and without Ray.
 
-    python -m tests.platform.finetune_worker RANK FOLDER JSON    # JSON: {"world", "data", "runs": [[name, [override, ...]], ...]}
+python -m tests.platform.finetune_worker RANK FOLDER JSON    # JSON: {"world", "data", "runs": [[name, [override, ...]], ...]}
 """
 
 import json
@@ -19,9 +19,17 @@ from tests.tiny import FINETUNE
 def main(rank: int, folder: Path, order: dict) -> None:
     join(rank, folder, order["world"])
     for name, overrides in order["runs"]:
-        config = load_config(FinetuneConfig, "finetune", [
-            f"target_set={order['data']}", f"output={folder / name}", f"scaling.workers={order['world']}", *FINETUNE,
-            *overrides])
+        config = load_config(
+            FinetuneConfig,
+            "finetune",
+            [
+                f"target_set={order['data']}",
+                f"output={folder / name}",
+                f"scaling.workers={order['world']}",
+                *FINETUNE,
+                *overrides,
+            ],
+        )
         finetune(with_micro_batches(config, open_storage(config.output)))
     dist.destroy_process_group()
 

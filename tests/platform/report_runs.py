@@ -36,8 +36,18 @@ from reidssl.synthetic.people import SyntheticConfig, render, specifications
 SIZE = (32, 16)
 STORAGE = StorageConfig()
 VIT = VitConfig(width=32, depth=1, heads=2, patch_size=8, stem="patch", image_size=SIZE)
-SYNTHETIC = SyntheticConfig(image_size=SIZE, num_pretrain=48, pretrain_identities=8, pretrain_scenes=4, source_identities=4,
-                            target_identities=8, source_cameras=3, target_cameras=3, cameras_per_identity=3, images_per_camera=2)
+SYNTHETIC = SyntheticConfig(
+    image_size=SIZE,
+    num_pretrain=48,
+    pretrain_identities=8,
+    pretrain_scenes=4,
+    source_identities=4,
+    target_identities=8,
+    source_cameras=3,
+    target_cameras=3,
+    cameras_per_identity=3,
+    images_per_camera=2,
+)
 
 
 def write_data(root: Path, part: str, synthetic: SyntheticConfig = SYNTHETIC, hostile: str = "") -> Location:
@@ -49,16 +59,30 @@ def write_data(root: Path, part: str, synthetic: SyntheticConfig = SYNTHETIC, ho
         specs[first] = specs[first]._replace(key=specs[first].key + hostile)
     images = [encode_image(render(spec, synthetic), "jpeg", 90) for spec in specs]
     height, width = synthetic.image_size
-    table = pa.table({
-        "key": pa.array([spec.key for spec in specs]), "image": pa.array(images, pa.binary()),
-        "height": pa.array([height] * len(specs), pa.int32()), "width": pa.array([width] * len(specs), pa.int32()),
-        "pid": pa.array([spec.pid for spec in specs], pa.int32()), "camid": pa.array([spec.camid for spec in specs], pa.int32()),
-        "split": pa.array([spec.split for spec in specs]), "planted": pa.array([spec.planted for spec in specs], pa.int32())})
+    table = pa.table(
+        {
+            "key": pa.array([spec.key for spec in specs]),
+            "image": pa.array(images, pa.binary()),
+            "height": pa.array([height] * len(specs), pa.int32()),
+            "width": pa.array([width] * len(specs), pa.int32()),
+            "pid": pa.array([spec.pid for spec in specs], pa.int32()),
+            "camid": pa.array([spec.camid for spec in specs], pa.int32()),
+            "split": pa.array([spec.split for spec in specs]),
+            "planted": pa.array([spec.planted for spec in specs], pa.int32()),
+        }
+    )
     entry = write_shard(location, table, row_group_rows=16)
     write_rejected(location, [])
     splits = {name: sum(spec.split == name for spec in specs) for name in sorted({spec.split for spec in specs})}
-    write_manifest(location, Manifest([entry], source={"kind": "synthetic", "path": ""}, splits=splits,
-                                      extra_columns={"split": "string", "planted": "int32"}))
+    write_manifest(
+        location,
+        Manifest(
+            [entry],
+            source={"kind": "synthetic", "path": ""},
+            splits=splits,
+            extra_columns={"split": "string", "planted": "int32"},
+        ),
+    )
     return location
 
 
@@ -68,47 +92,85 @@ def write_log(run: Run, rows: list[dict[str, Any]]) -> None:
     tracker.publish()
 
 
-def write_pretraining(output: Path, data: Path, *, seed: int = 0, vit: VitConfig = VIT, steps: int = 12,
-                      finished: bool = True) -> Run:
+def write_pretraining(
+    output: Path, data: Path, *, seed: int = 0, vit: VitConfig = VIT, steps: int = 12, finished: bool = True
+) -> Run:
     """A pre-training run folder with a real backbone of random weights and a log of smooth curves."""
-    config = PretrainConfig(output=str(output), data=DataConfig(uri=str(data)), model=vit,
-                            objective=ObjectiveConfig(dino=DinoConfig(out_dim=256)),
-                            augment=MultiCropConfig(global_size=vit.image_size, local_size=vit.image_size))
+    config = PretrainConfig(
+        output=str(output),
+        data=DataConfig(uri=str(data)),
+        model=vit,
+        objective=ObjectiveConfig(dino=DinoConfig(out_dim=256)),
+        augment=MultiCropConfig(global_size=vit.image_size, local_size=vit.image_size),
+    )
     run = open_run("pretrain", str(output), config, STORAGE)
     wave = np.random.default_rng(seed).normal(0, 0.05, (steps, 4))
     rows = []
     for step in range(steps):
         done = (step + 1) / steps
-        row = {"position": 64 * (step + 1), "loss": 4.0 + 1.6 * math.exp(-3 * done) + wave[step, 0],
-               "learning_rate": 1e-3 * (1 - done),
-               "images_per_second": 190 + 60 * wave[step, 1], "teacher_entropy": 4.4 - 1.5 * done + wave[step, 2],
-               "feature_std": 0.1 + 0.02 * done, "teacher_momentum": 0.996 + 0.004 * done, "weight_decay": 0.04 + 0.36 * done}
+        row = {
+            "position": 64 * (step + 1),
+            "loss": 4.0 + 1.6 * math.exp(-3 * done) + wave[step, 0],
+            "learning_rate": 1e-3 * (1 - done),
+            "images_per_second": 190 + 60 * wave[step, 1],
+            "teacher_entropy": 4.4 - 1.5 * done + wave[step, 2],
+            "feature_std": 0.1 + 0.02 * done,
+            "teacher_momentum": 0.996 + 0.004 * done,
+            "weight_decay": 0.04 + 0.36 * done,
+        }
         if step % 4 == 3:
             row |= {"probe_mAP": 0.1 + 0.2 * done + 0.01 * seed, "probe_same_camera": 0.6 - 0.2 * done}
         rows.append(row)
     write_log(run, rows)
     if finished:
         (run.location / BACKBONE).write_bytes(model_bytes(build_vit(vit, seed), {"kind": "backbone", "manifest": "-"}))
-        run.finish({"samples_seen": 64 * steps, "steps": steps, "final_loss": rows[-1]["loss"], "images_per_second": 192.5,
-                    "probe": {}})
+        run.finish(
+            {"samples_seen": 64 * steps, "steps": steps, "final_loss": rows[-1]["loss"], "images_per_second": 192.5, "probe": {}}
+        )
     return run
 
 
-def write_finetuning(output: Path, target: Path, setting: str, init: str, *, seed: int = 0, vit: VitConfig = VIT,
-                     source: str = "", finished: bool = True) -> Run:
+def write_finetuning(
+    output: Path,
+    target: Path,
+    setting: str,
+    init: str,
+    *,
+    seed: int = 0,
+    vit: VitConfig = VIT,
+    source: str = "",
+    finished: bool = True,
+) -> Run:
     """A fine-tuning run folder: real model, real metrics and rankings of it, a log of smooth curves."""
-    config = FinetuneConfig(output=str(output), setting=setting, checkpoint=init, target_set=str(target), source_set=source, model=vit,
-                            seed=seed, augment=ReidAugmentConfig(image_size=vit.image_size))
+    config = FinetuneConfig(
+        output=str(output),
+        setting=setting,
+        checkpoint=init,
+        target_set=str(target),
+        source_set=source,
+        model=vit,
+        seed=seed,
+        augment=ReidAugmentConfig(image_size=vit.image_size),
+    )
     run = open_run("finetune", str(output), config, STORAGE)
     rows: list[dict[str, Any]] = []
     for phase, labeled in enumerate({"supervised": [True], "usl": [False], "uda": [True, False]}[setting]):
         for epoch in range(6):
             loss = (6.0 if labeled else 2.5) * math.exp(-epoch / 4) + 0.1 * seed
-            own = {"identity": loss / 2, "triplet": loss / 2, "accuracy": epoch / 6} if labeled else \
-                {"contrast": loss, "clusters": 9 - epoch + seed, "outliers": 12 - 2 * epoch, "cluster_seconds": 0.1,
-                 "adjusted_rand_index": 0.2 + 0.1 * epoch}
-            rows.append({"phase": phase, "epoch": epoch + 1, "loss": loss, "learning_rate": 3e-4, "images_per_second": 80.0}
-                        | own)
+            own = (
+                {"identity": loss / 2, "triplet": loss / 2, "accuracy": epoch / 6}
+                if labeled
+                else {
+                    "contrast": loss,
+                    "clusters": 9 - epoch + seed,
+                    "outliers": 12 - 2 * epoch,
+                    "cluster_seconds": 0.1,
+                    "adjusted_rand_index": 0.2 + 0.1 * epoch,
+                }
+            )
+            rows.append(
+                {"phase": phase, "epoch": epoch + 1, "loss": loss, "learning_rate": 3e-4, "images_per_second": 80.0} | own
+            )
     write_log(run, rows)
     if not finished:
         return run
@@ -118,9 +180,19 @@ def write_finetuning(output: Path, target: Path, setting: str, init: str, *, see
     query, gallery = (ImageSet(open_storage(str(target)), [split], vit.image_size) for split in ("query", "gallery"))
     result = evaluate_features(query, gallery, embed_all(loaded, query), embed_all(loaded, gallery), EvaluateConfig())
     (run.location / "rankings.json").write_json(result.pop("rankings"))
-    run.finish({"setting": setting, "init": init, "target": str(target), "image_size": list(vit.image_size), "seed": seed,
-                "neck": "before", "weights": weights_hash(model)[:12],
-                "clusters": None if setting == "supervised" else 4 + seed, **result})
+    run.finish(
+        {
+            "setting": setting,
+            "init": init,
+            "target": str(target),
+            "image_size": list(vit.image_size),
+            "seed": seed,
+            "neck": "before",
+            "weights": weights_hash(model)[:12],
+            "clusters": None if setting == "supervised" else 4 + seed,
+            **result,
+        }
+    )
     return run
 
 
@@ -150,9 +222,15 @@ def write_clusters(output: Path, data: Path, labels: list[int]) -> Run:
     return run
 
 
-def write_pipeline(root: Path, *, vit: VitConfig = VIT, synthetic: SyntheticConfig = SYNTHETIC, hostile: str = "",
-                   inits: tuple[str, ...] = ("random", "full", "selected"),
-                   settings: tuple[str, ...] = ("supervised", "uda", "usl")) -> Path:
+def write_pipeline(
+    root: Path,
+    *,
+    vit: VitConfig = VIT,
+    synthetic: SyntheticConfig = SYNTHETIC,
+    hostile: str = "",
+    inits: tuple[str, ...] = ("random", "full", "selected"),
+    settings: tuple[str, ...] = ("supervised", "uda", "usl"),
+) -> Path:
     """A finished pipeline's folder."""
     for part in ("pretrain", "source", "target"):
         write_data(root / "data" / part, part, synthetic, hostile if part != "source" else "")
@@ -167,8 +245,15 @@ def write_pipeline(root: Path, *, vit: VitConfig = VIT, synthetic: SyntheticConf
     for setting in settings:
         for seed, init in enumerate(inits):
             start = "" if init == "random" else str(root / "pretrain" / init)
-            run = write_finetuning(root / "finetune" / f"{setting}-{init}", target, setting, start, seed=seed, vit=vit,
-                                   source_set=str(root / "data" / "source"))
+            run = write_finetuning(
+                root / "finetune" / f"{setting}-{init}",
+                target,
+                setting,
+                start,
+                seed=seed,
+                vit=vit,
+                source_set=str(root / "data" / "source"),
+            )
             finetuned.append({"setting": setting, "init": init, **{name: (run.summary or {})[name] for name in ("mAP", "rank1")}})
     stages = {"data": {"status": "done", "seconds": 3.2}, "pretrain/full": {"status": "done", "seconds": 252.0}}
     open_storage(str(root / "results.json")).write_json({"stages": stages, "finetune": finetuned, "environment": environment()})

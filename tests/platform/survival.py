@@ -32,14 +32,31 @@ class Driver:
     """`python -m platform.pretrain ...` with the tiny configuration of curve_worker, paced."""
 
     def __init__(self, data: str, output: Path | str, steps: int, audit: Path, *overrides: str) -> None:
-        command = [sys.executable, "-m", "tests.platform.paced_pretrain", f"data.uri={data}", f"output={output}", *TINY,
-                   f"length.samples={steps * BATCH}", f"tracking.audit={audit}", "scaling.threads=1",
-                   "scaling.max_failures=3", *overrides]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.platform.paced_pretrain",
+            f"data.uri={data}",
+            f"output={output}",
+            *TINY,
+            f"length.samples={steps * BATCH}",
+            f"tracking.audit={audit}",
+            "scaling.threads=1",
+            "scaling.max_failures=3",
+            *overrides,
+        ]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": "", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "40"}
         self.output, self.audit, self.steps = output, audit, steps
         self.lines: list[tuple[float, str]] = []
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                        text=True, start_new_session=True)
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -102,8 +119,10 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         # Train's drain detection needs the agent that comes with the dashboard.
-        self.cluster = Cluster(initialize_head=True, head_node_args={
-            "num_cpus": 2, "include_dashboard": True, "dashboard_port": 0, "object_store_memory": 200 << 20})
+        self.cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 2, "include_dashboard": True, "dashboard_port": 0, "object_store_memory": 200 << 20},
+        )
         self.workers: list[Any] = []
 
     @property
@@ -140,9 +159,20 @@ class Nodes:
 
     def drain(self, node: Any, seconds: int) -> None:
         """The notice that cluster/drain_on_notice.py passes on."""
-        command = [str(Path(sys.executable).parent / "ray"), "drain-node", "--address", self.cluster.address, "--node-id",
-                   node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
-                   "--deadline-remaining-seconds", str(seconds)]
+        command = [
+            str(Path(sys.executable).parent / "ray"),
+            "drain-node",
+            "--address",
+            self.cluster.address,
+            "--node-id",
+            node.node_id,
+            "--reason",
+            "DRAIN_NODE_REASON_PREEMPTION",
+            "--reason-message",
+            "spot",
+            "--deadline-remaining-seconds",
+            str(seconds),
+        ]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
 
     def close(self) -> None:

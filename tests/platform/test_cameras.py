@@ -80,8 +80,16 @@ def test_fine_tuning_learns_cameras_and_evaluation_uses_them(tmp_path, one_worke
 
 def test_uda_gives_each_set_its_rows(tmp_path, one_worker, tiny_backbone, tiny_labeled, tiny_source):
     output = tmp_path / "run"
-    config = finetune_config(tiny_labeled, output, f"checkpoint={tiny_backbone}", "model.num_cameras=6", "setting=uda",
-                             f"source_set={tiny_source.uri}", "supervised.epochs=1", "unsupervised.epochs=1")
+    config = finetune_config(
+        tiny_labeled,
+        output,
+        f"checkpoint={tiny_backbone}",
+        "model.num_cameras=6",
+        "setting=uda",
+        f"source_set={tiny_source.uri}",
+        "supervised.epochs=1",
+        "unsupervised.epochs=1",
+    )
     finetune(with_micro_batches(config, open_storage(config.output)))
     summary = json.loads((output / "summary.json").read_text())
     assert summary["cameras"] == [None, None, None, 1, 2, 3]

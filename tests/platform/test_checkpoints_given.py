@@ -38,13 +38,33 @@ def test_every_program_refuses_to_guess(tmp_path, bare, tiny_labeled, tiny_backb
     calls = [
         ("load", lambda: check_inputs(finetune_config(tiny_labeled, out, f"checkpoint={bare}"))),
         ("load", lambda: evaluate(load_config(EvaluateProgramConfig, "evaluate", [f"checkpoints=[{bare}]", test_sets]))),
-        ("load", lambda: cluster(load_config(ClusterProgramConfig, "cluster", [f"checkpoint={bare}", f"data={tiny_labeled.uri}",
-                                                                               f"output={out}"]))),
+        (
+            "load",
+            lambda: cluster(
+                load_config(ClusterProgramConfig, "cluster", [f"checkpoint={bare}", f"data={tiny_labeled.uri}", f"output={out}"])
+            ),
+        ),
         ("load", lambda: export(load_config(ExportConfig, "export", [f"checkpoint={bare}", f"output={out}"]))),
-        ("load", lambda: score(load_config(ScoreConfig, "score", [f"source_proxy={bare}", f"target_proxy={tiny_backbone}", f"output={out}",
-                                                                  f"data={tiny_labeled.uri}"]))),
-        ("load_target", lambda: score(load_config(ScoreConfig, "score", [f"source_proxy={tiny_backbone}", f"target_proxy={bare}",
-                                                                         f"output={out}", f"data={tiny_labeled.uri}"]))),
+        (
+            "load",
+            lambda: score(
+                load_config(
+                    ScoreConfig,
+                    "score",
+                    [f"source_proxy={bare}", f"target_proxy={tiny_backbone}", f"output={out}", f"data={tiny_labeled.uri}"],
+                )
+            ),
+        ),
+        (
+            "load_target",
+            lambda: score(
+                load_config(
+                    ScoreConfig,
+                    "score",
+                    [f"source_proxy={tiny_backbone}", f"target_proxy={bare}", f"output={out}", f"data={tiny_labeled.uri}"],
+                )
+            ),
+        ),
     ]
     for section, call in calls:
         with pytest.raises(UserError, match=UNSAID.format(section)):
@@ -64,8 +84,13 @@ def test_what_is_given_is_stated_used_and_stored(tmp_path, bare, ray_session, ti
     assert released.backbone.config.heads == 4 and released.std == [0.25] * 3
     rows = []
     for model, options in ((bare, given), (tmp_path / "out/safetensors/model.safetensors", []), (bare, [*given, "load.heads=2"])):
-        rows += evaluate(load_config(EvaluateProgramConfig, "evaluate", [
-            f"checkpoints=[{model}]", f"test_sets=[{tiny_labeled.uri}]", "pool.actors=1", *options]))
+        rows += evaluate(
+            load_config(
+                EvaluateProgramConfig,
+                "evaluate",
+                [f"checkpoints=[{model}]", f"test_sets=[{tiny_labeled.uri}]", "pool.actors=1", *options],
+            )
+        )
     assert rows[0]["rankings"] == rows[1]["rankings"] and rows[0]["mAP"] == rows[1]["mAP"]
     assert rows[2]["checkpoint"]["heads"] == 2
     images = torch.randint(0, 256, (4, 3, 64, 32), dtype=torch.uint8)
@@ -77,7 +102,9 @@ def test_what_is_given_is_stated_used_and_stored(tmp_path, bare, ray_session, ti
 def test_fine_tuning_and_sweeps_take_it(tmp_path, bare, tiny_labeled, capsys):
     check_inputs(finetune_config(tiny_labeled, tmp_path / "out", f"checkpoint={bare}", "load.heads=4"))
     assert "given: heads 4" in capsys.readouterr().out
-    config = load_config(TuneConfig, "tune", ["finetune.checkpoint=x", "finetune.augment.image_size=[64,32]", "finetune.load.heads=4"])
+    config = load_config(
+        TuneConfig, "tune", ["finetune.checkpoint=x", "finetune.augment.image_size=[64,32]", "finetune.load.heads=4"]
+    )
     assert grid(config) and config.finetune.load.heads == 4
     with pytest.raises(ConfigError, match=r"load.mean must be empty in fine-tuning, .*set augment.mean"):
         finetune_config(tiny_labeled, tmp_path, f"checkpoint={bare}", "load.mean=[0.5,0.5,0.5]")

@@ -21,16 +21,20 @@ TINY = ["cluster.k1=6", "cluster.k2=2", "cluster.eps=0.55", "cluster.min_samples
 
 
 def config_of(model, data, output, *overrides: str) -> ClusterProgramConfig:
-    return load_config(ClusterProgramConfig, "cluster", [f"checkpoint={model}", f"data={data}", f"output={output}", *TINY,
-                                                         *overrides])
+    return load_config(
+        ClusterProgramConfig, "cluster", [f"checkpoint={model}", f"data={data}", f"output={output}", *TINY, *overrides]
+    )
 
 
 @pytest.fixture(scope="module")
 def clustered(tmp_path_factory, ray_session, tiny_backbone, tiny_shards):
     """(folder, summary), the search shared by two actors."""
     output = tmp_path_factory.mktemp("cluster") / "clusters"
-    return output, main(config_of(tiny_backbone, tiny_shards.uri, output, "neighbors.actors=2", "neighbors.cpus_per_actor=0.5",
-                                  "neighbors.block=30"))
+    return output, main(
+        config_of(
+            tiny_backbone, tiny_shards.uri, output, "neighbors.actors=2", "neighbors.cpus_per_actor=0.5", "neighbors.block=30"
+        )
+    )
 
 
 def test_labels_equal_those_of_this_process(clustered, tiny_backbone, tiny_shards):
@@ -73,8 +77,9 @@ def test_wrong_inputs_are_said_and_bind_nothing(tmp_path, tiny_backbone, tiny_sh
     with pytest.raises(ConfigError, match=r"cluster.search must be one of exact, ivf, hnsw: got 'lsh'"):
         config_of(tiny_backbone, tiny_shards.uri, output, "cluster.search=lsh")
     with pytest.raises(ConfigError, match=r"neighbors.actors must be 0 with cluster.algorithm=kmeans, which runs in one"):
-        config_of(tiny_backbone, tiny_shards.uri, output, "cluster.algorithm=kmeans", "cluster.num_clusters=5",
-                  "neighbors.actors=2")
+        config_of(
+            tiny_backbone, tiny_shards.uri, output, "cluster.algorithm=kmeans", "cluster.num_clusters=5", "neighbors.actors=2"
+        )
     with pytest.raises(UserError, match=r"(?s)another configuration:\n  cluster.eps: "):
         main(config_of(tiny_backbone, tiny_shards.uri, clustered[0], "cluster.eps=0.7"))
 

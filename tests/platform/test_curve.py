@@ -27,9 +27,17 @@ def work(folder: Path, world: int, data: str, steps: int, runs: list) -> None:
 def spawn(module: str, folder: Path, world: int, order: dict) -> None:
     """`world` processes `python -m module RANK FOLDER ORDER` until they end; they find each other through the folder."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "RENDEZVOUS": f"rendezvous-{uuid.uuid4()}"}
-    processes = [subprocess.Popen([sys.executable, "-m", module, str(rank), folder, json.dumps(order)], cwd=ROOT,
-                                  env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-                 for rank in range(world)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", module, str(rank), folder, json.dumps(order)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world)
+    ]
     try:
         for process in processes:
             output, _ = process.communicate(timeout=400)
@@ -66,8 +74,11 @@ def check(folder: Path, stages: tuple[int, ...], worlds: tuple[int, ...], steps:
             assert distance(final_weights(run), weights) < 1e-3, run.name
             check_audit(run / "audit", steps)
     # What the workers were given is bit for bit the same: so are the keys of every micro-batch, checked against one run.
-    assert all(audit(folder / f"{stage}-{kind}" / "audit") == audit(folder / f"0-{worlds[0]}" / "audit")
-               for stage in stages for kind in (*worlds, "changed"))
+    assert all(
+        audit(folder / f"{stage}-{kind}" / "audit") == audit(folder / f"0-{worlds[0]}" / "audit")
+        for stage in stages
+        for kind in (*worlds, "changed")
+    )
 
 
 def final_weights(run: Path) -> dict[str, torch.Tensor]:
@@ -75,7 +86,8 @@ def final_weights(run: Path) -> dict[str, torch.Tensor]:
     found = CheckpointStore(open_storage(str(run / "checkpoints"))).newest()
     assert found is not None
     return found.payload["student"]["parameters"] | {
-        name: value for name, value in found.payload["objective"].items() if value.is_floating_point() and value.dim()}
+        name: value for name, value in found.payload["objective"].items() if value.is_floating_point() and value.dim()
+    }
 
 
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:

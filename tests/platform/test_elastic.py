@@ -47,8 +47,9 @@ def start(tiny_shards, tmp_path, nodes):
     """Starts drivers that are ended with the test."""
     drivers = []
 
-    def started(*overrides: str, steps: int = STEPS, data: str = tiny_shards.uri,
-                output: Path | str = tmp_path / "run") -> Driver:
+    def started(
+        *overrides: str, steps: int = STEPS, data: str = tiny_shards.uri, output: Path | str = tmp_path / "run"
+    ) -> Driver:
         drivers.append(Driver(data, output, steps, tmp_path / "audit", *nodes.overrides, *overrides))
         return drivers[-1]
 
@@ -101,8 +102,11 @@ def test_a_node_that_goes_and_one_that_comes(nodes, start, undisturbed):
     nodes.have(2)
     ready = time.monotonic()
     step, workers, first = driver.continued(added)
-    last_before = max(int(line.split("step ")[1].split("/")[0]) for when, line in driver.lines
-                      if " step " in line and "/" in line and when < first - 0.01 and "checkpoint" not in line)
+    last_before = max(
+        int(line.split("step ")[1].split("/")[0])
+        for when, line in driver.lines
+        if " step " in line and "/" in line and when < first - 0.01 and "checkpoint" not in line
+    )
     report(f"node added ({ready - added:.0f} s to start it)", last_before - step, first - added)
     assert workers == 2 and first - ready < 60 and last_before - step <= 1
     finish(driver, undisturbed)
@@ -166,15 +170,21 @@ def test_sigterm(nodes, start, undisturbed):
 def test_a_loss_that_diverges(nodes, start):
     """Both workers stop before the update; another run goes on from a checkpoint before it."""
     nodes.have(2)
-    driver = start("scaling.workers=2", "optimizer.learning_rate=1e35", "checkpoint.every_steps=1", "checkpoint.keep=99",
-                   steps=FEW)
+    driver = start(
+        "scaling.workers=2", "optimizer.learning_rate=1e35", "checkpoint.every_steps=1", "checkpoint.keep=99", steps=FEW
+    )
     assert driver.wait() == 2
     _, found = driver.wait_for(r"error: the (?:loss is|gradients are) not finite at step (\d+) .*checkpoint\.resume_from")
     done = driver.newest_step()
     assert int(found.group(1)) == done + 1
     now, other = time.monotonic(), Path(driver.output).parent / "milder"
-    milder = start("scaling.workers=2", f"checkpoint.resume_from={driver.output}", f"checkpoint.resume_position={BATCH}",
-                   steps=FEW, output=other)
+    milder = start(
+        "scaling.workers=2",
+        f"checkpoint.resume_from={driver.output}",
+        f"checkpoint.resume_position={BATCH}",
+        steps=FEW,
+        output=other,
+    )
     step, _, first = milder.continued(now)
     report("loss diverged, another run from before", done - step, first - now)
     assert step == 1 and milder.wait() == 0 and len(survival.losses(other)) == FEW - 1
@@ -214,8 +224,15 @@ def test_object_storage_that_fails_hangs_and_is_slow(nodes, start, undisturbed, 
     try:
         for item in tiny_shards.list():
             (open_storage(f"{s3.uri}/data", direct) / item.name).write_bytes((tiny_shards / item.name).read_bytes())
-        options = ["scaling.workers=1", "storage=s3", f"storage.endpoint_url={proxy.url}", "storage.max_attempts=2",
-                   "storage.request_timeout_s=2", "storage.connect_timeout_s=2", "stream.segment_windows=1"]
+        options = [
+            "scaling.workers=1",
+            "storage=s3",
+            f"storage.endpoint_url={proxy.url}",
+            "storage.max_attempts=2",
+            "storage.request_timeout_s=2",
+            "storage.connect_timeout_s=2",
+            "stream.segment_windows=1",
+        ]
         places = {"data": f"{s3.uri}/data", "output": f"{s3.uri}/run"}
         driver = start(*options, "storage.retry_timeout_s=60", steps=FEW, **places)
         driver.wait_for(r"step 5/")
@@ -229,8 +246,10 @@ def test_object_storage_that_fails_hangs_and_is_slow(nodes, start, undisturbed, 
                 moved, _ = driver.wait_for(rf"step (?!{before}/)\d+/", after=now)
                 lost[mode] = round(moved - now, 1)
             time.sleep(1)
-        print(f"\nstorage failing, hanging, slow for 6 s each: {proxy.faults} of {proxy.requests} requests met it, "
-              f"seconds until the next step {lost}")
+        print(
+            f"\nstorage failing, hanging, slow for 6 s each: {proxy.faults} of {proxy.requests} requests met it, "
+            f"seconds until the next step {lost}"
+        )
         assert proxy.faults > 0
         finish(driver, undisturbed, direct)
 
@@ -255,8 +274,13 @@ def test_object_storage_that_fails_hangs_and_is_slow(nodes, start, undisturbed, 
 
 def test_a_full_disk(nodes, start, undisturbed, tmp_path):
     nodes.have(1)
-    options = ["scaling.workers=1", "scaling.max_failures=0", "storage.retry_timeout_s=3", "checkpoint.keep=99",
-               "checkpoint.every_steps=1"]
+    options = [
+        "scaling.workers=1",
+        "scaling.max_failures=0",
+        "storage.retry_timeout_s=3",
+        "checkpoint.keep=99",
+        "checkpoint.every_steps=1",
+    ]
     with survival.small_disk(tmp_path / "disk", 4) as disk:
         ballast = disk / "ballast"
         ballast.write_bytes(bytes(2 << 20))

@@ -21,9 +21,17 @@ NAMES = ("mAP", "rank1", "rank5", "rank10", "mINP")
 
 
 def config_of(models, sets, *overrides: str) -> EvaluateProgramConfig:
-    return load_config(EvaluateProgramConfig, "evaluate", [
-        f"checkpoints=[{','.join(map(str, models))}]", f"test_sets=[{','.join(str(each) for each in sets)}]", "pool.actors=1",
-        "pool.batch=16", *overrides])
+    return load_config(
+        EvaluateProgramConfig,
+        "evaluate",
+        [
+            f"checkpoints=[{','.join(map(str, models))}]",
+            f"test_sets=[{','.join(str(each) for each in sets)}]",
+            "pool.actors=1",
+            "pool.batch=16",
+            *overrides,
+        ],
+    )
 
 
 def in_process(model, data) -> tuple:
@@ -42,8 +50,13 @@ def test_a_table_of_two_models(tmp_path, ray_session, tiny_backbone, supervised_
         expected, reranked = rank(*arguments), rank_reranked(*arguments)
         assert [row[name] for name in NAMES] == pytest.approx([getattr(expected, name) for name in NAMES], abs=1e-6)
         assert row["reranked"] == pytest.approx({"mAP": reranked.mAP, "rank1": reranked.rank1}, abs=1e-6)
-        about = {"data_set": "synthetic", "data_checksum": read_manifest(tiny_labeled).checksum, "splits": ["query", "gallery"],
-                 "reranking": True, "image_size": [64, 32]}
+        about = {
+            "data_set": "synthetic",
+            "data_checksum": read_manifest(tiny_labeled).checksum,
+            "splits": ["query", "gallery"],
+            "reranking": True,
+            "image_size": [64, 32],
+        }
         assert {name: row[name] for name in about} == about
         assert row["queries"] == row["gallery"] == 18 and row["image_size"] == [64, 32]
     # The number that fine-tuning itself reported, from features that its workers computed.
@@ -59,40 +72,65 @@ def test_a_table_of_two_models(tmp_path, ray_session, tiny_backbone, supervised_
         assert f"{100 * row['mAP']:7.1f}  {100 * row['rank1']:7.1f}" in printed
     assert printed.count("re-ranked") == 2
     checksum = read_manifest(tiny_labeled).checksum[:12]
-    assert printed.count(f"  synthetic (checksum {checksum}), query and gallery, images 64x32, no query expansion, also "
-                         "re-ranking, weights ") == 2
+    assert (
+        printed.count(
+            f"  synthetic (checksum {checksum}), query and gallery, images 64x32, no query expansion, also re-ranking, weights "
+        )
+        == 2
+    )
     assert printed.splitlines()[-4] == "mAP / Rank-1, no query expansion"  # two models on one set: a matrix too
     assert printed.splitlines()[-2].split()[0] == str(models[0])
 
 
 def test_verification_and_cameras_on_the_terminal(ray_session, tiny_backbone, tiny_labeled, capsys):
-    (row,) = main(config_of([tiny_backbone], [tiny_labeled.uri], "evaluate.roc=true", "evaluate.cameras=true",
-                            "image_size=[96,48]", "evaluate.expansion=3"))
+    (row,) = main(
+        config_of(
+            [tiny_backbone],
+            [tiny_labeled.uri],
+            "evaluate.roc=true",
+            "evaluate.cameras=true",
+            "image_size=[96,48]",
+            "evaluate.expansion=3",
+        )
+    )
     assert row["image_size"] == [96, 48] and row["query_expansion"] == 3
     printed = capsys.readouterr().out
     assert "images 96x48, query expansion with 3 images, no re-ranking" in printed
     assert f"{100 * row['roc']['1e-02']:.1f} at FPR 1e-02" in printed
-    lines = printed[printed.index("mAP from camera to camera"):].splitlines()
+    lines = printed[printed.index("mAP from camera to camera") :].splitlines()
     assert lines[1].split() == [str(camera) for camera in row["camera_pairs"]["gallery_cameras"]]
     assert [line.split()[0] for line in lines[2:5]] == [str(camera) for camera in row["camera_pairs"]["query_cameras"]]
     assert all(line.split().count("-") == 1 for line in lines[2:5])  # a camera with itself
 
 
 def test_cross_domain_matrix():
-    rows = [{"model": model, "data": data, "mAP": m_ap, "rank1": 0.5, "query_expansion": 0} for model, data, m_ap in (
-        ("runs/a", "market", 0.912), ("runs/a", "msmt17", 0.2),
-        ("runs/long-name", "market", 0.3), ("runs/long-name", "msmt17", 0.66))]
+    rows = [
+        {"model": model, "data": data, "mAP": m_ap, "rank1": 0.5, "query_expansion": 0}
+        for model, data, m_ap in (
+            ("runs/a", "market", 0.912),
+            ("runs/a", "msmt17", 0.2),
+            ("runs/long-name", "market", 0.3),
+            ("runs/long-name", "msmt17", 0.66),
+        )
+    ]
     assert matrix(rows).splitlines() == [
         "mAP / Rank-1, no query expansion",
         "                       market         msmt17",
         "runs/a            91.2 / 50.0    20.0 / 50.0",
-        "runs/long-name    30.0 / 50.0    66.0 / 50.0"]
+        "runs/long-name    30.0 / 50.0    66.0 / 50.0",
+    ]
 
 
-@pytest.mark.parametrize(("kind", "key", "name"), [
-    ("market1501", "query/0001_c1s1_000151_01.jpg", "market1501"), ("msmt17", "test/0001/0001_000_01.jpg", "msmt17 V1"),
-    ("msmt17", "MSMT17_V2/mask_test_v2/0001/0001_000_01.jpg", "msmt17 V2"),
-    ("msmt17", "test/mask_test_v2/0001/0001_000_01.jpg", "msmt17 V2"), ("folder", "mask_test_v2/a.jpg", "folder")])
+@pytest.mark.parametrize(
+    ("kind", "key", "name"),
+    [
+        ("market1501", "query/0001_c1s1_000151_01.jpg", "market1501"),
+        ("msmt17", "test/0001/0001_000_01.jpg", "msmt17 V1"),
+        ("msmt17", "MSMT17_V2/mask_test_v2/0001/0001_000_01.jpg", "msmt17 V2"),
+        ("msmt17", "test/mask_test_v2/0001/0001_000_01.jpg", "msmt17 V2"),
+        ("folder", "mask_test_v2/a.jpg", "folder"),
+    ],
+)
 def test_the_version_of_the_data_is_named(kind, key, name):
     assert data_set(Manifest([], source={"kind": kind}), key) == name
 

@@ -42,9 +42,19 @@ def run(tmp_path):
 def test_all_formats(tmp_path, run, capsys):
     names = main(config_of(run, tmp_path / "out", "formats=[safetensors,timm,onnx,released]"))
     assert names == [
-        "onnx/README.md", "onnx/model.onnx", "released/README.md", "released/config.json", "released/dino.pth",
-        "released/dino_teacher.pth", "released/reid.pth", "safetensors/README.md", "safetensors/model.safetensors",
-        "timm/README.md", "timm/config.json", "timm/model.safetensors"]
+        "onnx/README.md",
+        "onnx/model.onnx",
+        "released/README.md",
+        "released/config.json",
+        "released/dino.pth",
+        "released/dino_teacher.pth",
+        "released/reid.pth",
+        "safetensors/README.md",
+        "safetensors/model.safetensors",
+        "timm/README.md",
+        "timm/config.json",
+        "timm/model.safetensors",
+    ]
     assert all((tmp_path / "out" / name).is_file() for name in names)
     pixels = torch.randint(0, 256, (3, 3, 64, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     original = load_model(str(run), StorageConfig())
@@ -71,8 +81,14 @@ def test_a_released_file_to_object_storage(tmp_path, s3):
     storage = [f"storage.endpoint_url={s3.endpoint_url}"]
     assert main(config_of(tmp_path / "theirs.pth", f"{s3.uri}/out", *storage))
     found = {item.name for item in open_storage(f"{s3.uri}/out", StorageConfig(endpoint_url=s3.endpoint_url)).list()}
-    assert found == {"safetensors/model.safetensors", "safetensors/README.md", "released/dino.pth",
-                     "released/dino_teacher.pth", "released/README.md", "released/config.json"}
+    assert found == {
+        "safetensors/model.safetensors",
+        "safetensors/README.md",
+        "released/dino.pth",
+        "released/dino_teacher.pth",
+        "released/README.md",
+        "released/config.json",
+    }
 
 
 def test_what_cannot_be_made_leaves_nothing(tmp_path, tiny_backbone):

@@ -78,8 +78,11 @@ def test_another_configuration_is_refused(supervised_run, tiny_backbone, tiny_la
 def test_usl_clusters_and_learns_from_the_clusters(tmp_path, ray_session, tiny_backbone, tiny_labeled, capsys):
     """On images of another size than the backbone was trained on."""
     output = tmp_path / "usl"
-    summary = main(finetune_config(tiny_labeled, output, "setting=usl", f"checkpoint={tiny_backbone}", "evaluate_every=2",
-                                   "augment.image_size=[96,32]"))
+    summary = main(
+        finetune_config(
+            tiny_labeled, output, "setting=usl", f"checkpoint={tiny_backbone}", "evaluate_every=2", "augment.image_size=[96,32]"
+        )
+    )
     assert summary["image_size"] == [96, 32]
     assert "position embeddings resized from 4 x 2 to " in capsys.readouterr().out
     rows = rows_of(output)
@@ -129,10 +132,21 @@ def _state_of(folder: Path, tmp_path: Path) -> Path:
 def test_two_workers_give_the_same_losses_as_one(tmp_path, ray_session, tiny_backbone, tiny_labeled, tiny_source):
     outputs = [tmp_path / f"workers-{workers}" for workers in (1, 2)]
     for workers, output in enumerate(outputs, 1):
-        main(finetune_config(tiny_labeled, output, "setting=uda", f"source_set={tiny_source.uri}", f"checkpoint={tiny_backbone}",
-                             "supervised.epochs=2", "supervised.batch.micro_batches=2",
-                             "unsupervised.batch.micro_batches=2", f"scaling.workers={workers}",
-                             "supervised.identity=arcface", "supervised.center_weight=0.05"))
+        main(
+            finetune_config(
+                tiny_labeled,
+                output,
+                "setting=uda",
+                f"source_set={tiny_source.uri}",
+                f"checkpoint={tiny_backbone}",
+                "supervised.epochs=2",
+                "supervised.batch.micro_batches=2",
+                "unsupervised.batch.micro_batches=2",
+                f"scaling.workers={workers}",
+                "supervised.identity=arcface",
+                "supervised.center_weight=0.05",
+            )
+        )
     one, two = map(losses, outputs)
     assert len(one) == 4 and two == [(place, pytest.approx(loss, rel=1e-4)) for place, loss in one]
     one, two = (rows_of(output) for output in outputs)
@@ -142,9 +156,14 @@ def test_two_workers_give_the_same_losses_as_one(tmp_path, ray_session, tiny_bac
 
 def start(overrides: list[str], log) -> subprocess.Popen:
     """The command a user types, in a process group of its own."""
-    return subprocess.Popen([sys.executable, "-m", "platform.finetune", *overrides, "runtime.object_store_gib=0.2"], cwd=ROOT,
-                            stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                            env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": ""})
+    return subprocess.Popen(
+        [sys.executable, "-m", "platform.finetune", *overrides, "runtime.object_store_gib=0.2"],
+        cwd=ROOT,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": ""},
+    )
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -161,8 +180,14 @@ def kill(process: subprocess.Popen) -> None:
 @pytest.mark.slow
 def test_uda_killed_in_its_second_phase_and_continued(tmp_path, ray_session, tiny_backbone, tiny_labeled, tiny_source):
     """Equal to an uninterrupted run, in which the second phase follows the first in the same process."""
-    overrides = ["setting=uda", f"checkpoint={tiny_backbone}", f"source_set={tiny_source.uri}", "supervised.drop_path=0.1",
-                 "unsupervised.epochs=4", "unsupervised.drop_path=0.3"]
+    overrides = [
+        "setting=uda",
+        f"checkpoint={tiny_backbone}",
+        f"source_set={tiny_source.uri}",
+        "supervised.drop_path=0.1",
+        "unsupervised.epochs=4",
+        "unsupervised.drop_path=0.3",
+    ]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     expected = main(finetune_config(tiny_labeled, whole, *overrides))
     command = [f"target_set={tiny_labeled.uri}", f"output={killed}", *FINETUNE, *overrides]
@@ -182,15 +207,17 @@ def test_uda_killed_in_its_second_phase_and_continued(tmp_path, ray_session, tin
     assert [(row["phase"], row["epoch"]) for row in rows] == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3), (1, 4)]
     assert losses(killed) == [(place, pytest.approx(loss, rel=1e-4)) for place, loss in losses(whole)]
     assert [row.get("clusters") for row in rows] == [row.get("clusters") for row in rows_of(whole)]
-    assert [row["position"] for row in rows] == sorted({row["position"] for row in rows}) and found["images_seen"] == \
-        expected["images_seen"] == rows[-1]["position"]
+    assert [row["position"] for row in rows] == sorted({row["position"] for row in rows}) and found["images_seen"] == expected[
+        "images_seen"
+    ] == rows[-1]["position"]
     assert found["mAP"] == pytest.approx(expected["mAP"], abs=1e-3) and found["clusters"] == expected["clusters"]
     pair = [load_reid(folder / "model.safetensors").state_dict() for folder in (whole, killed)]
     assert all(torch.allclose(pair[0][name], pair[1][name], atol=1e-4) for name in pair[0])
 
 
-def test_an_evaluation_that_fails_leaves_the_model_and_is_all_that_is_repeated(tmp_path, ray_session, tiny_backbone,
-                                                                              tiny_labeled, capsys):
+def test_an_evaluation_that_fails_leaves_the_model_and_is_all_that_is_repeated(
+    tmp_path, ray_session, tiny_backbone, tiny_labeled, capsys
+):
     """What fails here is the place of its result."""
     output = tmp_path / "run"
     (output / "rankings.json").mkdir(parents=True)
@@ -229,7 +256,11 @@ def test_wrong_paths(tmp_path, tiny_labeled, tiny_backbone):
     with pytest.raises(StorageError, match=r"there is no data set at .*nowhere"):
         main(finetune_config(open_storage(str(tmp_path / "nowhere")), tmp_path / "b", f"checkpoint={tiny_backbone}"))
     with pytest.raises(StorageError, match=r"there is no data set at .*source"):
-        main(finetune_config(tiny_labeled, tmp_path / "c", "setting=uda", f"source_set={tmp_path}/source", f"checkpoint={tiny_backbone}"))
+        main(
+            finetune_config(
+                tiny_labeled, tmp_path / "c", "setting=uda", f"source_set={tmp_path}/source", f"checkpoint={tiny_backbone}"
+            )
+        )
     assert not list(tmp_path.iterdir())  # the corrected command must not meet the configuration of the wrong one
 
 
@@ -267,23 +298,35 @@ def test_what_no_batch_or_worker_can_share(tmp_path, tiny_labeled, tiny_backbone
     with pytest.raises(UserError, match=r"7 workers cannot share the 6 images of a step: lower scaling.workers, or raise "):
         main(finetune_config(tiny_labeled, tmp_path / "b", f"checkpoint={tiny_backbone}", "scaling.workers=7"))
     with pytest.raises(UserError, match=r"2 workers cannot share 3 micro-batches per step evenly; .*: \[1, 3\]"):
-        main(finetune_config(tiny_labeled, tmp_path / "c", f"checkpoint={tiny_backbone}", "scaling.workers=2",
-                             "supervised.batch.micro_batches=3"))
+        main(
+            finetune_config(
+                tiny_labeled,
+                tmp_path / "c",
+                f"checkpoint={tiny_backbone}",
+                "scaling.workers=2",
+                "supervised.batch.micro_batches=3",
+            )
+        )
     assert not list(tmp_path.iterdir())
 
 
-EXPERIMENTS = sorted(file.stem for file in (ROOT / "configs" / "experiment").glob("*.yaml")
-                     if file.stem.startswith(SETTINGS))
+EXPERIMENTS = sorted(file.stem for file in (ROOT / "configs" / "experiment").glob("*.yaml") if file.stem.startswith(SETTINGS))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_published_recipe_runs_on_any_number_of_workers(tmp_path, experiment):
     """With the published batch: 16 x 4 and 32 x 8 images a step, however many share it."""
-    composed = load_config(FinetuneConfig, "finetune", [f"experiment={experiment}", "scaling=gpus8", "checkpoint=x", "source_set=y"])
-    for scaling, sizes in ((composed.scaling, [8]), (ScalingConfig(), [1]), (ScalingConfig(workers=2), [2]),
-                           (ScalingConfig(workers=4, min_workers=1), [1, 2, 4]),
-                           (ScalingConfig(workers=8, min_workers=2), [2, 4, 8]),
-                           (ScalingConfig(workers=8, min_workers=3), [3, 4, 6, 8])):
+    composed = load_config(
+        FinetuneConfig, "finetune", [f"experiment={experiment}", "scaling=gpus8", "checkpoint=x", "source_set=y"]
+    )
+    for scaling, sizes in (
+        (composed.scaling, [8]),
+        (ScalingConfig(), [1]),
+        (ScalingConfig(workers=2), [2]),
+        (ScalingConfig(workers=4, min_workers=1), [1, 2, 4]),
+        (ScalingConfig(workers=8, min_workers=2), [2, 4, 8]),
+        (ScalingConfig(workers=8, min_workers=3), [3, 4, 6, 8]),
+    ):
         config = with_micro_batches(replace(composed, scaling=scaling), open_storage(str(tmp_path)))
         assert config.scaling.sizes(shared_micro_batches(config)) == sizes
         assert (config.supervised.batch.identities, config.supervised.batch.instances) == (16, 4)

@@ -12,9 +12,19 @@ from tests.platform.test_curve import distance, spawn
 from tests.tiny import MODEL
 
 # SGD, so that a weight's step is as exact as its gradient: Adam makes a whole step out of the rounding of a gradient near 0.
-COMMON = ["augment.pad=4", "augment.erasing=0.5", "supervised.optimizer=sgd", "supervised.learning_rate=0.01",
-          "supervised.epochs=2", "supervised.drop_path=0.2", "unsupervised.learning_rate=0.01", "unsupervised.drop_path=0.3",
-          "supervised.batch.identities=4", "supervised.batch.instances=3", "unsupervised.batch.instances=3"]
+COMMON = [
+    "augment.pad=4",
+    "augment.erasing=0.5",
+    "supervised.optimizer=sgd",
+    "supervised.learning_rate=0.01",
+    "supervised.epochs=2",
+    "supervised.drop_path=0.2",
+    "unsupervised.learning_rate=0.01",
+    "unsupervised.drop_path=0.3",
+    "supervised.batch.identities=4",
+    "supervised.batch.instances=3",
+    "unsupervised.batch.instances=3",
+]
 # 4 x 3 images in 4 pieces of 3, in 2 of 6; without labels as many clusters as there are, up to 4: pieces of unequal size.
 SOFTMAX: list[str] = []
 MARGIN = ["supervised.identity=arcface", "supervised.center_weight=0.05"]
@@ -24,8 +34,12 @@ KINDS = {"softmax": SOFTMAX, "margin": MARGIN, "usl": UNLABELED}
 
 
 def overrides(kind: str, stem: str, pieces: int) -> list[str]:
-    return [*COMMON, *KINDS[kind], *STEMS[stem], *(f"{phase}.batch.micro_batches={pieces}"
-                                                   for phase in ("supervised", "unsupervised"))]
+    return [
+        *COMMON,
+        *KINDS[kind],
+        *STEMS[stem],
+        *(f"{phase}.batch.micro_batches={pieces}" for phase in ("supervised", "unsupervised")),
+    ]
 
 
 def work(folder: Path, world: int, data: str, kinds: list[tuple[str, str]], pieces: int) -> None:
@@ -36,8 +50,13 @@ def work(folder: Path, world: int, data: str, kinds: list[tuple[str, str]], piec
 
 def check_alike(one: Path, other: Path, exact: float) -> None:
     """Losses and terms to a relative 1e-4; weights, statistics of batch norms included, to `exact` of their length."""
-    rows, reference = ([{name: value for name, value in row.items() if not name.endswith(("time", "seconds", "per_second"))}
-                        for row in read_metrics(open_storage(str(run)))] for run in (one, other))
+    rows, reference = (
+        [
+            {name: value for name, value in row.items() if not name.endswith(("time", "seconds", "per_second"))}
+            for row in read_metrics(open_storage(str(run)))
+        ]
+        for run in (one, other)
+    )
     assert len(rows) == len(reference) > 1
     for row, expected in zip(rows, reference, strict=True):
         assert row == pytest.approx(expected, rel=1e-4, abs=1e-6), one.name

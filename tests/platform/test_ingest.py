@@ -67,12 +67,21 @@ def test_folder_keeps_bytes_and_lists_what_it_cannot_use(tmp_path, ray_session):
     turned = Image.Exif()
     turned[0x0112] = 6
     good = {"a/1.jpg": picture(1), "a/2.PNG": picture(2, (50, 20), "PNG"), "b/c/3.jpeg": picture(3)}
-    bad = {"a/cut.jpg": picture(4)[:-400], "a/cut.png": picture(5, image_format="PNG")[:-400], "empty.jpg": b"",
-           "text.jpg": b"<html>not found</html>", "eps.jpg": picture(6, image_format="EPS"),
-           "huge.png": picture(11, (201, 200), "PNG"), "phone.HEIC": b"\0\0\0\x18ftypheic" + bytes(40)}
-    good |= {"d/deep.png": picture(7, image_format="PNG", of=lambda image: Image.fromarray(np.full((64, 32), 65535, np.uint16))),
-             "d/lying.jpg": picture(8, (32, 64), exif=turned), "d/print.jpg": picture(9, of=lambda image: image.convert("CMYK")),
-             "d/see.png": picture(10, image_format="PNG", of=lambda image: Image.new("RGBA", image.size))}
+    bad = {
+        "a/cut.jpg": picture(4)[:-400],
+        "a/cut.png": picture(5, image_format="PNG")[:-400],
+        "empty.jpg": b"",
+        "text.jpg": b"<html>not found</html>",
+        "eps.jpg": picture(6, image_format="EPS"),
+        "huge.png": picture(11, (201, 200), "PNG"),
+        "phone.HEIC": b"\0\0\0\x18ftypheic" + bytes(40),
+    }
+    good |= {
+        "d/deep.png": picture(7, image_format="PNG", of=lambda image: Image.fromarray(np.full((64, 32), 65535, np.uint16))),
+        "d/lying.jpg": picture(8, (32, 64), exif=turned),
+        "d/print.jpg": picture(9, of=lambda image: image.convert("CMYK")),
+        "d/see.png": picture(10, image_format="PNG", of=lambda image: Image.new("RGBA", image.size)),
+    }
     write_all(open_storage(str(tmp_path / "in")), good | bad | {"notes.txt": b"no image"})
     location, manifest = run(tmp_path, "raw.kind=folder", f"raw.path={tmp_path}/in", "max_pixels=40000")
     rows = read_rows(location, ["key", "image", "height", "width", "pid", "camid", "split"])
@@ -81,10 +90,15 @@ def test_folder_keeps_bytes_and_lists_what_it_cannot_use(tmp_path, ray_session):
     assert sizes == [(50, 20) if key == "a/2.PNG" else (64, 32) for key in good]  # upright
     assert set(rows["pid"].to_pylist()) == set(rows["camid"].to_pylist()) == {-1}
     assert manifest.splits == {"train": 7} and manifest.num_rejected == 7
-    assert manifest.converted == read_manifest(location).converted == {"cmyk": 1, "composed": 1, "gray": 1, "rotated": 1,
-                                                                       "sixteen_bit": 1}
-    assert summary(manifest).endswith("7 rejected; when used: 1 converted from CMYK, 1 composed over white, 1 gray, 1 turned "
-                                      "upright by EXIF, 1 scaled from 16 bits")
+    assert (
+        manifest.converted
+        == read_manifest(location).converted
+        == {"cmyk": 1, "composed": 1, "gray": 1, "rotated": 1, "sixteen_bit": 1}
+    )
+    assert summary(manifest).endswith(
+        "7 rejected; when used: 1 converted from CMYK, 1 composed over white, 1 gray, 1 turned "
+        "upright by EXIF, 1 scaled from 16 bits"
+    )
     reasons = dict(rejected_of(location))
     assert reasons.keys() == bad.keys()
     assert reasons["huge.png"] == "201 x 200 = 40,200 pixels are more than max_pixels allows (40,000)"
@@ -94,24 +108,34 @@ def test_folder_keeps_bytes_and_lists_what_it_cannot_use(tmp_path, ray_session):
 
 
 def test_market1501_with_a_limit(tmp_path, ray_session):
-    names = ["bounding_box_train/0002_c1s1_000451_03.jpg", "query/0003_c2s1_000001_00.jpg",
-             "bounding_box_test/0003_c4s1_000002_01.jpg", "bounding_box_test/0000_c1s1_000003_01.jpg",
-             "bounding_box_test/-1_c1s1_000004_01.jpg"]
+    names = [
+        "bounding_box_train/0002_c1s1_000451_03.jpg",
+        "query/0003_c2s1_000001_00.jpg",
+        "bounding_box_test/0003_c4s1_000002_01.jpg",
+        "bounding_box_test/0000_c1s1_000003_01.jpg",
+        "bounding_box_test/-1_c1s1_000004_01.jpg",
+    ]
     write_all(open_storage(str(tmp_path / "in")), {name: picture(i) for i, name in enumerate(names)})
     location, manifest = run(tmp_path, "raw.kind=market1501", f"raw.path={tmp_path}/in")
     found = {row["key"]: (row["pid"], row["camid"], row["split"]) for row in read_rows(location).to_pylist()}
-    assert found == {names[0]: (2, 1, "train"), names[1]: (3, 2, "query"), names[2]: (3, 4, "gallery"),
-                     names[3]: (0, 1, "gallery")}
+    assert found == {
+        names[0]: (2, 1, "train"),
+        names[1]: (3, 2, "query"),
+        names[2]: (3, 4, "gallery"),
+        names[3]: (0, 1, "gallery"),
+    }
     assert manifest.splits == {"gallery": 2, "query": 1, "train": 1}
     _, limited = run(tmp_path, "raw.kind=market1501", f"raw.path={tmp_path}/in", "limit=2", output="few")
     assert limited.num_rows == 2
 
 
 def test_msmt17(tmp_path, ray_session):
-    names = {"list_train.txt": ("0000/0000_000_01_0303morning_0015_0.jpg", "train"),
-             "list_val.txt": ("0000/0000_001_02_0303morning_0015_0.jpg", "train"),
-             "list_query.txt": ("0000/0000_000_05_0303noon_0015_0.jpg", "test"),
-             "list_gallery.txt": ("0000/0000_001_06_0303noon_0015_0.jpg", "test")}
+    names = {
+        "list_train.txt": ("0000/0000_000_01_0303morning_0015_0.jpg", "train"),
+        "list_val.txt": ("0000/0000_001_02_0303morning_0015_0.jpg", "train"),
+        "list_query.txt": ("0000/0000_000_05_0303noon_0015_0.jpg", "test"),
+        "list_gallery.txt": ("0000/0000_001_06_0303noon_0015_0.jpg", "test"),
+    }
     files = {}
     for index, (listing, (name, folder)) in enumerate(names.items()):
         files[listing] = f"{name} 0\n".encode()
@@ -135,8 +159,7 @@ def test_luperson_lmdb(tmp_path, ray_session, with_key_list):
     if with_key_list:
         wanted = wanted[5:]
         (tmp_path / "in/keys.pkl").write_bytes(pickle.dumps([*wanted, "gone.jpg"]))
-    location, manifest = run(tmp_path, "raw.kind=luperson_lmdb", f"raw.path={tmp_path}/in",
-                             "raw.unit_images=6")
+    location, manifest = run(tmp_path, "raw.kind=luperson_lmdb", f"raw.path={tmp_path}/in", "raw.unit_images=6")
     rows = read_rows(location, ["key", "image"])
     wanted.remove("0007.jpg")
     assert rows["key"].to_pylist() == wanted
@@ -148,9 +171,15 @@ def test_luperson_lmdb(tmp_path, ray_session, with_key_list):
 def test_video_with_detections(tmp_path, ray_session):
     frames = write_video(tmp_path / "street.avi", 12)
     (tmp_path / "street.txt").write_text(
-        "1,5,10,8,24,60,2.5,-1,-1,-1\n4,5,20,8,24,60,1.5\n4,5,20,8,24,60,1.5\n4,6,20,8,4,9,1.5\n12,-1,30,8,24,60,1\n")
-    location, manifest = run(tmp_path, "raw.kind=video", f"raw.path={tmp_path}/street.avi",
-                             f"raw.detections={tmp_path}/street.txt", "raw.image_format=png")
+        "1,5,10,8,24,60,2.5,-1,-1,-1\n4,5,20,8,24,60,1.5\n4,5,20,8,24,60,1.5\n4,6,20,8,4,9,1.5\n12,-1,30,8,24,60,1\n"
+    )
+    location, manifest = run(
+        tmp_path,
+        "raw.kind=video",
+        f"raw.path={tmp_path}/street.avi",
+        f"raw.detections={tmp_path}/street.txt",
+        "raw.image_format=png",
+    )
     rows = read_rows(location, ["key", "image", "frame", "track", "score", "height", "width"]).to_pylist()
     assert [(row["frame"], row["track"], row["score"]) for row in rows] == [(1, 5, 2.5), (4, 5, 1.5), (12, -1, 1.0)]
     assert rows[0]["key"] == "street/0000001_track00005.png"
@@ -181,18 +210,35 @@ def write_video(path: Path, count: int) -> list[np.ndarray]:
 def test_tars_from_s3_to_s3(tmp_path, s3, ray_session):
     config = StorageConfig(endpoint_url=s3.endpoint_url)
     root = open_storage(s3.uri, config)
-    (root / "in/00000.tar").write_bytes(make_tar([
-        ("a.jpg", picture(1)), ("a.json", b'{"pid": 7, "camid": 2, "split": "query"}'), ("b.jpg", picture(2)),
-        ("b.jpg", picture(3)), ("c.jpg", b"damaged"), ("readme.txt", b"")]))
+    (root / "in/00000.tar").write_bytes(
+        make_tar(
+            [
+                ("a.jpg", picture(1)),
+                ("a.json", b'{"pid": 7, "camid": 2, "split": "query"}'),
+                ("b.jpg", picture(2)),
+                ("b.jpg", picture(3)),
+                ("c.jpg", b"damaged"),
+                ("readme.txt", b""),
+            ]
+        )
+    )
     (root / "in/x/00001.tar").write_bytes(make_tar([("a.jpg", picture(4))]))
-    overrides = ["raw.kind=webdataset", f"raw.path={s3.uri}/in", f"output={s3.uri}/out", "storage=s3",
-                 f"storage.endpoint_url={s3.endpoint_url}"]
+    overrides = [
+        "raw.kind=webdataset",
+        f"raw.path={s3.uri}/in",
+        f"output={s3.uri}/out",
+        "storage=s3",
+        f"storage.endpoint_url={s3.endpoint_url}",
+    ]
     manifest = main(load_config(IngestConfig, "ingest", overrides))
     out = root / "out"
     assert verify(out) == []
     rows = read_rows(out, ["key", "image", "pid", "camid", "split"]).to_pylist()
     assert [(row["key"], row["pid"], row["camid"], row["split"]) for row in rows] == [
-        ("00000/a.jpg", 7, 2, "query"), ("00000/b.jpg", -1, -1, "train"), ("x/00001/a.jpg", -1, -1, "train")]
+        ("00000/a.jpg", 7, 2, "query"),
+        ("00000/b.jpg", -1, -1, "train"),
+        ("x/00001/a.jpg", -1, -1, "train"),
+    ]
     assert [row["image"] for row in rows] == [picture(1), picture(2), picture(4)]
     assert [key for key, _ in rejected_of(out)] == ["00000/b.jpg", "00000/c.jpg"]
     assert "testing" not in (out / "manifest.json").read_text()
@@ -284,20 +330,23 @@ def test_trouble_inside_a_task_is_one_clear_line(tmp_path, ray_session):
     assert str(caught.value) == "cannot read s3://bucket/x: permission denied. Check the policy"
 
 
-@pytest.mark.parametrize(("overrides", "text"), [
-    (["raw.path=/nowhere"], "/nowhere does not exist or holds no files"),
-    (["raw.path="], "raw.path is empty"),
-    (["output="], "output is empty"),
-    (["raw.path={tmp}/text"], "no images below this folder"),
-    (["raw.path={tmp}/text/a.txt"], "is a file"),
-    (["raw.kind=market1501", "raw.path={tmp}/text"], "not a Market-1501 layout"),
-    (["raw.kind=luperson_lmdb", "raw.path={tmp}/text"], "is no LMDB: expected data.mdb"),
-    (["raw.kind=luperson_lmdb", "raw.path=s3://bucket/x"], "LMDB cannot be read from object storage"),
-    (["raw.kind=webdataset", "raw.path={tmp}/text"], "holds no tar files"),
-    (["raw.kind=video", "raw.path={tmp}/text"], "raw.detections is empty"),
-    (["raw.kind=video", "raw.path={tmp}/text", "raw.detections=x"], "is no video and holds none"),
-    (["raw.kind=video", "raw.path={tmp}/text/a.txt", "raw.detections={tmp}/text/a.txt"], "line 1"),
-])
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["raw.path=/nowhere"], "/nowhere does not exist or holds no files"),
+        (["raw.path="], "raw.path is empty"),
+        (["output="], "output is empty"),
+        (["raw.path={tmp}/text"], "no images below this folder"),
+        (["raw.path={tmp}/text/a.txt"], "is a file"),
+        (["raw.kind=market1501", "raw.path={tmp}/text"], "not a Market-1501 layout"),
+        (["raw.kind=luperson_lmdb", "raw.path={tmp}/text"], "is no LMDB: expected data.mdb"),
+        (["raw.kind=luperson_lmdb", "raw.path=s3://bucket/x"], "LMDB cannot be read from object storage"),
+        (["raw.kind=webdataset", "raw.path={tmp}/text"], "holds no tar files"),
+        (["raw.kind=video", "raw.path={tmp}/text"], "raw.detections is empty"),
+        (["raw.kind=video", "raw.path={tmp}/text", "raw.detections=x"], "is no video and holds none"),
+        (["raw.kind=video", "raw.path={tmp}/text/a.txt", "raw.detections={tmp}/text/a.txt"], "line 1"),
+    ],
+)
 def test_wrong_sources_are_refused_in_plain_words(tmp_path, ray_session, overrides, text):
     (tmp_path / "text").mkdir()
     (tmp_path / "text/a.txt").write_text("words")
@@ -305,14 +354,17 @@ def test_wrong_sources_are_refused_in_plain_words(tmp_path, ray_session, overrid
         run(tmp_path, *[override.format(tmp=tmp_path) for override in overrides])
 
 
-@pytest.mark.parametrize(("override", "text"), [
-    ("raw.kind=foldr", "kind must be one of folder, market1501"),
-    ("raw.synthetic.num_pretrain=0", "num_pretrain must be at least 1"),
-    ("shard_mb=0", "shard_mb must be at least 1: got 0"),
-    ("raw.crops.min_heigth=3", "no key 'raw.crops.min_heigth'; did you mean raw.crops.min_height"),
-    ("limit=many", "limit"),
-    ("max_pixels=0", r"max_pixels must be in \[1, 178956970\]: got 0"),
-])
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("raw.kind=foldr", "kind must be one of folder, market1501"),
+        ("raw.synthetic.num_pretrain=0", "num_pretrain must be at least 1"),
+        ("shard_mb=0", "shard_mb must be at least 1: got 0"),
+        ("raw.crops.min_heigth=3", "no key 'raw.crops.min_heigth'; did you mean raw.crops.min_height"),
+        ("limit=many", "limit"),
+        ("max_pixels=0", r"max_pixels must be in \[1, 178956970\]: got 0"),
+    ],
+)
 def test_wrong_settings(override, text):
     with pytest.raises(ConfigError, match=text):
         load_config(IngestConfig, "ingest", [override])
@@ -321,11 +373,25 @@ def test_wrong_settings(override, text):
 # ---- readers alone
 
 
-@pytest.mark.parametrize(("kind", "names", "camids"), [
-    ("dukemtmc", ["bounding_box_train/0001_c2_f0046182.jpg", "query/0005_c2_f0046985.jpg",
-                  "bounding_box_test/0005_c8_f0052565.jpg"], [2, 2, 8]),
-    ("cuhk03", ["labeled/bounding_box_train/0001_c1_1.png", "labeled/query/0003_c1_21.png",
-                "labeled/bounding_box_test/0003_c2_26.png"], [1, 1, 2])])
+@pytest.mark.parametrize(
+    ("kind", "names", "camids"),
+    [
+        (
+            "dukemtmc",
+            ["bounding_box_train/0001_c2_f0046182.jpg", "query/0005_c2_f0046985.jpg", "bounding_box_test/0005_c8_f0052565.jpg"],
+            [2, 2, 8],
+        ),
+        (
+            "cuhk03",
+            [
+                "labeled/bounding_box_train/0001_c1_1.png",
+                "labeled/query/0003_c1_21.png",
+                "labeled/bounding_box_test/0003_c2_26.png",
+            ],
+            [1, 1, 2],
+        ),
+    ],
+)
 def test_further_labeled_sets(tmp_path, kind, names, camids, capsys):
     """Planned and read without Ray: their layouts only differ from Market-1501's in names."""
     write_all(open_storage(str(tmp_path)), {name: picture(index) for index, name in enumerate(names)})
@@ -333,8 +399,10 @@ def test_further_labeled_sets(tmp_path, kind, names, camids, capsys):
     source = open_source(config, StorageConfig())
     (unit,) = source.plan(limit=0).units
     found = {item.key: (item.image, item.camid, item.split) for item in source.read(unit)}
-    assert found == {name: (picture(index), camids[index], split)
-                     for index, (name, split) in enumerate(zip(names, ("train", "query", "gallery"), strict=True))}
+    assert found == {
+        name: (picture(index), camids[index], split)
+        for index, (name, split) in enumerate(zip(names, ("train", "query", "gallery"), strict=True))
+    }
     assert ("boxes" in config.arguments()) == (kind == "cuhk03")
     assert capsys.readouterr().out.count("were published") == 3
 
@@ -346,8 +414,15 @@ def read_all(source, limit: int = 0) -> list[Candidate]:
 
 def test_tars_hostile_damaged_and_limited(tmp_path):
     root = open_storage(str(tmp_path / "tars"))
-    hostile = make_tar([("../../etc/x.jpg", picture(1)), ("/abs.jpg", picture(2)), ("./ok/d.jpg", picture(3)),
-                        ("ok/e.jpg", picture(4)), ("ok/e.json", b"[1]")])
+    hostile = make_tar(
+        [
+            ("../../etc/x.jpg", picture(1)),
+            ("/abs.jpg", picture(2)),
+            ("./ok/d.jpg", picture(3)),
+            ("ok/e.jpg", picture(4)),
+            ("ok/e.json", b"[1]"),
+        ]
+    )
     (root / "hostile.tar").write_bytes(hostile)
     whole = make_tar([(f"{index}.jpg", picture(index, (100, 100))) for index in range(6)])
     (root / "cut.tar").write_bytes(whole[: len(whole) // 2])
@@ -390,14 +465,14 @@ def test_a_cut_video_gives_the_frames_before_the_damage(tmp_path):
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "platform.ingest", *arguments], cwd=ROOT, capture_output=True,
-                          text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", "platform.ingest", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
 
 
 def test_command_line(tmp_path):
     write_all(open_storage(str(tmp_path / "in")), {"1.jpg": picture(1), "2.jpg": b"damaged"})
-    done = command(f"raw.path={tmp_path}/in", f"output={tmp_path}/out", "runtime.num_cpus=2",
-                   "runtime.object_store_gib=0.2")
+    done = command(f"raw.path={tmp_path}/in", f"output={tmp_path}/out", "runtime.num_cpus=2", "runtime.object_store_gib=0.2")
     assert done.returncode == 0, done.stderr
     assert "1 images (train 1) in 1 shard," in done.stdout and "1 rejected" in done.stdout
     assert done.stderr == "" and len(done.stdout.splitlines()) < 6

@@ -33,8 +33,15 @@ class Cluster:
     environment: dict[str, str]
 
     def ray(self, *arguments: str, timeout: int = 540, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([RAY, *arguments], cwd=ROOT, env=self.environment | environment, text=True, timeout=timeout,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        return subprocess.run(
+            [RAY, *arguments],
+            cwd=ROOT,
+            env=self.environment | environment,
+            text=True,
+            timeout=timeout,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +51,29 @@ def cluster() -> Iterator[Cluster]:
     (folder / "token").write_text("a" * 64)
     port, dashboard, client, agent = _free_ports(4)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
-        "RAY_JOB_STOP_WAIT_TIME_S": "60", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        "RAY_JOB_STOP_WAIT_TIME_S": "60",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
         "OMP_NUM_THREADS": "1",
-        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}", "PATH": f"{RAY.parent}:{os.environ['PATH']}"}
-    command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--dashboard-host=127.0.0.1",
-               f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
-               f"--temp-dir={folder}", "--num-cpus=4", f"--object-store-memory={200 << 20}", "--disable-usage-stats"]
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        "PATH": f"{RAY.parent}:{os.environ['PATH']}",
+    }
+    command = [
+        RAY,
+        "start",
+        "--head",
+        "--block",
+        "--node-ip-address=127.0.0.1",
+        f"--port={port}",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard}",
+        f"--ray-client-server-port={client}",
+        f"--dashboard-agent-listen-port={agent}",
+        f"--temp-dir={folder}",
+        "--num-cpus=4",
+        f"--object-store-memory={200 << 20}",
+        "--disable-usage-stats",
+    ]
     with (folder / "head.log").open("wb") as log:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
@@ -79,16 +103,32 @@ def _free_ports(count: int) -> list[int]:
 @pytest.mark.timeout(600)
 def test_a_submitted_pre_training_is_readable_and_succeeds(cluster, tiny_shards, tmp_path):
     output = tmp_path / "run"
-    found = cluster.ray("job", "submit", "--working-dir", ".", "--submission-id", "tiny", "--", "python", "-m",
-                        "platform.pretrain", f"data.uri={tiny_shards.uri}", f"output={output}", *TINY)
+    found = cluster.ray(
+        "job",
+        "submit",
+        "--working-dir",
+        ".",
+        "--submission-id",
+        "tiny",
+        "--",
+        "python",
+        "-m",
+        "platform.pretrain",
+        f"data.uri={tiny_shards.uri}",
+        f"output={output}",
+        *TINY,
+    )
     log = found.stdout
     assert found.returncode == 0 and re.search(r"Job 'tiny' succeeded", log), log
     # One line an interval, with what a user wants to know.
     lines = [line for line in log.splitlines() if re.search(r"\bstep \d+/", line)]
     assert [int(re.search(r"step (\d+)/", line).group(1)) for line in lines] == [2, 4, 6, 8, 10, STEPS], log
     for line in lines:
-        assert re.fullmatch(rf"\d\d:\d\d:\d\d  step \d+/{STEPS}  epoch [\d.]+  loss [\d.]+  lr [\d.e+-]+  [\d,]+ images/s  .*"
-                            r"teacher entropy [\d.]+\b.*", line), line
+        assert re.fullmatch(
+            rf"\d\d:\d\d:\d\d  step \d+/{STEPS}  epoch [\d.]+  loss [\d.]+  lr [\d.e+-]+  [\d,]+ images/s  .*"
+            r"teacher entropy [\d.]+\b.*",
+            line,
+        ), line
     own = cluster.ray("job", "logs", "tiny").stdout  # without what submitting says
     rest = [line for line in own.splitlines() if line.strip() and line not in lines]
     assert len(rest) <= OTHER_LINES, "\n".join(rest)
@@ -101,8 +141,10 @@ def test_a_submitted_pre_training_is_readable_and_succeeds(cluster, tiny_shards,
 def test_relative_paths_in_a_job(cluster, tiny_shards, tmp_path):
     """In Ray's copy of what was submitted an output would be lost; in a folder that stays, paths work as everywhere."""
     program = "python -m platform.select random=true"
-    story = (f"{program} data={tiny_shards.uri} output=out/lost; {program} data=tests/nowhere output={tmp_path}/out; "
-             f"cd {tmp_path} && {program} data={os.path.relpath(tiny_shards.path, tmp_path)} output=out/kept")
+    story = (
+        f"{program} data={tiny_shards.uri} output=out/lost; {program} data=tests/nowhere output={tmp_path}/out; "
+        f"cd {tmp_path} && {program} data={os.path.relpath(tiny_shards.path, tmp_path)} output=out/kept"
+    )
     found = cluster.ray("job", "submit", "--working-dir", ".", "--", "bash", "-c", story)
     assert found.returncode == 0 and "Traceback" not in found.stdout, found.stdout
     lost, missing = re.findall(r"^error: configuration: (.*)$", found.stdout, re.MULTILINE)
@@ -113,8 +155,19 @@ def test_relative_paths_in_a_job(cluster, tiny_shards, tmp_path):
 
 @pytest.mark.slow
 def test_a_users_mistake_is_one_line_in_the_log_of_the_job(cluster, tmp_path):
-    found = cluster.ray("job", "submit", "--working-dir", ".", "--", "python", "-m", "platform.pretrain",
-                        f"data.uri={tmp_path}/nowhere", f"output={tmp_path}/run", *TINY)
+    found = cluster.ray(
+        "job",
+        "submit",
+        "--working-dir",
+        ".",
+        "--",
+        "python",
+        "-m",
+        "platform.pretrain",
+        f"data.uri={tmp_path}/nowhere",
+        f"output={tmp_path}/run",
+        *TINY,
+    )
     assert found.returncode != 0 and "failed" in found.stdout
     assert "error: there is no data set at" in found.stdout and "Traceback" not in found.stdout
 
@@ -124,8 +177,16 @@ def test_a_users_mistake_is_one_line_in_the_log_of_the_job(cluster, tmp_path):
 def test_a_stopped_job_submitted_again_under_its_name_goes_on(cluster, tiny_shards, tmp_path):
     """`ray job stop` is a SIGTERM: the checkpoint that it leaves is the only one there can be."""
     submit = ["job", "submit", "--working-dir", ".", "--submission-id", "spot", "--"]
-    program = ["python", "-m", "platform.pretrain", f"data.uri={tiny_shards.uri}", f"output={tmp_path / 'run'}", *TINY,
-               "length.epochs=80", "checkpoint.every_steps=100000"]
+    program = [
+        "python",
+        "-m",
+        "platform.pretrain",
+        f"data.uri={tiny_shards.uri}",
+        f"output={tmp_path / 'run'}",
+        *TINY,
+        "length.epochs=80",
+        "checkpoint.every_steps=100000",
+    ]
     assert cluster.ray(*submit[:-1], "--no-wait", "--", *program).returncode == 0
     deadline = time.monotonic() + 200
     while not re.search(r"\bstep \d\d+/", cluster.ray("job", "logs", "spot").stdout):
@@ -144,8 +205,18 @@ def test_a_stopped_job_submitted_again_under_its_name_goes_on(cluster, tiny_shar
 @pytest.mark.parametrize("token", ["b" * 64, ""])
 def test_without_the_token_nothing_is_submitted(cluster, token, tmp_path):
     (tmp_path / "token").write_text(token)
-    found = cluster.ray("job", "submit", "--working-dir", ".", "--submission-id", "intruder", "--", "touch",
-                        str(tmp_path / "owned"), RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
+    found = cluster.ray(
+        "job",
+        "submit",
+        "--working-dir",
+        ".",
+        "--submission-id",
+        "intruder",
+        "--",
+        "touch",
+        str(tmp_path / "owned"),
+        RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"),
+    )
     assert found.returncode != 0 and re.search("(?i)token", found.stdout), found.stdout
     assert not (tmp_path / "owned").exists()
     assert "intruder" not in cluster.ray("job", "list").stdout

@@ -52,8 +52,11 @@ def features_of(model, location: Location, splits, share: float = 0.2):
 
 
 def score_config(data: Location, source, target, output, *overrides: str):
-    return load_config(score.ScoreConfig, "score", [f"data={data.uri}", f"source_proxy={source}", f"target_proxy={target}",
-                                                    f"output={output}", *TINY, *overrides])
+    return load_config(
+        score.ScoreConfig,
+        "score",
+        [f"data={data.uri}", f"source_proxy={source}", f"target_proxy={target}", f"output={output}", *TINY, *overrides],
+    )
 
 
 def select_config(data: Location, scores, output, *overrides: str):
@@ -107,9 +110,21 @@ def test_neighborhoods(tmp_path, ray_session, junk_shards, tiny_backbone, proxy)
 
 def test_clusters(tmp_path, ray_session, junk_shards, tiny_backbone):
     location, bad = junk_shards
-    config = load_config(cluster.ClusterProgramConfig, "cluster", [
-        f"checkpoint={tiny_backbone}", f"data={location.uri}", f"output={tmp_path}", "cluster.k1=6", "cluster.k2=2",
-        "cluster.eps=0.55", "cluster.min_samples=2", *TINY, LENIENT])
+    config = load_config(
+        cluster.ClusterProgramConfig,
+        "cluster",
+        [
+            f"checkpoint={tiny_backbone}",
+            f"data={location.uri}",
+            f"output={tmp_path}",
+            "cluster.k1=6",
+            "cluster.k2=2",
+            "cluster.eps=0.55",
+            "cluster.min_samples=2",
+            *TINY,
+            LENIENT,
+        ],
+    )
     summary = cluster.main(config)
     images, features = features_of(tiny_backbone, location, ["train"])
     expected = pseudo_labels(features, ClusterConfig(k1=6, k2=2, eps=0.55, min_samples=2))
@@ -147,8 +162,11 @@ def test_evaluation(tmp_path, ray_session, junk_labeled, tiny_backbone, capsys):
 def test_finetuning(tmp_path, ray_session, junk_labeled, tiny_backbone, capsys):
     """Without labels: the junk image is in no cluster and no batch, and the junk query and gallery images are in no ranking."""
     output = tmp_path / "usl"
-    summary = finetune.main(finetune_config(junk_labeled, output, "setting=usl", f"checkpoint={tiny_backbone}",
-                                            "unsupervised.epochs=1", "max_corrupt_share=0.15"))
+    summary = finetune.main(
+        finetune_config(
+            junk_labeled, output, "setting=usl", f"checkpoint={tiny_backbone}", "unsupervised.epochs=1", "max_corrupt_share=0.15"
+        )
+    )
     assert summary["corrupt_images"] == 4 and summary["gallery"] == 16 and len(summary["corrupt"]) == 4
     assert capsys.readouterr().out.count("set aside: image '") == 4
     assert 0 < summary["mAP"] <= 1

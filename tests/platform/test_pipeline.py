@@ -18,8 +18,20 @@ from platform.pretrain import PretrainConfig
 from tests.platform.report_runs import write_data
 from tests.tiny import PIPELINE as TINY
 
-STAGES = ["ingest-pretrain", "ingest-target", "pretrain-full", "source-proxy", "target-proxy", "score",
-          "select", "pretrain-selected", "finetune-usl-random", "finetune-usl-full", "finetune-usl-selected", "report"]
+STAGES = [
+    "ingest-pretrain",
+    "ingest-target",
+    "pretrain-full",
+    "source-proxy",
+    "target-proxy",
+    "score",
+    "select",
+    "pretrain-selected",
+    "finetune-usl-random",
+    "finetune-usl-full",
+    "finetune-usl-selected",
+    "report",
+]
 
 pytestmark = pytest.mark.timeout(1800)  # two minutes alone, several times that beside other work
 
@@ -33,8 +45,11 @@ def finished(tmp_path_factory, ray_session):
 
 def summaries(output) -> dict[str, int]:
     """When each stage of the run was finished."""
-    return {str(file.parent.relative_to(output)): file.stat().st_mtime_ns for file in output.rglob("summary.json")
-            if file.parent != output}
+    return {
+        str(file.parent.relative_to(output)): file.stat().st_mtime_ns
+        for file in output.rglob("summary.json")
+        if file.parent != output
+    }
 
 
 def test_all_stages_run_and_the_results_are_complete(finished):
@@ -46,7 +61,10 @@ def test_all_stages_run_and_the_results_are_complete(finished):
     assert stored["cfs"]["total"] == 96 and stored["cfs"]["selected"] == 48 and 0 <= stored["cfs"]["auc_planted"] <= 1
     assert stored["pretrain"]["steps"] == 12 and stored["pretrain"]["final_loss"] > 0 < stored["pretrain"]["images_per_second"]
     assert [(row["setting"], row["init"]) for row in stored["finetune"]] == [
-        ("usl", "random"), ("usl", "full"), ("usl", "selected")]
+        ("usl", "random"),
+        ("usl", "full"),
+        ("usl", "selected"),
+    ]
     for row in stored["finetune"]:
         assert row["evaluation"] == {"expansion": None, "reranking": None} and isinstance(row["warnings"], list)
         assert 0 < row["mAP"] <= 1 and 0 <= row["rank1"] <= row["rank5"] <= row["rank10"] <= 1 and 0 < row["mINP"] <= 1
@@ -59,9 +77,10 @@ def test_all_stages_run_and_the_results_are_complete(finished):
 def test_the_stages_feed_each_other(finished):
     """Full and selected see equally many images; the proxies are a pair; the selection is what was trained on."""
     output, _ = finished
-    configs = {name: json.loads((output / name / "config.json").read_text())["config"]
-               for name in ("proxy/source", "proxy/target", "scores", "pretrain/full", "pretrain/selected",
-                            "finetune/usl-selected")}
+    configs = {
+        name: json.loads((output / name / "config.json").read_text())["config"]
+        for name in ("proxy/source", "proxy/target", "scores", "pretrain/full", "pretrain/selected", "finetune/usl-selected")
+    }
     assert configs["proxy/target"]["init"] == configs["scores"]["source"] == str(output / "proxy/source")
     assert configs["proxy/target"]["setting"] == "supervised" and configs["scores"]["target"] == str(output / "proxy/target")
     assert configs["proxy/source"]["length"]["samples"] == 64
@@ -97,13 +116,15 @@ def test_a_deleted_stage_is_done_again_and_no_other(finished):
     assert {name for name in after if after[name] != before[name]} == {"scores", "finetune/usl-random"}
     assert again["cfs"] == results["cfs"]
     assert again["finetune"][1:] == results["finetune"][1:]
-    figures, expected = ({name: value for name, value in one["finetune"][0].items() if isinstance(value, float)}
-                         for one in (again, results))
+    figures, expected = (
+        {name: value for name, value in one["finetune"][0].items() if isinstance(value, float)} for one in (again, results)
+    )
     assert figures == pytest.approx(expected, abs=1e-3) and len(figures) >= 5
 
 
 def test_a_stage_is_running_then_complete_or_failed(tmp_path):
     """What a reader of results.json sees at every moment, also after the process was killed there."""
+
     def stored() -> dict:
         return json.loads((tmp_path / "results.json").read_text())["stages"]
 
@@ -134,9 +155,15 @@ def test_a_failed_stage_is_in_the_results(tmp_path, ray_session):
     assert found["finetune"] == [] and found["environment"]["ray"]
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ("[1]", "holds a list where an object with 'stages' belongs"), ('{"stages": 3}', "its 'stages' is of type int"),
-    ("{}", r"it has no 'stages' \(it has: nothing\)"), ('{"stages"', "is not valid JSON")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1]", "holds a list where an object with 'stages' belongs"),
+        ('{"stages": 3}', "its 'stages' is of type int"),
+        ("{}", r"it has no 'stages' \(it has: nothing\)"),
+        ('{"stages"', "is not valid JSON"),
+    ],
+)
 def test_results_of_something_else_are_refused(tmp_path, content, message):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(UserError, match=rf"results\.json.*{message}"):
@@ -185,16 +212,25 @@ def test_the_plain_pipeline_has_the_published_sizes():
 VIDEO = ["pretrain_set.kind=video", "pretrain_set.path={}/street.avi", "pretrain_set.detections={}/street.txt"]
 
 
-@pytest.mark.parametrize(("given", "message"), [
-    ([], r"pretrain_set is not given: .*pretrain_set\.kind=folder pretrain_set\.path=.*experiment=demo"),
-    (["pretrain_set.kind=video", "settings=[]"], r"pretrain_set\.path is empty: say where the video source is"),
-    ([*VIDEO[:2], "settings=[]"], r"pretrain_set\.detections is empty: a video needs"),
-    ([*VIDEO[:2], "pretrain_set.detections={}/none.txt", "settings=[]"], r"pretrain_set\.detections=.*/none\.txt does not exist"),
-    (VIDEO, r"target_set is not given, and settings=\[supervised,uda,usl\].*target_set\.path=.*or give settings=\[\] to stop"),
-    ([*VIDEO, "target_set.kind=synthetic"], r"source_set is not given, .*or leave uda out: settings=\[supervised,usl\]"),
-    ([*VIDEO, "target_set.path={}", "source_set.kind=msmt17"], r"source_set\.path is empty: say where the msmt17 source is"),
-    ([*VIDEO, "settings=[usl]", "target_set.path={}/nowhere"], r"target_set\.path=.*/nowhere does not exist"),
-])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], r"pretrain_set is not given: .*pretrain_set\.kind=folder pretrain_set\.path=.*experiment=demo"),
+        (["pretrain_set.kind=video", "settings=[]"], r"pretrain_set\.path is empty: say where the video source is"),
+        ([*VIDEO[:2], "settings=[]"], r"pretrain_set\.detections is empty: a video needs"),
+        (
+            [*VIDEO[:2], "pretrain_set.detections={}/none.txt", "settings=[]"],
+            r"pretrain_set\.detections=.*/none\.txt does not exist",
+        ),
+        (
+            VIDEO,
+            r"target_set is not given, and settings=\[supervised,uda,usl\].*target_set\.path=.*or give settings=\[\] to stop",
+        ),
+        ([*VIDEO, "target_set.kind=synthetic"], r"source_set is not given, .*or leave uda out: settings=\[supervised,usl\]"),
+        ([*VIDEO, "target_set.path={}", "source_set.kind=msmt17"], r"source_set\.path is empty: say where the msmt17 source is"),
+        ([*VIDEO, "settings=[usl]", "target_set.path={}/nowhere"], r"target_set\.path=.*/nowhere does not exist"),
+    ],
+)
 def test_a_set_that_is_missing_is_refused_before_any_work(tmp_path, given, message):
     (tmp_path / "street.avi").touch()
     (tmp_path / "street.txt").touch()
@@ -215,11 +251,16 @@ def test_a_target_without_a_test_split_is_refused_before_pre_training(tmp_path):
         ingest(config, root, "target")
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("raw.path is empty", "target_set.path is empty"), ("(raw.crops)", "(target_set.crops)"),
-    ("/my-raw.path/x holds nothing", "target_set: /my-raw.path/x holds nothing"),
-    ("/open/source.path does not exist", "target_set: /open/source.path does not exist"),
-    ("source.txt is torn", "target_set: source.txt is torn")])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("raw.path is empty", "target_set.path is empty"),
+        ("(raw.crops)", "(target_set.crops)"),
+        ("/my-raw.path/x holds nothing", "target_set: /my-raw.path/x holds nothing"),
+        ("/open/source.path does not exist", "target_set: /open/source.path does not exist"),
+        ("source.txt is torn", "target_set: source.txt is torn"),
+    ],
+)
 def test_errors_of_the_readers_name_the_set(text, expected):
     with pytest.raises(StoppedError) as raised, of_set("target"):
         raise StoppedError(text)
@@ -228,8 +269,14 @@ def test_errors_of_the_readers_name_the_set(text, expected):
 
 def test_without_a_target_set_the_images_are_clustered(tmp_path, ray_session):
     """What a street video alone gives: a backbone, pseudo-identities and a report that misses nothing."""
-    given = ["experiment=small", "settings=[]", "pretrain_set.kind=synthetic", "pretrain_set.part=target",
-             "pretrain_set.synthetic.image_size=[64,32]", "pretrain_set.synthetic.target_identities=8"]
+    given = [
+        "experiment=small",
+        "settings=[]",
+        "pretrain_set.kind=synthetic",
+        "pretrain_set.part=target",
+        "pretrain_set.synthetic.image_size=[64,32]",
+        "pretrain_set.synthetic.target_identities=8",
+    ]
     tiny = [text for text in TINY if text.startswith(("pretrain.", "finetune.unsupervised.", "row_group"))]
     results = main(load_config(PipelineConfig, "pipeline", [f"output={tmp_path}/run", *given, *tiny]))
     assert list(results["stages"]) == ["ingest-pretrain", "pretrain-full", "cluster", "report"]
@@ -241,8 +288,10 @@ def test_without_a_target_set_the_images_are_clustered(tmp_path, ray_session):
 
 
 def test_settings_that_cannot_be(tmp_path):
-    for override, message in (("settings=[semi]", "settings must be some of supervised, uda, usl"),
-                              ("cfs.fraction=0", r"fraction must be in \(0, 1\]"),
-                              ("cfs.target_proxy=moco", "target_proxy must be one of supervised, usl")):
+    for override, message in (
+        ("settings=[semi]", "settings must be some of supervised, uda, usl"),
+        ("cfs.fraction=0", r"fraction must be in \(0, 1\]"),
+        ("cfs.target_proxy=moco", "target_proxy must be one of supervised, usl"),
+    ):
         with pytest.raises(ConfigError, match=message):
             load_config(PipelineConfig, "pipeline", [override])

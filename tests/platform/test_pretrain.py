@@ -58,13 +58,22 @@ def test_a_run_leaves_backbone_log_checkpoints_and_summary(alone, tiny_shards):
     output, summary = alone
     rows = read_metrics(open_storage(str(output)))
     assert [row["position"] for row in rows] == [16 * step for step in range(1, STEPS + 1)]
-    for name in ("time", "loss", "learning_rate", "images_per_second", "teacher_entropy", "feature_std",
-                 "teacher_momentum", "weight_decay"):
+    for name in (
+        "time",
+        "loss",
+        "learning_rate",
+        "images_per_second",
+        "teacher_entropy",
+        "feature_std",
+        "teacher_momentum",
+        "weight_decay",
+    ):
         assert all(name in row for row in rows), name
     assert summary["samples_seen"] == 16 * STEPS and summary["steps"] == STEPS
     assert summary["final_loss"] == rows[-1]["loss"] and summary["environment"]["torch"] == version("torch")
     assert [found.name for found in open_storage(str(output / "checkpoints")).list()] == [
-        f"position-{position:012d}/{name}" for position in (416, 448) for name in ("manifest.json", "state.pt")]
+        f"position-{position:012d}/{name}" for position in (416, 448) for name in ("manifest.json", "state.pt")
+    ]
     assert json.loads((output / "config.json").read_text())["config"]["stream"]["micro_batch"] == 8
     backbone = load_vit(output / "backbone.safetensors")
     state = CheckpointStore(open_storage(str(output / "checkpoints"))).newest().payload["objective"]
@@ -76,8 +85,9 @@ def test_a_run_sees_the_samples_of_the_plan_in_their_order(alone, tiny_shards):
     output, _ = alone
     plan, total = plan_of(config_of(tiny_shards, output))
     tables = [read_window(plan, task, tiny_shards) for task in plan.tasks(0, total)]
-    expected = [[epoch, key] for table in tables
-                for epoch, key in zip(table["epoch"].to_pylist(), table["key"].to_pylist(), strict=True)]
+    expected = [
+        [epoch, key] for table in tables for epoch, key in zip(table["epoch"].to_pylist(), table["key"].to_pylist(), strict=True)
+    ]
     files = sorted((output / "audit").iterdir())
     assert [sample[:2] for file in files for sample in json.loads(file.read_text())] == expected
 
@@ -85,8 +95,9 @@ def test_a_run_sees_the_samples_of_the_plan_in_their_order(alone, tiny_shards):
 def test_a_run_logs_what_its_checkpoints_cost(alone):
     rows = [row for row in read_metrics(open_storage(str(alone[0]))) if "checkpoint_seconds" in row]
     assert len(rows) >= STEPS // 4
-    assert all(row["checkpoint_mebibytes"] > 0 and row["checkpoint_seconds"] > 0 and row["checkpoint_stall_seconds"] > 0
-               for row in rows)
+    assert all(
+        row["checkpoint_mebibytes"] > 0 and row["checkpoint_seconds"] > 0 and row["checkpoint_stall_seconds"] > 0 for row in rows
+    )
 
 
 def test_a_complete_run_is_not_done_again(alone, tiny_shards, capsys):
@@ -125,8 +136,13 @@ def test_two_workers_give_the_same_losses(stage, alone, tiny_shards, tmp_path, r
 
 OBJECTIVES = {
     "dino with sinkhorn and koleo": ["objective.dino.centering=sinkhorn_knopp", "objective.dino.koleo_weight=0.1"],
-    "dino_mim": ["objective=dino_mim", "objective.dino_mim.out_dim=32", "objective.dino_mim.hidden=16",
-                 "objective.dino_mim.bottleneck=8", "objective.dino_mim.mask_ratio=[0.2,0.6]"],
+    "dino_mim": [
+        "objective=dino_mim",
+        "objective.dino_mim.out_dim=32",
+        "objective.dino_mim.hidden=16",
+        "objective.dino_mim.bottleneck=8",
+        "objective.dino_mim.mask_ratio=[0.2,0.6]",
+    ],
     "moby": ["objective=moby", "objective.moby.out_dim=8", "objective.moby.hidden=16", "objective.moby.queue_size=40"],
     "moco_v3": ["objective=moco_v3", "objective.moco_v3.out_dim=8", "objective.moco_v3.hidden=16"],
 }
@@ -147,8 +163,9 @@ def test_each_objective_resumes_on_two_workers_with_the_same_losses(name, tiny_s
     reference = losses(tmp_path / "one")
     assert len(reference) == 180 // 16 and len(set(reference.values())) == len(reference)
     assert losses(tmp_path / "two") == pytest.approx(reference, rel=1e-4)
-    newest = [CheckpointStore(open_storage(str(tmp_path / run / "checkpoints"))).newest().payload["objective"]
-              for run in ("one", "two")]
+    newest = [
+        CheckpointStore(open_storage(str(tmp_path / run / "checkpoints"))).newest().payload["objective"] for run in ("one", "two")
+    ]
     assert newest[0].keys() == newest[1].keys()
     for key, value in newest[0].items():
         if not value.is_floating_point():
@@ -158,10 +175,23 @@ def test_each_objective_resumes_on_two_workers_with_the_same_losses(name, tiny_s
 
 def start(tiny_shards, output, log) -> subprocess.Popen:
     """The command a user types, in a process group of its own."""
-    command = [sys.executable, "-m", "platform.pretrain", f"data.uri={tiny_shards.uri}", f"output={output}", *TINY,
-               "runtime.object_store_gib=0.2"]
-    return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                            env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": ""})
+    command = [
+        sys.executable,
+        "-m",
+        "platform.pretrain",
+        f"data.uri={tiny_shards.uri}",
+        f"output={output}",
+        *TINY,
+        "runtime.object_store_gib=0.2",
+    ]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": ""},
+    )
 
 
 def test_killed_and_started_again(alone, tiny_shards, tmp_path):
@@ -207,8 +237,9 @@ def test_a_selection_is_trained_on_in_place(tiny_shards, tmp_path, ray_session):
     pq.write_table(table, (selection / "index.parquet").path)
     about = {"data": tiny_shards.uri, "data_checksum": read_manifest(tiny_shards).checksum}
     (selection / "manifest.json").write_json(about)
-    config = config_of(tiny_shards, tmp_path / "run", f"data.selection={selection.uri}", "length.epochs=1",
-                       "stream.micro_batches_per_step=1")
+    config = config_of(
+        tiny_shards, tmp_path / "run", f"data.selection={selection.uri}", "length.epochs=1", "stream.micro_batches_per_step=1"
+    )
     plan, total = plan_of(config)
     assert plan.samples_per_epoch == len(rows) and total == len(rows) // 8 * 8
     keys = [key for task in plan.tasks(0, len(rows)) for key in read_window(plan, task, tiny_shards)["key"].to_pylist()]
@@ -227,9 +258,12 @@ def test_plan_checksum_follows_data_and_selection(tiny_shards):
     units = read_units(tiny_shards)
     import numpy as np
 
-    plans = [StreamPlan(tuple(units), 0, 4, 1), StreamPlan(tuple(units[1:]), 0, 4, 1),
-             StreamPlan((units[0]._replace(rows=np.array([1, 2], np.int32), num_rows=2),), 0, 4, 1),
-             StreamPlan((units[0]._replace(rows=np.array([1, 3], np.int32), num_rows=2),), 0, 4, 1)]
+    plans = [
+        StreamPlan(tuple(units), 0, 4, 1),
+        StreamPlan(tuple(units[1:]), 0, 4, 1),
+        StreamPlan((units[0]._replace(rows=np.array([1, 2], np.int32), num_rows=2),), 0, 4, 1),
+        StreamPlan((units[0]._replace(rows=np.array([1, 3], np.int32), num_rows=2),), 0, 4, 1),
+    ]
     assert len({plan.checksum for plan in plans}) == 4
     assert StreamPlan(tuple(units), 9, 2, 7).checksum == plans[0].checksum
 
@@ -257,8 +291,11 @@ def test_workers_that_do_not_share_evenly(tiny_shards, tmp_path):
 
 def test_more_workers_than_the_cluster_holds(tiny_shards, tmp_path, ray_session):
     with pytest.raises(UserError, match=r"16 workers need 16 CPU, this Ray has 4"):
-        main(config_of(tiny_shards, tmp_path / "run", "scaling.workers=16", "stream.micro_batches_per_step=16",
-                       "stream.micro_batch=1"))
+        main(
+            config_of(
+                tiny_shards, tmp_path / "run", "scaling.workers=16", "stream.micro_batches_per_step=16", "stream.micro_batch=1"
+            )
+        )
 
 
 def test_crops_must_fit_the_model(tiny_shards, tmp_path):
@@ -276,8 +313,14 @@ def test_optimizers_that_cannot_be(tiny_shards, tmp_path):
 
 def test_a_run_that_diverges_stops_and_leaves_sound_checkpoints(tiny_shards, tmp_path, ray_session):
     output = tmp_path / "run"
-    config = config_of(tiny_shards, output, "optimizer.learning_rate=1e35", "optimizer.warmup_epochs=0.4",
-                       "checkpoint.every_steps=1", "checkpoint.keep=9")
+    config = config_of(
+        tiny_shards,
+        output,
+        "optimizer.learning_rate=1e35",
+        "optimizer.warmup_epochs=0.4",
+        "checkpoint.every_steps=1",
+        "checkpoint.keep=9",
+    )
     with pytest.raises(UserError, match=r"the (loss is|gradients are) not finite at step \d+ .*checkpoint\.resume_from"):
         main(config)
     assert not (output / "summary.json").exists()
@@ -293,8 +336,13 @@ def test_another_run_goes_on_from_before(alone, tiny_shards, tmp_path, ray_sessi
     with pytest.raises(UserError, match=r"no checkpoint under .*/nothing/checkpoints: checkpoint\.resume_from must be"):
         main(config_of(tiny_shards, tmp_path / "none", f"checkpoint.resume_from={tmp_path}/nothing"))
     capsys.readouterr()
-    milder = config_of(tiny_shards, tmp_path / "milder", f"checkpoint.resume_from={alone[0]}", "checkpoint.resume_position=440",
-                       "optimizer.learning_rate=0.001")
+    milder = config_of(
+        tiny_shards,
+        tmp_path / "milder",
+        f"checkpoint.resume_from={alone[0]}",
+        "checkpoint.resume_position=440",
+        "optimizer.learning_rate=0.001",
+    )
     assert main(milder)["steps"] == STEPS and sorted(losses(tmp_path / "milder")) == [16 * step for step in range(27, STEPS + 1)]
     assert "continuing from 416 samples seen with 1 worker" in capsys.readouterr().out
 

@@ -36,8 +36,19 @@ from tests.platform.report_runs import (
 )
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=y>.jpg'
-SECTIONS = ["results", "data", "cfs", "pretraining", "clusters", "finetuning", "rankings", "attention", "stages",
-            "provenance", "configuration"]
+SECTIONS = [
+    "results",
+    "data",
+    "cfs",
+    "pretraining",
+    "clusters",
+    "finetuning",
+    "rankings",
+    "attention",
+    "stages",
+    "provenance",
+    "configuration",
+]
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -94,8 +105,12 @@ def test_a_whole_pipeline_has_every_section_and_misses_nothing(page: str) -> Non
 def test_the_page_stands_alone_and_is_small(pipeline: Path, page: str) -> None:
     elements = Elements(page).found
     assert not {name for name, _ in elements} & {"script", "link", "iframe", "object", "embed", "form", "base", "use"}
-    references = [value for _, attributes in elements for name, value in attributes.items()
-                  if name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster")]
+    references = [
+        value
+        for _, attributes in elements
+        for name, value in attributes.items()
+        if name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster")
+    ]
     assert len(references) > 60 and all(one.startswith(("data:image/jpeg;base64,", "#")) for one in references)
     styles = page.partition("<style>")[2].partition("</style>")[0] + "".join(a.get("style", "") for _, a in elements)
     assert "url(" not in styles and "@import" not in styles
@@ -107,8 +122,9 @@ def test_every_result_is_in_the_table(pipeline: Path, page: str) -> None:
     table = section(page, "results").partition("<table>")[2].partition("</table>")[0]
     rows = [re.sub(r"<[^>]+>", " ", row).split() for row in table.split("<tr")[2:]]
     assert len(rows) == 9
-    for row, (setting, init) in zip(rows, [(s, i) for s in ("supervised", "uda", "usl") for i in ("random", "full", "selected")],
-                                    strict=True):
+    for row, (setting, init) in zip(
+        rows, [(s, i) for s in ("supervised", "uda", "usl") for i in ("random", "full", "selected")], strict=True
+    ):
         values = summary(pipeline, f"finetune/{setting}-{init}")
         baseline = summary(pipeline, f"finetune/{setting}-random")["mAP"]
         for name in ("mAP", "rank1", "rank5", "rank10", "mINP"):
@@ -143,8 +159,10 @@ def test_pictures_decode_and_every_ranking_is_shown(pipeline: Path, page: str) -
     first = next(iter(entries[0]))
     for strip, own in zip(strips[:3], entries, strict=True):
         titles = [element.text or "" for element in strip.iter(f"{SVG}title")]
-        expected = [f"{place}. {'right' if right else 'wrong'}: {key}" for place, (key, right)
-                    in enumerate(zip(own[first]["matches"], own[first]["correct"], strict=True), 1)]
+        expected = [
+            f"{place}. {'right' if right else 'wrong'}: {key}"
+            for place, (key, right) in enumerate(zip(own[first]["matches"], own[first]["correct"], strict=True), 1)
+        ]
         assert titles == expected
         assert len(list(strip.iter(f"{SVG}image"))) == len(expected)
 
@@ -185,8 +203,17 @@ def test_scores_are_called_by_the_measure_that_made_them(tmp_path: Path) -> None
     write_finetuning(root / "proxy" / "target", root / "data" / "target", "usl", "x")
     scores = write_scores(root / "scores", Path(data.path), root / "proxy" / "source", root / "proxy" / "target")
     about = summary(root, "scores")
-    scores.finish(about | {"measure": "neighborhood", "k": 7, "search": "exact", "source": "s", "target": "t", "proxies": {
-        "source": {"weights": "0123456789ab"}, "target": {"weights": "ba9876543210", "setting": "usl"}}})
+    scores.finish(
+        about
+        | {
+            "measure": "neighborhood",
+            "k": 7,
+            "search": "exact",
+            "source": "s",
+            "target": "t",
+            "proxies": {"source": {"weights": "0123456789ab"}, "target": {"weights": "ba9876543210", "setting": "usl"}},
+        }
+    )
     select(SelectConfig(output=str(root / "selection"), scores=str(root / "scores"), data=data.uri, fraction=0.25))
     select(SelectConfig(output=str(root / "selection-control"), random=True, seed=5, data=data.uri, fraction=0.25))
     page = render(read_folder(str(root), STORAGE))
@@ -215,8 +242,17 @@ def test_charts_hold_all_runs(pipeline: Path) -> None:
     for svg in charts.pretrain_charts(folder):
         labels = [element.text for element in ElementTree.fromstring(svg).iter(f"{SVG}text")]
         titles[labels[0]] = labels
-    for title in ("Loss", "Learning rate", "Teacher momentum", "Weight decay", "Teacher entropy (nats)", "Images per second",
-                  "Feature standard deviation", "Probe: cross-camera mAP", "Probe: nearest neighbor, same camera"):
+    for title in (
+        "Loss",
+        "Learning rate",
+        "Teacher momentum",
+        "Weight decay",
+        "Teacher entropy (nats)",
+        "Images per second",
+        "Feature standard deviation",
+        "Probe: cross-camera mAP",
+        "Probe: nearest neighbor, same camera",
+    ):
         assert {"full", "selected", "proxy"} <= set(titles[title])
     assert "indifferent: ln 256" in titles["Teacher entropy (nats)"]
     clusters = dict(charts.cluster_charts(folder))
@@ -225,13 +261,17 @@ def test_charts_hold_all_runs(pipeline: Path) -> None:
     assert [name for name, _ in charts.finetune_charts(folder)] == phases
 
 
-@pytest.mark.parametrize(("settings", "metric", "expected"), [
-    ({"name": "dino", "dino": {"out_dim": 256}}, "teacher_entropy", "ln 256"),
-    ({"name": "dino_mim", "dino_mim": {"out_dim": 128, "shared_head": True, "patch_out_dim": 64}}, "patch_entropy", "ln 128"),
-    ({"name": "dino_mim", "dino_mim": {"out_dim": 128, "shared_head": False, "patch_out_dim": 64}}, "patch_entropy", "ln 64"),
-    ({"name": "moby", "moby": {"queue_size": 4096}}, "teacher_entropy", "ln 4,097"),
-    ({"name": "moco_v3"}, "teacher_entropy", "ln 32"),
-    ({"name": "another"}, "teacher_entropy", None)])
+@pytest.mark.parametrize(
+    ("settings", "metric", "expected"),
+    [
+        ({"name": "dino", "dino": {"out_dim": 256}}, "teacher_entropy", "ln 256"),
+        ({"name": "dino_mim", "dino_mim": {"out_dim": 128, "shared_head": True, "patch_out_dim": 64}}, "patch_entropy", "ln 128"),
+        ({"name": "dino_mim", "dino_mim": {"out_dim": 128, "shared_head": False, "patch_out_dim": 64}}, "patch_entropy", "ln 64"),
+        ({"name": "moby", "moby": {"queue_size": 4096}}, "teacher_entropy", "ln 4,097"),
+        ({"name": "moco_v3"}, "teacher_entropy", "ln 32"),
+        ({"name": "another"}, "teacher_entropy", None),
+    ],
+)
 def test_entropy_has_the_line_of_its_objective(tmp_path: Path, settings, metric, expected) -> None:
     run = tmp_path / "run"
     run.mkdir()
@@ -271,8 +311,10 @@ def test_stages_have_their_times(page: str) -> None:
     assert "4 min 12 s" in stages and "3.2 s" in stages and "4 min 15 s" in stages
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [(0.04, "0.0 s"), (9.97, "10 s"), (59.7, "1 min 0 s"), (252, "4 min 12 s"),
-                                                   (3599.6, "1 h 0 min"), (7500, "2 h 5 min")])
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0.04, "0.0 s"), (9.97, "10 s"), (59.7, "1 min 0 s"), (252, "4 min 12 s"), (3599.6, "1 h 0 min"), (7500, "2 h 5 min")],
+)
 def test_duration(seconds: float, expected: str) -> None:
     assert tables.duration(seconds) == expected
 
@@ -287,8 +329,12 @@ def test_a_pipeline_in_the_middle_says_what_is_missing(pipeline: Path, tmp_path:
     page = Path(main(ReportConfig(run=str(root))).path).read_text()
     assert sections(page) == ["data", "cfs", "pretraining", "finetuning", "attention", "provenance", "configuration"]
     notes = page.partition('id="missing"')[2].partition("</div>")[0]
-    for note in ("the selected subset (selection)", "pre-training on the selected images",
-                 "fine-tuning, usl, from random, full, selected", "Not finished: pretrain/full; its log ends at 768 images seen"):
+    for note in (
+        "the selected subset (selection)",
+        "pre-training on the selected images",
+        "fine-tuning, usl, from random, full, selected",
+        "Not finished: pretrain/full; its log ends at 768 images seen",
+    ):
         assert note in notes
     assert "proxy/target" not in notes
 
@@ -303,9 +349,13 @@ def test_broken_parts_are_noted_and_the_rest_is_shown(pipeline: Path, tmp_path: 
         shard.unlink()
     page = Path(main(ReportConfig(run=str(root))).path).read_text()
     notes = page.partition('id="missing"')[2].partition("</div>")[0]
-    for part in ("The model of pretrain/full cannot be loaded", "The rankings of finetune/usl-random cannot be read",
-                 "The run pretrain/selected cannot be read", "The target data set cannot be read",
-                 "The images of the rankings cannot be read"):
+    for part in (
+        "The model of pretrain/full cannot be loaded",
+        "The rankings of finetune/usl-random cannot be read",
+        "The run pretrain/selected cannot be read",
+        "The target data set cannot be read",
+        "The images of the rankings cannot be read",
+    ):
         assert part in notes
     assert "no image" in section(page, "rankings")  # who was right is known without the images
     assert len(re.findall("<tr", section(page, "results"))) == 10

@@ -25,8 +25,19 @@ from tests.tiny import IMAGENET, TINY_VIT
 
 
 def config_of(data, source, target, output, *overrides: str) -> ScoreConfig:
-    return load_config(ScoreConfig, "score", [f"data={data.uri}", f"source_proxy={source}", f"target_proxy={target}", f"output={output}",
-                                              "pool.actors=1", "pool.batch=32", *overrides])
+    return load_config(
+        ScoreConfig,
+        "score",
+        [
+            f"data={data.uri}",
+            f"source_proxy={source}",
+            f"target_proxy={target}",
+            f"output={output}",
+            "pool.actors=1",
+            "pool.batch=32",
+            *overrides,
+        ],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +55,10 @@ def scores_in(output, data) -> dict[str, float]:
 @torch.no_grad()
 def by_hand(data, source, target) -> dict[str, float]:
     """Cosine of the two backbones' features, one image at a time, each with its own normalization."""
-    proxies = [(load_vit(source / "backbone.safetensors"), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-               (load_reid(target / "model.safetensors").backbone, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))]
+    proxies = [
+        (load_vit(source / "backbone.safetensors"), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        (load_reid(target / "model.safetensors").backbone, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    ]
     table, found = read_rows(data, ["key", "image"]), {}
     for key, image in zip(table["key"].to_pylist(), table["image"].to_pylist(), strict=True):
         pixels = torch.from_numpy(decode_image(image, (64, 32)))[None].double() / 255
@@ -65,7 +78,7 @@ def test_scores_equal_a_direct_computation(scored, tiny_shards, tiny_backbone, s
     values = np.array(list(found.values()))
     assert values.std() > 1e-4, "the proxies must differ, or the comparison shows nothing"
     assert (summary["total"], summary["mean"], summary["std"]) == (90, pytest.approx(values.mean()), pytest.approx(values.std()))
-    assert summary["quantiles"] == pytest.approx(np.quantile(values, [0, .05, .25, .5, .75, .95, 1]).tolist())
+    assert summary["quantiles"] == pytest.approx(np.quantile(values, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1]).tolist())
     planted = np.array(read_rows(tiny_shards, ["planted"])["planted"].to_pylist())
     assert summary["auc_planted"] == pytest.approx(roc_auc_score(planted == 0, values))
     assert summary["data_checksum"] == read_manifest(tiny_shards).checksum
@@ -146,15 +159,21 @@ def test_wrong_inputs_are_said_and_bind_nothing(tmp_path, tiny_shards, tiny_back
         config_of(tiny_shards, tiny_backbone, supervised_run[0], output, "measure=euclidean")
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"width": 48, "heads": 3}, r"width is 32 in source_proxy=.*backbone.* and 48 in target_proxy=.*other"),
-    ({"image_size": (96, 32)}, r"image_size is \(64, 32\) in source_proxy=.* and \(96, 32\) in target_proxy="),
-    ({"depth": 3}, r"depth is 2 in source_proxy=.* and 3 in target_proxy="),
-])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"width": 48, "heads": 3}, r"width is 32 in source_proxy=.*backbone.* and 48 in target_proxy=.*other"),
+        ({"image_size": (96, 32)}, r"image_size is \(64, 32\) in source_proxy=.* and \(96, 32\) in target_proxy="),
+        ({"depth": 3}, r"depth is 2 in source_proxy=.* and 3 in target_proxy="),
+    ],
+)
 def test_proxies_of_two_models_are_refused_before_any_work(tmp_path, tiny_shards, tiny_backbone, change, said):
     (tmp_path / "other").mkdir()
-    save_model(build_vit(replace(TINY_VIT, **change), seed=1), {"kind": "backbone", **IMAGENET},
-               tmp_path / "other" / "backbone.safetensors")
+    save_model(
+        build_vit(replace(TINY_VIT, **change), seed=1),
+        {"kind": "backbone", **IMAGENET},
+        tmp_path / "other" / "backbone.safetensors",
+    )
     with pytest.raises(UserError, match=r"the proxies are not of one model: " + said):
         main(config_of(tiny_shards, tiny_backbone, tmp_path / "other", tmp_path / "scores"))
     assert not (tmp_path / "scores").exists()

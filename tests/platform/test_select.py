@@ -33,8 +33,10 @@ def write_scores(folder: Path, data, scores: np.ndarray, keys: list[str]) -> Pat
     manifest, start = read_manifest(data), 0
     for entry in manifest.files:
         span = slice(start, start + entry.rows)
-        write_table(open_storage(str(folder / "parts" / entry.name)),
-                    pa.table({"key": keys[span], "score": pa.array(scores[span].astype(np.float32))}))
+        write_table(
+            open_storage(str(folder / "parts" / entry.name)),
+            pa.table({"key": keys[span], "score": pa.array(scores[span].astype(np.float32))}),
+        )
         start += entry.rows
     open_storage(str(folder / "summary.json")).write_json({"data_checksum": manifest.checksum})
     return folder
@@ -93,8 +95,11 @@ def test_a_selection_of_another_data_set_is_refused(scored, tiny_shards, tiny_la
 
 def test_what_is_no_selection_is_refused(scored, tiny_shards, tmp_path):
     """A data set in its place, a folder without an index, an index that was cut, one of other columns."""
-    with pytest.raises(UserError, match=r"tiny/manifest\.json is not what belongs there, it has no 'data_checksum' .*"
-                                        r"give the folder that platform\.select wrote as data\.selection"):
+    with pytest.raises(
+        UserError,
+        match=r"tiny/manifest\.json is not what belongs there, it has no 'data_checksum' .*"
+        r"give the folder that platform\.select wrote as data\.selection",
+    ):
         read_units(tiny_shards, tiny_shards)
     main(config_of(tiny_shards, tmp_path, f"scores={scored}"))
     index, selection = tmp_path / "index.parquet", open_storage(str(tmp_path))
@@ -136,8 +141,14 @@ def test_a_published_list_decides_alone(tiny_shards, keys, tmp_path, capsys):
     assert {row["key"] for row in pq.read_table(tmp_path / "a" / "index.parquet").to_pylist()} == set(listed[:45])
     assert summary["selected"] == 45
     assert "1 of 86 entries of the list name no image of the data set, e.g. 'of_another_crop.jpg'" in capsys.readouterr().out
-    assert summary["by"] == {"kind": "list", "uri": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-                             "entries": 86, "absent_from_data": 1, "absent_from_list": 5}
+    assert summary["by"] == {
+        "kind": "list",
+        "uri": str(file),
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "entries": 86,
+        "absent_from_data": 1,
+        "absent_from_list": 5,
+    }
 
 
 def test_a_list_that_is_too_short_is_never_filled_up(tiny_shards, keys, tmp_path, capsys):
@@ -184,11 +195,15 @@ def test_a_pickle_that_runs_code_is_refused(scored, tiny_shards, tmp_path, optio
     assert not (tmp_path / "owned").exists() and not (tmp_path / "selection").exists()
 
 
-@pytest.mark.parametrize(("entries", "message"), [
-    (["of/another.jpg", "data/set.jpg"], r"none of the 90 keys is in .*: the list belongs to another data set"),
-    ({"a.jpg": 1}, r"must hold a non-empty list of image paths: got dict"),
-    (["a.jpg", 7], r"must hold strings only: entry 1 is int"),
-    ([], r"must hold a non-empty list")])
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (["of/another.jpg", "data/set.jpg"], r"none of the 90 keys is in .*: the list belongs to another data set"),
+        ({"a.jpg": 1}, r"must hold a non-empty list of image paths: got dict"),
+        (["a.jpg", 7], r"must hold strings only: entry 1 is int"),
+        ([], r"must hold a non-empty list"),
+    ],
+)
 def test_other_lists_are_refused(tiny_shards, tmp_path, entries, message):
     file = published(tmp_path, entries)
     with pytest.raises(UserError, match=message):

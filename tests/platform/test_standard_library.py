@@ -88,8 +88,13 @@ def test_train_workers_import_programs(tmp_path, ray_session):
         with open(arguments["file"], "w") as file:
             file.write(f"{main.__module__} {platform.python_version()}")
 
-    launch(loop, {"file": str(tmp_path / "said")}, name="train", storage=open_storage(str(tmp_path)),
-           scaling=ScalingConfig(threads=1))
+    launch(
+        loop,
+        {"file": str(tmp_path / "said")},
+        name="train",
+        storage=open_storage(str(tmp_path)),
+        scaling=ScalingConfig(threads=1),
+    )
     assert (tmp_path / "said").read_text() == "platform.select " + ".".join(map(str, sys.version_info[:3]))
 
 
@@ -105,8 +110,9 @@ def test_the_table_of_programs():
 
 
 def test_help_as_a_command():
-    ended = subprocess.run([sys.executable, "-m", "platform.select", "--help"], cwd=ROOT, text=True, capture_output=True,
-                           timeout=200)
+    ended = subprocess.run(
+        [sys.executable, "-m", "platform.select", "--help"], cwd=ROOT, text=True, capture_output=True, timeout=200
+    )
     assert ended.returncode == 0 and "fraction=" in ended.stdout and "Traceback" not in ended.stderr
 
 

@@ -16,8 +16,11 @@ from tests.tiny import FINETUNE
 
 def config_of(target, init, output, *overrides: str) -> TuneConfig:
     common = [f"finetune.{override}" for override in [f"target_set={target}", f"checkpoint={init}", *FINETUNE]]
-    return load_config(TuneConfig, "tune", [f"output={output}", *common, "finetune.unsupervised.epochs=1",
-                                            "finetune.unsupervised.iterations=2", *overrides])
+    return load_config(
+        TuneConfig,
+        "tune",
+        [f"output={output}", *common, "finetune.unsupervised.epochs=1", "finetune.unsupervised.iterations=2", *overrides],
+    )
 
 
 SPACE = "+space.unsupervised.cluster={eps:[0.5,0.8]}"
@@ -29,8 +32,10 @@ def test_a_sweep_runs_every_point_and_is_read_the_second_time(tmp_path, ray_sess
     found = main(config)
     assert sorted(row["unsupervised.cluster.eps"] for row in found["trials"]) == [0.5, 0.8]
     assert found["best"] in found["trials"] and found["best"]["rank1"] == max(row["rank1"] for row in found["trials"])
-    folders = {json.loads((folder / "config.json").read_text())["config"]["unsupervised"]["cluster"]["eps"]: folder
-               for folder in (output / "trials").iterdir()}
+    folders = {
+        json.loads((folder / "config.json").read_text())["config"]["unsupervised"]["cluster"]["eps"]: folder
+        for folder in (output / "trials").iterdir()
+    }
     assert set(folders) == {0.5, 0.8}
     for row in found["trials"]:  # every trial is a fine-tuning run of its own
         summary = json.loads((folders[row["unsupervised.cluster.eps"]] / "summary.json").read_text())
@@ -51,9 +56,14 @@ def test_the_grid_is_every_combination(tmp_path):
     config = config_of("shards", "model", tmp_path, "+space={unsupervised:{cluster:{eps:[0.4,0.5],k1:[20,30]},epochs:[3]}}")
     found = grid(config)
     assert len(found) == 4 and {tuple(sorted(point)) for point in found} == {
-        ("unsupervised.cluster.eps", "unsupervised.cluster.k1", "unsupervised.epochs")}
+        ("unsupervised.cluster.eps", "unsupervised.cluster.k1", "unsupervised.epochs")
+    }
     assert {(point["unsupervised.cluster.eps"], point["unsupervised.cluster.k1"]) for point in found} == {
-        (0.4, 20), (0.4, 30), (0.5, 20), (0.5, 30)}
+        (0.4, 20),
+        (0.4, 30),
+        (0.5, 20),
+        (0.5, 30),
+    }
     assert len(grid(config_of("shards", "model", tmp_path))) == 4  # the default: eps of the clustering
 
 
@@ -62,31 +72,43 @@ def base(tiny_labeled, tiny_backbone) -> TuneConfig:
     return config_of(tiny_labeled.uri, tiny_backbone, "nowhere")
 
 
-@pytest.mark.parametrize(("space", "message"), [
-    ("{unsupervised:{cluster:{epsilon:[0.4]}}}", r"'unsupervised.cluster.epsilon' is no setting of platform.finetune"),
-    ("{unsupervized:{epochs:[1]}}", r"'unsupervized.epochs' is no setting of platform.finetune"),
-    ("{uniform:[0.4,0.6]}", r"'uniform' is no setting"),
-    ("{unsupervised:{epochs:3}}", r"space.unsupervised.epochs must be a list of values to try.*got 3"),
-    ("{unsupervised:{epochs:often}}", r"space.unsupervised.epochs must be a list of values to try.*got 'often'"),
-    ("{unsupervised:{epochs:null}}", r"space.unsupervised.epochs must be a list of values to try.*got None"),
-    ("{unsupervised:{epochs:[]}}", r"space.unsupervised.epochs must be a list"),
-    ("{unsupervised:{}}", r"space.unsupervised must be a list"),
-    ("{unsupervised:{cluster:[1]}}", r"space.unsupervised.cluster is a group of settings \(.*eps"),
-    ("{unsupervised:{cluster:{eps:{uniform:[0.4,0.6]}}}}", r"space.unsupervised.cluster.eps must be a list of values .*got "
-                                                           r"'uniform' below it\. A sweep is a grid: distributions"),
-    ("{unsupervised:{cluster:{eps:{grid_search:[0.4,0.6]}}}}", r"space.unsupervised.cluster.eps must be a list.*'grid_search'"),
-    ("{unsupervised:{cluster:{eps:[0.5,1.5]}}}", r"space: unsupervised.cluster.eps=1.5 cannot be: .*\(0, 1\): got 1.5"),
-    ("{unsupervised:{epochs:[often]}}", r"space: unsupervised.epochs=often cannot be: .*unsupervised.epochs"),
-    ("{unsupervised:{epochs:[[1,2]]}}", r"space: unsupervised.epochs=\[1, 2\] cannot be"),
-    ("{augment:{image_size:[64,32]}}", r"space: augment.image_size=64 cannot be: .*augment.image_size"),
-    ("{setting:[usl,unsupervised]}", r"space: setting=unsupervised cannot be: setting must be one of"),
-    ("{unsupervised:{cluster:{eps:[0.5,0.6,0.5]}}}", r"space.unsupervised.cluster.eps has 0.5 more than once"),
-    ("{evaluate:{expansion_alpha:[1,1.0]}}", r"evaluate.expansion_alpha=1 and evaluate.expansion_alpha=1.0 are the same trial"),
-    ("{unsupervised.epochs:[1],unsupervised:{epochs:[2]}}", r"space has unsupervised.epochs in two places"),
-    ("{output:[a,b]}", r"space.output cannot be swept: every trial has a folder of its own"),
-    ("{storage:{profile:[a,b]}}", r"space.storage.profile cannot be swept"),
-    ("{scaling:{workers:[1,700]}}", r"space: scaling.workers=700 cannot be: 700 workers cannot share"),
-])
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ("{unsupervised:{cluster:{epsilon:[0.4]}}}", r"'unsupervised.cluster.epsilon' is no setting of platform.finetune"),
+        ("{unsupervized:{epochs:[1]}}", r"'unsupervized.epochs' is no setting of platform.finetune"),
+        ("{uniform:[0.4,0.6]}", r"'uniform' is no setting"),
+        ("{unsupervised:{epochs:3}}", r"space.unsupervised.epochs must be a list of values to try.*got 3"),
+        ("{unsupervised:{epochs:often}}", r"space.unsupervised.epochs must be a list of values to try.*got 'often'"),
+        ("{unsupervised:{epochs:null}}", r"space.unsupervised.epochs must be a list of values to try.*got None"),
+        ("{unsupervised:{epochs:[]}}", r"space.unsupervised.epochs must be a list"),
+        ("{unsupervised:{}}", r"space.unsupervised must be a list"),
+        ("{unsupervised:{cluster:[1]}}", r"space.unsupervised.cluster is a group of settings \(.*eps"),
+        (
+            "{unsupervised:{cluster:{eps:{uniform:[0.4,0.6]}}}}",
+            r"space.unsupervised.cluster.eps must be a list of values .*got "
+            r"'uniform' below it\. A sweep is a grid: distributions",
+        ),
+        (
+            "{unsupervised:{cluster:{eps:{grid_search:[0.4,0.6]}}}}",
+            r"space.unsupervised.cluster.eps must be a list.*'grid_search'",
+        ),
+        ("{unsupervised:{cluster:{eps:[0.5,1.5]}}}", r"space: unsupervised.cluster.eps=1.5 cannot be: .*\(0, 1\): got 1.5"),
+        ("{unsupervised:{epochs:[often]}}", r"space: unsupervised.epochs=often cannot be: .*unsupervised.epochs"),
+        ("{unsupervised:{epochs:[[1,2]]}}", r"space: unsupervised.epochs=\[1, 2\] cannot be"),
+        ("{augment:{image_size:[64,32]}}", r"space: augment.image_size=64 cannot be: .*augment.image_size"),
+        ("{setting:[usl,unsupervised]}", r"space: setting=unsupervised cannot be: setting must be one of"),
+        ("{unsupervised:{cluster:{eps:[0.5,0.6,0.5]}}}", r"space.unsupervised.cluster.eps has 0.5 more than once"),
+        (
+            "{evaluate:{expansion_alpha:[1,1.0]}}",
+            r"evaluate.expansion_alpha=1 and evaluate.expansion_alpha=1.0 are the same trial",
+        ),
+        ("{unsupervised.epochs:[1],unsupervised:{epochs:[2]}}", r"space has unsupervised.epochs in two places"),
+        ("{output:[a,b]}", r"space.output cannot be swept: every trial has a folder of its own"),
+        ("{storage:{profile:[a,b]}}", r"space.storage.profile cannot be swept"),
+        ("{scaling:{workers:[1,700]}}", r"space: scaling.workers=700 cannot be: 700 workers cannot share"),
+    ],
+)
 def test_a_wrong_space_is_refused_before_anything_runs(tmp_path, base, space, message):
     with pytest.raises(UserError, match=message):
         main(replace(base, output=str(tmp_path / "sweep"), space=yaml.safe_load(space.replace(":", ": "))))
@@ -109,10 +131,18 @@ def test_folders_have_names_that_file_systems_take(tmp_path):
 def test_one_trial_that_fails_does_not_hide_the_others(tmp_path, ray_session, tiny_backbone, tiny_labeled, capsys):
     """It diverges, every time: its learning rate is beyond all numbers. The other's figures are there all the same."""
     output = tmp_path / "sweep"
-    arguments = (tiny_labeled.uri, tiny_backbone, output, "+space={setting:[supervised],supervised:{learning_rate:[1e-3,1e37]}}",
-                 "finetune.supervised.epochs=1")
-    with pytest.raises(FailedTrialsError, match=r"(?s)1 of 2 trials are not finished, 1 are; .*trials\.json.*\n  failed: "
-                                                r"setting=supervised, supervised.learning_rate=1e\+37: .*(finite|NaN)") as caught:
+    arguments = (
+        tiny_labeled.uri,
+        tiny_backbone,
+        output,
+        "+space={setting:[supervised],supervised:{learning_rate:[1e-3,1e37]}}",
+        "finetune.supervised.epochs=1",
+    )
+    with pytest.raises(
+        FailedTrialsError,
+        match=r"(?s)1 of 2 trials are not finished, 1 are; .*trials\.json.*\n  failed: "
+        r"setting=supervised, supervised.learning_rate=1e\+37: .*(finite|NaN)",
+    ) as caught:
         main(config_of(*arguments))
     assert caught.value.status == 11
     rows = {row["supervised.learning_rate"]: row for row in json.loads((output / "trials.json").read_text())}
@@ -137,7 +167,11 @@ def test_wrong_paths_are_refused_before_anything_runs(tmp_path, tiny_labeled, ti
     with pytest.raises(UserError, match=r"there is no data set at .*empty"):
         main(config_of(tmp_path / "empty", tiny_backbone, tmp_path / "sweep"))
     with pytest.raises(UserError, match=r"there is no model at .*nowhere"):
-        main(config_of(tiny_labeled.uri, tiny_backbone, tmp_path / "sweep", f"+space.checkpoint=[{tiny_backbone},{tmp_path}/nowhere]"))
+        main(
+            config_of(
+                tiny_labeled.uri, tiny_backbone, tmp_path / "sweep", f"+space.checkpoint=[{tiny_backbone},{tmp_path}/nowhere]"
+            )
+        )
     assert not (tmp_path / "sweep").exists()
 
 

@@ -60,10 +60,18 @@ def test_layers_before_learn_slower():
         assert group["lr"] == group["lr_factor"] and group["weight_decay"] == 1e-4 and group["params"]
         rates |= dict.fromkeys(names_in(group, model), group["lr_factor"])
     assert rates.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    expected = {"classifier.weight": 1.0, "backbone.norm.bias": 2.0, "bottleneck.weight": 1.0,
-                "backbone.blocks.1.mlp.fc1.weight": 0.5, "backbone.blocks.1.mlp.fc1.bias": 1.0,
-                "backbone.blocks.0.attn.qkv.weight": 0.25, "backbone.cls_token": 0.125, "backbone.pos_embed": 0.125,
-                "backbone.patch_embed.conv1.weight": 0.125, "backbone.patch_embed.proj.bias": 0.25}
+    expected = {
+        "classifier.weight": 1.0,
+        "backbone.norm.bias": 2.0,
+        "bottleneck.weight": 1.0,
+        "backbone.blocks.1.mlp.fc1.weight": 0.5,
+        "backbone.blocks.1.mlp.fc1.bias": 1.0,
+        "backbone.blocks.0.attn.qkv.weight": 0.25,
+        "backbone.cls_token": 0.125,
+        "backbone.pos_embed": 0.125,
+        "backbone.patch_embed.conv1.weight": 0.125,
+        "backbone.patch_embed.proj.bias": 0.25,
+    }
     assert {name: rates[name] for name in expected} == expected
     decayed = decay_by_layer(parameter_groups(model.named_parameters(), 0.05), model.named_parameters(), 2, 0.5)
     assert {group["weight_decay"] for group in decayed} == {0.05, 0.0} and "lr" not in decayed[0]

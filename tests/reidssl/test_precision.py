@@ -6,8 +6,15 @@ import torch
 from reidssl.precision import exact_products, no_autocast, widened
 
 
-@pytest.mark.parametrize(("given", "expected"), [(torch.float16, torch.float32), (torch.bfloat16, torch.float32),
-                                                 (torch.float32, torch.float32), (torch.float64, torch.float64)])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
 def test_only_half_types_are_widened(given, expected):
     tensor = torch.ones(2, dtype=given)
     assert widened(tensor).dtype == expected

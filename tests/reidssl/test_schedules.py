@@ -22,8 +22,12 @@ def test_cosine_corners():
 def test_cosine_of_steps_equals_the_released_array(steps, warmup_steps, batch):
     base, final, start = 5e-4, 1e-6, 1e-5
     rest = steps - warmup_steps
-    expected = np.concatenate([np.linspace(start, base, warmup_steps),
-                               final + 0.5 * (base - final) * (1 + np.cos(np.pi * np.arange(rest) / max(rest, 1)))])
+    expected = np.concatenate(
+        [
+            np.linspace(start, base, warmup_steps),
+            final + 0.5 * (base - final) * (1 + np.cos(np.pi * np.arange(rest) / max(rest, 1))),
+        ]
+    )
     schedule = Cosine(base, final, steps * batch, warmup_steps * batch, start, step=batch)
     np.testing.assert_allclose([schedule(step * batch) for step in range(steps)], expected, rtol=1e-12)
     if warmup_steps > 1 and rest:

@@ -25,9 +25,7 @@ def test_values_are_frozen():
     """A changed value changes every run that is resumed: these may never move."""
     assert mix(0) == 4246866556266386882
     assert sample_seeds(7, 3, ["a/b.jpg"]).tolist() == [16114865995103081484]
-    np.testing.assert_array_equal(
-        uniforms(np.array([5], np.uint64), 2, stream=1), [[0.1054448114063975, 0.9221926923303404]]
-    )
+    np.testing.assert_array_equal(uniforms(np.array([5], np.uint64), 2, stream=1), [[0.1054448114063975, 0.9221926923303404]])
 
 
 def test_seeds_depend_on_every_part_and_on_nothing_else():

@@ -46,8 +46,9 @@ class Shard:
         found = nearest(torch.from_numpy(_writable(queries)).to(images.device), images, k, own)
         return found.indices, found.similarities
 
-    def propose(self, proposal: Callable[..., Neighbors], table: np.ndarray, start: int, stop: int,
-                starts: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+    def propose(
+        self, proposal: Callable[..., Neighbors], table: np.ndarray, start: int, stop: int, starts: np.ndarray
+    ) -> list[tuple[np.ndarray, ...]]:
         """Pairs whose similarity is wanted: all of them, then for each share those with its images.
 
         proposal(table, start, stop) -> how many others each image of start..stop has (n,), and the others (P,).
@@ -57,8 +58,10 @@ class Shard:
         owners = np.searchsorted(starts, others, side="right") - 1
         rows = np.repeat(np.arange(stop - start, dtype=np.int32), counts)
         chosen = [owners == share for share in range(len(starts))]
-        return [(counts, others, owners.astype(np.int16)),
-                *((rows[mine], others[mine] - starts[share]) for share, mine in enumerate(chosen))]
+        return [
+            (counts, others, owners.astype(np.int16)),
+            *((rows[mine], others[mine] - starts[share]) for share, mine in enumerate(chosen)),
+        ]
 
     def cosines(self, queries: np.ndarray, pairs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         """float32 (P,); pairs: rows of `queries` and images of this share."""

@@ -26,8 +26,9 @@ from reidssl.clustering.pseudo_labels import Laps, PseudoLabels, vectors_to_labe
 from reidssl.clustering.reciprocal import half_of, query_expansion, reciprocal_sets, softmax_weights
 
 
-def sharded_labels(parts: Sequence[Part], cluster: ClusterConfig, config: NeighborActorsConfig,
-                   progress: float = 0.0) -> PseudoLabels:
+def sharded_labels(
+    parts: Sequence[Part], cluster: ClusterConfig, config: NeighborActorsConfig, progress: float = 0.0
+) -> PseudoLabels:
     """`pseudo_labels` of all parts together, by dbscan or infomap; progress as there.
 
     Raises:
@@ -97,8 +98,9 @@ def _expanded(threads: int, start: int, stop: int, vectors: sp.csr_matrix, table
     return query_expansion(vectors, table[start:stop])
 
 
-def distances_by_tasks(vectors: sp.csr_matrix, max_distance: float, most_pairs: int,
-                       config: NeighborActorsConfig) -> sp.csr_matrix:
+def distances_by_tasks(
+    vectors: sp.csr_matrix, max_distance: float, most_pairs: int, config: NeighborActorsConfig
+) -> sp.csr_matrix:
     """`jaccard_rows` by ranges of images: float32 CSR (N, N); TooManyPairs as there."""
     parts: list[sp.csr_matrix] = []
     work = partial(_distances, max_distance, most_pairs)
@@ -109,8 +111,9 @@ def distances_by_tasks(vectors: sp.csr_matrix, max_distance: float, most_pairs: 
     return sp.vstack(parts, format="csr")
 
 
-def _distances(max_distance: float, most_pairs: int, threads: int, start: int, stop: int, vectors: sp.csr_matrix,
-               columns: sp.csc_matrix) -> sp.csr_matrix | None:
+def _distances(
+    max_distance: float, most_pairs: int, threads: int, start: int, stop: int, vectors: sp.csr_matrix, columns: sp.csc_matrix
+) -> sp.csr_matrix | None:
     try:
         return jaccard_range(vectors, columns, start, stop, max_distance, num_threads=threads, most_pairs=most_pairs)
     except TooManyPairs:  # said by the process that counts all tasks' pairs

@@ -37,8 +37,9 @@ class FeatureShards:
         shares = _shares(parts, config.actors)
         _check_resources(config, len(shares))
         self.config = config
-        remote: Any = ray.remote(num_cpus=config.cpus_per_actor, num_gpus=config.gpus_per_actor, max_restarts=RESTARTS,
-                                 max_task_retries=-1)
+        remote: Any = ray.remote(
+            num_cpus=config.cpus_per_actor, num_gpus=config.gpus_per_actor, max_restarts=RESTARTS, max_task_retries=-1
+        )
         self.sizes = [sum(part.rows for part in share) for share in shares]
         self.starts = np.asarray([0, *itertools.accumulate(self.sizes)][:-1])
         self.num = sum(self.sizes)
@@ -70,16 +71,28 @@ class FeatureShards:
                 places = chosen[rows] - self.starts[shard]
                 queries = self.actors[shard].rows.remote(places)
                 nobody = np.full(len(places), -1)
-                waiting.append((rows, [getattr(actor, method).remote(queries, k, places if number == shard else nobody)
-                                       for number, actor in enumerate(self.actors)]))
+                waiting.append(
+                    (
+                        rows,
+                        [
+                            getattr(actor, method).remote(queries, k, places if number == shard else nobody)
+                            for number, actor in enumerate(self.actors)
+                        ],
+                    )
+                )
                 if len(waiting) > 2:  # one being answered, one in reserve: more would only fill the object store
                     collect()
         while waiting:
             collect()
         return indices, similarities
 
-    def pairs(self, table: np.ndarray, proposal: Callable[..., Neighbors],
-              conclusion: Callable[[int, int], Callable[..., Any]], block: int) -> Iterator[tuple[int, int, Any]]:
+    def pairs(
+        self,
+        table: np.ndarray,
+        proposal: Callable[..., Neighbors],
+        conclusion: Callable[[int, int], Callable[..., Any]],
+        block: int,
+    ) -> Iterator[tuple[int, int, Any]]:
         """Similarities of chosen pairs, and what follows from them: (start, stop, result) of blocks of rows in any order.
 
         An actor proposes the pairs of a block of its images, the block's features go to all, and only numbers come back.
@@ -92,13 +105,17 @@ class FeatureShards:
         import ray
 
         reference, count = ray.put(table), 1 + len(self.actors)
-        blocks = [[(start, min(start + block, first + size)) for start in range(first, first + size, block)]
-                  for first, size in zip(self.starts, self.sizes, strict=True)]
+        blocks = [
+            [(start, min(start + block, first + size)) for start in range(first, first + size, block)]
+            for first, size in zip(self.starts, self.sizes, strict=True)
+        ]
         waiting: deque[list[tuple[int, int, Any]]] = deque()
         for together in itertools.zip_longest(*blocks):  # actors answer in turn, so all propose before any is asked
             here = [(actor, *rows, first) for actor, rows, first in zip(self.actors, together, self.starts, strict=True) if rows]
-            proposed = [actor.propose.options(num_returns=count).remote(proposal, reference, start, stop, self.starts)
-                        for actor, start, stop, _ in here]
+            proposed = [
+                actor.propose.options(num_returns=count).remote(proposal, reference, start, stop, self.starts)
+                for actor, start, stop, _ in here
+            ]
             results = []
             for (actor, start, stop, first), (own, *shares) in zip(here, proposed, strict=True):
                 queries = actor.rows.remote(np.arange(start, stop) - first)
@@ -112,8 +129,9 @@ class FeatureShards:
 
 
 @contextmanager
-def shared_out(parts: Sequence[Part], config: NeighborActorsConfig, search: str = "exact",
-               effort: int = 0) -> Iterator[FeatureShards]:
+def shared_out(
+    parts: Sequence[Part], config: NeighborActorsConfig, search: str = "exact", effort: int = 0
+) -> Iterator[FeatureShards]:
     """The features on actors, which end with the block.
 
     Args:
@@ -136,8 +154,9 @@ def shared_out(parts: Sequence[Part], config: NeighborActorsConfig, search: str 
             ray.kill(actor)
 
 
-def sharded_neighbors(parts: Sequence[Part], k: int, config: NeighborActorsConfig, search: str = "exact",
-                       effort: int = 0) -> Neighbors:
+def sharded_neighbors(
+    parts: Sequence[Part], k: int, config: NeighborActorsConfig, search: str = "exact", effort: int = 0
+) -> Neighbors:
     """The k nearest images of every image of all parts together, itself first; arguments and errors as in `shared_out`.
 
     Returns:
@@ -173,8 +192,10 @@ def _check_resources(config: NeighborActorsConfig, count: int) -> None:
     total = ray.cluster_resources()
     for kind, each in (("CPU", config.cpus_per_actor), ("GPU", config.gpus_per_actor)):
         if each * count > total.get(kind, 0):
-            raise UserError(f"{count} neighbor actors need {each * count:g} {kind}, this Ray has {total.get(kind, 0):g}: lower "
-                            "the number of actors or what each reserves, or connect to a larger cluster")
+            raise UserError(
+                f"{count} neighbor actors need {each * count:g} {kind}, this Ray has {total.get(kind, 0):g}: lower "
+                "the number of actors or what each reserves, or connect to a larger cluster"
+            )
 
 
 def _explained(error: Exception, actors: int) -> Exception:
@@ -182,9 +203,11 @@ def _explained(error: Exception, actors: int) -> Exception:
 
     cause = getattr(error, "cause", None)
     if isinstance(error, RayActorError | OutOfMemoryError) or isinstance(cause, RayActorError | OutOfMemoryError):
-        return UserError(f"one of {actors} neighbor actors died again and again ({RESTARTS} restarts): its share of the "
-                         "features probably does not fit into the memory of its machine; use more actors (neighbors.actors) or "
-                         "larger machines")
+        return UserError(
+            f"one of {actors} neighbor actors died again and again ({RESTARTS} restarts): its share of the "
+            "features probably does not fit into the memory of its machine; use more actors (neighbors.actors) or "
+            "larger machines"
+        )
     if isinstance(cause, ValueError):  # features that cannot be: the library's own words
         return UserError(f"the features cannot be searched: {str(cause).splitlines()[0]}")
     return user_error_of(error) or error

@@ -14,8 +14,11 @@ CONFIG_FOLDER = ROOT / "configs"
 
 def choices_of_groups() -> dict[str, list[str]]:
     """Every config group and what there is to choose."""
-    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
-            for folder in sorted(CONFIG_FOLDER.iterdir()) if folder.is_dir()}
+    return {
+        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
+        for folder in sorted(CONFIG_FOLDER.iterdir())
+        if folder.is_dir()
+    }
 
 
 def groups_of(program: str) -> set[str]:

@@ -31,9 +31,12 @@ def help_text(schema: type, name: str, doc: str, overrides: Sequence[str] = (), 
     choices = choices_of_groups() | {"experiment": experiments_of(name, schema)}
     offered = {group: choices[group.partition("@")[0]] for group in sorted(groups_of(name))}  # model@pretrain.model: below a key
     own = {group: names for group, names in offered.items() if names}
-    lines = [*_wrapped_doc(doc, width), "",
-             *_wrap(f"usage: python -m platform.{name} [group=choice ...] [key=value ...]", "", width, "       "),
-             *_wrap("--show-config prints the configuration in force and stops.", "       ", width)]
+    lines = [
+        *_wrapped_doc(doc, width),
+        "",
+        *_wrap(f"usage: python -m platform.{name} [group=choice ...] [key=value ...]", "", width, "       "),
+        *_wrap("--show-config prints the configuration in force and stops.", "       ", width),
+    ]
     if own:
         lines += ["", "groups:"]
         for group, names in own.items():
@@ -92,14 +95,16 @@ def _wrapped_doc(doc: str, width: int) -> list[str]:
 
 def _folded(line: str, width: int) -> list[str]:
     indent, command = line[: len(line) - len(line.lstrip())], line.lstrip().startswith(("python ", "ray "))
-    parts = textwrap.wrap(line.strip(), width - 2 * command, initial_indent=indent, subsequent_indent=f"{indent}    ",
-                          break_on_hyphens=False)
+    parts = textwrap.wrap(
+        line.strip(), width - 2 * command, initial_indent=indent, subsequent_indent=f"{indent}    ", break_on_hyphens=False
+    )
     return [f"{part} \\" for part in parts[:-1]] + parts[-1:] if command else parts
 
 
 def _wrap(text: str, indent: str, width: int, below: str | None = None) -> list[str]:
-    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent if below is None else below,
-                         break_on_hyphens=False)
+    return textwrap.wrap(
+        text, width, initial_indent=indent, subsequent_indent=indent if below is None else below, break_on_hyphens=False
+    )
 
 
 @lru_cache
@@ -111,7 +116,11 @@ def field_docs(schema: type) -> dict[str, str]:
             continue
         body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body  # type: ignore[attr-defined]
         for statement, following in itertools.pairwise(body):
-            if (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-                    and isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)):
+            if (
+                isinstance(statement, ast.AnnAssign)
+                and isinstance(statement.target, ast.Name)
+                and isinstance(following, ast.Expr)
+                and isinstance(following.value, ast.Constant)
+            ):
                 found[statement.target.id] = " ".join(str(following.value.value).split())
     return found

@@ -46,26 +46,38 @@ def read_overrides(schema: type, program: str, arguments: Sequence[str], unknown
 
 def _read(schema: type, groups: set[str], text: str, unknown: Any) -> Override:
     if text.startswith("-"):
-        raise OverrideError(f"there is no option '{text}'; options are --help and --show-config, settings are key=value"
-                            + ("; platform.tune tries several values" if text in ("-m", "--multirun") else ""))
+        raise OverrideError(
+            f"there is no option '{text}'; options are --help and --show-config, settings are key=value"
+            + ("; platform.tune tries several values" if text in ("-m", "--multirun") else "")
+        )
     name, equals, value = text.partition("=")
     key = name.lstrip("+~")
     if name.startswith("~"):
         raise OverrideError(f"'{text}' would remove {key}, but every setting has a value: write {key}=value")
     if not equals:
-        raise OverrideError(f"'{text}' is not key=value; " + (f"write {key}=value" if hint_of(schema, key) or key in groups
-                            else "a path or name needs the key that it is for, e.g. output=" + text))
+        raise OverrideError(
+            f"'{text}' is not key=value; "
+            + (
+                f"write {key}=value"
+                if hint_of(schema, key) or key in groups
+                else "a path or name needs the key that it is for, e.g. output=" + text
+            )
+        )
     if key in groups:  # of the pipeline also model@pretrain.model
         return Override(key, text)
     if "@" in key:
         named = [group for group in sorted(groups) if group.partition("@")[0] == key.partition("@")[0]]
-        raise OverrideError(f"'{text}': a group is chosen as {' or '.join(named) or key.partition('@')[0]}=choice"
-                            + ("" if any("@" in group for group in named) else ", without '@'"))
+        raise OverrideError(
+            f"'{text}': a group is chosen as {' or '.join(named) or key.partition('@')[0]}=choice"
+            + ("" if any("@" in group for group in named) else ", without '@'")
+        )
     hint = hint_of(schema, key)
     if hint is None:
         if key in choices_of_groups():
-            raise OverrideError(f"'{text}': this program has no group {key}; " + (
-                f"its groups are {', '.join(sorted(groups))}" if groups else "it has none"))
+            raise OverrideError(
+                f"'{text}': this program has no group {key}; "
+                + (f"its groups are {', '.join(sorted(groups))}" if groups else "it has none")
+            )
         parts = key.split(".")
         above = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
         raise OverrideError(unknown(next(each for each in above if hint_of(schema, each) is None)))
@@ -101,8 +113,9 @@ def _items(key: str, text: str) -> list[str]:
     """`[a,b]` -> two texts; `a` -> one."""
     if not (text.startswith("[") and text.endswith("]")):
         if "," in text and not QUOTED.fullmatch(text):
-            raise OverrideError(f"{key}={text}: write {key}=[{text}] for several values; one value with a comma needs quotes: "
-                                f"{key}='\"{text}\"'")
+            raise OverrideError(
+                f"{key}={text}: write {key}=[{text}] for several values; one value with a comma needs quotes: {key}='\"{text}\"'"
+            )
         return [_unquoted(text)]
     inner, found, at = text[1:-1], [], 0
     while inner.strip():
@@ -121,7 +134,9 @@ def _check(key: str, value: str) -> None:
     try:
         override = OverridesParser.create().parse_override(f"{key}={value}")
     except HydraException as error:
-        raise OverrideError(f"{key}: '{value}' is not a value ({str(error).splitlines()[0]}); write a number, true or false, "
-                            "[a,b] or {name:value}, and text with special characters in quotes of its own") from None
+        raise OverrideError(
+            f"{key}: '{value}' is not a value ({str(error).splitlines()[0]}); write a number, true or false, "
+            "[a,b] or {name:value}, and text with special characters in quotes of its own"
+        ) from None
     if override.is_sweep_override():
         raise OverrideError(f"{key}={value} is several values, a run has one: write {key}=value; platform.tune tries several")

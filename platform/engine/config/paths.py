@@ -57,8 +57,10 @@ def absolute(text: str) -> str:
             raise ValueError(f"'{text}' names the host '{host}': write file:///path with three slashes, or the path alone")
         return os.path.abspath("/" + unquote(path).lstrip("/"))
     if len(slashes) == 2:
-        raise ValueError(f"'{scheme}://' is not supported: use a path, file:// or s3:// (other stores through their "
-                         "S3-compatible endpoint, storage.endpoint_url)")
+        raise ValueError(
+            f"'{scheme}://' is not supported: use a path, file:// or s3:// (other stores through their "
+            "S3-compatible endpoint, storage.endpoint_url)"
+        )
     return os.path.abspath(os.path.expanduser(text))
 
 
@@ -84,14 +86,16 @@ def _split(text: str) -> tuple[str, str, str]:
     found = re.match(r"(?i)(?:(file|s3):(/)(?!/)|([a-z][a-z0-9+.-]*):(//))", text)
     if not found:
         return "", "", text
-    return (found[1] or found[3]).lower(), found[2] or found[4], text[found.end():]
+    return (found[1] or found[3]).lower(), found[2] or found[4], text[found.end() :]
 
 
 def _s3(text: str, slashes: str, rest: str) -> str:
     bucket, _, key = rest.partition("/")
     if "@" in bucket:
-        raise ValueError("an s3:// URI must not hold credentials: remove the part before '@' and use the "
-                         "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY variables or storage.profile")
+        raise ValueError(
+            "an s3:// URI must not hold credentials: remove the part before '@' and use the "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY variables or storage.profile"
+        )
     if len(slashes) != 2 or not BUCKET_NAME.fullmatch(bucket):
         raise ValueError(f"'{text}' does not name a bucket: write s3://bucket/prefix")
     parts = [part for part in key.split("/") if part]

@@ -25,8 +25,16 @@ class ImageSet:
     `max_corrupt_share` of the images (and more than one) cannot be decoded.
     """
 
-    def __init__(self, location: Location, splits: Sequence[str], image_size: tuple[int, int], *, cache_gib: float = 2.0,
-                 threads: int = 2, max_corrupt_share: float = 0.01) -> None:
+    def __init__(
+        self,
+        location: Location,
+        splits: Sequence[str],
+        image_size: tuple[int, int],
+        *,
+        cache_gib: float = 2.0,
+        threads: int = 2,
+        max_corrupt_share: float = 0.01,
+    ) -> None:
         import pyarrow as pa
 
         columns = ["key", "image", "pid", "camid", "split"]
@@ -78,8 +86,9 @@ class ImageSet:
         count, reasons = len(self._encoded), list[str]()
         self._decoded = np.empty((count, 3, *self.image_size), np.uint8) if kept else None
         for start in range(0, count, CHUNK):
-            images, found = decode_batch(self._encoded.slice(start, CHUNK).to_pylist(), self.image_size, self._max_pixels,
-                                         self._threads)
+            images, found = decode_batch(
+                self._encoded.slice(start, CHUNK).to_pylist(), self.image_size, self._max_pixels, self._threads
+            )
             reasons += found
             if self._decoded is not None:
                 self._decoded[start : start + len(images)] = images

@@ -21,8 +21,9 @@ PROBLEM = "problem"
 """Column of the parts: why an image was set aside, "" for all others. Its values mean nothing then."""
 
 
-def write_parts(pending: Sequence[FileEntry], batches: Iterable[Batch], publish: Callable[[str, Batch], None], done: int,
-                total: int) -> None:
+def write_parts(
+    pending: Sequence[FileEntry], batches: Iterable[Batch], publish: Callable[[str, Batch], None], done: int, total: int
+) -> None:
     """Collect batches ("key", "file" and values) and `publish(name, columns)` each shard as soon as it is whole.
 
     done, total: images that have their values already, and all of them, for the lines on the terminal.

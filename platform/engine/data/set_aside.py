@@ -18,8 +18,10 @@ def most_corrupt(max_share: float, total: int) -> float:
 
 def problems_of(keys: Sequence[str], reasons: Sequence[str]) -> np.ndarray:
     """str (N,): what to say of each image; "" where its reason is "", so of those that can be decoded."""
-    return np.asarray([reason and f"image '{key}' cannot be decoded ({reason})"
-                       for key, reason in zip(keys, reasons, strict=True)], dtype=object)
+    return np.asarray(
+        [reason and f"image '{key}' cannot be decoded ({reason})" for key, reason in zip(keys, reasons, strict=True)],
+        dtype=object,
+    )
 
 
 class SetAside:
@@ -40,12 +42,16 @@ class SetAside:
         self.count += len(found)
         self.problems = (self.problems + found)[:LISTED]
         if found and self.count == self.total:
-            raise UserError(f"none of the {self.total:,} images of {self.where} can be decoded: {'; '.join(self.problems[:3])}. "
-                            "Ingest the data set again")
+            raise UserError(
+                f"none of the {self.total:,} images of {self.where} can be decoded: {'; '.join(self.problems[:3])}. "
+                "Ingest the data set again"
+            )
         if self.count > self.limit:
-            raise UserError(f"{self.count:,} of the {self.total:,} images of {self.where} cannot be decoded, more than "
-                            f"{self.option} allows ({self.limit:,.0f}): {'; '.join(self.problems[:3])}. Ingest the data set "
-                            f"again, or raise {self.option}")
+            raise UserError(
+                f"{self.count:,} of the {self.total:,} images of {self.where} cannot be decoded, more than "
+                f"{self.option} allows ({self.limit:,.0f}): {'; '.join(self.problems[:3])}. Ingest the data set "
+                f"again, or raise {self.option}"
+            )
         return found
 
     def watch(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

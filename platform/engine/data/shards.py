@@ -26,14 +26,16 @@ from reidssl.data.decode import MAX_PIXELS
 VERSION = 1
 MANIFEST = "manifest.json"
 REJECTED = "rejected.parquet"
-SCHEMA = pa.schema([
-    pa.field("key", pa.string(), nullable=False),  # path relative to the source, unique
-    pa.field("image", pa.binary(), nullable=False),  # JPEG or PNG as it came
-    pa.field("height", pa.int32(), nullable=False),  # of the upright image, whatever its EXIF says
-    pa.field("width", pa.int32(), nullable=False),
-    pa.field("pid", pa.int32(), nullable=False),  # -1 unlabeled
-    pa.field("camid", pa.int32(), nullable=False),  # -1 unknown
-])
+SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),  # path relative to the source, unique
+        pa.field("image", pa.binary(), nullable=False),  # JPEG or PNG as it came
+        pa.field("height", pa.int32(), nullable=False),  # of the upright image, whatever its EXIF says
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("pid", pa.int32(), nullable=False),  # -1 unlabeled
+        pa.field("camid", pa.int32(), nullable=False),  # -1 unknown
+    ]
+)
 COLUMNS = SCHEMA.names
 REJECTED_SCHEMA = pa.schema([pa.field("key", pa.string()), pa.field("reason", pa.string())])
 
@@ -100,7 +102,10 @@ def write_shard(location: Location, table: pa.Table, row_group_rows: int = 256) 
     small = [name for name in table.schema.names if name != "image"]
     sink = pa.BufferOutputStream()
     pq.write_table(
-        table, sink, row_group_size=row_group_rows, use_dictionary=[name for name in small if name != "key"],
+        table,
+        sink,
+        row_group_size=row_group_rows,
+        use_dictionary=[name for name in small if name != "key"],
         compression={name: "NONE" if name == "image" else "ZSTD" for name in table.schema.names},
         write_statistics=small,
     )
@@ -132,9 +137,11 @@ def read_manifest(location: Location) -> Manifest:
     try:
         values = file.read_json()
     except NotFoundError:
-        raise NotFoundError(f"there is no data set at {location}: it has no {MANIFEST}. Make one "
-                            "with `python -m platform.ingest`; an interrupted ingest leaves none "
-                            "until it is run again") from None
+        raise NotFoundError(
+            f"there is no data set at {location}: it has no {MANIFEST}. Make one "
+            "with `python -m platform.ingest`; an interrupted ingest leaves none "
+            "until it is run again"
+        ) from None
     if not isinstance(values, Mapping) or values.get("version") != VERSION:
         found = values.get("version") if isinstance(values, Mapping) else None
         raise StorageError(f"{file} is of version {found}; this program reads version {VERSION}: ingest the data again")
@@ -146,13 +153,11 @@ def read_manifest(location: Location) -> Manifest:
     except (KeyError, TypeError) as error:
         raise StorageError(f"{file} is not a shard manifest ({error}): ingest the data again") from None
     if manifest.checksum != values.get("checksum"):
-        raise StorageError(f"{file} was changed after it was written (its checksum does not match): "
-                           "ingest the data again")
+        raise StorageError(f"{file} was changed after it was written (its checksum does not match): ingest the data again")
     return manifest
 
 
-def read_rows(location: Location, columns: Sequence[str] | None = None, split: str | None = None,
-              threads: int = 4) -> pa.Table:
+def read_rows(location: Location, columns: Sequence[str] | None = None, split: str | None = None, threads: int = 4) -> pa.Table:
     """Rows of a data set in order, optionally of one split. Only the columns asked for travel.
 
     columns: None = all but the images. Raises StorageError for unknown columns or splits and broken shards.
@@ -206,6 +211,8 @@ def verify(location: Location) -> list[str]:
         problems.append(f"{REJECTED} is missing")
     if keys:
         counts = pc.value_counts(pa.chunked_array([chunk for column in keys for chunk in column.chunks]))
-        problems += [f"key '{item['values']}' occurs {item['counts']} times"
-                     for item in counts.filter(pc.greater(counts.field("counts"), 1)).slice(0, 10).to_pylist()]
+        problems += [
+            f"key '{item['values']}' occurs {item['counts']} times"
+            for item in counts.filter(pc.greater(counts.field("counts"), 1)).slice(0, 10).to_pylist()
+        ]
     return problems

@@ -31,8 +31,9 @@ class CameraPlan:
         return rows_of(camids, self.tables[uri], uri)
 
     def __str__(self) -> str:
-        shown = "; ".join(f"{uri}: {', '.join(str(camera) for camera in table if camera is not None)}"
-                          for uri, table in self.tables.items())
+        shown = "; ".join(
+            f"{uri}: {', '.join(str(camera) for camera in table if camera is not None)}" for uri, table in self.tables.items()
+        )
         return f"{'new' if self.fresh else 'the given'} embeddings of {self.rows} cameras ({shown})"
 
 
@@ -53,20 +54,25 @@ def plan_cameras(config: FinetuneConfig, init: LoadedModel | None) -> CameraPlan
         total = sum(map(len, found.values()))
         new = f"model.num_cameras={total} starts new ones for the {total} cameras of the training images"
         if config.setting == "uda":
-            raise UserError(f"{config.checkpoint} has embeddings of {has} cameras, which cannot be those of two data sets "
-                            f"(setting=uda): {new}")
+            raise UserError(
+                f"{config.checkpoint} has embeddings of {has} cameras, which cannot be those of two data sets "
+                f"(setting=uda): {new}"
+            )
         unknown = set(found[config.target_set]) - set(init.cameras or ())
         if init.cameras is None or unknown:
             knows = "does not say of which" if init.cameras is None else f"of {list(init.cameras)}"
-            raise UserError(f"{config.checkpoint} has embeddings of {has} cameras and {knows}, {config.target_set} has cameras "
-                            f"{found[config.target_set]}: {new}"
-                            + ("" if init.cameras else "; load.cameras=[...] says which they are"))
+            raise UserError(
+                f"{config.checkpoint} has embeddings of {has} cameras and {knows}, {config.target_set} has cameras "
+                f"{found[config.target_set]}: {new}" + ("" if init.cameras else "; load.cameras=[...] says which they are")
+            )
         plan = CameraPlan({config.target_set: init.cameras}, init.cameras, fresh=False)
     else:
         if wanted != sum(map(len, found.values())):
             shown = "; ".join(f"{uri}: {len(cameras)} ({', '.join(map(str, cameras))})" for uri, cameras in found.items())
-            raise UserError(f"model.num_cameras must be the number of cameras of the training images, "
-                            f"{sum(map(len, found.values()))}: got {wanted}. Cameras of the train splits: {shown}")
+            raise UserError(
+                f"model.num_cameras must be the number of cameras of the training images, "
+                f"{sum(map(len, found.values()))}: got {wanted}. Cameras of the train splits: {shown}"
+            )
         tables: dict[str, Table] = {}
         for uri in sets:
             tables[uri] = [camera if each == uri else None for each in sets for camera in found[each]]

@@ -29,8 +29,10 @@ def cluster_warnings(row: Mapping[str, Any], images: int) -> list[str]:
     if row.get("largest_cluster", 0) > LARGEST_CLUSTER * clustered:
         found.append(f"one cluster holds {int(row['largest_cluster']):,} of the {clustered:,} clustered images; {ADVICE}")
     if row.get("adjusted_rand_index", 1.0) < NEAR_CHANCE:
-        found.append(f"the clusters agree with the identities hardly better than chance (adjusted Rand index "
-                     f"{row['adjusted_rand_index']:.3f}); {ADVICE}")
+        found.append(
+            f"the clusters agree with the identities hardly better than chance (adjusted Rand index "
+            f"{row['adjusted_rand_index']:.3f}); {ADVICE}"
+        )
     return found
 
 

@@ -85,10 +85,21 @@ class PhaseTrainer:
         """Collective: the epochs of the `number`-th phase that `found`, the newest checkpoint, does not hold yet."""
         batch, world = phase.config.batch, dist.get_world_size()
         check_size(world, batch.micro_batches)
-        trained = Trained(model, phase, number, draw_by_step(model), StepBatchNorm(model), ReidAugment(self.augment),
-                          zero.build_engine(model, finetuning_optimizer(phase.config, model), self.engine,
-                                            micro_batch=-(-batch.images // batch.micro_batches),
-                                            accumulation=batch.micro_batches // world))
+        trained = Trained(
+            model,
+            phase,
+            number,
+            draw_by_step(model),
+            StepBatchNorm(model),
+            ReidAugment(self.augment),
+            zero.build_engine(
+                model,
+                finetuning_optimizer(phase.config, model),
+                self.engine,
+                micro_batch=-(-batch.images // batch.micro_batches),
+                accumulation=batch.micro_batches // world,
+            ),
+        )
         first = 0
         if found and found.payload["phase"] == number:
             restore(trained.engine, found.payload["student"])
@@ -118,15 +129,18 @@ class PhaseTrainer:
                 phase.after_step(remembered, labels)
         return {key: float(value) for key, value in means.reduce().items()} if work.batches else {}
 
-    def _step(self, trained: Trained, epoch: int, step: int, positions: np.ndarray, labels: Tensor,
-              means: StepMeans[str]) -> Tensor | None:
+    def _step(
+        self, trained: Trained, epoch: int, step: int, positions: np.ndarray, labels: Tensor, means: StepMeans[str]
+    ) -> Tensor | None:
         """Collective: one optimizer step on the images at `positions` (B,). Returns what the phase remembers of it."""
         phase, engine, rank = trained.phase, trained.engine, dist.get_rank()
         where, advice = f"in {phase.name} epoch {epoch + 1} step {step + 1}", f"Lower {phase.name}.learning_rate"
         seed = mix(self.seed, trained.number, epoch, step, 0)  # of drop path
         pieces = cut(len(positions), phase.config.batch.micro_batches)
-        inputs = [(piece, trained.inputs(self.seed, epoch, step, positions, rows_to_compute(piece)))
-                  for piece in pieces[rank :: dist.get_world_size()]]
+        inputs = [
+            (piece, trained.inputs(self.seed, epoch, step, positions, rows_to_compute(piece)))
+            for piece in pieces[rank :: dist.get_world_size()]
+        ]
         features, statistics = StepFeatures(pieces), StepMeans[str]()
         if len(inputs) > 1:
             with torch.no_grad(), zero.autocast(self.engine):
@@ -151,14 +165,18 @@ class PhaseTrainer:
         student = consolidate(trained.engine)
         if self.tracker:
             self.tracker.add(self.images_seen, {"phase": number, "epoch": epoch + 1, **row})
-            report_line(f"{self.setting} {phase.name} epoch {epoch + 1}/{phase.config.epochs}  {format_row(row)}"
-                        + "".join(f"  warning: {warning}" for warning in warnings))
+            report_line(
+                f"{self.setting} {phase.name} epoch {epoch + 1}/{phase.config.epochs}  {format_row(row)}"
+                + "".join(f"  warning: {warning}" for warning in warnings)
+            )
             self.tracker.publish()
             state = {name: value.cpu() for name, value in phase.state_tensors().items()}
             # Not images seen: an epoch without training sees none, and a later checkpoint must stand behind an earlier one.
-            self.store.save((number + 1) * 1_000_000 + epoch + 1, {
-                "student": student, "phase": number, "epoch": epoch + 1, "images_seen": self.images_seen,
-                "phase_state": state}, {})
+            self.store.save(
+                (number + 1) * 1_000_000 + epoch + 1,
+                {"student": student, "phase": number, "epoch": epoch + 1, "images_seen": self.images_seen, "phase_state": state},
+                {},
+            )
 
 
 def batch_seeds(seed: int, images: ImageSet, epoch: int, step: int, positions: np.ndarray) -> Any:

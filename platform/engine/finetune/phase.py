@@ -100,8 +100,7 @@ class Unsupervised:
         everything = features(self.images)
         # one worker clusters, all use its labels
         found = broadcast_object(self._cluster(epoch, everything) if _is_first() else None)
-        log = {"clusters": found.num_clusters, "outliers": found.num_outliers,
-               "cluster_seconds": sum(found.seconds.values())}
+        log = {"clusters": found.num_clusters, "outliers": found.num_outliers, "cluster_seconds": sum(found.seconds.values())}
         if found.num_clusters:
             log["largest_cluster"] = int(np.bincount(found.labels[found.labels >= 0]).max())
         if found.recall is not None:
@@ -114,11 +113,21 @@ class Unsupervised:
             groups = torch.from_numpy(clusters)
             log["proxies"] = len(clusters)
         centroids = cluster_centroids(everything, labels)
-        self.memory = ClusterMemory(centroids, self.config.temperature, self.config.momentum, self.config.hard,
-                                    groups).to(device())
+        self.memory = ClusterMemory(centroids, self.config.temperature, self.config.momentum, self.config.hard, groups).to(
+            device()
+        )
         batch = self.config.batch
-        batches = identity_batches(found.labels, self.images.camids, batch.identities, batch.instances, self.seed, epoch,
-                                   self.config.iterations, cross_camera=True, allow_fewer=True)
+        batches = identity_batches(
+            found.labels,
+            self.images.camids,
+            batch.identities,
+            batch.instances,
+            self.seed,
+            epoch,
+            self.config.iterations,
+            cross_camera=True,
+            allow_fewer=True,
+        )
         if self.images.pids.min() >= 0:  # labels are known: judge the clusters, never train on them
             from sklearn.metrics import adjusted_rand_score
 

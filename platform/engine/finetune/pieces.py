@@ -46,8 +46,9 @@ class StepFeatures:
             padding = largest - len(features)
             rows.add({"features": F.pad(features.detach(), (0, 0, 0, padding)) if padding > 0 else features[:largest]})
         padded = rows.gather()["features"].unflatten(0, (len(self.pieces), largest))
-        self._known = torch.cat([features[: piece.stop - piece.start]
-                                 for features, piece in zip(padded, self.pieces, strict=True)])
+        self._known = torch.cat(
+            [features[: piece.stop - piece.start] for features, piece in zip(padded, self.pieces, strict=True)]
+        )
 
     def among_all(self, piece: slice, features: Tensor) -> Tensor:
         """(b, D) of a piece -> (B, D) of the step, through which gradients flow to this piece alone.

@@ -32,8 +32,9 @@ def load_init(config: FinetuneConfig) -> LoadedModel | None:
     """The model of `init`; None without one."""
     if not config.checkpoint:
         return None
-    return load_model(config.checkpoint, config.storage, config.load, image_size=config.augment.image_size,
-                      **config.overrides.as_dict())
+    return load_model(
+        config.checkpoint, config.storage, config.load, image_size=config.augment.image_size, **config.overrides.as_dict()
+    )
 
 
 def record_of(init: LoadedModel | None, plan: CameraPlan | None) -> dict[str, Any]:
@@ -64,8 +65,9 @@ def phases_of(config: FinetuneConfig, backbone: Vit, plan: CameraPlan | None = N
 
 
 def image_set(config: FinetuneConfig, uri: str, split: str, backbone: Vit, plan: CameraPlan | None = None) -> ImageSet:
-    images = ImageSet(open_storage(uri, config.storage), [split], backbone.config.image_size,
-                      max_corrupt_share=config.max_corrupt_share)
+    images = ImageSet(
+        open_storage(uri, config.storage), [split], backbone.config.image_size, max_corrupt_share=config.max_corrupt_share
+    )
     if plan:
         images.camera_rows = plan.rows_for(uri, images.camids)
     return images

@@ -1,6 +1,5 @@
 """The phase of fine-tuning with identity labels."""
 
-
 import numpy as np
 from torch import Tensor
 
@@ -22,11 +21,15 @@ def check_identities(uri: str, pids: np.ndarray, batch: BatchConfig) -> None:
     """UserError unless the images of a train split, pids int (N,), can fill a batch. `uri`: of the data set."""
     unlabeled, identities = int((pids < 0).sum()), len(np.unique(pids[pids >= 0]))
     if unlabeled:
-        raise UserError(f"{uri} has unlabeled images in split train: {unlabeled:,} of {len(pids):,}, and supervised "
-                        "fine-tuning needs identities; use setting=usl")
+        raise UserError(
+            f"{uri} has unlabeled images in split train: {unlabeled:,} of {len(pids):,}, and supervised "
+            "fine-tuning needs identities; use setting=usl"
+        )
     if identities < batch.identities:
-        raise UserError(f"{uri} has {identities} {'person' if identities == 1 else 'people'} in split train, a batch needs "
-                        f"{batch.identities}: lower supervised.batch.identities")
+        raise UserError(
+            f"{uri} has {identities} {'person' if identities == 1 else 'people'} in split train, a batch needs "
+            f"{batch.identities}: lower supervised.batch.identities"
+        )
 
 
 class Supervised:
@@ -41,8 +44,7 @@ class Supervised:
         identities, self.classes = np.unique(images.pids, return_inverse=True)
         self.num_classes = len(identities)
         floor = 0.002 * config.learning_rate
-        self.schedule = ReidCosine(config.learning_rate, floor, max(config.epochs, 1),
-                                   min(config.warmup_epochs, config.epochs))
+        self.schedule = ReidCosine(config.learning_rate, floor, max(config.epochs, 1), min(config.warmup_epochs, config.epochs))
 
     def prepare(self, model: ReidModel) -> None:
         model.reset_classifier(self.num_classes, self.seed, cosine=self.config.identity in MARGIN_LOSSES)
@@ -62,8 +64,9 @@ class Supervised:
         assert output.logits is not None
         config, logits, before = self.config, output.logits.float(), output.before.float()
         if config.identity in MARGIN_LOSSES:
-            loss = MARGIN_LOSSES[config.identity](logits, labels, config.identity_scale, config.identity_margin,
-                                                  config.label_smoothing)
+            loss = MARGIN_LOSSES[config.identity](
+                logits, labels, config.identity_scale, config.identity_margin, config.label_smoothing
+            )
         else:
             loss = identity_loss(logits, labels, config.label_smoothing)
         terms = {"identity": loss, "accuracy": (logits.argmax(1) == labels).float().mean()}

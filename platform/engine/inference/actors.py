@@ -24,8 +24,9 @@ Batch = dict[str, np.ndarray]
 class FeatureActor:
     """Actor: one model, L2-normalized features. given: what its file does not say; changes: to its backbone's configuration."""
 
-    def __init__(self, model: str, storage: StorageConfig, threads: int, given: Any = None,
-                 changes: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, model: str, storage: StorageConfig, threads: int, given: Any = None, changes: dict[str, Any] | None = None
+    ) -> None:
         # Not above: the tasks that read and decode import this file, and torch takes long.
         from platform.engine.runtime.device import use_threads
         from platform.engine.runtime.imports import import_models
@@ -44,8 +45,15 @@ class FeatureActor:
         return {name: batch[name] for name in ("key", "split", "file", "problem")} | {"feature": features.float().cpu().numpy()}
 
 
-def stream_through_actors(root: Location, files: Sequence[FileEntry], actor: type, arguments: dict[str, Any],
-                          image_size: tuple[int, int], pool: PoolConfig, splits: Sequence[str] = ()) -> Iterator[Batch]:
+def stream_through_actors(
+    root: Location,
+    files: Sequence[FileEntry],
+    actor: type,
+    arguments: dict[str, Any],
+    image_size: tuple[int, int],
+    pool: PoolConfig,
+    splits: Sequence[str] = (),
+) -> Iterator[Batch]:
     """Rows of `files` through `actor(**arguments)` called with {"image": uint8 (B, 3, H, W), "key", "split", "problem", ...}.
 
     splits: only rows of these; empty: all. An image that cannot be decoded comes too, gray and with its "problem", so that
@@ -68,15 +76,21 @@ def stream_through_actors(root: Location, files: Sequence[FileEntry], actor: typ
     dataset = ray.data.range(len(units), override_num_blocks=len(units))
     dataset = dataset.map_batches(read, batch_size=1, num_cpus=0.5)
     dataset = dataset.map_batches(
-        actor, fn_constructor_kwargs=arguments, batch_size=pool.batch, zero_copy_batch=True,
+        actor,
+        fn_constructor_kwargs=arguments,
+        batch_size=pool.batch,
+        zero_copy_batch=True,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
-        num_cpus=pool.cpus_per_actor, num_gpus=pool.gpus_per_actor or None)
+        num_cpus=pool.cpus_per_actor,
+        num_gpus=pool.gpus_per_actor or None,
+    )
     dataset.context.execution_options.preserve_order = True
     yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
 
 
-def _read_and_decode(root: Location, name: str, group: int, image_size: tuple[int, int], splits: Sequence[str],
-                     max_pixels: int) -> Batch:
+def _read_and_decode(
+    root: Location, name: str, group: int, image_size: tuple[int, int], splits: Sequence[str], max_pixels: int
+) -> Batch:
     columns = ["key", "image", "pid", "camid"]
     shard = root.joinpath(name)
     with shard.open_input() as opened, shard.errors("read"):
@@ -87,10 +101,15 @@ def _read_and_decode(root: Location, name: str, group: int, image_size: tuple[in
         table = table.filter(pa.compute.is_in(table["split"], value_set=pa.array(list(splits))))
     keys = table["key"].to_pylist()
     images, reasons = decode_batch(table["image"].to_pylist(), image_size, max_pixels)
-    return {"image": images, "key": np.asarray(keys, dtype=object), "problem": problems_of(keys, reasons),
-            "pid": table["pid"].to_numpy(), "camid": table["camid"].to_numpy(),
-            "split": np.asarray(table["split"].to_pylist() if has_split else [""] * table.num_rows, dtype=object),
-            "file": np.full(table.num_rows, name, dtype=object)}
+    return {
+        "image": images,
+        "key": np.asarray(keys, dtype=object),
+        "problem": problems_of(keys, reasons),
+        "pid": table["pid"].to_numpy(),
+        "camid": table["camid"].to_numpy(),
+        "split": np.asarray(table["split"].to_pylist() if has_split else [""] * table.num_rows, dtype=object),
+        "file": np.full(table.num_rows, name, dtype=object),
+    }
 
 
 def _pool_size(pool: PoolConfig, num_units: int) -> int:
@@ -98,8 +117,10 @@ def _pool_size(pool: PoolConfig, num_units: int) -> int:
 
     cpus = ray.cluster_resources().get("CPU", 0)
     if pool.cpus_per_actor > cpus - 1:
-        raise UserError(f"one actor of {pool.cpus_per_actor:g} CPUs leaves no CPU of {cpus:g} for reading: lower "
-                        "pool.cpus_per_actor or start Ray with more CPUs (runtime.num_cpus)")
+        raise UserError(
+            f"one actor of {pool.cpus_per_actor:g} CPUs leaves no CPU of {cpus:g} for reading: lower "
+            "pool.cpus_per_actor or start Ray with more CPUs (runtime.num_cpus)"
+        )
     # A pool that takes every CPU starves the reading tasks and hangs without a word: always leave one.
     affordable = int((cpus - 1) // pool.cpus_per_actor) if pool.cpus_per_actor else pool.actors
     return max(1, min(pool.actors, affordable, num_units))

@@ -20,8 +20,10 @@ def cameras_of(location: Location, splits: Sequence[str]) -> list[int]:
     numbers = np.concatenate([read_rows(location, ["camid"], split=split)["camid"].to_numpy() for split in wanted])
     unknown = int((numbers < 0).sum())
     if unknown:
-        raise UserError(f"{unknown} of {len(numbers)} images of {location.uri}{_of(splits)} have no camera, and a model with "
-                        "camera embeddings needs one for each: ingest the set with its cameras, or take a model without")
+        raise UserError(
+            f"{unknown} of {len(numbers)} images of {location.uri}{_of(splits)} have no camera, and a model with "
+            "camera embeddings needs one for each: ingest the set with its cameras, or take a model without"
+        )
     return [int(number) for number in np.unique(numbers)]
 
 
@@ -30,20 +32,25 @@ def rows_of(camids: np.ndarray, table: Table, where: str) -> np.ndarray:
     places = {camera: row for row, camera in enumerate(table) if camera is not None and camera >= 0}
     unknown = sorted({int(camera) for camera in camids} - places.keys())
     if unknown:
-        raise UserError(f"{where} has cameras {_list(unknown)}, of which the model has no embedding: it was trained with cameras "
-                        f"{_list(sorted(places))}. Take images of these cameras, or a model without camera embeddings")
+        raise UserError(
+            f"{where} has cameras {_list(unknown)}, of which the model has no embedding: it was trained with cameras "
+            f"{_list(sorted(places))}. Take images of these cameras, or a model without camera embeddings"
+        )
     return np.array([places[int(camera)] for camera in camids], np.int64)
 
 
-def require_cameras(table: Table | None, num_cameras: int, model: str, location: Location, splits: Sequence[str],
-                    section: str = "load") -> None:
+def require_cameras(
+    table: Table | None, num_cameras: int, model: str, location: Location, splits: Sequence[str], section: str = "load"
+) -> None:
     """Before any work: UserError unless every image of `splits` is from a camera of the model's. Nothing without cameras."""
     if not num_cameras:
         return
     if table is None:
-        raise UserError(f"{model} has embeddings of {num_cameras} cameras and does not say which cameras they stand for. Give "
-                        f"{section}.cameras=[...], the camera numbers of the data in the order of its rows (for Market-1501 "
-                        "[1,2,3,4,5,6])")
+        raise UserError(
+            f"{model} has embeddings of {num_cameras} cameras and does not say which cameras they stand for. Give "
+            f"{section}.cameras=[...], the camera numbers of the data in the order of its rows (for Market-1501 "
+            "[1,2,3,4,5,6])"
+        )
     rows_of(np.array(cameras_of(location, splits)), table, f"{location.uri}{_of(splits)}")
 
 

@@ -60,8 +60,10 @@ def require_splits(location: Location, splits: Sequence[str]) -> None:
     found = read_manifest(location).splits
     missing = [split for split in splits if not found.get(split)]
     if missing:
-        raise UserError(f"{location.uri} has no images of split {', '.join(missing)}; its splits are "
-                        f"{', '.join(found) or 'none'}. Name another data set, or ingest this one with its test images")
+        raise UserError(
+            f"{location.uri} has no images of split {', '.join(missing)}; its splits are "
+            f"{', '.join(found) or 'none'}. Name another data set, or ingest this one with its test images"
+        )
 
 
 def require_judgeable(location: Location) -> None:
@@ -79,20 +81,27 @@ def require_judgeable(location: Location) -> None:
     elif not len(shared):
         problem = f"none of the {len(people):,} people of split query is in split gallery"
     elif len(cameras) == 1 and cameras[0] != -1:
-        problem = (f"all images of the {len(shared):,} people whom split query and gallery share come from one camera "
-                   f"({cameras[0]}), and a match counts only in another camera than the query's")
+        problem = (
+            f"all images of the {len(shared):,} people whom split query and gallery share come from one camera "
+            f"({cameras[0]}), and a match counts only in another camera than the query's"
+        )
     elif not _matched(pids[query], camids[query], pids[gallery], camids[gallery]).any():
-        problem = (f"none of its {int(query.sum()):,} query images has an image of the same person in another camera in split "
-                   "gallery")
+        problem = (
+            f"none of its {int(query.sum()):,} query images has an image of the same person in another camera in split gallery"
+        )
     else:
         return
-    raise UserError(f"{location.uri} cannot be judged: {problem}. Name another data set, or ingest this one with the right "
-                    "splits, identities and cameras")
+    raise UserError(
+        f"{location.uri} cannot be judged: {problem}. Name another data set, or ingest this one with the right "
+        "splits, identities and cameras"
+    )
 
 
-def _matched(query_pids: np.ndarray, query_camids: np.ndarray, gallery_pids: np.ndarray,
-             gallery_camids: np.ndarray) -> np.ndarray:
+def _matched(
+    query_pids: np.ndarray, query_camids: np.ndarray, gallery_pids: np.ndarray, gallery_camids: np.ndarray
+) -> np.ndarray:
     """bool (Q,): whether a query has a true match; an unknown camera (-1) is the same as no other, as `rank` has it."""
+
     def occurrences(keys: np.ndarray, among: np.ndarray) -> np.ndarray:
         ordered = np.sort(among)
         return np.searchsorted(ordered, keys, "right") - np.searchsorted(ordered, keys, "left")
@@ -103,8 +112,9 @@ def _matched(query_pids: np.ndarray, query_camids: np.ndarray, gallery_pids: np.
     return (query_pids != -1) & (alike > junk)
 
 
-def evaluate_features(query: Identified, gallery: Identified, query_features: Tensor, gallery_features: Tensor,
-                      config: EvaluateConfig) -> dict[str, Any]:
+def evaluate_features(
+    query: Identified, gallery: Identified, query_features: Tensor, gallery_features: Tensor, config: EvaluateConfig
+) -> dict[str, Any]:
     """Everything `config` asks for, all shares in [0, 1]; on the accelerator given to this process, if any.
 
     {"mAP", "rank1", "rank5", "rank10", "mINP", "queries", "gallery", "rankings", "evaluation" (`options_of`)} and, where asked
@@ -116,8 +126,9 @@ def evaluate_features(query: Identified, gallery: Identified, query_features: Te
     sizes: dict[str, Any] = {"block": config.block, "gallery_block": config.gallery_block}
     try:
         if config.expansion:
-            query_features = expand_queries(query_features, gallery_features, config.expansion, config.expansion_alpha,
-                                            config.block)
+            query_features = expand_queries(
+                query_features, gallery_features, config.expansion, config.expansion_alpha, config.block
+            )
         arguments = (query_features, query.pids, query.camids, gallery_features, gallery.pids, gallery.camids)
         ranked = rank_shared(*arguments, tasks=config.tasks, **sizes) if config.tasks else rank(*arguments, **sizes)
         found: dict[str, Any] = ranked.as_dict()
@@ -130,14 +141,17 @@ def evaluate_features(query: Identified, gallery: Identified, query_features: Te
             found["roc"] = {f"{rate:.0e}": value for rate, value in rates.items()}
         if config.cameras:
             pairs = camera_pairs(*arguments, **sizes)
-            found["camera_pairs"] = {"query_cameras": pairs.query_cameras.tolist(),
-                                     "gallery_cameras": pairs.gallery_cameras.tolist(),
-                                     "mAP": [[_number(value) for value in row] for row in pairs.mAP]}
+            found["camera_pairs"] = {
+                "query_cameras": pairs.query_cameras.tolist(),
+                "gallery_cameras": pairs.gallery_cameras.tolist(),
+                "mAP": [[_number(value) for value in row] for row in pairs.mAP],
+            }
     except ValueError as error:  # no query has a match, features that are no numbers
         raise UserError(f"{query.location.uri} cannot be judged: {error}") from None
     if config.per_query:
-        found["average_precision"] = {key: _number(value)
-                                      for key, value in zip(query.keys, ranked.average_precision, strict=True)}
+        found["average_precision"] = {
+            key: _number(value) for key, value in zip(query.keys, ranked.average_precision, strict=True)
+        }
     found["evaluation"] = options_of(config)
     note = camera_note(query, gallery)
     if note:
@@ -152,8 +166,10 @@ def options_of(config: EvaluateConfig) -> dict[str, Any]:
     "expansion" {"images", "alpha"} has changed all figures; "reranking" {"k1", "k2", "weight"} is that of "reranked".
     """
     defaults = {name: parameter.default for name, parameter in signature(rank_reranked).parameters.items()}
-    return {"expansion": {"images": config.expansion, "alpha": config.expansion_alpha} if config.expansion else None,
-            "reranking": {name: defaults[name] for name in ("k1", "k2", "weight")} if config.reranking else None}
+    return {
+        "expansion": {"images": config.expansion, "alpha": config.expansion_alpha} if config.expansion else None,
+        "reranking": {name: defaults[name] for name in ("k1", "k2", "weight")} if config.reranking else None,
+    }
 
 
 def camera_note(query: Identified, gallery: Identified) -> str:
@@ -161,8 +177,11 @@ def camera_note(query: Identified, gallery: Identified) -> str:
     unknown = [int(((images.camids == -1) & (images.pids != -1)).sum()) for images in (query, gallery)]
     if not any(unknown):
         return ""
-    which = "no cameras are known" if unknown == [len(query), len(gallery)] else (
-        f"{unknown[0]:,} of {len(query):,} query and {unknown[1]:,} of {len(gallery):,} gallery images have no camera")
+    which = (
+        "no cameras are known"
+        if unknown == [len(query), len(gallery)]
+        else (f"{unknown[0]:,} of {len(query):,} query and {unknown[1]:,} of {len(gallery):,} gallery images have no camera")
+    )
     return f"{which}: matches within one camera count, which published figures leave out"
 
 
@@ -173,8 +192,20 @@ def _number(value: float) -> float | None:
 def _rankings(query: Identified, gallery: Identified, query_features: Tensor, gallery_features: Tensor) -> list[dict[str, Any]]:
     """Top matches of a few queries, evenly spread over the identities."""
     chosen = np.linspace(0, len(query) - 1, min(SHOWN_QUERIES, len(query))).astype(int)
-    found = best_matches(query_features[chosen], query.pids[chosen], query.camids[chosen], gallery_features,
-                         gallery.pids, gallery.camids, top=SHOWN_MATCHES)
-    return [{"query": query.keys[row], "matches": [gallery.keys[i] for i in found.indices[n] if i >= 0],
-             "correct": [bool(c) for i, c in zip(found.indices[n], found.correct[n], strict=True) if i >= 0]}
-            for n, row in enumerate(chosen)]
+    found = best_matches(
+        query_features[chosen],
+        query.pids[chosen],
+        query.camids[chosen],
+        gallery_features,
+        gallery.pids,
+        gallery.camids,
+        top=SHOWN_MATCHES,
+    )
+    return [
+        {
+            "query": query.keys[row],
+            "matches": [gallery.keys[i] for i in found.indices[n] if i >= 0],
+            "correct": [bool(c) for i, c in zip(found.indices[n], found.correct[n], strict=True) if i >= 0],
+        }
+        for n, row in enumerate(chosen)
+    ]

@@ -61,8 +61,10 @@ class ParquetPart:
             table = parquet.read(columns=[FEATURE, *[PROBLEM] * marked])
             table = table.filter(pc.equal(table[PROBLEM], "")) if marked else table
         if table.num_rows != self.rows:
-            raise UserError(f"{self.file.uri} has {table.num_rows} rows instead of {self.rows}: it was changed meanwhile; make "
-                            "the features again")
+            raise UserError(
+                f"{self.file.uri} has {table.num_rows} rows instead of {self.rows}: it was changed meanwhile; make "
+                "the features again"
+            )
         return as_array(table[FEATURE])
 
     def name(self, row: int) -> str:
@@ -96,13 +98,17 @@ def read_all(parts: Sequence[Part]) -> np.ndarray:
         values = part.read()
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(bad):
-            raise UserError(f"features must be finite: {part.name(int(bad[0]))} holds NaN or infinity ({len(bad)} such rows of "
-                            f"{part.rows} there); look for a diverged model or a broken image")
+            raise UserError(
+                f"features must be finite: {part.name(int(bad[0]))} holds NaN or infinity ({len(bad)} such rows of "
+                f"{part.rows} there); look for a diverged model or a broken image"
+            )
         if not start:
             features = np.empty((sum(each.rows for each in parts), values.shape[1]), np.float32)
         if values.shape[1] != features.shape[1]:
-            raise UserError(f"features must be of one width: {part.name(0)} has {values.shape[1]} numbers, those before it "
-                            f"{features.shape[1]}")
+            raise UserError(
+                f"features must be of one width: {part.name(0)} has {values.shape[1]} numbers, those before it "
+                f"{features.shape[1]}"
+            )
         features[start : start + part.rows] = values
         start += part.rows
     return features

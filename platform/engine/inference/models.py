@@ -114,12 +114,15 @@ def model_file(uri: str, storage: StorageConfig) -> Location:
             return location / name
     there = [item.name for item in location.list(recursive=False) if item.name.endswith((".pth", ".pt", ".safetensors", ".tar"))]
     shown = f"; in it are {', '.join(there[:4])}" if there else ""
-    raise UserError(f"there is no model at {location.uri}: neither {REID} nor {BACKBONE}. Name a finished run of "
-                    f"platform.pretrain or platform.finetune, or a checkpoint file{shown}")
+    raise UserError(
+        f"there is no model at {location.uri}: neither {REID} nor {BACKBONE}. Name a finished run of "
+        f"platform.pretrain or platform.finetune, or a checkpoint file{shown}"
+    )
 
 
-def load_model(uri: str, storage: StorageConfig, given: LoadConfig | None = None, section: str = "load",
-               **changes: Any) -> LoadedModel:
+def load_model(
+    uri: str, storage: StorageConfig, given: LoadConfig | None = None, section: str = "load", **changes: Any
+) -> LoadedModel:
     """Load our own or a released checkpoint.
 
     given: what the file does not say, from the command line's `section`. changes: to the backbone's configuration, e.g.
@@ -148,12 +151,24 @@ def load_model(uri: str, storage: StorageConfig, given: LoadConfig | None = None
         raise UserError(str(error)) from None
     assert reports[0].about is not None
     known = reports[0].about.answers
-    return LoadedModel(uri=uri, backbone=backbone, reid=reid, metadata=metadata, report=reports[0], mean=known["mean"].value,
-                       std=known["std"].value, neck=known["neck"].value if reid else "before")
+    return LoadedModel(
+        uri=uri,
+        backbone=backbone,
+        reid=reid,
+        metadata=metadata,
+        report=reports[0],
+        mean=known["mean"].value,
+        std=known["std"].value,
+        neck=known["neck"].value if reid else "before",
+    )
 
 
 @torch.inference_mode()
 def embed_all(model: LoadedModel, images: Any, batch: int = 256) -> Tensor:
     """Features of an ImageSet in order: float32 (N, D) on the CPU."""
-    return torch.cat([model.embed(part, images.camids[at * batch : (at + 1) * batch]).float().cpu()
-                      for at, part in enumerate(images.batches(batch))])
+    return torch.cat(
+        [
+            model.embed(part, images.camids[at * batch : (at + 1) * batch]).float().cpu()
+            for at, part in enumerate(images.batches(batch))
+        ]
+    )

@@ -22,18 +22,23 @@ class Probe:
     same camera, in [0, 1]; rising while the mAP stands still means that backgrounds are being learned.
     """
 
-    def __init__(self, config: ProbeConfig, model: VitConfig, augment: MultiCropConfig, storage: Any,
-                 max_corrupt_share: float) -> None:
-        self.images = ImageSet(open_storage(config.uri, storage), [config.split], model.image_size,
-                               max_corrupt_share=max_corrupt_share)
+    def __init__(
+        self, config: ProbeConfig, model: VitConfig, augment: MultiCropConfig, storage: Any, max_corrupt_share: float
+    ) -> None:
+        self.images = ImageSet(
+            open_storage(config.uri, storage), [config.split], model.image_size, max_corrupt_share=max_corrupt_share
+        )
         self.mean, self.std = augment.mean, augment.std
 
     @torch.no_grad()
     def __call__(self, backbone: Vit) -> dict[str, float]:
         from reidssl.metrics.ranking import leave_one_out, same_camera_share  # compiles on import: only when probing
 
-        features = torch.cat([backbone(normalize(upload(batch), self.mean, self.std)).cpu()
-                              for batch in self.images.batches(128)])
+        features = torch.cat(
+            [backbone(normalize(upload(batch), self.mean, self.std)).cpu() for batch in self.images.batches(128)]
+        )
         pids, camids = np.asarray(self.images.pids), np.asarray(self.images.camids)
-        return {"probe_mAP": float(leave_one_out(features, pids, camids).mAP),
-                "probe_same_camera": float(same_camera_share(features, camids))}
+        return {
+            "probe_mAP": float(leave_one_out(features, pids, camids).mAP),
+            "probe_same_camera": float(same_camera_share(features, camids)),
+        }

@@ -21,9 +21,19 @@ from reidssl.metrics.inputs import check_fit, labels_of, unit_pair
 from reidssl.metrics.ranking import RankingMetrics, summarize
 
 
-def rank_shared(query_features: Tensor, query_pids: np.ndarray, query_camids: np.ndarray, gallery_features: Tensor,
-                gallery_pids: np.ndarray, gallery_camids: np.ndarray, *, tasks: int, cpus: float = 1.0, block: int = 128,
-                gallery_block: int = GALLERY_BLOCK) -> RankingMetrics:
+def rank_shared(
+    query_features: Tensor,
+    query_pids: np.ndarray,
+    query_camids: np.ndarray,
+    gallery_features: Tensor,
+    gallery_pids: np.ndarray,
+    gallery_camids: np.ndarray,
+    *,
+    tasks: int,
+    cpus: float = 1.0,
+    block: int = 128,
+    gallery_block: int = GALLERY_BLOCK,
+) -> RankingMetrics:
     """As `reidssl.metrics.ranking.rank`, and equal to it whatever the number of tasks; arguments and errors as there.
 
     Verification, camera pairs and re-ranking are not shared.
@@ -36,8 +46,10 @@ def rank_shared(query_features: Tensor, query_pids: np.ndarray, query_camids: np
 
     there = ray.cluster_resources().get("CPU", 0)
     if cpus > there:
-        raise UserError(f"a ranking task needs {cpus:g} CPU, this Ray has {there:g}: connect to a larger cluster, or rank in "
-                        "one process with evaluate.tasks=0")
+        raise UserError(
+            f"a ranking task needs {cpus:g} CPU, this Ray has {there:g}: connect to a larger cluster, or rank in "
+            "one process with evaluate.tasks=0"
+        )
     query_pids, query_camids = labels_of("query", query_pids, query_camids)
     gallery_pids, gallery_camids = labels_of("gallery", gallery_pids, gallery_camids)
     check_fit("query", query_features, query_pids)
@@ -48,8 +60,10 @@ def rank_shared(query_features: Tensor, query_pids: np.ndarray, query_camids: np
     remote: Any = ray.remote(num_cpus=cpus)(_judge)
     threads = max(1, int(cpus))
     parts = [slice(rows[0], rows[-1] + 1) for rows in np.array_split(np.arange(len(query_pids)), tasks) if len(rows)]
-    found = [remote.remote(queries[rows].cpu().numpy(), query_pids[rows], query_camids[rows], pieces, labels, block, threads)
-             for rows in parts]
+    found = [
+        remote.remote(queries[rows].cpu().numpy(), query_pids[rows], query_camids[rows], pieces, labels, block, threads)
+        for rows in parts
+    ]
     try:
         results = ray.get(found)
     except RayError as error:
@@ -58,12 +72,20 @@ def rank_shared(query_features: Tensor, query_pids: np.ndarray, query_camids: np
     return summarize(together, query_pids, gallery_pids)
 
 
-def _judge(queries: np.ndarray, pids: np.ndarray, camids: np.ndarray, pieces: list[Any], labels: tuple[np.ndarray, np.ndarray],
-           block: int, threads: int) -> QueryResults:
+def _judge(
+    queries: np.ndarray,
+    pids: np.ndarray,
+    camids: np.ndarray,
+    pieces: list[Any],
+    labels: tuple[np.ndarray, np.ndarray],
+    block: int,
+    threads: int,
+) -> QueryResults:
     """Task: some queries (q, D) with references to the pieces of the gallery, all of length one."""
     use_threads(threads)
-    return judge_pieces(_tensor(queries), pids, camids, [partial(_fetch, piece) for piece in pieces], *labels, block,
-                        num_threads=threads)
+    return judge_pieces(
+        _tensor(queries), pids, camids, [partial(_fetch, piece) for piece in pieces], *labels, block, num_threads=threads
+    )
 
 
 def _fetch(piece: Any) -> Tensor:

@@ -55,8 +55,7 @@ class ReadUnits:
             rows: list[tuple[Any, ...]] = []
             size = 0
             for candidate in self._candidates(unit):
-                rows.append(checked_row(candidate._replace(extras=candidate.extras or self.no_extras), seen,
-                                        self.max_pixels))
+                rows.append(checked_row(candidate._replace(extras=candidate.extras or self.no_extras), seen, self.max_pixels))
                 size += len(candidate.image)
                 if size >= BLOCK_BYTES:
                     yield self._block(rows)
@@ -143,11 +142,13 @@ def shard_sink(output: Location, shard_bytes: int, row_group_rows: int) -> Any:
 
         def on_write_complete(self, write_result: Any) -> None:
             returns = write_result.write_returns
-            self.written = Written([entry for part in returns for entry in part.entries],
-                                   [pair for part in returns for pair in part.rejected],
-                                   sum((part.splits for part in returns), Counter()),
-                                   sum((part.converted for part in returns), Counter()),
-                                   sum((part.labels for part in returns), Counter()))
+            self.written = Written(
+                [entry for part in returns for entry in part.entries],
+                [pair for part in returns for pair in part.rejected],
+                sum((part.splits for part in returns), Counter()),
+                sum((part.converted for part in returns), Counter()),
+                sum((part.labels for part in returns), Counter()),
+            )
 
     return ShardSink()
 
@@ -164,8 +165,10 @@ def write_blocks(output: Location, blocks: list[pa.Table], shard_bytes: int, row
     target = pa.schema([*SCHEMA, *extras])
     pieces = max(1, round(good.nbytes / shard_bytes))
     rows = -(-good.num_rows // pieces)
-    entries = [write_shard(output, good.slice(start, rows).cast(target), row_group_rows)
-               for start in range(0, good.num_rows, max(rows, 1))]
+    entries = [
+        write_shard(output, good.slice(start, rows).cast(target), row_group_rows)
+        for start in range(0, good.num_rows, max(rows, 1))
+    ]
     return Written(entries, rejected, Counter(good["split"].to_pylist()), converted, labels)
 
 

@@ -44,13 +44,16 @@ class Results:
 
     def collect(self) -> dict[str, Any]:
         """Everything known so far, read from the summaries of the finished runs."""
-        found: dict[str, Any] = {"stages": self.stages, "cfs": {}, "pretrain": {}, "finetune": [],
-                                 "environment": environment()}
+        found: dict[str, Any] = {"stages": self.stages, "cfs": {}, "pretrain": {}, "finetune": [], "environment": environment()}
         scores, selection = self._summary("scores"), self._summary("selection")
         if scores and selection:
-            found["cfs"] = {"total": scores["total"], "selected": selection["selected"],
-                            "auc_planted": scores.get("auc_planted"), "measure": scores.get("measure"),
-                            "proxies": scores.get("proxies")}
+            found["cfs"] = {
+                "total": scores["total"],
+                "selected": selection["selected"],
+                "auc_planted": scores.get("auc_planted"),
+                "measure": scores.get("measure"),
+                "proxies": scores.get("proxies"),
+            }
         clusters = self._summary("clusters")
         if clusters:
             found["clusters"] = {name: clusters[name] for name in ("images", "clusters", "outliers")}
@@ -62,8 +65,11 @@ class Results:
                 summary = self._summary(f"finetune/{setting}-{init}")
                 if summary:
                     names = ("mAP", "rank1", "rank5", "rank10", "mINP", "clusters")
-                    found["finetune"].append({"setting": setting, "init": init} | {n: summary[n] for n in names} | {
-                        n: summary[n] for n in ("evaluation", "warnings") if n in summary})  # not in those of older versions
+                    found["finetune"].append(
+                        {"setting": setting, "init": init}
+                        | {n: summary[n] for n in names}
+                        | {n: summary[n] for n in ("evaluation", "warnings") if n in summary}
+                    )  # not in those of older versions
         return found
 
     def _summary(self, name: str) -> dict[str, Any] | None:
@@ -75,15 +81,19 @@ def table(results: dict[str, Any]) -> str:
     """The final table."""
     cfs, clusters, lines = results["cfs"], results.get("clusters"), [""]
     if clusters:
-        lines.append(f"{clusters['clusters']:,} pseudo-identities and {clusters['outliers']:,} outliers among "
-                     f"{clusters['images']:,} images (clusters/labels.parquet)")
+        lines.append(
+            f"{clusters['clusters']:,} pseudo-identities and {clusters['outliers']:,} outliers among "
+            f"{clusters['images']:,} images (clusters/labels.parquet)"
+        )
     if cfs:
         auc = "" if cfs["auc_planted"] is None else f", AUC against planted images {cfs['auc_planted']:.3f}"
         lines.append(f"CFS kept {cfs['selected']:,} of {cfs['total']:,} images{auc}")
     if results["finetune"]:
         lines += ["", f"{'setting':<12}{'init':<10}{'mAP':>7}{'Rank-1':>8}{'Rank-5':>8}{'Rank-10':>9}{'mINP':>7}{'clusters':>10}"]
     for row in results["finetune"]:
-        lines.append(f"{row['setting']:<12}{row['init']:<10}{100 * row['mAP']:>7.1f}{100 * row['rank1']:>8.1f}"
-                     f"{100 * row['rank5']:>8.1f}{100 * row['rank10']:>9.1f}{100 * row['mINP']:>7.1f}"
-                     f"{row['clusters'] or '-':>10}")
+        lines.append(
+            f"{row['setting']:<12}{row['init']:<10}{100 * row['mAP']:>7.1f}{100 * row['rank1']:>8.1f}"
+            f"{100 * row['rank5']:>8.1f}{100 * row['rank10']:>9.1f}{100 * row['mINP']:>7.1f}"
+            f"{row['clusters'] or '-':>10}"
+        )
     return "\n".join(lines)

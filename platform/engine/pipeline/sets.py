@@ -23,16 +23,22 @@ def is_given(config: PipelineConfig, part: str) -> bool:
 def check_sets(config: PipelineConfig) -> None:
     """Raises UserError for a set that is needed and not given, or not there; one line with the keys to give."""
     if not is_given(config, "pretrain"):
-        raise UserError("pretrain_set is not given: name the images to pre-train on, e.g. pretrain_set.kind=folder "
-                        "pretrain_set.path=photos (experiment=demo draws synthetic people)")
+        raise UserError(
+            "pretrain_set is not given: name the images to pre-train on, e.g. pretrain_set.kind=folder "
+            "pretrain_set.path=photos (experiment=demo draws synthetic people)"
+        )
     if config.settings and not is_given(config, "target"):
-        raise UserError(f"target_set is not given, and settings=[{','.join(config.settings)}] fine-tune to it: name a set with "
-                        "identities, e.g. target_set.kind=market1501 target_set.path=Market-1501, or give settings=[] to stop "
-                        "after pre-training and clustering")
+        raise UserError(
+            f"target_set is not given, and settings=[{','.join(config.settings)}] fine-tune to it: name a set with "
+            "identities, e.g. target_set.kind=market1501 target_set.path=Market-1501, or give settings=[] to stop "
+            "after pre-training and clustering"
+        )
     if "uda" in config.settings and not is_given(config, "source"):
         others = ",".join(one for one in config.settings if one != "uda")
-        raise UserError("source_set is not given, and the setting uda starts from it: name a labeled set, e.g. "
-                        f"source_set.kind=msmt17 source_set.path=MSMT17_V1, or leave uda out: settings=[{others}]")
+        raise UserError(
+            "source_set is not given, and the setting uda starts from it: name a labeled set, e.g. "
+            f"source_set.kind=msmt17 source_set.path=MSMT17_V1, or leave uda out: settings=[{others}]"
+        )
     for part in parts_of(config):
         manifest = open_storage(config.output, config.storage).joinpath("data", part, MANIFEST) if config.output else None
         if manifest is None or not manifest.exists():  # a set that is complete is not read again

@@ -22,9 +22,11 @@ from reidssl.accelerator import wants_compiling
 from reidssl.objectives import build_objective
 from reidssl.seeding import mix
 
-ADVICE = ("The newest checkpoint is from before: run with another output and checkpoint.resume_from=<this output> to go on from "
-          "it (or from an earlier one, checkpoint.resume_position=<samples>) with a lower optimizer.learning_rate or "
-          "clip.norm, or with precision=fp32")
+ADVICE = (
+    "The newest checkpoint is from before: run with another output and checkpoint.resume_from=<this output> to go on from "
+    "it (or from an earlier one, checkpoint.resume_position=<samples>) with a lower optimizer.learning_rate or "
+    "clip.norm, or with precision=fp32"
+)
 
 
 class Learner:
@@ -40,20 +42,31 @@ class Learner:
             keep_compiled_code()
             self.objective.compile_backbones()
         optimizer = pretraining_optimizer(config.optimizer, self.objective.student.named_parameters(), self.objective.freezable)
-        self.engine = zero.build_engine(self.objective.student, optimizer, config.engine,
-                                        micro_batch=config.stream.micro_batch, accumulation=place.own_micro_batches)
+        self.engine = zero.build_engine(
+            self.objective.student,
+            optimizer,
+            config.engine,
+            micro_batch=config.stream.micro_batch,
+            accumulation=place.own_micro_batches,
+        )
         self.finite = Finite(self.engine, config.engine, place.rank, ADVICE)
-        self.schedules = Schedules(config.optimizer, config.objective.teacher_momentum, place.batch,
-                                   place.plan.samples_per_epoch, place.total)
-        self.corrupt = CorruptSamples(config.stream.max_corrupt_share, place.plan.samples_per_epoch,
-                                      resume_point.metadata.get("corrupt"))
+        self.schedules = Schedules(
+            config.optimizer, config.objective.teacher_momentum, place.batch, place.plan.samples_per_epoch, place.total
+        )
+        self.corrupt = CorruptSamples(
+            config.stream.max_corrupt_share, place.plan.samples_per_epoch, resume_point.metadata.get("corrupt")
+        )
         restore(resume_point, self.engine, self.objective, self.norms)
 
     def begin_step(self) -> "Step":
         """The optimizer step that comes next, with its learning rate and weight decay set."""
         seen = self.place.seen
-        zero.set_schedules(self.engine, self.schedules.learning_rate(seen), self.schedules.weight_decay(seen),
-                           self.objective.is_frozen(self.place.progress()))
+        zero.set_schedules(
+            self.engine,
+            self.schedules.learning_rate(seen),
+            self.schedules.weight_decay(seen),
+            self.objective.is_frozen(self.place.progress()),
+        )
         return Step(self)
 
 

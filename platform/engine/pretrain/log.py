@@ -23,12 +23,16 @@ class StepLog:
         self.tracker: Tracker | None = None
         self._probe: Probe | None = None
         if place.rank == 0:
-            self.tracker = patiently(lambda: Tracker(run.location, config.tracking, place.seen, labels=run.location.uri),
-                                     config.storage.retry_timeout_s, report_line)
+            self.tracker = patiently(
+                lambda: Tracker(run.location, config.tracking, place.seen, labels=run.location.uri),
+                config.storage.retry_timeout_s,
+                report_line,
+            )
             if config.probe.uri:
                 self._probe = Probe(config.probe, config.model, config.augment, config.storage, config.stream.max_corrupt_share)
-        self._collapse = CollapseMonitor(config.objective.name, config.objective.entropy_choices(config.stream.micro_batch),
-                                         config.model.width)
+        self._collapse = CollapseMonitor(
+            config.objective.name, config.objective.entropy_choices(config.stream.micro_batch), config.model.width
+        )
         self._started, self._seen_before = time.perf_counter(), place.seen
 
     def write(self, result: StepResult, writer: BackgroundWriter) -> None:
@@ -53,7 +57,11 @@ class StepLog:
 
     def _row(self, result: StepResult) -> dict[str, Any]:
         before, schedules = self.place.seen - self.place.batch, self.learner.schedules
-        return {"loss": float(result.terms["loss"]), "learning_rate": schedules.learning_rate(before),
-                "images_per_second": (self.place.seen - self._seen_before) / (time.perf_counter() - self._started),
-                **{name: float(value) for name, value in result.terms.items() if name != "loss"},
-                "teacher_momentum": schedules.teacher_momentum(before), "weight_decay": schedules.weight_decay(before)}
+        return {
+            "loss": float(result.terms["loss"]),
+            "learning_rate": schedules.learning_rate(before),
+            "images_per_second": (self.place.seen - self._seen_before) / (time.perf_counter() - self._started),
+            **{name: float(value) for name, value in result.terms.items() if name != "loss"},
+            "teacher_momentum": schedules.teacher_momentum(before),
+            "weight_decay": schedules.weight_decay(before),
+        }

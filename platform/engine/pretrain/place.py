@@ -26,8 +26,10 @@ def plan_of(config: PretrainConfig) -> tuple[StreamPlan, int]:
     wanted = config.length.samples or round(config.length.epochs * images)
     total = wanted // config.stream.global_batch * config.stream.global_batch
     if total == 0:
-        raise UserError(f"{wanted} samples are fewer than one global batch of {config.stream.global_batch}: train longer, "
-                        "ingest more images, or lower stream.micro_batch or stream.micro_batches_per_step")
+        raise UserError(
+            f"{wanted} samples are fewer than one global batch of {config.stream.global_batch}: train longer, "
+            "ingest more images, or lower stream.micro_batch or stream.micro_batches_per_step"
+        )
     plan = StreamPlan(tuple(units), config.seed, config.stream.window_row_groups, math.ceil(total / images))
     return plan, total
 
@@ -88,6 +90,13 @@ def find_place(config: PretrainConfig, store: CheckpointStore) -> tuple[Place, R
     check_size(dist.get_world_size(), config.stream.micro_batches_per_step)
     plan, total = patiently(lambda: plan_of(config), config.storage.retry_timeout_s, report_line)
     resume_point = find_resume_point(store, plan, config.checkpoint, config.stream.global_batch)
-    place = Place(plan=plan, total=total, batch=config.stream.global_batch, seen=resume_point.position, rank=dist.get_rank(),
-                  world=dist.get_world_size(), micro_batches=config.stream.micro_batches_per_step)
+    place = Place(
+        plan=plan,
+        total=total,
+        batch=config.stream.global_batch,
+        seen=resume_point.position,
+        rank=dist.get_rank(),
+        world=dist.get_world_size(),
+        micro_batches=config.stream.micro_batches_per_step,
+    )
     return place, resume_point

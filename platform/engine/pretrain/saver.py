@@ -35,10 +35,15 @@ class Saver:
         if student:
             assert self.tracker is not None
             objective = {name: value.detach().to("cpu", copy=True) for name, value in learner.objective.state_tensors().items()}
-            metadata = {"config": to_plain(learner.config), "data": learner.place.plan.checksum, "environment": environment(),
-                        "corrupt": learner.corrupt.state()}
-            self.writer.submit(learner.place.seen, {"student": student, "objective": objective}, metadata,
-                               before=self.tracker.publish)
+            metadata = {
+                "config": to_plain(learner.config),
+                "data": learner.place.plan.checksum,
+                "environment": environment(),
+                "corrupt": learner.corrupt.state(),
+            }
+            self.writer.submit(
+                learner.place.seen, {"student": student, "objective": objective}, metadata, before=self.tracker.publish
+            )
         stall = self.writer.stall_seconds = time.perf_counter() - started
         if wait or learner.place.is_complete:
             self.writer.flush()  # nothing is under way when the workers end or are ended

@@ -16,21 +16,37 @@ from platform.engine.report.tables import SETTINGS, result_rows, setting_title
 
 STYLES = {"random": 0, "full": 1, "selected": 2, "proxy": 3, "control": 4}
 PRETRAIN_METRICS = [
-    ("loss", "Loss"), ("probe_mAP", "Probe: cross-camera mAP"), ("probe_same_camera", "Probe: nearest neighbor, same camera"),
-    ("dino", "Loss of the class tokens"), ("patch", "Loss of the masked patches"),
-    ("teacher_entropy", "Teacher entropy (nats)"), ("patch_entropy", "Teacher entropy on masked patches (nats)"),
-    ("target_information", "What targets tell about their image (nats)"), ("feature_std", "Feature standard deviation"),
-    ("accuracy", "Contrast: own other view is the nearest"), ("koleo", "KoLeo: mean -log distance to the nearest"),
-    ("center_norm", "Norm of the center"), ("logit_norm", "Norm of the teacher's logits"),
-    ("images_per_second", "Images per second"), ("learning_rate", "Learning rate"),
-    ("teacher_momentum", "Teacher momentum"), ("weight_decay", "Weight decay"),
+    ("loss", "Loss"),
+    ("probe_mAP", "Probe: cross-camera mAP"),
+    ("probe_same_camera", "Probe: nearest neighbor, same camera"),
+    ("dino", "Loss of the class tokens"),
+    ("patch", "Loss of the masked patches"),
+    ("teacher_entropy", "Teacher entropy (nats)"),
+    ("patch_entropy", "Teacher entropy on masked patches (nats)"),
+    ("target_information", "What targets tell about their image (nats)"),
+    ("feature_std", "Feature standard deviation"),
+    ("accuracy", "Contrast: own other view is the nearest"),
+    ("koleo", "KoLeo: mean -log distance to the nearest"),
+    ("center_norm", "Norm of the center"),
+    ("logit_norm", "Norm of the teacher's logits"),
+    ("images_per_second", "Images per second"),
+    ("learning_rate", "Learning rate"),
+    ("teacher_momentum", "Teacher momentum"),
+    ("weight_decay", "Weight decay"),
 ]
 NO_METRICS = {"position", "time"}
 ENTROPIES = ("teacher_entropy", "patch_entropy")
-CLUSTER_METRICS = [("clusters", "Clusters"), ("outliers", "Images in no cluster"),
-                   ("adjusted_rand_index", "Agreement with the true identities (adjusted Rand index)")]
-FINETUNE_METRICS = [("loss", "Loss"), ("accuracy", "Training accuracy"), ("mAP", "mAP on the test set"),
-                    ("images_per_second", "Images per second")]
+CLUSTER_METRICS = [
+    ("clusters", "Clusters"),
+    ("outliers", "Images in no cluster"),
+    ("adjusted_rand_index", "Agreement with the true identities (adjusted Rand index)"),
+]
+FINETUNE_METRICS = [
+    ("loss", "Loss"),
+    ("accuracy", "Training accuracy"),
+    ("mAP", "mAP on the test set"),
+    ("images_per_second", "Images per second"),
+]
 FROM_ZERO = {"images_per_second", "outliers", "clusters", "probe_mAP", "accuracy", "mAP"}
 
 
@@ -65,8 +81,12 @@ def entropy_choices(run: RunMember, metric: str = "teacher_entropy") -> int:
     DINO, with and without masks: its prototypes. MoCo v3: the images of a micro-batch. MoBY: the own key and those of the queue.
     """
     name = str(run.setting_of("objective", "name"))
-    keys = {"dino": ("objective", "dino", "out_dim"), "moco_v3": ("stream", "micro_batch"),
-            "moby": ("objective", "moby", "queue_size"), "dino_mim": ("objective", "dino_mim", "out_dim")}
+    keys = {
+        "dino": ("objective", "dino", "out_dim"),
+        "moco_v3": ("stream", "micro_batch"),
+        "moby": ("objective", "moby", "queue_size"),
+        "dino_mim": ("objective", "dino_mim", "out_dim"),
+    }
     if metric == "patch_entropy" and run.setting_of("objective", "dino_mim", "shared_head") is False:
         keys["dino_mim"] = ("objective", "dino_mim", "patch_out_dim")
     value = run.setting_of(*keys.get(name, ("",)))
@@ -84,15 +104,21 @@ def finetune_charts(folder: RunFolder) -> list[tuple[str, list[Markup]]]:
     for setting in SETTINGS:
         phases: list[tuple[str, Callable[[dict[str, Any]], bool]]] = [("", lambda row: True)]
         if setting == "uda":
-            phases = [(", labeled source", lambda row: "clusters" not in row),
-                      (", unlabeled target", lambda row: "clusters" in row)]
+            phases = [
+                (", labeled source", lambda row: "clusters" not in row),
+                (", unlabeled target", lambda row: "clusters" in row),
+            ]
         for suffix, chosen in phases:
             found += [(name + suffix, charts) for name, charts in _by_setting(folder, FINETUNE_METRICS, chosen, [setting])]
     return found
 
 
-def _by_setting(folder: RunFolder, metrics: list[tuple[str, str]], chosen: Callable[[dict[str, Any]], bool],
-                settings: Sequence[str] = SETTINGS) -> list[tuple[str, list[Markup]]]:
+def _by_setting(
+    folder: RunFolder,
+    metrics: list[tuple[str, str]],
+    chosen: Callable[[dict[str, Any]], bool],
+    settings: Sequence[str] = SETTINGS,
+) -> list[tuple[str, list[Markup]]]:
     found = []
     for setting in settings:
         runs = [one for one in folder.of("finetune") if one.setting == setting]
@@ -100,8 +126,10 @@ def _by_setting(folder: RunFolder, metrics: list[tuple[str, str]], chosen: Calla
         runs.sort(key=lambda one: (style_of(_label(one), names), one.name))
         charts: list[Markup] = []
         for metric, title in metrics:
-            series = [_series(_label(one), [row for row in one.metrics if chosen(row)], "epoch", metric,
-                              style_of(_label(one), names)) for one in runs]
+            series = [
+                _series(_label(one), [row for row in one.metrics if chosen(row)], "epoch", metric, style_of(_label(one), names))
+                for one in runs
+            ]
             reference = None
             if metric == "clusters" and (people := _training_people(folder)):
                 reference = (f"people in the training set: {people:,}", float(people))
@@ -159,6 +187,12 @@ def score_histogram(scores: np.ndarray, planted: np.ndarray | None, selection: d
     if selection:
         threshold = float(selection["threshold"])
         label = f"kept from {threshold:.3f}: {selection['selected']:,} images ({selection['fraction']:.0%})"
-    return Markup(histogram(groups, title="Catastrophic Forgetting Score of the pre-training images",
-                            x_label=f"score ({measure}); high = close to the target domain",
-                            threshold=threshold, threshold_label=label))
+    return Markup(
+        histogram(
+            groups,
+            title="Catastrophic Forgetting Score of the pre-training images",
+            x_label=f"score ({measure}); high = close to the target domain",
+            threshold=threshold,
+            threshold_label=label,
+        )
+    )

@@ -15,9 +15,13 @@ from platform.engine.storage.location import Location, StorageConfig, open_stora
 RESULTS, CONFIG, SUMMARY = "results.json", "config.json", "summary.json"
 INSIDE_RUNS = {"ray_train", "checkpoints", "parts", "data"}  # never a run of their own
 EXPECTED = {
-    "proxy/source": "the source proxy", "proxy/target": "the target proxy", "scores": "the scores of the images",
-    "selection": "the selected subset", "pretrain/full": "pre-training on all images",
-    "pretrain/selected": "pre-training on the selected images", "pretrain/control": "pre-training on a random part",
+    "proxy/source": "the source proxy",
+    "proxy/target": "the target proxy",
+    "scores": "the scores of the images",
+    "selection": "the selected subset",
+    "pretrain/full": "pre-training on all images",
+    "pretrain/selected": "pre-training on the selected images",
+    "pretrain/control": "pre-training on a random part",
 }
 EXPECTED_WITHOUT_TARGET = {"pretrain/full": EXPECTED["pretrain/full"], "clusters": "the pseudo-identities"}
 DATA_ROLES = ("pretrain", "source", "target")
@@ -119,8 +123,10 @@ def read_folder(uri: str, storage: StorageConfig) -> RunFolder:
     found.results = _read_results(location, found.notes) if RESULTS in names else {}
     found.is_pipeline = bool(found.results) or any(one.program == "pipeline" or one.name in EXPECTED for one in found.members)
     if not found.members and not found.results:
-        raise UserError(f"there is no run in {location.uri}: neither {CONFIG} nor {RESULTS}, here or in its folders. Name "
-                        "the output of platform.pipeline, platform.pretrain or platform.finetune")
+        raise UserError(
+            f"there is no run in {location.uri}: neither {CONFIG} nor {RESULTS}, here or in its folders. Name "
+            "the output of platform.pipeline, platform.pretrain or platform.finetune"
+        )
     found.members.sort(key=_story_order)
     _find_data(found, names, storage)
     _note_missing(found)
@@ -131,8 +137,9 @@ def _story_order(member: RunMember) -> tuple[Any, ...]:
     """The order of the pipeline's stages; settings and starts in their usual order, the rest by name."""
     order = ["", "proxy", "scores", "selection", "selection-control", "pretrain", "clusters", "finetune"]
     place = order.index(member.name.split("/")[0]) if member.name.split("/")[0] in order else 0
-    setting, init = (names.index(name) if name in names else len(names)
-                     for name, names in ((member.setting, SETTINGS), (member.init, INITS)))
+    setting, init = (
+        names.index(name) if name in names else len(names) for name, names in ((member.setting, SETTINGS), (member.init, INITS))
+    )
     return (place, setting, init, member.name) if member.name.startswith("finetune/") else (place, 0, 0, member.name)
 
 
@@ -144,8 +151,15 @@ def _read_member(root: Location, folder: str, notes: list[str]) -> RunMember | N
             return None
         file = location / SUMMARY
         summary = file.read_json() if file.exists() else None
-        return RunMember(folder or root.name, location, str(about["program"]), dict(about.get("config") or {}),
-                      dict(about.get("environment") or {}), summary, read_metrics(location))
+        return RunMember(
+            folder or root.name,
+            location,
+            str(about["program"]),
+            dict(about.get("config") or {}),
+            dict(about.get("environment") or {}),
+            summary,
+            read_metrics(location),
+        )
     except (StorageError, ValueError) as error:
         notes.append(f"The run {folder or root.name} cannot be read: {error}")
         return None

@@ -61,9 +61,19 @@ def samples(data: DataSet, keys: list[str], scores: np.ndarray, planted: np.ndar
     count = min(SAMPLES, len(order) // 2 or 1)
     chosen = {"top": order[:count], "bottom": order[::-1][:count]}
     images = images_of(data, [keys[row] for rows in chosen.values() for row in rows])
-    return {side: [{"key": keys[row], "score": float(scores[row]), "image": _picture(images[keys[row]]),
-                    "planted": planted is not None and bool(planted[row])} for row in rows if keys[row] in images]
-            for side, rows in chosen.items()}
+    return {
+        side: [
+            {
+                "key": keys[row],
+                "score": float(scores[row]),
+                "image": _picture(images[keys[row]]),
+                "planted": planted is not None and bool(planted[row]),
+            }
+            for row in rows
+            if keys[row] in images
+        ]
+        for side, rows in chosen.items()
+    }
 
 
 def clusters(data: DataSet, keys: list[str], labels: np.ndarray) -> list[dict[str, Any]]:
@@ -74,8 +84,13 @@ def clusters(data: DataSet, keys: list[str], labels: np.ndarray) -> list[dict[st
     rows = {int(at): np.flatnonzero(labels == names[at]) for at in chosen}
     shown = {at: own[_spread(len(own), CLUSTER_IMAGES)] for at, own in rows.items()}
     images = images_of(data, [keys[row] for own in shown.values() for row in own])
-    return [{"size": int(sizes[at]), "images": [{"key": keys[row], "image": _picture(images[keys[row]])}
-                                                for row in own if keys[row] in images]} for at, own in shown.items()]
+    return [
+        {
+            "size": int(sizes[at]),
+            "images": [{"key": keys[row], "image": _picture(images[keys[row]])} for row in own if keys[row] in images],
+        }
+        for at, own in shown.items()
+    ]
 
 
 def _spread(total: int, count: int) -> np.ndarray:
@@ -129,8 +144,14 @@ def _gallery(folder: RunFolder, rankings: dict[RunMember, dict[str, dict[str, An
         for one, entry in own:
             pairs = zip(entry["matches"], entry["correct"], strict=True)
             matches = [Match(key, small.get(key), bool(right)) for key, right in pairs]
-            strips.append({"label": one.init, "right": sum(match.correct for match in matches), "of": len(matches),
-                           "strip": Markup(ranking_strip(matches))})
+            strips.append(
+                {
+                    "label": one.init,
+                    "right": sum(match.correct for match in matches),
+                    "of": len(matches),
+                    "strip": Markup(ranking_strip(matches)),
+                }
+            )
         shown.append({"key": query, "image": data_uri(small[query]) if query in small else "", "strips": strips})
     return shown
 
@@ -185,8 +206,10 @@ def _overlays(model: LoadedModel, encoded: list[bytes], camids: np.ndarray) -> l
     inputs = normalize(torch.from_numpy(images).to(device()), model.mean, model.std)
     attention = model.backbone.class_attention(inputs, model.camera_rows(camids)).mean(dim=1).float().cpu().numpy()
     grid = model.backbone.config.grid(*model.image_size)
-    return [attention_overlay(image.transpose(1, 2, 0), own.reshape(grid), ATTENTION_HEIGHT)
-            for image, own in zip(images, attention, strict=True)]
+    return [
+        attention_overlay(image.transpose(1, 2, 0), own.reshape(grid), ATTENTION_HEIGHT)
+        for image, own in zip(images, attention, strict=True)
+    ]
 
 
 def _picture(data: bytes, height: int = THUMBNAIL_HEIGHT) -> str:

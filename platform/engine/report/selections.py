@@ -6,9 +6,13 @@ from typing import Any
 from platform.engine.report.contents import RunFolder, RunMember
 from platform.engine.storage.location import open_storage
 
-MEASURES = {"cosine": ("cosine of the two proxies' features", "whose feature hardly changes in that tuning"),
-            "neighborhood": ("share of the {k} nearest images that the two proxies agree on",
-                              "whose nearest images stay the same in that tuning")}
+MEASURES = {
+    "cosine": ("cosine of the two proxies' features", "whose feature hardly changes in that tuning"),
+    "neighborhood": (
+        "share of the {k} nearest images that the two proxies agree on",
+        "whose nearest images stay the same in that tuning",
+    ),
+}
 
 
 def measure_name(scores: RunMember) -> str:
@@ -43,9 +47,16 @@ def selection_rows(folder: RunFolder) -> list[dict[str, Any]]:
         if one.summary:
             planted = one.summary.get("planted_share") or {}
             by_score = bool(one.config.get("scores"))
-            rows.append({"run": one.name, "by": _by(one, folder.of("score")), "selected": one.summary["selected"],
-                         "total": one.summary["total"], "threshold": one.summary["threshold"] if by_score else None,
-                         "planted": planted.get("selected")})
+            rows.append(
+                {
+                    "run": one.name,
+                    "by": _by(one, folder.of("score")),
+                    "selected": one.summary["selected"],
+                    "total": one.summary["total"],
+                    "threshold": one.summary["threshold"] if by_score else None,
+                    "planted": planted.get("selected"),
+                }
+            )
     return rows
 
 
@@ -66,15 +77,19 @@ def target_proxy_text(folder: RunFolder, scores: RunMember) -> str:
     recorded = ((scores.summary or {}).get("proxies") or {}).get("target") or {}
     proxy = folder.named("proxy/target")
     setting = recorded.get("setting") or (proxy.setting if proxy else "")
-    return {"usl": "The target proxy was tuned without labels (USL), so the selection is label-free.",
-            "supervised": "The target proxy was tuned with the target's identity labels, so the selection is not label-free.",
-            "uda": "The target proxy was tuned with labels of a source set (UDA), so the selection needs none of the target's.",
-            }.get(str(setting), "")
+    return {
+        "usl": "The target proxy was tuned without labels (USL), so the selection is label-free.",
+        "supervised": "The target proxy was tuned with the target's identity labels, so the selection is not label-free.",
+        "uda": "The target proxy was tuned with labels of a source set (UDA), so the selection needs none of the target's.",
+    }.get(str(setting), "")
 
 
 def proxy_rows(scores: RunMember) -> list[dict[str, str]]:
     """{"role", "uri", "weights"} of both proxies, where they were recorded."""
     summary = scores.summary or {}
     proxies = summary.get("proxies") or {}
-    return [{"role": name, "uri": str(summary.get(name, "")), "weights": str(proxies[name].get("weights", ""))}
-            for name in ("source", "target") if name in proxies]
+    return [
+        {"role": name, "uri": str(summary.get(name, "")), "weights": str(proxies[name].get("weights", ""))}
+        for name in ("source", "target")
+        if name in proxies
+    ]

@@ -40,12 +40,17 @@ class ResultRow:
 
 def result_rows(folder: RunFolder) -> list[ResultRow]:
     """Every judged run, by setting and init; the proxies' own results are not results of the study."""
-    rows = [_row(one.setting, one.init, one.name, one.summary) for one in folder.members
-            if one.program == "finetune" and one.summary and "mAP" in one.summary
-            and not one.name.startswith("proxy/")]
+    rows = [
+        _row(one.setting, one.init, one.name, one.summary)
+        for one in folder.members
+        if one.program == "finetune" and one.summary and "mAP" in one.summary and not one.name.startswith("proxy/")
+    ]
     known = {(row.setting, row.init) for row in rows}
-    rows += [_row(entry["setting"], entry["init"], RESULTS_ONLY, entry) for entry in folder.results.get("finetune") or []
-             if "mAP" in entry and (entry["setting"], entry["init"]) not in known]
+    rows += [
+        _row(entry["setting"], entry["init"], RESULTS_ONLY, entry)
+        for entry in folder.results.get("finetune") or []
+        if "mAP" in entry and (entry["setting"], entry["init"]) not in known
+    ]
     rows.sort(key=lambda row: (_place(row.setting, SETTINGS), row.setting, _place(row.init, INITS), row.init, row.run))
     for setting in dict.fromkeys(row.setting for row in rows):
         own = [row for row in rows if row.setting == setting]
@@ -66,8 +71,15 @@ RESULTS_ONLY = "results.json"
 def _row(setting: str, init: str, run: str, values: dict[str, Any]) -> ResultRow:
     clusters = values.get("clusters")
     shares = {name: float(values[name]) for name in SHARES if values.get(name) is not None}
-    return ResultRow(setting, init, run, shares, None if clusters is None else int(clusters),
-                     (values.get("reranked") or {}).get("mAP"), expansion_of(values))
+    return ResultRow(
+        setting,
+        init,
+        run,
+        shares,
+        None if clusters is None else int(clusters),
+        (values.get("reranked") or {}).get("mAP"),
+        expansion_of(values),
+    )
 
 
 def expansion_of(values: dict[str, Any]) -> int:
@@ -117,9 +129,17 @@ def _data_row(role: str, data: DataSet) -> DataRow:
     size = f"{height} × {width}" + ("" if len(counts) == 1 else " (most common)")
     order = sorted(data.manifest.splits.items(), key=lambda item: _place(item[0], ("train", "query", "gallery")))
     splits = ", ".join(f"{name} {count:,}" for name, count in order)
-    return DataRow(role, str(data.manifest.source.get("kind", "unknown")), data.manifest.num_rows, splits,
-                   len(np.unique(pids[pids >= 0])), len(np.unique(cameras[cameras >= 0])), size,
-                   data.manifest.num_rejected, data.manifest.checksum[:12])
+    return DataRow(
+        role,
+        str(data.manifest.source.get("kind", "unknown")),
+        data.manifest.num_rows,
+        splits,
+        len(np.unique(pids[pids >= 0])),
+        len(np.unique(cameras[cameras >= 0])),
+        size,
+        data.manifest.num_rejected,
+        data.manifest.checksum[:12],
+    )
 
 
 def stage_rows(folder: RunFolder) -> list[dict[str, Any]]:
@@ -128,8 +148,15 @@ def stage_rows(folder: RunFolder) -> list[dict[str, Any]]:
     if stages.get("report", {}).get("status") == "running":  # this page itself
         del stages["report"]
     longest = max((float(one.get("seconds") or 0) for one in stages.values()), default=0.0)
-    return [{"name": name, "status": str(one.get("status", "")), "seconds": float(one.get("seconds") or 0),
-             "share": float(one.get("seconds") or 0) / longest if longest else 0.0} for name, one in stages.items()]
+    return [
+        {
+            "name": name,
+            "status": str(one.get("status", "")),
+            "seconds": float(one.get("seconds") or 0),
+            "share": float(one.get("seconds") or 0) / longest if longest else 0.0,
+        }
+        for name, one in stages.items()
+    ]
 
 
 def provenance_rows(folder: RunFolder, hashes: dict[str, str]) -> list[dict[str, str]]:
@@ -141,13 +168,19 @@ def provenance_rows(folder: RunFolder, hashes: dict[str, str]) -> list[dict[str,
         summary = one.summary or {}
         size = summary.get("image_size") or one.setting_of("model", "image_size") or []
         seed = one.setting_of("seed")
-        rows.append({
-            "run": one.name, "seed": "" if seed is None else str(seed), "image_size": " × ".join(map(str, size)),
-            "neck": {"before": "before the neck", "after": "after the neck"}.get(str(summary.get("neck", "")), ""),
-            "reranking": _reranking(one), "split": _split(one), "data": _data_version(folder, one),
-            "weights": str(summary.get("weights") or hashes.get(one.name, "")),
-            "state": "finished" if summary else "not finished",
-        })
+        rows.append(
+            {
+                "run": one.name,
+                "seed": "" if seed is None else str(seed),
+                "image_size": " × ".join(map(str, size)),
+                "neck": {"before": "before the neck", "after": "after the neck"}.get(str(summary.get("neck", "")), ""),
+                "reranking": _reranking(one),
+                "split": _split(one),
+                "data": _data_version(folder, one),
+                "weights": str(summary.get("weights") or hashes.get(one.name, "")),
+                "state": "finished" if summary else "not finished",
+            }
+        )
     return rows
 
 
@@ -156,8 +189,11 @@ def _data_version(folder: RunFolder, member: RunMember) -> str:
     recorded = (member.summary or {}).get("data_checksum")
     if recorded:
         return str(recorded)[:12]
-    role, uri = ("pretrain", member.setting_of("data", "uri")) if member.program == "pretrain" \
+    role, uri = (
+        ("pretrain", member.setting_of("data", "uri"))
+        if member.program == "pretrain"
         else ("target", member.setting_of("target_set"))
+    )
     data = folder.data.get(role)
     named = [part for part in str(uri or "").split("/") if part][-2:]
     if data is None or named != [part for part in data.location.uri.split("/") if part][-2:]:

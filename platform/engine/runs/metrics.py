@@ -48,8 +48,14 @@ class TrackingConfig:
 class Tracker:
     """Collects rows {"position": images seen, metric: float, ...}."""
 
-    def __init__(self, root: Location, config: TrackingConfig, resume_position: int = 0, labels: str = "",
-                 resumed: Callable[[dict[str, Any]], bool] | None = None) -> None:
+    def __init__(
+        self,
+        root: Location,
+        config: TrackingConfig,
+        resume_position: int = 0,
+        labels: str = "",
+        resumed: Callable[[dict[str, Any]], bool] | None = None,
+    ) -> None:
         """resumed: which rows of the log so far to go on from, where the position does not tell; None: those up to
         `resume_position`."""
         self.file = root / FILE
@@ -105,8 +111,10 @@ def read_metrics(root: Location) -> list[dict[str, Any]]:
         if isinstance(row, dict) and isinstance(row.get("position"), int):
             rows.append(row)
         elif line.endswith(b"\n"):
-            raise UserError(f"{file.uri}, line {number}: {line[:60]!r} is not a row of metrics. Take that line out, or move the "
-                            "file away: training goes on without it, the report lacks its curves")
+            raise UserError(
+                f"{file.uri}, line {number}: {line[:60]!r} is not a row of metrics. Take that line out, or move the "
+                "file away: training goes on without it, the report lacks its curves"
+            )
     return rows
 
 
@@ -127,7 +135,9 @@ def record_keys(folder: str, number: int, images: dict[str, Any]) -> None:
     """Append (epoch, key, CRC-32 of the pixels) of each sample of micro-batch `number` to the audit, if there is to be one."""
     if folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        rows = [[int(epoch), str(key), zlib.crc32(image.tobytes())]
-                for epoch, key, image in zip(images["epoch"], images["key"], images["image"], strict=True)]
+        rows = [
+            [int(epoch), str(key), zlib.crc32(image.tobytes())]
+            for epoch, key, image in zip(images["epoch"], images["key"], images["image"], strict=True)
+        ]
         with open(Path(folder) / f"micro-batch-{number:09d}.jsonl", "a") as file:
             file.write(json.dumps(rows) + "\n")

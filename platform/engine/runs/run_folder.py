@@ -24,8 +24,17 @@ if TYPE_CHECKING:
 
 CONFIG, SUMMARY, INPUTS = "config.json", "summary.json", "inputs.json"
 # Settings that change how a run is carried out and never what it computes.
-VOLATILE = ("output", "runtime", "scaling", "tracking", "checkpoint", "storage", "stream.segment_windows",
-            "stream.max_corrupt_share", "max_corrupt_share")
+VOLATILE = (
+    "output",
+    "runtime",
+    "scaling",
+    "tracking",
+    "checkpoint",
+    "storage",
+    "stream.segment_windows",
+    "stream.max_corrupt_share",
+    "max_corrupt_share",
+)
 PACKAGES = ("torch", "timm", "ray", "deepspeed", "faiss-cpu", "faiss-gpu", "pyarrow", "numpy")
 
 
@@ -56,16 +65,19 @@ class Run:
         before = read_record(file, next(iter(inputs)), str, advice)
         changed = [f"{key}: {old!r} -> {new!r}" for key, old, new in _differences(before, inputs)]
         if changed:
-            raise UserError(f"the inputs of {self.location.uri} changed since it began ({'; '.join(changed)}): choose another "
-                            "output, bring the old inputs back, or delete that folder")
+            raise UserError(
+                f"the inputs of {self.location.uri} changed since it began ({'; '.join(changed)}): choose another "
+                "output, bring the old inputs back, or delete that folder"
+            )
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Mark the run complete."""
         (self.location / SUMMARY).write_json({"program": self.program, "environment": environment(), **summary})
 
 
-def open_run(program: str, output: str, config: "DataclassInstance", storage: StorageConfig,
-             volatile: Iterable[str] = VOLATILE) -> Run:
+def open_run(
+    program: str, output: str, config: "DataclassInstance", storage: StorageConfig, volatile: Iterable[str] = VOLATILE
+) -> Run:
     """Create or re-open the run folder `output` for `config` (a program's dataclass).
 
     Raises UserError listing the settings that differ if the folder belongs to a run with another configuration, or if its
@@ -83,12 +95,17 @@ def open_run(program: str, output: str, config: "DataclassInstance", storage: St
         stored = _completed(config, stored["config"])
         same = partial(map_paths, type(config), change=lambda text, key, role: same_place(text))
         ignored = set(volatile)
-        differences = [f"{key}: {old!r} -> {new!r}" for key, old, new in _differences(same(stored), same(plain))
-                       if key not in ignored and key.split(".")[0] not in ignored]
+        differences = [
+            f"{key}: {old!r} -> {new!r}"
+            for key, old, new in _differences(same(stored), same(plain))
+            if key not in ignored and key.split(".")[0] not in ignored
+        ]
         if differences:
             shown = "\n  ".join(differences[:12])
-            raise UserError(f"{location.uri} holds a run with another configuration:\n  {shown}\n"
-                            "Choose another output, repeat the old settings, or delete that folder")
+            raise UserError(
+                f"{location.uri} holds a run with another configuration:\n  {shown}\n"
+                "Choose another output, repeat the old settings, or delete that folder"
+            )
     else:
         file.write_json({"program": program, "config": plain, "environment": environment()})
     return Run(location, program, plain)
@@ -108,8 +125,9 @@ def environment() -> dict[str, str]:
 
 def _code_version() -> str:
     try:
-        return subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, check=True, text=True,
-                              capture_output=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=ROOT, check=True, text=True, capture_output=True, timeout=10
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"  # shipped without its repository, e.g. as a job's working directory
 

@@ -46,8 +46,10 @@ def open_trackers(config: "TrackingConfig", run: str) -> list[ExperimentTracker]
         try:
             trackers.append(build(where, run))
         except ImportError:
-            raise UserError(f"tracking.{name}={where} needs the package {name}, which is not installed on the worker's node: "
-                            "pip install 'reidssl[tracking]' there, or leave the option out") from None
+            raise UserError(
+                f"tracking.{name}={where} needs the package {name}, which is not installed on the worker's node: "
+                "pip install 'reidssl[tracking]' there, or leave the option out"
+            ) from None
         except Exception as error:
             raise UserError(f"tracking.{name}={where} cannot be used: {type(error).__name__}: {error}") from None
     return trackers
@@ -78,8 +80,9 @@ class Wandb:
     def __init__(self, project: str, run: str) -> None:
         import wandb
 
-        self.run = wandb.init(project=project, name=run, id=_identity(run), resume="allow",
-                              settings=wandb.Settings(silent=True, console="off"))
+        self.run = wandb.init(
+            project=project, name=run, id=_identity(run), resume="allow", settings=wandb.Settings(silent=True, console="off")
+        )
         # Its own step may only grow; a run that went back to a checkpoint needs an axis of ours.
         self.run.define_metric("position")
         self.run.define_metric("*", step_metric="position")
@@ -108,8 +111,7 @@ class Mlflow:
         number = found.experiment_id if found else self.client.create_experiment(experiment)
         wanted = _identity(run)  # a URI may hold quotes, a filter may not
         known = self.client.search_runs([number], filter_string=f"tags.`{self.TAG}` = '{wanted}'", max_results=1)
-        self.run_id = (known[0] if known else
-                       self.client.create_run(number, run_name=run, tags={self.TAG: wanted})).info.run_id
+        self.run_id = (known[0] if known else self.client.create_run(number, run_name=run, tags={self.TAG: wanted})).info.run_id
         self.waiting: list[Any] = []
 
     def add(self, position: int, metrics: dict[str, float]) -> None:

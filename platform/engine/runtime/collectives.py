@@ -12,8 +12,9 @@ from platform.engine.runtime import device as devices
 def broadcast_tensors(tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
     """Rank 0's tensors on every worker, on the CPU; the others pass None."""
     layout = broadcast_object({name: (tuple(value.shape), value.dtype) for name, value in tensors.items()} if tensors else {})
-    return {name: broadcast_tensor(tensors[name] if tensors else None, shape, dtype).cpu()
-            for name, (shape, dtype) in layout.items()}
+    return {
+        name: broadcast_tensor(tensors[name] if tensors else None, shape, dtype).cpu() for name, (shape, dtype) in layout.items()
+    }
 
 
 def broadcast_tensor(value: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

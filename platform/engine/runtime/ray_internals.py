@@ -35,8 +35,10 @@ def _host_and_port(address: str) -> tuple[str, int]:
     wanted = f"Give host:port of the cluster's head, as `ray start --head` prints it (port 6379 by default): got '{address}'"
     scheme, separator, _ = address.partition("://")
     if separator and scheme in ("http", "https"):
-        raise UserError("runtime.address / RAY_ADDRESS is the address of a dashboard, which takes jobs: submit the program, `ray "
-                        f"job submit --address {address} --working-dir . -- python -m platform...`. {wanted}")
+        raise UserError(
+            "runtime.address / RAY_ADDRESS is the address of a dashboard, which takes jobs: submit the program, `ray "
+            f"job submit --address {address} --working-dir . -- python -m platform...`. {wanted}"
+        )
     if separator:
         kind = "Ray Client cannot run these programs" if scheme == "ray" else f"'{scheme}://' is no address of Ray"
         raise UserError(f"runtime.address / RAY_ADDRESS: {kind}. {wanted}")
@@ -100,11 +102,14 @@ def _ask(target: str, port: int, where: str) -> dict[str, Any]:
     except grpc.RpcError as error:
         code, detail = error.code(), (str(error.details() or "").splitlines() or [""])[0]
         if code == grpc.StatusCode.UNAUTHENTICATED:
-            raise UserError(f"the Ray cluster at {where} refuses this user's token ({detail}): copy the cluster's token to "
-                            "~/.ray/auth_token or set RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token") from None
+            raise UserError(
+                f"the Ray cluster at {where} refuses this user's token ({detail}): copy the cluster's token to "
+                "~/.ray/auth_token or set RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token"
+            ) from None
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-            raise UserError(f"no Ray cluster answers at {where}: the port is open, but silent for {ANSWER_S:g} s. "
-                            f"{REMEDY}") from None
+            raise UserError(
+                f"no Ray cluster answers at {where}: the port is open, but silent for {ANSWER_S:g} s. {REMEDY}"
+            ) from None
         hint = " (8265 is the dashboard's port; the head's is 6379 by default)" if port == DASHBOARD_PORT else ""
         raise UserError(f"what listens at {where} is no Ray cluster{hint}: {detail[:150]}. {REMEDY}") from None
     except ValueError as error:
@@ -120,9 +125,11 @@ def _check_version(metadata: dict[str, Any], where: str) -> None:
             check_version_info(metadata, where)
     except RuntimeError:
         ours = compute_version_info()
-        raise UserError(f"the Ray cluster at {where} runs Ray {metadata.get('ray_version')} with Python "
-                        f"{metadata.get('python_version')}, this program Ray {ours[0]} with Python {ours[1]}: both must be the "
-                        "same. Use the cluster's environment here, or start the cluster from this one") from None
+        raise UserError(
+            f"the Ray cluster at {where} runs Ray {metadata.get('ray_version')} with Python "
+            f"{metadata.get('python_version')}, this program Ray {ours[0]} with Python {ours[1]}: both must be the "
+            "same. Use the cluster's environment here, or start the cluster from this one"
+        ) from None
 
 
 def log_folder() -> str:

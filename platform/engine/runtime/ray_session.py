@@ -91,8 +91,10 @@ def _start(config: RuntimeConfig) -> None:
             **INIT,
         )
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"Ray cannot start on this machine: {_first_line(error)}. Its logs lie in {_temporary_folder()}/ray; "
-                        "look at runtime.* and at the memory and disk that are left") from None
+        raise UserError(
+            f"Ray cannot start on this machine: {_first_line(error)}. Its logs lie in {_temporary_folder()}/ray; "
+            "look at runtime.* and at the memory and disk that are left"
+        ) from None
     finally:
         if before is None:
             del os.environ["PYTHONPATH"]
@@ -120,8 +122,10 @@ def _choose_temporary_folder() -> None:
     name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR" if os.environ.get("TMPDIR") else "the folder"
     other = next((one for one in ("/tmp", "/var/tmp", "/dev/shm") if not unfit_for_ray(one)), None)
     if other is None:
-        raise UserError(f"Ray cannot keep its files in {name}={folder}, which {reason}. Set RAY_TMPDIR to a writable folder with "
-                        f"a path of at most {longest_socket_path() - session_path_length()} characters")
+        raise UserError(
+            f"Ray cannot keep its files in {name}={folder}, which {reason}. Set RAY_TMPDIR to a writable folder with "
+            f"a path of at most {longest_socket_path() - session_path_length()} characters"
+        )
     os.environ["RAY_TMPDIR"] = other
     say(f"{name}={folder} {reason}: Ray keeps its files in {other}/ray instead")
 

@@ -8,9 +8,17 @@ import importlib
 from typing import Any
 
 SCHEMAS = {
-    "cluster": "ClusterProgramConfig", "evaluate": "EvaluateProgramConfig", "export": "ExportConfig",
-    "finetune": "FinetuneConfig", "ingest": "IngestConfig", "pipeline": "PipelineConfig", "pretrain": "PretrainConfig",
-    "report": "ReportConfig", "score": "ScoreConfig", "select": "SelectConfig", "tune": "TuneConfig",
+    "cluster": "ClusterProgramConfig",
+    "evaluate": "EvaluateProgramConfig",
+    "export": "ExportConfig",
+    "finetune": "FinetuneConfig",
+    "ingest": "IngestConfig",
+    "pipeline": "PipelineConfig",
+    "pretrain": "PretrainConfig",
+    "report": "ReportConfig",
+    "score": "ScoreConfig",
+    "select": "SelectConfig",
+    "tune": "TuneConfig",
 }
 """Program -> class in <program>_settings.py here."""
 

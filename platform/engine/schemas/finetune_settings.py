@@ -51,8 +51,8 @@ class FinetuneConfig:
     augment: ReidAugmentConfig = field(default_factory=ReidAugmentConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     precision: str = "auto"
-    """fp32; bf16: the model computes in bf16 by autocast, while weights, moments and losses stay fp32; or auto: bf16 on GPUs, fp32
-    on CPUs."""
+    """fp32; bf16: the model computes in bf16 by autocast, while weights, moments and losses stay fp32; or auto: bf16 on GPUs,
+    fp32 on CPUs."""
     clip: ClipConfig = field(default_factory=lambda: ClipConfig(norm=0.0))
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -69,22 +69,31 @@ class FinetuneConfig:
         if self.setting == "uda" and not self.source_set:
             raise ValueError("source_set must name the labeled source set for setting=uda: got ''")
         if not self.checkpoint and tuple(self.augment.image_size) != tuple(self.model.image_size):
-            raise ValueError(f"augment.image_size must equal model.image_size {tuple(self.model.image_size)}: "
-                             f"got {tuple(self.augment.image_size)}")
+            raise ValueError(
+                f"augment.image_size must equal model.image_size {tuple(self.model.image_size)}: "
+                f"got {tuple(self.augment.image_size)}"
+            )
         if self.deepspeed.zero_stage == 3:
-            raise ValueError("deepspeed.zero_stage must be 0, 1 or 2: got 3. Fine-tuning evaluates and exports the model between "
-                             "its phases, for which every worker holds it whole")
+            raise ValueError(
+                "deepspeed.zero_stage must be 0, 1 or 2: got 3. Fine-tuning evaluates and exports the model between "
+                "its phases, for which every worker holds it whole"
+            )
         if self.evaluate.tasks:
-            raise ValueError("evaluate.tasks must be 0 in fine-tuning, whose workers rank by themselves: "
-                             f"got {self.evaluate.tasks}")
+            raise ValueError(
+                f"evaluate.tasks must be 0 in fine-tuning, whose workers rank by themselves: got {self.evaluate.tasks}"
+            )
         if not self.checkpoint and self.overrides.as_dict():
-            raise ValueError(f"overrides are made to the backbone of checkpoint, which is empty: set {', '.join(self.overrides.as_dict())} "
-                             "of model instead")
+            raise ValueError(
+                f"overrides are made to the backbone of checkpoint, which is empty: set {', '.join(self.overrides.as_dict())} "
+                "of model instead"
+            )
         for name, own in (("mean", "augment.mean"), ("std", "augment.std"), ("neck", "supervised.neck or unsupervised.neck")):
             if getattr(self.load, name):
                 raise ValueError(f"load.{name} must be empty in fine-tuning, which has its own: set {own}")
         if not self.checkpoint and self.load.as_dict():
-            raise ValueError(f"load says what the file of checkpoint does not, and checkpoint is empty: got {self.load.as_dict()}")
+            raise ValueError(
+                f"load says what the file of checkpoint does not, and checkpoint is empty: got {self.load.as_dict()}"
+            )
 
     @property
     def engine(self) -> EngineSettings:

@@ -43,8 +43,10 @@ class BatchConfig:
     def __post_init__(self) -> None:
         at_least(1, identities=self.identities, instances=self.instances)
         if not 0 <= self.micro_batches <= self.images:
-            raise ValueError(f"micro_batches must be between 0 (as many as workers) and the {self.images} images of a batch: "
-                             f"got {self.micro_batches}")
+            raise ValueError(
+                f"micro_batches must be between 0 (as many as workers) and the {self.images} images of a batch: "
+                f"got {self.micro_batches}"
+            )
 
     @property
     def images(self) -> int:
@@ -155,8 +157,13 @@ class SupervisedConfig(PhaseConfig):
         one_of(IDENTITY_LOSSES, identity=self.identity)
         positive(identity_scale=self.identity_scale)
         within("[0, 1)", label_smoothing=self.label_smoothing)
-        at_least(0, warmup_epochs=self.warmup_epochs, triplet_weight=self.triplet_weight,
-                 triplet_margin=self.triplet_margin, center_weight=self.center_weight)
+        at_least(
+            0,
+            warmup_epochs=self.warmup_epochs,
+            triplet_weight=self.triplet_weight,
+            triplet_margin=self.triplet_margin,
+            center_weight=self.center_weight,
+        )
         within("[0, 1]", center_rate=self.center_rate)
         limit = LARGEST_MARGIN.get(self.identity, float("inf"))
         if not 0.0 <= self.identity_margin < limit:

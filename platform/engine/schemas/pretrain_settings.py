@@ -81,19 +81,27 @@ class PretrainConfig:
         one_of(PRECISIONS, precision=self.precision)
         at_least(0, seed=self.seed)
         if self.clip.per_tensor and self.deepspeed.zero_stage != 0:
-            raise ValueError("clip.per_tensor needs deepspeed.zero_stage=0, where every worker holds whole gradients: "
-                             f"got zero_stage={self.deepspeed.zero_stage}")
+            raise ValueError(
+                "clip.per_tensor needs deepspeed.zero_stage=0, where every worker holds whole gradients: "
+                f"got zero_stage={self.deepspeed.zero_stage}"
+            )
         if self.compile == "on" and self.deepspeed.zero_stage == 3:
             raise ValueError("compile=on needs whole parameters: use deepspeed.zero_stage=0, 1 or 2, or compile=auto")
         if self.model.num_cameras:
-            raise ValueError("model.num_cameras must be 0 in pre-training, whose images have no cameras: "
-                             f"got {self.model.num_cameras}. Fine-tuning learns camera embeddings (model.num_cameras there)")
+            raise ValueError(
+                "model.num_cameras must be 0 in pre-training, whose images have no cameras: "
+                f"got {self.model.num_cameras}. Fine-tuning learns camera embeddings (model.num_cameras there)"
+            )
         if tuple(self.augment.global_size) != tuple(self.model.image_size):
-            raise ValueError(f"augment.global_size must equal model.image_size {tuple(self.model.image_size)}: "
-                             f"got {tuple(self.augment.global_size)}")
+            raise ValueError(
+                f"augment.global_size must equal model.image_size {tuple(self.model.image_size)}: "
+                f"got {tuple(self.augment.global_size)}"
+            )
         if self.optimizer.name == "lars" and self.deepspeed.zero_stage != 0:
-            raise ValueError("optimizer.name=lars needs deepspeed.zero_stage=0, where every tensor is whole: "
-                             f"got zero_stage={self.deepspeed.zero_stage}")
+            raise ValueError(
+                "optimizer.name=lars needs deepspeed.zero_stage=0, where every tensor is whole: "
+                f"got zero_stage={self.deepspeed.zero_stage}"
+            )
 
     @property
     def engine(self) -> EngineSettings:

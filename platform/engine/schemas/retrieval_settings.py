@@ -63,8 +63,9 @@ class NeighborActorsConfig:
 def check_shared(cluster: ClusterConfig, config: NeighborActorsConfig) -> None:
     """ValueError for an algorithm that cannot be shared out."""
     if config.actors and cluster.algorithm == "kmeans":
-        raise ValueError("neighbors.actors must be 0 with cluster.algorithm=kmeans, which runs in one process: got "
-                         f"{config.actors}")
+        raise ValueError(
+            f"neighbors.actors must be 0 with cluster.algorithm=kmeans, which runs in one process: got {config.actors}"
+        )
 
 
 @dataclass(kw_only=True)

@@ -30,9 +30,14 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         one_of(OPTIMIZERS, name=self.name)
-        at_least(0, learning_rate=self.learning_rate, learning_rate_final=self.learning_rate_final,
-                 warmup_epochs=self.warmup_epochs, weight_decay=self.weight_decay,
-                 weight_decay_final=self.weight_decay_final)
+        at_least(
+            0,
+            learning_rate=self.learning_rate,
+            learning_rate_final=self.learning_rate_final,
+            warmup_epochs=self.warmup_epochs,
+            weight_decay=self.weight_decay,
+            weight_decay_final=self.weight_decay_final,
+        )
         within("[0, 1)", beta2=self.beta2, momentum=self.momentum)
 
 
@@ -70,7 +75,6 @@ class EngineSettings:
     clip: ClipConfig = field(default_factory=ClipConfig)
 
 
-
 @dataclass(kw_only=True)
 class CheckpointConfig:
     """When checkpoints are written and how many stay."""
@@ -89,11 +93,13 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         at_least(1, every_steps=self.every_steps, keep=self.keep)
         if self.keep_every_steps < 0 or self.keep_every_steps % self.every_steps:
-            raise ValueError(f"keep_every_steps must be 0 or a multiple of every_steps ({self.every_steps}): "
-                             f"got {self.keep_every_steps}")
+            raise ValueError(
+                f"keep_every_steps must be 0 or a multiple of every_steps ({self.every_steps}): got {self.keep_every_steps}"
+            )
         if self.resume_position < 0 or (self.resume_position and not self.resume_from):
-            raise ValueError(f"resume_position must be 0, or a number of samples together with resume_from: got "
-                             f"{self.resume_position}")
+            raise ValueError(
+                f"resume_position must be 0, or a number of samples together with resume_from: got {self.resume_position}"
+            )
 
 
 @dataclass(kw_only=True)

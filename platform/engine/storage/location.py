@@ -39,12 +39,29 @@ from platform.engine.storage.s3 import (
 from platform.engine.storage.s3_errors import S3_ERRORS, explain
 from platform.engine.storage.writable import probe_folder
 
-__all__ = ["Listed", "Location", "NotFoundError", "StorageConfig", "StorageError", "abort_incomplete_uploads",
-           "create_bucket", "open_storage"]
+__all__ = [
+    "Listed",
+    "Location",
+    "NotFoundError",
+    "StorageConfig",
+    "StorageError",
+    "abort_incomplete_uploads",
+    "create_bucket",
+    "open_storage",
+]
 
 PARTIAL = ".partial"
-PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.ETIMEDOUT, errno.ESTALE, errno.ENETUNREACH,
-           errno.EHOSTUNREACH, errno.ECONNRESET}
+PASSING = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.EAGAIN,
+    errno.ETIMEDOUT,
+    errno.ESTALE,
+    errno.ENETUNREACH,
+    errno.EHOSTUNREACH,
+    errno.ECONNRESET,
+}
 
 
 class Listed(NamedTuple):
@@ -127,8 +144,7 @@ class Location:
         for part in parts:
             names = str(part).split("/")
             if any(name in ("", ".", "..") or "\0" in name for name in names):
-                raise StorageError(f"{part!r} is not a name below {self.uri}: '..', '.', empty and "
-                                   "absolute parts are refused")
+                raise StorageError(f"{part!r} is not a name below {self.uri}: '..', '.', empty and absolute parts are refused")
             uri = f"{uri.rstrip('/')}/{part}"
         return Location(uri, self.config)
 
@@ -185,15 +201,13 @@ class Location:
         try:
             return self.read_bytes().decode("utf-8")
         except UnicodeDecodeError as error:
-            raise StorageError(f"cannot read {self.uri}: it is not UTF-8 text "
-                               f"({error.reason} at byte {error.start})") from None
+            raise StorageError(f"cannot read {self.uri}: it is not UTF-8 text ({error.reason} at byte {error.start})") from None
 
     def read_json(self) -> Any:
         try:
             return json.loads(self.read_text())
         except json.JSONDecodeError as error:
-            raise StorageError(f"cannot read {self.uri}: it is not valid JSON "
-                               f"(line {error.lineno}: {error.msg})") from None
+            raise StorageError(f"cannot read {self.uri}: it is not valid JSON (line {error.lineno}: {error.msg})") from None
 
     def open_input(self) -> pa.NativeFile:
         """Random-access file for reading; on S3 only the ranges that are read travel."""

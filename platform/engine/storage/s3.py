@@ -54,11 +54,15 @@ class StorageConfig:
         if self.endpoint_url:
             parts = urlsplit(self.endpoint_url)
             if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ValueError("endpoint_url must begin with http:// or https:// and name a host: "
-                                 f"got {parts.scheme!r} and host {parts.hostname!r}")
+                raise ValueError(
+                    "endpoint_url must begin with http:// or https:// and name a host: "
+                    f"got {parts.scheme!r} and host {parts.hostname!r}"
+                )
             if "@" in parts.netloc:
-                raise ValueError("endpoint_url must not hold credentials: leave out the part before '@'; use the "
-                                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY variables or a profile")
+                raise ValueError(
+                    "endpoint_url must not hold credentials: leave out the part before '@'; use the "
+                    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY variables or a profile"
+                )
         at_least(1, max_attempts=self.max_attempts)
         positive(connect_timeout_s=self.connect_timeout_s, request_timeout_s=self.request_timeout_s)
         at_least(0, "(no second try)", retry_timeout_s=self.retry_timeout_s)
@@ -130,8 +134,11 @@ def _client(values: tuple[Any, ...], endpoint: str) -> Any:
         "read_timeout": config.request_timeout_s,
     }
     if endpoint:  # many S3-compatible servers know neither virtual hosts nor the newer checksums
-        options |= {"s3": {"addressing_style": "path"}, "request_checksum_calculation": "when_required",
-                    "response_checksum_validation": "when_required"}
+        options |= {
+            "s3": {"addressing_style": "path"},
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        }
     if config.anonymous:
         options["signature_version"] = UNSIGNED
     session = _session(config.profile)
@@ -179,8 +186,7 @@ def make_bucket(config: StorageConfig, bucket: str) -> None:
     """Create `bucket` in the configured region; nothing happens when it is ours already."""
     s3 = client(config)
     region = s3.meta.region_name
-    place = {} if region in (None, "us-east-1", "aws-global") else {
-        "CreateBucketConfiguration": {"LocationConstraint": region}}
+    place = {} if region in (None, "us-east-1", "aws-global") else {"CreateBucketConfiguration": {"LocationConstraint": region}}
     with suppress(s3.exceptions.BucketAlreadyOwnedByYou):
         s3.create_bucket(Bucket=bucket, **place)
 

@@ -31,15 +31,21 @@ def explain(uri: str, bucket: str, config: StorageConfig, action: str, error: Ex
         client(config).head_bucket(Bucket=bucket)
     except NO_CREDENTIALS as cause:
         detail = "" if isinstance(cause, boto_errors.NoCredentialsError) else f" ({_first_line(cause)})"
-        return StorageError(f"{failed}: no credentials were found{detail}. Set AWS_ACCESS_KEY_ID "
-                            "and AWS_SECRET_ACCESS_KEY, choose a profile with storage.profile, run on a machine with a "
-                            "role, or set storage.anonymous=true for a public bucket")
+        return StorageError(
+            f"{failed}: no credentials were found{detail}. Set AWS_ACCESS_KEY_ID "
+            "and AWS_SECRET_ACCESS_KEY, choose a profile with storage.profile, run on a machine with a "
+            "role, or set storage.anonymous=true for a public bucket"
+        )
     except boto_errors.ProfileNotFound:
-        return StorageError(f"{failed}: the AWS configuration files have no profile '{config.profile}'. "
-                            "Correct storage.profile or AWS_PROFILE")
+        return StorageError(
+            f"{failed}: the AWS configuration files have no profile '{config.profile}'. Correct storage.profile or AWS_PROFILE"
+        )
     except UNREACHABLE as cause:
-        return StorageError(f"{failed}: nothing answers at {where} ({type(cause).__name__}). "
-                            "Check storage.endpoint_url (AWS_ENDPOINT_URL) and the network", transient=True)
+        return StorageError(
+            f"{failed}: nothing answers at {where} ({type(cause).__name__}). "
+            "Check storage.endpoint_url (AWS_ENDPOINT_URL) and the network",
+            transient=True,
+        )
     except boto_errors.ClientError as cause:
         return _explain_bucket(cause, failed, bucket, where)
     except boto_errors.BotoCoreError as cause:
@@ -54,20 +60,26 @@ def explain(uri: str, bucket: str, config: StorageConfig, action: str, error: Ex
 def _explain_bucket(cause: Any, failed: str, bucket: str, where: str) -> StorageError:
     code = _code(cause)
     if code in ("404", "NoSuchBucket"):
-        return StorageError(f"{failed}: there is no bucket '{bucket}' at {where}. Correct the URI or "
-                            "storage.endpoint_url, create the bucket, or set storage.create_bucket=true")
+        return StorageError(
+            f"{failed}: there is no bucket '{bucket}' at {where}. Correct the URI or "
+            "storage.endpoint_url, create the bucket, or set storage.create_bucket=true"
+        )
     if code in ("301", "PermanentRedirect", "400"):
-        return StorageError(f"{failed}: bucket '{bucket}' cannot be used with these settings ({code}): it is probably "
-                            "in another region, or the credentials are of another account. Set storage.region")
+        return StorageError(
+            f"{failed}: bucket '{bucket}' cannot be used with these settings ({code}): it is probably "
+            "in another region, or the credentials are of another account. Set storage.region"
+        )
     if code in ("403", "AccessDenied"):
         return _denied(failed, f"bucket '{bucket}'")
     return StorageError(f"{failed}: {where} answered {_first_line(cause)}", transient=True)
 
 
 def _denied(failed: str, what: str) -> StorageError:
-    return StorageError(f"{failed}: permission denied for {what}. The credentials in use need s3:ListBucket, "
-                        "s3:GetObject and, for outputs, s3:PutObject and s3:DeleteObject; check storage.profile and "
-                        "the bucket's policy")
+    return StorageError(
+        f"{failed}: permission denied for {what}. The credentials in use need s3:ListBucket, "
+        "s3:GetObject and, for outputs, s3:PutObject and s3:DeleteObject; check storage.profile and "
+        "the bucket's policy"
+    )
 
 
 def _code(error: Exception) -> str:

@@ -48,9 +48,11 @@ class CorruptSamples:
         fresh = sorted({reason for part in gathered for reason in part} - known)
         self.reasons = (self.reasons + fresh)[:LISTED]
         if self.in_epoch > self.limit:
-            raise UserError(f"{self.in_epoch:,} of the {self.samples_per_epoch:,} samples of epoch {epoch} cannot be read, more "
-                            f"than stream.max_corrupt_share allows ({self.limit:,.0f}): {'; '.join(self.reasons[:3])}. Restore "
-                            "or ingest the data again; the run continues from its newest checkpoint")
+            raise UserError(
+                f"{self.in_epoch:,} of the {self.samples_per_epoch:,} samples of epoch {epoch} cannot be read, more "
+                f"than stream.max_corrupt_share allows ({self.limit:,.0f}): {'; '.join(self.reasons[:3])}. Restore "
+                "or ingest the data again; the run continues from its newest checkpoint"
+            )
         return fresh if dist.get_rank() == 0 else []
 
     def state(self) -> dict[str, Any]:

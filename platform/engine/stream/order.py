@@ -51,8 +51,13 @@ class StreamConfig:
     def __post_init__(self) -> None:
         at_least(0, seed=self.seed)
         within("[0, 1]", max_corrupt_share=self.max_corrupt_share)
-        at_least(1, micro_batch=self.micro_batch, micro_batches_per_step=self.micro_batches_per_step,
-                 window_row_groups=self.window_row_groups, segment_windows=self.segment_windows)
+        at_least(
+            1,
+            micro_batch=self.micro_batch,
+            micro_batches_per_step=self.micro_batches_per_step,
+            window_row_groups=self.window_row_groups,
+            segment_windows=self.segment_windows,
+        )
 
     @property
     def global_batch(self) -> int:

@@ -27,8 +27,15 @@ from platform.engine.stream.order import StreamConfig, StreamPlan
 from platform.engine.stream.windows import Decoder, read_window
 
 
-def build_dataset(plan: StreamPlan, config: StreamConfig, root: Location, image_size: tuple[int, int],
-                  position: int, end: int, decode_resource: str = "") -> Any:
+def build_dataset(
+    plan: StreamPlan,
+    config: StreamConfig,
+    root: Location,
+    image_size: tuple[int, int],
+    position: int,
+    end: int,
+    decode_resource: str = "",
+) -> Any:
     """Ray Data pipeline whose block j is micro-batch j of the stream after `position`.
 
     decode_resource: custom resource of the only nodes that may read and decode; empty: all may.
@@ -50,8 +57,9 @@ def build_dataset(plan: StreamPlan, config: StreamConfig, root: Location, image_
     dataset = ray.data.range(len(tasks), override_num_blocks=len(tasks))
     dataset = dataset.map_batches(read, batch_size=1, num_cpus=0.5, **where)
     dataset = dataset.repartition(target_num_rows_per_block=config.micro_batch, strict=True)
-    dataset = dataset.map_batches(Decoder(image_size, _max_pixels(root)).__call__, batch_size=config.micro_batch,
-                                  zero_copy_batch=True, num_cpus=1, **where)
+    dataset = dataset.map_batches(
+        Decoder(image_size, _max_pixels(root)).__call__, batch_size=config.micro_batch, zero_copy_batch=True, num_cpus=1, **where
+    )
     dataset.context.execution_options.preserve_order = True
     return dataset
 
@@ -69,8 +77,15 @@ def segments(plan: StreamPlan, config: StreamConfig, position: int, end: int) ->
         position += length
 
 
-def stream(plan: StreamPlan, config: StreamConfig, root: Location, image_size: tuple[int, int], position: int, end: int,
-           decode_resource: str = "") -> Iterator[dict[str, np.ndarray]]:
+def stream(
+    plan: StreamPlan,
+    config: StreamConfig,
+    root: Location,
+    image_size: tuple[int, int],
+    position: int,
+    end: int,
+    decode_resource: str = "",
+) -> Iterator[dict[str, np.ndarray]]:
     """Collective: this worker's micro-batches of [position, end), through one Ray Data execution after the other.
 
     The first begins to read at once, while the caller builds its model. `position` and `end` are multiples of the global
@@ -109,8 +124,16 @@ def begun(batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.nda
     return rest()
 
 
-def local_stream(plan: StreamPlan, config: StreamConfig, root: Location, image_size: tuple[int, int], position: int, end: int,
-                 rank: int = 0, world: int = 1) -> Iterator[dict[str, np.ndarray]]:
+def local_stream(
+    plan: StreamPlan,
+    config: StreamConfig,
+    root: Location,
+    image_size: tuple[int, int],
+    position: int,
+    end: int,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
     """The same micro-batches read in this process, without Ray: the definition of what `stream` must deliver."""
     decode, waiting, number = Decoder(image_size, _max_pixels(root)), None, 0
     for task in plan.tasks(position, end):
@@ -127,6 +150,8 @@ def micro_batches(iterator: Any, config: StreamConfig, prefetch: int = 2) -> Ite
     """This worker's micro-batches in order. Raises RuntimeError if Ray Data delivered another block size."""
     for batch in iterator.iter_batches(batch_size=None, prefetch_batches=prefetch, batch_format="numpy"):
         if len(batch["key"]) != config.micro_batch:
-            raise RuntimeError(f"the stream delivered a block of {len(batch['key'])} samples instead of "
-                               f"{config.micro_batch}: Ray Data no longer keeps strict blocks")
+            raise RuntimeError(
+                f"the stream delivered a block of {len(batch['key'])} samples instead of "
+                f"{config.micro_batch}: Ray Data no longer keeps strict blocks"
+            )
         yield batch

@@ -23,12 +23,18 @@ def read_units(root: Location, selection: Location | None = None) -> list[Unit]:
     units = [Unit(entry.name, group, rows) for entry in manifest.files for group, rows in enumerate(entry.row_groups)]
     if selection is None:
         return units
-    about = read_record(selection / "manifest.json", "data_checksum", str,
-                        "give the folder that platform.select wrote as data.selection, and the data set as data.uri")
+    about = read_record(
+        selection / "manifest.json",
+        "data_checksum",
+        str,
+        "give the folder that platform.select wrote as data.selection, and the data set as data.uri",
+    )
     if about["data_checksum"] != manifest.checksum:
-        raise UserError(f"the selection {selection.uri} was made from {about.get('data', 'other data')} as it was then (checksum "
-                        f"{about['data_checksum'][:12]}), not from {root.uri} (checksum {manifest.checksum[:12]}); "
-                        "run platform.select on this data set")
+        raise UserError(
+            f"the selection {selection.uri} was made from {about.get('data', 'other data')} as it was then (checksum "
+            f"{about['data_checksum'][:12]}), not from {root.uri} (checksum {manifest.checksum[:12]}); "
+            "run platform.select on this data set"
+        )
     index = selection / INDEX
     try:
         with index.errors("read"), index.open_input() as file:
@@ -38,9 +44,15 @@ def read_units(root: Location, selection: Location | None = None) -> list[Unit]:
             raise
         raise UserError(f"{error}. The selection is not whole: run platform.select again into a new folder") from None
     rows: dict[tuple[str, int], list[int]] = defaultdict(list)
-    for name, group, row in zip(table["file"].to_pylist(), table["row_group"].to_pylist(), table["row"].to_pylist(),
-                                strict=True):
+    for name, group, row in zip(table["file"].to_pylist(), table["row_group"].to_pylist(), table["row"].to_pylist(), strict=True):
         rows[name, group].append(row)
-    return [Unit(unit.file, unit.row_group, len(rows[unit.file, unit.row_group]),
-                 np.sort(np.asarray(rows[unit.file, unit.row_group], np.int32)))
-            for unit in units if (unit.file, unit.row_group) in rows]
+    return [
+        Unit(
+            unit.file,
+            unit.row_group,
+            len(rows[unit.file, unit.row_group]),
+            np.sort(np.asarray(rows[unit.file, unit.row_group], np.int32)),
+        )
+        for unit in units
+        if (unit.file, unit.row_group) in rows
+    ]

@@ -46,6 +46,7 @@ def read_window(plan: StreamPlan, task: Task, root: Location, threads: int = 4) 
 
 def _read_unit(root: Location, unit: Unit) -> pa.Table | str:
     """The unit's rows (key, image), or why they are not there. Raises StorageError after waiting for storage."""
+
     def read() -> pa.Table:
         location = root.joinpath(unit.file)
         with location.open_input() as file:

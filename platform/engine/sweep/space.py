@@ -37,8 +37,10 @@ def points(space: Mapping[str, Any], settings: Mapping[str, Any], reserved: Mapp
 def flat(space: Any, prefix: str = "") -> dict[str, list[Any]]:
     """Nested settings -> {"a.b.c": values}. Raises UserError for anything but lists of different values at the ends."""
     if not isinstance(space, Mapping):
-        raise UserError(f"space must have settings as keys and lists of values, e.g. "
-                        f"{{unsupervised:{{cluster:{{eps:[0.5,0.6]}}}}}}: got {space!r}")
+        raise UserError(
+            f"space must have settings as keys and lists of values, e.g. "
+            f"{{unsupervised:{{cluster:{{eps:[0.5,0.6]}}}}}}: got {space!r}"
+        )
     found: dict[str, list[Any]] = {}
     for key, value in space.items():
         name = f"{prefix}{key}"
@@ -64,8 +66,10 @@ def _check_key(key: str, settings: Mapping[str, Any]) -> None:
     parts = key.split(".")
     for depth, part in enumerate(parts):
         if not isinstance(place, Mapping):
-            raise UserError(f"space.{'.'.join(parts[:depth])} must be a list of values to try, e.g. [0.5,0.6]: got "
-                            f"'{part}' below it. A sweep is a grid: distributions such as uniform or choice are not known")
+            raise UserError(
+                f"space.{'.'.join(parts[:depth])} must be a list of values to try, e.g. [0.5,0.6]: got "
+                f"'{part}' below it. A sweep is a grid: distributions such as uniform or choice are not known"
+            )
         if part not in place:
             raise UserError(f"space: '{key}' is no setting of platform.finetune; its --help lists them")
         place = place[part]

@@ -51,14 +51,19 @@ class CheckpointStore:
         data = buffer.getvalue()
         folder = self.root / _folder(position)
         (folder / STATE).write_bytes(data)
-        manifest = {"position": position, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(),
-                    "metadata": metadata}
+        manifest = {"position": position, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "metadata": metadata}
         (folder / MANIFEST).write_json(manifest)
         complete = self._complete()
         # What lies ahead is torn, or this run would have continued from it.
-        stale = self.unfinished() + [other for other in complete if other > position] + [
-            old for old in [p for p in complete if p <= position][self.keep :]
-            if not self.keep_multiples_of or old % self.keep_multiples_of]
+        stale = (
+            self.unfinished()
+            + [other for other in complete if other > position]
+            + [
+                old
+                for old in [p for p in complete if p <= position][self.keep :]
+                if not self.keep_multiples_of or old % self.keep_multiples_of
+            ]
+        )
         for old in stale:
             (self.root / _folder(old) / MANIFEST).delete()  # first, so that a half-deleted one is not there
             (self.root / _folder(old)).delete()
@@ -79,8 +84,10 @@ class CheckpointStore:
             torn += [unfinished for unfinished in self.unfinished() if unfinished > position]
             return LoadedCheckpoint(position, payload, manifest["metadata"], tuple(map(_folder, sorted(torn, reverse=True))))
         if torn:
-            raise UserError(f"no checkpoint under {self.root.uri} can be read: {', '.join(map(_folder, torn))} do not match "
-                            "their manifests. Delete that folder to start over")
+            raise UserError(
+                f"no checkpoint under {self.root.uri} can be read: {', '.join(map(_folder, torn))} do not match "
+                "their manifests. Delete that folder to start over"
+            )
         return None
 
     def unfinished(self) -> list[int]:
@@ -130,8 +137,9 @@ class BackgroundWriter:
         self.stall_seconds = 0.0
         """What training stood still for it; set by who copies the state."""
 
-    def submit(self, position: int, payload: dict[str, Any], metadata: dict[str, Any],
-               before: Callable[[], None] | None = None) -> None:
+    def submit(
+        self, position: int, payload: dict[str, Any], metadata: dict[str, Any], before: Callable[[], None] | None = None
+    ) -> None:
         """Begin to publish, after `before()` (the log, which may be ahead of a checkpoint and never behind it)."""
         self.flush()
         self._thread = threading.Thread(target=self._write, args=(position, payload, metadata, before), name="checkpoint")
@@ -155,16 +163,17 @@ class BackgroundWriter:
         told, self._told = self._told, {}
         return told | {"stall_seconds": self.stall_seconds} if told else {}
 
-    def _write(self, position: int, payload: dict[str, Any], metadata: dict[str, Any],
-               before: Callable[[], None] | None) -> None:
+    def _write(self, position: int, payload: dict[str, Any], metadata: dict[str, Any], before: Callable[[], None] | None) -> None:
         try:
             if before is not None:
                 patiently(before, self.retry_timeout_s, self.tell)
             self._told = patiently(lambda: self.store.save(position, payload, metadata), self.retry_timeout_s, self.tell)
             self.seconds = self._told["seconds"]
         except UserError as error:
-            self._error = UserError(f"checkpoint {_folder(position)} could not be written: {error}. The run continues from the "
-                                    "one before it when the same command is run again")
+            self._error = UserError(
+                f"checkpoint {_folder(position)} could not be written: {error}. The run continues from the "
+                "one before it when the same command is run again"
+            )
         except BaseException as error:
             self._error = error
 

@@ -44,8 +44,9 @@ class AllowedSizesPolicy(ElasticScalingPolicy):
     number, and given `patience_s` for it.
     """
 
-    def __init__(self, scaling_config: ScalingConfig, allowed: Sequence[int], board: Any = None,
-                 patience_s: float = 60.0) -> None:
+    def __init__(
+        self, scaling_config: ScalingConfig, allowed: Sequence[int], board: Any = None, patience_s: float = 60.0
+    ) -> None:
         super().__init__(scaling_config)
         self.allowed = tuple(allowed)
         self.board = board
@@ -88,7 +89,8 @@ class AllowedSizesPolicy(ElasticScalingPolicy):
         try:
             self._latest_reserved_resources = ray.get(
                 self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True),
-                timeout=AUTOSCALING_REQUESTS_GET_TIMEOUT_S)
+                timeout=AUTOSCALING_REQUESTS_GET_TIMEOUT_S,
+            )
         except Exception:  # a busy cluster; asked again a second later
             self._latest_reserved_resources = None
         return self._latest_reserved_resources
@@ -98,13 +100,20 @@ class OwnWorkerGroup(WorkerGroup):
     """Its workers know no controller actor; they need one for `ray.train.report` only, which we do not use."""
 
     def _init_train_context_on_workers(self, workers: Any, sync_actor: Any, train_context_args: dict[str, list[Any]]) -> None:
-        ray.get([
-            worker.actor.init_train_context.remote(
-                train_run_context=self._train_run_context, distributed_context=worker.distributed_context,
-                synchronization_actor=sync_actor, storage_context=self._storage_context,
-                worker_callbacks=self._worker_callbacks_to_propagate, controller_actor=None,
-                **{name: values[index] for name, values in train_context_args.items()})
-            for index, worker in enumerate(workers)])
+        ray.get(
+            [
+                worker.actor.init_train_context.remote(
+                    train_run_context=self._train_run_context,
+                    distributed_context=worker.distributed_context,
+                    synchronization_actor=sync_actor,
+                    storage_context=self._storage_context,
+                    worker_callbacks=self._worker_callbacks_to_propagate,
+                    controller_actor=None,
+                    **{name: values[index] for name, values in train_context_args.items()},
+                )
+                for index, worker in enumerate(workers)
+            ]
+        )
         self._decorate_worker_log_file_paths(workers)
 
 
@@ -118,7 +127,8 @@ class OwnController(TrainController):
         """Without the actor that watches for nodes being drained: there is one node. Looks after its workers more often."""
         self._health_check_interval_s = min(self._health_check_interval_s, 0.5)
         self._worker_group_callbacks_to_propagate = [
-            one for one in self._worker_group_callbacks_to_propagate if not isinstance(one, PreemptionCallback)]
+            one for one in self._worker_group_callbacks_to_propagate if not isinstance(one, PreemptionCallback)
+        ]
         super()._start()
 
 

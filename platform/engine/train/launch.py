@@ -27,8 +27,16 @@ from platform.engine.train.scaling import ScalingConfig
 Settings = TypeVar("Settings")
 
 
-def launch(loop: Callable[[Settings], None], config: Settings, *, name: str, storage: Location,
-           scaling: ScalingConfig, micro_batches_per_step: int = 1, heeds_notices: bool = False) -> None:
+def launch(
+    loop: Callable[[Settings], None],
+    config: Settings,
+    *,
+    name: str,
+    storage: Location,
+    scaling: ScalingConfig,
+    micro_batches_per_step: int = 1,
+    heeds_notices: bool = False,
+) -> None:
     """Run `loop(config)` on Ray Train workers until it ends; its lines appear on this terminal.
 
     An elastic group only ever has a number of workers that divides `micro_batches_per_step`. heeds_notices: the loop asks
@@ -51,18 +59,25 @@ def launch(loop: Callable[[Settings], None], config: Settings, *, name: str, sto
         # The ignored types: Ray annotates the first version of Train and runs the second.
         trainer = ElasticTrainer(
             _guarded,
-            allowed=scaling.sizes(micro_batches_per_step), board=board if heeds_notices else None,
+            allowed=scaling.sizes(micro_batches_per_step),
+            board=board if heeds_notices else None,
             # Pickled: Train's controller takes it apart too, and need not import what a loop imports.
             train_loop_config={"work": cloudpickle.dumps((loop, config)), "board": board, "threads": scaling.threads},
             torch_config=TorchConfig(backend=devices.backend(scaling.gpus_per_worker)),
-            scaling_config=RayScalingConfig(num_workers=scaling.num_workers,  # type: ignore[arg-type]
-                                            use_gpu=scaling.gpus_per_worker > 0,
-                                            elastic_resize_monitor_interval_s=scaling.resize_check_s,  # type: ignore[call-arg]
-                                            resources_per_worker=resources),
+            scaling_config=RayScalingConfig(
+                num_workers=scaling.num_workers,  # type: ignore[arg-type]
+                use_gpu=scaling.gpus_per_worker > 0,
+                elastic_resize_monitor_interval_s=scaling.resize_check_s,  # type: ignore[call-arg]
+                resources_per_worker=resources,
+            ),
             run_config=RunConfig(  # type: ignore[call-arg]
-                name=name, storage_path=storage.path, storage_filesystem=storage.filesystem,
-                failure_config=FailureConfig(max_failures=scaling.max_failures,  # type: ignore[call-arg]
-                                             max_preemption_failures=scaling.max_preemptions),
+                name=name,
+                storage_path=storage.path,
+                storage_filesystem=storage.filesystem,
+                failure_config=FailureConfig(
+                    max_failures=scaling.max_failures,  # type: ignore[call-arg]
+                    max_preemption_failures=scaling.max_preemptions,
+                ),
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
         )
@@ -179,8 +194,12 @@ def _check_resources(scaling: ScalingConfig) -> None:
     autoscaling = "RAY_CLUSTER_AUTOSCALES" in os.environ or len(ray.nodes()) > 1
     for kind, amount in needed.items():
         if amount > total.get(kind, 0) and not autoscaling:
-            raise UserError(f"{fewest} workers need {amount:g} {kind}, this Ray has {total.get(kind, 0):g}: lower "
-                            "scaling.workers or scaling.cpus_per_worker/gpus_per_worker, or connect to a larger cluster")
+            raise UserError(
+                f"{fewest} workers need {amount:g} {kind}, this Ray has {total.get(kind, 0):g}: lower "
+                "scaling.workers or scaling.cpus_per_worker/gpus_per_worker, or connect to a larger cluster"
+            )
     if scaling.decode_resource and not total.get(scaling.decode_resource) and not autoscaling:
-        raise UserError(f"no node offers the resource '{scaling.decode_resource}' of scaling.decode_resource: start decode nodes "
-                        f"with `ray start --resources='{{\"{scaling.decode_resource}\": 1}}'`, or leave it empty")
+        raise UserError(
+            f"no node offers the resource '{scaling.decode_resource}' of scaling.decode_resource: start decode nodes "
+            f"with `ray start --resources='{{\"{scaling.decode_resource}\": 1}}'`, or leave it empty"
+        )

@@ -19,8 +19,9 @@ class Schedules:
     teacher_momentum: where it starts; it ends at 1.
     """
 
-    def __init__(self, optimizer: OptimizerConfig, teacher_momentum: float, global_batch: int, samples_per_epoch: int,
-                 total: int) -> None:
+    def __init__(
+        self, optimizer: OptimizerConfig, teacher_momentum: float, global_batch: int, samples_per_epoch: int, total: int
+    ) -> None:
         peak = optimizer.learning_rate * global_batch / 256
         warmup = min(optimizer.warmup_epochs * samples_per_epoch, total / 2)  # a short run still gets its cosine
         self.learning_rate = Cosine(peak, optimizer.learning_rate_final, total, warmup, step=global_batch)
@@ -28,8 +29,9 @@ class Schedules:
         self.teacher_momentum = Cosine(teacher_momentum, 1.0, total)
 
 
-def pretraining_optimizer(config: OptimizerConfig, named_parameters: Iterable[tuple[str, nn.Parameter]],
-                          freezable: tuple[str, ...] = ()) -> torch.optim.Optimizer:
+def pretraining_optimizer(
+    config: OptimizerConfig, named_parameters: Iterable[tuple[str, nn.Parameter]], freezable: tuple[str, ...] = ()
+) -> torch.optim.Optimizer:
     """The configured optimizer; rate and decay of its groups are set by the schedules.
 
     freezable: ends of the names of parameters that are held for a part of the run.
@@ -40,6 +42,7 @@ def pretraining_optimizer(config: OptimizerConfig, named_parameters: Iterable[tu
 
 def finetuning_optimizer(config: PhaseConfig, model: ReidModel) -> torch.optim.Optimizer:
     """SGD as released, or AdamW, as a phase's `optimizer`, `learning_rate`, `weight_decay` and `layer_decay` say."""
+
     def layered(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return decay_by_layer(groups, model.named_parameters(), model.backbone.config.depth, config.layer_decay)
 

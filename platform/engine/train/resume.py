@@ -36,11 +36,15 @@ def find_resume_point(store: CheckpointStore, plan: StreamPlan, config: Checkpoi
         found = patiently(lambda: _newest_of(store, config), store.root.config.retry_timeout_s, report_line)
     position, metadata = broadcast_object((found.position, found.metadata) if found else (0, {}))
     if position and metadata["data"] != plan.checksum:
-        raise UserError(f"the images under data.uri, or their selection, are not those that {store.root.uri} was trained "
-                        "on: bring them back, or choose another output")
+        raise UserError(
+            f"the images under data.uri, or their selection, are not those that {store.root.uri} was trained "
+            "on: bring them back, or choose another output"
+        )
     if position % global_batch:
-        raise UserError(f"the checkpoint has seen {position:,} samples, no multiple of this run's global batch of "
-                        f"{global_batch}: keep stream.micro_batch * stream.micro_batches_per_step, or resume_position elsewhere")
+        raise UserError(
+            f"the checkpoint has seen {position:,} samples, no multiple of this run's global batch of "
+            f"{global_batch}: keep stream.micro_batch * stream.micro_batches_per_step, or resume_position elsewhere"
+        )
     return ResumePoint(position, metadata, found.payload if found else None)
 
 
@@ -52,14 +56,17 @@ def _newest_of(store: CheckpointStore, config: CheckpointConfig) -> LoadedCheckp
         found = origin.newest(config.resume_position)
         if found is None:
             there = f" at or before {config.resume_position:,} samples" * (config.resume_position > 0)
-            raise UserError(f"there is no checkpoint under {origin.root.uri}{there}: checkpoint.resume_from must be the folder "
-                            "of a pre-training run")
+            raise UserError(
+                f"there is no checkpoint under {origin.root.uri}{there}: checkpoint.resume_from must be the folder "
+                "of a pre-training run"
+            )
     for name in found.torn if found else [f"position-{position:012d}" for position in store.unfinished()]:
         report_line(f"checkpoint {name} is torn (an upload that did not finish) and was passed over")
     if found:
         workers = torch.distributed.get_world_size()
-        report_line(f"continuing from {found.position:,} samples seen with {workers} worker{'s' * (workers > 1)} "
-                    f"({origin.root.uri})")
+        report_line(
+            f"continuing from {found.position:,} samples seen with {workers} worker{'s' * (workers > 1)} ({origin.root.uri})"
+        )
     return found
 
 

@@ -68,5 +68,7 @@ def allowed_sizes(micro_batches_per_step: int) -> list[int]:
 def check_size(workers: int, micro_batches_per_step: int) -> None:
     """Raises UserError naming the allowed numbers of workers if `workers` is none of them."""
     if micro_batches_per_step % workers:
-        raise UserError(f"{workers} workers cannot share {micro_batches_per_step} micro-batches per step evenly; allowed numbers "
-                        f"of workers: {allowed_sizes(micro_batches_per_step)} (or change the micro-batches of a step)")
+        raise UserError(
+            f"{workers} workers cannot share {micro_batches_per_step} micro-batches per step evenly; allowed numbers "
+            f"of workers: {allowed_sizes(micro_batches_per_step)} (or change the micro-batches of a step)"
+        )

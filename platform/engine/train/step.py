@@ -36,8 +36,10 @@ class StepMeans(Generic[Key]):
     def reduce(self) -> dict[Key, Tensor]:
         """Collective: the means over all workers' micro-batches; starts afresh."""
         keys = sorted(self._sums)
-        flat = torch.cat([self._sums[key].flatten().to(devices.device()) for key in keys]
-                         + [torch.tensor([float(self._count)], device=devices.device())])
+        flat = torch.cat(
+            [self._sums[key].flatten().to(devices.device()) for key in keys]
+            + [torch.tensor([float(self._count)], device=devices.device())]
+        )
         if world_size() > 1:
             dist.all_reduce(flat)
         flat = flat[:-1] / flat[-1]
@@ -98,8 +100,13 @@ class StepExchange:
         self._means: StepMeans[tuple[str, str]] = StepMeans()
         self._rows = StepRows()
 
-    def add(self, terms: Mapping[str, Tensor], statistics: Mapping[str, Tensor], batch_norms: Mapping[str, Tensor],
-            rows: Mapping[str, Tensor]) -> None:
+    def add(
+        self,
+        terms: Mapping[str, Tensor],
+        statistics: Mapping[str, Tensor],
+        batch_norms: Mapping[str, Tensor],
+        rows: Mapping[str, Tensor],
+    ) -> None:
         """What one micro-batch left."""
         self._means.add({**_part("terms", terms), **_part("statistics", statistics), **_part("batch_norms", batch_norms)})
         self._rows.add(rows)
@@ -119,8 +126,9 @@ class StepExchange:
         def of(part: str) -> dict[str, Tensor]:
             return {name: value for (kind, name), value in means.items() if kind == part}
 
-        return StepResult(of("terms"), of("statistics"), of("batch_norms"), of("notices"), means["corrupt", ""],
-                          self._rows.gather())
+        return StepResult(
+            of("terms"), of("statistics"), of("batch_norms"), of("notices"), means["corrupt", ""], self._rows.gather()
+        )
 
 
 def _part(kind: str, values: Mapping[str, Tensor]) -> dict[tuple[str, str], Tensor]:
@@ -136,8 +144,9 @@ class StepBatchNorm:
     """
 
     def __init__(self, *models: nn.Module) -> None:
-        self.layers = [layer for model in models for layer in model.modules()
-                       if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+        self.layers = [
+            layer for model in models for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats
+        ]
         self.momenta = [0.1 if layer.momentum is None else layer.momentum for layer in self.layers]
         self.committed = [self._buffers(layer) for layer in self.layers]
         self._collected: list[list[Tensor]] = [[] for _ in self.layers]
@@ -149,6 +158,7 @@ class StepBatchNorm:
         def collect(layer: nn.Module, inputs: Any, output: Any) -> None:
             if layer.training:
                 self._collected[index].append(torch.cat(self._buffers(layer)))
+
         return collect
 
     def micro_batch_done(self) -> dict[str, Tensor]:

@@ -57,13 +57,20 @@ def restore(engine: Any, payload: dict[str, Any] | None) -> None:
     Raises UserError, on every worker, listing the parameters that differ in name or shape.
     """
     payload = payload if dist.get_rank() == 0 else None
-    layout = broadcast_object(payload and "optimizer_steps" in payload and {
-        "shapes": {name: tuple(value.shape) for name, value in payload["parameters"].items()},
-        "moments": {moment: list(values) for moment, values in payload["moments"].items()},
-        "optimizer_steps": payload["optimizer_steps"]})
+    layout = broadcast_object(
+        payload
+        and "optimizer_steps" in payload
+        and {
+            "shapes": {name: tuple(value.shape) for name, value in payload["parameters"].items()},
+            "moments": {moment: list(values) for moment, values in payload["moments"].items()},
+            "optimizer_steps": payload["optimizer_steps"],
+        }
+    )
     if not layout:
-        raise UserError("the checkpoint is of an earlier version, which counted the optimizer's steps in another way: finish the "
-                        "run with that version, or give this run another output")
+        raise UserError(
+            "the checkpoint is of an earlier version, which counted the optimizer's steps in another way: finish the "
+            "run with that version, or give this run another output"
+        )
     _check_fits(engine, layout["shapes"])
     steps = layout["optimizer_steps"]
     if is_partitioned(engine):
@@ -89,10 +96,12 @@ def restore(engine: Any, payload: dict[str, Any] | None) -> None:
 def _optimizer_layout(engine: Any) -> tuple[dict[str, float], list[str]]:
     """(optimizer steps taken by each parameter, where the optimizer counts them; names of the per-element moments)."""
     parts, names = partitions(engine), {id(value): name for name, value in engine.module.named_parameters()}
-    moments = sorted({key for part in parts for key, value in part.state.items()
-                      if isinstance(value, Tensor) and value.dim() > 0})
-    steps = {names[id(parameter)]: float(part.state["step"]) for part in parts if "step" in part.state
-             for parameter in part.parameters}
+    moments = sorted(
+        {key for part in parts for key, value in part.state.items() if isinstance(value, Tensor) and value.dim() > 0}
+    )
+    steps = {
+        names[id(parameter)]: float(part.state["step"]) for part in parts if "step" in part.state for parameter in part.parameters
+    }
     return steps, moments
 
 
@@ -120,8 +129,7 @@ def _step_count(count: float, parameter: Tensor, group: dict[str, Any]) -> Tenso
     return torch.tensor(count, device=parameter.device if group.get("fused") else "cpu")
 
 
-def _restore_parameter(engine: Any, parameter: Tensor, value: Tensor, moments: dict[str, Tensor],
-                       step: float | None) -> None:
+def _restore_parameter(engine: Any, parameter: Tensor, value: Tensor, moments: dict[str, Tensor], step: float | None) -> None:
     from deepspeed.utils import (
         safe_set_full_fp32_param,
         safe_set_full_optimizer_state,
@@ -166,12 +174,17 @@ def _own_slice(value: Tensor, parameter: Any) -> Tensor:
 
 def _check_fits(engine: Any, stored: dict[str, tuple[int, ...]]) -> None:
     shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in engine.module.named_parameters()}
-    differences = [f"{name}: checkpoint {stored.get(name, 'has none')}, model {shapes.get(name, 'has none')}"
-                   for name in sorted(shapes.keys() | stored.keys()) if shapes.get(name) != stored.get(name)]
+    differences = [
+        f"{name}: checkpoint {stored.get(name, 'has none')}, model {shapes.get(name, 'has none')}"
+        for name in sorted(shapes.keys() | stored.keys())
+        if shapes.get(name) != stored.get(name)
+    ]
     if differences:
         shown = "\n  ".join(differences[:10])
-        raise UserError(f"the checkpoint does not fit the model ({len(differences)} differences):\n  {shown}\n"
-                        "Give this run another output, or the configuration it was started with")
+        raise UserError(
+            f"the checkpoint does not fit the model ({len(differences)} differences):\n  {shown}\n"
+            "Give this run another output, or the configuration it was started with"
+        )
 
 
 def _host_copy(value: Tensor) -> Tensor:

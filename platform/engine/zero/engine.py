@@ -15,8 +15,9 @@ from platform.engine.zero.partitions import is_partitioned, partitions
 from reidssl.optim import clip_global_, clip_per_tensor_
 
 
-def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: EngineSettings, *,
-                 micro_batch: int, accumulation: int) -> Any:
+def build_engine(
+    model: nn.Module, optimizer: torch.optim.Optimizer, config: EngineSettings, *, micro_batch: int, accumulation: int
+) -> Any:
     """DeepSpeed engine around `model`; each of `accumulation` backward passes counts 1 / accumulation."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import deepspeed
@@ -35,7 +36,9 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: Eng
         "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 1000},
         # Not DeepSpeed's "bf16": it casts the weights of batch norms and not their statistics, which then do not fit.
         "torch_autocast": {"enabled": precision == "bf16", "dtype": "bfloat16", "lower_precision_safe_modules": []},
-        "gradient_clipping": config.clip.norm if stage else 0.0,  # whole gradients are clipped in `step`, which looks at their norm
+        "gradient_clipping": config.clip.norm
+        if stage
+        else 0.0,  # whole gradients are clipped in `step`, which looks at their norm
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
@@ -47,8 +50,7 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: Eng
 
 def autocast(config: EngineSettings) -> torch.autocast:
     """The precision of the engine's forward passes, for a pass of its module outside the engine."""
-    return torch.autocast(devices.device().type, dtype=torch.bfloat16,
-                          enabled=devices.precision(config.precision) == "bf16")
+    return torch.autocast(devices.device().type, dtype=torch.bfloat16, enabled=devices.precision(config.precision) == "bf16")
 
 
 def set_schedules(engine: Any, learning_rate: float, weight_decay: float | None = None, frozen: bool = False) -> None:

@@ -37,8 +37,10 @@ def partitions(engine: Any) -> list[Partition]:
     """All that this worker steps."""
     zero, groups, state = engine.optimizer, engine.optimizer.param_groups, torch_optimizer(engine).state
     if is_stage3(engine):
-        held = [(flat, members, groups[zero.sub_group_to_group_id[index]]) for index, (flat, members) in
-                enumerate(zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True))]
+        held = [
+            (flat, members, groups[zero.sub_group_to_group_id[index]])
+            for index, (flat, members) in enumerate(zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True))
+        ]
     elif is_partitioned(engine):
         held = list(zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, groups, strict=True))
     else:

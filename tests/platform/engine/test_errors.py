@@ -14,6 +14,7 @@ def test_a_users_error_is_its_own():
 @pytest.mark.parametrize("kind", [UserError, StorageError])
 def test_of_a_task_it_is_the_words_without_the_remote_trace(ray_session, kind):
     """Ray's wrapper is an instance of the same class, with the whole remote stack trace for its text."""
+
     @ray_session.remote(max_retries=0)
     def fail():
         raise kind("cannot read s3://bucket/shard: it answered 503")

@@ -69,7 +69,11 @@ def test_a_folder_with_what_is_no_file(odd_folder, capsys):
     assert good.keys() == {"good.jpg", "latin\\xe9.jpg", "latin\\\\xe9.jpg", "sub/a.jpg"}
     assert all(each.image == picture() for each in good.values())
     assert {key: reason.partition(":")[0] for key, reason in aside.items()} == {
-        "folder.jpg": "not a file", "link.jpg": "not there", "loop.jpg": "cannot be read", "pipe.jpg": "not a file"}
+        "folder.jpg": "not a file",
+        "link.jpg": "not there",
+        "loop.jpg": "cannot be read",
+        "pipe.jpg": "not a file",
+    }
     assert "1 .tga" in capsys.readouterr().out
 
 
@@ -94,7 +98,11 @@ def test_what_changes_between_plan_and_read(tmp_path, monkeypatch):
     reasons = {each.key: each.error for each in source.read(unit)}
     assert reasons.pop("e.jpg") == ""
     assert {key: reason.partition(":")[0] for key, reason in reasons.items()} == {
-        "a.jpg": "not there", "b.jpg": "cannot be read", "c.jpg": "cannot be read", "d.jpg": "too large"}
+        "a.jpg": "not there",
+        "b.jpg": "cannot be read",
+        "c.jpg": "cannot be read",
+        "d.jpg": "too large",
+    }
     for each in tmp_path.iterdir():
         each.rmdir() if each.is_dir() else each.unlink()
     tmp_path.rmdir()
@@ -116,7 +124,10 @@ def test_names_of_labeled_folders(tmp_path):
         Path(folder, "a_c2.jpg").write_bytes(picture())
     good, aside = read(source_of("folder", tmp_path, labeled=True))
     assert {key: (each.pid, each.camid) for key, each in good.items()} == {
-        "0001/a_c2.jpg": (1, 2), "20230101123456/a_c2.jpg": (0, 2), "caf\\xe9/a_c2.jpg": (2, 2)}
+        "0001/a_c2.jpg": (1, 2),
+        "20230101123456/a_c2.jpg": (0, 2),
+        "caf\\xe9/a_c2.jpg": (2, 2),
+    }
     assert aside == {"-1/a_c2.jpg": "junk: identity -1 is nobody"}
     good, _ = read(source_of("folder", tmp_path, labeled=True, pattern=r"_c(?P<camid>\d)\."))
     assert {each.camid for each in good.values()} == {2}
@@ -131,7 +142,8 @@ def test_keys_of_object_storage_that_are_no_paths(s3):
         client(config).put_object(Bucket=s3.bucket, Key=key, Body=picture(level * 9))
     good, aside = read(source_of("folder", f"{s3.uri}/in", config))
     assert not aside and {key: each.image for key, each in good.items()} == {
-        key.removeprefix("in/").replace("\\", "\\\\"): picture(level * 9) for level, key in enumerate(keys) if key != "in//"}
+        key.removeprefix("in/").replace("\\", "\\\\"): picture(level * 9) for level, key in enumerate(keys) if key != "in//"
+    }
     client(config).put_object(Bucket=s3.bucket, Key="in/t//t.tar", Body=make_tar([("1.jpg", picture())]))
     assert read(source_of("webdataset", f"{s3.uri}/in", config))[0].keys() == {"t//t/1.jpg"}
     client(config).put_object(Bucket=s3.bucket, Key="/7/a_c1.jpg", Body=picture())
@@ -182,15 +194,39 @@ def labels(**fields) -> bytes:
 
 
 def test_labels_beside_images_in_tars(tmp_path):
-    (tmp_path / "a.tar").write_bytes(make_tar([
-        ("1.jpg", picture()), ("1.json", labels(person_id=7, camera=2)), ("2.cls", b"8"), ("2.jpg", picture()),
-        ("3.jpg", picture()), ("3.json", labels(pid=1.7)), ("4.jpg", picture()), ("4.json", labels(pid=4, split="test")),
-        ("5.json", labels(pid=5)), ("6.jpg", picture()), ("7.jpg", picture()), ("7.json", labels(label=7)), ("7.pyd", b"cos\n"),
-        ("8.jpg", picture()), ("8.json", b" " * ((1 << 20) + 1)), ("9.jpg", picture()), ("9.json", labels(pid=9)),
-        ("9.json", labels(pid=9)), ("readme.txt", b""), ("._9.jpg", b"mac")]))
+    (tmp_path / "a.tar").write_bytes(
+        make_tar(
+            [
+                ("1.jpg", picture()),
+                ("1.json", labels(person_id=7, camera=2)),
+                ("2.cls", b"8"),
+                ("2.jpg", picture()),
+                ("3.jpg", picture()),
+                ("3.json", labels(pid=1.7)),
+                ("4.jpg", picture()),
+                ("4.json", labels(pid=4, split="test")),
+                ("5.json", labels(pid=5)),
+                ("6.jpg", picture()),
+                ("7.jpg", picture()),
+                ("7.json", labels(label=7)),
+                ("7.pyd", b"cos\n"),
+                ("8.jpg", picture()),
+                ("8.json", b" " * ((1 << 20) + 1)),
+                ("9.jpg", picture()),
+                ("9.json", labels(pid=9)),
+                ("9.json", labels(pid=9)),
+                ("readme.txt", b""),
+                ("._9.jpg", b"mac"),
+            ]
+        )
+    )
     good, aside = read(source_of("webdataset", tmp_path))
     assert {key: (each.pid, each.camid) for key, each in good.items()} == {
-        "a/1.jpg": (7, 2), "a/2.jpg": (8, -1), "a/6.jpg": (-1, -1), "a/7.jpg": (-1, -1)}
+        "a/1.jpg": (7, 2),
+        "a/2.jpg": (8, -1),
+        "a/6.jpg": (-1, -1),
+        "a/7.jpg": (-1, -1),
+    }
     assert good["a/7.jpg"].note.startswith("no identity and no camera, while these are not used: .pyd, label")
     assert aside["a/3.jpg"] == "labels not understood: 3.json, pid: 1.7 is no whole number"
     assert "'test' is none of train, query, gallery" in aside["a/4.jpg"]
@@ -201,28 +237,51 @@ def test_labels_beside_images_in_tars(tmp_path):
 
 
 def test_members_that_are_no_files_and_odd_names(tmp_path):
-    (tmp_path / "a.tar").write_bytes(make_tar([
-        ("latin\udce9.jpg", picture()), ("latin\\xe9.jpg", picture()), special("s.jpg", tarfile.SYMTYPE, "/etc/passwd"),
-        special("h.jpg", tarfile.LNKTYPE, "x.jpg"), special("d.jpg", tarfile.CHRTYPE), special("f.jpg", tarfile.FIFOTYPE),
-        special("folder.jpg", tarfile.DIRTYPE), ("/etc/x.jpg", picture()), ("../x.jpg", picture()), ("./x.jpg", picture()),
-        ("l.jpg", picture()), special("l.json", tarfile.SYMTYPE, "x.json")]))
+    (tmp_path / "a.tar").write_bytes(
+        make_tar(
+            [
+                ("latin\udce9.jpg", picture()),
+                ("latin\\xe9.jpg", picture()),
+                special("s.jpg", tarfile.SYMTYPE, "/etc/passwd"),
+                special("h.jpg", tarfile.LNKTYPE, "x.jpg"),
+                special("d.jpg", tarfile.CHRTYPE),
+                special("f.jpg", tarfile.FIFOTYPE),
+                special("folder.jpg", tarfile.DIRTYPE),
+                ("/etc/x.jpg", picture()),
+                ("../x.jpg", picture()),
+                ("./x.jpg", picture()),
+                ("l.jpg", picture()),
+                special("l.json", tarfile.SYMTYPE, "x.json"),
+            ]
+        )
+    )
     good, aside = read(source_of("webdataset", tmp_path))
     assert good.keys() == {"a/latin\\xe9.jpg", "a/latin\\\\xe9.jpg", "a/x.jpg"}
     assert {key: reason.partition(":")[0] for key, reason in aside.items()} == {
-        "a/s.jpg": "not a file", "a/h.jpg": "not a file", "a/d.jpg": "not a file", "a/f.jpg": "not a file",
-        "a/x.jpg": "unsafe name", "a/l.jpg": "labels not understood"}
+        "a/s.jpg": "not a file",
+        "a/h.jpg": "not a file",
+        "a/d.jpg": "not a file",
+        "a/f.jpg": "not a file",
+        "a/x.jpg": "unsafe name",
+        "a/l.jpg": "labels not understood",
+    }
 
 
-@pytest.mark.parametrize("harm", ["cut in a member", "cut between members", "no end", "header", "gzip cut", "gzip damage",
-                                  "empty"])
+@pytest.mark.parametrize(
+    "harm", ["cut in a member", "cut between members", "no end", "header", "gzip cut", "gzip damage", "empty"]
+)
 def test_a_damaged_tar_keeps_what_came_before_and_says_that_there_was_more(tmp_path, harm):
     whole = make_tar([(f"{number}.jpg", picture()) for number in range(6)])
     member = 512 + -(-len(picture()) // 512) * 512
     zipped = gzip.compress(whole, 0)  # blocks of 64 kB as they are
     data = {
-        "cut in a member": whole[: member * 3 + 600], "cut between members": whole[: member * 3], "no end": whole[: member * 6],
-        "header": whole[: member * 3] + b"\x07" * 512 + whole[member * 3 + 512 :], "gzip cut": zipped[: member * 3 + 600],
-        "gzip damage": gzip.compress(whole)[:200] + bytes(range(200)), "empty": b"",
+        "cut in a member": whole[: member * 3 + 600],
+        "cut between members": whole[: member * 3],
+        "no end": whole[: member * 6],
+        "header": whole[: member * 3] + b"\x07" * 512 + whole[member * 3 + 512 :],
+        "gzip cut": zipped[: member * 3 + 600],
+        "gzip damage": gzip.compress(whole)[:200] + bytes(range(200)),
+        "empty": b"",
     }[harm]
     (tmp_path / ("b.tar.gz" if "gzip" in harm else "b.tar")).write_bytes(data)
     (tmp_path / "c.tar").write_bytes(make_tar([("1.jpg", picture())]))
@@ -293,8 +352,13 @@ def test_videos_with_bad_files_among_them(tmp_path, capsys):
     assert good.keys() == {f"{stem}/{name}" for stem in ("a.avi", "a.mp4") for name in names} | {f"cut/{names[0]}"}
     assert good[f"a.avi/{names[1]}"].extras == (8, 3_000_000_008, 1.0)
     assert {key: reason.partition(":")[0] for key, reason in aside.items()} == {
-        f"cut/{names[1]}": "video damaged", "noise/0000001_track00001.jpg": "video damaged", "lost": "no detections",
-        "words": "detections not understood", "latin": "detections not understood", "gone": "not there"}
+        f"cut/{names[1]}": "video damaged",
+        "noise/0000001_track00001.jpg": "video damaged",
+        "lost": "no detections",
+        "words": "detections not understood",
+        "latin": "detections not understood",
+        "gone": "not there",
+    }
     assert "5 files as detections (scores) (raw.crops.form)" in capsys.readouterr().out
 
 
@@ -370,7 +434,11 @@ def test_settings():
     plain = RawConfig(path="/x", labeled=True)
     assert plain.arguments().keys() == {"kind", "path", "labeled"}
     assert replace(plain, pattern="(?P<pid>.)").arguments()["pattern"] == "(?P<pid>.)"
-    for settings, text in (({"splits": ["test"]}, "splits must"), ({"splits": ["train:query"]}, "splits must"),
-                           ({"pattern": "(?P<pid>.)"}, "labeled=true"), ({"pattern": "(", "labeled": True}, "pattern must be")):
+    for settings, text in (
+        ({"splits": ["test"]}, "splits must"),
+        ({"splits": ["train:query"]}, "splits must"),
+        ({"pattern": "(?P<pid>.)"}, "labeled=true"),
+        ({"pattern": "(", "labeled": True}, "pattern must be"),
+    ):
         with pytest.raises(ValueError, match=text):
             RawConfig(**settings)

@@ -74,8 +74,9 @@ def optimizer_for(model: nn.Module, name: str) -> torch.optim.Optimizer:
 
 def engine_for(config: DeepSpeed, optimizer: str, width: int = 7):
     model = Model(width)
-    return zero.build_engine(model, optimizer_for(model, optimizer), config, micro_batch=MICRO,
-                             accumulation=MICRO_BATCHES // dist.get_world_size())
+    return zero.build_engine(
+        model, optimizer_for(model, optimizer), config, micro_batch=MICRO, accumulation=MICRO_BATCHES // dist.get_world_size()
+    )
 
 
 def steps(engine, config: DeepSpeed, first: int, last: int) -> list[float]:

@@ -35,8 +35,7 @@ def launches_for(config: MultiCropConfig, count: int) -> int:
 
 def test_the_number_of_operators_is_bounded_and_the_same_for_every_batch():
     """One sample or 64, 1 local crop or 8, whatever is drawn: before this there were 3,788 for 64 images."""
-    counts = {launches_for(MultiCropConfig(**SMALL, num_local=num_local), count)
-              for count in (1, 5, 64) for num_local in (1, 8)}
+    counts = {launches_for(MultiCropConfig(**SMALL, num_local=num_local), count) for count in (1, 5, 64) for num_local in (1, 8)}
     assert len(counts) == 1
     assert counts.pop() < 720  # one by one, for both sizes; a compiler joins them, as the test below counts
     without_blur = dict.fromkeys(("blur_global1", "blur_global2", "blur_local"), 0.0)

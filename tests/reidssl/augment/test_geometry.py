@@ -73,9 +73,7 @@ def test_crop_and_resize_is_torchvisions_antialiased_bicubic(size):
     flips = np.array([False, True, False, True, True, False])
     made = crop_and_resize(images.transpose(0, 1).contiguous(), boxes, size, flips=flips).transpose(0, 1)
     for image, box, flip, result in zip(images, boxes.tolist(), flips, made, strict=True):
-        expected = reference.resized_crop(
-            image, *box, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True
-        )
+        expected = reference.resized_crop(image, *box, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
         torch.testing.assert_close(result, expected.flip(2) if flip else expected, rtol=0, atol=5e-6)
 
 

@@ -17,8 +17,9 @@ SETS = {
     "people far apart": clustered(500, 16, 60, seed=3, spread=0.8),
     "duplicates": np.repeat(clustered(60, 8, 12, seed=4), 5, axis=0),
     "all equal": np.ones((300, 8), np.float32),
-    "two equal groups among others": np.concatenate([np.tile(np.eye(8, dtype=np.float32)[:2], (80, 1)),
-                                                     clustered(200, 8, 30, seed=5)]),
+    "two equal groups among others": np.concatenate(
+        [np.tile(np.eye(8, dtype=np.float32)[:2], (80, 1)), clustered(200, 8, 30, seed=5)]
+    ),
 }
 
 
@@ -76,6 +77,9 @@ def test_collapsed_features_get_labels_in_bounded_memory(monkeypatch, kind):
 def test_what_needs_the_graph_says_so(changes):
     features = np.ones((1200, 4), np.float32)
     named = changes.get("algorithm", "the reliability criterion")
-    with pytest.raises(ValueError, match=rf"the features have collapsed: more than 1,200,000 pairs of images .* 1,000 for each "
-                                         rf"of 1,200 images, and {named} needs them all in memory; look for a diverged"):
+    with pytest.raises(
+        ValueError,
+        match=rf"the features have collapsed: more than 1,200,000 pairs of images .* 1,000 for each "
+        rf"of 1,200 images, and {named} needs them all in memory; look for a diverged",
+    ):
         pseudo_labels(features, ClusterConfig(**changes))

@@ -30,8 +30,10 @@ def full_sort(features: np.ndarray, k: int) -> np.ndarray:
 @pytest.mark.parametrize(("block", "column_block"), [(1024, 65536), (7, 65536), (1024, 13), (5, 9), (200, 1)])
 def test_equal_to_a_full_sort_for_any_block(block, column_block):
     features = np.random.default_rng(0).normal(size=(83, 12)).astype(np.float32)
-    for indices, similarities in (knn(features, 10, block), nearest(unit_rows(features), unit_rows(features), 10, np.arange(83),
-                                                                    block, column_block)[:2]):
+    for indices, similarities in (
+        knn(features, 10, block),
+        nearest(unit_rows(features), unit_rows(features), 10, np.arange(83), block, column_block)[:2],
+    ):
         assert_nearest(features, indices, similarities)
 
 

@@ -55,8 +55,13 @@ def test_equal_to_the_definition_image_by_image():
         members = [np.flatnonzero(labels == cluster) for cluster in range(labels.max() + 1)]
         best = [max(independence[i] for i in each) for each in members]
         limit = sorted(best, reverse=True)[max(0, round(0.7 * len(best)) - 1)]
-        kept = [i for each, value in zip(members, best, strict=True) if value >= limit
-                for i in each if compactness[i] >= max(compactness[j] for j in each)]
+        kept = [
+            i
+            for each, value in zip(members, best, strict=True)
+            if value >= limit
+            for i in each
+            if compactness[i] >= max(compactness[j] for j in each)
+        ]
         found = reliable(labels, looser, tighter, share=0.7, min_samples=1)
         assert np.flatnonzero(found >= 0).tolist() == sorted(kept)
 

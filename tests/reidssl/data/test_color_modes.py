@@ -36,9 +36,12 @@ def converted(image: Image.Image, sample_format: str = "") -> tuple[np.ndarray, 
 
 
 def test_plain_modes():
-    pairs = {"L": (Image.fromarray(GRAY), as_gray(GRAY)), "RGB": (Image.fromarray(COLORS), COLORS),
-             "1": (Image.fromarray(GRAY > 99), as_gray(np.where(GRAY > 99, 255, 0))),
-             "RGBX": (Image.merge("RGBX", [*Image.fromarray(COLORS).split(), Image.fromarray(ALPHA)]), COLORS)}
+    pairs = {
+        "L": (Image.fromarray(GRAY), as_gray(GRAY)),
+        "RGB": (Image.fromarray(COLORS), COLORS),
+        "1": (Image.fromarray(GRAY > 99), as_gray(np.where(GRAY > 99, 255, 0))),
+        "RGBX": (Image.merge("RGBX", [*Image.fromarray(COLORS).split(), Image.fromarray(ALPHA)]), COLORS),
+    }
     for mode, (image, expected) in pairs.items():
         assert image.mode == mode
         found, done = converted(image)
@@ -86,9 +89,18 @@ def test_palettes():
     assert np.abs(converted(pa)[0].astype(int) - composed(palette[GRAY], ALPHA)).max() <= 1
 
 
-@pytest.mark.parametrize(("depth", "color", "samples", "key", "clear"), [
-    (8, 0, [0, 7, 9], 7, 1), (16, 0, [0, 1799, 1800], 1799, 1), (8, 2, [1, 5, 9], 5, 1), (16, 2, [256, 1280, 9000], 1280, 1),
-    (1, 0, [0, 1, 1, 0, 0, 0, 0, 0], 0, 0), (2, 0, [0, 1, 2, 3], 2, 2), (4, 0, [3, 9], 9, 1)])
+@pytest.mark.parametrize(
+    ("depth", "color", "samples", "key", "clear"),
+    [
+        (8, 0, [0, 7, 9], 7, 1),
+        (16, 0, [0, 1799, 1800], 1799, 1),
+        (8, 2, [1, 5, 9], 5, 1),
+        (16, 2, [256, 1280, 9000], 1280, 1),
+        (1, 0, [0, 1, 1, 0, 0, 0, 0, 0], 0, 0),
+        (2, 0, [0, 1, 2, 3], 2, 2),
+        (4, 0, [3, 9], 9, 1),
+    ],
+)
 def test_one_transparent_color_of_a_png(depth, color, samples, key, clear):
     bands = 3 if color == 2 else 1
     if depth < 8:
@@ -115,10 +127,17 @@ def test_sixteen_bits_in_memory(mode):
     assert done == ["sixteen_bit", "gray"]
 
 
-@pytest.mark.parametrize("data", [
-    encoded(SIXTEEN, "PNG"), encoded(SIXTEEN, "TIFF"), encoded(SIXTEEN, "PPM"), encoded(SIXTEEN.astype(np.int32), "TIFF"),
-    encoded(Image.frombytes("I;16B", (4, 3), SIXTEEN.astype(">u2").tobytes()), "TIFF"),
-    encoded(SIXTEEN, "TIFF", compression="tiff_lzw")])
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(SIXTEEN, "PNG"),
+        encoded(SIXTEEN, "TIFF"),
+        encoded(SIXTEEN, "PPM"),
+        encoded(SIXTEEN.astype(np.int32), "TIFF"),
+        encoded(Image.frombytes("I;16B", (4, 3), SIXTEEN.astype(">u2").tobytes()), "TIFF"),
+        encoded(SIXTEEN, "TIFF", compression="tiff_lzw"),
+    ],
+)
 def test_sixteen_bit_files(data):
     np.testing.assert_array_equal(np.asarray(decode_whole(data)), as_gray((SIXTEEN // 257).astype(np.uint8)))
     assert check_image(data) == (3, 4, ("sixteen_bit", "gray"))
@@ -145,8 +164,18 @@ def test_sixteen_bit_colors_lose_their_lower_byte(color):
 def tiff(levels: np.ndarray, bits: int, photometric: int) -> bytes:
     """Gray, little-endian, uncompressed, one strip, as TIFF 6.0 has it. levels: packed rows, uint8 (H, bytes of a row)."""
     height, width = levels.shape[0], levels.shape[1] * 8 // bits
-    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 8 + 2 + 10 * 12 + 4), (277, 1),
-            (278, height), (279, levels.size), (339, 1)]
+    tags = [
+        (256, width),
+        (257, height),
+        (258, bits),
+        (259, 1),
+        (262, photometric),
+        (273, 8 + 2 + 10 * 12 + 4),
+        (277, 1),
+        (278, height),
+        (279, levels.size),
+        (339, 1),
+    ]
     entries = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags)
     return b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", 10) + entries + struct.pack("<I", 0) + levels.tobytes()
 

@@ -6,14 +6,21 @@ from reidssl.data import cuhk03
 from reidssl.data.records import LayoutError, LayoutWarning, Record
 
 FOLDERS = ["bounding_box_train/0001_c1_1.png", "query/0003_c1_21.png", "bounding_box_test/0003_c2_26.png"]
-SPLITS = [{
-    "train": [["/home/someone/cuhk03/images_labeled/1_001_1_01.png", 0, 0]],
-    "query": [["C:\\\\data\\\\images_labeled\\\\1_003_1_01.png", 2, 0]],
-    "gallery": [["images_labeled/1_003_2_06.png", 2, 1]],
-    "num_train_pids": 1,
-}]
-UNPACKED = ["splits_new_labeled.json", "images_labeled/1_001_1_01.png", "images_labeled/1_003_1_01.png",
-            "images_labeled/1_003_2_06.png", "images_labeled/5_001_1_01.png"]
+SPLITS = [
+    {
+        "train": [["/home/someone/cuhk03/images_labeled/1_001_1_01.png", 0, 0]],
+        "query": [["C:\\\\data\\\\images_labeled\\\\1_003_1_01.png", 2, 0]],
+        "gallery": [["images_labeled/1_003_2_06.png", 2, 1]],
+        "num_train_pids": 1,
+    }
+]
+UNPACKED = [
+    "splits_new_labeled.json",
+    "images_labeled/1_001_1_01.png",
+    "images_labeled/1_003_1_01.png",
+    "images_labeled/1_003_2_06.png",
+    "images_labeled/5_001_1_01.png",
+]
 
 
 def read(_: str) -> str:
@@ -89,15 +96,24 @@ def test_missing_choice_is_explained():
 
 def test_bad_entries_are_set_aside_by_their_place():
     good = [[f"images_labeled/1_{n:03d}_1_01.png", n, 0] for n in range(9)]
-    bad = [["images_labeled/x.png", 1.7, 0], ["images_labeled/x.png", True, 0], ["images_labeled/x.png", 2**31, 0], ["x.png", 3],
-           ["images_labeled/1_000_1_01.png", 0, 0], ["images_labeled/x.png", 3, 1], "abc"]
+    bad = [
+        ["images_labeled/x.png", 1.7, 0],
+        ["images_labeled/x.png", True, 0],
+        ["images_labeled/x.png", 2**31, 0],
+        ["x.png", 3],
+        ["images_labeled/1_000_1_01.png", 0, 0],
+        ["images_labeled/x.png", 3, 1],
+        "abc",
+    ]
     listed = json.dumps([{"train": good + bad, "query": [good[0]], "gallery": good[1:2]}])
     files = ["splits_new_labeled.json", *(path for path, _, _ in good)]
     aside: dict[str, str] = {}
     found = cuhk03.index(files, lambda _: listed, expect_published=False, aside=aside)
     assert [record.pid for record in found] == list(range(9)) and {record.split for record in found} == {"train"}
     assert list(aside) == [f"splits_new_labeled.json, train {n}" for n in range(10, 17)] + [
-        "splits_new_labeled.json, query 1", "splits_new_labeled.json, gallery 1"]
+        "splits_new_labeled.json, query 1",
+        "splits_new_labeled.json, gallery 1",
+    ]
     reasons = list(aside.values())
     assert "identity 1.7 is no whole number" in reasons[0] and "identity True is no whole" in reasons[1]
     assert "2147483648 is not in -1..2147483647" in reasons[2] and "expected [path, identity, camera]" in reasons[3]

@@ -23,9 +23,16 @@ from reidssl.data.decode import (
 RNG = np.random.default_rng(0)
 SMOOTH = np.asarray(Image.fromarray(RNG.integers(0, 256, (8, 5, 3), np.uint8)).resize((40, 64), Image.Resampling.BICUBIC))
 # What EXIF says of the stored picture: how to turn it upright (CIPA DC-008, orientation).
-UPRIGHT = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
-           5: lambda a: a.transpose(1, 0, 2), 6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
-           8: lambda a: np.rot90(a, 1)}
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, 1),
+}
 
 
 def encoded(pixels: np.ndarray | Image.Image, image_format: str, **options) -> bytes:
@@ -89,9 +96,16 @@ def test_an_unknown_orientation_is_upright(orientation):
     assert check_image(data).converted == ()
 
 
-@pytest.mark.parametrize("block", [
-    b"Exif\0\0junk", b"Exif\0\0", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0\x01\0\0\0\x06", b"\xff" * 40,
-    b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x05\0\0\0\xff\xff\xff\xff"])
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"Exif\0\0junk",
+        b"Exif\0\0",
+        b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0\x01\0\0\0\x06",
+        b"\xff" * 40,
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x05\0\0\0\xff\xff\xff\xff",
+    ],
+)
 def test_a_broken_exif_block_never_fails_the_image(block):
     for image_format in ("JPEG", "PNG", "WEBP"):
         options = {"exif": block} | ({"lossless": True} if image_format == "WEBP" else {})
@@ -107,8 +121,10 @@ def test_exif_behind_the_pixels_of_a_png():
 
 
 def test_too_many_pixels_are_refused_by_the_header():
-    for side, text in ((12_000, "12,000 x 12,000 = 144,000,000 pixels are more than max_pixels allows (32,000,000)"),
-                       (30_000, "900,000,000 pixels are more than max_pixels allows (32,000,000)")):  # Pillow's own limit
+    for side, text in (
+        (12_000, "12,000 x 12,000 = 144,000,000 pixels are more than max_pixels allows (32,000,000)"),
+        (30_000, "900,000,000 pixels are more than max_pixels allows (32,000,000)"),
+    ):  # Pillow's own limit
         data = png(side, side, 8, 0, b"")
         for decode in (check_image, decode_whole, lambda data: decode_image(data, (64, 32))):
             with pytest.raises(DecodeError) as caught:
@@ -120,23 +136,40 @@ def test_too_many_pixels_are_refused_by_the_header():
     assert MAX_PIXELS <= LARGEST_MAX_PIXELS
 
 
-@pytest.mark.parametrize("extra", [chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(100 << 20))),
-                                   chunk(b"iTXt", b"k\0\1\0\0\0" + zlib.compress(bytes(100 << 20))),
-                                   chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(100 << 20)))])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(100 << 20))),
+        chunk(b"iTXt", b"k\0\1\0\0\0" + zlib.compress(bytes(100 << 20))),
+        chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(100 << 20))),
+    ],
+)
 def test_a_bomb_beside_the_pixels_is_not_unpacked(extra):
     with pytest.raises(DecodeError, match="too large"):
         check_image(png(1, 1, 8, 0, b"\0\7", extra))
 
 
-@pytest.mark.parametrize(("data", "text"), [
-    (b"", "empty file"), (b"junk", r"not an image in a known format \(JPEG, PNG, WEBP, BMP, TIFF, GIF, PPM\)"),
-    (encoded(SMOOTH, "JPEG")[:-300], "truncated"), (encoded(SMOOTH, "PNG")[:-300], "[Tt]runcated"),
-    (encoded(SMOOTH, "BMP")[:-300], "truncated"), (encoded(SMOOTH, "WEBP")[:-300], ""), (encoded(SMOOTH, "TIFF")[:-3000], ""),
-    (png(0, 5, 8, 0, b""), ""), (b"P6 0 0 255\n", ""),
-    (encoded(SMOOTH, "EPS"), "PostScript is not supported: convert it to JPEG or PNG"),
-    (encoded(SMOOTH, "JPEG2000"), "JPEG 2000 is not supported"), (encoded(SMOOTH, "PDF"), "PDF is not supported"),
-    (b"\0\0\0\x18ftypheic" + bytes(40), "HEIC is not supported"), (b"\0\0\0\x18ftypmif1" + bytes(40), "HEIC is not supported"),
-    (b"\0\0\0\x18ftypavif" + bytes(40), "AVIF is not supported"), (b"<svg></svg>", "SVG is not supported")])
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"", "empty file"),
+        (b"junk", r"not an image in a known format \(JPEG, PNG, WEBP, BMP, TIFF, GIF, PPM\)"),
+        (encoded(SMOOTH, "JPEG")[:-300], "truncated"),
+        (encoded(SMOOTH, "PNG")[:-300], "[Tt]runcated"),
+        (encoded(SMOOTH, "BMP")[:-300], "truncated"),
+        (encoded(SMOOTH, "WEBP")[:-300], ""),
+        (encoded(SMOOTH, "TIFF")[:-3000], ""),
+        (png(0, 5, 8, 0, b""), ""),
+        (b"P6 0 0 255\n", ""),
+        (encoded(SMOOTH, "EPS"), "PostScript is not supported: convert it to JPEG or PNG"),
+        (encoded(SMOOTH, "JPEG2000"), "JPEG 2000 is not supported"),
+        (encoded(SMOOTH, "PDF"), "PDF is not supported"),
+        (b"\0\0\0\x18ftypheic" + bytes(40), "HEIC is not supported"),
+        (b"\0\0\0\x18ftypmif1" + bytes(40), "HEIC is not supported"),
+        (b"\0\0\0\x18ftypavif" + bytes(40), "AVIF is not supported"),
+        (b"<svg></svg>", "SVG is not supported"),
+    ],
+)
 def test_what_cannot_be_decoded_says_why_in_one_line(data, text):
     with pytest.raises(DecodeError, match=text) as caught:
         check_image(data)
@@ -150,8 +183,9 @@ def test_a_wrong_checksum_is_found():
         check_image(bytes(data))
 
 
-@pytest.mark.parametrize(("image_format", "options"), [
-    ("GIF", {}), ("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("MPO", {})])
+@pytest.mark.parametrize(
+    ("image_format", "options"), [("GIF", {}), ("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("MPO", {})]
+)
 def test_of_several_frames_the_first_is_taken(image_format, options):
     gray = np.repeat(SMOOTH[..., :1], 3, 2)
     data = encoded(gray, image_format, save_all=True, append_images=[Image.fromarray(255 - gray)], **options)
@@ -173,10 +207,13 @@ def test_a_batch_says_which_images_are_broken(threads):
 
 def test_no_warning_reaches_the_terminal():
     """In a process of its own: pytest collects warnings by itself."""
-    program = ("import sys; from reidssl.data.decode import check_image\n"
-               "check_image(sys.stdin.buffer.read(), max_pixels=170_000_000)")
-    for data in (encoded(SMOOTH, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x09\0\x12\x01\x02\0\x05\0\0\0\xff\xff\xff\xff"),
-                 encoded(Image.new("1", (10_000, 9_500)), "PNG"),
-                 encoded(Image.fromarray(SMOOTH).convert("P"), "PNG", transparency=b"\x80" * 256)):
+    program = (
+        "import sys; from reidssl.data.decode import check_image\ncheck_image(sys.stdin.buffer.read(), max_pixels=170_000_000)"
+    )
+    for data in (
+        encoded(SMOOTH, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x09\0\x12\x01\x02\0\x05\0\0\0\xff\xff\xff\xff"),
+        encoded(Image.new("1", (10_000, 9_500)), "PNG"),
+        encoded(Image.fromarray(SMOOTH).convert("P"), "PNG", transparency=b"\x80" * 256),
+    ):
         ended = subprocess.run([sys.executable, "-W", "default", "-c", program], input=data, capture_output=True, timeout=60)
         assert ended.returncode == 0 and ended.stderr == b""

@@ -58,8 +58,12 @@ def read(*files, **settings) -> tuple[dict[str, tuple], dict[str, str]]:
 
 def test_junk_and_misplaced_images_are_set_aside():
     found, aside = read("-1/a.jpg", "-7/a.jpg", "0001/a.jpg", "0000/a.jpg", "cover.jpg", "9/x/deep.jpg", "2/b_c3.jpg", "2/c.jpg")
-    assert found == {"0000/a.jpg": (0, -1, "train"), "0001/a.jpg": (1, -1, "train"), "2/b_c3.jpg": (2, 3, "train"),
-                     "2/c.jpg": (2, -1, "train")}
+    assert found == {
+        "0000/a.jpg": (0, -1, "train"),
+        "0001/a.jpg": (1, -1, "train"),
+        "2/b_c3.jpg": (2, 3, "train"),
+        "2/c.jpg": (2, -1, "train"),
+    }
     assert aside["-1/a.jpg"] == "junk: identity -1 is nobody" and "-7 is nobody" in aside["-7/a.jpg"]
     assert aside["cover.jpg"].startswith("not labeled: 'cover.jpg' is not at") and len(aside) == 4
     with pytest.warns(LayoutWarning, match=r"folder: 1 set aside \(1 not labeled\), the first is cover.jpg: "):
@@ -76,10 +80,18 @@ def test_names_and_numbers_beyond_int32_get_the_lowest_free_numbers_and_that_is_
 
 
 def test_a_pattern_says_where_labels_are():
-    found, aside = read("north/p7_x.jpg", "south/p7_y.jpg", "south/deep/p12_z.jpg", "south/nobody.jpg",
-                        pattern=r"^(?P<camid>\w+)/.*p(?P<pid>\d+)_")
-    assert found == {"north/p7_x.jpg": (7, 0, "train"), "south/p7_y.jpg": (7, 1, "train"),
-                     "south/deep/p12_z.jpg": (12, 1, "train")}
+    found, aside = read(
+        "north/p7_x.jpg",
+        "south/p7_y.jpg",
+        "south/deep/p12_z.jpg",
+        "south/nobody.jpg",
+        pattern=r"^(?P<camid>\w+)/.*p(?P<pid>\d+)_",
+    )
+    assert found == {
+        "north/p7_x.jpg": (7, 0, "train"),
+        "south/p7_y.jpg": (7, 1, "train"),
+        "south/deep/p12_z.jpg": (12, 1, "train"),
+    }
     assert "does not match the pattern" in aside["south/nobody.jpg"]
     found, _ = read("query/5/a-k3.jpg", "5/b.jpg", pattern=r"(-k(?P<camid>\d+))?\.jpg$")
     assert found == {"query/5/a-k3.jpg": (5, 3, "query"), "5/b.jpg": (5, -1, "train")}

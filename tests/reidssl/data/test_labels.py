@@ -11,9 +11,35 @@ def test_whole_numbers(value, number):
     assert whole_number(value) == number
 
 
-@pytest.mark.parametrize("value", [1.7, 7.0, 1e3, True, False, None, float("inf"), float("nan"), [7], {"a": 7}, " 7 ", "", "7.0",
-                                   "+7", "-7", "1_0", "٣", "0x7", -2, 2**31, 20230101123456, "20230101123456",
-                                   "9" * 5000, 2**300])
+@pytest.mark.parametrize(
+    "value",
+    [
+        1.7,
+        7.0,
+        1e3,
+        True,
+        False,
+        None,
+        float("inf"),
+        float("nan"),
+        [7],
+        {"a": 7},
+        " 7 ",
+        "",
+        "7.0",
+        "+7",
+        "-7",
+        "1_0",
+        "٣",
+        "0x7",
+        -2,
+        2**31,
+        20230101123456,
+        "20230101123456",
+        "9" * 5000,
+        2**300,
+    ],
+)
 def test_everything_else_is_refused_with_the_value_seen(value):
     with pytest.raises(ValueError) as caught:
         whole_number(value)

@@ -74,8 +74,12 @@ def test_other_layouts_are_refused_with_what_was_found(files, message):
 
 def test_what_does_not_fit_is_set_aside_with_its_reason():
     aside: dict[str, str] = {}
-    odd = ["query/person.jpg", "query/0000_c1s1_000001_00.jpg", "bounding_box_train/-2_c1s1_000001_00.jpg",
-           "bounding_box_train/٣_c1s1_1.jpg"]
+    odd = [
+        "query/person.jpg",
+        "query/0000_c1s1_000001_00.jpg",
+        "bounding_box_train/-2_c1s1_000001_00.jpg",
+        "bounding_box_train/٣_c1s1_1.jpg",
+    ]
     found = market1501.index([*FILES, *odd], expect_published=False, aside=aside)
     assert found == market1501.index(FILES, expect_published=False)
     assert aside.keys() == {*odd, "bounding_box_test/-1_c1s1_000401_03.jpg"}

@@ -63,14 +63,21 @@ def test_a_bad_line_is_set_aside_by_number_field_and_value(line, reason):
 
 
 def test_ground_truth_keeps_visible_pedestrians_that_are_judged():
-    text = GOOD + ("1,,20,20,60,120,87\n1,2,20,20,60,120,0,3,0.05\n1,3,20,20,60,120,,-1,-1,-1\n"
-                   "1,3000000000,20,20,60,120,1,1,1.0\n"
-                   "2,4,20,20,60,120,1,7,1\n2,5,20,20,60,120,1,1,0.1\n2,6,20,20,60,120,2,1,1\n2,7.0,20,20,60,120,1,1,-1\n")
+    text = GOOD + (
+        "1,,20,20,60,120,87\n1,2,20,20,60,120,0,3,0.05\n1,3,20,20,60,120,,-1,-1,-1\n"
+        "1,3000000000,20,20,60,120,1,1,1.0\n"
+        "2,4,20,20,60,120,1,7,1\n2,5,20,20,60,120,1,1,0.1\n2,6,20,20,60,120,2,1,1\n2,7.0,20,20,60,120,1,1,-1\n"
+    )
     found, form, aside = parse_lines(text, CropConfig())
     assert form == "ground_truth" and found.tracks.tolist() == [1, 3, 3_000_000_000, 7] and set(found.scores) == {1.0}
     assert [number for number, _ in aside] == [2, 3, 6, 7, 8]
     assert [reason.partition(":")[0] for _, reason in aside] == [
-        "line not understood", "flag 0", "class 7", "hardly visible", "line not understood"]
+        "line not understood",
+        "flag 0",
+        "class 7",
+        "hardly visible",
+        "line not understood",
+    ]
     assert "class 3" in aside[1][1] and "visibility 0.05 is below 0.3" in aside[1][1]
     assert "flag must be 0 or 1: got '2' (field 7)" in aside[4][1]
     found, _, aside = parse_lines(text, CropConfig(classes=[1, 7], min_visibility=0.1))

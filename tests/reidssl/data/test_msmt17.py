@@ -97,9 +97,14 @@ def test_other_layouts_are_refused(files, message):
 
 
 def test_bad_lines_are_set_aside_by_list_and_number():
-    bad = ["0000/0000_009_01_0303morning_0015_0.jpg 20230101123456", "0000/0000_009_01_0303morning_0015_0.jpg -1", "x y z",
-           "0000/0000_009_99999999999_0303morning_0015_0.jpg 1", "0000/0000_000_03_0302noon_0001_0.jpg 0",
-           "0005/0005_0_1_x.jpg 5"]
+    bad = [
+        "0000/0000_009_01_0303morning_0015_0.jpg 20230101123456",
+        "0000/0000_009_01_0303morning_0015_0.jpg -1",
+        "x y z",
+        "0000/0000_009_99999999999_0303morning_0015_0.jpg 1",
+        "0000/0000_000_03_0302noon_0001_0.jpg 0",
+        "0005/0005_0_1_x.jpg 5",
+    ]
     good = [f"0001/0001_{n:03d}_05_0302noon_0002_0.jpg\t1" for n in range(8)]
     lists = {**LISTS, "list_gallery.txt": "\ufeff" + "\r\n".join([*good, "", *bad])}
     files = [*layout(), *(f"test/{line.split()[0]}" for line in good)]

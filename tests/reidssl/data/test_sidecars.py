@@ -34,13 +34,19 @@ def test_text_files_are_fields():
 
 
 def test_given_fields_count_alone():
-    assert read(("a/1.json", {"pid": 7, "id": 9, "where": 3, "set": "test"}), pid_field="id", camid_field="where",
-                split_field="set", splits={"test": "gallery"}) == SidecarLabels(9, 3, "gallery")
+    assert read(
+        ("a/1.json", {"pid": 7, "id": 9, "where": 3, "set": "test"}),
+        pid_field="id",
+        camid_field="where",
+        split_field="set",
+        splits={"test": "gallery"},
+    ) == SidecarLabels(9, 3, "gallery")
 
 
 def test_fields_that_are_not_used_are_named_where_a_label_is_missing():
     assert read(("a/1.json", {"label": 7, "camid": 1}), others=[".txt"]).note == (
-        "no identity, while these are not used: .txt, label (raw.tar.pid_field can name one)")
+        "no identity, while these are not used: .txt, label (raw.tar.pid_field can name one)"
+    )
     assert "no identity and no camera" in read(("a/1.json", {"caption": "x"})).note
     assert read(("a/1.json", {"pid": 7, "camid": 1, "caption": "x"})).note == "" == read().note
 

@@ -70,9 +70,7 @@ def test_a_wanted_frame_behind_the_end_is_reported_after_the_others(video):
 def test_files_that_are_no_video_are_refused_by_name(tmp_path, content):
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
-    with pytest.raises(
-        VideoError, match=r"notes.txt (cannot be read as a video|holds no video stream)"
-    ) as caught:
+    with pytest.raises(VideoError, match=r"notes.txt (cannot be read as a video|holds no video stream)") as caught:
         list(frames(path))
     assert caught.value.frames_read == 0
 

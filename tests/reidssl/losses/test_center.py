@@ -52,8 +52,9 @@ def test_state_goes_round_and_another_is_refused():
         other.load_state_tensors({})
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ((0, 3), "num_classes and width"), ((2, 3, 1.5), r"rate must be in \[0, 1\]")])
+@pytest.mark.parametrize(
+    ("arguments", "message"), [((0, 3), "num_classes and width"), ((2, 3, 1.5), r"rate must be in \[0, 1\]")]
+)
 def test_wrong_settings_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         CenterLoss(*arguments)
@@ -74,9 +75,11 @@ def test_half_features_are_subtracted_in_single_precision():
 
 @pytest.mark.parametrize("call", [CenterLoss.forward, CenterLoss.update])
 def test_labels_without_a_center_and_other_shapes_are_refused(call):
-    for rows, labels, words in ((torch.zeros(2, 3), [0, 4], r"labels must be in \[0, 4\): got 0 to 4"),
-                                (torch.zeros(2, 3), [-1, 0], r"\[0, 4\): got -1 to 0"),
-                                (torch.zeros(2, 3), [1], r"features \(B, 3\) and labels \(B,\): got \(2, 3\) and \(1,\)"),
-                                (torch.zeros(2, 1), [1, 1], r"got \(2, 1\) and \(2,\)")):
+    for rows, labels, words in (
+        (torch.zeros(2, 3), [0, 4], r"labels must be in \[0, 4\): got 0 to 4"),
+        (torch.zeros(2, 3), [-1, 0], r"\[0, 4\): got -1 to 0"),
+        (torch.zeros(2, 3), [1], r"features \(B, 3\) and labels \(B,\): got \(2, 3\) and \(1,\)"),
+        (torch.zeros(2, 1), [1, 1], r"got \(2, 1\) and \(2,\)"),
+    ):
         with pytest.raises(ValueError, match=words):
             call(CenterLoss(4, 3), rows, torch.tensor(labels))

@@ -117,7 +117,10 @@ def test_half_cosines_are_scaled_in_single_precision(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_labels_without_a_class_are_refused(name):
-    for labels, words in (([0, 3], r"labels must be in \[0, 3\): got 0 to 3"), ([-1, 2], r"\[0, 3\): got -1 to 2"),
-                          ([0.0, 1.0], "labels must be integers: got torch.float32")):
+    for labels, words in (
+        ([0, 3], r"labels must be in \[0, 3\): got 0 to 3"),
+        ([-1, 2], r"\[0, 3\): got -1 to 2"),
+        ([0.0, 1.0], "labels must be integers: got torch.float32"),
+    ):
         with pytest.raises(ValueError, match=words):
             MARGIN_LOSSES[name](torch.zeros(2, 3), torch.tensor(labels), 30.0, 0.3, 0.0)

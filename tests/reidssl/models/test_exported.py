@@ -51,8 +51,12 @@ def test_timm_builds_it_from_the_folder(tmp_path, neck, layer_scale):
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"stem": "ics"}, "does not have the ics stem"), ({"stride": 4}, "stride 4"), ({"num_cameras": 2}, "camera"),
-     ({"gem_pooling": True}, "GeM")],
+    [
+        ({"stem": "ics"}, "does not have the ics stem"),
+        ({"stride": 4}, "stride 4"),
+        ({"num_cameras": 2}, "camera"),
+        ({"gem_pooling": True}, "GeM"),
+    ],
 )
 def test_what_timm_does_not_have(changes, words):
     model = build_vit(dataclasses.replace(SMALL, **{"stem": "patch", **changes}))

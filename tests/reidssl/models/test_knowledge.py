@@ -20,8 +20,9 @@ SMALL = VitConfig(width=24, depth=2, heads=3, patch_size=8, image_size=(32, 16),
 
 
 def timm_state(width: int, depth: int = 1, size: int = 32, heads: int = 1) -> dict:
-    return VisionTransformer(img_size=size, patch_size=16, embed_dim=width, depth=depth, num_heads=heads,
-                             num_classes=0).state_dict()
+    return VisionTransformer(
+        img_size=size, patch_size=16, embed_dim=width, depth=depth, num_heads=heads, num_classes=0
+    ).state_dict()
 
 
 def known(source, **options):
@@ -37,8 +38,11 @@ def test_twelve_heads_are_never_six(tmp_path):
     model = VisionTransformer(img_size=32, patch_size=16, embed_dim=384, depth=2, num_heads=12, num_classes=0).eval()
     torch.save(model.state_dict(), tmp_path / "bare.pth")
     torch.save({"state_dict": {f"module.base_encoder.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "moco.pth")
-    with pytest.raises(Unsaid, match=r"bare.pth is a plain vision transformer of unknown origin, width 384.*usual are 6 \(timm, "
-                                     r"DeiT, DINO\), 12 \(MoCo v3\).*Give load.heads=6 or load.heads=12$"):
+    with pytest.raises(
+        Unsaid,
+        match=r"bare.pth is a plain vision transformer of unknown origin, width 384.*usual are 6 \(timm, "
+        r"DeiT, DINO\), 12 \(MoCo v3\).*Give load.heads=6 or load.heads=12$",
+    ):
         load_vit(tmp_path / "bare.pth")
     answers, line = known(tmp_path / "moco.pth")
     assert answers["heads"][:2] == (12, "assumed") and "MoCo v3 checkpoint" in line and "heads 12 (as MoCo v3 published)" in line
@@ -52,8 +56,13 @@ def test_twelve_heads_are_never_six(tmp_path):
 def test_every_width_that_leaves_heads_open_is_refused_and_the_others_are_stated(tmp_path):
     for width, depth, heads in ((768, 12, 12), (1280, 32, 16)):
         tensors = {name: value for name, value in timm_state(64, depth).items()}
-        wide = {name: torch.zeros([width if n == 64 else 3 * width if n == 192 else 4 * width if n == 256 else n
-                                   for n in value.shape]) for name, value in tensors.items() if "patch_embed" not in name}
+        wide = {
+            name: torch.zeros(
+                [width if n == 64 else 3 * width if n == 192 else 4 * width if n == 256 else n for n in value.shape]
+            )
+            for name, value in tensors.items()
+            if "patch_embed" not in name
+        }
         wide |= {"patch_embed.proj.weight": torch.zeros(width, 3, 16, 16), "patch_embed.proj.bias": torch.zeros(width)}
         if width < 1000:  # a ViT-H of zeros takes gigabytes; its heads are told by the table
             answers, line = known(torch_bytes(wide))
@@ -65,8 +74,9 @@ def test_every_width_that_leaves_heads_open_is_refused_and_the_others_are_stated
         load_vit(torch_bytes(timm_state(192)), heads=7)
 
 
-@pytest.mark.parametrize("layout", ["dino_ours_vit_small", "dino_vit_small", "build_transformer_vit_small_ics",
-                                    "clustercontrast_vit_small"])
+@pytest.mark.parametrize(
+    "layout", ["dino_ours_vit_small", "dino_vit_small", "build_transformer_vit_small_ics", "clustercontrast_vit_small"]
+)
 def test_released_files_need_no_flag_and_state_their_heads(layout):
     answers, line = known(torch_bytes(released_state_dict(layout)))
     assert answers["heads"][:2] == (6, "assumed") and "heads 6 (heads of 64 channels, as published)" in line
@@ -82,7 +92,8 @@ def test_our_own_file_says_it_all_and_may_not_be_contradicted(tmp_path):
     save_model(ReidModel(build_vit(SMALL)), {"mean": [0.5] * 3, "std": [0.25] * 3, "neck": "after"}, tmp_path / "m.safetensors")
     answers, line = known(tmp_path / "m.safetensors")
     assert "assumed" not in line and {name: answers[name].how for name in ("heads", "mean", "neck", "stride")} == dict.fromkeys(
-        ("heads", "mean", "neck", "stride"), "said")
+        ("heads", "mean", "neck", "stride"), "said"
+    )
     for told in ({"heads": 4}, {"stride": 4}, {"image_size": [64, 16]}, {"gem_pooling": True}):
         with pytest.raises(ValueError, match=f"m.safetensors says {next(iter(told))} .* was given: leave it out"):
             load_vit(tmp_path / "m.safetensors", given=LoadConfig(**told))
@@ -130,11 +141,18 @@ def test_cameras_of_a_released_file_are_given_and_those_of_ours_said(tmp_path):
         known(model_bytes(build_vit(SMALL)), given=LoadConfig(cameras=[1]))
 
 
-@pytest.mark.parametrize(("told", "words"), [
-    ({"heads": -1}, "heads must be 0"), ({"mean": [0.5]}, "mean must be three numbers"),
-    ({"std": [0, 1, 1]}, "std must be above 0"),
-    ({"mean": [124, 116, 104]}, "mean must be three numbers in"), ({"neck": "middle"}, "neck must be one of before, after"),
-    ({"image_size": [256]}, "image_size must be"), ({"cameras": [1, 1]}, "cameras must be different numbers")])
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"heads": -1}, "heads must be 0"),
+        ({"mean": [0.5]}, "mean must be three numbers"),
+        ({"std": [0, 1, 1]}, "std must be above 0"),
+        ({"mean": [124, 116, 104]}, "mean must be three numbers in"),
+        ({"neck": "middle"}, "neck must be one of before, after"),
+        ({"image_size": [256]}, "image_size must be"),
+        ({"cameras": [1, 1]}, "cameras must be different numbers"),
+    ],
+)
 def test_what_cannot_be_is_refused(told, words):
     with pytest.raises(ValueError, match=words):
         LoadConfig(**told)

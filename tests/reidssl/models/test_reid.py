@@ -25,9 +25,7 @@ def test_supervised_features_equal_released():
     reference = arrays("models.npz")
     model = filled("build_transformer_vit_small_ics", VitConfig(), num_classes=751)
     output = model(images())
-    torch.testing.assert_close(
-        output.before, reference["build_transformer_vit_small_ics_eval_before"], atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(output.before, reference["build_transformer_vit_small_ics_eval_before"], atol=1e-5, rtol=0)
     torch.testing.assert_close(output.after, reference["build_transformer_vit_small_ics_eval_after"], atol=1e-5, rtol=0)
     torch.testing.assert_close(output.logits, output.after @ model.classifier.weight.T)
 

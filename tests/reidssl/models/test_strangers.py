@@ -25,23 +25,35 @@ def one(*names: str, shape=(2,)) -> dict:
     return {name: torch.zeros(shape) for name in names}
 
 
-VIT = one("cls_token", "pos_embed", "patch_embed.proj.weight", "norm.weight", "blocks.0.norm1.weight", "blocks.0.attn.qkv.weight",
-          "blocks.0.mlp.fc1.weight", shape=(1, 5, 4, 4))
+VIT = one(
+    "cls_token",
+    "pos_embed",
+    "patch_embed.proj.weight",
+    "norm.weight",
+    "blocks.0.norm1.weight",
+    "blocks.0.attn.qkv.weight",
+    "blocks.0.mlp.fc1.weight",
+    shape=(1, 5, 4, 4),
+)
 MODELS = {
     "moco resnet": ({"state_dict": meta_state("resnet50", "module.encoder_q.")}, r"is a MoCo ResNet-50 \(convolutional\)"),
     "moco v3 resnet": ({"state_dict": meta_state("resnet50", "module.base_encoder.")}, r"is a MoCo ResNet-50"),
     "resnet": (meta_state("resnet18"), r"is a ResNet-18 \(convolutional\)"),
     "resnet 34": (meta_state("resnet34"), r"is a ResNet-34"),
-    "lightning": ({"state_dict": meta_state("resnet18", "model."), "pytorch-lightning_version": "2"},
-                  r"is a ResNet-18 \(convolutional\).*Lightning checkpoint"),
+    "lightning": (
+        {"state_dict": meta_state("resnet18", "model."), "pytorch-lightning_version": "2"},
+        r"is a ResNet-18 \(convolutional\).*Lightning checkpoint",
+    ),
     "swin": (meta_state("swin_tiny_patch4_window7_224"), "is a Swin transformer"),
     "convnext": (meta_state("convnext_tiny"), "is a ConvNeXt"),
     "efficientnet": (meta_state("efficientnet_b0"), "is a convolutional network|is a ConvNeXt"),
     "distilled": (meta_state("deit_small_distilled_patch16_224"), "is a distilled DeiT.*take the published model without"),
     "timm dinov3": (meta_state("vit_small_patch16_dinov3.lvd1689m"), "DINOv3"),
     "dinov3": (VIT | one("rope_embed.periods", "storage_tokens"), "is a DINOv3 model"),
-    "hugging face dinov3": (one("embeddings.cls_token", "embeddings.register_tokens", "layer.0.attention.q_proj.weight"),
-                            "DINOv3"),
+    "hugging face dinov3": (
+        one("embeddings.cls_token", "embeddings.register_tokens", "layer.0.attention.q_proj.weight"),
+        "DINOv3",
+    ),
     "registers": (meta_state("vit_small_patch14_reg4_dinov2"), "register tokens.*without registers"),
     "registers of the hub": (VIT | one("register_tokens"), "register tokens"),
     "swiglu": (VIT | one("blocks.0.mlp.w12.weight"), "SwiGLU"),
@@ -50,12 +62,16 @@ MODELS = {
     "timm clip": (meta_state("vit_base_patch32_clip_224"), r"is a CLIP vision transformer"),
     "siglip": (meta_state("vit_base_patch16_siglip_224"), "is a SigLIP model"),
     "beit": (meta_state("beit_base_patch16_224"), "BEiT"),
-    "language model": (one("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight", "lm_head.weight"),
-                       "is a language model"),
+    "language model": (
+        one("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight", "lm_head.weight"),
+        "is a language model",
+    ),
     "bert": (one("bert.embeddings.word_embeddings.weight", "bert.encoder.layer.0.attention.self.query.weight"), "language model"),
     "lora": (one("base_model.model.blocks.0.attn.qkv.lora_A.weight"), "is an adapter"),
-    "jpm": ({f"base.{name}": value for name, value in VIT.items()} | one("b1.0.norm1.weight", "b2.0.norm1.weight"),
-            "jigsaw branch"),
+    "jpm": (
+        {f"base.{name}": value for name, value in VIT.items()} | one("b1.0.norm1.weight", "b2.0.norm1.weight"),
+        "jigsaw branch",
+    ),
     "mean pooled": (meta_state("vit_base_patch16_rpn_224"), "no vision transformer that we know|BEiT|does not fit"),
     "optimizer": ({"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]}, "is the state of an optimizer"),
     "optimizers": ({"optimizer": {"state": {}}, "epoch": 3}, "is the state of an optimizer"),

@@ -109,8 +109,7 @@ def test_overlapping_patches_have_the_published_grid(stem, stride, grid):
 def test_layer_scale_is_there_and_changes_nothing_else():
     plain = build_vit(SMALL).eval()
     scaled = build_vit(dataclasses.replace(SMALL, layer_scale=1.0)).eval()
-    assert scaled.state_dict().keys() - plain.state_dict().keys() == {
-        f"blocks.{i}.ls{j}.gamma" for i in range(3) for j in (1, 2)}
+    assert scaled.state_dict().keys() - plain.state_dict().keys() == {f"blocks.{i}.ls{j}.gamma" for i in range(3) for j in (1, 2)}
     scaled.load_state_dict(plain.state_dict(), strict=False)
     torch.testing.assert_close(scaled(images(32, 16)), plain(images(32, 16)))
 

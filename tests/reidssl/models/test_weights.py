@@ -98,9 +98,7 @@ def test_own_files_know_their_grid(load):
     torch.testing.assert_close(grid[:, 0], grid[:, 1])
 
 
-@pytest.mark.parametrize(
-    "wrap", [lambda s: s, lambda s: {"teacher": s, "epoch": 3, "args": argparse.Namespace(lr=0.1)}]
-)
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"teacher": s, "epoch": 3, "args": argparse.Namespace(lr=0.1)}])
 @pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone."])
 def test_released_pretraining_files_load_by_themselves(wrap, prefix, tmp_path):
     """Configuration from the shapes, whatever wrappers are around the names; DINO's head is not wanted."""
@@ -122,8 +120,10 @@ def test_released_supervised_file_gives_the_released_features():
 
 def test_one_of_several_models_in_a_training_checkpoint(tmp_path):
     teacher, student = trained(), build_vit(SMALL, seed=9)
-    content = {"student": {"module.backbone." + n: v for n, v in student.state_dict().items()},
-               "teacher": {"backbone." + n: v for n, v in teacher.state_dict().items()}}
+    content = {
+        "student": {"module.backbone." + n: v for n, v in student.state_dict().items()},
+        "teacher": {"backbone." + n: v for n, v in teacher.state_dict().items()},
+    }
     path = tmp_path / "checkpoint.pth"
     path.write_bytes(torch_bytes(content))
     for weights, expected in (("", teacher), ("teacher", teacher), ("student", student)):
@@ -190,10 +190,16 @@ def test_a_ratio_counts_only_where_the_numbers_of_patches_differ():
 @pytest.mark.parametrize(
     ("changed", "where", "words"),
     [
-        ({"bottleneck.weight": torch.ones(32), "bottleneck.running_var": torch.ones(32)}, "shapes",
-         r"2 of another shape: bottleneck.weight \(32,\) in the file, \(24,\) in the model"),
-        ({"bottleneck.running_mean": None, "bottleneck.bias": None}, "missing",
-         "2 missing: bottleneck.bias, bottleneck.running_mean"),
+        (
+            {"bottleneck.weight": torch.ones(32), "bottleneck.running_var": torch.ones(32)},
+            "shapes",
+            r"2 of another shape: bottleneck.weight \(32,\) in the file, \(24,\) in the model",
+        ),
+        (
+            {"bottleneck.running_mean": None, "bottleneck.bias": None},
+            "missing",
+            "2 missing: bottleneck.bias, bottleneck.running_mean",
+        ),
         ({"classifier.weight": torch.ones(5, 32)}, "shapes", r"1 of another shape: classifier.weight \(5, 32\)"),
         ({"classifier.bias": torch.ones(5)}, "unexpected", "1 unexpected: classifier.bias"),
     ],
@@ -215,8 +221,10 @@ def test_a_reid_model_may_get_other_cameras():
 
 def test_a_training_checkpoint_gives_the_student_or_the_teacher():
     config = dataclasses.replace(SMALL, width=64, heads=1)
-    content = {name: {f"backbone.{key}": value for key, value in build_vit(config, seed=seed).state_dict().items()}
-               for name, seed in (("student", 1), ("teacher", 2))}
+    content = {
+        name: {f"backbone.{key}": value for key, value in build_vit(config, seed=seed).state_dict().items()}
+        for name, seed in (("student", 1), ("teacher", 2))
+    }
     assert weights_hash(load_vit(torch_bytes(content))) == weights_hash(build_vit(config, seed=2))
     assert weights_hash(load_vit(torch_bytes(content), weights="student")) == weights_hash(build_vit(config, seed=1))
     with pytest.raises(ValueError, match="without neck"):
@@ -243,8 +251,15 @@ def test_weights_that_are_not_finite_are_refused(value):
         load_vit(model_bytes(vit))
 
 
-@pytest.mark.parametrize(("entry", "words"), [('{"width": 24, "color": 1}', "color"), ('{"width": 2', "delimiter"),
-                                              ('[1]', "must be a mapping"), ('{"width": "24"}', "str")])
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ('{"width": 24, "color": 1}', "color"),
+        ('{"width": 2', "delimiter"),
+        ("[1]", "must be a mapping"),
+        ('{"width": "24"}', "str"),
+    ],
+)
 def test_a_header_that_is_not_ours_is_named(entry, words, tmp_path):
     tensors = {name: value.contiguous() for name, value in trained().state_dict().items()}
     safetensors.torch.save_file(tensors, tmp_path / "odd.safetensors", metadata={"vit": entry})

@@ -49,21 +49,45 @@ WRAPPED = {
     "detectron": {"model": prefixed("backbone.")},
     "fast-reid": {"model": {**prefixed("backbone."), "heads.bottleneck.0.weight": torch.ones(96), "pixel_mean": torch.ones(3)}},
     "transreid": prefixed("base."),
-    "lightning": {"state_dict": {**prefixed("model."), "criterion.center": torch.ones(3)}, "pytorch-lightning_version": "2.1",
-                  "optimizer_states": [{"state": {}}], "hyper_parameters": {"lr": 0.1}},
+    "lightning": {
+        "state_dict": {**prefixed("model."), "criterion.center": torch.ones(3)},
+        "pytorch-lightning_version": "2.1",
+        "optimizer_states": [{"state": {}}],
+        "hyper_parameters": {"lr": 0.1},
+    },
     "lightning backbone": {"state_dict": prefixed("model.backbone.vit."), "pytorch-lightning_version": "2.1"},
-    "moco": {"state_dict": {**prefixed("module.encoder_q."), **prefixed("module.encoder_k.", OTHER),
-                            "module.queue": torch.ones(9)}},
-    "moco v3": {"state_dict": {**prefixed("module.base_encoder."), "module.base_encoder.head.0.weight": torch.ones(9),
-                               **prefixed("module.momentum_encoder.", OTHER), "module.predictor.0.weight": torch.ones(9)}},
+    "moco": {
+        "state_dict": {**prefixed("module.encoder_q."), **prefixed("module.encoder_k.", OTHER), "module.queue": torch.ones(9)}
+    },
+    "moco v3": {
+        "state_dict": {
+            **prefixed("module.base_encoder."),
+            "module.base_encoder.head.0.weight": torch.ones(9),
+            **prefixed("module.momentum_encoder.", OTHER),
+            "module.predictor.0.weight": torch.ones(9),
+        }
+    },
     "moco, a module's backbone": {"state_dict": prefixed("module.backbone.")},
-    "dino": {"student": prefixed("module.backbone.", OTHER), "teacher": prefixed("backbone."),
-             "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "epoch": 3},
-    "dinov2 in one dict": {"teacher": {**prefixed("backbone."), "dino_head.last_layer.weight": torch.ones(9)},
-                           "student": prefixed("backbone.", OTHER)},
+    "dino": {
+        "student": prefixed("module.backbone.", OTHER),
+        "teacher": prefixed("backbone."),
+        "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}},
+        "epoch": 3,
+    },
+    "dinov2 in one dict": {
+        "teacher": {**prefixed("backbone."), "dino_head.last_layer.weight": torch.ones(9)},
+        "student": prefixed("backbone.", OTHER),
+    },
     "lightly": {"state_dict": {**prefixed("teacher_backbone."), **prefixed("student_backbone.", OTHER)}},
-    "mae": {"model": {**STATE, "mask_token": torch.ones(1, 1, 32), "decoder_pos_embed": torch.ones(1, 17, 32),
-                      "decoder_blocks.0.norm1.weight": torch.ones(32), "decoder_pred.weight": torch.ones(9)}},
+    "mae": {
+        "model": {
+            **STATE,
+            "mask_token": torch.ones(1, 1, 32),
+            "decoder_pos_embed": torch.ones(1, 17, 32),
+            "decoder_blocks.0.norm1.weight": torch.ones(32),
+            "decoder_pred.weight": torch.ones(9),
+        }
+    },
     "deeper": {"checkpoint": {"nets": {"encoder": STATE}}, "epoch": 1},
 }
 
@@ -84,10 +108,14 @@ def test_what_was_taken_and_left_out_is_stated(tmp_path):
     assert reports[0].about.as_dict()["weights"] == "teacher" and reports[0].about.as_dict()["given"] == ["heads"]
 
 
-@pytest.mark.parametrize(("content", "words"), [
-    ({"model": STATE, "model_ema": OTHER}, "load.weights=model or load.weights=model_ema"),
-    ({"state_dict": STATE, "state_dict_ema": OTHER}, "load.weights=state_dict or load.weights=state_dict_ema"),
-    ({"state_dict": {**prefixed("model."), **prefixed("ema_model.", OTHER)}}, "load.weights=ema_model or load.weights=model")])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"model": STATE, "model_ema": OTHER}, "load.weights=model or load.weights=model_ema"),
+        ({"state_dict": STATE, "state_dict_ema": OTHER}, "load.weights=state_dict or load.weights=state_dict_ema"),
+        ({"state_dict": {**prefixed("model."), **prefixed("ema_model.", OTHER)}}, "load.weights=ema_model or load.weights=model"),
+    ],
+)
 def test_two_models_without_a_usual_one_are_refused_until_one_is_named(content, words, tmp_path):
     path = saved(content, tmp_path / "two.pth")
     with pytest.raises(Unsaid, match=f"two.pth holds several models .* does not say which to take. Give {words}"):
@@ -102,13 +130,28 @@ def test_two_models_without_a_usual_one_are_refused_until_one_is_named(content, 
 
 def hugging_face(state, prefix: str = "", dinov2: bool = False) -> dict:
     """transformers' names of ViT (or DINOv2)."""
-    renamed = {"cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings",
-               "patch_embed.proj.": "embeddings.patch_embeddings.projection.", "norm.": "layernorm."}
-    inside = {"norm1.": "norm1.", "norm2.": "norm2.", "attn.proj.": "attention.output.dense.", "mlp.fc1.": "mlp.fc1.",
-              "mlp.fc2.": "mlp.fc2.", "ls1.gamma": "layer_scale1.lambda1", "ls2.gamma": "layer_scale2.lambda1"}
+    renamed = {
+        "cls_token": "embeddings.cls_token",
+        "pos_embed": "embeddings.position_embeddings",
+        "patch_embed.proj.": "embeddings.patch_embeddings.projection.",
+        "norm.": "layernorm.",
+    }
+    inside = {
+        "norm1.": "norm1.",
+        "norm2.": "norm2.",
+        "attn.proj.": "attention.output.dense.",
+        "mlp.fc1.": "mlp.fc1.",
+        "mlp.fc2.": "mlp.fc2.",
+        "ls1.gamma": "layer_scale1.lambda1",
+        "ls2.gamma": "layer_scale2.lambda1",
+    }
     if not dinov2:
-        inside |= {"norm1.": "layernorm_before.", "norm2.": "layernorm_after.", "mlp.fc1.": "intermediate.dense.",
-                   "mlp.fc2.": "output.dense."}
+        inside |= {
+            "norm1.": "layernorm_before.",
+            "norm2.": "layernorm_after.",
+            "mlp.fc1.": "intermediate.dense.",
+            "mlp.fc2.": "output.dense.",
+        }
     found = {}
     for name, value in state.items():
         if name.startswith("blocks."):
@@ -126,8 +169,14 @@ def hugging_face(state, prefix: str = "", dinov2: bool = False) -> dict:
     return found
 
 
-CONFIG = {"model_type": "vit", "hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_act": "gelu",
-          "layer_norm_eps": 1e-12}
+CONFIG = {
+    "model_type": "vit",
+    "hidden_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+}
 
 
 @pytest.mark.parametrize(("prefix", "dinov2"), [("", False), ("vit.", False), ("", True), ("dinov2.", True)])
@@ -152,9 +201,15 @@ def test_hugging_face_folder_says_heads_epsilon_and_normalization(prefix, dinov2
 
 def test_a_timm_folder_says_it_too(tmp_path):
     safetensors.torch.save_file(STATE, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({
-        "architecture": "vit_small_patch16_224", "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3},
-        "model_args": {"img_size": 64, "embed_dim": 96, "depth": 2, "num_heads": 4}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {
+                "architecture": "vit_small_patch16_224",
+                "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3},
+                "model_args": {"img_size": 64, "embed_dim": 96, "depth": 2, "num_heads": 4},
+            }
+        )
+    )
     reports = []
     same_features(tmp_path, on_load=reports.append)
     assert reports[0].about.answers["heads"][:2] == (4, "said") and reports[0].about.answers["std"][:2] == ([0.5] * 3, "said")

@@ -18,8 +18,13 @@ SMALL = {"hidden": 16, "bottleneck": 8, "out_dim": 32, "freeze_last_layer_epochs
 
 
 def objective_of(name: str, bf16: bool) -> Objective:
-    config = ObjectiveConfig(name=name, dino=DinoConfig(**SMALL), dino_mim=DinoMimConfig(**SMALL),
-                             moco_v3=MocoV3Config(hidden=16, out_dim=8), moby=MobyConfig(hidden=16, out_dim=8, queue_size=32))
+    config = ObjectiveConfig(
+        name=name,
+        dino=DinoConfig(**SMALL),
+        dino_mim=DinoMimConfig(**SMALL),
+        moco_v3=MocoV3Config(hidden=16, out_dim=8),
+        moby=MobyConfig(hidden=16, out_dim=8, queue_size=32),
+    )
     objective = build_objective(BACKBONE, config).train()
     objective.bf16_teacher = bf16
     return objective

@@ -23,8 +23,13 @@ HEALTHY = {"teacher_entropy": 2.0, "target_information": 0.8, "feature_std": 0.1
 
 def config(name: str) -> ObjectiveConfig:
     head = {"out_dim": 64, "hidden": 32, "bottleneck": 8}
-    return ObjectiveConfig(name=name, dino=DinoConfig(**head), dino_mim=DinoMimConfig(**head),
-                           moco_v3=MocoV3Config(out_dim=8, hidden=16), moby=MobyConfig(out_dim=8, hidden=16, queue_size=16))
+    return ObjectiveConfig(
+        name=name,
+        dino=DinoConfig(**head),
+        dino_mim=DinoMimConfig(**head),
+        moco_v3=MocoV3Config(out_dim=8, hidden=16),
+        moby=MobyConfig(out_dim=8, hidden=16, queue_size=16),
+    )
 
 
 def logged(objective, same_image: bool) -> dict[str, float]:

@@ -225,8 +225,14 @@ def test_teacher_temperature_warms_up():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("out_dim", 0), ("student_temperature", 0.0), ("center_momentum", 1.1), ("freeze_last_layer_epochs", -1),
-     ("centering", "sinkhorn"), ("koleo_weight", -0.1)],
+    [
+        ("out_dim", 0),
+        ("student_temperature", 0.0),
+        ("center_momentum", 1.1),
+        ("freeze_last_layer_epochs", -1),
+        ("centering", "sinkhorn"),
+        ("koleo_weight", -0.1),
+    ],
 )
 def test_bad_settings_are_named(field, value):
     with pytest.raises(ValueError, match=f"^{field} must be"):
@@ -240,8 +246,17 @@ def test_one_crop_is_refused():
         objective(objective.student, crops()[:1], LATER)
 
 
-@pytest.mark.parametrize(("student", "teacher", "num_crops"), [
-    ((4, 8), (4, 8), 1), ((7, 8), (4, 8), 3), ((6, 8), (5, 8), 3), ((6, 8), (4, 7), 3), ((4, 8), (6, 8), 2), ((0, 8), (0, 8), 2)])
+@pytest.mark.parametrize(
+    ("student", "teacher", "num_crops"),
+    [
+        ((4, 8), (4, 8), 1),
+        ((7, 8), (4, 8), 3),
+        ((6, 8), (5, 8), 3),
+        ((6, 8), (4, 7), 3),
+        ((4, 8), (6, 8), 2),
+        ((0, 8), (0, 8), 2),
+    ],
+)
 def test_logits_that_do_not_fit_are_refused(student, teacher, num_crops):
     with pytest.raises(ValueError, match=r"student logits \(V \* B, K\).*at least 2.*num_crops " + str(num_crops)):
         dino_loss(torch.zeros(student), torch.zeros(teacher), num_crops, 0.1)

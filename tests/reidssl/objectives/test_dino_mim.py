@@ -43,8 +43,12 @@ def plain(objective: DinoMim, views: list[torch.Tensor], hidden: torch.Tensor) -
         tokens_t.append(teacher.backbone.forward_tokens(views[view]))
     class_s = [student.head(tokens[:, 0]) for tokens in tokens_s] + [student.head(student.backbone(v)) for v in views[2:]]
     class_t = [((teacher.head(tokens[:, 0]) - objective.center) / 0.04).softmax(-1) for tokens in tokens_t]
-    pairs = [-(target * (guess / 0.1).log_softmax(-1)).sum(-1).mean()
-             for t, target in enumerate(class_t) for v, guess in enumerate(class_s) if t != v]
+    pairs = [
+        -(target * (guess / 0.1).log_softmax(-1)).sum(-1).mean()
+        for t, target in enumerate(class_t)
+        for v, guess in enumerate(class_s)
+        if t != v
+    ]
     of_images = []
     for view in range(2):
         for image in range(4):
@@ -184,9 +188,18 @@ def test_patch_loss_weighs_rows():
     torch.testing.assert_close(patch_loss(logits, targets, weights, 0.2), expected)
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("mask_share", 0.0), ("mask_ratio", (0.5, 0.2)), ("mask_ratio", (0.2, 1.0)), ("mask_aspect", 1.5), ("patch_weight", -1.0),
-    ("patch_out_dim", 0), ("out_dim", 0)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("mask_share", 0.0),
+        ("mask_ratio", (0.5, 0.2)),
+        ("mask_ratio", (0.2, 1.0)),
+        ("mask_aspect", 1.5),
+        ("patch_weight", -1.0),
+        ("patch_out_dim", 0),
+        ("out_dim", 0),
+    ],
+)
 def test_bad_settings_are_named(field, value):
     with pytest.raises(ValueError, match=f"^{field} must be"):
         dataclasses.replace(MIM, **{field: value})

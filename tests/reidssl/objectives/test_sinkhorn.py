@@ -53,11 +53,15 @@ def test_a_very_sharp_teacher_does_not_overflow():
     assert found.isfinite().all() and found.sum(1).tolist() == pytest.approx([1, 1])
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ((torch.zeros(0, 4), 0.1), r"logits must be .* got shape \(0, 4\)"),
-    ((torch.zeros(2, 3, 4), 0.1), r"logits must be .* got shape \(2, 3, 4\)"),
-    ((torch.zeros(2, 4), 0.0), "temperature must be positive: got 0.0"),
-    ((torch.zeros(2, 4), 0.1, 0), "iterations must be at least 1: got 0")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.zeros(0, 4), 0.1), r"logits must be .* got shape \(0, 4\)"),
+        ((torch.zeros(2, 3, 4), 0.1), r"logits must be .* got shape \(2, 3, 4\)"),
+        ((torch.zeros(2, 4), 0.0), "temperature must be positive: got 0.0"),
+        ((torch.zeros(2, 4), 0.1, 0), "iterations must be at least 1: got 0"),
+    ],
+)
 def test_wrong_inputs_are_named(arguments, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         sinkhorn_knopp(*arguments)

@@ -56,15 +56,20 @@ def test_axis_refuses_infinite_ends() -> None:
         axis(0, math.inf, 0, 1)
 
 
-@pytest.mark.parametrize(("value", "expected"), [(4_180_243, "4.18M"), (65536, "65.54k"), (0.996, "0.996"), (0, "0"),
-                                                 (0.00005, "5e-5"), (250, "250"), (-20000, "-20k")])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(4_180_243, "4.18M"), (65536, "65.54k"), (0.996, "0.996"), (0, "0"), (0.00005, "5e-5"), (250, "250"), (-20000, "-20k")],
+)
 def test_short_number(value: float, expected: str) -> None:
     assert short_number(value) == expected
 
 
 def test_line_chart_draws_every_series_where_its_values_are() -> None:
-    svg = line_chart([Series("full", [0, 10, 20], [0, 5, 10], 1), Series("selected", [0, 10, 20], [10, 5, 0], 2)],
-                     title="Loss", x_label="images seen")
+    svg = line_chart(
+        [Series("full", [0, 10, 20], [0, 5, 10], 1), Series("selected", [0, 10, 20], [10, 5, 0], 2)],
+        title="Loss",
+        x_label="images seen",
+    )
     rising, falling = polylines(svg)
     assert [y for _, y in rising] == sorted((y for _, y in rising), reverse=True)  # pixels grow downwards
     assert [y for _, y in falling] == [y for _, y in reversed(rising)]
@@ -107,8 +112,14 @@ def test_thinning_keeps_peaks_ends_and_gaps() -> None:
 def test_histogram_counts_each_group_on_common_bins() -> None:
     rng = np.random.default_rng(1)
     people, planted = rng.uniform(0.5, 1.0, 300), rng.uniform(0.0, 0.6, 100)
-    svg = histogram({"people": people, "planted": planted}, title="Scores", x_label="score", threshold=0.55,
-                    threshold_label="kept from 0.55", num_bins=10)
+    svg = histogram(
+        {"people": people, "planted": planted},
+        title="Scores",
+        x_label="score",
+        threshold=0.55,
+        threshold_label="kept from 0.55",
+        num_bins=10,
+    )
     root = parse(svg)
     assert {"people (300)", "planted (100)", "kept from 0.55"} <= set(texts(svg))
     first, second = root.iter(f"{SVG}polygon")
@@ -158,8 +169,12 @@ def test_strip_frames_right_and_wrong_and_marks_both() -> None:
 
 def test_hostile_names_stay_text() -> None:
     figures = [
-        line_chart([Series(HOSTILE, [0, 1], [0, 1]), Series("b", [0, 1], [0, 1])], title=HOSTILE, x_label=HOSTILE,
-                   reference=(HOSTILE, 0.5)),
+        line_chart(
+            [Series(HOSTILE, [0, 1], [0, 1]), Series("b", [0, 1], [0, 1])],
+            title=HOSTILE,
+            x_label=HOSTILE,
+            reference=(HOSTILE, 0.5),
+        ),
         histogram({HOSTILE: np.arange(3.0)}, title=HOSTILE, x_label=HOSTILE, threshold=1.0, threshold_label=HOSTILE),
         grouped_bars([(HOSTILE, [(HOSTILE, 0.5, 0)])], title=HOSTILE),
         ranking_strip([Match(HOSTILE, None, True)]),

@@ -8,12 +8,25 @@ from reidssl.selection.matching import match_entries
 KEYS = ["a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg"]
 
 
-@pytest.mark.parametrize("write", [
-    lambda key: key, lambda key: f"./{key}", lambda key: f"images/{key}", lambda key: f"./images/{key}", lambda key: f"/{key}",
-    lambda key: key.replace("/", "//"), lambda key: key.replace("/", "\\"), lambda key: ".\\" + key.replace("/", "\\"),
-    lambda key: "D:\\LUPerson\\images\\" + key.replace("/", "\\"), lambda key: f"/data/LUPerson/images/{key}",
-    lambda key: f"/data/set/{key}", lambda key: f"../set/{key}", lambda key: f" {key}\n",
-], ids=str)
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda key: key,
+        lambda key: f"./{key}",
+        lambda key: f"images/{key}",
+        lambda key: f"./images/{key}",
+        lambda key: f"/{key}",
+        lambda key: key.replace("/", "//"),
+        lambda key: key.replace("/", "\\"),
+        lambda key: ".\\" + key.replace("/", "\\"),
+        lambda key: "D:\\LUPerson\\images\\" + key.replace("/", "\\"),
+        lambda key: f"/data/LUPerson/images/{key}",
+        lambda key: f"/data/set/{key}",
+        lambda key: f"../set/{key}",
+        lambda key: f" {key}\n",
+    ],
+    ids=str,
+)
 def test_one_order_however_it_is_written(write):
     found = match_entries([write(KEYS[place]) for place in (2, 0, 3)], KEYS)
     np.testing.assert_array_equal(found.places, [1, -1, 0, 2])
@@ -40,8 +53,10 @@ def test_only_one_beginning_is_left_out():
     np.testing.assert_array_equal(found.places, [0, 1, -1, -1])
 
 
-@pytest.mark.parametrize("entries", [["a/1.jpg", "b/1.jpg", "a/1.jpg"], ["a/1.jpg", ".\\a\\1.jpg"], ["c/9.jpg", "./c/9.jpg"],
-                                     ["/x/a/1.jpg", "a/1.jpg"]])
+@pytest.mark.parametrize(
+    "entries",
+    [["a/1.jpg", "b/1.jpg", "a/1.jpg"], ["a/1.jpg", ".\\a\\1.jpg"], ["c/9.jpg", "./c/9.jpg"], ["/x/a/1.jpg", "a/1.jpg"]],
+)
 def test_an_image_named_twice_is_refused(entries):
     with pytest.raises(ValueError, match=r"1 images are named more than once, e\.g\. '.*[19]\.jpg': which place counts"):
         match_entries(entries, KEYS)

@@ -12,9 +12,7 @@ import pytest
 from reidssl.data import luperson, market1501
 from reidssl.synthetic.people import PLANTED_KINDS, SyntheticConfig, render, specifications
 
-SMALL = SyntheticConfig(
-    num_pretrain=60, pretrain_identities=20, pretrain_scenes=8, source_identities=10, target_identities=12
-)
+SMALL = SyntheticConfig(num_pretrain=60, pretrain_identities=20, pretrain_scenes=8, source_identities=10, target_identities=12)
 PARTS = ("pretrain", "source", "target")
 
 
@@ -39,11 +37,7 @@ def test_images_are_pure_functions_of_their_specification(part):
 
 
 def test_another_process_draws_the_same_images():
-    code = (
-        "from reidssl.synthetic.people import SyntheticConfig\n"
-        "from test_people import SMALL, digest\n"
-        "print(digest(SMALL))"
-    )
+    code = "from reidssl.synthetic.people import SyntheticConfig\nfrom test_people import SMALL, digest\nprint(digest(SMALL))"
     here = os.path.dirname(__file__)
     environment = os.environ | {
         "PYTHONHASHSEED": "7",
@@ -153,9 +147,7 @@ def test_pixels_and_colors_alone_do_not_solve_the_target_set():
     images = np.stack([render(spec, config) for spec in specs])
     bins = (images // 32).astype(np.int64) @ [64, 8, 1]
     histograms = np.stack([np.bincount(image.ravel(), minlength=512) for image in bins]) ** 0.5
-    chance = mean_average_precision(
-        np.random.default_rng(0).normal(size=(len(specs), 64)), specs, num_queries
-    )
+    chance = mean_average_precision(np.random.default_rng(0).normal(size=(len(specs), 64)), specs, num_queries)
     pixels = mean_average_precision(images.reshape(len(specs), -1) / 255, specs, num_queries)
     assert chance + 0.05 < pixels < 0.4
     assert mean_average_precision(histograms, specs, num_queries) < 0.3

@@ -23,8 +23,12 @@ from reidssl.synthetic.people import SyntheticConfig
 __all__ = ["Candidate", "RawConfig", "ReadingPlan", "Source", "open_source"]
 
 LAYOUTS: dict[str, Indexer] = {
-    "folder": folder.index, "market1501": market1501.index, "msmt17": msmt17.index, "dukemtmc": dukemtmc.index,
-    "cuhk03": cuhk03.index, "luperson": luperson.index,
+    "folder": folder.index,
+    "market1501": market1501.index,
+    "msmt17": msmt17.index,
+    "dukemtmc": dukemtmc.index,
+    "cuhk03": cuhk03.index,
+    "luperson": luperson.index,
 }
 KINDS = (*LAYOUTS, "luperson_lmdb", "webdataset", "video", "synthetic")
 PARTS = ("pretrain", "source", "target")
@@ -79,8 +83,9 @@ class RawConfig:
         for pair in self.splits:
             name, _, split = pair.rpartition(":")
             if not name or split not in SPLITS or name in SPLITS:
-                raise ValueError(f"splits must say which of {', '.join(SPLITS)} another name is, as in [test:gallery]: "
-                                 f"got {pair!r}")
+                raise ValueError(
+                    f"splits must say which of {', '.join(SPLITS)} another name is, as in [test:gallery]: got {pair!r}"
+                )
 
     @property
     def split_names(self) -> dict[str, str]:
@@ -89,10 +94,13 @@ class RawConfig:
 
     def arguments(self) -> dict[str, Any]:
         """What determines the images, as JSON-compatible values: the fields that matter for this kind."""
-        names = {"synthetic": ("kind", "part", "synthetic", "image_format", "jpeg_quality"),
-                 "video": ("kind", "path", "detections", "crops", "image_format", "jpeg_quality"),
-                 "folder": ("kind", "path", "labeled", "pattern", "splits"), "webdataset": ("kind", "path", "tar", "splits"),
-                 "cuhk03": ("kind", "path", "boxes")}.get(self.kind, ("kind", "path"))
+        names = {
+            "synthetic": ("kind", "part", "synthetic", "image_format", "jpeg_quality"),
+            "video": ("kind", "path", "detections", "crops", "image_format", "jpeg_quality"),
+            "folder": ("kind", "path", "labeled", "pattern", "splits"),
+            "webdataset": ("kind", "path", "tar", "splits"),
+            "cuhk03": ("kind", "path", "boxes"),
+        }.get(self.kind, ("kind", "path"))
         values = {name: value for name, value in to_plain(self).items() if name in names}
         for name in NEWER:  # data sets made before these were there keep their arguments
             if values.get(name) == to_plain(RawConfig())[name]:
@@ -121,8 +129,10 @@ def open_source(config: RawConfig, storage: StorageConfig) -> Source:
     root = open_storage(config.path, storage)
     if config.kind == "video":
         if not config.detections:
-            raise UserError("raw.detections is empty: a video needs person detections in MOTChallenge form "
-                            "(frame, track, left, top, width, height, score)")
+            raise UserError(
+                "raw.detections is empty: a video needs person detections in MOTChallenge form "
+                "(frame, track, left, top, width, height, score)"
+            )
         return VideoSource(root, open_storage(config.detections, storage), config.crops, **common)
     if config.kind == "luperson_lmdb":
         return LmdbSource(root, config.unit_images)

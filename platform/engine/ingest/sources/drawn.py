@@ -18,8 +18,7 @@ class SyntheticSource:
     unit_images: int
     image_format: str
     jpeg_quality: int
-    extra_columns: dict[str, pa.DataType] = field(
-        default_factory=lambda: {"split": pa.string(), "planted": pa.int32()})
+    extra_columns: dict[str, pa.DataType] = field(default_factory=lambda: {"split": pa.string(), "planted": pa.int32()})
 
     def plan(self, limit: int) -> ReadingPlan:
         specs = limited(specifications(self.config, self.part), limit)

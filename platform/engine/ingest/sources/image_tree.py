@@ -49,8 +49,9 @@ class FileSource:
             if issubclass(remark.category, LayoutWarning):
                 say(f"note: {remark.message}")
         _other_formats(listing.names, say)
-        aside |= {name: reason for name, reason in listing.aside.items()
-                  if is_image(name) or reason.startswith("cannot be listed")}
+        aside |= {
+            name: reason for name, reason in listing.aside.items() if is_image(name) or reason.startswith("cannot be listed")
+        }
         items: list[Any] = list(records)
         if aside:
             items += [Candidate(key, error=reason) for key, reason in aside.items()]

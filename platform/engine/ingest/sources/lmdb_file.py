@@ -29,15 +29,16 @@ class LmdbSource:
 
     def _open(self) -> Any:
         if self.root.is_s3:
-            raise UserError(f"raw.path {self.root}: LMDB cannot be read from object storage; copy it to a disk or "
-                            "mount that every node sees and ingest it from there (the output may be object storage)")
+            raise UserError(
+                f"raw.path {self.root}: LMDB cannot be read from object storage; copy it to a disk or "
+                "mount that every node sees and ingest it from there (the output may be object storage)"
+            )
         nested = self.root / "lmdb"
         root = nested if (nested / "data.mdb").is_file() else self.root
         if not (root.is_file() or (root / "data.mdb").is_file()):
             raise UserError(f"raw.path {self.root} is no LMDB: expected data.mdb in it or in its folder lmdb/")
         try:
-            return lmdb.open(root.path, subdir=not root.is_file(), readonly=True, lock=False, readahead=False,
-                             meminit=False)
+            return lmdb.open(root.path, subdir=not root.is_file(), readonly=True, lock=False, readahead=False, meminit=False)
         except lmdb.Error as error:
             raise UserError(f"raw.path {self.root} cannot be opened as an LMDB: {error}") from None
 

@@ -93,8 +93,10 @@ class TarSource:
             yield Candidate(f"{unit.prefix}/", error=unit.error)
             return
         try:
-            with (open_item(self.root, unit.name) as file,
-                  tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictInfo, encoding="utf-8", errors="surrogateescape") as tar):
+            with (
+                open_item(self.root, unit.name) as file,
+                tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictInfo, encoding="utf-8", errors="surrogateescape") as tar,
+            ):
                 for member in tar:
                     folder, _, base = member.name.rpartition("/")
                     if member.isdir() or base.startswith("._"):  # what macOS adds beside each file
@@ -138,8 +140,11 @@ class TarSource:
         sidecars = [member for member in group if is_sidecar(member.name, self.fields)]
         if not images:
             for member in sidecars:
-                yield Candidate(f"{prefix}/{member.name}", error=member.error or "labels without an image: none of that name "
-                                "stands directly before or behind it in the tar")
+                yield Candidate(
+                    f"{prefix}/{member.name}",
+                    error=member.error
+                    or "labels without an image: none of that name stands directly before or behind it in the tar",
+                )
         used = {member.name for member in (*images, *sidecars)}
         others = sorted({f".{suffix_of(member.name)}" for member in group if member.name not in used and "." in member.name})
         wrong = next((f"labels not understood: {member.name}: {member.error}" for member in sidecars if member.error), "")
@@ -151,8 +156,15 @@ class TarSource:
                     labels = labels_of(image.name, beside, others, self.fields, self.splits)
                 except ValueError as problem:
                     error = f"labels not understood: {problem}"
-            yield Candidate(f"{prefix}/{image.name}", b"" if error else image.data, labels.pid, labels.camid, labels.split,
-                            error=error, note=labels.note)
+            yield Candidate(
+                f"{prefix}/{image.name}",
+                b"" if error else image.data,
+                labels.pid,
+                labels.camid,
+                labels.split,
+                error=error,
+                note=labels.note,
+            )
 
 
 class _StrictInfo(tarfile.TarInfo):

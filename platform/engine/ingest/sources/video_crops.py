@@ -50,8 +50,9 @@ class VideoSource:
     crops: CropConfig
     image_format: str
     jpeg_quality: int
-    extra_columns: dict[str, pa.DataType] = field(default_factory=lambda: {
-        "split": pa.string(), "frame": pa.int32(), "track": pa.int64(), "score": pa.float32()})
+    extra_columns: dict[str, pa.DataType] = field(
+        default_factory=lambda: {"split": pa.string(), "frame": pa.int32(), "track": pa.int64(), "score": pa.float32()}
+    )
 
     def plan(self, limit: int) -> ReadingPlan:
         units, left, single = [], limit, self.root.is_file()
@@ -102,8 +103,10 @@ class VideoSource:
                 reason = reason or f"detections not understood: {file}: {fault_of(self.detections, error)}"
             found.append((name, stem if times[stem] == 1 else name, file, text, reason))
         if len(missing) == len(found):
-            raise UserError(f"{len(missing)} of {len(found)} videos have no detections, the first missing file is "
-                            f"{self.detections}/{missing[0]}. raw.detections is the folder with one <video's name>.txt each")
+            raise UserError(
+                f"{len(missing)} of {len(found)} videos have no detections, the first missing file is "
+                f"{self.detections}/{missing[0]}. raw.detections is the folder with one <video's name>.txt each"
+            )
         return found
 
     def _refuse_nothing(self, units: list[VideoUnit]) -> None:
@@ -112,9 +115,11 @@ class VideoSource:
         kinds = Counter(reason.partition(":")[0] for unit in units for _, reason in unit.aside)
         if kinds:
             first = next((key, reason) for unit in units for key, reason in unit.aside)
-            raise UserError(f"raw.detections {self.detections}: nothing is left to cut out: "
-                            f"{', '.join(f'{count:,} {kind}' for kind, count in kinds.most_common())}; the first is {first[0]}: "
-                            f"{first[1]}. raw.crops.form, classes and min_visibility say how lines are read")
+            raise UserError(
+                f"raw.detections {self.detections}: nothing is left to cut out: "
+                f"{', '.join(f'{count:,} {kind}' for kind, count in kinds.most_common())}; the first is {first[0]}: "
+                f"{first[1]}. raw.crops.form, classes and min_visibility say how lines are read"
+            )
 
     def read(self, unit: VideoUnit) -> Iterator[Candidate]:
         yield from (Candidate(key, error=reason) for key, reason in unit.aside)
@@ -154,10 +159,9 @@ class VideoSource:
 def _say_forms(forms: Counter[str], units: list[VideoUnit]) -> None:
     """How files were read is a guess where `raw.crops.form` does not say it."""
     texts = {GROUND_TRUTH: "ground truth (flag, class, visibility)"}
-    read = " and ".join(f"{count:,} file{'s' * (count != 1)} as {texts.get(form, f'{form} (scores)')}"
-                        for form, count in forms.most_common())
+    read = " and ".join(
+        f"{count:,} file{'s' * (count != 1)} as {texts.get(form, f'{form} (scores)')}" for form, count in forms.most_common()
+    )
     kinds = Counter(reason.partition(":")[0] for unit in units for _, reason in unit.aside)
     said = f"; set aside: {', '.join(f'{count:,} {kind}' for kind, count in kinds.most_common())}" if kinds else ""
     say(f"raw.detections: {read} (raw.crops.form){said}")
-
-

@@ -8,9 +8,17 @@ import numpy as np
 from platform.engine.report.plots.svg import COLORS, INK, MUTED, axes, axis, document, line, short_number, text, text_width
 
 
-def histogram(groups: Mapping[str, np.ndarray], *, title: str, x_label: str, threshold: float | None = None,
-              threshold_label: str = "", num_bins: int = 48, styles: Sequence[int] = (1, 2, 3, 4),
-              size: tuple[float, float] = (1000, 300)) -> str:
+def histogram(
+    groups: Mapping[str, np.ndarray],
+    *,
+    title: str,
+    x_label: str,
+    threshold: float | None = None,
+    threshold_label: str = "",
+    num_bins: int = 48,
+    styles: Sequence[int] = (1, 2, 3, 4),
+    size: tuple[float, float] = (1000, 300),
+) -> str:
     """Counts of each group's values over common bins, one translucent shape a group; inline SVG.
 
     groups: name -> float (N,), finite. threshold: where a labeled vertical line stands. Raises ValueError without values.
@@ -46,13 +54,16 @@ def histogram(groups: Mapping[str, np.ndarray], *, title: str, x_label: str, thr
     if threshold is not None:
         at = x_axis(min(max(threshold, low), high))
         before = at > (x_axis.start + x_axis.end) / 2
-        parts += [line(at, y_axis.start, at, y_axis.end - 8, INK, 1.6, "5 3"),
-                  text(at + (-6 if before else 6), y_axis.end, threshold_label, anchor="end" if before else "start")]
+        parts += [
+            line(at, y_axis.start, at, y_axis.end - 8, INK, 1.6, "5 3"),
+            text(at + (-6 if before else 6), y_axis.end, threshold_label, anchor="end" if before else "start"),
+        ]
     return document(width, height, parts, f"{title}: {', '.join(values)}")
 
 
-def grouped_bars(groups: Sequence[tuple[str, Sequence[tuple[str, float, int]]]], *, title: str,
-                 size: tuple[float, float] = (640, 280)) -> str:
+def grouped_bars(
+    groups: Sequence[tuple[str, Sequence[tuple[str, float, int]]]], *, title: str, size: tuple[float, float] = (640, 280)
+) -> str:
     """Vertical bars for shares in [0, 1]: groups of (name, value, style), each bar with its value in per cent; SVG."""
     bars = [value for _, members in groups for _, value, _ in members]
     if not bars:
@@ -71,8 +82,10 @@ def grouped_bars(groups: Sequence[tuple[str, Sequence[tuple[str, float, int]]]],
         for place, (name, value, style) in enumerate(members):
             x, top = start + place * bar, y_axis(100 * value)
             tip = html.escape(f"{group}, {name}: {100 * value:.1f} %")
-            parts.append(f'<rect x="{x + 3:.1f}" y="{top:.1f}" width="{bar - 6:.1f}" height="{y_axis.start - top:.1f}" rx="2" '
-                         f'style="fill:{COLORS[style % len(COLORS)]}"><title>{tip}</title></rect>')
+            parts.append(
+                f'<rect x="{x + 3:.1f}" y="{top:.1f}" width="{bar - 6:.1f}" height="{y_axis.start - top:.1f}" rx="2" '
+                f'style="fill:{COLORS[style % len(COLORS)]}"><title>{tip}</title></rect>'
+            )
             parts.append(text(x + bar / 2, top - 5, f"{100 * value:.1f}", anchor="middle", weight=600))
             parts.append(text(x + bar / 2, y_axis.start + 14, name, size=10.5, anchor="middle", color=MUTED))
         parts.append(text(left + space * (number + 0.5), y_axis.start + 32, group, size=12, anchor="middle", weight=600))

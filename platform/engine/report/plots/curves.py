@@ -38,8 +38,16 @@ class Series:
             raise ValueError(f"series '{self.name}' has {len(self.x)} x values and {len(self.y)} y values: give one y per x")
 
 
-def line_chart(series: Sequence[Series], *, title: str, x_label: str, reference: tuple[str, float] | None = None,
-               x_low: float | None = None, y_low: float | None = None, size: tuple[float, float] = (430, 260)) -> str:
+def line_chart(
+    series: Sequence[Series],
+    *,
+    title: str,
+    x_label: str,
+    reference: tuple[str, float] | None = None,
+    x_low: float | None = None,
+    y_low: float | None = None,
+    size: tuple[float, float] = (430, 260),
+) -> str:
     """Inline SVG of all series in one frame, with a legend if there are several.
 
     reference: (label, value) of a horizontal line to compare with. x_low, y_low: where the axes begin at the latest.
@@ -98,16 +106,20 @@ def _draw(series: Series, points: list[tuple[float, float]], x_axis: Axis, y_axi
         for x, y in points:
             if math.isfinite(x) and math.isfinite(y):
                 tip = html.escape(f"{series.name}: {y:.5g} at {short_number(x)}")
-                parts.append(f'<circle cx="{x_axis(x):.1f}" cy="{y_axis(y):.1f}" r="2.6" style="fill:{color}">'
-                             f"<title>{tip}</title></circle>")
+                parts.append(
+                    f'<circle cx="{x_axis(x):.1f}" cy="{y_axis(y):.1f}" r="2.6" style="fill:{color}">'
+                    f"<title>{tip}</title></circle>"
+                )
     return parts
 
 
 def _reference(reference: tuple[str, float], x_axis: Axis, y_axis: Axis) -> list[str]:
     label, value = reference
     height = y_axis(value)
-    return [line(x_axis.start, height, x_axis.end, height, MUTED, 1.2, "3 3"),
-            text(x_axis.end, height - 4, label, size=10, anchor="end", color=MUTED)]
+    return [
+        line(x_axis.start, height, x_axis.end, height, MUTED, 1.2, "3 3"),
+        text(x_axis.end, height - 4, label, size=10, anchor="end", color=MUTED),
+    ]
 
 
 def _legend(series: Sequence[Series], width: float) -> tuple[list[str], int]:

@@ -9,8 +9,10 @@ from PIL import Image
 from reidssl.data.decode import decode_whole
 
 # From black through violet and orange to pale yellow, even in lightness: readable without color, too.
-_ANCHORS = np.array([[0, 0, 4], [40, 11, 84], [101, 21, 110], [159, 42, 99], [212, 72, 66], [245, 125, 21],
-                     [250, 193, 39], [252, 255, 164]], np.float64)
+_ANCHORS = np.array(
+    [[0, 0, 4], [40, 11, 84], [101, 21, 110], [159, 42, 99], [212, 72, 66], [245, 125, 21], [250, 193, 39], [252, 255, 164]],
+    np.float64,
+)
 
 
 def thumbnail(data: bytes, height: int = 128, quality: int = 85) -> bytes:

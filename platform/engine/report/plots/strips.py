@@ -49,13 +49,18 @@ def _tile(match: Match, x: float, tile: float, place: int) -> list[str]:
     else:
         parts.append(f'<image {shape} preserveAspectRatio="none" href="{data_uri(match.image)}"/>')
     parts.append(f'<rect {shape} rx="1.5" style="{frame}"/>')
-    parts += [_mark(x + tile - 6, 3 + TILE_HEIGHT - 6, match.correct, color),
-              text(x + tile / 2, TILE_HEIGHT + 19, str(place), size=10, anchor="middle", color=MUTED), "</g>"]
+    parts += [
+        _mark(x + tile - 6, 3 + TILE_HEIGHT - 6, match.correct, color),
+        text(x + tile / 2, TILE_HEIGHT + 19, str(place), size=10, anchor="middle", color=MUTED),
+        "</g>",
+    ]
     return parts
 
 
 def _mark(x: float, y: float, correct: bool, color: str) -> str:
     """A check or a cross in a disc: the verdict without color."""
     drawn = "M-3.6 .2 L-1 3 L3.8 -2.8" if correct else "M-3 -3 L3 3 M3 -3 L-3 3"
-    return (f'<g transform="translate({x:.1f} {y:.1f})"><circle r="7.5" style="fill:{color};stroke:#fff;stroke-width:1.2"/>'
-            f'<path d="{drawn}" style="fill:none;stroke:#fff;stroke-width:2;stroke-linecap:round"/></g>')
+    return (
+        f'<g transform="translate({x:.1f} {y:.1f})"><circle r="7.5" style="fill:{color};stroke:#fff;stroke-width:1.2"/>'
+        f'<path d="{drawn}" style="fill:none;stroke:#fff;stroke-width:2;stroke-linecap:round"/></g>'
+    )

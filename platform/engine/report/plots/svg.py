@@ -5,8 +5,14 @@ import math
 from dataclasses import dataclass
 
 # Okabe and Ito's palette, told apart with all common kinds of color vision; 0 is for baselines.
-COLORS = ("var(--plot-0,#5f6b7a)", "var(--plot-1,#0072b2)", "var(--plot-2,#d55e00)", "var(--plot-3,#009e73)",
-           "var(--plot-4,#aa4499)", "var(--plot-5,#b8860b)")
+COLORS = (
+    "var(--plot-0,#5f6b7a)",
+    "var(--plot-1,#0072b2)",
+    "var(--plot-2,#d55e00)",
+    "var(--plot-3,#009e73)",
+    "var(--plot-4,#aa4499)",
+    "var(--plot-5,#b8860b)",
+)
 # Lines also differ by their dashes, for those who print in gray.
 DASHES = ("2 3", "none", "7 3", "9 3 2 3", "4 2", "1 2")
 INK, MUTED, GRID, PAPER = "var(--ink,#1b1f24)", "var(--muted,#5b6470)", "var(--grid,#dfe3e8)", "var(--paper,#ffffff)"
@@ -28,8 +34,9 @@ class Axis:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
-def axis(low: float, high: float, start: float, end: float, *, num_ticks: int = 5, snap: bool = True,
-         whole: bool = False) -> Axis:
+def axis(
+    low: float, high: float, start: float, end: float, *, num_ticks: int = 5, snap: bool = True, whole: bool = False
+) -> Axis:
     """An axis over [low, high]; with `snap` the ends move outwards to ticks, with `whole` ticks are whole numbers.
 
     Equal ends are spread a little. Raises ValueError for ends that are not finite.
@@ -67,8 +74,17 @@ def short_number(value: float) -> str:
     return f"{value:.6g}"
 
 
-def text(x: float, y: float, content: str, *, size: float = 11, anchor: str = "start", color: str = INK,
-         weight: int = 400, turned: bool = False) -> str:
+def text(
+    x: float,
+    y: float,
+    content: str,
+    *,
+    size: float = 11,
+    anchor: str = "start",
+    color: str = INK,
+    weight: int = 400,
+    turned: bool = False,
+) -> str:
     """A text element, its content escaped."""
     turn = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turned else ""
     style = f"fill:{color};font-size:{size}px;font-weight:{weight};text-anchor:{anchor}"
@@ -97,8 +113,10 @@ def axes(x: Axis, y: Axis, x_label: str) -> list[str]:
 def document(width: float, height: float, parts: list[str], description: str) -> str:
     """The svg element: scales with its column, never above its own size, and says what it shows."""
     label = html.escape(description, quote=True)
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}" '
-            f'style="width:100%;max-width:{width:g}px;height:auto;{FONT}">{"".join(parts)}</svg>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}" '
+        f'style="width:100%;max-width:{width:g}px;height:auto;{FONT}">{"".join(parts)}</svg>'
+    )
 
 
 def text_width(content: str, size: float = 11) -> float:

@@ -93,8 +93,11 @@ class Oversized(Shard):
 def test_an_actor_that_dies_every_time_ends_the_search(ray_session, monkeypatch):
     monkeypatch.setattr(engine, "Shard", Oversized)
     monkeypatch.setattr(engine, "RESTARTS", 1)
-    with pytest.raises(UserError, match=r"one of 2 neighbor actors died again and again \(1 restarts\): its share of the "
-                                        r"features probably does not fit into the memory of its machine; use more actors"):
+    with pytest.raises(
+        UserError,
+        match=r"one of 2 neighbor actors died again and again \(1 restarts\): its share of the "
+        r"features probably does not fit into the memory of its machine; use more actors",
+    ):
         sharded_neighbors(array_parts(features(), 2), 9, actors(2))
 
 

@@ -27,8 +27,11 @@ EXPERIMENTS = sorted(path.stem for path in (CONFIG_FOLDER / "experiment").glob("
 
 
 def test_defaults_groups_and_overrides():
-    config = load_config(PretrainConfig, "pretrain", ["model=vit_base", "stream.micro_batch=16", "deepspeed=zero3",
-                                                      "clip.norm=1.5", "output=s3://bucket/x"])
+    config = load_config(
+        PretrainConfig,
+        "pretrain",
+        ["model=vit_base", "stream.micro_batch=16", "deepspeed=zero3", "clip.norm=1.5", "output=s3://bucket/x"],
+    )
     assert (config.model.width, config.model.stem) == (768, "patch")
     assert config.stream.micro_batch == 16 and config.deepspeed.zero_stage == 3 and config.clip.norm == 1.5
     assert config.output == "s3://bucket/x"
@@ -83,6 +86,7 @@ def test_every_program_composes(program, monkeypatch):
 
 def test_the_data_group_of_pre_training(monkeypatch):
     """A path where a choice is meant, and the other way round, is explained."""
+
     def data(*overrides: str):
         return load_config(PretrainConfig, "pretrain", overrides).data
 
@@ -96,8 +100,11 @@ def test_the_data_group_of_pre_training(monkeypatch):
     assert data("data=luperson").uri == data("data=luperson_cfs").uri == "s3://bucket/sets/luperson"
     assert data("data=luperson_cfs").selection == "s3://bucket/sets/luperson_cfs"
     for path in ("runs/x", "s3://bucket/x", "luperson_csf", "runs/epoch=9"):
-        with pytest.raises(ConfigError, match=rf"data={path}: there is no configs/data/{path}\.yaml; choices: demo, .*"
-                                              rf"A path or an s3:// prefix is given as data\.uri={path}$"):
+        with pytest.raises(
+            ConfigError,
+            match=rf"data={path}: there is no configs/data/{path}\.yaml; choices: demo, .*"
+            rf"A path or an s3:// prefix is given as data\.uri={path}$",
+        ):
             data(f"data={path}")
     for value in ("null", ""):
         with pytest.raises(ConfigError, match=r"choices: demo, "):
@@ -107,12 +114,23 @@ def test_the_data_group_of_pre_training(monkeypatch):
 @pytest.mark.parametrize("program", ["score", "select", "cluster"])
 def test_a_plain_key_that_has_the_name_of_a_group_takes_a_path(program):
     schema = schema_of(program)
-    for text, value in (("data=runs/x", "runs/x"), ("data='a=b, c'", "a=b, c"), ("data=demo", "demo"), ("data=a=b", "a=b"),
-                        ("data=a,b", "a,b"), ("data=[a,b]", "[a,b]"), ("data=${output}/data", "runs/y/data")):
+    for text, value in (
+        ("data=runs/x", "runs/x"),
+        ("data='a=b, c'", "a=b, c"),
+        ("data=demo", "demo"),
+        ("data=a=b", "a=b"),
+        ("data=a,b", "a,b"),
+        ("data=[a,b]", "[a,b]"),
+        ("data=${output}/data", "runs/y/data"),
+    ):
         assert load_config(schema, program, ["output=runs/y", text]).data == os.path.abspath(value)
     assert load_config(schema, program, ["data=s3://bucket/x"]).data == "s3://bucket/x"
-    for text, message in (("data=null", "data cannot be null: write data= for none"), ("~data", "'~data' would remove data"),
-                          ("data", "'data' is not key=value; write data=value"), ("+data=a", "'.data=a': data exists already")):
+    for text, message in (
+        ("data=null", "data cannot be null: write data= for none"),
+        ("~data", "'~data' would remove data"),
+        ("data", "'data' is not key=value; write data=value"),
+        ("+data=a", "'.data=a': data exists already"),
+    ):
         with pytest.raises(ConfigError, match=rf"^configuration: {message}"):
             load_config(schema, program, [text])
 
@@ -135,8 +153,11 @@ def test_the_published_rows_are_there():
     for target, eps in (("market1501", 0.6), ("msmt17", 0.7)):
         other = {"market1501": "msmt17", "msmt17": "market1501"}[target]
         for model, stem in (("vit_small", "patch"), ("vit_small_ics", "ics")):
-            for name, setting in ((f"supervised_{target}_{model}", "supervised"), (f"usl_{target}_{model}", "usl"),
-                                  (f"uda_{other}_to_{target}_{model}", "uda")):
+            for name, setting in (
+                (f"supervised_{target}_{model}", "supervised"),
+                (f"usl_{target}_{model}", "usl"),
+                (f"uda_{other}_to_{target}_{model}", "uda"),
+            ):
                 config = load_config(FinetuneConfig, "finetune", [f"experiment={name}", "source_set=s3://bucket/source"])
                 assert (config.setting, config.model.width, config.model.stem) == (setting, 384, stem)
                 assert config.augment.image_size == (256, 128)
@@ -148,66 +169,72 @@ def test_the_published_rows_are_there():
 # ---- what is refused
 
 
-@pytest.mark.parametrize(("override", "message"), [
-    ("stream.micro_bacth=3", r"there is no key 'stream\.micro_bacth'; did you mean stream\.micro_batch"),
-    ("outptu=x", r"there is no key 'outptu'; did you mean output"),
-    ("modell.width=3", r"there is no key 'modell.*did you mean model"),
-    ("+stream.extra=3", r"there is no key 'stream\.extra'"),
-    ("+extra=3", r"there is no key 'extra'"),
-    ("++model.extra.deep=3", r"there is no key 'model\.extra'"),
-    ("stream.micro_batch=many", r"stream\.micro_batch: .*'many'"),
-    ("stream.micro_batch=1.5", r"stream\.micro_batch"),
-    ("probe.every_steps=null", r"probe\.every_steps"),
-    ("model.image_size=[64]", r"model\.image_size must have 2 values: got \[64\]"),
-    ("augment.local_size=[64,32,16]", r"augment\.local_size must have 2 values: got \[64, 32, 16\]"),
-    ("augment.local_size=[64,x]", r"augment\.local_size"),
-    ("model.image_size=big", r"image_size"),
-    ("stream=5", r"stream"),
-    ("stream.micro_batch=0", r"configuration: stream\.micro_batch must be at least 1: got 0"),
-    ("model.drop_path=1.5", r"configuration: model\.drop_path must be in \[0, 1\): got 1\.5"),
-    ("model=vit_huge", r"(?s)vit_huge.*vit_base"),
-    ("experiment=nothing", r"nothing"),
-    ("stream.micro_batch", r"stream\.micro_batch"),
-    ("model=null", r"model=null: there is no .*choices: vit_base, "),
-    ("model.width=${nowhere}", r"nowhere"),
-])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stream.micro_bacth=3", r"there is no key 'stream\.micro_bacth'; did you mean stream\.micro_batch"),
+        ("outptu=x", r"there is no key 'outptu'; did you mean output"),
+        ("modell.width=3", r"there is no key 'modell.*did you mean model"),
+        ("+stream.extra=3", r"there is no key 'stream\.extra'"),
+        ("+extra=3", r"there is no key 'extra'"),
+        ("++model.extra.deep=3", r"there is no key 'model\.extra'"),
+        ("stream.micro_batch=many", r"stream\.micro_batch: .*'many'"),
+        ("stream.micro_batch=1.5", r"stream\.micro_batch"),
+        ("probe.every_steps=null", r"probe\.every_steps"),
+        ("model.image_size=[64]", r"model\.image_size must have 2 values: got \[64\]"),
+        ("augment.local_size=[64,32,16]", r"augment\.local_size must have 2 values: got \[64, 32, 16\]"),
+        ("augment.local_size=[64,x]", r"augment\.local_size"),
+        ("model.image_size=big", r"image_size"),
+        ("stream=5", r"stream"),
+        ("stream.micro_batch=0", r"configuration: stream\.micro_batch must be at least 1: got 0"),
+        ("model.drop_path=1.5", r"configuration: model\.drop_path must be in \[0, 1\): got 1\.5"),
+        ("model=vit_huge", r"(?s)vit_huge.*vit_base"),
+        ("experiment=nothing", r"nothing"),
+        ("stream.micro_batch", r"stream\.micro_batch"),
+        ("model=null", r"model=null: there is no .*choices: vit_base, "),
+        ("model.width=${nowhere}", r"nowhere"),
+    ],
+)
 def test_refused_with_the_key_in_the_message(override, message):
     with pytest.raises(ConfigError, match=message):
         load_config(PretrainConfig, "pretrain", [override])
 
 
-@pytest.mark.parametrize(("program", "override", "message"), [
-    ("pretrain", "scaling.gpus_per_worker=-1", r"scaling\.gpus_per_worker must be a whole number, or a share"),
-    ("pretrain", "scaling.gpus_per_worker=1.5", r"scaling\.gpus_per_worker must be a whole number, or a share"),
-    ("pretrain", "scaling.cpus_per_worker=0", r"scaling\.cpus_per_worker must be positive: got 0\.0"),
-    ("pretrain", "scaling.threads=-2", r"scaling\.threads must be 0 .*: got -2"),
-    ("pretrain", "seed=-1", r"seed must be 0 or more: got -1"),
-    ("pretrain", "runtime.num_gpus=-5", r"runtime\.num_gpus must be -1 .*: got -5"),
-    ("pretrain", "probe.every_steps=0", r"probe\.every_steps must be at least 1: got 0"),
-    ("pretrain", "length.epochs=inf", r"length\.epochs must be a finite number: got inf"),
-    ("pretrain", "length.epochs=nan", r"length\.epochs must be a finite number: got nan"),
-    ("pretrain", "optimizer.learning_rate=nan", r"optimizer\.learning_rate must be a finite number: got nan"),
-    ("pretrain", "clip.norm=nan", r"clip\.norm must be a finite number: got nan"),
-    ("pretrain", "clip.norm=inf", r"clip\.norm must be a finite number: got inf"),
-    ("pretrain", "storage.retry_timeout_s=nan", r"storage\.retry_timeout_s must be a finite number: got nan"),
-    ("pretrain", "augment.mean=[0.5,nan,0.5]", r"augment\.mean\[1\] must be a finite number: got nan"),
-    ("pretrain", "augment.aspect=[0.5,inf]", r"augment\.aspect\[1\] must be a finite number: got inf"),
-    ("finetune", "seed=-1", r"configuration: seed must be 0 or more: got -1"),
-    ("finetune", "supervised.weight_decay=-0.1", r"supervised\.weight_decay must be 0 or more: got -0\.1"),
-    ("finetune", "supervised.warmup_epochs=-1", r"supervised\.warmup_epochs must be 0 or more: got -1"),
-    ("finetune", "supervised.label_smoothing=1", r"supervised\.label_smoothing must be in \[0, 1\): got 1"),
-    ("finetune", "supervised.drop_path=1", r"supervised\.drop_path must be in \[0, 1\): got 1"),
-    ("finetune", "unsupervised.temperature=0", r"unsupervised\.temperature must be positive: got 0"),
-    ("finetune", "unsupervised.momentum=1.5", r"unsupervised\.momentum must be in \[0, 1\]: got 1\.5"),
-    ("score", "pool.cpus_per_actor=-1", r"pool\.cpus_per_actor must be 0 or more: got -1"),
-    ("score", "pool.gpus_per_actor=-1", r"pool\.gpus_per_actor must be 0 or more: got -1"),
-    ("select", "seed=-1", r"configuration: seed must be 0 or more: got -1"),
-    ("tune", "+space.unsupervised.cluster={eps:[0.5,nan]}", r"space\.unsupervised\.cluster\.eps\[1\] must be a finite"),
-    ("pipeline", "row_group_rows=0", r"configuration: row_group_rows must be at least 1: got 0"),
-    ("pipeline", "cfs.proxy_samples=-1", r"cfs\.proxy_samples must be 0 .*: got -1"),
-    ("pipeline", "finetune.seed=-1", r"finetune\.seed must be 0 or more: got -1"),
-    ("pipeline", "pretrain.seed=-1", r"pretrain\.seed must be 0 or more: got -1"),
-])
+@pytest.mark.parametrize(
+    ("program", "override", "message"),
+    [
+        ("pretrain", "scaling.gpus_per_worker=-1", r"scaling\.gpus_per_worker must be a whole number, or a share"),
+        ("pretrain", "scaling.gpus_per_worker=1.5", r"scaling\.gpus_per_worker must be a whole number, or a share"),
+        ("pretrain", "scaling.cpus_per_worker=0", r"scaling\.cpus_per_worker must be positive: got 0\.0"),
+        ("pretrain", "scaling.threads=-2", r"scaling\.threads must be 0 .*: got -2"),
+        ("pretrain", "seed=-1", r"seed must be 0 or more: got -1"),
+        ("pretrain", "runtime.num_gpus=-5", r"runtime\.num_gpus must be -1 .*: got -5"),
+        ("pretrain", "probe.every_steps=0", r"probe\.every_steps must be at least 1: got 0"),
+        ("pretrain", "length.epochs=inf", r"length\.epochs must be a finite number: got inf"),
+        ("pretrain", "length.epochs=nan", r"length\.epochs must be a finite number: got nan"),
+        ("pretrain", "optimizer.learning_rate=nan", r"optimizer\.learning_rate must be a finite number: got nan"),
+        ("pretrain", "clip.norm=nan", r"clip\.norm must be a finite number: got nan"),
+        ("pretrain", "clip.norm=inf", r"clip\.norm must be a finite number: got inf"),
+        ("pretrain", "storage.retry_timeout_s=nan", r"storage\.retry_timeout_s must be a finite number: got nan"),
+        ("pretrain", "augment.mean=[0.5,nan,0.5]", r"augment\.mean\[1\] must be a finite number: got nan"),
+        ("pretrain", "augment.aspect=[0.5,inf]", r"augment\.aspect\[1\] must be a finite number: got inf"),
+        ("finetune", "seed=-1", r"configuration: seed must be 0 or more: got -1"),
+        ("finetune", "supervised.weight_decay=-0.1", r"supervised\.weight_decay must be 0 or more: got -0\.1"),
+        ("finetune", "supervised.warmup_epochs=-1", r"supervised\.warmup_epochs must be 0 or more: got -1"),
+        ("finetune", "supervised.label_smoothing=1", r"supervised\.label_smoothing must be in \[0, 1\): got 1"),
+        ("finetune", "supervised.drop_path=1", r"supervised\.drop_path must be in \[0, 1\): got 1"),
+        ("finetune", "unsupervised.temperature=0", r"unsupervised\.temperature must be positive: got 0"),
+        ("finetune", "unsupervised.momentum=1.5", r"unsupervised\.momentum must be in \[0, 1\]: got 1\.5"),
+        ("score", "pool.cpus_per_actor=-1", r"pool\.cpus_per_actor must be 0 or more: got -1"),
+        ("score", "pool.gpus_per_actor=-1", r"pool\.gpus_per_actor must be 0 or more: got -1"),
+        ("select", "seed=-1", r"configuration: seed must be 0 or more: got -1"),
+        ("tune", "+space.unsupervised.cluster={eps:[0.5,nan]}", r"space\.unsupervised\.cluster\.eps\[1\] must be a finite"),
+        ("pipeline", "row_group_rows=0", r"configuration: row_group_rows must be at least 1: got 0"),
+        ("pipeline", "cfs.proxy_samples=-1", r"cfs\.proxy_samples must be 0 .*: got -1"),
+        ("pipeline", "finetune.seed=-1", r"finetune\.seed must be 0 or more: got -1"),
+        ("pipeline", "pretrain.seed=-1", r"pretrain\.seed must be 0 or more: got -1"),
+    ],
+)
 def test_impossible_values_are_refused_before_anything_starts(program, override, message):
     with pytest.raises(ConfigError, match=message):
         load_config(schema_of(program), program, [override])
@@ -236,9 +263,11 @@ def test_mappings_are_checked_like_files():
     built = to_dataclass(RootConfig, {"leaf": {"size": [3, 4], "limit": 5}, "on": True})
     assert built == RootConfig(leaf=LeafConfig(size=(3, 4), limit=5), on=True)
     assert to_dataclass(RootConfig, OmegaConf.create({"on": "yes"})).on is True
-    for values, message in [({"leaf": {"sise": [1, 2]}}, r"no key 'leaf\.sise'; did you mean leaf\.size"),
-                            ({"leaf": {"size": [0, 1]}}, r"leaf\.size must be positive: got \(0, 1\)"),
-                            ({"on": "perhaps"}, r"on: .*perhaps")]:
+    for values, message in [
+        ({"leaf": {"sise": [1, 2]}}, r"no key 'leaf\.sise'; did you mean leaf\.size"),
+        ({"leaf": {"size": [0, 1]}}, r"leaf\.size must be positive: got \(0, 1\)"),
+        ({"on": "perhaps"}, r"on: .*perhaps"),
+    ]:
         with pytest.raises(ConfigError, match=message):
             to_dataclass(RootConfig, values)
 

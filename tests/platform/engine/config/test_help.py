@@ -46,8 +46,11 @@ def test_every_setting_is_shown_with_the_value_of_show_config_and_a_meaning(prog
             value = value[part]
         assert ("" if text == "" else value) == expected[key], key
     lines = help_text(schema_of(program), program, "", (), WIDE).splitlines()
-    silent = [line for line, below in zip(lines, [*lines[1:], ""], strict=True)
-              if re.match(r"  [\w.]+=", line) and not below.startswith("      ")]
+    silent = [
+        line
+        for line, below in zip(lines, [*lines[1:], ""], strict=True)
+        if re.match(r"  [\w.]+=", line) and not below.startswith("      ")
+    ]
     assert silent == []
 
 
@@ -56,8 +59,9 @@ def test_what_is_shown_can_be_given():
         given = [f"{key}={text}" for key, text in shown(program).items()]
         assert load_config(schema_of(program), program, given) == load_config(schema_of(program), program)
     for value in (["a", "b c", "d,e", 'f"g', "h]"], ["x=y"]):
-        assert load_config(schema_of("evaluate"), "evaluate", [f"checkpoints={in_words([f'/{each}' for each in value])}"]).models == \
-            [f"/{each}" for each in value]
+        assert load_config(
+            schema_of("evaluate"), "evaluate", [f"checkpoints={in_words([f'/{each}' for each in value])}"]
+        ).models == [f"/{each}" for each in value]
     for text in ("null", "'quoted'", '"quoted"', "it's"):
         assert load_config(schema_of("finetune"), "finetune", [f"tracking.wandb={in_words(text)}"]).tracking.wandb == text
 
@@ -87,7 +91,9 @@ def test_lines_fit_the_terminal(program, width, monkeypatch):
 def test_groups_and_the_experiments_that_compose(program):
     def composes(name: str) -> bool:
         try:
-            load_config(schema_of(program), program, [f"experiment={name}", *(["source_set=/s"] if program == "finetune" else [])])
+            load_config(
+                schema_of(program), program, [f"experiment={name}", *(["source_set=/s"] if program == "finetune" else [])]
+            )
         except ConfigError:
             return False
         return True
@@ -128,8 +134,15 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(module, tmp_path):
     """`--help | head -1`, with a reader that is gone before the first line."""
     reading, writing = os.pipe()
     os.close(reading)
-    ended = subprocess.run([sys.executable, "-m", *module.split()], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
-                           stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120)
+    ended = subprocess.run(
+        [sys.executable, "-m", *module.split()],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
     os.close(writing)
     assert ended.stderr == "" and ended.returncode == -signal.SIGPIPE
 

@@ -1,6 +1,6 @@
 """The names of all options, frozen: users' commands and stored configurations hold them, so they change on purpose only.
 
-    python -m tests.platform.engine.config.test_options    # writes options.txt anew; name what changed in CHANGELOG.md
+python -m tests.platform.engine.config.test_options    # writes options.txt anew; name what changed in CHANGELOG.md
 """
 
 from dataclasses import is_dataclass
@@ -14,8 +14,11 @@ RENEW = "if that is meant: python -m tests.platform.engine.config.test_options, 
 
 
 def keys_of(schema: type, prefix: str) -> list[str]:
-    return [key for name, hint in get_type_hints(schema).items()
-            for key in (keys_of(hint, f"{prefix}{name}.") if is_dataclass(hint) else [f"{prefix}{name}"])]
+    return [
+        key
+        for name, hint in get_type_hints(schema).items()
+        for key in (keys_of(hint, f"{prefix}{name}.") if is_dataclass(hint) else [f"{prefix}{name}"])
+    ]
 
 
 def options() -> list[str]:

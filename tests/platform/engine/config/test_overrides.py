@@ -6,9 +6,39 @@ from platform.engine.config.compose import load_config
 from platform.engine.errors import ConfigError
 from platform.engine.schemas import schema_of
 
-ODD = ["epoch=99.ckpt", "a=b=c", "a b", "a,b", "a[0]", "[a]", "[a,b]", "{a}", "a#b", "a%20b", "a@b", "it's", 'say "so"', "a:b",
-       "ä/日本",
-       "-x", "+x", "~x", "007", "1e3", "true", "a\\b", "(x)", "a;b&c|d", "$x", "!x", "*?", "x'", "'a' and 'b'", "a\tb", "a\nb"]
+ODD = [
+    "epoch=99.ckpt",
+    "a=b=c",
+    "a b",
+    "a,b",
+    "a[0]",
+    "[a]",
+    "[a,b]",
+    "{a}",
+    "a#b",
+    "a%20b",
+    "a@b",
+    "it's",
+    'say "so"',
+    "a:b",
+    "ä/日本",
+    "-x",
+    "+x",
+    "~x",
+    "007",
+    "1e3",
+    "true",
+    "a\\b",
+    "(x)",
+    "a;b&c|d",
+    "$x",
+    "!x",
+    "*?",
+    "x'",
+    "'a' and 'b'",
+    "a\tb",
+    "a\nb",
+]
 
 
 def compose(program: str, *overrides: str):
@@ -31,10 +61,22 @@ def test_one_pair_of_quotes_is_left_out_and_other_keys_are_filled_in():
     assert compose("finetune", "++checkpoint=/m/a=b").init == "/m/a=b"
 
 
-@pytest.mark.parametrize(("given", "meant"), [
-    ("[/a,/b]", ["/a", "/b"]), ("/a", ["/a"]), ("[/a]", ["/a"]), ("[]", []), ("[ /a , /b ]", ["/a", "/b"]),
-    ("[/runs/epoch=99.ckpt,/b c]", ["/runs/epoch=99.ckpt", "/b c"]), ("['/a,b',\"/c]\"]", ["/a,b", "/c]"]), ("'/a,b'", ["/a,b"]),
-    ("/epoch=9.ckpt", ["/epoch=9.ckpt"]), ("[/it's]", ["/it's"]), ("[/a[0],/b]", ["/a[0]", "/b"])])
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("[/a,/b]", ["/a", "/b"]),
+        ("/a", ["/a"]),
+        ("[/a]", ["/a"]),
+        ("[]", []),
+        ("[ /a , /b ]", ["/a", "/b"]),
+        ("[/runs/epoch=99.ckpt,/b c]", ["/runs/epoch=99.ckpt", "/b c"]),
+        ("['/a,b',\"/c]\"]", ["/a,b", "/c]"]),
+        ("'/a,b'", ["/a,b"]),
+        ("/epoch=9.ckpt", ["/epoch=9.ckpt"]),
+        ("[/it's]", ["/it's"]),
+        ("[/a[0],/b]", ["/a[0]", "/b"]),
+    ],
+)
 def test_lists_of_paths(given, meant):
     assert compose("evaluate", f"checkpoints={given}").models == meant
     assert compose("tune", f"space.checkpoint={given}").space == {"init": meant}
@@ -53,34 +95,37 @@ def test_spaces_of_a_sweep_need_no_plus():
     assert compose("tune", "+space.unsupervised.cluster={eps:[0.4]}").space == {"unsupervised": {"cluster": {"eps": [0.4]}}}
 
 
-@pytest.mark.parametrize(("override", "message"), [
-    ("stream.micro_batch=[x]", r"stream\.micro_batch: .*(list|ListConfig)"),
-    ("stream.micro_batch=[x", r"stream\.micro_batch: '\[x' is not a value"),
-    ("stream.micro_batch=a=b", r"stream\.micro_batch: 'a=b' is not a value"),
-    ("stream.micro_batch=1,2", r"stream\.micro_batch=1,2 is several values, a run has one.*platform\.tune"),
-    ("length.epochs=range(1,3)", r"length\.epochs=range\(1,3\) is several values"),
-    ("model=vit_tiny,vit_small", r"model=vit_tiny,vit_small: there is no .*choices: vit_base"),
-    ("model=a=b", r"model=a=b: there is no .*choices: vit_base"),
-    ("-m", r"there is no option '-m'; options are --help and --show-config.*platform\.tune"),
-    ("--multirun", r"there is no option '--multirun'.*platform\.tune"),
-    ("--cfg", r"there is no option '--cfg'; options are --help and --show-config"),
-    ("--output=x", r"there is no option '--output=x'.*settings are key=value"),
-    ("job", r"'job' is not key=value; .*e\.g\. output=job"),
-    ("output", r"'output' is not key=value; write output=value"),
-    ("model", r"'model' is not key=value; write model=value"),
-    ("", r"'' is not key=value"),
-    ("=x", r"there is no key ''"),
-    ("+output=x", r"'\+output=x': output exists already: write output=x"),
-    ("+stream.micro_batch=1", r"stream\.micro_batch exists already: write stream\.micro_batch=1"),
-    ("~output", r"'~output' would remove output.*write output=value"),
-    ("~model=x", r"'~model=x' would remove model"),
-    ("model@x=vit_tiny", r"a group is chosen as model=choice, without '@'"),
-    ("outptu=runs/epoch=99.ckpt", r"there is no key 'outptu'; did you mean output"),
-    ("hydra.run.dir=x", r"there is no key 'hydra'"),
-    ("output=null", r"output cannot be null: write output= for none"),
-    ("stream.micro_batch=", r"stream\.micro_batch: "),
-    ("data.uri=${", r"data\.uri|\$\{"),
-])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stream.micro_batch=[x]", r"stream\.micro_batch: .*(list|ListConfig)"),
+        ("stream.micro_batch=[x", r"stream\.micro_batch: '\[x' is not a value"),
+        ("stream.micro_batch=a=b", r"stream\.micro_batch: 'a=b' is not a value"),
+        ("stream.micro_batch=1,2", r"stream\.micro_batch=1,2 is several values, a run has one.*platform\.tune"),
+        ("length.epochs=range(1,3)", r"length\.epochs=range\(1,3\) is several values"),
+        ("model=vit_tiny,vit_small", r"model=vit_tiny,vit_small: there is no .*choices: vit_base"),
+        ("model=a=b", r"model=a=b: there is no .*choices: vit_base"),
+        ("-m", r"there is no option '-m'; options are --help and --show-config.*platform\.tune"),
+        ("--multirun", r"there is no option '--multirun'.*platform\.tune"),
+        ("--cfg", r"there is no option '--cfg'; options are --help and --show-config"),
+        ("--output=x", r"there is no option '--output=x'.*settings are key=value"),
+        ("job", r"'job' is not key=value; .*e\.g\. output=job"),
+        ("output", r"'output' is not key=value; write output=value"),
+        ("model", r"'model' is not key=value; write model=value"),
+        ("", r"'' is not key=value"),
+        ("=x", r"there is no key ''"),
+        ("+output=x", r"'\+output=x': output exists already: write output=x"),
+        ("+stream.micro_batch=1", r"stream\.micro_batch exists already: write stream\.micro_batch=1"),
+        ("~output", r"'~output' would remove output.*write output=value"),
+        ("~model=x", r"'~model=x' would remove model"),
+        ("model@x=vit_tiny", r"a group is chosen as model=choice, without '@'"),
+        ("outptu=runs/epoch=99.ckpt", r"there is no key 'outptu'; did you mean output"),
+        ("hydra.run.dir=x", r"there is no key 'hydra'"),
+        ("output=null", r"output cannot be null: write output= for none"),
+        ("stream.micro_batch=", r"stream\.micro_batch: "),
+        ("data.uri=${", r"data\.uri|\$\{"),
+    ],
+)
 def test_what_cannot_be_names_the_key_and_the_remedy_in_one_line(override, message):
     with pytest.raises(ConfigError, match=rf"^configuration: .*{message}") as refused:
         compose("pretrain", override)

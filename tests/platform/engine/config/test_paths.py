@@ -19,19 +19,37 @@ from platform.report import main as report
 
 PATH_WORDS = re.compile(r"(?i)\b(folders?|files?|paths?|shards|checkpoints?|page|director(y|ies))\b|s3://")
 # Words of the kind that mean something else: a list of kinds, a profile in AWS's files, a resource of nodes.
-NO_PATHS = {*(f"RawConfig.{name}" for name in ("kind", "labeled", "pattern", "splits")), "StorageConfig.profile",
-            "CropConfig.form", "LoadConfig.weights"}
+NO_PATHS = {
+    *(f"RawConfig.{name}" for name in ("kind", "labeled", "pattern", "splits")),
+    "StorageConfig.profile",
+    "CropConfig.form",
+    "LoadConfig.weights",
+}
 RELATIVE = {  # every path of every program: key -> what a user writes
     "cluster": ["output", "checkpoint", "data"],
     "evaluate": ["models", "test_sets", "output"],
     "export": ["input", "output"],
     "finetune": ["output", "init", "source", "target", "tracking.tensorboard", "tracking.audit", "tracking.mlflow"],
     "ingest": ["raw.path", "raw.detections", "output"],
-    "pipeline": ["output", "pretrain_set.path", "source_set.path", "target_set.path", "target_set.detections",
-                 "pretrain.checkpoint.resume_from",
-                 "pretrain.tracking.tensorboard"],
-    "pretrain": ["output", "data.uri", "data.selection", "probe.uri", "checkpoint.resume_from", "tracking.tensorboard",
-                 "tracking.audit", "tracking.mlflow"],
+    "pipeline": [
+        "output",
+        "pretrain_set.path",
+        "source_set.path",
+        "target_set.path",
+        "target_set.detections",
+        "pretrain.checkpoint.resume_from",
+        "pretrain.tracking.tensorboard",
+    ],
+    "pretrain": [
+        "output",
+        "data.uri",
+        "data.selection",
+        "probe.uri",
+        "checkpoint.resume_from",
+        "tracking.tensorboard",
+        "tracking.audit",
+        "tracking.mlflow",
+    ],
     "report": ["run", "output"],
     "score": ["output", "source", "target", "data"],
     "select": ["output", "scores", "reference", "data"],
@@ -71,8 +89,14 @@ def test_a_setting_that_speaks_of_files_is_declared_as_a_path(program):
 def test_every_path_of_every_program_counts_from_the_users_folder(program, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/someone")
-    forms = [("a/b", f"{tmp_path}/a/b"), ("./a/../c d", f"{tmp_path}/c d"), ("~/x", "/home/someone/x"),
-             ("file:///m/%C3%A9", "/m/é"), ("s3://bucket//x/", "s3://bucket/x"), ("/m/y/", "/m/y")]
+    forms = [
+        ("a/b", f"{tmp_path}/a/b"),
+        ("./a/../c d", f"{tmp_path}/c d"),
+        ("~/x", "/home/someone/x"),
+        ("file:///m/%C3%A9", "/m/é"),
+        ("s3://bucket//x/", "s3://bucket/x"),
+        ("/m/y/", "/m/y"),
+    ]
     for text, meant in forms:
         given = []
         for key in RELATIVE[program]:
@@ -99,10 +123,15 @@ def test_no_stored_path_is_relative_and_empty_ones_stay_empty(tmp_path, monkeypa
 
 
 def test_what_is_no_place_is_refused_with_its_key():
-    for text, message in [("gs://bucket/x", r"'gs://' is not supported"), ("s3://", "does not name a bucket"),
-                          ("s3:/bucket/x", "does not name a bucket"), ("file://server/x", "names the host 'server'"),
-                          ("s3://user:secret@bucket/x", r"must not hold credentials"),
-                          ("s3://bucket/../x", "is not a name below"), ("  ", "is not a location")]:
+    for text, message in [
+        ("gs://bucket/x", r"'gs://' is not supported"),
+        ("s3://", "does not name a bucket"),
+        ("s3:/bucket/x", "does not name a bucket"),
+        ("file://server/x", "names the host 'server'"),
+        ("s3://user:secret@bucket/x", r"must not hold credentials"),
+        ("s3://bucket/../x", "is not a name below"),
+        ("  ", "is not a location"),
+    ]:
         for program, key in (("pretrain", "data.uri"), ("evaluate", "models"), ("tune", "space.init")):
             with pytest.raises(ConfigError, match=rf"^configuration: {re.escape(key)}(\[0\])?: .*{message}") as refused:
                 load_config(schema_of(program), program, [f"{key}={text!r}" if key == "data.uri" else f"{key}=[{text!r}]"])

@@ -55,13 +55,17 @@ def test_images_that_cannot_be_decoded_are_left_out(tmp_path, tiny_labeled, cach
     assert torch.equal(torch.cat(list(images.batches(10))), whole.batch(kept))
     assert [images.encoded(place) for place in (2, 3, 33)] == [whole.encoded(place) for place in (2, 4, 35)]
     assert [problem.split("'")[1] for problem in images.problems] == bad and "truncated" in images.problems[1]
-    with pytest.raises(UserError, match=r"2 of the 36 images of .*, split train cannot be decoded, more than max_corrupt_share "
-                                        rf"allows \(1\): image '{bad[0]}' cannot be decoded .*raise max_corrupt_share"):
+    with pytest.raises(
+        UserError,
+        match=r"2 of the 36 images of .*, split train cannot be decoded, more than max_corrupt_share "
+        rf"allows \(1\): image '{bad[0]}' cannot be decoded .*raise max_corrupt_share",
+    ):
         ImageSet(location, ["train"], (64, 32))
     with pytest.raises(UserError, match=r"none of the 18 images of .*, split query can be decoded: image '"):
         all_junk = {key: b"x" for key in ImageSet(tiny_labeled, ["query"], (64, 32)).keys}
-        ImageSet(with_images(tiny_labeled, open_storage(str(tmp_path / "junk")), all_junk), ["query"], (64, 32),
-                 max_corrupt_share=1.0)
+        ImageSet(
+            with_images(tiny_labeled, open_storage(str(tmp_path / "junk")), all_junk), ["query"], (64, 32), max_corrupt_share=1.0
+        )
 
 
 def test_one_bad_image_is_never_too_many_unless_none_may_be(tmp_path, tiny_labeled):

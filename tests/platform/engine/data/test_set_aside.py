@@ -34,8 +34,11 @@ def test_counted_said_and_listed(capsys):
 def test_too_many_and_all_of_them():
     set_aside = SetAside("here", 100, 0.02, "pool.max_corrupt_share")
     assert set_aside.add(["a", "", "b"]) == ["a", "b"]
-    with pytest.raises(UserError, match=r"3 of the 100 images of here cannot be decoded, more than pool.max_corrupt_share allows "
-                                        r"\(2\): a; b; c\. Ingest the data set again, or raise pool.max_corrupt_share"):
+    with pytest.raises(
+        UserError,
+        match=r"3 of the 100 images of here cannot be decoded, more than pool.max_corrupt_share allows "
+        r"\(2\): a; b; c\. Ingest the data set again, or raise pool.max_corrupt_share",
+    ):
         set_aside.add(["c"])
     with pytest.raises(UserError, match="none of the 1 images of here can be decoded: a"):
         SetAside("here", 1, 1.0, "max_corrupt_share").add(["a"])

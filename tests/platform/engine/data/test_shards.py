@@ -28,7 +28,10 @@ def make_table(start: int, count: int, split: str = "train") -> pa.Table:
     columns = [
         [f"images/{index:06d}.jpg" for index in range(start, start + count)],
         [rng.bytes(int(rng.integers(50, 200))) for _ in range(count)],
-        [128] * count, [64] * count, list(range(start, start + count)), [index % 6 for index in range(count)],
+        [128] * count,
+        [64] * count,
+        list(range(start, start + count)),
+        [index % 6 for index in range(count)],
     ]
     table = pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
     return table.append_column(pa.field("split", pa.string(), nullable=False), pa.array([split] * count))
@@ -40,8 +43,14 @@ def make_data_set(location, sizes=(600, 300)):
         entries.append(write_shard(location, make_table(start, size, "train" if index == 0 else "query"), 256))
         start += size
     write_rejected(location, [("images/bad.jpg", "truncated")])
-    manifest = Manifest(files=entries, num_rejected=1, source={"kind": "folder"}, arguments={"limit": 0},
-                        splits={"train": sizes[0], "query": sum(sizes[1:])}, extra_columns={"split": "string"})
+    manifest = Manifest(
+        files=entries,
+        num_rejected=1,
+        source={"kind": "folder"},
+        arguments={"limit": 0},
+        splits={"train": sizes[0], "query": sum(sizes[1:])},
+        extra_columns={"split": "string"},
+    )
     write_manifest(location, manifest)
     return manifest
 
@@ -113,8 +122,9 @@ def test_verify_finds_every_kind_of_damage(tmp_path):
     changed.write_bytes(bytes(data))
     (location / REJECTED).delete()
     problems = verify(location)
-    assert [name in problem for name, problem in zip(
-        (missing.name, truncated.name, changed.name, REJECTED), problems, strict=True)] == [True] * 4
+    assert [
+        name in problem for name, problem in zip((missing.name, truncated.name, changed.name, REJECTED), problems, strict=True)
+    ] == [True] * 4
     assert ["missing" in problems[0], "bytes instead of" in problems[1], "checksum" in problems[2]] == [True] * 3
 
 
@@ -130,8 +140,11 @@ def test_a_changed_or_foreign_manifest_is_refused(tmp_path):
     location = open_storage(str(tmp_path))
     make_data_set(location)
     good = (location / MANIFEST).read_json()
-    for change, text in (({"version": 99}, "version 99.*reads version 1"), ({"checksum": "0"}, "was changed"),
-                         ({"files": [{"name": "x"}]}, "not a shard manifest")):
+    for change, text in (
+        ({"version": 99}, "version 99.*reads version 1"),
+        ({"checksum": "0"}, "was changed"),
+        ({"files": [{"name": "x"}]}, "not a shard manifest"),
+    ):
         (location / MANIFEST).write_json(good | change)
         with pytest.raises(StorageError, match=text):
             read_manifest(location)

@@ -1,6 +1,5 @@
 """What fine-tuning without labels does in an epoch: pseudo-labels, batches, memory."""
 
-
 import numpy as np
 import pytest
 import torch
@@ -22,8 +21,12 @@ def images(tiny_labeled) -> ImageSet:
 
 
 def unsupervised(images, **changes) -> Unsupervised:
-    config = UnsupervisedConfig(batch=BatchConfig(identities=4, instances=3, micro_batches=2), iterations=5,
-                                cluster=ClusterConfig(k1=6, k2=2, eps=0.6, min_samples=3), **changes)
+    config = UnsupervisedConfig(
+        batch=BatchConfig(identities=4, instances=3, micro_batches=2),
+        iterations=5,
+        cluster=ClusterConfig(k1=6, k2=2, eps=0.6, min_samples=3),
+        **changes,
+    )
     return Unsupervised(config, images, seed=1)
 
 
@@ -144,15 +147,23 @@ def test_unsupervised_learning_rate_falls_in_steps(images):
     assert [phase.learning_rate(epoch) for epoch in (0, 19, 20, 40)] == pytest.approx([3.5e-4, 3.5e-4, 3.5e-5, 3.5e-6])
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda: BatchConfig(instances=0), "instances must be at least 1: got 0"),
-    (lambda: BatchConfig(micro_batches=65), r"micro_batches must be between 0 .* and the 64 images of a batch: got 65"),
-    (lambda: BatchConfig(micro_batches=-1), r"micro_batches must be between 0 .*: got -1"),
-    (lambda: UnsupervisedConfig(neck="both"), "neck must be one of before, after: got 'both'"),
-    (lambda: UnsupervisedConfig(learning_rate=0.0), "learning_rate must be positive: got 0.0"),
-    (lambda: UnsupervisedConfig(cluster=ClusterConfig(algorithm="kmeans", num_clusters=3),
-                                neighbors=NeighborActorsConfig(actors=2)), "neighbors.actors must be 0 with cluster"),
-    (lambda: UnsupervisedConfig(iterations=0), "iterations must be at least 1: got 0")])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: BatchConfig(instances=0), "instances must be at least 1: got 0"),
+        (lambda: BatchConfig(micro_batches=65), r"micro_batches must be between 0 .* and the 64 images of a batch: got 65"),
+        (lambda: BatchConfig(micro_batches=-1), r"micro_batches must be between 0 .*: got -1"),
+        (lambda: UnsupervisedConfig(neck="both"), "neck must be one of before, after: got 'both'"),
+        (lambda: UnsupervisedConfig(learning_rate=0.0), "learning_rate must be positive: got 0.0"),
+        (
+            lambda: UnsupervisedConfig(
+                cluster=ClusterConfig(algorithm="kmeans", num_clusters=3), neighbors=NeighborActorsConfig(actors=2)
+            ),
+            "neighbors.actors must be 0 with cluster",
+        ),
+        (lambda: UnsupervisedConfig(iterations=0), "iterations must be at least 1: got 0"),
+    ],
+)
 def test_settings_that_cannot_be(make, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         make()

@@ -27,8 +27,16 @@ def test_pieces_are_all_rows_in_order_and_differ_by_one_at_most():
 
 def step(pieces: int, rate: float = 0.3) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """(loss, features after the neck, gradients) of one step on 8 images of 3 people, in float64."""
-    model = ReidModel(build_vit(VitConfig(width=16, depth=2, heads=2, patch_size=16, image_size=(64, 32), stem="patch",
-                                          drop_path=rate), seed=1), num_classes=3).double().train()
+    model = (
+        ReidModel(
+            build_vit(
+                VitConfig(width=16, depth=2, heads=2, patch_size=16, image_size=(64, 32), stem="patch", drop_path=rate), seed=1
+            ),
+            num_classes=3,
+        )
+        .double()
+        .train()
+    )
     drop_paths = draw_by_step(model)
     images = torch.randn(8, 3, 64, 32, generator=torch.Generator().manual_seed(0)).double()
     features = StepFeatures(cut(8, pieces))
@@ -45,8 +53,11 @@ def step(pieces: int, rate: float = 0.3) -> tuple[torch.Tensor, torch.Tensor, di
         output = model(begin(piece), among_all=partial(features.among_all, piece))
         loss = identity_loss(output.logits, LABELS) + triplet_loss(output.before, LABELS)
         (loss / pieces).backward()
-    return loss.detach(), output.after.detach(), {name: value.grad for name, value in model.named_parameters()
-                                                  if value.grad is not None}
+    return (
+        loss.detach(),
+        output.after.detach(),
+        {name: value.grad for name, value in model.named_parameters() if value.grad is not None},
+    )
 
 
 @pytest.mark.parametrize("pieces", [2, 3, 8, 11])

@@ -99,8 +99,11 @@ def test_margin_losses_get_cosines_and_their_settings(images, identity):
     cosines = F.cosine_similarity(output.after[:, None], model.classifier.weight[None], dim=2)
     torch.testing.assert_close(output.logits, cosines, atol=1e-5, rtol=0)
     own = F.one_hot(LABELS, 6).bool()
-    harder = {"arcface": (cosines.clamp(-1, 1).acos() + 0.25 * own).cos(), "cosface": cosines - 0.25 * own,
-              "circle": torch.where(own, (1.25 - cosines) * (cosines - 0.75), (cosines + 0.25).relu() * (cosines - 0.25))}
+    harder = {
+        "arcface": (cosines.clamp(-1, 1).acos() + 0.25 * own).cos(),
+        "cosface": cosines - 0.25 * own,
+        "circle": torch.where(own, (1.25 - cosines) * (cosines - 0.75), (cosines + 0.25).relu() * (cosines - 0.25)),
+    }
     loss, terms = phase.loss(output, LABELS)
     assert float(loss) == pytest.approx(float(F.cross_entropy(20 * harder[identity], LABELS)), rel=1e-4)
     assert terms.keys() == {"identity", "accuracy"}
@@ -119,7 +122,8 @@ def test_triplet_with_a_margin_and_without(images):
     same, distances = LABELS[:, None] == LABELS, torch.cdist(before.double(), before.double())
     gap = distances.masked_fill(~same, -1).amax(1) - distances.masked_fill(same, 1e9).amin(1)
     assert [float(term) for term in terms] == pytest.approx(
-        [float(F.softplus(gap).mean()), float((gap + 2).relu().mean())], rel=1e-4)
+        [float(F.softplus(gap).mean()), float((gap + 2).relu().mean())], rel=1e-4
+    )
 
 
 def test_no_triplet_loss_without_a_weight(images):
@@ -149,14 +153,18 @@ def test_centers_follow_the_features_and_go_into_the_checkpoint(images):
     assert without.remembered(output) is None and without.state_tensors() == {}
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"epochs": -1}, "epochs must be 0 or more: got -1"),
-    ({"optimizer": "adam"}, "optimizer must be "),
-    ({"identity": "softmax"}, "identity must be one of cross_entropy, arcface, cosface, circle: got 'softmax'"),
-    ({"identity": "arcface", "identity_margin": 3.2}, r"identity_margin must be in \[0, 3.142\) for arcface: got 3.2"),
-    ({"identity_scale": 0.0}, "identity_scale must be positive: got 0.0"),
-    ({"center_weight": -1.0}, "center_weight must be 0 or more: got -1.0"),
-    ({"center_rate": 1.5}, r"center_rate must be in \[0, 1\]: got 1.5")])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": -1}, "epochs must be 0 or more: got -1"),
+        ({"optimizer": "adam"}, "optimizer must be "),
+        ({"identity": "softmax"}, "identity must be one of cross_entropy, arcface, cosface, circle: got 'softmax'"),
+        ({"identity": "arcface", "identity_margin": 3.2}, r"identity_margin must be in \[0, 3.142\) for arcface: got 3.2"),
+        ({"identity_scale": 0.0}, "identity_scale must be positive: got 0.0"),
+        ({"center_weight": -1.0}, "center_weight must be 0 or more: got -1.0"),
+        ({"center_rate": 1.5}, r"center_rate must be in \[0, 1\]: got 1.5"),
+    ],
+)
 def test_settings_that_cannot_be(changes, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         SupervisedConfig(**changes)

@@ -69,14 +69,17 @@ def test_a_model_that_does_not_say_its_cameras_is_refused_before_work(tmp_path, 
     assert list(told.cameras) == [3, 1, 2]
     with pytest.raises(UserError, match=r"split query\) has cameras 1, 2, 3, of which .* cameras 4, 5, 6"):
         load_model(str(tmp_path / "released.pth"), STORAGE, LoadConfig(heads=2, cameras=[4, 5, 6])).require_cameras(
-            tiny_labeled, ("query",))
+            tiny_labeled, ("query",)
+        )
     with pytest.raises(UserError, match="have no camera"):
         load_model(str(folder), STORAGE).require_cameras(tiny_shards, ())
 
 
 def plan(target, output, *overrides, checkpoint=""):
-    config = finetune_config(target, output, *([f"checkpoint={init}"] if init else ["model.image_size=[64,32]"]), *overrides)
-    loaded = load_model(str(init), STORAGE, config.load) if init else None
+    config = finetune_config(
+        target, output, *([f"checkpoint={checkpoint}"] if checkpoint else ["model.image_size=[64,32]"]), *overrides
+    )
+    loaded = load_model(str(checkpoint), STORAGE, config.load) if checkpoint else None
     return plan_cameras(config, loaded)
 
 
@@ -88,7 +91,9 @@ def test_the_plan_of_a_run(tmp_path, sie, tiny_labeled, tiny_source, tiny_backbo
         plan(tiny_labeled, tmp_path, "model.num_cameras=4")
     kept = plan(tiny_labeled, tmp_path, checkpoint=sie[0])
     assert not kept.fresh and list(kept.target) == [3, 1, 2]
-    both = plan(tiny_labeled, tmp_path, "setting=uda", f"source_set={tiny_source.uri}", "model.num_cameras=6", checkpoint=tiny_backbone)
+    both = plan(
+        tiny_labeled, tmp_path, "setting=uda", f"source_set={tiny_source.uri}", "model.num_cameras=6", checkpoint=tiny_backbone
+    )
     assert list(both.target) == [None] * 3 + [1, 2, 3] and "new embeddings of 6 cameras" in str(both)
     assert both.rows_for(tiny_source.uri, np.array([2])).tolist() == [1]
     with pytest.raises(UserError, match=r"cannot be those of two data sets \(setting=uda\): model.num_cameras=6 starts new ones"):

@@ -58,8 +58,11 @@ def test_rankings_are_those_of_the_features(sets):
     for entry in found["rankings"]:
         row, matches = rows[entry["query"]], [place[key] for key in entry["matches"]]
         similarity = features[0][row] @ features[1].T
-        kept = [i for i in similarity.argsort(descending=True).tolist()
-                if gallery.pids[i] != query.pids[row] or gallery.camids[i] != query.camids[row]]  # without junk
+        kept = [
+            i
+            for i in similarity.argsort(descending=True).tolist()
+            if gallery.pids[i] != query.pids[row] or gallery.camids[i] != query.camids[row]
+        ]  # without junk
         assert matches == kept[:10]
         assert entry["correct"] == [bool(gallery.pids[i] == query.pids[row]) for i in matches]
     assert any(any(entry["correct"]) for entry in found["rankings"])
@@ -120,13 +123,20 @@ def relabeled(origin, location, change) -> Location:
     return location
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda s, p, c: (s, p, np.zeros_like(c) + 3), r"all images of the 6 people .* come from one camera \(3\), and a match"),
-    (lambda s, p, c: (s, np.where(s == "query", p + 100, p), c), r"none of the 6 people of split query is in split gallery"),
-    (lambda s, p, c: (s, np.where(s == "query", -1, p), c), r"none of its 18 query images has an identity"),
-    (lambda s, p, c: (s, np.where(s == "gallery", -1, p), c), r"none of the 6 people of split query is in split gallery"),
-    (lambda s, p, c: (s, p, p), r"none of its 18 query images has an image of the same person in another camera"),
-    (lambda s, p, c: (np.where(s == "query", "train", s), p, c), r"has no images of split query; its splits are gallery, train")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s, p, c: (s, p, np.zeros_like(c) + 3), r"all images of the 6 people .* come from one camera \(3\), and a match"),
+        (lambda s, p, c: (s, np.where(s == "query", p + 100, p), c), r"none of the 6 people of split query is in split gallery"),
+        (lambda s, p, c: (s, np.where(s == "query", -1, p), c), r"none of its 18 query images has an identity"),
+        (lambda s, p, c: (s, np.where(s == "gallery", -1, p), c), r"none of the 6 people of split query is in split gallery"),
+        (lambda s, p, c: (s, p, p), r"none of its 18 query images has an image of the same person in another camera"),
+        (
+            lambda s, p, c: (np.where(s == "query", "train", s), p, c),
+            r"has no images of split query; its splits are gallery, train",
+        ),
+    ],
+)
 def test_what_cannot_be_judged_is_known_from_the_labels(tiny_labeled, tmp_path, change, message):
     location = relabeled(tiny_labeled, open_storage(str(tmp_path / "set")), change)
     with pytest.raises(UserError, match=message) as caught:
@@ -134,10 +144,14 @@ def test_what_cannot_be_judged_is_known_from_the_labels(tiny_labeled, tmp_path, 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("change", [
-    lambda s, p, c: (s, p, c),
-    lambda s, p, c: (s, p, np.full_like(c, -1)),  # unknown cameras: nothing is junk
-    lambda s, p, c: (s, np.where((s == "query") & (np.arange(len(p)) != np.flatnonzero(s == "query")[0]), -1, p), c)])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s, p, c: (s, p, c),
+        lambda s, p, c: (s, p, np.full_like(c, -1)),  # unknown cameras: nothing is junk
+        lambda s, p, c: (s, np.where((s == "query") & (np.arange(len(p)) != np.flatnonzero(s == "query")[0]), -1, p), c),
+    ],
+)
 def test_what_can_be_judged_passes(tiny_labeled, tmp_path, change):
     """And agrees with the ranking, for as little as a single query."""
     location = relabeled(tiny_labeled, open_storage(str(tmp_path / "set")), change)
@@ -146,10 +160,14 @@ def test_what_can_be_judged_passes(tiny_labeled, tmp_path, change):
     assert evaluate_features(query, gallery, torch.randn(18, 4), torch.randn(18, 4), EvaluateConfig())["queries"] > 0
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"block": 0}, "^block must be at least 1 query: got 0"),
-    ({"gallery_block": 0}, "^gallery_block must be at least 1 image: got 0"),
-    ({"expansion": -1}, "^expansion must be 0 or more: got -1")])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block": 0}, "^block must be at least 1 query: got 0"),
+        ({"gallery_block": 0}, "^gallery_block must be at least 1 image: got 0"),
+        ({"expansion": -1}, "^expansion must be 0 or more: got -1"),
+    ],
+)
 def test_settings_that_cannot_be(changes, message):
     with pytest.raises(ValueError, match=message):
         EvaluateConfig(**changes)

@@ -13,13 +13,16 @@ def test_a_record_is_read_whole(tmp_path):
     assert read_record(file, "data", str, "look elsewhere") == {"data": "x", "more": [1]}
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ("[1, 2]", r"a\.json holds a list where an object with 'data' belongs: look elsewhere$"),
-    ("null", r"a\.json holds a NoneType where"),
-    ("{}", r"it has no 'data' \(it has: nothing\): look elsewhere$"),
-    ('{"files": [], "extra": 1}', r"it has no 'data' \(it has: extra, files\): look elsewhere$"),
-    ('{"data": 3}', r"its 'data' is of type int: look elsewhere$"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1, 2]", r"a\.json holds a list where an object with 'data' belongs: look elsewhere$"),
+        ("null", r"a\.json holds a NoneType where"),
+        ("{}", r"it has no 'data' \(it has: nothing\): look elsewhere$"),
+        ('{"files": [], "extra": 1}', r"it has no 'data' \(it has: extra, files\): look elsewhere$"),
+        ('{"data": 3}', r"its 'data' is of type int: look elsewhere$"),
+    ],
+)
 def test_anything_else_is_refused_in_words(tmp_path, content, message):
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(UserError, match=message):

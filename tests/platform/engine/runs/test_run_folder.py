@@ -50,15 +50,23 @@ def test_another_configuration_is_refused_with_the_differences(place):
     output, storage = place
     open_run("pretrain", output, OuterConfig(), storage)
     changed = OuterConfig(inner=InnerConfig(size=(8, 2), rate=0.25))
-    with pytest.raises(UserError, match=r"(?s)another configuration:\n  inner\.rate: 0\.5 -> 0\.25\n"
-                                        r"  inner\.size: \[4, 2\] -> \[8, 2\]\nChoose another output"):
+    with pytest.raises(
+        UserError,
+        match=r"(?s)another configuration:\n  inner\.rate: 0\.5 -> 0\.25\n"
+        r"  inner\.size: \[4, 2\] -> \[8, 2\]\nChoose another output",
+    ):
         open_run("pretrain", output, changed, storage)
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ('{"architectures": ["ViT"]}', r"it has no 'config' \(it has: architectures\): .*choose another output"),
-    ('{"config": "vit"}', r"its 'config' is of type str"), ("[]", r"holds a list where an object with 'config' belongs"),
-    ("{", "is not valid JSON")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"architectures": ["ViT"]}', r"it has no 'config' \(it has: architectures\): .*choose another output"),
+        ('{"config": "vit"}', r"its 'config' is of type str"),
+        ("[]", r"holds a list where an object with 'config' belongs"),
+        ("{", "is not valid JSON"),
+    ],
+)
 def test_a_folder_of_something_else_is_refused(tmp_path, content, message):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=rf"config\.json.*{message}"):

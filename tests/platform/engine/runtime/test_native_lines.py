@@ -16,8 +16,9 @@ from tests.tiny import IMAGENET, TINY_VIT
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True,
-                          timeout=60)
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=60
+    )
 
 
 def test_native_lines_go_to_the_file_and_pythons_to_the_terminal(tmp_path):
@@ -52,10 +53,14 @@ os.abort()
     assert found.returncode < 0 and "Fatal Python error: Aborted" in found.stderr
 
 
-@pytest.mark.parametrize(("name", "reason"), [
-    ("x" * 60, r"is too long for Ray's sockets \(\d+ characters, at most 37\)"), ("nowhere", "No such file"),
-    ("file", "Not a directory"),
-])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("x" * 60, r"is too long for Ray's sockets \(\d+ characters, at most 37\)"),
+        ("nowhere", "No such file"),
+        ("file", "Not a directory"),
+    ],
+)
 def test_temporary_folders_that_ray_cannot_use(name, reason):
     folder = Path("/tmp") / f"t{os.getpid()}"
     folder.mkdir()
@@ -73,8 +78,14 @@ def test_temporary_folders_that_ray_cannot_use(name, reason):
 def start_scoring(arguments: list[str], log: Path, temporary: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "platform.score", *arguments, "pool.actors=1", "runtime.object_store_gib=0.2"]
     with log.open("wb") as stream:
-        return subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
-                                env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": "", "TMPDIR": str(temporary)})
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": "", "TMPDIR": str(temporary)},
+        )
 
 
 def test_a_scoring_interrupted_and_run_again_says_nothing_that_is_not_its_own(tmp_path, tiny_shards, tiny_backbone):
@@ -86,7 +97,12 @@ def test_a_scoring_interrupted_and_run_again_says_nothing_that_is_not_its_own(tm
     long.mkdir()
     (tmp_path / "target").mkdir()
     save_model(build_vit(TINY_VIT, seed=5), {"kind": "backbone", **IMAGENET}, tmp_path / "target" / "backbone.safetensors")
-    arguments = [f"data={tiny_shards.uri}", f"source_proxy={tiny_backbone}", f"target_proxy={tmp_path}/target", f"output={tmp_path}/scores"]
+    arguments = [
+        f"data={tiny_shards.uri}",
+        f"source_proxy={tiny_backbone}",
+        f"target_proxy={tmp_path}/target",
+        f"output={tmp_path}/scores",
+    ]
     log = tmp_path / "first.log"
     process = start_scoring(arguments, log, long)
     try:
@@ -108,8 +124,14 @@ def test_a_scoring_interrupted_and_run_again_says_nothing_that_is_not_its_own(tm
 
 
 def test_ctrl_c_while_libraries_are_imported_is_one_line():
-    process = subprocess.Popen([sys.executable, "-m", "platform.score", "--show-config"], cwd=ROOT, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "platform.score", "--show-config"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     time.sleep(0.8)
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
@@ -120,14 +142,17 @@ def test_ctrl_c_while_libraries_are_imported_is_one_line():
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "http://127.0.0.1:8265", "nonsense"])
 def test_a_wrong_address_is_one_line_of_the_program(address):
-    found = run_python("""
+    found = run_python(
+        """
 from platform.engine.errors import UserError
 from platform.engine.runtime.ray_session import RuntimeConfig, connect
 try:
     connect(RuntimeConfig())
 except UserError as error:
     print(error)
-""", RAY_ADDRESS=address)
+""",
+        RAY_ADDRESS=address,
+    )
     assert len(found.stdout.splitlines()) == 1 and found.stderr == "" and address in found.stdout
 
 

@@ -34,10 +34,19 @@ def private_names(code: str) -> list[str]:
     return [name for name in named if name.startswith("ray.core.generated") or re.search(r"\._(?!_)", name)]
 
 
-@pytest.mark.parametrize("code", [
-    "import ray._private.state", "from ray._private import worker", "import ray\nray._raylet.x", "from ray import _raylet as r",
-    "from ray.train.v2._internal.util import y", "from ray.data._internal.plan import z",
-    "from ray.core.generated import gcs_pb2", "import_module('ray._private.utils')"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import ray._private.state",
+        "from ray._private import worker",
+        "import ray\nray._raylet.x",
+        "from ray import _raylet as r",
+        "from ray.train.v2._internal.util import y",
+        "from ray.data._internal.plan import z",
+        "from ray.core.generated import gcs_pb2",
+        "import_module('ray._private.utils')",
+    ],
+)
 def test_what_counts_as_private(code):
     assert private_names(code)
     assert not private_names("import ray\nimport ray.train.torch\nray.__version__\nfrom ray.data import Dataset\nself.ray._x\n")
@@ -81,14 +90,25 @@ def refusal(address: str) -> str:
     return str(found.value)
 
 
-@pytest.mark.parametrize(("address", "said"), [
-    ("nonsense", "is not host:port. Give host:port"), (":6379", "is not host:port"), ("head:", "is not host:port"),
-    ("head:six", "is not host:port"), ("head:70000", "is not host:port"), ("::1:6379", "is not host:port"),
-    ("head:6379/x", "is not host:port"), ("he ad:6379", "is not host:port"),
-    ("http://127.0.0.1:8265", "the address of a dashboard, which takes jobs: submit the program, `ray job submit --address "
-                              "http://127.0.0.1:8265"),
-    ("ray://127.0.0.1:10001", "Ray Client cannot run these programs"), ("tcp://127.0.0.1:6379", "'tcp://' is no address of Ray"),
-])
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("nonsense", "is not host:port. Give host:port"),
+        (":6379", "is not host:port"),
+        ("head:", "is not host:port"),
+        ("head:six", "is not host:port"),
+        ("head:70000", "is not host:port"),
+        ("::1:6379", "is not host:port"),
+        ("head:6379/x", "is not host:port"),
+        ("he ad:6379", "is not host:port"),
+        (
+            "http://127.0.0.1:8265",
+            "the address of a dashboard, which takes jobs: submit the program, `ray job submit --address http://127.0.0.1:8265",
+        ),
+        ("ray://127.0.0.1:10001", "Ray Client cannot run these programs"),
+        ("tcp://127.0.0.1:6379", "'tcp://' is no address of Ray"),
+    ],
+)
 def test_what_is_no_address_is_refused_without_asking_anybody(address, said):
     assert said in refusal(address)
 

@@ -165,10 +165,16 @@ def test_paths_become_absolute(tmp_path, monkeypatch):
     assert open_storage("s3://bucket/a/b/").uri == "s3://bucket/a/b"
 
 
-@pytest.mark.parametrize(("uri", "text"), [
-    ("gs://bucket/x", "'gs://' is not supported"), ("", "not a location"), ("s3:///x", "does not name a bucket"),
-    ("s3://key:secret@bucket/x", "must not hold credentials"), ("s3://bucket/../x", "refused"),
-])
+@pytest.mark.parametrize(
+    ("uri", "text"),
+    [
+        ("gs://bucket/x", "'gs://' is not supported"),
+        ("", "not a location"),
+        ("s3:///x", "does not name a bucket"),
+        ("s3://key:secret@bucket/x", "must not hold credentials"),
+        ("s3://bucket/../x", "refused"),
+    ],
+)
 def test_other_uris_are_refused(uri, text):
     with pytest.raises(StorageError, match=text) as caught:
         open_storage(uri)
@@ -235,8 +241,9 @@ def test_denied(s3, monkeypatch):
     (root / "f").write_bytes(b"1")
 
     def require_permission(after: str) -> None:
-        request = urllib.request.Request(f"{s3.endpoint_url}/moto-api/reset-auth", data=after.encode(), method="POST",
-                                         headers={"Content-Type": "text/plain"})
+        request = urllib.request.Request(
+            f"{s3.endpoint_url}/moto-api/reset-auth", data=after.encode(), method="POST", headers={"Content-Type": "text/plain"}
+        )
         urllib.request.urlopen(request).read()
 
     require_permission("0")
@@ -278,13 +285,20 @@ def test_local_trouble_in_plain_words(tmp_path):
         open_storage(str(tmp_path / "file/below")).write_bytes(b"1")
 
 
-@pytest.mark.parametrize(("place", "reason"), [
-    ("file", "it is a file, a folder is needed"), ("file/run", r".*/file is a file, a folder is needed"),
-    ("file/a/b/run", r".*/file is a file, a folder is needed"), ("nowhere/run", r".*/nowhere is a link that leads nowhere"),
-    ("made/" + "x" * 300, "File name too long"), ("/proc/run", "/proc takes no new folders"),
-    ("/proc/self", "/proc/self takes no new files"),
-    ("/sys/kernel/run", "/sys/kernel|permission|not permitted"), ("/dev/null/run", r"/dev/null is a file"),
-])
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("file", "it is a file, a folder is needed"),
+        ("file/run", r".*/file is a file, a folder is needed"),
+        ("file/a/b/run", r".*/file is a file, a folder is needed"),
+        ("nowhere/run", r".*/nowhere is a link that leads nowhere"),
+        ("made/" + "x" * 300, "File name too long"),
+        ("/proc/run", "/proc takes no new folders"),
+        ("/proc/self", "/proc/self takes no new files"),
+        ("/sys/kernel/run", "/sys/kernel|permission|not permitted"),
+        ("/dev/null/run", r"/dev/null is a file"),
+    ],
+)
 def test_an_output_that_cannot_be_written_is_known_before(tmp_path, place, reason):
     (tmp_path / "file").write_bytes(b"1")
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
@@ -355,12 +369,15 @@ def test_the_probe_of_a_bucket_leaves_nothing(s3):
         root.prepare_output()
 
 
-@pytest.mark.parametrize(("values", "text"), [
-    ({"endpoint_url": "minio:9000"}, "endpoint_url must begin with http"),
-    ({"endpoint_url": "http://me:hunter2@minio:9000"}, "must not hold credentials"),
-    ({"max_attempts": 0}, "max_attempts must be at least 1: got 0"),
-    ({"connect_timeout_s": 0.0}, "connect_timeout_s must be positive"),
-])
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"endpoint_url": "minio:9000"}, "endpoint_url must begin with http"),
+        ({"endpoint_url": "http://me:hunter2@minio:9000"}, "must not hold credentials"),
+        ({"max_attempts": 0}, "max_attempts must be at least 1: got 0"),
+        ({"connect_timeout_s": 0.0}, "connect_timeout_s must be positive"),
+    ],
+)
 def test_bad_settings(values, text):
     with pytest.raises(ConfigError, match=text) as caught:
         to_dataclass(StorageConfig, values)
@@ -403,8 +420,10 @@ def test_what_may_pass_is_tried_again():
     lines: list[str] = []
     action = Fails(2)
     assert patiently(action, 30, lines.append) == 7 and action.calls == 3
-    assert [line.split(";")[-1] for line in lines] == [" trying again for 30 s (storage.retry_timeout_s)",
-                                                       f"storage works again after {1 + 0.5:.0f} s"]
+    assert [line.split(";")[-1] for line in lines] == [
+        " trying again for 30 s (storage.retry_timeout_s)",
+        f"storage works again after {1 + 0.5:.0f} s",
+    ]
 
 
 def test_patience_ends_and_what_cannot_pass_is_not_tried_again():

@@ -37,8 +37,11 @@ def test_the_limit_is_a_share_of_an_epoch():
     samples = CorruptSamples(0.02, 100)
     step(samples, [["a", "a"]], epoch=0)
     step(samples, [["a", "a"]], epoch=1)  # counted afresh
-    with pytest.raises(UserError, match=r"3 of the 100 samples of epoch 1 cannot be read, more than "
-                                        r"stream\.max_corrupt_share allows \(2\): a"):
+    with pytest.raises(
+        UserError,
+        match=r"3 of the 100 samples of epoch 1 cannot be read, more than "
+        r"stream\.max_corrupt_share allows \(2\): a",
+    ):
         step(samples, [["a"]], epoch=1)
     assert samples.total == 5
 

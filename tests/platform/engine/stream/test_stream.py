@@ -115,8 +115,12 @@ def png(level: int) -> bytes:
 
 
 def test_an_image_that_broke_is_replaced_by_the_next_and_named():
-    batch = {"key": np.array(["a", "b", "c"], object), "image": np.array([png(1), png(2), b"no image"], object),
-             "epoch": np.zeros(3, np.int32), "problem": np.array(["", "", ""], object)}
+    batch = {
+        "key": np.array(["a", "b", "c"], object),
+        "image": np.array([png(1), png(2), b"no image"], object),
+        "epoch": np.zeros(3, np.int32),
+        "problem": np.array(["", "", ""], object),
+    }
     found = Decoder(SIZE)(batch)
     assert found["image"].max((1, 2, 3)).tolist() == [1, 2, 1] and found["key"].tolist() == ["a", "b", "a"]
     assert found["problem"][0] == found["problem"][1] == "" and "image 'c' cannot be decoded" in found["problem"][2]
@@ -196,8 +200,10 @@ class Worker:
     """Stands for a training worker: reads its share to the end."""
 
     def read(self, iterator, config):
-        return [list(zip(batch["epoch"].tolist(), batch["key"].tolist(), batch["image"].sum((1, 2, 3)).tolist(), strict=True))
-                for batch in micro_batches(iterator, config)]
+        return [
+            list(zip(batch["epoch"].tolist(), batch["key"].tolist(), batch["image"].sum((1, 2, 3)).tolist(), strict=True))
+            for batch in micro_batches(iterator, config)
+        ]
 
 
 def shares(location, world: int, position: int, end: int, config=CONFIG) -> list[list]:

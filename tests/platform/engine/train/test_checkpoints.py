@@ -20,8 +20,11 @@ def root(request, tmp_path):
 
 
 def payload(value: float) -> dict:
-    return {"student": {"parameters": {"weight": torch.full((3, 2), value, dtype=torch.float64)}, "step": 4.0},
-            "names": ["a", "b"], "position": 7}
+    return {
+        "student": {"parameters": {"weight": torch.full((3, 2), value, dtype=torch.float64)}, "step": 4.0},
+        "names": ["a", "b"],
+        "position": 7,
+    }
 
 
 def positions(root) -> list[str]:
@@ -230,8 +233,12 @@ def test_plain_torch_restores_a_checkpoint(tmp_path):
     page = (Path(__file__).parents[4] / "docs" / "reliability.md").read_text()
     code = page.split("<!-- restore -->")[1].split("```python")[1].split("```")[0]
     model = torch.nn.Linear(3, 2)
-    student = {"parameters": dict(model.state_dict()), "buffers": {}, "optimizer_steps": dict.fromkeys(model.state_dict(), 5.0),
-               "moments": {"exp_avg": {"weight": torch.ones(2, 3)}, "exp_avg_sq": {"weight": torch.ones(2, 3)}}}
+    student = {
+        "parameters": dict(model.state_dict()),
+        "buffers": {},
+        "optimizer_steps": dict.fromkeys(model.state_dict(), 5.0),
+        "moments": {"exp_avg": {"weight": torch.ones(2, 3)}, "exp_avg_sq": {"weight": torch.ones(2, 3)}},
+    }
     store = CheckpointStore(open_storage(str(tmp_path / "run" / "checkpoints")))
     store.save(160, {"student": student, "objective": {"teacher.weight": torch.zeros(1), "center": torch.ones(2)}}, {})
     space = {"run": str(tmp_path / "run"), "model": torch.nn.Linear(3, 2)}

@@ -69,6 +69,12 @@ def test_train_runs_an_elastic_group_with_an_allowed_number(tmp_path, ray_sessio
             file.write(f"{ray.train.get_context().get_world_size()} ")
 
     seen = tmp_path / "seen"
-    launch(loop, {"seen": str(seen)}, name="train", storage=open_storage(str(tmp_path)), micro_batches_per_step=4,
-           scaling=ScalingConfig(workers=4, min_workers=1, cpus_per_worker=1.2, threads=1, max_failures=0))
+    launch(
+        loop,
+        {"seen": str(seen)},
+        name="train",
+        storage=open_storage(str(tmp_path)),
+        micro_batches_per_step=4,
+        scaling=ScalingConfig(workers=4, min_workers=1, cpus_per_worker=1.2, threads=1, max_failures=0),
+    )
     assert seen.read_text() == "2 2 "

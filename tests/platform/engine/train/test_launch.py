@@ -25,8 +25,13 @@ def test_a_user_error_of_a_worker_is_raised_once_in_its_own_words(tmp_path, ray_
         raise UserError("the cable is not plugged in")
 
     with pytest.raises(UserError, match=r"^the cable is not plugged in$"):
-        launch(loop, {"attempts": str(attempts)}, name="train", storage=open_storage(str(tmp_path)),
-               scaling=ScalingConfig(threads=1, max_failures=3))
+        launch(
+            loop,
+            {"attempts": str(attempts)},
+            name="train",
+            storage=open_storage(str(tmp_path)),
+            scaling=ScalingConfig(threads=1, max_failures=3),
+        )
     assert attempts.read_text() == "x"  # trying again would not have mended it
 
 
@@ -39,6 +44,11 @@ def test_a_crash_is_tried_again_and_then_reported(tmp_path, ray_session, capsys)
         raise RuntimeError("the lights went out")
 
     with pytest.raises(UserError, match=r"training failed on a worker: .*the lights went out"):
-        launch(loop, {"attempts": str(attempts)}, name="train", storage=open_storage(str(tmp_path)),
-               scaling=ScalingConfig(threads=1, max_failures=1))
+        launch(
+            loop,
+            {"attempts": str(attempts)},
+            name="train",
+            storage=open_storage(str(tmp_path)),
+            scaling=ScalingConfig(threads=1, max_failures=1),
+        )
     assert attempts.read_text() == "xx"

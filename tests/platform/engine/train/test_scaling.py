@@ -6,12 +6,15 @@ from platform.engine.errors import UserError
 from platform.engine.train.scaling import ScalingConfig, allowed_sizes, check_size
 
 
-@pytest.mark.parametrize(("values", "message"), [
-    ({"workers": 0}, "workers must be at least 1: got 0"),
-    ({"workers": 2, "min_workers": 3}, r"min_workers must be between 0 and workers \(2\): got 3"),
-    ({"max_failures": -2}, r"max_failures must be -1 \(no limit\) or more: got -2"),
-    ({"resize_check_s": 0.0}, r"resize_check_s must be positive: got 0\.0"),
-])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"workers": 0}, "workers must be at least 1: got 0"),
+        ({"workers": 2, "min_workers": 3}, r"min_workers must be between 0 and workers \(2\): got 3"),
+        ({"max_failures": -2}, r"max_failures must be -1 \(no limit\) or more: got -2"),
+        ({"resize_check_s": 0.0}, r"resize_check_s must be positive: got 0\.0"),
+    ],
+)
 def test_impossible_scaling(values, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         ScalingConfig(**values)

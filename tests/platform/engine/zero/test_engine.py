@@ -21,9 +21,18 @@ def seen(tmp_path_factory) -> dict[int, dict]:
     """What the runs with 1 and with 2 processes wrote. Three processes go through every setting."""
     folder = tmp_path_factory.mktemp("zero")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    processes = [subprocess.Popen([sys.executable, "-m", "tests.platform.engine.zero_worker", str(rank), str(world), folder],
-                                  cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-                 for world in (1, 2) for rank in range(world)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.platform.engine.zero_worker", str(rank), str(world), folder],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for world in (1, 2)
+        for rank in range(world)
+    ]
     try:
         for process in processes:
             output, _ = process.communicate(timeout=240)
@@ -101,12 +110,15 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_by_all_workers(seen):
     assert all("the checkpoint is of an earlier version" in seen[world]["old"] for world in (1, 2))
 
 
-@pytest.mark.parametrize(("values", "message"), [
-    ({"zero_stage": 4}, "zero_stage must be one of 0, 1, 2, 3: got 4"),
-    ({"precision": "fp16"}, "precision must be one of auto, fp32, bf16: got 'fp16'"),
-    ({"clip": -1.0}, "clip must be 0"),
-    ({"clip_per_tensor": True, "zero_stage": 2}, "clip_per_tensor needs zero_stage=0"),
-])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"zero_stage": 4}, "zero_stage must be one of 0, 1, 2, 3: got 4"),
+        ({"precision": "fp16"}, "precision must be one of auto, fp32, bf16: got 'fp16'"),
+        ({"clip": -1.0}, "clip must be 0"),
+        ({"clip_per_tensor": True, "zero_stage": 2}, "clip_per_tensor needs zero_stage=0"),
+    ],
+)
 def test_impossible_settings(values, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         DeepSpeedConfig(**values)
@@ -114,8 +126,13 @@ def test_impossible_settings(values, message):
 
 def test_weight_decay_schedule_may_start_at_zero_and_spares_the_other_group():
     class Engine:
-        optimizer = torch.optim.SGD([{"params": [torch.zeros(1)], "weight_decay": 1.0, "lr_factor": 2.0},
-                                     {"params": [torch.zeros(1)], "weight_decay": 0.0}], lr=0.0)
+        optimizer = torch.optim.SGD(
+            [
+                {"params": [torch.zeros(1)], "weight_decay": 1.0, "lr_factor": 2.0},
+                {"params": [torch.zeros(1)], "weight_decay": 0.0},
+            ],
+            lr=0.0,
+        )
 
     for decay in (0.0, 0.3):
         set_schedules(Engine, 0.5, decay)

@@ -53,15 +53,23 @@ json.dump(found, open(sys.argv[1], "w"))
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict:
     file = tmp_path_factory.mktemp("finite") / "found.json"
-    ended = subprocess.run([sys.executable, "-c", PROGRAM, file], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
-                           capture_output=True, text=True, timeout=500)
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM, file],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
     assert ended.returncode == 0, ended.stderr[-3000:]
     return json.loads(file.read_text())
 
 
 def test_a_masked_step_is_passed_over_and_named_when_the_log_reads(found):
-    told = {"loss": "the loss is not finite at step 2 on rank 3 (loss=inf). Stop.",
-            "gradient": "the gradients are not finite at step 2 (norm nan); the weights were left as they were. Stop."}
+    told = {
+        "loss": "the loss is not finite at step 2 on rank 3 (loss=inf). Stop.",
+        "gradient": "the gradients are not finite at step 2 (norm nan); the weights were left as they were. Stop.",
+    }
     for kind, named in told.items():
         seen = found[f"{kind} masked"]
         assert seen["masks"] and seen["finite"] and seen["said"] == named
@@ -69,8 +77,10 @@ def test_a_masked_step_is_passed_over_and_named_when_the_log_reads(found):
 
 
 def test_otherwise_the_first_broken_micro_batch_stops_the_run(found):
-    for kind, named in (("loss", "the loss is not finite at step 2 on rank 3 (loss=inf)"),
-                        ("gradient", "the gradients are not finite at step 2 (norm nan)")):
+    for kind, named in (
+        ("loss", "the loss is not finite at step 2 on rank 3 (loss=inf)"),
+        ("gradient", "the gradients are not finite at step 2 (norm nan)"),
+    ):
         seen = found[f"{kind} looked at"]
         assert not seen["masks"] and seen["finite"] and seen["said"].startswith(named)
         assert seen["moved"] == [True]
