@@ -49,7 +49,7 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
     if config.output:
         open_storage(config.output, config.storage).prepare_output()
     sets = [open_storage(uri, config.storage) for uri in config.test_sets]
-    _refuse_repeated("models", [uri.rstrip("/") for uri in config.checkpoints])
+    _refuse_repeated("checkpoints", [uri.rstrip("/") for uri in config.checkpoints])
     _refuse_repeated("test_sets", [location.uri for location in sets])
     for location in sets:
         require_judgeable(location)
@@ -72,7 +72,7 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
                 "reranking": config.evaluate.reranking,
                 "query_expansion": config.evaluate.expansion,
                 "weights": model.weights,
-                "checkpoint": model.about.as_dict(),
+                "loaded": model.about.as_dict(),
                 **result,
             }
             rows.append(row)

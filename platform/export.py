@@ -63,7 +63,7 @@ def main(config: ExportConfig) -> list[str]:
 
 def as_safetensors(model: LoadedModel) -> dict[str, bytes]:
     """Our own file, with all that its header had."""
-    metadata: dict[str, Any] = {"checkpoint": model.about.as_dict(), **model.metadata}
+    metadata: dict[str, Any] = {"loaded": model.about.as_dict(), **model.metadata}
     metadata |= {"mean": model.mean, "std": model.std, "neck": model.neck}
     if model.cameras is not None:
         metadata["cameras"] = model.cameras

@@ -126,7 +126,7 @@ def main(config: ScoreConfig) -> dict[str, Any]:
                 name: {
                     "weights": proxy.weights,
                     "image_size": list(proxy.image_size),
-                    "checkpoint": proxy.about.as_dict(),
+                    "loaded": proxy.about.as_dict(),
                     **proxy.origin,
                 }
                 for name, proxy in proxies.items()

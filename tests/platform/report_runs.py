@@ -183,8 +183,8 @@ def write_finetuning(
     run.finish(
         {
             "setting": setting,
-            "init": init,
-            "target": str(target),
+            "checkpoint": init,
+            "target_set": str(target),
             "image_size": list(vit.image_size),
             "seed": seed,
             "neck": "before",

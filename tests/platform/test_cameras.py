@@ -62,7 +62,7 @@ def test_fine_tuning_learns_cameras_and_evaluation_uses_them(tmp_path, one_worke
     assert "new embeddings of 3 cameras" in said and "a model of ours" in said and "augment.mean" in said
     finetune(with_micro_batches(config, open_storage(config.output)))
     summary = json.loads((output / "summary.json").read_text())
-    assert summary["cameras"] == [1, 2, 3] and summary["checkpoint"]["heads"] == 2
+    assert summary["cameras"] == [1, 2, 3] and summary["loaded"]["heads"] == 2
     after = load_reid(output / "model.safetensors").backbone
     init = load_init(config)
     before = initial_model(config, init, plan_cameras(config, init)).backbone
@@ -73,7 +73,7 @@ def test_fine_tuning_learns_cameras_and_evaluation_uses_them(tmp_path, one_worke
     export(load_config(ExportConfig, "export", [f"checkpoint={output}", f"output={tmp_path}/out"]))
     again = load_model(str(tmp_path / "out/safetensors/model.safetensors"), STORAGE)
     assert list(again.cameras) == [1, 2, 3] and weights_hash(again.reid).startswith(summary["weights"])
-    assert json.loads(again.metadata["checkpoint"])["heads"] == 2
+    assert json.loads(again.metadata["loaded"])["heads"] == 2
     assert judged(str(tmp_path / "out/released/reid.pth"), tiny_labeled) == pytest.approx(summary["mAP"], abs=1e-6)
     assert "one embedding for each of 1, 2, 3" in (tmp_path / "out/released/README.md").read_text()
 
@@ -111,4 +111,4 @@ def test_evaluation_with_cameras_through_the_pool(tmp_path, ray_session, tiny_la
     options = [f"checkpoints=[{tmp_path}]", f"test_sets=[{tiny_labeled.uri}]", "pool.actors=1"]
     (row,) = evaluate(load_config(EvaluateProgramConfig, "evaluate", options))
     assert row["mAP"] == pytest.approx(judged(str(tmp_path), tiny_labeled), abs=1e-6)
-    assert row["checkpoint"]["cameras"] == [3, 1, 2]
+    assert row["loaded"]["cameras"] == [3, 1, 2]

@@ -92,11 +92,11 @@ def test_what_is_given_is_stated_used_and_stored(tmp_path, bare, ray_session, ti
             )
         )
     assert rows[0]["rankings"] == rows[1]["rankings"] and rows[0]["mAP"] == rows[1]["mAP"]
-    assert rows[2]["checkpoint"]["heads"] == 2
+    assert rows[2]["loaded"]["heads"] == 2
     images = torch.randint(0, 256, (4, 3, 64, 32), dtype=torch.uint8)
     four, two = (load_model(str(bare), StorageConfig(), LoadConfig(heads=heads)).embed(images) for heads in (4, 2))
     assert not torch.allclose(four, two, atol=1e-4)
-    assert rows[0]["checkpoint"]["given"] == ["heads", "mean", "std"] and rows[0]["checkpoint"]["heads"] == 4
+    assert rows[0]["loaded"]["given"] == ["heads", "mean", "std"] and rows[0]["loaded"]["heads"] == 4
 
 
 def test_fine_tuning_and_sweeps_take_it(tmp_path, bare, tiny_labeled, capsys):

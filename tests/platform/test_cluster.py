@@ -82,6 +82,8 @@ def test_wrong_inputs_are_said_and_bind_nothing(tmp_path, tiny_backbone, tiny_sh
         )
     with pytest.raises(UserError, match=r"(?s)another configuration:\n  cluster.eps: "):
         main(config_of(tiny_backbone, tiny_shards.uri, clustered[0], "cluster.eps=0.7"))
+    with pytest.raises(UserError, match=r"(?s)another configuration:\n  checkpoint: "):
+        main(config_of(tmp_path / "other", tiny_shards.uri, clustered[0]))
 
 
 def test_with_actors_no_features_come_to_this_process(monkeypatch, ray_session, tmp_path, tiny_backbone, tiny_shards):

@@ -153,9 +153,9 @@ def test_bad_paths(tmp_path, tiny_backbone, tiny_labeled):
         main(config_of([tmp_path / "nowhere"], [tiny_labeled.uri]))
     with pytest.raises(StorageError, match=r"there is no data set at .*empty"):
         main(config_of([tiny_backbone], [tmp_path / "empty"]))
-    with pytest.raises(UserError, match=r"nothing to evaluate: give models=.* and test_sets="):
+    with pytest.raises(UserError, match=r"nothing to evaluate: give checkpoints=.* and test_sets="):
         main(config_of([], [tiny_labeled.uri]))
-    with pytest.raises(UserError, match=r"models has .*backbone.* more than once: name each once"):
+    with pytest.raises(UserError, match=r"checkpoints has .*backbone.* more than once: name each once"):
         main(config_of([tiny_backbone, f"{tiny_backbone}/"], [tiny_labeled.uri]))
     with pytest.raises(UserError, match=r"test_sets has .*labeled more than once"):
         main(config_of([tiny_backbone], [tiny_labeled.uri, tiny_labeled.uri]))

@@ -370,8 +370,10 @@ def test_settings_that_contradict_each_other(tmp_path, tiny_labeled):
         finetune_config(tiny_labeled, tmp_path)
     with pytest.raises(ConfigError, match=r"evaluate.tasks must be 0 in fine-tuning, .*: got 3"):
         finetune_config(tiny_labeled, tmp_path, "checkpoint=x", "evaluate.tasks=3")
-    with pytest.raises(ConfigError, match=r"changes are made to the backbone of init, which is empty: set stride of model"):
-        finetune_config(tiny_labeled, tmp_path, "model.image_size=[64,32]", "changes.stride=12")
+    with pytest.raises(
+        ConfigError, match=r"overrides are made to the backbone of checkpoint, which is empty: set stride of model"
+    ):
+        finetune_config(tiny_labeled, tmp_path, "model.image_size=[64,32]", "overrides.stride=12")
     with pytest.raises(ConfigError, match=r"zero_stage must be 0, 1 or 2: got 3"):
         finetune_config(tiny_labeled, tmp_path, "checkpoint=x", "deepspeed=zero3")
     with pytest.raises(ConfigError, match=re.escape("there is no key 'supervised.epoch'; did you mean supervised.epochs")):

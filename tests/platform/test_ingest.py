@@ -261,7 +261,7 @@ def test_synthetic_people(tmp_path, ray_session):
     rows = read_rows(location, ["key", "height", "width", "pid", "planted"]).to_pylist()
     assert len(rows) == 24 and {(row["height"], row["width"], row["pid"]) for row in rows} == {(64, 32, -1)}
     assert sum(row["planted"] for row in rows) == 6  # a quarter
-    assert manifest.arguments["source"]["synthetic"]["num_pretrain"] == 24
+    assert manifest.arguments["raw"]["synthetic"]["num_pretrain"] == 24
 
 
 def test_shards_are_equal_every_time_and_about_the_size_asked_for(tmp_path, ray_session):
@@ -326,7 +326,7 @@ def test_trouble_inside_a_task_is_one_clear_line(tmp_path, ray_session):
             raise StorageError("cannot read s3://bucket/x: permission denied. Check the policy")
 
     with pytest.raises(UserError) as caught:
-        ingest(Broken(), open_storage(str(tmp_path / "out")), IngestConfig(), {"source": {}})
+        ingest(Broken(), open_storage(str(tmp_path / "out")), IngestConfig(), {"raw": {}})
     assert str(caught.value) == "cannot read s3://bucket/x: permission denied. Check the policy"
 
 

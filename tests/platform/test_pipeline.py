@@ -81,13 +81,15 @@ def test_the_stages_feed_each_other(finished):
         name: json.loads((output / name / "config.json").read_text())["config"]
         for name in ("proxy/source", "proxy/target", "scores", "pretrain/full", "pretrain/selected", "finetune/usl-selected")
     }
-    assert configs["proxy/target"]["init"] == configs["scores"]["source"] == str(output / "proxy/source")
-    assert configs["proxy/target"]["setting"] == "supervised" and configs["scores"]["target"] == str(output / "proxy/target")
+    assert configs["proxy/target"]["checkpoint"] == configs["scores"]["source_proxy"] == str(output / "proxy/source")
+    assert configs["proxy/target"]["setting"] == "supervised" and configs["scores"]["target_proxy"] == str(
+        output / "proxy/target"
+    )
     assert configs["proxy/source"]["length"]["samples"] == 64
     full, selected = configs["pretrain/full"], configs["pretrain/selected"]
     assert full["data"]["selection"] == "" and selected["data"]["selection"] == str(output / "selection")
     assert full["length"] == selected["length"] and full["length"]["samples"] == 192
-    assert configs["finetune/usl-selected"]["init"] == str(output / "pretrain/selected")
+    assert configs["finetune/usl-selected"]["checkpoint"] == str(output / "pretrain/selected")
     assert pq.read_table(output / "selection" / "index.parquet").num_rows == 48
 
 
@@ -245,7 +247,7 @@ def test_a_target_without_a_test_split_is_refused_before_pre_training(tmp_path):
     chosen = ["experiment=demo", f"output={tmp_path}", "target_set.synthetic.target_identities=8", "row_group_rows=32"]
     config, root = load_config(PipelineConfig, "pipeline", chosen), open_storage(str(tmp_path))
     location = write_data(tmp_path / "data" / "target", "pretrain")
-    arguments = {"source": config.target_set.arguments(), "limit": 0, "shard_mb": 64, "row_group_rows": 32}
+    arguments = {"raw": config.target_set.arguments(), "limit": 0, "shard_mb": 64, "row_group_rows": 32}
     write_manifest(location, replace(read_manifest(location), arguments=arguments))
     with pytest.raises(UserError, match=r"^target_set: .*no images of split query, gallery; its splits are train"):
         ingest(config, root, "target")

@@ -54,7 +54,7 @@ def test_from_images_to_a_model_with_relative_paths(tmp_path, ray_session, monke
         )
     )
     here = tmp_path / "here"
-    assert tuned["init"] == str(here / "out/epoch=1") and tuned["target"] == str(here / "runs/demo/data/pretrain")
+    assert tuned["checkpoint"] == str(here / "out/epoch=1") and tuned["target_set"] == str(here / "runs/demo/data/pretrain")
     for name in ("out/epoch=1/backbone.safetensors", "out/epoch=1/checkpoints", "out/r/model.safetensors", "out/r/summary.json"):
         assert (here / name).exists(), name
     assert list((here / "out/boards").glob("events*")) and len(list((here / "out/audit").iterdir())) == 8

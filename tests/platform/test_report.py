@@ -209,8 +209,8 @@ def test_scores_are_called_by_the_measure_that_made_them(tmp_path: Path) -> None
             "measure": "neighborhood",
             "k": 7,
             "search": "exact",
-            "source": "s",
-            "target": "t",
+            "source_proxy": "s",
+            "target_proxy": "t",
             "proxies": {"source": {"weights": "0123456789ab"}, "target": {"weights": "ba9876543210", "setting": "usl"}},
         }
     )

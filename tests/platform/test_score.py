@@ -84,11 +84,11 @@ def test_scores_equal_a_direct_computation(scored, tiny_shards, tiny_backbone, s
     assert summary["data_checksum"] == read_manifest(tiny_shards).checksum
     assert summary["measure"] == "cosine" and "k" not in summary  # what the measure does not use is not claimed
     proxies = summary["proxies"]
-    assert proxies["source"]["checkpoint"]["kind"] == "a model of ours"
-    told = {name: value for name, value in proxies["source"].items() if name != "checkpoint"}
+    assert proxies["source"]["loaded"]["kind"] == "a model of ours"
+    told = {name: value for name, value in proxies["source"].items() if name != "loaded"}
     assert told == {"weights": load_model(str(tiny_backbone), StorageConfig()).weights, "image_size": [64, 32]}
     assert proxies["target"]["weights"] == supervised_run[1]["weights"] != proxies["source"]["weights"]
-    assert proxies["target"]["setting"] == "supervised" and proxies["target"]["init"] == str(tiny_backbone)
+    assert proxies["target"]["setting"] == "supervised" and proxies["target"]["checkpoint"] == str(tiny_backbone)
 
 
 def test_neighborhoods_equal_the_library(ray_session, tiny_shards, tiny_backbone, supervised_run, tmp_path):

@@ -122,7 +122,7 @@ def test_a_space_that_is_too_large_is_counted_not_made(tmp_path):
 
 
 def test_folders_have_names_that_file_systems_take(tmp_path):
-    point = {"init": f"s3://bucket/{'x' * 300}", "augment.image_size": [64, 32], "neck": "a:b*c"}
+    point = {"checkpoint": f"s3://bucket/{'x' * 300}", "augment.image_size": [64, 32], "neck": "a:b*c"}
     name = name_of(point)
     assert len(name) <= 120 and "/" not in name and name.startswith("checkpoint=s3_bucket_xxx")
     assert name_of({"a.eps": 0.4, "k1": 20}) == "eps=0.4-k1=20"

@@ -7,7 +7,7 @@ without brackets. All other values follow Hydra's grammar.
 
 import re
 from collections.abc import Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple, get_args, get_origin
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -65,6 +65,9 @@ def _read(schema: type, groups: set[str], text: str, unknown: Any) -> Override:
         )
     if key in groups:  # of the pipeline also model@pretrain.model
         return Override(key, text)
+    below = next((group for group in groups if key and group.partition("@")[2] == key), "")
+    if below and value[:1] not in ("", "{"):  # pretrain.model=vit_tiny
+        return Override(below, f"{below}={value}")
     if "@" in key:
         named = [group for group in sorted(groups) if group.partition("@")[0] == key.partition("@")[0]]
         raise OverrideError(
@@ -82,6 +85,9 @@ def _read(schema: type, groups: set[str], text: str, unknown: Any) -> Override:
         above = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
         raise OverrideError(unknown(next(each for each in above if hint_of(schema, each) is None)))
     kind = bare(hint)
+    if is_dataclass(kind) and value[:1] != "{":
+        names = [item.name for item in fields(kind)]
+        raise OverrideError(f"'{text}': {key} has settings of its own, e.g. {key}.{names[0]}=...: {', '.join(names)}")
     if get_origin(kind) is dict:  # keys are added to it, with and without a plus
         _check(key, value)
         return Override(key, f"++{key}={value}")

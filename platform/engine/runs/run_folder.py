@@ -23,14 +23,18 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 CONFIG, SUMMARY, INPUTS = "config.json", "summary.json", "inputs.json"
-# Settings that change how a run is carried out and never what it computes.
+# Settings that change how a run is carried out and never what it computes, at whatever level of a configuration they stand.
 VOLATILE = (
     "output",
     "runtime",
     "scaling",
     "tracking",
-    "checkpoint",
     "storage",
+    "checkpoint.every_steps",
+    "checkpoint.keep",
+    "checkpoint.keep_every_steps",
+    "checkpoint.resume_from",
+    "checkpoint.resume_position",
     "stream.segment_windows",
     "stream.max_corrupt_share",
     "max_corrupt_share",
@@ -94,11 +98,11 @@ def open_run(
         stored = read_record(file, "config", dict, "that folder is not a run of this program; choose another output")
         stored = _completed(config, stored["config"])
         same = partial(map_paths, type(config), change=lambda text, key, role: same_place(text))
-        ignored = set(volatile)
+        ignored = [f".{name}." for name in volatile]
         differences = [
             f"{key}: {old!r} -> {new!r}"
             for key, old, new in _differences(same(stored), same(plain))
-            if key not in ignored and key.split(".")[0] not in ignored
+            if not any(name in f".{key}." for name in ignored)
         ]
         if differences:
             shown = "\n  ".join(differences[:12])

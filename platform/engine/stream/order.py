@@ -41,15 +41,12 @@ class StreamConfig:
     """Micro-batches in one optimizer step; the global batch is their product. The number of workers must divide it."""
     window_row_groups: int = 16
     """Row groups read and shuffled together; more mixes better and needs more memory."""
-    seed: int = 0
-    """Seed of the order of the samples and of their augmentation."""
     segment_windows: int = 2000
     """Windows that one Ray Data execution reads before the next takes over; bounds its bookkeeping in long runs."""
     max_corrupt_share: float = 0.01
     """Largest share of an epoch's samples that may be unreadable; above it, and above one sample, the run stops."""
 
     def __post_init__(self) -> None:
-        at_least(0, seed=self.seed)
         within("[0, 1]", max_corrupt_share=self.max_corrupt_share)
         at_least(
             1,

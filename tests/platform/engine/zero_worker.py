@@ -18,19 +18,25 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from platform.engine.errors import UserError
+from platform.engine.schemas.training_settings import ClipConfig
 from platform.engine.train.optimizers import OptimizerConfig, pretraining_optimizer
 from platform.engine.zero import engine as zero
 from platform.engine.zero.consolidation import consolidate, restore
 
 STEPS, CUT, MICRO_BATCHES, MICRO = 6, 3, 4, 3
 RESTS_UNTIL = 2
-DeepSpeed = zero.DeepSpeedConfig
+
+
+def settings(stage: int, clip: float, precision: str = "auto", per_tensor: bool = False) -> zero.EngineSettings:
+    return zero.EngineSettings(zero_stage=stage, precision=precision, clip=ClipConfig(norm=clip, per_tensor=per_tensor))
+
+
 SETTINGS = {
-    **{f"zero{stage}-adamw": (DeepSpeed(zero_stage=stage, clip=0.5), "adamw") for stage in range(4)},
-    **{f"zero{stage}-sgd": (DeepSpeed(zero_stage=stage, clip=0.5), "sgd") for stage in (0, 3)},
-    "zero0-lars": (DeepSpeed(zero_stage=0, clip=0.5), "lars"),
-    "zero0-adamw-per-tensor": (DeepSpeed(zero_stage=0, clip=0.2, clip_per_tensor=True), "adamw"),
-    **{f"zero{stage}-adamw-bf16": (DeepSpeed(zero_stage=stage, clip=0.5, precision="bf16"), "adamw") for stage in (1, 3)},
+    **{f"zero{stage}-adamw": (settings(stage, 0.5), "adamw") for stage in range(4)},
+    **{f"zero{stage}-sgd": (settings(stage, 0.5), "sgd") for stage in (0, 3)},
+    "zero0-lars": (settings(0, 0.5), "lars"),
+    "zero0-adamw-per-tensor": (settings(0, 0.2, per_tensor=True), "adamw"),
+    **{f"zero{stage}-adamw-bf16": (settings(stage, 0.5, "bf16"), "adamw") for stage in (1, 3)},
 }
 
 
@@ -72,14 +78,14 @@ def optimizer_for(model: nn.Module, name: str) -> torch.optim.Optimizer:
     return pretraining_optimizer(OptimizerConfig(name=name), model.named_parameters(), freezable=("late.weight",))
 
 
-def engine_for(config: DeepSpeed, optimizer: str, width: int = 7):
+def engine_for(config: zero.EngineSettings, optimizer: str, width: int = 7):
     model = Model(width)
     return zero.build_engine(
         model, optimizer_for(model, optimizer), config, micro_batch=MICRO, accumulation=MICRO_BATCHES // dist.get_world_size()
     )
 
 
-def steps(engine, config: DeepSpeed, first: int, last: int) -> list[float]:
+def steps(engine, config: zero.EngineSettings, first: int, last: int) -> list[float]:
     """Mean loss over the micro-batches of each step."""
     world, losses = dist.get_world_size(), []
     for step in range(first, last):
@@ -95,7 +101,7 @@ def steps(engine, config: DeepSpeed, first: int, last: int) -> list[float]:
     return losses
 
 
-def broken_step(engine, config: DeepSpeed) -> str:
+def broken_step(engine, config: zero.EngineSettings) -> str:
     """A step in which the loss of the last process is finite and its gradients are not; what is said of it."""
     last = dist.get_rank() == dist.get_world_size() - 1
     try:
@@ -155,12 +161,12 @@ def main(rank: int, world: int, folder: Path) -> None:
             seen[f"{name} difference after restore"] = largest_difference(stored, again)
         seen[f"{name} continued"] = steps(engine, config, CUT, STEPS)
     for source, target in ((1, 3), (3, 2), (2, 0), (0, 1)):
-        config = DeepSpeed(zero_stage=target, clip=0.5)
+        config = settings(target, 0.5)
         engine = engine_for(config, "adamw")
         restore(engine, load_of_other(folder, f"zero{source}-adamw", world))
         seen[f"zero{source} to zero{target}"] = steps(engine, config, CUT, STEPS)
     for stage in range(4):
-        config = DeepSpeed(zero_stage=stage, clip=0.5)
+        config = settings(stage, 0.5)
         engine = engine_for(config, "adamw")
         steps(engine, config, 0, 1)
         before = consolidate(engine)
@@ -170,12 +176,12 @@ def main(rank: int, world: int, folder: Path) -> None:
             statistics = {"buffers": before["buffers"]}  # each forward pass moves them
             seen[f"zero{stage} moved by them"] = largest_difference(before, after | statistics)
     try:
-        restore(engine_for(DeepSpeed(), "adamw", width=9), load_of_other(folder, "zero1-adamw", world))
+        restore(engine_for(settings(1, 3.0), "adamw", width=9), load_of_other(folder, "zero1-adamw", world))
     except UserError as error:
         seen["refusal"] = str(error)
     try:
         old = {key: value for key, value in load_of_other(folder, "zero1-adamw", world).items() if key != "optimizer_steps"}
-        restore(engine_for(DeepSpeed(), "adamw"), old)
+        restore(engine_for(settings(1, 3.0), "adamw"), old)
     except UserError as error:
         seen["old"] = str(error)
     if rank == 0:

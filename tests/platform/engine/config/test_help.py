@@ -61,7 +61,7 @@ def test_what_is_shown_can_be_given():
     for value in (["a", "b c", "d,e", 'f"g', "h]"], ["x=y"]):
         assert load_config(
             schema_of("evaluate"), "evaluate", [f"checkpoints={in_words([f'/{each}' for each in value])}"]
-        ).models == [f"/{each}" for each in value]
+        ).checkpoints == [f"/{each}" for each in value]
     for text in ("null", "'quoted'", '"quoted"', "it's"):
         assert load_config(schema_of("finetune"), "finetune", [f"tracking.wandb={in_words(text)}"]).tracking.wandb == text
 

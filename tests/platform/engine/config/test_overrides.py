@@ -48,7 +48,7 @@ def compose(program: str, *overrides: str):
 @pytest.mark.parametrize("text", ODD)
 def test_a_text_is_taken_as_it_stands(text):
     config = compose("finetune", f"checkpoint=/runs/{text}", f"target_set=/{text}/x", f"output=/{text}", f"tracking.wandb={text}")
-    assert (config.checkpoint, config.target, config.output) == (f"/runs/{text}", f"/{text}/x", f"/{text}")
+    assert (config.checkpoint, config.target_set, config.output) == (f"/runs/{text}", f"/{text}/x", f"/{text}")
     assert config.tracking.wandb == text
     assert compose("score", f"source_proxy=/{text}").source_proxy == f"/{text}"
 
@@ -58,7 +58,7 @@ def test_one_pair_of_quotes_is_left_out_and_other_keys_are_filled_in():
     assert compose("select", r"data='/it\'s'").data == "/it's"
     assert compose("select", "output=/m/x", "data=${output}/a=b").data == "/m/x/a=b"
     assert compose("select", "data=/first", "data=/last").data == "/last"
-    assert compose("finetune", "++checkpoint=/m/a=b").init == "/m/a=b"
+    assert compose("finetune", "++checkpoint=/m/a=b").checkpoint == "/m/a=b"
 
 
 @pytest.mark.parametrize(
@@ -78,20 +78,20 @@ def test_one_pair_of_quotes_is_left_out_and_other_keys_are_filled_in():
     ],
 )
 def test_lists_of_paths(given, meant):
-    assert compose("evaluate", f"checkpoints={given}").models == meant
-    assert compose("tune", f"space.checkpoint={given}").space == {"init": meant}
+    assert compose("evaluate", f"checkpoints={given}").checkpoints == meant
+    assert compose("tune", f"space.checkpoint={given}").space == {"checkpoint": meant}
 
 
 def test_lists_of_names():
     assert compose("pipeline", "settings=[usl,uda]").settings == ["usl", "uda"]
     assert compose("pipeline", "settings=usl").settings == ["usl"] and compose("export", "formats=onnx").formats == ["onnx"]
-    with pytest.raises(ConfigError, match=r"checkpoints=a,b: write models=\[a,b\] for several values"):
+    with pytest.raises(ConfigError, match=r"checkpoints=a,b: write checkpoints=\[a,b\] for several values"):
         compose("evaluate", "checkpoints=a,b")
 
 
 def test_spaces_of_a_sweep_need_no_plus():
     one = compose("tune", "space.unsupervised.cluster.eps=[0.4,0.5]", "+space.checkpoint=[/a,/b=c]").space
-    assert one == {"unsupervised": {"cluster": {"eps": [0.4, 0.5]}}, "init": ["/a", "/b=c"]}
+    assert one == {"unsupervised": {"cluster": {"eps": [0.4, 0.5]}}, "checkpoint": ["/a", "/b=c"]}
     assert compose("tune", "+space.unsupervised.cluster={eps:[0.4]}").space == {"unsupervised": {"cluster": {"eps": [0.4]}}}
 
 
@@ -123,6 +123,10 @@ def test_spaces_of_a_sweep_need_no_plus():
         ("hydra.run.dir=x", r"there is no key 'hydra'"),
         ("output=null", r"output cannot be null: write output= for none"),
         ("stream.micro_batch=", r"stream\.micro_batch: "),
+        (
+            "optimizer=adamw",
+            r"'optimizer=adamw': optimizer has settings of its own, e\.g\. optimizer\.name=\.\.\.: name, learning_rate",
+        ),
         ("data.uri=${", r"data\.uri|\$\{"),
     ],
 )
@@ -135,3 +139,10 @@ def test_what_cannot_be_names_the_key_and_the_remedy_in_one_line(override, messa
 def test_a_group_that_the_program_does_not_have():
     with pytest.raises(ConfigError, match=r"'model=vit_tiny': this program has no group model; its groups are storage"):
         compose("score", "model=vit_tiny")
+
+
+def test_a_group_below_a_key_is_chosen_by_that_key():
+    config = compose("pipeline", "pretrain.model=vit_tiny", "finetune.scaling=gpus8")
+    assert config.pretrain.model.width == 192 and config.finetune.scaling.workers == 8
+    with pytest.raises(ConfigError, match=r"pretrain\.model=vit_tyni: there is no .*choices: vit_base"):
+        compose("pipeline", "pretrain.model=vit_tyni")

@@ -27,9 +27,9 @@ NO_PATHS = {
 }
 RELATIVE = {  # every path of every program: key -> what a user writes
     "cluster": ["output", "checkpoint", "data"],
-    "evaluate": ["models", "test_sets", "output"],
-    "export": ["input", "output"],
-    "finetune": ["output", "init", "source", "target", "tracking.tensorboard", "tracking.audit", "tracking.mlflow"],
+    "evaluate": ["checkpoints", "test_sets", "output"],
+    "export": ["checkpoint", "output"],
+    "finetune": ["output", "checkpoint", "source_set", "target_set", "tracking.tensorboard", "tracking.audit", "tracking.mlflow"],
     "ingest": ["raw.path", "raw.detections", "output"],
     "pipeline": [
         "output",
@@ -51,9 +51,16 @@ RELATIVE = {  # every path of every program: key -> what a user writes
         "tracking.mlflow",
     ],
     "report": ["run", "output"],
-    "score": ["output", "source", "target", "data"],
+    "score": ["output", "source_proxy", "target_proxy", "data"],
     "select": ["output", "scores", "reference", "data"],
-    "tune": ["output", "finetune.init", "finetune.target", "finetune.source", "space.init", "space.target"],
+    "tune": [
+        "output",
+        "finetune.checkpoint",
+        "finetune.target_set",
+        "finetune.source_set",
+        "space.checkpoint",
+        "space.target_set",
+    ],
 }
 
 
@@ -101,7 +108,7 @@ def test_every_path_of_every_program_counts_from_the_users_folder(program, tmp_p
         given = []
         for key in RELATIVE[program]:
             if not (text.startswith("s3") and key in ("tracking.audit", "tracking.mlflow")):
-                listed = key in ("models", "test_sets", "space.init", "space.target")
+                listed = key in ("checkpoints", "test_sets", "space.checkpoint", "space.target_set")
                 given.append(f"{key}=[{text},s3://bucket/y]" if listed else f"{key}={text}")
         plain = to_plain(load_config(schema_of(program), program, given))
         for key in (entry.partition("=")[0] for entry in given):
@@ -132,7 +139,7 @@ def test_what_is_no_place_is_refused_with_its_key():
         ("s3://bucket/../x", "is not a name below"),
         ("  ", "is not a location"),
     ]:
-        for program, key in (("pretrain", "data.uri"), ("evaluate", "models"), ("tune", "space.init")):
+        for program, key in (("pretrain", "data.uri"), ("evaluate", "checkpoints"), ("tune", "space.checkpoint")):
             with pytest.raises(ConfigError, match=rf"^configuration: {re.escape(key)}(\[0\])?: .*{message}") as refused:
                 load_config(schema_of(program), program, [f"{key}={text!r}" if key == "data.uri" else f"{key}=[{text!r}]"])
             assert "secret" not in str(refused.value)
@@ -160,10 +167,10 @@ def test_a_run_goes_on_from_another_folder_in_another_spelling(tmp_path, monkeyp
         return open_run("finetune", config.output, config, StorageConfig())
 
     first = start(tmp_path, "output=out/r", "checkpoint=out/pre", "target_set=sets/t")
-    assert first.config["init"] == f"{tmp_path}/out/pre" and first.location.uri == f"{tmp_path}/out/r"
+    assert first.config["checkpoint"] == f"{tmp_path}/out/pre" and first.location.uri == f"{tmp_path}/out/r"
     (tmp_path / "elsewhere").symlink_to(tmp_path)
     start(tmp_path / "other", "output=../out/r", f"checkpoint=file://{tmp_path}/out/pre", "target_set=../elsewhere/sets/t")
-    with pytest.raises(UserError, match=rf"init: '{tmp_path}/out/pre' -> '{tmp_path}/other/out/pre'"):
+    with pytest.raises(UserError, match=rf"checkpoint: '{tmp_path}/out/pre' -> '{tmp_path}/other/out/pre'"):
         start(tmp_path / "other", "output=../out/r", "checkpoint=out/pre", "target_set=../sets/t")
 
 

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from platform.engine.config.compose import load_config
 from platform.engine.errors import UserError
 from platform.engine.runs.run_folder import environment, open_run
+from platform.engine.schemas.pipeline_settings import PipelineConfig
 from platform.engine.storage.location import StorageConfig
 from platform.engine.train.scaling import ScalingConfig
 
@@ -56,6 +58,17 @@ def test_another_configuration_is_refused_with_the_differences(place):
         r"  inner\.size: \[4, 2\] -> \[8, 2\]\nChoose another output",
     ):
         open_run("pretrain", output, changed, storage)
+
+
+def test_how_a_run_is_carried_out_may_change_at_any_level(tmp_path):
+    def start(*overrides: str) -> None:
+        config = load_config(PipelineConfig, "pipeline", [f"output={tmp_path}", *overrides])
+        open_run("pipeline", config.output, config, config.storage)
+
+    start()
+    start("pretrain.scaling.workers=2", "finetune.scaling=gpus8", "pretrain.checkpoint.keep=5", "pretrain.tracking.every_steps=3")
+    with pytest.raises(UserError, match=r"(?s)another configuration:\n  pretrain\.length\.samples: 0 -> 9\n"):
+        start("pretrain.length.samples=9")
 
 
 @pytest.mark.parametrize(

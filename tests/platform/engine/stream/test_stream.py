@@ -22,7 +22,7 @@ from platform.engine.stream.windows import Decoder, read_window
 from reidssl.seeding import sample_seeds
 
 SIZE = (16, 8)
-CONFIG = StreamConfig(micro_batch=4, micro_batches_per_step=2, window_row_groups=3, seed=5)
+CONFIG = StreamConfig(micro_batch=4, micro_batches_per_step=2, window_row_groups=3)
 
 
 def plan_of(location, seed=5, epochs=3, window=3) -> StreamPlan:

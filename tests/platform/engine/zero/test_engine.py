@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from platform.engine.zero.engine import DeepSpeedConfig, set_schedules
+from platform.engine.zero.engine import set_schedules
 from reidssl.optim import clip_per_tensor_
 from tests.platform.engine import zero_worker as worker
 
@@ -70,7 +70,7 @@ def plain_losses(optimizer_name: str, clip: float, per_tensor: bool) -> list[flo
 @pytest.mark.parametrize("name", [name for name in worker.SETTINGS if "bf16" not in name])
 def test_training_equals_plain_pytorch(seen, name, world):
     config, optimizer = worker.SETTINGS[name]
-    expected = plain_losses(optimizer, config.clip, config.clip_per_tensor)
+    expected = plain_losses(optimizer, config.clip.norm, config.clip.per_tensor)
     assert seen[world][f"{name} start"] + seen[world][f"{name} end"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -108,20 +108,6 @@ def test_another_model_is_refused_with_the_list(seen):
 
 def test_a_checkpoint_of_an_earlier_version_is_refused_by_all_workers(seen):
     assert all("the checkpoint is of an earlier version" in seen[world]["old"] for world in (1, 2))
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"zero_stage": 4}, "zero_stage must be one of 0, 1, 2, 3: got 4"),
-        ({"precision": "fp16"}, "precision must be one of auto, fp32, bf16: got 'fp16'"),
-        ({"clip": -1.0}, "clip must be 0"),
-        ({"clip_per_tensor": True, "zero_stage": 2}, "clip_per_tensor needs zero_stage=0"),
-    ],
-)
-def test_impossible_settings(values, message):
-    with pytest.raises(ValueError, match=f"^{message}"):
-        DeepSpeedConfig(**values)
 
 
 def test_weight_decay_schedule_may_start_at_zero_and_spares_the_other_group():

@@ -15,6 +15,7 @@ import json, os, sys, tempfile
 import torch, torch.distributed as dist
 from platform.engine.zero import engine as zero
 from platform.engine.errors import UserError
+from platform.engine.schemas.training_settings import ClipConfig
 from platform.engine.zero.finite import Finite
 
 os.environ |= {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}
@@ -24,7 +25,7 @@ for fused in (True, False):
     for kind in ("loss", "gradient"):
         model = torch.nn.Linear(3, 2)
         torch.nn.init.constant_(model.weight, 0.5)
-        config = zero.DeepSpeedConfig(zero_stage=0, clip=1.0)
+        config = zero.EngineSettings(zero_stage=0, clip=ClipConfig(norm=1.0))
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
         engine = zero.build_engine(model, optimizer, config, micro_batch=1, accumulation=2)
         finite, moved, said = Finite(engine, config, 3, "Stop."), [], ""
