@@ -4,7 +4,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-UNUSED = ("mlflow", "torchvision.models.feature_extraction")  # by DeepSpeed's autotuner, and by timm (with torch._dynamo)
+# By DeepSpeed's autotuner; by timm: wandb, and what brings torch._dynamo. Trackers import theirs later, after this.
+UNUSED = ("mlflow", "wandb", "torchvision.models.feature_extraction")
 
 
 def import_models() -> None:
