@@ -70,11 +70,10 @@ def parameter_groups(
 def sgd_groups(
     named_parameters: NamedParameters, lr: float, weight_decay: float, bias_lr_factor: float = 2.0
 ) -> list[dict[str, Any]]:
-    """SGD groups for supervised fine-tuning: [weights, biases], the biases with `bias_lr_factor` times the
-    rate.
+    """SGD groups for supervised fine-tuning: [weights, biases], the biases with `bias_lr_factor` times the base rate.
 
-    Both are decayed, as in the released code. "lr_factor" is there for schedules. Frozen parameters are left
-    out.
+    Both are decayed, as in the released code. The factor is kept as "base_factor" for schedules: in the released one the biases'
+    rate is not a multiple of the weights' (`schedules.ReidCosine`). Frozen parameters are left out.
     """
     weights: list[torch.nn.Parameter] = []
     biases: list[torch.nn.Parameter] = []
@@ -82,7 +81,7 @@ def sgd_groups(
         if parameter.requires_grad:
             (biases if name.split(".")[-1] == "bias" else weights).append(parameter)
     return [
-        {"params": parameters, "lr": lr * factor, "weight_decay": weight_decay, "lr_factor": factor}
+        {"params": parameters, "lr": lr * factor, "weight_decay": weight_decay, "base_factor": factor}
         for parameters, factor in ((weights, 1.0), (biases, bias_lr_factor))
     ]
 

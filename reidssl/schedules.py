@@ -49,17 +49,16 @@ class Cosine:
 class ReidCosine:
     """The released schedule of supervised fine-tuning (TransReID-SSL, section 4).
 
-    Linear from 0.01 * base to base over `warmup`, then floor + (base - floor) * (1 + cos(pi * seen / total))
-    / 2. The cosine counts from the start of the run and not from the end of the warm-up, so the rate drops a
-    little (7 % for 20 of 120) where the two meet: an accident of the recipe, kept.
+    `rate` is the rate of the weights, B. A parameter group has the base rate factor * B: factor 1 for weights, 2 for biases.
+    Its rate rises linearly from 0.01 B to factor * B over `warmup`, then it is
+    0.002 B + (factor * B - 0.002 B) * (1 + cos(pi * seen / total)) / 2: all groups begin and end at the same rate.
 
-    The recipe holds the rate for an epoch: call it with the start of the current epoch to follow it to the
-    letter. `floor` is 0.002 times the base rate of weights, also for biases, whose `base` is twice that of
-    weights.
+    The cosine counts from the start of the run and not from the end of the warm-up. The rate therefore drops a little (7 % for
+    20 of 120) where the two meet, an accident of the recipe that is kept. The recipe holds the rate for an epoch: call it with
+    the start of the current epoch to follow it to the letter.
     """
 
-    base: float
-    floor: float
+    rate: float
     total: float
     warmup: float = 0.0
 
@@ -68,11 +67,11 @@ class ReidCosine:
         if not 0 <= self.warmup <= self.total:
             raise ValueError(f"warmup must be in [0, total = {self.total}]: got {self.warmup}")
 
-    def __call__(self, seen: float) -> float:
+    def __call__(self, seen: float, factor: float = 1.0) -> float:
         if seen < self.warmup:
-            return 0.01 * self.base + 0.99 * self.base * seen / self.warmup
-        share = min(seen / self.total, 1.0)
-        return self.floor + 0.5 * (self.base - self.floor) * (1.0 + math.cos(math.pi * share))
+            return 0.01 * self.rate + (factor - 0.01) * self.rate * seen / self.warmup
+        share, floor = min(seen / self.total, 1.0), 0.002 * self.rate
+        return floor + 0.5 * (factor * self.rate - floor) * (1.0 + math.cos(math.pi * share))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
+from platform.engine.data.image_set import ImageSet
+from platform.engine.inference.models import LoadedModel
 from platform.engine.storage.location import Location, open_storage
 from reidssl.models.vit import build_vit
 from reidssl.models.weights import save_model
@@ -29,6 +33,13 @@ def tiny_source(tmp_path_factory) -> Location:
     )
     write_data_set(location, config, "source", [60], row_group_rows=16)
     return location
+
+
+@torch.inference_mode()
+def embed_all(model: LoadedModel, images: ImageSet, batch: int = 256) -> Tensor:
+    """Features of an ImageSet in order, without Ray: float32 (N, D) on the CPU."""
+    parts = enumerate(images.batches(batch))
+    return torch.cat([model.embed(part, images.camids[at * batch :][:batch]).float().cpu() for at, part in parts])
 
 
 def finetune_config(target: Location, output, *overrides: str):

@@ -28,8 +28,8 @@ class DinoConfig:
     """Temperature of the teacher's softmax after warm-up; lower is sharper."""
     warmup_teacher_temperature: float = 0.04
     """Teacher temperature at the start."""
-    warmup_teacher_temperature_epochs: float = 0.0
-    """Epochs over which the teacher temperature goes linearly to its final value."""
+    warmup_teacher_temperature_epochs: int = 0
+    """Epochs in which the teacher temperature goes to its final value in equal steps, one an epoch; the last of them has it."""
     centering: str = "center"
     """What keeps one prototype from dominating: center (a running mean is subtracted) or sinkhorn_knopp (each
     micro-batch's targets use all prototypes equally, 3 iterations)."""
@@ -59,10 +59,13 @@ class DinoConfig:
         within("[0, 1]", center_momentum=self.center_momentum, teacher_momentum=self.teacher_momentum)
 
     def teacher_temperature_at(self, progress: "Progress") -> float:
-        """The teacher's temperature at a position of the run."""
-        if progress.exact_epoch >= self.warmup_teacher_temperature_epochs:
+        """The teacher's temperature at a position of the run, constant within an epoch as released.
+
+        It is np.linspace(first, last, n)[epoch] for the n epochs of the warm-up, and `teacher_temperature` after them.
+        """
+        if progress.epoch >= self.warmup_teacher_temperature_epochs:
             return self.teacher_temperature
-        share = progress.exact_epoch / self.warmup_teacher_temperature_epochs
+        share = progress.epoch / max(1, self.warmup_teacher_temperature_epochs - 1)
         return (1.0 - share) * self.warmup_teacher_temperature + share * self.teacher_temperature
 
 

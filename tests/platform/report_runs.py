@@ -12,7 +12,7 @@ from platform.engine.data.image_set import ImageSet
 from platform.engine.data.parts import PARTS, write_table
 from platform.engine.data.shards import Manifest, read_manifest, read_rows, write_manifest, write_rejected, write_shard
 from platform.engine.inference.evaluation import EvaluateConfig, evaluate_features
-from platform.engine.inference.models import BACKBONE, REID, embed_all, load_model
+from platform.engine.inference.models import BACKBONE, REID, load_model
 from platform.engine.ingest.sources.source import encode_image
 from platform.engine.runs.metrics import Tracker, TrackingConfig
 from platform.engine.runs.run_folder import Run, environment, open_run
@@ -32,6 +32,7 @@ from reidssl.objectives import ObjectiveConfig
 from reidssl.objectives.dino import DinoConfig
 from reidssl.selection.cfs import cfs_scores
 from reidssl.synthetic.people import SyntheticConfig, render, specifications
+from tests.fixtures_runs import embed_all
 
 SIZE = (32, 16)
 STORAGE = StorageConfig()

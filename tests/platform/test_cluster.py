@@ -12,9 +12,10 @@ from platform.engine.config.compose import load_config
 from platform.engine.data.image_set import ImageSet
 from platform.engine.data.shards import read_manifest
 from platform.engine.errors import ConfigError, StorageError, UserError
-from platform.engine.inference.models import embed_all, load_model
+from platform.engine.inference.models import load_model
 from platform.engine.storage.location import StorageConfig
 from reidssl.clustering.pseudo_labels import ClusterConfig, pseudo_labels
+from tests.fixtures_runs import embed_all
 from tests.platform.engine.clustering.test_sharded_neighbors import write_parts
 
 TINY = ["cluster.k1=6", "cluster.k2=2", "cluster.eps=0.55", "cluster.min_samples=2", "pool.actors=1", "pool.batch=32"]

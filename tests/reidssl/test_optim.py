@@ -57,8 +57,8 @@ def test_layers_before_learn_slower():
     assert decay_by_layer(groups, model.named_parameters(), 2, 1.0) is groups
     rates = {}
     for group in decay_by_layer(groups, model.named_parameters(), 2, 0.5):
-        assert group["lr"] == group["lr_factor"] and group["weight_decay"] == 1e-4 and group["params"]
-        rates |= dict.fromkeys(names_in(group, model), group["lr_factor"])
+        assert group["lr"] == group["lr_factor"] * group["base_factor"] and group["weight_decay"] == 1e-4 and group["params"]
+        rates |= dict.fromkeys(names_in(group, model), group["lr"])
     assert rates.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     expected = {
         "classifier.weight": 1.0,

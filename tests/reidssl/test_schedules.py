@@ -53,18 +53,33 @@ def test_whole_run_may_be_warmup():
 
 @pytest.mark.parametrize("factor", [1, 2], ids=["weights", "biases"])
 def test_supervised_rate_equals_the_released_formula(factor):
-    base_rate = 4e-4
-    base = factor * base_rate
-    schedule = ReidCosine(base=base, floor=0.002 * base_rate, total=120, warmup=20)
+    rate = 4e-4
+    base = factor * rate
+    schedule = ReidCosine(rate, total=120, warmup=20)
     for t in range(120):
         expected = (
-            0.01 * base + t * (0.99 * base) / 20
+            0.01 * rate + t * (base - 0.01 * rate) / 20
             if t < 20
-            else 0.002 * base_rate + 0.5 * (base - 0.002 * base_rate) * (1 + math.cos(math.pi * t / 120))
+            else 0.002 * rate + 0.5 * (base - 0.002 * rate) * (1 + math.cos(math.pi * t / 120))
         )
-        assert schedule(t) == pytest.approx(expected, rel=1e-12)
-    assert schedule(20) < 0.94 * base  # the drop after warm-up
-    assert schedule(500) == pytest.approx(0.002 * base_rate)
+        assert schedule(t, factor) == pytest.approx(expected, rel=1e-12)
+    assert schedule(20, factor) < 0.94 * base  # the drop after warm-up
+    assert schedule(500, factor) == pytest.approx(0.002 * rate)
+
+
+def test_supervised_rates_are_the_figures_of_the_released_recipe():
+    """B = 4e-4, 20 of 120 epochs of warm-up: rates of weights and biases, computed by hand from the published formula."""
+    schedule = ReidCosine(4e-4, total=120, warmup=20)
+    figures = {  # epoch: (weights, biases)
+        0: (4e-6, 4e-6),  # one start for both, not twice as high for biases
+        10: (2.02e-4, 4.02e-4),
+        19: (3.802e-4, 7.602e-4),
+        20: (3.732587e-4, 7.464638e-4),
+        60: (2.004e-4, 4.004e-4),
+        119: (8.683979e-7, 9.369329e-7),
+    }
+    for epoch, rates in figures.items():
+        assert (schedule(epoch), schedule(epoch, 2.0)) == pytest.approx(rates, rel=1e-6), epoch
 
 
 def test_steps():
@@ -77,8 +92,8 @@ def test_steps():
     [
         lambda: Cosine(1, 0, total=0),
         lambda: Cosine(1, 0, total=10, warmup=11),
-        lambda: ReidCosine(1, 0, total=-1),
-        lambda: ReidCosine(1, 0, total=10, warmup=-1),
+        lambda: ReidCosine(1, total=-1),
+        lambda: ReidCosine(1, total=10, warmup=-1),
         lambda: Steps(1, interval=0),
     ],
 )

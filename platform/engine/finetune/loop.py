@@ -121,7 +121,7 @@ class PhaseTrainer:
         """Collective: the epoch's steps; the means of the loss and its terms over them."""
         phase, means = trained.phase, StepMeans[str]()
         trained.engine.module.train()
-        zero.set_schedules(trained.engine, phase.learning_rate(epoch))
+        zero.set_schedules(trained.engine, partial(phase.learning_rate, epoch))
         for step, positions in enumerate(work.batches):
             labels = upload(work.labels[positions])
             remembered = self._step(trained, epoch, step, positions, labels, means)

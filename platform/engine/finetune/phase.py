@@ -58,8 +58,8 @@ class Phase(Protocol):
     def prepare(self, model: ReidModel) -> None:
         """Shape the model for this phase (its classifier)."""
 
-    def learning_rate(self, epoch: int) -> float:
-        """Of weights, for a whole epoch."""
+    def learning_rate(self, epoch: int, factor: float = 1.0) -> float:
+        """Rate for a whole epoch of the parameters whose base rate is `factor` times that of weights."""
 
     def begin(self, epoch: int, features: Features) -> Epoch:
         """Collective: the batches of an epoch; `features` extracts those of all images."""
@@ -93,8 +93,8 @@ class Unsupervised:
     def prepare(self, model: ReidModel) -> None:
         model.reset_classifier(0)
 
-    def learning_rate(self, epoch: int) -> float:
-        return self.schedule(epoch)
+    def learning_rate(self, epoch: int, factor: float = 1.0) -> float:
+        return factor * self.schedule(epoch)
 
     def begin(self, epoch: int, features: Features) -> Epoch:
         everything = features(self.images)

@@ -43,8 +43,7 @@ class Supervised:
         check_identities(images.location.uri, images.pids, config.batch)
         identities, self.classes = np.unique(images.pids, return_inverse=True)
         self.num_classes = len(identities)
-        floor = 0.002 * config.learning_rate
-        self.schedule = ReidCosine(config.learning_rate, floor, max(config.epochs, 1), min(config.warmup_epochs, config.epochs))
+        self.schedule = ReidCosine(config.learning_rate, max(config.epochs, 1), min(config.warmup_epochs, config.epochs))
 
     def prepare(self, model: ReidModel) -> None:
         model.reset_classifier(self.num_classes, self.seed, cosine=self.config.identity in MARGIN_LOSSES)
@@ -52,8 +51,8 @@ class Supervised:
             width = model.backbone.config.width
             self.centers = CenterLoss(self.num_classes, width, self.config.center_rate).to(device())
 
-    def learning_rate(self, epoch: int) -> float:
-        return self.schedule(epoch)
+    def learning_rate(self, epoch: int, factor: float = 1.0) -> float:
+        return self.schedule(epoch, factor)
 
     def begin(self, epoch: int, features: Features) -> Epoch:
         batch = self.config.batch

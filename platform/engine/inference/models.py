@@ -161,14 +161,3 @@ def load_model(
         std=known["std"].value,
         neck=known["neck"].value if reid else "before",
     )
-
-
-@torch.inference_mode()
-def embed_all(model: LoadedModel, images: Any, batch: int = 256) -> Tensor:
-    """Features of an ImageSet in order: float32 (N, D) on the CPU."""
-    return torch.cat(
-        [
-            model.embed(part, images.camids[at * batch : (at + 1) * batch]).float().cpu()
-            for at, part in enumerate(images.batches(batch))
-        ]
-    )

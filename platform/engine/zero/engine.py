@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,13 +54,22 @@ def autocast(config: EngineSettings) -> torch.autocast:
     return torch.autocast(devices.device().type, dtype=torch.bfloat16, enabled=devices.precision(config.precision) == "bf16")
 
 
-def set_schedules(engine: Any, learning_rate: float, weight_decay: float | None = None, frozen: bool = False) -> None:
+def set_schedules(
+    engine: Any,
+    learning_rate: float | Callable[[float], float],
+    weight_decay: float | None = None,
+    frozen: bool = False,
+) -> None:
     """Hand-set hyperparameters of this step; only groups that were made with a weight decay follow it.
 
+    learning_rate: the rate, or a function that gives it for a group's "base_factor" (1 where it has none). Either is multiplied
+    by a group's "lr_factor".
     frozen: groups with "freezable" are held: `step` neither moves nor decays nor counts them.
     """
     for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate * group.get("lr_factor", 1.0)
+        factor = group.get("base_factor", 1.0)
+        rate = learning_rate(factor) if callable(learning_rate) else factor * learning_rate
+        group["lr"] = rate * group.get("lr_factor", 1.0)
         if weight_decay is not None and group.setdefault("decays", group["weight_decay"] > 0):
             group["weight_decay"] = weight_decay  # may pass through 0 and come back
         if "freezable" in group:

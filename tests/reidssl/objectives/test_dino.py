@@ -217,9 +217,15 @@ def test_training_on_one_batch_lowers_the_loss():
 
 
 def test_teacher_temperature_warms_up():
-    config = dataclasses.replace(DINO, warmup_teacher_temperature=0.02, warmup_teacher_temperature_epochs=2.0)
-    temperatures = [config.teacher_temperature_at(Progress(seen, 100, 1000)) for seen in (0, 100, 200, 900)]
-    assert temperatures == pytest.approx([0.02, 0.03, 0.04, 0.04])
+    """As released: np.linspace over the epochs of the warm-up, constant within an epoch, its end in the last of them."""
+    config = dataclasses.replace(DINO, warmup_teacher_temperature=0.02, warmup_teacher_temperature_epochs=3)
+
+    def temperatures(*seen: int) -> list[float]:
+        return [config.teacher_temperature_at(Progress(samples, 100, 1000)) for samples in seen]
+
+    assert temperatures(0, 99, 100, 150, 200, 299, 300, 900) == pytest.approx([0.02] * 2 + [0.03] * 2 + [0.04] * 4)
+    config = dataclasses.replace(config, warmup_teacher_temperature_epochs=1)
+    assert temperatures(0, 99, 100) == pytest.approx([0.02, 0.02, 0.04])
     assert DINO.teacher_temperature_at(FIRST_EPOCH) == 0.04
 
 

@@ -11,14 +11,14 @@ from platform.engine.data.image_set import ImageSet
 from platform.engine.errors import UserError
 from platform.engine.finetune.camera_plan import plan_cameras
 from platform.engine.inference.camera_rows import cameras_of, rows_of
-from platform.engine.inference.models import LoadConfig, embed_all, load_model
+from platform.engine.inference.models import LoadConfig, load_model
 from platform.engine.storage.location import StorageConfig
 from reidssl.augment.reid_augment import normalize
 from reidssl.models.reid import ReidModel
 from reidssl.models.released import released_checkpoint
 from reidssl.models.vit import build_vit
 from reidssl.models.weights import save_model
-from tests.fixtures_runs import finetune_config
+from tests.fixtures_runs import embed_all, finetune_config
 from tests.tiny import TINY_VIT
 
 STORAGE = StorageConfig()

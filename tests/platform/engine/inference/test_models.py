@@ -6,12 +6,13 @@ from torch.nn import functional as F
 
 from platform.engine.data.image_set import ImageSet
 from platform.engine.errors import UserError
-from platform.engine.inference.models import BackboneOverrides, embed_all, load_model, model_file
+from platform.engine.inference.models import BackboneOverrides, load_model, model_file
 from platform.engine.storage.location import StorageConfig
 from reidssl.models.reid import ReidModel
 from reidssl.models.released import released_checkpoint
 from reidssl.models.vit import build_vit
 from reidssl.models.weights import save_model
+from tests.fixtures_runs import embed_all
 from tests.tiny import TINY_VIT
 
 STORAGE = StorageConfig()

@@ -4,13 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from platform.engine.zero.engine import set_schedules
-from reidssl.optim import clip_per_tensor_
+from reidssl.optim import clip_per_tensor_, sgd_groups
+from reidssl.schedules import ReidCosine
 from tests.platform.engine import zero_worker as worker
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -124,6 +127,23 @@ def test_weight_decay_schedule_may_start_at_zero_and_spares_the_other_group():
         set_schedules(Engine, 0.5, decay)
         assert [group["weight_decay"] for group in Engine.optimizer.param_groups] == [decay, 0.0]
     assert [group["lr"] for group in Engine.optimizer.param_groups] == [1.0, 0.5]
+
+
+def test_biases_follow_the_released_supervised_schedule_and_not_twice_that_of_weights():
+    """Both begin at 0.01 of the weights' rate and end at 0.002 of it; layer decay multiplies what comes out."""
+    model = nn.Linear(2, 2)
+
+    class Engine:
+        optimizer = torch.optim.SGD(sgd_groups(model.named_parameters(), 4e-4, 1e-4))
+
+    schedule, seen = ReidCosine(4e-4, total=120, warmup=20), []
+    Engine.optimizer.param_groups[1]["lr_factor"] = 0.5
+    for epoch in (0, 10, 60):
+        set_schedules(Engine, partial(schedule, epoch))
+        seen.append([group["lr"] for group in Engine.optimizer.param_groups])
+    assert seen == [
+        pytest.approx([weights, 0.5 * biases]) for weights, biases in ((4e-6, 4e-6), (2.02e-4, 4.02e-4), (2.004e-4, 4.004e-4))
+    ]
 
 
 @pytest.mark.parametrize("stage", range(4))
