@@ -1,4 +1,4 @@
-"""Schedules: pure functions of the position in a run, in samples (or any other unit, used consistently)."""
+"""Schedules: pure functions of the position in a run, in samples (or in any other unit, used consistently)."""
 
 import math
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ from reidssl.checks import at_least, positive
 
 @dataclass(frozen=True)
 class Cosine:
-    """Linear from `start` to `base` over `warmup`, then half a cosine from `base` to `final` at `total`.
+    """Linear warm-up from `start` to `base` over `warmup`, then half a cosine from `base` to `final` at `total`.
 
-    With warmup 0 it begins at `base`; past `total` it stays at `final`. Serves learning rate, weight decay
-    and the teacher's momentum alike (they may rise or fall).
+    With warmup 0 the schedule begins at `base`. After `total` it stays at `final`. It is used for learning rate, weight decay and
+    teacher momentum, and may rise or fall.
 
-    `step` is the distance between two calls (samples per optimizer step). With it the schedule is the released one at every step:
-    the last step of the warm-up is at `base` already and the first of the cosine repeats it, as in
+    `step` is the distance between two calls (samples per optimizer step). With it, the values equal the released schedule at
+    every step: the last step of the warm-up is already at `base`, and the first step of the cosine repeats it, as in
 
         np.concatenate([np.linspace(start, base, W), final + (base - final) * (1 + np.cos(np.pi * np.arange(R) / R)) / 2])
 
-    for W warm-up steps and R others. With step 0 the warm-up is that of continuous time, which comes to `base` at its end.
+    for W warm-up steps and R other steps. With step 0 the warm-up is continuous and reaches `base` at its end.
     """
 
     base: float
@@ -49,13 +49,12 @@ class Cosine:
 class ReidCosine:
     """The released schedule of supervised fine-tuning (TransReID-SSL, section 4).
 
-    Linear from 0.01 * base to base over `warmup`, then floor + (base - floor) * (1 + cos(pi * seen / total))
-    / 2. The cosine counts from the start of the run and not from the end of the warm-up, so the rate drops a
-    little (7 % for 20 of 120) where the two meet: an accident of the recipe, kept.
+    Linear from 0.01 * base to base over `warmup`, then floor + (base - floor) * (1 + cos(pi * seen / total)) / 2. As in the
+    recipe, the cosine starts at the beginning of the run and not at the end of the warm-up. The rate therefore drops a little at
+    the end of the warm-up (7 % for 20 of 120 epochs).
 
-    The recipe holds the rate for an epoch: call it with the start of the current epoch to follow it to the
-    letter. `floor` is 0.002 times the base rate of weights, also for biases, whose `base` is twice that of
-    weights.
+    The recipe keeps the rate constant during an epoch. To reproduce it exactly, call the schedule with the start of the current
+    epoch. `floor` is 0.002 times the base rate of weights, also for biases, whose `base` is twice that of weights.
     """
 
     base: float
@@ -77,7 +76,7 @@ class ReidCosine:
 
 @dataclass(frozen=True)
 class Steps:
-    """`base` times `factor` for every full `interval` behind us (Cluster Contrast: 0.1 every 20 epochs)."""
+    """Step decay: `base`, multiplied by `factor` after every full `interval` (Cluster Contrast: 0.1 every 20 epochs)."""
 
     base: float
     interval: float
