@@ -73,7 +73,7 @@ class DinoMimConfig(DinoConfig):
     out_dim: int = 8192
     """Number of prototypes K."""
     patch_weight: float = 1.0
-    """Weight of the loss on patches."""
+    """Weight of the patches' loss in the total loss."""
     mask_share: float = 0.5
     """Share of the global crops that are masked."""
     mask_ratio: tuple[float, float] = (0.1, 0.5)
