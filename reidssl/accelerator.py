@@ -1,6 +1,6 @@
-"""What an accelerator wants and a CPU does not: pinned copies and compiled functions.
+"""Pinned copies and compiled functions for accelerators.
 
-Every function here does nothing on a CPU, so that callers have one code for both.
+On a CPU these functions change nothing, so that callers need only one code path.
 """
 
 import importlib.util
@@ -14,15 +14,17 @@ from reidssl.choices import COMPILE_CHOICES
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on the device. To a GPU it goes through pinned memory, and the caller does not wait for it."""
+    """`tensor` on the device. Copies from the CPU to a GPU go through pinned memory and are asynchronous."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def compiles(device: torch.device) -> bool:
-    """Whether torch.compile pays on this device: on GPUs from compute capability 7.0, with Triton. Not on a CPU, which would wait
-    for a C++ compiler."""
+    """Whether torch.compile is worth its cost on this device: a GPU of compute capability 7.0 or higher, with Triton installed.
+
+    On a CPU it is not, since compilation would wait for a C++ compiler.
+    """
     return (
         device.type == "cuda"
         and torch.cuda.get_device_capability(device) >= (7, 0)
@@ -31,7 +33,7 @@ def compiles(device: torch.device) -> bool:
 
 
 def wants_compiling(choice: str, device: torch.device) -> bool:
-    """What `choice` (auto, on or off) means on this device."""
+    """Whether to compile on this device, for `choice` auto, on or off. Raises ValueError for another choice."""
     if choice not in COMPILE_CHOICES:
         raise ValueError(f"compile must be one of {', '.join(COMPILE_CHOICES)}: got {choice!r}")
     return choice == "on" or (choice == "auto" and compiles(device))
@@ -41,7 +43,7 @@ _COMPILED: dict[Callable[..., Any], Any] = {}
 
 
 def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """`function` compiled for a GPU, one graph for each set of shapes; itself elsewhere."""
+    """`function` compiled for a GPU, with one graph for each set of shapes. On other devices, `function` itself."""
     if not compiles(device):
         return function
     if function not in _COMPILED:

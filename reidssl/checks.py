@@ -1,19 +1,19 @@
-"""The words in which settings say what they allow.
+"""Validation of settings, with uniform error messages.
 
-A word takes the allowed values first and then the fields by name, and raises ValueError for the first field that has another:
+A check takes the allowed values first and then the fields by name. It raises ValueError for the first field with another value:
 
     at_least(1, width=self.width, depth=self.depth)     # depth must be at least 1: got 0
     within("[0, 1)", drop_path=self.drop_path)          # drop_path must be in [0, 1): got 1.5
 
-The text begins with the field's name, so that a caller can put the path to the field before it. NaN is never allowed.
-A rule that compares fields with one another is no word: it stays an `if` where it holds.
+The message begins with the name of the field, so that a caller can put the path of the field before it. NaN is never allowed.
+Rules that compare several fields are not checks of this module; they are `if` statements in the class of the fields.
 """
 
 from collections.abc import Sequence
 
 
 def at_least(smallest: float, note: str = "", /, **values: float) -> None:
-    """Every value is `smallest` or more. `note` follows the number: "(all)" gives "must be 0 (all) or more"."""
+    """Every value is `smallest` or more. `note` is put after the number: "(all)" gives "must be 0 (all) or more"."""
     allowed = f"{smallest} {note}".rstrip()
     for name, value in values.items():
         if not value >= smallest:
@@ -28,7 +28,7 @@ def positive(**values: float) -> None:
 
 
 def within(interval: str, /, **values: float) -> None:
-    """Every value lies in an interval, written as in mathematics: "[0, 1)" has 0 and not 1."""
+    """Every value lies in an interval in mathematical notation: "[0, 1)" includes 0 and excludes 1."""
     for name, value in values.items():
         if not _lies_in(interval, value):
             raise ValueError(f"{name} must be in {interval}: got {value}")
@@ -56,14 +56,14 @@ def height_and_width(**sizes: Sequence[int]) -> None:
 
 
 def height_and_width_or_empty(**sizes: Sequence[int]) -> None:
-    """Every size is [height, width] of an image, or [] where none is given."""
+    """Every size is [height, width] of an image, or [] if none is given."""
     for name, size in sizes.items():
         if size and not _is_size(size):
             raise ValueError(f"{name} must be [height, width] or []: got {list(size)}")
 
 
 def channel_statistics(mean: Sequence[float], std: Sequence[float]) -> None:
-    """The fields `mean` and `std` have a value for each of the three channels, those of `std` positive."""
+    """The fields `mean` and `std` have one value for each of the three channels, and the values of `std` are positive."""
     if len(mean) != 3:
         raise ValueError(f"mean must have one value for each of the 3 channels: got {list(mean)}")
     if len(std) != 3 or not min(std) > 0:

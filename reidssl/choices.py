@@ -1,15 +1,15 @@
-"""What settings choose from, importable without torch: configurations are checked before anything heavy is loaded."""
+"""Allowed values of settings, importable without torch, so that configurations are checked before heavy imports."""
 
 import math
 
 OPTIMIZERS = ("adamw", "sgd", "lars")
 LARGEST_MARGIN = {"arcface": math.pi, "cosface": 2.0, "circle": 1.0}
-"""The margin losses, and what each margin must stay below."""
+"""Margin loss -> upper bound of its margin (exclusive)."""
 MEASURES = ("cosine", "neighborhood")
-"""Of the Catastrophic Forgetting Score (reidssl/selection/cfs.py)."""
+"""Measures of the Catastrophic Forgetting Score (reidssl/selection/cfs.py)."""
 PRECISIONS = ("auto", "fp32", "bf16")
 COMPILE_CHOICES = ("auto", "on", "off")
 NECKS = ("before", "after")
 """Sides of the batch-norm neck of a re-ID model."""
 GALLERY_BLOCK = 131072
-"""Gallery images compared at a time."""
+"""Default number of gallery images compared at a time."""

@@ -1,4 +1,4 @@
-"""Parameter groups, optimizers and gradient clipping, as the released recipes have them."""
+"""Parameter groups, optimizers and gradient clipping of the released recipes, and detection of steps that are not finite."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,7 @@ NamedParameters = Iterable[tuple[str, torch.nn.Parameter]]
 def build_optimizer(
     name: str, groups: list[dict[str, Any]], lr: float, momentum: float = 0.9, beta2: float = 0.999
 ) -> torch.optim.Optimizer:
-    """The optimizer of that name over parameter groups, as `parameter_groups` and `sgd_groups` give them.
+    """The optimizer `name` for parameter groups, for example from `parameter_groups` or `sgd_groups`.
 
     adamw: decoupled weight decay (arXiv 1711.05101), betas (momentum, beta2), eps 1e-8.
     sgd: v = momentum * v + g + decay * w;  w = w - lr * v.
@@ -26,17 +26,19 @@ def build_optimizer(
     with r = 1 where w or g is 0. A group without decay (biases, norms) is plain SGD.
 
     Args:
-        lr: of groups that have no "lr" of their own; loops with a schedule overwrite it.
-        beta2: AdamW's alone.
+        lr: learning rate of groups without an "lr" entry; loops with a schedule overwrite it.
+        beta2: used by AdamW only.
+
+    Raises ValueError for an unknown name.
     """
     if name == "adamw":
-        # On a GPU one kernel for all tensors; on a CPU the plain loop, whose rounding published curves have.
+        # On a GPU, one kernel for all tensors. On a CPU, the plain loop, since published curves depend on its rounding.
         fused = {parameter.device.type for group in groups for parameter in group["params"]} == {"cuda"}
         return torch.optim.AdamW(groups, lr=lr, betas=(momentum, beta2), fused=fused or None)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum)
     if name == "lars":
-        from timm.optim import Lars  # here: importing all of timm's optimizers takes a while
+        from timm.optim import Lars  # imported here, because importing timm's optimizers is slow
 
         return Lars(groups, lr=lr, momentum=momentum)
     raise ValueError(f"name must be one of {', '.join(OPTIMIZERS)}: got {name!r}")
@@ -45,14 +47,14 @@ def build_optimizer(
 def parameter_groups(
     named_parameters: NamedParameters, weight_decay: float, freezable: tuple[str, ...] = ()
 ) -> list[dict[str, Any]]:
-    """AdamW groups for pre-training: [decayed, not decayed], and a decayed one of those that may rest, if there are any.
+    """AdamW groups for pre-training: [with decay, without decay], and a third group, with decay, of freezable parameters if any.
 
-    Not decayed: biases and everything with one dimension (norms). The class token and the position embedding
-    have three and are decayed, as in the released code. Frozen parameters are left out; an empty group stays,
-    so that groups keep their places. Only decayed groups follow a weight decay schedule. Call it on whole
-    parameters: an engine that shards them flattens every shape to one dimension.
+    Weight decay is not applied to biases and to parameters with one dimension (norms). Class token and position embeddings have
+    three dimensions and are decayed, as in the released code. Parameters without gradient are left out. The first two groups are
+    kept even if empty, so that positions are fixed. Only groups with decay follow a weight decay schedule. Call this on unsharded
+    parameters, since sharding engines flatten them to one dimension.
 
-    freezable: ends of names. Their group has "freezable", for loops that hold it for a while (DINO's last layer).
+    freezable: suffixes of names. Their group has the entry "freezable", for loops that freeze it for a while (DINO's last layer).
     """
     decayed: list[torch.nn.Parameter] = []
     plain: list[torch.nn.Parameter] = []
@@ -89,15 +91,20 @@ def sgd_groups(
 def decay_by_layer(
     groups: list[dict[str, Any]], named_parameters: NamedParameters, depth: int, decay: float
 ) -> list[dict[str, Any]]:
-    """The groups split by layer, the learning rate falling by `decay` from each layer to the one before it (BEiT, arXiv
-    2106.08254, appendix).
+    """Split groups by layer, for layer-wise learning rate decay (BEiT, arXiv 2106.08254, appendix).
 
-    What comes after the blocks (last norm, neck, classifier) keeps its rate; block i has decay ** (depth - i) of it; stem,
-    class token and position embeddings decay ** (depth + 1). The factor goes into "lr_factor", for schedules, and into "lr"
-    where a group has one. Groups without parameters are left out; with decay 1 the groups come back as they are.
+    Parameters after the blocks (last norm, neck, classifier) keep their learning rate. The rate of block i is multiplied by
+    decay ** (depth - i), and that of stem, class token, position and camera embeddings by decay ** (depth + 1). The factor is
+    multiplied into "lr_factor", for schedules, and into "lr" if the group has one. Groups without parameters are left out. With
+    decay 1, the groups are returned unchanged.
 
     Args:
-        depth: blocks of the backbone. decay: in (0, 1]; 0.65 to 0.9 are usual.
+        groups: parameter groups.
+        named_parameters: all parameters in the groups with their names.
+        depth: number of blocks of the backbone.
+        decay: in (0, 1]; 0.65 to 0.9 are usual.
+
+    Raises ValueError if decay is out of range.
     """
     if not 0.0 < decay <= 1.0:
         raise ValueError(f"layer_decay must be in (0, 1]: got {decay}")
@@ -119,7 +126,7 @@ _BEFORE_THE_BLOCKS = ("patch_embed", "cls_token", "pos_embed", "camera_embed")
 
 
 def _layer_of(name: str, depth: int) -> int:
-    """0 before the blocks, i + 1 in block i, depth + 1 after them."""
+    """Layer of a parameter: 0 before the blocks, i + 1 in block i, depth + 1 after the blocks."""
     block = re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
     if block:
         return int(block[1]) + 1
@@ -128,11 +135,12 @@ def _layer_of(name: str, depth: int) -> int:
 
 @torch.no_grad()
 def clip_per_tensor_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Clip the gradient of each parameter tensor to `max_norm` by itself (not the norm of them all).
+    """Clip the gradient norm of each parameter tensor separately to `max_norm`, in place.
 
     Returns:
-        Scalar, the largest norm before clipping; 0 without any gradient. Nothing is read back from the
-        device.
+        Scalar, the largest norm before clipping; 0 if there are no gradients. Nothing is read back from the device.
+
+    Raises ValueError if max_norm is not positive.
     """
     if not max_norm > 0:
         raise ValueError(f"max_norm must be positive: got {max_norm}")
@@ -145,10 +153,12 @@ def clip_per_tensor_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 
 
 def clip_global_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale all gradients by one factor so that the norm of them together is at most `max_norm`; infinity: only measure it.
+    """Scale all gradients by one factor so that their total norm is at most `max_norm`. Infinity: only compute the norm.
 
     Returns:
-        Scalar, that norm before clipping; 0 without any gradient. Nothing is read back from the device.
+        Scalar, the total norm before clipping; 0 if there are no gradients. Nothing is read back from the device.
+
+    Raises ValueError if max_norm is not positive.
     """
     if not max_norm > 0:
         raise ValueError(f"max_norm must be positive: got {max_norm}")
@@ -156,28 +166,29 @@ def clip_global_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 
 
 def broken_as_nan(loss: Tensor) -> Tensor:
-    """The loss, times NaN where it is not finite: then all its gradients are NaN, though their own formulas may be finite.
+    """The loss, multiplied by NaN if it is not finite, so that all of its gradients become NaN.
 
-    So the norm of the gradients, which workers share after their reduction, tells of the loss as well. Where the loss is finite,
-    loss and gradients keep their bits. Nothing is read back from the device.
+    The gradient norm, which all workers have after the reduction of gradients, then also shows whether the loss was finite. A
+    finite loss and its gradients are unchanged bit for bit. Nothing is read back from the device.
     """
     return loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
 
 
 def can_mask(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether `masked` works with it: torch's fused AdamW, Adam and SGD."""
+    """Whether `masked` works with this optimizer: torch's fused AdamW, Adam and SGD."""
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 @contextmanager
 def masked(optimizer: torch.optim.Optimizer, norm: Tensor) -> Iterator[None]:
-    """`optimizer.step()` within the region changes nothing if `norm` is not finite: weights, moments and counts keep their bits.
+    """Context in which `optimizer.step()` changes no weights, moments or step counts if `norm` is not finite.
 
-    The device decides: nothing is read back. It is the way of torch's gradient scaler, which hands a fused optimizer the flag.
+    The decision is made on the device, and nothing is read back. This is the mechanism with which torch's gradient scaler passes
+    its flag to a fused optimizer.
 
     Args:
-        optimizer: one that `can_mask`.
-        norm: scalar on the parameters' device, of all gradients.
+        optimizer: an optimizer for which `can_mask` is true, else ValueError.
+        norm: scalar on the parameters' device, the norm of all gradients.
     """
     if not can_mask(optimizer):
         raise ValueError(f"only fused optimizers can pass over a step: got {type(optimizer).__name__} without fused=True")
@@ -190,11 +201,11 @@ def masked(optimizer: torch.optim.Optimizer, norm: Tensor) -> Iterator[None]:
 
 
 class FirstBroken:
-    """Remembers on the device where something was not finite for the first time, until somebody reads it.
+    """Records on the device the first step with a term that is not finite.
 
     broken = FirstBroken(device)
     broken.watch(step, output.terms)            each micro-batch; a few small kernels, nothing is read back
-    found = broken.read()                       when the log is written and before a checkpoint: waits for the device
+    found = broken.read()                       when the log is written and before a checkpoint; waits for the device
 
     """
 
@@ -205,7 +216,10 @@ class FirstBroken:
 
     @torch.no_grad()
     def watch(self, step: int, terms: dict[str, Tensor]) -> None:
-        """Note `step` and the scalars `terms`, the same names at every call, if one of them is the first that is not finite."""
+        """Record `step` and the scalars `terms` if one of them is not finite and nothing has been recorded yet.
+
+        `terms` must have the same names at every call.
+        """
         values = torch.stack([value.detach().float() for value in terms.values()])
         if self._values is None:
             self._names, self._values = list(terms), torch.zeros_like(values)
@@ -214,7 +228,7 @@ class FirstBroken:
         self._step = torch.where(first, step, self._step)
 
     def read(self) -> tuple[int, dict[str, float]] | None:
-        """(step, its terms) of the first that was not finite; None if all were."""
+        """(step, its terms) for the first step with a term that was not finite; None if all terms were finite."""
         step = int(self._step)
         if step < 0 or self._values is None:
             return None

@@ -1,9 +1,10 @@
-"""Losses compute in single precision at least, whatever the autocast region around them and the type of their inputs.
+"""Tools for losses to compute in at least single precision, also inside autocast regions and for half-precision inputs.
 
     with no_autocast(features):
         features = widened(features)
 
-Half types have 8 or 11 bits: a distance as the difference of two large squares, or a sum over 65,536 classes, is noise in them.
+Half-precision types have 8 or 11 significant bits. That is not enough for a distance computed as the difference of two large
+squares, or for a sum over 65,536 classes.
 """
 
 from collections.abc import Iterator
@@ -14,13 +15,13 @@ from torch import Tensor
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """float16 and bfloat16 as float32; float32 and float64 as they are."""
+    """float16 and bfloat16 tensors converted to float32; tensors of other types unchanged."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 @contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
-    """A region in which products of float32 matrices keep all 24 bits, whatever the process has allowed them (TF32 keeps 11)."""
+    """Context in which products of float32 matrices have full precision (24 bits), even if the process allows TF32 (11 bits)."""
     allowed = torch.get_float32_matmul_precision()
     if device.type == "cpu" or allowed == "highest":
         yield
@@ -34,7 +35,9 @@ def exact_products(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def no_autocast(tensor: Tensor) -> Iterator[None]:
-    """A region without autocast on the tensor's device, and with exact products. Backward passes run outside of it: gradients of
-    products have the bits that the process allows."""
+    """Context without autocast on the tensor's device and with `exact_products`.
+
+    Backward passes usually run outside of the context, so gradients of products have the precision that the process allows.
+    """
     with torch.autocast(tensor.device.type, enabled=False), exact_products(tensor.device):
         yield

@@ -1,8 +1,8 @@
-"""Compiled row loops: numba kernels that release the interpreter lock, run over row blocks by plain threads.
+"""Compiled loops over rows: numba kernels that release the GIL and are run on row blocks by plain threads.
 
-Plain threads rather than numba's own parallel loops: the number of threads is an argument of each call (workers
-that share a machine must not all take every core), kernels compile in a fraction of the time, and several Python
-threads may call at once. Rows are independent, so results do not depend on the block size or the number of threads.
+Plain threads have three advantages over numba's parallel loops. The number of threads is an argument of each call, since workers
+that share a machine must not each use every core. Kernels compile in a fraction of the time. Several Python threads may call a
+kernel at once. Rows are independent, so results do not depend on the block size or the number of threads.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,21 +17,21 @@ Result = TypeVar("Result")
 
 
 def kernel(function: Callable[..., Any], finite: bool = False) -> Any:
-    """Compile `function` at its first call; the machine code is kept on disk where a folder can be written.
+    """Decorator that compiles `function` at its first call. Machine code is cached on disk if a folder is writable.
 
-    Sums may be reordered (vectorized), within one call always in the same way; NaN and infinity keep their meaning.
+    Sums may be reordered for vectorization, always in the same way. NaN and infinity are handled as usual.
 
-    finite: the function meets no NaN, so that maxima are vectorized too; infinities keep their meaning.
+    finite: the function never processes NaN, so that maxima can be vectorized too. Infinities are handled as usual.
     """
     options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract"} | ({"nnan"} if finite else set())}
     try:
         return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # a read-only installation without a home folder has no place for the cache
+    except RuntimeError:  # a read-only installation without a home folder has no folder for the cache
         return numba.njit(**options)(function)
 
 
 def threads_of(num_threads: int | None) -> int:
-    """A number of threads; None: as many as torch uses (`torch.set_num_threads`)."""
+    """The number of threads to use; None: torch's number (`torch.set_num_threads`). Raises ValueError if it is below 1."""
     num_threads = torch.get_num_threads() if num_threads is None else num_threads
     if num_threads < 1:
         raise ValueError(f"num_threads must be at least 1: got {num_threads}")
@@ -45,7 +45,9 @@ def over_blocks(
 
     Args:
         function: called with `0 <= start < stop <= num_rows`.
-        num_threads: blocks worked on at once, as in `threads_of`.
+        num_rows: number of rows.
+        block: number of rows in a block, at least 1, else ValueError.
+        num_threads: number of blocks processed at once, as in `threads_of`.
     """
     if block < 1:
         raise ValueError(f"block must be at least 1 row: got {block}")
@@ -59,10 +61,10 @@ def over_blocks(
 
 @contextmanager
 def one_torch_thread_each() -> Iterator[None]:
-    """Threads started inside run torch's operations by themselves.
+    """Context in which torch operations use one thread each, for code that runs several threads itself.
 
-    For many small products side by side: torch's own threads meet after each one, and on a busy machine wait for each other
-    longer than they compute.
+    With many small products in parallel, torch's own threads synchronize after each product. On a busy machine they would wait
+    for each other longer than they compute.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

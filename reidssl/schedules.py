@@ -1,4 +1,4 @@
-"""Schedules: pure functions of the position in a run, in samples (or any other unit, used consistently)."""
+"""Schedules: pure functions of the position in a run, in samples (or in any other unit, used consistently)."""
 
 import math
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ from reidssl.checks import at_least, positive
 
 @dataclass(frozen=True)
 class Cosine:
-    """Linear from `start` to `base` over `warmup`, then half a cosine from `base` to `final` at `total`.
+    """Linear warm-up from `start` to `base` over `warmup`, then half a cosine from `base` to `final` at `total`.
 
-    With warmup 0 it begins at `base`; past `total` it stays at `final`. Serves learning rate, weight decay
-    and the teacher's momentum alike (they may rise or fall).
+    With warmup 0 the schedule begins at `base`. After `total` it stays at `final`. It is used for learning rate, weight decay and
+    teacher momentum, and may rise or fall.
 
-    `step` is the distance between two calls (samples per optimizer step). With it the schedule is the released one at every step:
-    the last step of the warm-up is at `base` already and the first of the cosine repeats it, as in
+    `step` is the distance between two calls (samples per optimizer step). With it, the values equal the released schedule at
+    every step: the last step of the warm-up is already at `base`, and the first step of the cosine repeats it, as in
 
         np.concatenate([np.linspace(start, base, W), final + (base - final) * (1 + np.cos(np.pi * np.arange(R) / R)) / 2])
 
-    for W warm-up steps and R others. With step 0 the warm-up is that of continuous time, which comes to `base` at its end.
+    for W warm-up steps and R other steps. With step 0 the warm-up is continuous and reaches `base` at its end.
     """
 
     base: float
@@ -76,7 +76,7 @@ class ReidCosine:
 
 @dataclass(frozen=True)
 class Steps:
-    """`base` times `factor` for every full `interval` behind us (Cluster Contrast: 0.1 every 20 epochs)."""
+    """Step decay: `base`, multiplied by `factor` after every full `interval` (Cluster Contrast: 0.1 every 20 epochs)."""
 
     base: float
     interval: float

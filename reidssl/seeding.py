@@ -1,10 +1,9 @@
-"""Seeds and uniforms that depend on what they are for, never on when or where they are drawn.
+"""Seeds and uniform random numbers that depend only on their purpose, not on when or where they are drawn.
 
-A sample's seed is a hash of (seed, epoch, key), and its random numbers are a function of that seed and a
-counter. The augmentation of an image is therefore the same on every worker, in every batch and after every
-restart. The counter-based generator is splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom
-number generators", OOPSLA 2014): the i-th value is a bijective mix of `state + (i + 1) * golden ratio`, so
-that no value needs the one before.
+The seed of a sample is a hash of (seed, epoch, key), and its random numbers are a function of this seed and a counter. The
+augmentation of an image is therefore the same on every worker, in every batch and after every restart. The counter-based
+generator is splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014). The i-th value is
+a bijective mix of `state + (i + 1) * golden ratio`, so no value depends on the previous one.
 """
 
 import hashlib
@@ -19,7 +18,7 @@ _SECOND_FACTOR = np.uint64(0x94D049BB133111EB)
 
 
 def mix(*values: int) -> int:
-    """One stable seed in [0, 2**63) from any integers; order and number of the integers matter."""
+    """One stable seed in [0, 2**63) from one or more integers. It depends on their values, order and number."""
     if not values:
         raise ValueError("mix needs at least one integer to make a seed from: got none")
     text = ",".join(str(int(value)) for value in values)
@@ -28,7 +27,7 @@ def mix(*values: int) -> int:
 
 
 def sample_seeds(seed: int, epoch: int, keys: Sequence[str]) -> NDArray[np.uint64]:
-    """Seeds, uint64 (B,), of the samples named by `keys` in one epoch: a stable hash of (seed, epoch, key)."""
+    """Seeds, uint64 (B,), of the samples with these keys in one epoch: a stable hash of (seed, epoch, key)."""
     if isinstance(keys, str):
         raise ValueError(f"keys must be a sequence of strings, one for each sample: got the single string {keys!r}")
     prefix = hashlib.blake2b(f"{int(seed)},{int(epoch)},".encode(), digest_size=8)
@@ -41,17 +40,19 @@ def sample_seeds(seed: int, epoch: int, keys: Sequence[str]) -> NDArray[np.uint6
 
 
 def uniforms(seeds: NDArray[np.uint64], count: int, stream: int = 0) -> NDArray[np.float64]:
-    """`count` uniform numbers for each seed: float64 (B, count) in [0, 1), with 53 random bits each.
+    """`count` uniform random numbers for each seed: float64 (B, count) in [0, 1), with 53 random bits each.
 
-    Row b depends on `seeds[b]` and `stream` alone, and its first values do not depend on `count`. Different
-    streams of one seed are independent: give each use of a seed (each crop, say) a stream of its own.
+    Row b depends only on `seeds[b]` and `stream`, and its first values do not depend on `count`. Different streams of one seed
+    are independent. Use a separate stream for each use of a seed, such as each crop.
+
+    Raises ValueError unless seeds are uint64 (B,) and count and stream are 0 or more.
     """
     seeds = np.asarray(seeds)
     if seeds.ndim != 1 or seeds.dtype != np.uint64:
         raise ValueError(f"seeds must be a one-dimensional uint64 array, as sample_seeds gives: got {seeds.dtype} {seeds.shape}")
     if count < 0 or stream < 0:
         raise ValueError(f"count and stream must not be negative: got count {count}, stream {stream}")
-    # Unsigned arithmetic is meant to wrap around; arrays do so silently, scalars would warn.
+    # Unsigned arithmetic must wrap around here. NumPy arrays do this silently, but scalars would give a warning.
     state = _scramble(seeds ^ _scramble(np.array([stream], dtype=np.uint64) * GOLDEN_RATIO + GOLDEN_RATIO))
     steps = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN_RATIO
     bits = _scramble(state[:, None] + steps[None, :])

@@ -1,1 +1,1 @@
-"""Augmentation of whole batches of uint8 images on the device they are on, reproducible sample by sample."""
+"""Augmentation of batches of uint8 images on their device, reproducible for each sample."""

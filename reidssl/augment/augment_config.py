@@ -10,35 +10,35 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(kw_only=True)
 class MultiCropConfig:
-    """The released recipe's augmentation; strengths are meant as in torchvision."""
+    """Settings of the multi-crop augmentation. The defaults are those of the released recipe. Strengths are as in torchvision."""
 
     global_size: tuple[int, int] = (256, 128)
-    """Size of the two global crops."""
+    """(height, width) in pixels of the two global crops."""
     local_size: tuple[int, int] = (128, 64)
-    """Size of the local crops."""
+    """(height, width) in pixels of the local crops."""
     num_local: int = 8
-    """Number of local crops; 0 leaves the two global ones."""
+    """Number of local crops; with 0 there are only the two global crops."""
     global_scale: tuple[float, float] = (0.4, 1.0)
     """Smallest and largest share of the image's area in a global crop."""
     local_scale: tuple[float, float] = (0.05, 0.4)
     """Smallest and largest share of the image's area in a local crop."""
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Range of width / height of the crops. The released 3/4..4/3 never shows more than some 60 % of a tall
-    image's height, and makes most global crops the same central one; 1/3..1/2 suits person images better."""
+    """Range of width / height of the crops. With the released 3/4..4/3, most global crops of a tall image are the same central
+    crop with at most about 60 % of its height; 1/3..1/2 suits person images better."""
     flip: float = 0.5
     """Probability of mirroring a crop left to right."""
     jitter: float = 0.8
     """Probability of the color jitter."""
     brightness: float = 0.4
-    """Brightness factors are drawn from [1 - this, 1 + this]."""
+    """Strength s of the brightness jitter, in [0, 1]: factors are drawn from [1 - s, 1 + s]."""
     contrast: float = 0.4
-    """Contrast factors are drawn from [1 - this, 1 + this]."""
+    """Strength s of the contrast jitter, in [0, 1]: factors are drawn from [1 - s, 1 + s]."""
     saturation: float = 0.2
-    """Saturation factors are drawn from [1 - this, 1 + this]."""
+    """Strength s of the saturation jitter, in [0, 1]: factors are drawn from [1 - s, 1 + s]."""
     hue: float = 0.1
-    """The hue is turned by a share of the circle drawn from [-this, this]; at most 0.5."""
+    """Strength s of the hue jitter, in [0, 0.5]: shifts are drawn from [-s, s], as fractions of the full color circle."""
     grayscale: float = 0.2
-    """Probability of a gray crop."""
+    """Probability of converting a crop to gray."""
     blur_global1: float = 1.0
     """Probability of blurring the first global crop."""
     blur_global2: float = 0.1
@@ -46,7 +46,7 @@ class MultiCropConfig:
     blur_local: float = 0.5
     """Probability of blurring a local crop."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """Range of the blur's standard deviation in pixels of the crop."""
+    """Smallest and largest standard deviation of the Gaussian blur in pixels of the crop."""
     solarize: float = 0.2
     """Probability of solarizing the second global crop."""
     mean: list[float] = field(default_factory=lambda: list(IMAGENET_MEAN))
@@ -76,14 +76,14 @@ class MultiCropConfig:
 
 @dataclass(kw_only=True)
 class ReidAugmentConfig:
-    """The released fine-tuning recipe's augmentation."""
+    """Settings of the fine-tuning augmentation. The defaults are those of the released recipe."""
 
     image_size: tuple[int, int] = (256, 128)
-    """(height, width) of the result; images of another size are resized first (bicubic)."""
+    """(height, width) in pixels of the result. Images of another size are resized first (bicubic)."""
     flip: float = 0.5
     """Probability of mirroring an image left to right."""
     pad: int = 10
-    """Black pixels added on every side before a crop of `image_size` is taken at random."""
+    """Number of black pixels added on every side before a random crop of `image_size`."""
     erasing: float = 0.5
     """Probability of erasing a rectangle (Random Erasing, arXiv 1708.04896)."""
     erasing_area: tuple[float, float] = (0.02, 1 / 3)
@@ -91,7 +91,7 @@ class ReidAugmentConfig:
     erasing_aspect: tuple[float, float] = (0.3, 1 / 0.3)
     """Range of height / width of the rectangle, drawn log-uniformly."""
     erasing_noise: bool = True
-    """Fill the rectangle with standard normal noise (after normalizing); otherwise with the mean color."""
+    """Fill the rectangle with standard normal noise (after normalization). false: fill it with the mean color."""
     mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     """Mean of each channel, subtracted at the end."""
     std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])

@@ -1,10 +1,10 @@
-"""The multi-crop's work on an accelerator: every crop of one size at once, in operators whose number nothing drawn changes.
+"""Multi-crop on an accelerator: all crops of one size at once, with a fixed sequence of operators for any random parameters.
 
-Cropping, resizing and mirroring are two matrix products, and so is the blur; between them come the color operators. The whole
-function is compiled where a compiler pays; elsewhere the same operators run one by one.
+Cropping, resizing and mirroring are two matrix products, and so is the blur. The color operators come between them. The whole
+function is compiled on devices that benefit from it. On others, the operators run one by one.
 
-Legend: B images, V crops of one size for each, H x W source and h x w crop size; N = B * V, crop by crop of one image after
-those of another, so that one product takes all crops of an image at once. `lines` as in `color.py`.
+Legend: B images, V crops of one size for each, H x W source size and h x w crop size. N = B * V, with all crops of an image
+together, so that one product processes all crops of an image. `lines` as in `color.py`.
 """
 
 from typing import Any
@@ -18,12 +18,12 @@ from reidssl.accelerator import compiled, send
 from reidssl.augment import color, geometry
 from reidssl.precision import no_autocast
 
-# Rows of the table of parameters: 4 of the box, then flip, gray, sigma, solarize, and the jitter's steps.
+# Rows of the table of parameters: 4 for the box, then flip, gray, sigma, solarize, and 16 for the steps of the jitter.
 _BOX, _FLIP, _GRAY, _SIGMA, _SOLARIZE, _STEPS = slice(0, 4), 4, 5, 6, 7, slice(8, 24)
 
 
 def table_of(draws: Any, num_views: int) -> NDArray[np.float64]:
-    """The parameters of V * B crops, as `MultiCrop` draws them view after view, as one float64 (24, N)."""
+    """The parameters of V * B crops as one table float64 (24, N). draws: `Draws` of `MultiCrop`, view after view."""
     steps = color.jitter_steps(draws.jittered, draws.orders, draws.factors).reshape(-1, len(draws.orders))
     single = [draws.flipped[None], draws.gray[None], draws.sigmas[None], draws.solarized[None]]
     table = np.concatenate([draws.boxes.T, *single, steps])
@@ -38,13 +38,16 @@ def make_crops(
     std: list[float],
     may_compile: bool = True,
 ) -> list[Tensor]:
-    """The crops of `images` uint8 (B, 3, H, W): float32 (V, B, 3, h, w) for each of `groups`, normalized.
+    """The normalized crops of `images` uint8 (B, 3, H, W): float32 (V, B, 3, h, w) for each group.
 
-    groups: (crop size, V, draws of the V * B crops).
-    largest_sigma: of the blur, as configured; 0 where nothing is ever blurred.
+    Args:
+        groups: (crop size, V, draws of the V * B crops) for each crop size.
+        largest_sigma: largest standard deviation of the blur in the configuration; 0 if no crop is ever blurred.
+        mean, std: normalization of the three channels.
+        may_compile: False: run the operators without compilation.
     """
     tables = [table_of(draws, num_views) for _, num_views, draws in groups]
-    # Everything that was drawn travels in one copy.
+    # One copy to the device for all parameters.
     table = send(torch.from_numpy(np.concatenate(tables, axis=1)), images.device)
     work = compiled(_crops_of_one_size, images.device) if may_compile else _crops_of_one_size
     with no_autocast(images):
@@ -64,7 +67,7 @@ def _crops_of_one_size(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Tensor:
-    """`source` float32 (B, H, 3, W) in 0..255 and `table` (24, N) -> (V, B, 3, h, w)."""
+    """The crops (V, B, 3, h, w) of `source` float32 (B, H, 3, W) in 0..255, with the parameters `table` (24, N)."""
     images, height, channels, width = source.shape
     samples, (rows, columns) = images * num_views, size
     tops, lefts, box_heights, box_widths = table[_BOX].to(torch.int64).unbind(0)
@@ -78,6 +81,6 @@ def _crops_of_one_size(
     if largest_sigma > 0:
         lines = color.gaussian_blur(lines, table[_SIGMA], largest_sigma)
     lines = color.solarize(lines, table[_SOLARIZE] > 0)
-    # (x - mean) / std, which also brings the channels before the rows and the views before the images.
+    # (x - mean) / std. This step also moves the channels before the rows, and the views before the images.
     by_channel = lines.view(images, num_views, rows, channels, columns).transpose(0, 1).unbind(3)
     return torch.stack([plane * (1 / s) - m / s for plane, m, s in zip(by_channel, mean, std, strict=True)], dim=2)

@@ -1,12 +1,12 @@
 """Batched geometry: random crop boxes, and cropping + resizing + flipping as two matrix products.
 
-Legend: B samples, C channels, H x W source size, h x w target size, K taps of the resampling kernel. `planes`
-are images with the channels first, (C, B, H, W): every channel of a batch is then one contiguous block, which
-is what the matrix products of `crop_and_resize` want.
+Legend: B samples, C channels, H x W source size, h x w target size, K taps of the resampling kernel. `planes` are images with
+the channels first, (C, B, H, W), so that each channel of a batch is one contiguous block for the matrix products of
+`crop_and_resize`.
 
-Cropping a box and resampling it with a separable kernel is linear in the rows and in the columns of an image,
-so the whole operation is `out = rows @ image @ columns^T` with one pair of banded matrices for each sample.
-Dense products waste work on zeros, but run at the full speed of the matrix units.
+Cropping a box and resampling it with a separable kernel is linear in the rows and in the columns of an image. The whole operation
+is therefore `out = rows @ image @ columns^T` with one pair of banded matrices for each sample. Dense products also multiply the
+zeros, but run at the full speed of the matrix units.
 """
 
 import math
@@ -27,14 +27,13 @@ def random_crop_boxes(
     scale: tuple[float, float],
     aspect: tuple[float, float],
 ) -> NDArray[np.int64]:
-    """Boxes (B, 4) as (top, left, height, width) of random resized crops, distributed as torchvision's.
+    """Boxes of random resized crops, int64 (B, 4) as (top, left, height, width), with the distribution of torchvision.
 
-    Ten times an area (uniform, as a share of the image's, within `scale`) and an aspect ratio (width /
-    height, log-uniform within `aspect`) are drawn; the first pair that fits is placed uniformly. If none
-    fits, the box is the largest central one with an aspect ratio within `aspect`. On a tall person image the
-    usual 3/4..4/3 ends in that central box for most large crops.
+    An area (uniform share of the image's area within `scale`) and an aspect ratio (width / height, log-uniform within `aspect`)
+    are drawn ten times. The first pair that fits is placed uniformly. If none fits, the box is the largest central one with an
+    aspect ratio within `aspect`. On a tall person image, the usual 3/4..4/3 gives this central box for most large crops.
 
-    `draws`: uniforms (B, CROP_UNIFORMS) in [0, 1).
+    draws: uniform random numbers (B, CROP_UNIFORMS) in [0, 1). Raises ValueError for another shape.
     """
     if draws.ndim != 2 or draws.shape[1] != CROP_UNIFORMS:
         raise ValueError(f"draws must have the shape (B, {CROP_UNIFORMS}): got {draws.shape}")
@@ -58,7 +57,7 @@ def random_crop_boxes(
 
 
 def _central_size(height: int, width: int, aspect: tuple[float, float]) -> tuple[int, int]:
-    """Height and width of the largest box that fits and has the image's aspect ratio, clamped to `aspect`."""
+    """Height and width of the largest box in the image whose aspect ratio is the image's, clamped to `aspect`."""
     if width / height < aspect[0]:
         return max(1, round(width / aspect[0])), width
     if width / height > aspect[1]:
@@ -75,12 +74,16 @@ def resampling_matrices(
     flips: Tensor | None = None,
     gain: float = 1.0,
 ) -> Tensor:
-    """Matrices (B, target, source) float32 that resample segments [start, start + length) to `target` samples.
+    """Matrices float32 (B, target, source) that resample segments [start, start + length) to `target` samples.
 
-    The kernel is the antialiased bicubic of Pillow and of torchvision with antialias=True: Keys' cubic with
-    a = -0.5, widened when shrinking, cut at the ends of the segment and renormalized there.
+    The kernel is the antialiased bicubic kernel of Pillow and of torchvision with antialias=True: Keys' cubic with a = -0.5,
+    widened when shrinking, cut at the ends of the segment and renormalized there.
 
-    `starts`, `lengths`: int64 (B,). `flips`: bool (B,), reverses the output. `gain` multiplies every weight.
+    Args:
+        starts, lengths: int64 (B,).
+        source, target: numbers of samples before and after.
+        flips: bool (B,), reverses the output.
+        gain: factor of every weight.
     """
     scales = lengths.to(torch.float64)[:, None] / target
     widening = scales.clamp(min=1.0)
@@ -89,7 +92,7 @@ def resampling_matrices(
         positions = torch.where(flips[:, None], target - 1 - positions, positions)
     centers = (positions + 0.5) * scales
     firsts = torch.floor(centers - 2.0 * widening + 0.5)
-    # The number of taps may not depend on the batch: rounding would differ by the order of the sum.
+    # The number of taps must not depend on the batch, since another order of summation rounds differently.
     num_taps = math.ceil(4.0 * max(1.0, source / target)) + 1
     taps = torch.arange(num_taps, device=starts.device)
     offsets = (firsts - centers + 0.5).to(torch.float32)[:, :, None] + taps
@@ -100,12 +103,12 @@ def resampling_matrices(
     weights *= gain / weights.sum(dim=2, keepdim=True)
     columns += starts[:, None, None]
     matrices = torch.zeros(len(starts), target, source, device=starts.device)
-    # Clamped columns carry the weight zero, so that the order of additions on an accelerator does not matter.
+    # Clamped columns have weight zero, so the order of additions on an accelerator does not matter.
     return matrices.scatter_add_(2, columns.clamp_(0, source - 1), weights)
 
 
 def _keys_cubic(offsets: Tensor) -> Tensor:
-    """Keys' cubic convolution kernel with a = -0.5, its two pieces joined without branches."""
+    """Keys' cubic convolution kernel with a = -0.5, with its two pieces combined without branches."""
     distances = offsets.abs()
     inner, outer = distances.clamp(max=1.0), distances.clamp(max=2.0)
     return (inner - 1).square_() * (2 * inner - 1) - 0.5 * (outer - 1) * (outer - 2).square_()
@@ -119,10 +122,15 @@ def crop_and_resize(
     flips: NDArray[np.bool_] | None = None,
     gain: float = 1.0,
 ) -> Tensor:
-    """`boxes` (B, 4) of `planes` (C, B, H, W) float32, bicubically resized to `size`: (C, B, h, w) float32.
+    """Crop `boxes` (B, 4) from `planes` float32 (C, B, H, W) and resize them to `size` (bicubic): float32 (C, B, h, w).
 
-    `flips` (B,) mirrors samples left to right. Bicubic weights overshoot: the caller clamps. `gain` scales
-    the result.
+    The caller must clamp the result, since bicubic weights overshoot.
+
+    Args:
+        flips: bool (B,), mirrors samples left to right.
+        gain: factor of the result.
+
+    Raises ValueError if there is not one box for each sample.
     """
     channels, samples, height, width = planes.shape
     if boxes.shape != (samples, 4):
@@ -140,7 +148,7 @@ def crop_and_resize(
 
 @torch.no_grad()
 def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Whole `images` (B, C, H, W) uint8 resized to `size`: uint8 (B, C, h, w), antialiased bicubic, rounded."""
+    """Resize `images` uint8 (B, C, H, W) to `size` (height, width): uint8 (B, C, h, w), antialiased bicubic, rounded."""
     boxes = np.tile(np.array([0, 0, *images.shape[2:]], dtype=np.int64), (len(images), 1))
     planes = images.transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format)
     resized = crop_and_resize(planes, boxes, size)

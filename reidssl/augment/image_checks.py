@@ -1,4 +1,4 @@
-"""What the augmentations ask of their inputs, and the words in which they refuse."""
+"""Validation of the inputs of augmentations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def check_images(images: Tensor, seeds: NDArray[np.uint64] | None = None) -> None:
     """Raise ValueError unless `images` is uint8 (B, 3, H, W) and `seeds`, if given, uint64 (B,)."""
-    import torch  # not above: settings are checked without it
+    import torch  # imported here, because settings are checked without torch
 
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
         raise ValueError(

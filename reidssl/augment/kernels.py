@@ -1,10 +1,10 @@
-"""The multi-crop's work on a CPU, compiled: one image after the other, each crop finished while it is in the cache.
+"""Multi-crop on a CPU, with compiled loops: one image after the other, so that each crop is finished while it is in the cache.
 
-The same operators as `geometry.py` and `color.py`, which define them and which accelerators run, with the same numbers
-up to rounding; tests hold the two together. What is gained is memory traffic (no pass over a whole batch) and work (the
-resampling kernel's few taps, not dense matrices; only the operators that a crop has).
+The operators are those of `geometry.py` and `color.py`, which define them and are used on accelerators. Results are equal up to
+rounding, which tests verify. The loops save memory traffic (no pass over a whole batch) and work (the few taps of the resampling
+kernel instead of dense matrices, and only the operators that a crop needs).
 
-Legend: B images, V crops of one size for each, H x W source and h x w crop size, n = h * w.
+Legend: B images, V crops of one size for each, H x W source size and h x w crop size, n = h * w.
 """
 
 import math
@@ -20,15 +20,15 @@ from reidssl.row_blocks import kernel, over_blocks
 _ORDERS = np.array(JITTER_ORDERS, dtype=np.int64)  # (24, 4): which operator comes first, second, ...
 _RED, _GREEN, _BLUE = (np.float32(weight) for weight in LUMA)
 _ONE, _ZERO = np.float32(1.0), np.float32(0.0)
-# Images that a thread takes at a time.
+# Number of images that a thread processes at a time.
 _BLOCK = 4
 
 
 def make_crops(images: torch.Tensor, draws: Any, out: torch.Tensor, mean: list[float], std: list[float]) -> None:
     """Fill `out` float32 (V, B, 3, h, w) with the crops of `images` uint8 (B, 3, H, W), both on the CPU.
 
-    `draws` as `MultiCrop` draws them, for V * B crops, view after view. Images are shared among as many threads as torch
-    uses; results do not depend on how many.
+    draws: `Draws` of `MultiCrop` for V * B crops, view after view. Images are divided among torch's number of threads; results
+    do not depend on it.
     """
     num_views, num_images = out.shape[:2]
     pixels, crops = images.contiguous().numpy(), out.numpy()
@@ -57,15 +57,16 @@ def make_crops(images: torch.Tensor, draws: Any, out: torch.Tensor, mean: list[f
 
 @kernel
 def _taps(length, target, flip, firsts, weights):  # type: ignore[no-untyped-def]
-    """Where each of `target` samples reads in a segment of `length`, and with what weights; returns the number of taps.
+    """Positions and weights with which a segment of `length` pixels is resampled to `target` samples.
 
-    firsts (target,), weights (target, taps): Keys' cubic (a = -0.5), widened when shrinking, cut at the segment's ends.
+    The kernel is Keys' cubic (a = -0.5), widened when shrinking and cut at the ends of the segment. Fills `firsts` (target,) and
+    `weights` (target, taps), and returns the number of taps.
     """
     scale = length / target
     widening = max(scale, 1.0)
     narrowing = 1.0 / widening
     num_taps = math.ceil(4.0 * widening)
-    num_taps = min((num_taps + 3) // 4 * 4, length)  # the loops that use them take four at a time
+    num_taps = min((num_taps + 3) // 4 * 4, length)  # a multiple of four, for the loops in `_weighted_sum`
     for j in range(target):
         position = target - 1 - j if flip else j
         center = (position + 0.5) * scale
@@ -88,7 +89,7 @@ def _taps(length, target, flip, firsts, weights):  # type: ignore[no-untyped-def
 
 @kernel
 def _weighted_sum(lines, first, weights, start, stop, target):  # type: ignore[no-untyped-def]
-    """target[...] = sum over t of weights[t] * lines[first + t, start:stop]; every step is a plain pass over memory."""
+    """target[...] = sum over t of weights[t] * lines[first + t, start:stop], in contiguous passes over memory."""
     length = stop - start
     t, taps = 0, weights.shape[0]
     if taps < 4:  # a box of fewer pixels than the kernel has taps
@@ -114,7 +115,7 @@ def _weighted_sum(lines, first, weights, start, stop, target):  # type: ignore[n
 
 @kernel
 def _transpose(source, target):  # type: ignore[no-untyped-def]
-    """target[j, i] = source[i, j], in squares that stay in the cache."""
+    """target[j, i] = source[i, j], in square blocks that stay in the cache."""
     rows, columns = source.shape
     for i0 in range(0, rows, 16):
         for j0 in range(0, columns, 16):
@@ -126,10 +127,10 @@ def _transpose(source, target):  # type: ignore[no-untyped-def]
 
 @kernel
 def _resize(turned, box, flip, narrow, upright, firsts, weights, crop):  # type: ignore[no-untyped-def]
-    """A box of `turned` float32 (3, W, H) in 0..255, which is the image transposed, resampled into `crop` (3, h, w) in [0, 1].
+    """Resample a box of the transposed image `turned`, float32 (3, W, H) in 0..255, into `crop` (3, h, w) in [0, 1].
 
-    Columns first, on the transposed image, so that both directions run along memory. `narrow` (w * H) and `upright`
-    (H * w) are room for one channel.
+    Columns are resampled first, on the transposed image, so that memory access is contiguous in both directions. `narrow` (w * H)
+    and `upright` (H * w) are buffers for one channel.
     """
     top, left, height, width = box
     rows, columns = crop.shape[1], crop.shape[2]
@@ -153,7 +154,7 @@ def _resize(turned, box, flip, narrow, upright, firsts, weights, crop):  # type:
 
 @kernel
 def _brightness(planes, factor):  # type: ignore[no-untyped-def]
-    """planes float32 (3, n), as in all that follow."""
+    """Adjust the brightness of a crop in place. planes: float32 (3, n), as in the following functions."""
     for channel in range(3):
         line = planes[channel]
         for i in range(line.shape[0]):
@@ -200,7 +201,7 @@ def _trapezoid(value):  # type: ignore[no-untyped-def]
 
 @kernel
 def _hue(planes, turns):  # type: ignore[no-untyped-def]
-    """As `color.hue`, with the hue in sextants throughout."""
+    """As `color.hue`, with the hue in sextants in all steps."""
     red, green, blue = planes[0], planes[1], planes[2]
     one, two, three, four, six = _ONE, np.float32(2.0), np.float32(3.0), np.float32(4.0), np.float32(6.0)
     tiny = np.float32(1e-12)
@@ -231,7 +232,7 @@ def _grayscale(planes):  # type: ignore[no-untyped-def]
 
 @kernel
 def _blur(crop, sigma, half, padded, scratch):  # type: ignore[no-untyped-def]
-    """As `color.gaussian_blur`, on one crop (3, h, w); `half`, `padded` (one line) and `scratch` (3, h, w) are room."""
+    """As `color.gaussian_blur`, on one crop (3, h, w). `half`, `padded` (one line) and `scratch` (3, h, w) are buffers."""
     rows, columns = crop.shape[1], crop.shape[2]
     reach = math.floor(4.0 * sigma)
     if reach == 0:
@@ -242,7 +243,7 @@ def _blur(crop, sigma, half, padded, scratch):  # type: ignore[no-untyped-def]
         total += 2.0 * half[k]
     for k in range(1, reach + 1):
         half[k] /= total
-    half[reach + 1] = 0.0  # the loops take two distances at a time: more lines, and the compiler leaves vectors
+    half[reach + 1] = 0.0  # loops process two distances at a time; with more, the compiler does not vectorize them
     groups = (reach + 1) // 2
     pad = 2 * groups
     middle = np.float32(1.0 / total)
@@ -277,7 +278,7 @@ def _blur(crop, sigma, half, padded, scratch):  # type: ignore[no-untyped-def]
 
 @kernel
 def _finish(planes, solarized, gains, offsets):  # type: ignore[no-untyped-def]
-    """Solarize if asked to, then (x - mean) / std."""
+    """Solarize the crop if `solarized`, then compute (x - mean) / std as x * gain + offset, in place."""
     for channel in range(3):
         line, gain, offset = planes[channel], gains[channel], offsets[channel]
         if solarized:
@@ -294,7 +295,7 @@ def _finish(planes, solarized, gains, offsets):  # type: ignore[no-untyped-def]
 def _crop_images(  # type: ignore[no-untyped-def]
     images, boxes, flipped, jittered, orders, factors, gray, sigmas, solarized, gains, offsets, order_of, crops, start, stop
 ):
-    """All crops of images start..stop; arguments by view and image, as `make_crops` lays them out."""
+    """Make all crops of the images start..stop. Arguments are arrays indexed by view and image, from `make_crops`."""
     num_views, rows, columns = crops.shape[0], crops.shape[3], crops.shape[4]
     height, width = images.shape[2], images.shape[3]
     turned = np.empty((3, width, height), dtype=np.float32)

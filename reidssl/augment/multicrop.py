@@ -1,9 +1,8 @@
 """Multi-crop augmentation of pre-training (DINO, arXiv 2104.14294; TransReID-SSL, arXiv 2111.12084).
 
-Two large ("global") and several small ("local") crops of every image, each with its own flip, color jitter,
-grayscale, blur and, on the second global crop, solarization. Whole batches of uint8 images go in; the work is
-done on the device they are on (by `batched.py`; on a CPU by the loops of `compiled.py`). What happens to an image depends on its
-seed alone, not on its batch.
+Every image gives two large ("global") and several small ("local") crops. Each crop has its own flip, color jitter, grayscale and
+blur; the second global crop also has solarization. Batches of uint8 images are processed on their device, by `batched.py` on
+accelerators and by the loops of `kernels.py` on a CPU. The result for an image depends on its seed alone, not on its batch.
 
     crops = MultiCrop(MultiCropConfig())(images, sample_seeds(seed, epoch, keys))
 
@@ -27,23 +26,23 @@ from reidssl.seeding import uniforms
 
 @dataclass(frozen=True)
 class Draws:
-    """What happens to each of N crops of one size."""
+    """Random parameters of N crops of one size."""
 
     boxes: NDArray[np.int64]  # (N, 4) top, left, height, width in the source image
     flipped: NDArray[np.bool_]  # (N,)
     jittered: NDArray[np.bool_]  # (N,)
     orders: NDArray[np.int64]  # (N,) index into color.JITTER_ORDERS
-    factors: NDArray[np.float64]  # (N, 4) of color.JITTER_OPERATORS
+    factors: NDArray[np.float64]  # (N, 4) factors of color.JITTER_OPERATORS
     gray: NDArray[np.bool_]  # (N,)
-    sigmas: NDArray[np.float64]  # (N,) of the blur, 0 for none
+    sigmas: NDArray[np.float64]  # (N,) standard deviation of the blur in pixels, 0: no blur
     solarized: NDArray[np.bool_]  # (N,)
 
 
 class MultiCrop:
-    """Draws and makes the crops of a batch; holds no state besides its configuration.
+    """Makes the crops of a batch at random. Its only state is the configuration.
 
-    `use_compiled=False` makes a CPU do what accelerators do, and an accelerator do it operator by operator, for comparison: the
-    same crops up to rounding, and slower.
+    use_compiled: False is for comparison only. A CPU then uses the code for accelerators, and an accelerator runs it without
+    compilation. The crops are the same up to rounding, but slower to compute.
     """
 
     def __init__(self, config: MultiCropConfig, use_compiled: bool = True) -> None:
@@ -74,12 +73,12 @@ class MultiCrop:
             made = batched.make_crops(
                 images, groups, config.blur_sigma[1] if blurs else 0.0, config.mean, config.std, self.use_compiled
             )
-        # One block of memory for all crops of one size: each crop is a contiguous slice of it.
+        # All crops of one size share one block of memory, of which each crop is a contiguous slice.
         crops = [crop for block in made for crop in block.unbind(0)]
         return crops
 
     def _draw(self, seeds: NDArray[np.uint64], height: int, width: int, views: Sequence[int]) -> Draws:
-        """The parameters of V * B crops, view after view; each view has its own stream of random numbers."""
+        """Random parameters of V * B crops, view after view. Each view has its own stream of random numbers."""
         config = self.config
         draws = np.concatenate([uniforms(seeds, geometry.CROP_UNIFORMS + 11, stream=view) for view in views])
         (flip, jitter, order, brightness, contrast, saturation, hue, gray, blur, sigma, solarize) = draws[
@@ -111,5 +110,8 @@ class MultiCrop:
 
 
 def _room(shape: tuple[int, ...]) -> Tensor:
-    """Uninitialized float32 on the CPU. NumPy asks the system for large pages, and taking fresh memory costs a fifth then."""
+    """An uninitialized float32 tensor on the CPU.
+
+    It is allocated by NumPy, which requests huge pages from the system. New memory then costs a fifth of the time.
+    """
     return torch.from_numpy(np.empty(shape, dtype=np.float32))

@@ -3,7 +3,7 @@
     images = ReidAugment(ReidAugmentConfig())(images, sample_seeds(seed, epoch, keys))   # for training
     images = normalize(images, mean, std)                                                # for evaluation
 
-Legend: B images, H x W source size, h x w = `image_size`. What happens to an image depends on its seed alone.
+Legend: B images, H x W source size, h x w = `image_size`. The result for an image depends on its seed alone.
 """
 
 import math
@@ -24,12 +24,12 @@ ERASING_TRIES = 10
 
 
 class ReidAugment:
-    """Augments batches; holds its configuration and a table of noise, nothing that changes what comes out."""
+    """Augmentation of batches. It holds the configuration and a fixed table of noise, and no other state."""
 
     def __init__(self, config: ReidAugmentConfig) -> None:
         self.config = config
-        # Noise is a window, drawn for each sample, of one fixed table: as good as fresh noise to the model,
-        # the same on every device, and no generator has to run for single samples.
+        # The noise of a sample is a random window of one fixed table. For the model this is as good as new noise, it is the
+        # same on every device, and no generator has to run for single samples.
         height, width = config.image_size
         generator = torch.Generator().manual_seed(0)
         self._noise = torch.randn(3, 2 * height, 2 * width, generator=generator)
@@ -66,7 +66,7 @@ class ReidAugment:
         corners = np.floor(noise_draws * (height, width)).astype(np.int64)
         if config.erasing_noise:
             self._noise = self._noise.to(images.device)
-        # Slices are views, so a rectangle is one copy; places of single pixels for all of them at once are ten times as slow.
+        # Slices are views, so each rectangle is one copy. Indexing the pixels of all rectangles at once is ten times slower.
         for sample in np.flatnonzero(chosen):  # an empty box erases nothing
             top, left, box_height, box_width = boxes[sample]
             target = images[sample, :, top : top + box_height, left : left + box_width]
@@ -84,11 +84,12 @@ def erasing_boxes(
     area: tuple[float, float],
     aspect: tuple[float, float],
 ) -> NDArray[np.int64]:
-    """Boxes (B, 4) as (top, left, height, width) of random erasing; height 0 where none of ten tries fitted.
+    """Boxes of random erasing, int64 (B, 4) as (top, left, height, width); height 0 if none of ten tries fits.
 
-    Each try draws an area (uniform share within `area`) and height / width (log-uniform within `aspect`); the
-    first that is smaller than the image in both directions is placed uniformly. `draws`: uniforms (B, 2 *
-    ERASING_TRIES + 2).
+    Each try draws an area (uniform share of the image within `area`) and a ratio height / width (log-uniform within `aspect`).
+    The first box that is smaller than the image in both directions is placed uniformly.
+
+    draws: uniform random numbers (B, 2 * ERASING_TRIES + 2) in [0, 1).
     """
     areas = height * width * (area[0] + (area[1] - area[0]) * draws[:, :ERASING_TRIES])
     low, high = math.log(aspect[0]), math.log(aspect[1])
@@ -105,7 +106,10 @@ def erasing_boxes(
 
 
 def shift(images: Tensor, pad: int, draws_y: NDArray[np.float64], draws_x: NDArray[np.float64]) -> Tensor:
-    """Pads (B, 3, H, W) with `pad` zeros on every side and crops each image at a place of its own to H x W."""
+    """Pad images (B, 3, H, W) with `pad` zeros on every side, and crop each image to H x W at its own position.
+
+    draws_y, draws_x: uniform random numbers (B,) in [0, 1) that determine the positions.
+    """
     if pad == 0:
         return images.clone()
     padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
@@ -117,7 +121,7 @@ def shift(images: Tensor, pad: int, draws_y: NDArray[np.float64], draws_x: NDArr
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(image / 255 - mean) / std: uint8 (B, 3, H, W) to float32, contiguous, on the same device."""
+    """(image / 255 - mean) / std of images uint8 (B, 3, H, W), as contiguous float32 on the same device."""
     check_images(images)
     channel_statistics(mean, std)
     result = images.to(torch.float32, memory_format=torch.contiguous_format)

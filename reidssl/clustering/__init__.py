@@ -1,1 +1,1 @@
-"""Pseudo-labels from features, and the cluster memory that learns from them."""
+"""Clustering of features into pseudo-labels, and the cluster memory that is trained with them."""

@@ -6,17 +6,17 @@ from reidssl.clustering.neighbors import Array
 
 
 def camera_proxies(labels: Array, camids: Array) -> tuple[Array, Array]:
-    """Split clusters by camera.
+    """Split clusters by camera into proxies.
 
     Args:
         labels: int (N,), clusters 0..C-1, -1 for outliers.
-        camids: int (N,); images of an unknown camera (-1) form a proxy of their own.
+        camids: int (N,), cameras. The images of a cluster with unknown camera (-1) form a proxy of their own.
 
     Returns:
         proxies int64 (N,), 0..P-1 ordered by (cluster, camera), -1 for outliers; and the cluster of each proxy, int64 (P,).
 
     Raises:
-        ValueError: arrays of different length.
+        ValueError: the arrays differ in length or are not one-dimensional.
     """
     labels, camids = np.asarray(labels), np.asarray(camids)
     if labels.shape != camids.shape or labels.ndim != 1:

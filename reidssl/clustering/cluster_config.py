@@ -11,30 +11,30 @@ SEARCHES = ("exact", "ivf", "hnsw")
 
 @dataclass(kw_only=True)
 class ClusterConfig:
-    """How images are grouped."""
+    """Settings of the clustering of images."""
 
     algorithm: str = "dbscan"
-    """dbscan, infomap (both on the Jaccard distance) or kmeans (on the features; needs num_clusters)."""
+    """dbscan, infomap (both use the Jaccard distance) or kmeans (uses the features; needs num_clusters)."""
     k1: int = 30
-    """Neighbors, the image included, whose reciprocity counts."""
+    """Number of neighbors, including the image itself, for the k-reciprocal sets of the Jaccard distance."""
     k2: int = 6
-    """Neighbors, the image included, averaged by query expansion."""
+    """Number of neighbors, including the image itself, averaged by query expansion; at most k1."""
     eps: float = 0.6
-    """Largest Jaccard distance between neighbors in a cluster (0.6 for Market-1501, 0.7 for MSMT17)."""
+    """Largest Jaccard distance between neighbors in a cluster, in (0, 1); 0.6 for Market-1501, 0.7 for MSMT17."""
     eps_end: float = 0.0
-    """The same in the last epoch, approached in equal steps; 0: eps throughout."""
+    """eps in the last epoch; eps changes linearly from epoch to epoch. 0: eps is constant."""
     min_samples: int = 4
-    """Neighbors, the image included, that make an image the core of a cluster; with infomap the smallest cluster."""
+    """dbscan: number of neighbors, including the image itself, that make an image a core point. infomap: smallest cluster."""
     num_clusters: int = 0
-    """Clusters of kmeans."""
+    """Number of clusters of kmeans."""
     reliability_gap: float = 0.0
-    """Keep only clusters and images that last when eps is this much larger and smaller (SpCL uses 0.02); 0: keep all."""
+    """Keep only clusters and images that are stable if eps is changed by plus and minus this gap (SpCL: 0.02). 0: keep all."""
     reliable_share: float = 0.9
-    """Share of the clusters, the most independent ones, that the reliability criterion keeps."""
+    """Share of the clusters, the most independent ones, that the reliability criterion keeps, in (0, 1]."""
     search: str = "exact"
-    """Neighbor search: exact, ivf or hnsw (approximate, FAISS; for hundreds of thousands of images)."""
+    """Neighbor search: exact, or approximate with FAISS (ivf or hnsw), for hundreds of thousands of images."""
     search_effort: int = 0
-    """ivf: groups visited by an image; hnsw: candidates kept; more finds more. 0: chosen from the number of images."""
+    """ivf: number of groups that an image visits; hnsw: number of candidates kept. More is more accurate. 0: a default."""
 
     def __post_init__(self) -> None:
         one_of(ALGORITHMS, algorithm=self.algorithm)
@@ -58,12 +58,12 @@ class ClusterConfig:
                 raise ValueError("reliability_gap must be 0 with algorithm=kmeans, which has no eps")
 
     def eps_at(self, progress: float) -> float:
-        """eps after a share `progress` in [0, 1] of the epochs."""
+        """eps at the completed fraction `progress`, in [0, 1], of the epochs."""
         return self.eps + ((self.eps_end or self.eps) - self.eps) * progress
 
 
 def check_search(search: str, effort: int) -> None:
-    """ValueError if there is no such search, FAISS is not installed for it, or the effort is negative."""
+    """Raise ValueError if the search is unknown, FAISS is needed and not installed, or the effort is negative."""
     one_of(SEARCHES, search=search)
     if search != "exact" and find_spec("faiss") is None:
         raise ValueError(
@@ -73,7 +73,7 @@ def check_search(search: str, effort: int) -> None:
 
 
 def check_infomap() -> None:
-    """ValueError if the library is not installed."""
+    """Raise ValueError if the infomap library is not installed."""
     if find_spec("infomap") is None:
         raise ValueError(
             "algorithm must be dbscan or kmeans where the infomap library is not installed: got 'infomap'; "
@@ -82,7 +82,7 @@ def check_infomap() -> None:
 
 
 def check_kmeans(num_clusters: int) -> None:
-    """ValueError if FAISS is not installed or the number is missing."""
+    """Raise ValueError if FAISS is not installed or num_clusters is below 1."""
     if find_spec("faiss") is None:
         raise ValueError(
             "algorithm must be dbscan or infomap where FAISS is not installed: got 'kmeans'; "

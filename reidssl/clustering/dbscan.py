@@ -1,7 +1,7 @@
-"""DBSCAN on a sparse distance graph (Ester et al., KDD 1996): time and memory follow the stored pairs, not N x N.
+"""DBSCAN on a sparse distance graph (Ester et al., KDD 1996). Time and memory are linear in the number of stored pairs.
 
-Labels are those of scikit-learn's `DBSCAN(metric="precomputed")` on the dense matrix, number for number: clusters are
-numbered by their first core point, and a border point belongs to the first cluster with a core point that reaches it.
+Labels are identical to those of scikit-learn's `DBSCAN(metric="precomputed")` on the dense matrix: clusters are numbered by
+their first core point, and a border point belongs to the first cluster with a core point that reaches it.
 """
 
 import numpy as np
@@ -15,16 +15,16 @@ def dbscan(distances: sp.csr_matrix, eps: float, min_samples: int) -> Array:
     """Cluster labels from distances in [0, 1].
 
     Args:
-        distances: float CSR (N, N), symmetric; a pair without an entry is further apart than eps. Each point is at
-            distance 0 of itself, whether its entry is stored or not.
-        eps: largest distance between neighbors, in [0, 1); compared in the distances' own precision.
-        min_samples: neighbors, itself included, that make a point a core point.
+        distances: float CSR (N, N), symmetric. A pair without an entry is further apart than eps. The distance of a point to
+            itself is 0, whether it is stored or not.
+        eps: largest distance between neighbors, in [0, 1); compared in the dtype of the distances.
+        min_samples: number of neighbors, including the point itself, that make a point a core point.
 
     Returns:
         int64 (N,): 0..C-1, or -1 for outliers.
 
     Raises:
-        ValueError: eps or min_samples out of range, a matrix that is not square or holds NaN.
+        ValueError: eps or min_samples are out of range, or the matrix is not square, not sparse or contains NaN.
     """
     check_dbscan(eps, min_samples)
     if not sp.issparse(distances) or distances.shape[0] != distances.shape[1]:
@@ -39,7 +39,7 @@ def dbscan(distances: sp.csr_matrix, eps: float, min_samples: int) -> Array:
 
 
 def check_dbscan(eps: float, min_samples: int) -> None:
-    """ValueError for eps or min_samples out of range."""
+    """Raise ValueError if eps or min_samples are out of range."""
     if not 0.0 <= eps < 1.0:
         raise ValueError(f"eps must be in [0, 1): got {eps}; pairs at distance 1 are not stored")
     if min_samples < 1:
@@ -48,7 +48,7 @@ def check_dbscan(eps: float, min_samples: int) -> None:
 
 @kernel
 def _expand(pointers, indices, near, min_samples):  # type: ignore[no-untyped-def]
-    """Grow each cluster from its first core point; non-core points are reached but reach nobody."""
+    """Grow each cluster from its first core point. Points that are not core points are reached but not expanded."""
     num = len(pointers) - 1
     core = np.zeros(num, np.bool_)
     for i in range(num):
@@ -58,7 +58,7 @@ def _expand(pointers, indices, near, min_samples):  # type: ignore[no-untyped-de
                 others += 1
         core[i] = others + 1 >= min_samples
     labels = np.full(num, -1, np.int64)
-    waiting = np.empty(num, np.int64)  # each point is labeled once, so it waits at most once
+    waiting = np.empty(num, np.int64)  # each point is labeled once, so it is on the stack at most once
     cluster = 0
     for seed in range(num):
         if not core[seed] or labels[seed] >= 0:

@@ -1,8 +1,9 @@
-"""DBSCAN on Jaccard distances that are not stored: for features so alike that most pairs of images are near each other.
+"""DBSCAN on Jaccard distances that are not stored, for features so similar that most pairs of images are near each other.
 
-Then the graph is N x N however sparse it is kept. Here a pair's distance is worked out when it is asked for, from the images'
-vectors of weights: first until a point has the neighbors that make it a core point, then from core points to those that
-have no label yet. Memory is that of the vectors and notes of N numbers. Labels are those of `dbscan` on the stored graph.
+For such features even the sparse graph has about N x N entries. Here the distance of a pair is computed when it is needed, from
+the images' vectors of weights: first for each point until it has enough neighbors to be a core point, then from core points to
+points without a label. Memory is that of the vectors plus a few arrays of N numbers. Labels equal those of `dbscan` on the
+stored graph.
 """
 
 from functools import partial
@@ -24,7 +25,8 @@ def dbscan_vectors(
 
     Args:
         vectors: float32 CSR (N, N), sorted indices (`jaccard_vectors`).
-        block, num_threads: rows of the first pass worked on at once by one thread, and threads, as in `sparse_jaccard`.
+        block, num_threads: number of rows that a thread processes at once in the first pass, and number of threads, as in
+            `sparse_jaccard`.
 
     Returns and raises: as `dbscan`.
     """
@@ -39,7 +41,7 @@ def dbscan_vectors(
 
 @kernel
 def _distance(pointers, indices, data, i, j):  # type: ignore[no-untyped-def]
-    """J(i, j), images in rising order as in jaccard.py, so that the two round alike."""
+    """J(i, j), summed in ascending order of the images as in jaccard.py, so that both round in the same way."""
     a, b, shared = pointers[i], pointers[j], np.float32(0)
     while a < pointers[i + 1] and b < pointers[j + 1]:
         if indices[a] == indices[b]:
@@ -57,7 +59,7 @@ def _distance(pointers, indices, data, i, j):  # type: ignore[no-untyped-def]
 def _find_core(  # type: ignore[no-untyped-def]
     pointers, indices, data, by_pointers, by_indices, eps, min_samples, core, start, stop
 ):
-    """Which of the points start..stop are core points: bool (N,) `core`, updated."""
+    """Find the core points among the points start..stop; updates `core`, bool (N,)."""
     asked = np.full(len(core), -1, np.int64)
     for i in range(start, stop):
         asked[i] = i
@@ -78,8 +80,8 @@ def _find_core(  # type: ignore[no-untyped-def]
 def _label(pointers, indices, data, by_pointers, unlabeled, eps, core):  # type: ignore[no-untyped-def]
     """Grow each cluster from its first core point.
 
-    unlabeled: int32, the images that share an image, as `by_indices`; those with a label leave their list for good when it
-    is next gone through, so that a point is not met again by every member of its cluster.
+    unlabeled: int32, for each image the vectors with a weight for it, as `by_indices`; updated. Points that have a label are
+    removed from a list when the list is next visited, so that they are not visited again by every member of their cluster.
     """
     num = len(core)
     labels = np.full(num, -1, np.int64)

@@ -1,13 +1,14 @@
-"""Nearest neighbors in a set of images: exactly, or approximately with FAISS where the set is too large for that.
+"""Nearest-neighbor search in a set of images: exact, or approximate with FAISS for large sets.
 
-    exact   every pair is compared, in blocks of matrix products by torch, on a GPU where torch sees one
-    ivf     images are grouped around 4 sqrt(N) centers; a query visits the nearest few groups (`effort` of them)
-    hnsw    a graph is walked from neighbor to neighbor, keeping `effort` candidates; one thread builds it, since
-            the graph would differ from run to run otherwise
+    exact   every pair is compared, in blocks of matrix products by torch, on a GPU if torch has one
+    ivf     images are grouped around 4 sqrt(N) centers; a query visits the `effort` nearest groups
+    hnsw    search in a navigable graph that keeps `effort` candidates; the graph is built by one thread, since with several
+            threads it would differ from run to run
 
-All are deterministic. Equal similarities are ordered by rising index among the neighbors found; which of several equal
-images are found at the end of the list is exact for `exact` and follows the index for the others. On a GPU equal rows may differ
-in the last bit of their similarities. ivf uses a GPU where FAISS sees one (its GPU build); hnsw does not exist there.
+All searches are deterministic. Neighbors with equal similarities are in ascending order of the index. If more equal images exist
+than fit at the end of a list, `exact` selects those with the smallest indices; for the others the selection depends on the search
+structure. On a GPU, similarities of equal rows may differ in the last bit. ivf uses a GPU if FAISS (its GPU build) has one; hnsw
+always runs on the CPU.
 """
 
 from importlib.util import find_spec
@@ -22,20 +23,22 @@ from reidssl.clustering.ivf import GroupedIndex, num_groups
 from reidssl.clustering.neighbors import Array, Neighbors, nearest, nearest_among, unit_rows
 
 PART_VISITED = 32
-"""By default a query visits one group in so many."""
+"""By default a query visits one in this many groups."""
 
 
 class NeighborIndex:
-    """A set of images, made ready to be searched.
+    """Search index of a set of images.
 
     Args:
         images: float (N, D); rows are normalized here.
         search: one of SEARCHES.
-        effort: ivf: groups visited by a query; hnsw: candidates kept; 0: 1/32 of the groups, at least 8; 128 candidates.
-        unit: the rows are of length one already (from `unit_rows`): neither checked nor normalized, which would move last bits.
+        effort: for ivf, the number of groups that a query visits (0: 1/32 of the groups, at least 8); for hnsw, the number of
+            candidates kept (0: 128).
+        unit: the rows already have length one (from `unit_rows`). They are then neither checked nor normalized again, which
+            could change their last bits.
 
     Raises:
-        ValueError: features that are not finite (the row is named), or a search that cannot be.
+        ValueError: features are not finite (the message names the row), or the search is unknown or not installed.
     """
 
     def __init__(self, images: Tensor | Array, search: str = "exact", effort: int = 0, *, unit: bool = False) -> None:
@@ -54,11 +57,16 @@ class NeighborIndex:
 
         Args:
             queries: float (Q, D); rows are normalized here.
-            own: int (Q,), the image that is the query itself and comes first, -1 for none; None: none at all.
-            unit: the queries are rows of some index's `images`, of length one already.
+            k: number of neighbors, at least 1.
+            own: int (Q,), index of the image that is the query itself, which is placed first; -1: none. None: none for all.
+            unit: the queries already have length one, as the rows of an index's `images`.
 
         Returns:
-            indices int64 (Q, min(k, N)), -1 where an approximate search found fewer; similarities float32, minus infinity there.
+            indices int64 (Q, min(k, N)) and similarities float32 of the same shape. If an approximate search found fewer
+            neighbors, the remaining indices are -1 and their similarities minus infinity.
+
+        Raises:
+            ValueError: k is below 1, or the queries are not finite or of another width.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1: got {k}")
@@ -74,7 +82,7 @@ class NeighborIndex:
             indices, similarities = self._index.nearest(torch.from_numpy(host), k)
         else:
             similarities, indices = self._faiss_search(host, k)
-        for start in range(0, len(host), 65536):  # in place, block by block
+        for start in range(0, len(host), 65536):  # in place and in blocks, to limit memory
             here = slice(start, start + 65536)
             mine = None if own is None else np.asarray(own)[here]
             indices[here], similarities[here] = in_order(indices[here], similarities[here], mine)
@@ -115,7 +123,7 @@ class NeighborIndex:
 
 
 def _gpu() -> bool:
-    """Whether there is FAISS's GPU build and a GPU that it sees."""
+    """Whether FAISS is a GPU build and finds a GPU."""
     if find_spec("faiss") is None:
         return False
     import faiss
@@ -124,12 +132,15 @@ def _gpu() -> bool:
 
 
 def _accelerated(rows: Tensor) -> Tensor:
-    """The rows on the GPU that this process was given, if there is one."""
+    """The rows on the GPU of this process, or unchanged if it has none."""
     return rows.to("cuda") if torch.cuda.is_available() else rows
 
 
 def in_order(indices: Array, similarities: Array, own: Array | None = None) -> Neighbors:
-    """Rows of (Q, k) by falling similarity, equal ones by rising index, absent ones (-1) last; `own` (Q,) moved or put first."""
+    """Sort the rows of a table (Q, k) by descending similarity, then by ascending index, with absent entries (-1) last.
+
+    own: int (Q,), the image that is moved to or inserted at the front of each row, with an infinite similarity; -1: none.
+    """
     k = indices.shape[1]
     if own is not None:
         repeated = indices == own[:, None]
@@ -142,7 +153,7 @@ def in_order(indices: Array, similarities: Array, own: Array | None = None) -> N
 
 
 def find_neighbors(features: Tensor | Array, k: int, search: str = "exact", effort: int = 0) -> Neighbors:
-    """The k nearest images of each of N images, itself first; see `NeighborIndex`."""
+    """The k nearest images of each of N images, the image itself first. Arguments and result as in `NeighborIndex`."""
     if search == "exact":
         found = nearest_among(_accelerated(unit_rows(features)), k)
         return found.indices, found.similarities
@@ -151,9 +162,16 @@ def find_neighbors(features: Tensor | Array, k: int, search: str = "exact", effo
 
 
 def recall(features: Tensor | Array, neighbors: Neighbors, sample: int = 1000, seed: int = 0) -> float:
-    """Share in [0, 1] of the true neighbors that a search found, itself not counted, over a random sample of the images.
+    """Recall in [0, 1] of a neighbor search on a random sample of the images. The image itself is not counted.
 
-    A found image counts if it is as near as the last true one (to 1e-6), so any of several equally near will do.
+    A found image counts if it is at least as similar as the last true neighbor (with tolerance 1e-6), so that equally near
+    images are interchangeable.
+
+    Args:
+        features: float (N, D).
+        neighbors: (indices, similarities) of the search, (N, k).
+        sample: number of images in the sample.
+        seed: seed of the sample.
     """
     unit = unit_rows(features)
     indices, similarities = neighbors

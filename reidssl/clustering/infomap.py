@@ -1,6 +1,7 @@
-"""InfoMap on the sparse Jaccard graph (Rosvall and Bergstrom, PNAS 2008), through the authors' library `infomap`.
+"""Infomap clustering of the sparse Jaccard graph (Rosvall and Bergstrom, PNAS 2008), with the authors' library `infomap`.
 
-Unlike DBSCAN it splits groups that only a few links hold together, so a chain of look-alikes does not become one identity.
+Unlike DBSCAN, it separates groups that are connected by a few links only, so that a chain of similar images does not become one
+identity.
 """
 
 from pathlib import Path
@@ -18,13 +19,13 @@ def infomap(distances: sp.csr_matrix, eps: float, min_samples: int, seed: int = 
     """Cluster labels int64 (N,), 0..C-1 in order of the first image, or -1 for outliers.
 
     Args:
-        distances: float CSR (N, N), symmetric, in [0, 1]; a pair without an entry is further apart than eps.
+        distances: float CSR (N, N), symmetric, in [0, 1]. A pair without an entry is further apart than eps.
         eps: pairs up to this distance are linked, with weight 1 - distance; in [0, 1).
-        min_samples: smaller groups are outliers.
-        seed: of the library's search.
+        min_samples: minimum size of a cluster; images of smaller groups are outliers.
+        seed: seed of the library's search.
 
     Raises:
-        ValueError: an argument out of range, or the library is missing.
+        ValueError: an argument is out of range, or the library is missing.
     """
     check_infomap()
     if not 0.0 <= eps < 1.0:
@@ -37,7 +38,7 @@ def infomap(distances: sp.csr_matrix, eps: float, min_samples: int, seed: int = 
     near = pairs.data <= np.float32(eps)
     links = np.stack([pairs.row[near], pairs.col[near], 1 - pairs.data[near]], axis=1).astype(np.float64)
     num = distances.shape[0]
-    groups = np.arange(num) + num + 1  # an image without a link is a group of its own
+    groups = np.arange(num) + num + 1  # initially each image is a group of its own
     if len(links):
         search = Infomap(silent=True, two_level=True, seed=seed + 1, num_trials=1)
         search.add_links(links)

@@ -1,6 +1,7 @@
-"""Inverted-file search, group by group: every query of a group at once is a matrix product, one query after the other is not.
+"""Inverted-file (IVF) search that processes all queries of a group at once, as a matrix product.
 
-FAISS trains the centers. Its own search of the groups was measured several times slower here for large sets of queries.
+FAISS trains the centers. Its own search of the groups, one query after the other, was measured to be several times slower for
+large sets of queries.
 """
 
 from functools import partial
@@ -14,22 +15,23 @@ from reidssl.clustering.top_k import select_visitors
 from reidssl.row_blocks import one_torch_thread_each, over_blocks
 
 IMAGES_PER_GROUP = 39
-"""Fewest images for each of FAISS's k-means centers to be trained without a warning."""
+"""Minimum number of images per center, below which FAISS warns when it trains k-means."""
 QUERIES, VISITORS = 65536, 4096
-"""Queries that one thread works on, and those of them that it compares with a group at a time."""
+"""Maximum number of queries in a block of one thread, and of those compared with a group at a time."""
 
 
 def num_groups(num_images: int) -> int:
-    """4 sqrt(N), fewer for small sets."""
+    """Number of groups for a set of N images: 4 sqrt(N), fewer for small sets, at least 1."""
     return max(1, min(int(4 * num_images**0.5), num_images // IMAGES_PER_GROUP))
 
 
 class GroupedIndex:
-    """Images around their nearest centers.
+    """Images grouped by their nearest centers.
 
     Args:
         images: float32 (N, D) on the CPU, rows of length one.
-        probes: groups that a query visits, the nearest centers first.
+        probes: number of groups that a query visits, those with the nearest centers.
+        seed: seed of the k-means centers.
     """
 
     def __init__(self, images: Tensor, probes: int, seed: int = 1234) -> None:
@@ -44,11 +46,14 @@ class GroupedIndex:
         self.images, self.probes = images, min(probes, count)
         self.centers = torch.from_numpy(np.array(training.centroids, np.float32).reshape(count, -1))
         group = nearest(images, self.centers, 1).indices[:, 0]
-        self.members = np.argsort(group, kind="stable")  # group by group, rising within
+        self.members = np.argsort(group, kind="stable")  # sorted by group, then by index
         self.ends = np.searchsorted(group[self.members], np.arange(count), side="right")
 
     def nearest(self, queries: Tensor, k: int) -> Neighbors:
-        """indices int64 (Q, k), -1 where the visited groups hold fewer, and similarities float32; of equal ones in any order."""
+        """The k nearest images of queries float32 (Q, D): indices int64 (Q, k) and similarities float32 (Q, k), descending.
+
+        Indices are -1 if the visited groups have fewer images. Equal similarities are in any order.
+        """
         indices = np.full((len(queries), k), -1, np.int64)
         similarities = np.full((len(queries), k), -np.inf, np.float32)
         num_threads = torch.get_num_threads()

@@ -1,15 +1,15 @@
 """k-reciprocal Jaccard distance on sparse rows (Zhong et al., arXiv 1701.08398; Cluster Contrast, 2103.11568).
 
-1. R(i): the neighbors j of i that have i among their neighbors; H(i): the same with half as many neighbors.
-2. R(i) grows by every H(j), j in R(i), of which strictly more than 2/3 lies in R(i).
-3. i becomes a sparse vector of weights over R(i): the softmax of minus its squared distances.
+1. R(i): the neighbors j of i that have i among their neighbors. H(i): the same with half as many neighbors.
+2. R(i) is extended by every H(j), j in R(i), of which strictly more than 2/3 lies in R(i).
+3. Image i becomes a sparse vector of weights over R(i): the softmax of the negative squared distances.
 4. Query expansion: the mean vector of the first k2 neighbors.
-5. J(i, j) = 1 - m / (2 - m), with m = the sum over images of the smaller of the two vectors' weights.
+5. J(i, j) = 1 - m / (2 - m), where m is the sum over all images of the smaller of the two vectors' weights.
 
-Steps 1 to 4 are in reciprocal.py. Nothing is N x N: the vectors hold some tens of weights each, and only pairs that share an
-image (J < 1) are visited. Where features have collapsed these are all pairs after all: `most_pairs` stops in time.
-The numbers of neighbors include the image itself, and the half set uses round(k1 / 2) + 1: an accident of the released code
-(the textbook has k1 + 1) that shifts distances by up to 0.15, kept because the published results have it.
+Steps 1 to 4 are in reciprocal.py. No array is N x N: each vector has some tens of weights, and only pairs that share an image
+(J < 1) are computed. If features have collapsed, these are all pairs, and `most_pairs` stops the computation in time.
+As in the released code, k1 and k2 count the image itself, but the half set has round(k1 / 2) + 1 neighbors. With the usual
+definition the full set has k1 + 1. The difference changes distances by up to 0.15. It is kept to reproduce the published results.
 """
 
 from functools import partial
@@ -24,11 +24,11 @@ from reidssl.clustering.reciprocal import block_of, half_of, query_expansion, re
 from reidssl.row_blocks import kernel, over_blocks
 
 ROOM = 2**26
-"""Pairs of one block, at 8 bytes; reached by a block of the largest sets where everybody is everybody's neighbor."""
+"""Maximum number of pairs of one block (8 bytes each) if the total is limited. Only collapsed features reach it."""
 
 
 class TooManyPairs(ValueError):
-    """More pairs lie within the largest distance than were allowed."""
+    """There are more pairs within the largest distance than allowed."""
 
 
 def sparse_jaccard(
@@ -40,24 +40,25 @@ def sparse_jaccard(
     block: int | None = None,
     num_threads: int | None = None,
 ) -> sp.csr_matrix:
-    """Jaccard distances below 1 of all pairs of images that have one.
+    """Jaccard distances of all pairs of images whose distance is below 1.
 
     Args:
         features: float (N, D); rows are normalized here.
-        k1, k2: neighbors, including the image itself, for the reciprocal sets and for query expansion; 1 <= k2 <= k1.
-            With fewer images than neighbors all of them are used.
-        neighbors: (indices (N, >= min(k1, N)), similarities) of a search made elsewhere (-1: absent); None: exact search.
-            Only the indices are used. k1 and k2 count the image itself here as well.
-        max_distance: pairs further apart are left out; clustering needs only those up to its eps.
-        block, num_threads: rows worked on at once by one thread (None: grows with N), and threads (None: torch's number).
+        k1, k2: numbers of neighbors, including the image itself, for the reciprocal sets and for query expansion;
+            1 <= k2 <= k1. If there are fewer images, all of them are used.
+        neighbors: (indices (N, >= min(k1, N)), similarities) from another search, including the image itself (-1: absent). Only
+            the indices are used. None: exact search.
+        max_distance: pairs with a larger distance are left out. Clustering needs only pairs up to its eps.
+        block: number of rows that a thread processes at once; None: grows with N.
+        num_threads: number of threads; None: torch's number.
 
     Returns:
-        float32 CSR (N, N), symmetric, sorted indices, the diagonal stored (zeros). A pair without an entry is at
-        distance 1, or beyond `max_distance`.
+        float32 CSR (N, N), symmetric, with sorted indices and a stored diagonal of zeros. A pair without an entry has
+        distance 1, or a distance above `max_distance`.
 
     Raises:
-        ValueError: k1, k2 or max_distance out of range, features that are not finite (the row is named), a table that
-            does not fit.
+        ValueError: k1, k2 or max_distance are out of range, features are not finite (the message names the row), or
+            `neighbors` does not fit.
     """
     if not 0.0 < max_distance <= 1.0:
         raise ValueError(f"max_distance must be in (0, 1]: got {max_distance}")
@@ -94,17 +95,17 @@ def jaccard_rows(
     first_column: int = 0,
     most_pairs: int | None = None,
 ) -> sp.csr_matrix:
-    """Step 5 for the first `num_rows` images against those from `first_column` on: float32 CSR, sorted indices.
+    """Step 5 between the first `num_rows` images and the images from `first_column` on: float32 CSR, sorted indices.
 
     Args:
-        most_pairs: TooManyPairs is raised as soon as there are more, before they take memory; None: any number.
+        most_pairs: TooManyPairs is raised as soon as there are more pairs, before they fill the memory. None: no limit.
     """
     columns = by_image(vectors, first_column)
     return jaccard_range(vectors, columns, 0, num_rows, max_distance, block, num_threads, first_column, most_pairs)
 
 
 def by_image(vectors: sp.csr_matrix, first_column: int = 0) -> sp.csc_matrix:
-    """The vectors from `first_column` on by image: who gives it weight."""
+    """The vectors from row `first_column` on as CSC: for each image, the vectors that give it a weight."""
     columns = vectors[first_column:].tocsc()
     columns.sort_indices()
     return columns
@@ -121,7 +122,10 @@ def jaccard_range(
     first_column: int = 0,
     most_pairs: int | None = None,
 ) -> sp.csr_matrix:
-    """Step 5 for the images start..stop, `columns` made by `by_image`: float32 CSR (stop - start, images), sorted indices."""
+    """Step 5 for the images start..stop: float32 CSR (stop - start, images), sorted indices.
+
+    columns: the result of `by_image`. Other arguments and errors as in `jaccard_rows`.
+    """
     num = columns.shape[0]
     room = ROOM if most_pairs is not None else np.iinfo(np.int64).max
     work = partial(
@@ -140,7 +144,7 @@ def jaccard_range(
         with counting:
             pairs += len(part[1])
         if most_pairs is not None and (len(part[1]) > room or pairs > most_pairs):
-            pairs = most_pairs + 1  # the other threads stop as well
+            pairs = most_pairs + 1  # makes the other threads stop as well
             raise too_many(most_pairs, max_distance)
         return part
 
@@ -148,12 +152,12 @@ def jaccard_range(
 
 
 def too_many(most_pairs: int, max_distance: float) -> TooManyPairs:
-    """What to raise."""
+    """The TooManyPairs error with its message, for the caller to raise."""
     return TooManyPairs(f"more than {most_pairs:,} pairs of images are at a Jaccard distance of at most {max_distance:g}")
 
 
 def stack(parts: list[tuple[Array, Array, Array]], num_columns: int) -> sp.csr_matrix:
-    """CSR with sorted indices from row blocks of (entries per row, columns, values)."""
+    """Assemble a CSR matrix with sorted indices from row blocks of (entries per row, columns, values)."""
     counts = np.concatenate([part[0] for part in parts])
     indices = np.concatenate([part[1] for part in parts])
     data = np.concatenate([part[2] for part in parts])
@@ -167,9 +171,9 @@ def stack(parts: list[tuple[Array, Array, Array]], num_columns: int) -> sp.csr_m
 def _distances(  # type: ignore[no-untyped-def]
     pointers, indices, data, by_pointers, by_indices, by_data, num, first_column, most, everything, room, start, stop
 ):
-    """Jaccard distances of the rows start..stop to the `num` images from `first_column` on, below 1 or up to `most`.
+    """Jaccard distances of the rows start..stop to the `num` images from `first_column` on.
 
-    Ends early above `room` pairs.
+    Returned are distances below 1 if `everything`, else those up to `most`. The computation ends early after `room` pairs.
     """
     counts = np.zeros(stop - start, np.int64)
     out_indices = np.empty(256 * (stop - start), np.int32)
@@ -179,7 +183,7 @@ def _distances(  # type: ignore[no-untyped-def]
     used = 0
     for i in range(start, stop):
         num_touched = 0
-        # Images in rising order, as for the other of the pair: m(i, j) and m(j, i) then round alike.
+        # Sums are taken in ascending order of the images, so that m(i, j) and m(j, i) round in the same way.
         for place in range(pointers[i], pointers[i + 1]):
             weight = data[place]
             image = indices[place]

@@ -1,4 +1,4 @@
-"""Spherical k-means through FAISS: for when the number of identities is known, or a fixed number of classes is wanted."""
+"""Spherical k-means with FAISS, for a known number of identities or a fixed number of classes."""
 
 import numpy as np
 import torch
@@ -10,14 +10,16 @@ from reidssl.clustering.neighbors import Array, unit_rows
 
 
 def kmeans(features: Tensor | Array, num_clusters: int, iterations: int = 20, seed: int = 0) -> Array:
-    """Cluster labels int64 (N,), 0..C-1 in order of the first image; C is smaller than asked for where clusters came out empty.
+    """Cluster labels int64 (N,), 0..C-1 in order of the first image. C is below `num_clusters` if clusters are empty.
 
     Args:
         features: float (N, D); rows are normalized here.
-        num_clusters: at most N.
+        num_clusters: number of clusters, at most N.
+        iterations: number of k-means iterations.
+        seed: seed of the initial centers.
 
     Raises:
-        ValueError: features that are not finite (the row is named), more clusters than images, or FAISS is missing.
+        ValueError: features are not finite (the message names the row), there are more clusters than images, or FAISS is missing.
     """
     check_kmeans(num_clusters)
     unit = unit_rows(features).cpu().numpy()

@@ -12,18 +12,20 @@ from reidssl.precision import no_autocast
 
 
 class ClusterMemory(nn.Module):
-    """Contrastive loss against the clusters' vectors, and their momentum update.
+    """Contrastive loss between features and cluster vectors, and the momentum update of the vectors.
 
-    The loss is pure and the update is a call of its own, so gradient accumulation and several workers change
-    nothing: collect the features of the whole step, then update once.
+    The loss does not change the memory. The update is a separate call, so that the result does not depend on gradient
+    accumulation or the number of workers: collect the features of the whole step, then update once.
 
     Args:
-        centroids: float (C, D), a mean feature per cluster; normalized here.
-        temperature: of the softmax over clusters.
+        centroids: float (C, D), the mean feature of each cluster; normalized here.
+        temperature: temperature of the softmax over clusters.
         momentum: weight of the old vector in an update, in [0, 1].
         hard: update each cluster with its least similar feature only, instead of with every feature in turn.
-        groups: int64 (C,): vectors of one group are the cameras of one cluster (`camera_proxies`), and a feature is drawn to all
-            of them alike, whatever its own camera. None: each vector is a cluster of its own.
+        groups: int64 (C,), group of each vector. The vectors of a group are the cameras of one cluster (`camera_proxies`). The
+            loss attracts a feature to all vectors of its group equally, whatever its camera. None: each vector is a cluster.
+
+    Raises ValueError for arguments out of range or shapes that do not fit.
     """
 
     centroids: Tensor
@@ -55,14 +57,15 @@ class ClusterMemory(nn.Module):
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """Mean over features of - log softmax(cos(feature, cluster) / temperature)[label].
 
-        With groups: of the mean of that over all vectors of the label's group (CAP's loss between cameras, against all others).
+        With groups, the term of a feature is the mean over all vectors of the label's group (inter-camera loss of CAP, with all
+        other vectors as negatives).
 
         Args:
             features: float (B, D), normalized here.
             labels: int64 (B,) in [0, C).
 
         Returns:
-            Scalar float32, under autocast too; not finite where a feature is not.
+            Scalar float32, also under autocast. It is not finite if a feature is not finite.
         """
         self._check(features, labels)
         with no_autocast(features):
@@ -74,11 +77,13 @@ class ClusterMemory(nn.Module):
 
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> None:
-        """Move the vectors of the labels that occur: new = unit(momentum * old + (1 - momentum) * feature).
+        """Update the vectors of the labels that occur: new = normalize(momentum * old + (1 - momentum) * feature).
 
-        Plain: feature by feature in the order given, for each cluster by itself. Hard: once per cluster, with
-        the feature least similar to the old vector (the first of equal ones). Arguments as in `forward`. ValueError, and nothing
-        is moved, where a feature is not finite: its cluster would be lost for the rest of the run.
+        By default each cluster is updated with its features one by one in the given order. With `hard`, each cluster is updated
+        once, with the feature least similar to the old vector (the first of equal ones). Arguments as in `forward`.
+
+        Raises ValueError without changing any vector if a feature is not finite, because its cluster could not recover in the
+        rest of the run.
         """
         self._check(features, labels)
         features = F.normalize(features.detach().float(), dim=1)
@@ -94,10 +99,10 @@ class ClusterMemory(nn.Module):
             order = similarities.argsort(stable=True)
         else:
             order = torch.arange(len(labels), device=labels.device)
-        # Clusters do not touch each other, so one round takes the next feature of every cluster at once.
+        # Clusters are independent of each other, so each round processes the next feature of every cluster at once.
         order = order[labels[order].argsort(stable=True)]
         grouped = labels[order]
-        first = torch.searchsorted(grouped, grouped)  # position at which each one's cluster begins
+        first = torch.searchsorted(grouped, grouped)  # for each feature, the position at which its cluster begins
         turn = torch.arange(len(grouped), device=labels.device) - first
         num_rounds = 1 if self.hard else int(turn.max()) + 1 if len(turn) else 0
         for round_number in range(num_rounds):

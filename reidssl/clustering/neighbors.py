@@ -1,4 +1,4 @@
-"""Exact nearest neighbors by cosine, in blocks: memory is N x k and one block of scores, never N x N.
+"""Exact nearest neighbors by cosine similarity, in blocks. Memory is N x k plus one block of scores, never N x N.
 
 Shapes: N images, D feature width, k neighbors, b rows and c columns of one block.
 """
@@ -19,25 +19,25 @@ from reidssl.row_blocks import one_torch_thread_each, over_blocks, threads_of
 Array = np.ndarray
 Neighbors = tuple[Array, Array]
 TILE = 1024
-"""Images that a thread compares its rows with at a time; their scores stay in its cache."""
+"""Number of images that a thread compares its rows with at a time, so that the scores stay in its cache."""
 DEVICE_COLUMNS = 65536
-"""Images compared at a time on an accelerator, where small blocks cost more in calls than in products."""
+"""Number of images compared at a time on an accelerator, where the overhead of calls dominates for small blocks."""
 
 
 def unit_rows(features: Tensor | Array, name: str = "features") -> Tensor:
-    """`features` as float32 (N, D) with rows of length one, on their device; all-zero rows stay zero.
+    """`features` as float32 (N, D) with rows of length one, on their device. Rows of zeros stay zero.
+
+    The length of a row may be any float32 number, such as 1e-40 or 1e38. Rows of length one may change in their last bit.
 
     Raises:
-        ValueError: not two-dimensional, empty, or a row that is not finite (the row is named).
-
-    A row's length may be anything that float32 holds, 1e-40 or 1e38; rows of length one may change in their last bit.
+        ValueError: features are not two-dimensional, are empty, or are not finite (the message names the row).
     """
     tensor = torch.as_tensor(features).detach()
     if tensor.ndim != 2 or 0 in tensor.shape:
         raise ValueError(f"{name} must be (images, width), both at least 1: got shape {tuple(tensor.shape)}")
     tensor = tensor.float()
     lengths = torch.linalg.vector_norm(tensor, dim=1)
-    # Squares of other rows are lost or infinite in float32, so those are scaled first; NaN is among them.
+    # For other lengths, squares underflow or overflow in float32, so these rows are scaled first. NaN is also selected here.
     unusual = (~((lengths > 1e-15) & (lengths < 1e15))).nonzero().flatten()
     if not len(unusual):
         return F.normalize(tensor, dim=1)
@@ -56,9 +56,9 @@ def unit_rows(features: Tensor | Array, name: str = "features") -> Tensor:
 
 @torch.no_grad()
 def top_scores(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest per row, largest first, equal scores by rising column: (values (b, k), columns int64 (b, k)).
+    """The k largest scores per row, descending, equal scores by ascending column: (values (b, k), columns int64 (b, k)).
 
-    `torch.topk` alone picks any of several equal scores, which would make results depend on the device.
+    `torch.topk` alone selects any of several equal scores, so results would depend on the device.
     """
     columns = scores.shape[1]
     k = min(k, columns)
@@ -66,7 +66,7 @@ def top_scores(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if k < columns:
         tied = (values[:, k] == values[:, k - 1]).nonzero().flatten()
         values, indices = values[:, :k], indices[:, :k]
-        if len(tied):  # more scores equal to the last one than there is room for: keep the first columns
+        if len(tied):  # more scores equal the last one than fit: keep those in the first columns
             row_scores, last = scores[tied], values[tied, -1:]
             equal = row_scores == last
             above = row_scores > last
@@ -82,30 +82,30 @@ class Nearest(NamedTuple):
     """Neighbors of Q queries in a set of N images."""
 
     indices: Array
-    """int64 (Q, min(k, N)), nearest first, equal similarities by rising index."""
+    """int64 (Q, min(k, N)), nearest first, equal similarities by ascending index."""
     similarities: Array
-    """float32 (Q, min(k, N)), cosines."""
+    """float32 (Q, min(k, N)), cosines of the neighbors."""
     lowest: Array
-    """float32 (Q,), the cosine of the farthest image."""
+    """float32 (Q,), cosine of the farthest image."""
 
 
 def knn(features: Tensor | Array, k: int, block: int = 2048, num_threads: int | None = None) -> Neighbors:
-    """The k nearest neighbors of every image by cosine, the image itself always first.
+    """The k nearest neighbors of every image by cosine similarity, the image itself always first.
 
-    Equal similarities are ordered by rising index, and those of equal rows are equal on the CPU whatever the block (see
-    `products`). Runs on the features' device, with torch's threads.
+    Equal similarities are in ascending order of the index. On the CPU, equal rows have equal similarities for any block size
+    (see `products`). Runs on the features' device, with torch's threads.
 
     Args:
         features: float (N, D); rows are normalized here.
-        k: neighbors including the image itself; N where there are fewer images.
+        k: number of neighbors including the image itself; N if there are fewer images.
         block: a block of scores is `block x block` float32 (16 MiB by default).
-        num_threads: of the selection; None: as many as torch uses.
+        num_threads: number of threads of the selection; None: torch's number.
 
     Returns:
         indices int64 (N, min(k, N)) and similarities float32 of the same shape, in [-1, 1] up to rounding.
 
     Raises:
-        ValueError: features that are not finite (the row is named), or k or block below 1.
+        ValueError: features are not finite (the message names the row), or k or block are below 1.
     """
     found = nearest_among(unit_rows(features), k, block, num_threads)
     return found.indices, found.similarities
@@ -113,36 +113,42 @@ def knn(features: Tensor | Array, k: int, block: int = 2048, num_threads: int | 
 
 @torch.no_grad()
 def nearest_among(unit: Tensor, k: int, block: int = 2048, num_threads: int | None = None) -> Nearest:
-    """`nearest` of a set in itself, each image its own first neighbor, at half the products: score (i, j) is score (j, i).
+    """`nearest` within one set, with each image as its own first neighbor.
+
+    On the CPU only half of the products are computed, since score (i, j) equals score (j, i).
 
     Args:
-        unit: float32 (N, D), rows of length one; the others as in `knn`.
+        unit: float32 (N, D), rows of length one.
+        k, block, num_threads: as in `knn`.
     """
     num, own = len(unit), np.arange(len(unit))
     _at_least_one(k=k, block=block)
     if unit.device.type != "cpu":
         return nearest(unit, unit, k, own, block, DEVICE_COLUMNS, num_threads)
     found, itself, num_threads = _nothing_yet(num, min(k, num)), np.empty(num, np.float32), threads_of(num_threads)
-    share = -(-min(block, num) // (MULTIPLE * num_threads)) * MULTIPLE  # rows of a thread, which keeps its tiles of the block
+    share = -(-min(block, num) // (MULTIPLE * num_threads)) * MULTIPLE  # number of rows of a block for one thread
     tile = min(share, TILE)
     buffers = [
         [products_buffer(unit, share, tile) for _ in range(0, min(block, num), tile)] for _ in range(0, min(block, num), share)
     ]
 
     def rows_of(start: int, first: int, low: int) -> list[Array]:
-        """Products and lists of some rows of a block: the scores, in tiles. A thread does both while a tile is in its cache."""
+        """Compute the scores of some rows of a block, in tiles, and update the lists of these rows.
+
+        A thread does both while a tile is in its cache. Returns the tiles.
+        """
         here, tiles = slice(start + low, min(start + low + share, start + block, num)), []
         for left, buffer in zip(range(first, min(first + block, num), tile), buffers[low // share], strict=False):
             scores = products(unit[here], unit[left : min(left + tile, first + block)], buffer).numpy()
             same = np.arange(max(here.start, left), min(here.stop, left + scores.shape[1]))
             itself[same] = scores[same - here.start, same - left]
-            scores[same - here.start, same - left] = np.inf  # before all duplicates of itself
+            scores[same - here.start, same - left] = np.inf  # places the image before all of its duplicates
             select_rows(scores, left, found.similarities[here], found.indices[here], found.lowest[here], 0, len(scores))
             tiles.append(scores)
         return tiles
 
     def columns_of(start: int, first: int, low: int, pieces: list[list[Array]]) -> None:
-        """The lists of some columns of a block, whose rows come in rising order, which settles ties."""
+        """Update the lists of some columns of a block. Rows come in ascending order, which gives ties their order."""
         for number, tiles in enumerate(pieces):
             scores = tiles[low // tile]
             here = slice(first + low, first + low + scores.shape[1])
@@ -177,12 +183,13 @@ def nearest(
     column_block: int | None = None,
     num_threads: int | None = None,
 ) -> Nearest:
-    """The k nearest of `images` to every query, and how far the farthest is; other arguments as in `knn`.
+    """The k nearest of `images` to every query, and the similarity of the farthest image. Other arguments as in `knn`.
 
     Args:
         queries, images: float32 (Q, D) and (N, D) on one device, rows of length one.
-        own: int (Q,), the image that is the query itself, which then comes first; -1 where there is none. None: none at all.
-        column_block: images compared at a time; None: 4096, on an accelerator 65,536.
+        own: int (Q,), index of the image that is the query itself, which is then placed first; -1: none. None: none for all.
+        block: number of queries compared at a time.
+        column_block: number of images compared at a time. None: 4096, on an accelerator 65,536.
     """
     if column_block is None:
         column_block = 4096 if queries.device.type == "cpu" else DEVICE_COLUMNS
@@ -202,7 +209,7 @@ def nearest(
             scores = products(rows, columns, buffer)
             here = ((mine >= first) & (mine < first + len(columns))).nonzero().flatten()
             itself[here] = scores[here, mine[here] - first]
-            scores[here, mine[here] - first] = torch.inf  # before all duplicates of itself
+            scores[here, mine[here] - first] = torch.inf  # places the image before all of its duplicates
             if best is None:
                 work = partial(select_rows, scores.numpy(), first, part.similarities, part.indices, part.lowest)
                 over_blocks(work, len(rows), 64, num_threads)
@@ -223,12 +230,12 @@ def _at_least_one(**values: int) -> None:
 
 
 def _nothing_yet(num: int, k: int) -> Nearest:
-    """Lists that any score enters."""
+    """Initial lists of `num` queries, which any score improves."""
     return Nearest(np.full((num, k), -1, np.int64), np.full((num, k), -np.inf, np.float32), np.full(num, np.inf, np.float32))
 
 
 class _BestOnDevice:
-    """The best k of blocks of scores as they come, on any device; blocks in rising order of the images."""
+    """Running selection of the k best scores on any device. Blocks must come in ascending order of the images."""
 
     def __init__(self, rows: Tensor, k: int) -> None:
         self.indices = torch.full((len(rows), k), -1, device=rows.device)
@@ -236,10 +243,10 @@ class _BestOnDevice:
         self.lowest = rows.new_full((len(rows),), torch.inf)
 
     def take(self, scores: Tensor, first: int) -> None:
-        """scores: float32 (b, c), of the images from `first` on."""
+        """Add a block of scores, float32 (b, c), of the images from `first` on."""
         k = self.indices.shape[1]
         values, columns = top_scores(scores, k)
-        # Images rise from block to block, so a stable sort keeps equal scores in order of index.
+        # Later blocks have larger image indices, so a stable sort keeps equal scores in order of the index.
         wide, order = torch.cat([self.similarities, values], dim=1).sort(dim=1, descending=True, stable=True)
         self.similarities = wide[:, :k]
         self.indices = torch.cat([self.indices, columns + first], dim=1).gather(1, order[:, :k])
@@ -247,13 +254,13 @@ class _BestOnDevice:
 
 
 def self_first(indices: Array, num_images: int) -> Array:
-    """A neighbor table of any search, checked, with each image as its own first neighbor: int32 (N, k).
+    """Check a table of neighbors and place each image first in its own row: int32 (N, k).
 
-    An approximate search may miss the image itself or return fewer than k neighbors, marked -1; both are mended:
-    the image moves to (or is put at) the front, the last entry is dropped for it, -1 stays at the end.
+    An approximate search may miss the image itself or find fewer than k neighbors (-1: absent). The image is moved to or
+    inserted at the front, which drops the last entry if it was missing. Absent entries are moved to the end.
 
     Raises:
-        ValueError: a table of another number of images, or an index outside -1..N-1.
+        ValueError: the table is of another number of images, or an index is outside -1..N-1.
     """
     indices = np.asarray(indices)
     if indices.ndim != 2 or len(indices) != num_images or indices.shape[1] < 1:
@@ -262,7 +269,7 @@ def self_first(indices: Array, num_images: int) -> Array:
         raise ValueError(f"neighbors must be image numbers in [0, {num_images}) or -1: got {indices.min()} to {indices.max()}")
     own = np.arange(num_images)
     if not (np.array_equal(indices[:, 0], own) and indices.min() >= 0):
-        # Sort key 0: itself, 1: others in their order, 2: absent; a missing self takes a column of its own.
+        # Sort keys: 0 the image itself (in an additional column), 1 other images in their order, 2 absent, 3 repeated self.
         wide = np.concatenate([own[:, None], indices], axis=1)
         key = np.where(wide < 0, 2, 1)
         key[:, 1:][indices == own[:, None]] = 3

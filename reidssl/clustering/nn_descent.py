@@ -1,8 +1,8 @@
-"""What an approximate search missed, found among the neighbors of the neighbors it did find.
+"""Refinement of an approximate neighbor search: missed neighbors are found among the neighbors of the found neighbors.
 
-A neighbor that lies in a group the search did not visit is nearly always a neighbor of one that was found (Dong, Charikar
-and Li, "Efficient k-nearest neighbor graph construction for generic similarity measures", WWW 2011). One round looks at up to
-k x k images for each, a small part of what visiting more groups would look at.
+A neighbor in a group that the search did not visit is nearly always a neighbor of a found neighbor (Dong, Charikar and Li,
+"Efficient k-nearest neighbor graph construction for generic similarity measures", WWW 2011). One round compares each image with
+up to k x k others, far fewer than a visit of further groups would.
 """
 
 import numpy as np
@@ -14,19 +14,22 @@ from reidssl.clustering.pairs import pair_cosines
 from reidssl.clustering.top_k import insert
 from reidssl.row_blocks import kernel, over_blocks
 
-BLOCK = 2048  # rows that share one note of what was looked at, and whose candidates are listed at a time
+BLOCK = 2048  # rows processed at a time; they share one array that marks the images already seen
 
 
 def refine(features: Tensor | Array, neighbors: Neighbors, num_threads: int | None = None) -> Neighbors:
-    """A table of neighbors, at least as near as the given one's, from one round of looking at neighbors of neighbors.
+    """Refine a table of neighbors by one round of comparisons with the neighbors of neighbors.
 
     Args:
         features: float (N, D).
-        neighbors: indices int64 (N, k), the image itself first, -1 where none was found; similarities float32 (N, k), falling.
-        num_threads: None: as many as torch uses. The result does not depend on it.
+        neighbors: indices int64 (N, k), the image itself first, -1: absent; and similarities float32 (N, k), descending.
+        num_threads: number of threads; None: torch's number. The result does not depend on it.
 
     Returns:
-        Of the same shapes; equal similarities by rising index.
+        Neighbors at least as near, in arrays of the same shapes. Equal similarities are in ascending order of the index.
+
+    Raises:
+        ValueError: the table does not fit the features.
     """
     unit = unit_rows(features).cpu().numpy()
     indices, similarities = neighbors[0], neighbors[1].astype(np.float32, copy=False)
@@ -48,11 +51,13 @@ def refine(features: Tensor | Array, neighbors: Neighbors, num_threads: int | No
 
 
 def taken(indices: Array, similarities: Array, own: Array, counts: Array, others: Array, cosines: Array) -> Neighbors:
-    """Some rows of the table, (n, k), with those of their candidates that are nearer.
+    """Update some rows of the table, (n, k), with their nearer candidates. Returns new arrays.
 
     Args:
+        indices, similarities: the rows of the table.
         own: int (n,), the images of these rows.
-        counts, others: of `candidates` for them. cosines: float32 (P,), of the image and the candidate.
+        counts, others: the result of `candidates` for these images.
+        cosines: float32 (P,), cosines of each image and its candidates.
     """
     found, near = indices.copy(), similarities.copy()
     _take(found, near, counts, others, cosines)
@@ -63,9 +68,10 @@ def taken(indices: Array, similarities: Array, own: Array, counts: Array, others
 
 @kernel
 def candidates(indices, start, stop):  # type: ignore[no-untyped-def]
-    """Neighbors of the neighbors of the images start..stop: how many of each, int64 (stop - start,), and who, int32.
+    """Neighbors of the neighbors of the images start..stop: their numbers int64 (stop - start,), and their indices int32.
 
-    indices: int (N, k), the image itself first, -1 absent. Each is named once, and none that the table has for that image.
+    The candidates of an image have no duplicates and none of its neighbors in the table. indices: int (N, k), the image itself
+    first, -1: absent.
     """
     num, k = indices.shape
     counts = np.zeros(stop - start, np.int64)
@@ -94,7 +100,7 @@ def candidates(indices, start, stop):  # type: ignore[no-untyped-def]
 
 @kernel
 def _take(found, near, counts, others, cosines):  # type: ignore[no-untyped-def]
-    """Enter candidates into the lists (n, k), falling; updated."""
+    """Insert candidates into the descending lists (n, k), which are updated."""
     last, place = found.shape[1] - 1, 0
     for row in range(len(found)):
         for candidate in range(place, place + counts[row]):

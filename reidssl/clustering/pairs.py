@@ -1,4 +1,4 @@
-"""Similarities of chosen pairs of images: what is left to compute where most pairs need no number."""
+"""Cosine similarities of selected pairs of images, for cases in which most pairs are not needed."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from reidssl.row_blocks import kernel
 
 @kernel
 def pair_cosines(queries, images, rows, others):  # type: ignore[no-untyped-def]
-    """queries[rows] . images[others], pair by pair: float32 (P,).
+    """Dot products of queries[rows[p]] and images[others[p]] for each pair p: float32 (P,).
 
     Args:
         queries, images: float32 (Q, D) and (N, D), rows of length one.

@@ -1,8 +1,8 @@
-"""Matrix products whose every entry depends on its two rows alone, so that equal pairs score equally wherever they stand.
+"""Matrix products in which each entry depends only on its two rows, so that equal pairs have equal scores at any position.
 
-A BLAS computes the last few rows and columns of a product by other kernels, which round differently: two copies of an image
-would then have different cosines with a third one, and ties would fall as the blocks do. Operands of a multiple of 64
-rows have no such rest.
+A BLAS computes the last few rows and columns of a product with other kernels, which round differently. Two copies of an image
+could then have different cosines with a third image, and the order of ties would depend on the blocks. Operands whose number of
+rows is a multiple of 64 have no such remainder.
 """
 
 from torch import Tensor
@@ -11,14 +11,17 @@ MULTIPLE = 64
 
 
 def products_buffer(like: Tensor, num_rows: int, num_columns: int) -> Tensor:
-    """Room for `products` of up to so many rows and columns: large arrays made afresh cost more than the product."""
+    """A buffer for `products` of up to `num_rows` rows and `num_columns` columns.
+
+    Buffers are reused, because allocating a large array costs more time than the product.
+    """
     return like.new_empty(_whole(num_rows) * num_columns)
 
 
 def products(rows: Tensor, columns: Tensor, buffer: Tensor) -> Tensor:
     """rows @ columns.T: float32 (b, c), contiguous in `buffer`.
 
-    Only what is left over a multiple of 64 is copied, with zeros after it.
+    Operands are padded with zeros to a multiple of 64 rows. All rows of `rows`, but only the remainder of `columns`, are copied.
 
     Args:
         rows, columns: float32 (b, D) and (c, D) on one device.

@@ -22,24 +22,24 @@ from reidssl.clustering.nn_descent import refine
 from reidssl.clustering.reliability import reliable
 
 PAIRS_PER_IMAGE = 1000
-"""Pairs within eps that are stored, per image, at 8 bytes; real sets have some tens, collapsed features N."""
+"""Maximum average number of stored pairs within eps per image (8 bytes each). Usual: some tens; collapsed features: N."""
 
 Graph = Callable[[sp.csr_matrix, float, int], sp.csr_matrix]
-"""(vectors, largest distance, most pairs) -> distances, or TooManyPairs."""
+"""Function (vectors, largest distance, maximum number of pairs) -> distances; may raise TooManyPairs."""
 
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """Labels of N images."""
+    """Pseudo-labels of N images."""
 
     labels: Array
     """int64 (N,), cluster number in [0, num_clusters), or -1 for outliers."""
     num_clusters: int
     num_outliers: int
     seconds: dict[str, float]
-    """Wall time of each step: "search" (absent if the neighbors were given), "refine", "recall", "jaccard", "dbscan", ..."""
+    """Wall time of each step in seconds: "search" (not if neighbors were given), "refine", "recall", "jaccard", "dbscan", ..."""
     recall: float | None = None
-    """Share of the true neighbors that an approximate search found, measured on a sample; None for an exact search."""
+    """Recall of an approximate search in [0, 1], measured on a sample; None for an exact search."""
 
 
 def pseudo_labels(
@@ -49,15 +49,17 @@ def pseudo_labels(
     num_threads: int | None = None,
     progress: float = 0.0,
 ) -> PseudoLabels:
-    """Group N images by their features, float (N, D).
+    """Cluster N images by their features.
 
     Args:
-        neighbors: (indices, similarities) of a search made elsewhere, at least min(k1, N) columns; None: searched here.
-        num_threads: of the Jaccard step; None: as many as torch uses. The search uses torch's threads.
-        progress: share of the training behind, for the schedule of eps.
+        features: float (N, D).
+        config: algorithm and its settings.
+        neighbors: (indices, similarities) from another search, with at least min(k1, N) columns; None: searched here.
+        num_threads: number of threads of the Jaccard step; None: torch's number. The search uses torch's threads.
+        progress: completed fraction of the training, in [0, 1], for the schedule of eps.
 
     Raises:
-        ValueError: features that are not finite (the row is named), or a table that does not fit.
+        ValueError: features are not finite (the message names the row) or have collapsed, or `neighbors` does not fit.
     """
     lap, found = Laps(), None
     if config.algorithm == "kmeans":
@@ -89,16 +91,18 @@ def vectors_to_labels(
     progress: float = 0.0,
     num_threads: int | None = None,
 ) -> Array:
-    """Step 5 of the Jaccard distance and the clusters: int64 (N,), -1 for outliers.
+    """Step 5 of the Jaccard distance, and clustering: labels int64 (N,), -1 for outliers.
 
-    Where more pairs are near each other than can be stored, DBSCAN goes on without the graph, more slowly.
+    If there are more near pairs than can be stored, DBSCAN runs without the stored graph, which is slower.
 
     Args:
         vectors: float32 CSR (N, N), sorted indices (`jaccard_vectors`).
-        graph: makes the distances, in this process or elsewhere.
+        graph: computes the distances, in this process or in others.
+        lap: called at the end of each step.
+        progress, num_threads: as in `pseudo_labels`.
 
     Raises:
-        ValueError: such features with an algorithm that needs the graph.
+        ValueError: there are too many near pairs and the algorithm needs the stored graph.
     """
     eps, gap, num = config.eps_at(progress), config.reliability_gap, vectors.shape[0]
     try:
@@ -125,14 +129,14 @@ def vectors_to_labels(
 
 
 class Laps:
-    """Wall time of one step after the other."""
+    """Stopwatch for the wall time of consecutive steps."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._clock = time.perf_counter()
 
     def __call__(self, name: str) -> None:
-        """The step that ends here."""
+        """Record the time since the previous call, or since creation, as the time of step `name`."""
         now = time.perf_counter()
         self.seconds[name], self._clock = now - self._clock, now
 
@@ -143,10 +147,10 @@ def cluster_centroids(features: Tensor | Array, labels: Tensor | Array) -> Tenso
 
     Args:
         features: float (N, D).
-        labels: integers (N,), 0..C-1 with every number used; outliers (-1) are left out.
+        labels: integers (N,), 0..C-1 with every number used. Outliers (-1) are ignored.
 
     Raises:
-        ValueError: no cluster at all, an unused number, or arrays of different length.
+        ValueError: there is no cluster, a number is unused, or the arrays differ in length.
     """
     values = torch.as_tensor(features).float()
     numbers = torch.as_tensor(np.asarray(labels) if not isinstance(labels, Tensor) else labels).to(values.device).long()

@@ -1,7 +1,8 @@
 """Images as weights over their k-reciprocal neighbors: steps 1 to 4 of the Jaccard distance (see jaccard.py).
 
-The sets need the table of neighbors alone, the weights the similarities of an image with the members of its set. The two are
-apart, so that the features may lie elsewhere (platform/engine/clustering/sharded_labels.py).
+The sets are computed from the table of neighbors alone, and the weights from the similarities of an image and the members of its
+set. The two are separate functions, so that features can be stored in other processes
+(platform/engine/clustering/sharded_labels.py).
 """
 
 from functools import partial
@@ -16,12 +17,15 @@ from reidssl.row_blocks import kernel, over_blocks
 
 
 def block_of(num: int, block: int | None) -> int:
-    """Rows that a thread works on at once: each block needs notes of N numbers, so blocks grow with N where none is asked for."""
+    """Number of rows that a thread processes at once: `block`, or by default a number that grows with N.
+
+    Each block needs work arrays of N numbers, so the number of blocks must not grow with N.
+    """
     return max(256, num // 512) if block is None else block
 
 
 def half_of(k1: int) -> int:
-    """Neighbors of the half sets: the released code's k1 counts the image itself and this does not (see jaccard.py)."""
+    """Number of neighbors of the half sets. As in the released code, k1 counts the image itself and half of it does not."""
     return round(k1 / 2) + 1
 
 
@@ -32,9 +36,10 @@ def reciprocal_vectors(
 
     Args:
         unit: float32 (N, D), rows of length one.
-        table: int32 (N, k), first column the image itself, -1 absent (`self_first`).
-        half: neighbors of the half sets, at most k are used.
+        table: int32 (N, k), neighbors with the image itself in the first column, -1: absent (`self_first`).
+        half: number of neighbors of the half sets; at most k are used.
         scales: float32 (N,), factor of each image's squared distances in the softmax; None: 1.
+        block, num_threads: as in `sparse_jaccard`.
 
     Returns:
         float32 CSR (N, N), non-negative, rows sum to 1.
@@ -61,9 +66,9 @@ def reciprocal_vectors(
 def reciprocal_sets(
     table: Array, half: int, start: int, stop: int, block: int | None = None, num_threads: int | None = None
 ) -> tuple[Array, Array]:
-    """Steps 1 and 2 for the images start..stop: members per image, int64 (stop - start,), and the members, int32.
+    """Steps 1 and 2 for the images start..stop: number of members per image, int64 (stop - start,), and the members, int32.
 
-    Only what these images need is worked out: the rest of the table is read, not gone through.
+    Half sets are computed only for the images that occur in the reciprocal sets of start..stop.
     """
     num, k = table.shape
     block = block_of(num, block)
@@ -77,7 +82,15 @@ def reciprocal_sets(
 
 
 def query_expansion(vectors: sp.csr_matrix, table: Array) -> sp.csr_matrix:
-    """Step 4: the mean of the vectors of each image's first neighbors, of all images or some: table int32 (n, k2), -1 absent."""
+    """Step 4: the mean of the vectors of the first neighbors, for each image in a row of the table.
+
+    Args:
+        vectors: float32 CSR (N, N).
+        table: int32 (n, k2), first neighbors of all or some images, -1: absent.
+
+    Returns:
+        float32 CSR (n, N), sorted indices.
+    """
     num, columns = table.shape
     if columns == 1 and num == vectors.shape[0]:
         return vectors
@@ -91,13 +104,15 @@ def query_expansion(vectors: sp.csr_matrix, table: Array) -> sp.csr_matrix:
 
 @kernel
 def softmax_weights(counts, cosines, scales):  # type: ignore[no-untyped-def]
-    """Step 3: the softmax of minus the scaled squared distances within each set, float32 (P,).
+    """Step 3: the softmax of the negative scaled squared distances within each set, float32 (P,).
 
-    Distances count from the nearest member, so the largest weight is never rounded to nothing, whatever the scale; rounding
-    puts some cosines above 1, and those distances are 0.
+    The smallest distance of a set is subtracted first, so that the largest exponential is 1 for any scale. Cosines that exceed 1
+    by rounding give distance 0.
 
     Args:
-        counts: int (n,), members of each set. cosines: float32 (P,), set after set. scales: float32 (n,).
+        counts: int (n,), number of members of each set.
+        cosines: float32 (P,), cosines of each image and the members of its set, one set after the other.
+        scales: float32 (n,), factors of the squared distances.
     """
     data = np.empty(len(cosines), np.float32)
     first = 0
@@ -118,7 +133,7 @@ def softmax_weights(counts, cosines, scales):  # type: ignore[no-untyped-def]
 
 
 def _reciprocal_rows(table: Array, k: int, rows: Array, block: int, num_threads: int | None) -> tuple[Array, Array]:
-    """Members of the k-reciprocal sets of the images `rows`: int32 (n, k) filled from the left, and their number int32 (n,)."""
+    """The k-reciprocal sets of the images `rows`: members int32 (n, k), filled from the left, and their numbers int32 (n,)."""
     members, counts = np.empty((len(rows), k), np.int32), np.zeros(len(rows), np.int32)
     over_blocks(partial(_reciprocal, table, k, rows, members, counts), len(rows), block, num_threads)
     return members, counts
@@ -141,9 +156,9 @@ def _reciprocal(table, k, rows, members, counts, start, stop):  # type: ignore[n
 
 @kernel
 def _expanded(full, full_counts, halves, half_counts, places, start, stop):  # type: ignore[no-untyped-def]
-    """The reciprocal sets of the rows start..stop of `full` with the half sets that lie mostly inside.
+    """The reciprocal sets in the rows start..stop of `full`, extended by the half sets that lie mostly inside (step 2).
 
-    halves: of the images needed; places: int32 (N,), where each image's is.
+    halves: half sets of the images that are needed. places: int32 (N,), the row of each image in `halves`.
     """
     counts = np.zeros(stop - start, np.int64)
     most = 0

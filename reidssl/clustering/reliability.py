@@ -1,9 +1,9 @@
-"""Which clusters to trust: the self-paced criterion of SpCL (Ge et al., NeurIPS 2020, arXiv 2006.02713).
+"""Selection of reliable clusters: the criterion of SpCL (Ge et al., NeurIPS 2020, arXiv 2006.02713).
 
-Both measures are taken for each image, as intersection over union of its cluster with its cluster in another clustering:
-independence with that at a looser eps (+ gap), compactness with that at a tighter one (- gap). As in the released code, a
-cluster is as independent as its most independent image (one border image that goes elsewhere does not condemn it), and an
-image is kept if it is as compact as any of its cluster. Different here: the threshold of independence, see `reliable`.
+Two measures are computed for each image, as intersection over union of its cluster and its cluster in another clustering:
+independence with a clustering at a looser eps (+ gap), compactness with one at a tighter eps (- gap). As in the released code,
+the independence of a cluster is that of its most independent image, so that a single border image does not remove the cluster.
+An image is kept if its compactness is the largest in its cluster. The threshold of independence differs, see `reliable`.
 """
 
 import numpy as np
@@ -13,7 +13,10 @@ from reidssl.clustering.neighbors import Array
 
 
 def overlap(labels: Array, others: Array) -> Array:
-    """Intersection over union of each image's cluster in two clusterings: float64 (N,) in (0, 1]; an outlier is alone."""
+    """Intersection over union of each image's clusters in two clusterings: float64 (N,) in (0, 1].
+
+    Each outlier (-1) counts as a cluster of its own.
+    """
     one, two = (np.where(each < 0, len(each) + np.arange(len(each)), each) for each in map(np.asarray, (labels, others)))
     pairs, inverse, shared = np.unique(np.stack([one, two], 1), axis=0, return_inverse=True, return_counts=True)
     sizes_one, sizes_two = (dict(zip(*np.unique(each, return_counts=True), strict=True)) for each in (one, two))
@@ -22,17 +25,17 @@ def overlap(labels: Array, others: Array) -> Array:
 
 
 def reliable(labels: Array, looser: Array, tighter: Array, share: float = 0.9, min_samples: int = 2) -> Array:
-    """`labels` without clusters and images that do not last: int64 (N,), renumbered, -1 where they are dropped.
+    """`labels` without unreliable clusters and images: int64 (N,), renumbered, -1 for dropped images.
 
     Args:
         labels, looser, tighter: int (N,), clusterings at eps, eps + gap and eps - gap, -1 for outliers.
-        share: in (0, 1], of the clusters to be kept, the most independent ones (ties are kept too). The paper fixes the
-            threshold in its first epoch at 0.9; here it follows the clusters of each epoch, and a resumed run needs no
-            memory of it.
-        min_samples: clusters of fewer images afterwards are dropped as well.
+        share: fraction in (0, 1] of the clusters to keep, the most independent ones; ties are kept too. The paper fixes the
+            threshold in the first epoch, at a share of 0.9. Here it is computed in each epoch, so that a resumed run needs no
+            stored threshold.
+        min_samples: clusters that are left with fewer images are dropped as well.
 
     Raises:
-        ValueError: arrays of different length, or a share out of range.
+        ValueError: the arrays differ in length, or `share` is out of range.
     """
     labels, looser, tighter = (np.asarray(each) for each in (labels, looser, tighter))
     if not labels.shape == looser.shape == tighter.shape:

@@ -1,8 +1,8 @@
-"""The best k of blocks of scores as they come, on the CPU.
+"""Running selection of the k best scores from a sequence of blocks, on the CPU.
 
-Most stretches of scores hold nothing that would enter any list, which their largest says, many scores at a time. Images come in
-rising order, and only a larger score displaces another, so equal scores keep the order of their index. No score is NaN:
-features are finite.
+In most stretches of scores, no score is large enough to enter a list. Comparing the largest score of a stretch shows this for
+many scores at once. Images come in ascending order, and only a larger score displaces another, so equal scores stay in order of
+their index. Scores are never NaN, because features are finite.
 """
 
 from functools import partial
@@ -17,7 +17,7 @@ finite_kernel = partial(kernel, finite=True)
 
 @kernel
 def insert(values, indices, row, score, index):  # type: ignore[no-untyped-def]
-    """Put `score`, larger than the last of the row's falling values, where it belongs, after equal ones."""
+    """Insert `score` into the descending values of a row, after equal ones. It must be larger than the last value."""
     place = values.shape[1] - 1
     while place > 0 and values[row, place - 1] < score:
         values[row, place] = values[row, place - 1]
@@ -29,11 +29,11 @@ def insert(values, indices, row, score, index):  # type: ignore[no-untyped-def]
 
 @finite_kernel
 def select_rows(scores, first, values, indices, lowest, start, stop):  # type: ignore[no-untyped-def]
-    """Take the block into the lists of its rows start..stop.
+    """Add a block of scores to the lists of the rows start..stop.
 
     Args:
-        scores: float32 (b, c) of b queries with the c images from `first` on.
-        values, indices: float32 and int64 (b, k), the best so far, falling; updated.
+        scores: float32 (b, c), of b queries and the c images from `first` on.
+        values, indices: float32 and int64 (b, k), the best so far in descending order; updated.
         lowest: float32 (b,), the smallest score so far; updated.
     """
     num, k = scores.shape[1], values.shape[1]
@@ -57,7 +57,7 @@ def select_rows(scores, first, values, indices, lowest, start, stop):  # type: i
 
 @finite_kernel
 def select_columns(scores, first, values, indices, lowest, start, stop):  # type: ignore[no-untyped-def]
-    """The same for the columns start..stop: scores float32 (b, c) of the b images from `first` on with c queries."""
+    """As `select_rows`, for the columns start..stop: scores float32 (b, c) of the b images from `first` on and c queries."""
     num, k, width = scores.shape[0], values.shape[1], stop - start
     smallest = values[start:stop, k - 1].copy()
     low = lowest[start:stop].copy()
@@ -80,11 +80,13 @@ def select_columns(scores, first, values, indices, lowest, start, stop):  # type
 
 @finite_kernel
 def select_visitors(scores, visitors, images, values, indices):  # type: ignore[no-untyped-def]
-    """Take a group of images into the lists of the queries that visit it.
+    """Add the scores of a group of images to the lists of the queries that visit this group.
 
     Args:
-        scores: float32 (b, c). visitors: int64 (b,), queries, each once. images: int64 (c,).
-        values, indices: float32 and int64 (Q, k), the best so far of all queries; updated.
+        scores: float32 (b, c), of the visitors and the images.
+        visitors: int64 (b,), rows of the queries, without repetition.
+        images: int64 (c,), numbers of the images.
+        values, indices: float32 and int64 (Q, k), the best so far of all queries in descending order; updated.
     """
     num, k = scores.shape[1], values.shape[1]
     for r in range(len(visitors)):

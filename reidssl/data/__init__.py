@@ -1,1 +1,1 @@
-"""Data sets: their layouts, and synthetic people."""
+"""Data sets: their layouts and labels, image and video decoding, and batch sampling."""

@@ -1,14 +1,17 @@
-"""What an image of any Pillow mode becomes as RGB uint8.
+"""Conversion of images of any Pillow mode to RGB uint8.
 
-Levels in [0, 255]:
-  1, L, RGB         as they are; gray in all three channels
-  P                 its palette's colors; LA, La, PA, RGBA, RGBa and a transparent color: composed over `BACKGROUND`
-  16-bit gray       level // 257 (I;16, I;16L, I;16B, I;16N, I); 12-bit gray by its own full scale, level * 255 // 4095; I with
-                    levels outside [0, 65535] is refused: which of them would be white?
-  16-bit RGB        Pillow drops the lower byte itself: level >> 8
-  F                 levels up to 1: 1 is white; up to 255 with one of at least 16: 255 is white; anything else is refused
-  CMYK              (255 - c)(255 - k) / 255; in JPEG inks are stored inverted, as Adobe and all browsers take them
-  YCbCr, HSV, LAB   by their definition (Lab: D50, to sRGB); RGBX: X does not count. Embedded color profiles are not applied.
+Resulting levels in [0, 255], by mode:
+  1, L, RGB         unchanged; gray is copied to all three channels
+  P                 the colors of the palette
+  LA, La, PA, RGBA, RGBa, or with a transparent color: composed over `BACKGROUND`
+  16-bit gray       (I;16, I;16L, I;16B, I;16N, I) level // 257. 12-bit gray: level * 255 // 4095. Mode I with levels outside
+                    [0, 65535] is rejected, because the level of white is unknown
+  16-bit RGB        level >> 8 (done by Pillow)
+  F                 if the largest level is at most 1, 1 is white; if it is in [16, 255], 255 is white; else rejected
+  CMYK              (255 - c)(255 - k) / 255. JPEG stores inks inverted, and is read as Adobe and all browsers do
+  YCbCr, HSV, LAB   by their definition (Lab: D50, to sRGB)
+  RGBX              X is ignored
+Embedded color profiles are not applied.
 """
 
 import numpy as np
@@ -26,19 +29,19 @@ CONVERSIONS = {
     "gray": "gray",
     "first_frame": "the first of several frames",
 }
-"""What `check_image` says about an image, in words for a summary."""
+"""Kinds of conversion that `check_image` reports, with a description for summaries."""
 _PHOTOMETRIC = 262  # TIFF's PhotometricInterpretation; 0: white is zero
 
 
 class DecodeError(ValueError):
-    """An image cannot be decoded; the text is the reason, on one line."""
+    """An image cannot be decoded. The message is the reason, on one line."""
 
 
 def to_rgb(image: Image.Image, sample_format: str = "") -> tuple[Image.Image, list[str]]:
-    """A Pillow image of any mode as RGB, and what was done to it (keys of CONVERSIONS).
+    """Convert a Pillow image of any mode to RGB. Returns the image and the conversions made (keys of CONVERSIONS).
 
-    sample_format: Pillow's name for how the file stores its samples ("RGB;16B", "I;12", "L;4"), where that is known. Raises
-    DecodeError for levels without a meaning.
+    sample_format: Pillow's name for the storage format of the samples ("RGB;16B", "I;12", "L;4"), or "" if unknown. Raises
+    DecodeError if it is not defined which level is white.
     """
     mode, done = image.mode, []
     if ";16" in sample_format or mode.startswith("I"):
@@ -78,7 +81,7 @@ def to_rgb(image: Image.Image, sample_format: str = "") -> tuple[Image.Image, li
 
 
 def _keyed(image: Image.Image, levels: np.ndarray, sample_format: str) -> Image.Image | None:
-    """Opacity (mode L) of an image in which one color is transparent; None where none is."""
+    """Opacity (mode L) of an image in which one color is transparent; None if there is no such color."""
     key = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(key, tuple) and len(key) == 3:
         clear = (levels == np.asarray(key) >> (8 if ";16" in sample_format else 0)).all(axis=-1)

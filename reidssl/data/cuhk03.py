@@ -1,10 +1,11 @@
-"""CUHK03 (Li et al., CVPR 2014) in the new protocol (Zhong et al., CVPR 2017): 767 people to train, 700 to test.
+"""CUHK03 (Li et al., CVPR 2014) with the new protocol (Zhong et al., CVPR 2017): 767 people to train, 700 to test.
 
-Two sets of boxes, drawn by hand ("labeled") or by a detector ("detected"), which are never mixed. Two layouts are read:
-    labeled/bounding_box_train/0001_c1_1.png ...     as the protocol's authors distribute it, one folder for each set
+There are two sets of boxes, drawn by hand ("labeled") or by a detector ("detected"). They must not be mixed. Two layouts are
+supported:
+    labeled/bounding_box_train/0001_c1_1.png ...     as distributed by the authors of the protocol, one folder for each set
     images_labeled/1_001_1_01.png ... with splits_new_labeled.json, a list of {"train", "query", "gallery"}, each of
                                                      [path, identity, camera]: as torchreid unpacks the original
-The counts are those of the protocol's paper and of its authors' download page (arXiv 1701.08398).
+The counts are those of the protocol's paper (arXiv 1701.08398) and of its authors' download page.
 """
 
 import json
@@ -43,10 +44,15 @@ def index(
 ) -> list[Record]:
     """The images of one set of boxes, sorted by path.
 
-    `files` are paths relative to the root; `read_text(path)` gives a list's text. `boxes` is "labeled" or "detected";
-    "" takes the one that is there. `expect_published` warns (`LayoutWarning`) when counts differ from the published
-    ones. `aside` is filled with the images, or entries of the list, that are not used and why; None warns of them. Raises
-    `LayoutError` when neither or both are there, or a list, or most of its entries or of the names, are not understood.
+    Args:
+        files: paths relative to the root.
+        read_text: function from the path of a list to its text.
+        expect_published: give a `LayoutWarning` if the counts differ from the published ones.
+        boxes: "labeled" or "detected"; "" selects the set that exists.
+        aside: filled with the images or list entries that are not used, and why. None: a `LayoutWarning` is given instead.
+
+    Raises ValueError for an unknown `boxes`. Raises `LayoutError` if the set does not exist, if both sets exist and `boxes` is
+    empty, and if a list, or more than half of its entries or of the file names, cannot be read.
     """
     if boxes not in ("", *BOXES):
         raise ValueError(f"boxes must be one of {', '.join(BOXES)}, or empty where only one is there: got {boxes!r}")
@@ -64,7 +70,7 @@ def index(
             raise LayoutError(f"more than one CUHK03 below this root: {', '.join(lists[chosen])}. Give the folder of one.")
         records = _listed(files, lists[chosen][0], read_text(lists[chosen][0]), chosen, left_out)
     else:
-        # Without a folder that says so, the root is the folder of one of the two itself: its numbers tell which.
+        # No folder is named after a set, so the root itself is the folder of one set. The image counts show which.
         records = three_folders.read(
             folders[chosen] if chosen else files, "CUHK03", _NAMES, "<identity>_c<camera>_<number>.png", None, left_out
         )
@@ -82,7 +88,7 @@ def _by_counts(records: list[Record]) -> str:
 
 
 def _listed(files: Sequence[str], name: str, text: str, kind: str, aside: Aside) -> list[Record]:
-    """The records that a splits_new_*.json names; its paths are another machine's, so only their last part counts."""
+    """The records listed in a splits_new_*.json. Its paths are of another machine, so only their last part is used."""
     root = str(PurePosixPath(name).parent).removeprefix(".")
     folder = f"{root}/images_{kind}/" if root else f"images_{kind}/"
     present = {path for path in files if path.startswith(folder)}
@@ -106,7 +112,7 @@ def _listed(files: Sequence[str], name: str, text: str, kind: str, aside: Aside)
 
 
 def _entries(name: str, text: str) -> list[tuple[str, int, Any]]:
-    """(split, place from 1, entry) of a splits_new_*.json. Raises `LayoutError` where it is no such list."""
+    """(split, number from 1, entry) for the entries of a splits_new_*.json. Raises `LayoutError` for any other content."""
     try:
         (split,) = json.loads(text)
         return [(part, number, entry) for part in SPLITS for number, entry in enumerate(split[part], 1)]
@@ -118,8 +124,10 @@ def _entries(name: str, text: str) -> list[tuple[str, int, Any]]:
 
 
 def _record(entry: Any, folder: str, part: str) -> Record:
-    """An entry [path, identity, camera]. Cameras are counted from 0 there; people are numbered from 0 in the training split
-    and by themselves in the test. Raises ValueError."""
+    """The record of an entry [path, identity, camera]. Raises ValueError if the entry is invalid.
+
+    Cameras are counted from 0 in the list and from 1 in the record. Training and test identities are numbered separately.
+    """
     if not (isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str)):
         raise ValueError(f"entry not understood: expected [path, identity, camera], got {shown(entry)}")
     labels = []

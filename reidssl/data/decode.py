@@ -1,8 +1,8 @@
-"""The one decoder: encoded bytes -> upright RGB uint8, whatever the file's format, mode, bit depth or orientation.
+"""Image decoding: encoded bytes -> upright RGB uint8, for any format in `FORMATS`, mode, bit depth and orientation.
 
-What each mode and bit depth becomes is in color_modes.py.
-EXIF orientation is applied; one that is broken or unknown counts as upright. Of several frames the first is taken. Only the
-formats in `FORMATS` are opened: Pillow would run other programs for some of the rest (Ghostscript for EPS).
+color_modes.py describes the conversion of each mode and bit depth. EXIF orientation is applied; a broken or unknown orientation
+counts as upright. For files with several frames, the first is used. Only the formats in `FORMATS` are opened, since Pillow runs
+other programs for some other formats (Ghostscript for EPS).
 """
 
 import io
@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from reidssl.data.color_modes import DecodeError as DecodeError  # also for those who call what raises it
+from reidssl.data.color_modes import DecodeError as DecodeError  # re-exported for callers of this module
 from reidssl.data.color_modes import to_rgb
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-"""As Pillow names them; JPEG includes MPO, the JPEGs of cameras with further pictures in them."""
+"""Supported formats, by Pillow's names. JPEG includes MPO, the format of cameras that store further images in a JPEG."""
 MAX_PIXELS = 32_000_000
 LARGEST_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-"""Pillow itself opens nothing larger."""
+"""Number of pixels above which Pillow itself does not open an image."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -46,8 +46,8 @@ _FOREIGN = {
     b"\x00\x00\x01\x00": "ICO",
 }
 
-# Damaged metadata does not concern the pixels, and `max_pixels` is the limit here. (Not around each call: catch_warnings is
-# not safe in threads.)
+# Warnings about damaged metadata do not concern the pixels, and `max_pixels` replaces Pillow's warning limit. The filters are
+# global because catch_warnings is not thread-safe.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings(
     "ignore", "(Possibly c|C)orrupt EXIF|Truncated File Read|Metadata Warning|Image appears to be a mal", category=UserWarning
@@ -55,17 +55,18 @@ warnings.filterwarnings(
 
 
 class Checked(NamedTuple):
-    """What `check_image` found."""
+    """The result of `check_image`."""
 
     height: int
-    """Of the upright image."""
+    """Height of the upright image in pixels."""
     width: int
+    """Width of the upright image in pixels."""
     converted: tuple[str, ...]
-    """Keys of CONVERSIONS."""
+    """Conversions made (keys of CONVERSIONS)."""
 
 
 def decode_image(data: bytes, image_size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Encoded image -> uint8 (3, H, W), upright, resized (bicubic) to `image_size` (height, width). Raises DecodeError."""
+    """Decode an image to uint8 (3, H, W), upright, resized (bicubic) to `image_size` (height, width). Raises DecodeError."""
     rgb, _ = _decode(data, max_pixels, image_size)
     size = (image_size[1], image_size[0])
     if rgb.size != size:
@@ -76,9 +77,9 @@ def decode_image(data: bytes, image_size: tuple[int, int], max_pixels: int = MAX
 def decode_batch(
     data: Sequence[bytes], image_size: tuple[int, int], max_pixels: int = MAX_PIXELS, threads: int = 1
 ) -> tuple[np.ndarray, list[str]]:
-    """Encoded images -> uint8 (B, 3, H, W), and for each the reason why it cannot be decoded ("" = it can).
+    """Decode images to uint8 (B, 3, H, W), upright and resized to `image_size` (height, width).
 
-    An image that cannot be decoded is gray (128) all over.
+    The second result is, for each image, the reason why it cannot be decoded, or "". All pixels of such an image are 128.
     """
     images = np.full((len(data), 3, *image_size), 128, np.uint8)
 
@@ -96,12 +97,12 @@ def decode_batch(
 
 
 def decode_whole(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Encoded image -> upright RGB image of its own size. Raises DecodeError."""
+    """Decode an image to an upright RGB image in its original size. Raises DecodeError."""
     return _decode(data, max_pixels, None)[0]
 
 
 def check_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Checked:
-    """Decode every pixel and verify the container's checksums. Raises DecodeError."""
+    """Decode every pixel and verify the checksums of PNG files. Raises DecodeError if the image is damaged."""
     with _open(data, max_pixels) as image:
         frames = _has_frames(image)
         if image.format == "PNG":
@@ -114,7 +115,10 @@ def check_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Checked:
 
 
 def _decode(data: bytes, max_pixels: int, near: tuple[int, int] | None) -> tuple[Image.Image, list[str]]:
-    """The upright RGB image and what was done to it; near: a JPEG may come smaller, but not smaller than this size."""
+    """The upright RGB image and the conversions made.
+
+    near: (height, width). A JPEG may be decoded at a reduced size for speed, but not smaller than this. None: full size.
+    """
     with _open(data, max_pixels) as image:
         try:
             is_tiff = image.format == "TIFF"  # Pillow turns these by itself
@@ -125,7 +129,7 @@ def _decode(data: bytes, max_pixels: int, near: tuple[int, int] | None) -> tuple
             sample_format = _sample_format(image)
             image.load()
             if image.format == "PNG":
-                orientation = _orientation(image)  # its EXIF may stand behind the pixels
+                orientation = _orientation(image)  # in a PNG, the EXIF data may come after the pixels
             rgb, done = to_rgb(image, sample_format)
         except DecodeError:
             raise
@@ -138,7 +142,7 @@ def _decode(data: bytes, max_pixels: int, near: tuple[int, int] | None) -> tuple
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
-    """Header read, pixels not; refused before they are."""
+    """Open an image and read its header only. Raises DecodeError if it has too many pixels, before any are decoded."""
     if not data:
         raise DecodeError("empty file")
     try:
@@ -182,7 +186,7 @@ def _error(error: Exception) -> DecodeError:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8; 1 where there is none or it cannot be read."""
+    """EXIF orientation, 1 to 8; 1 (upright) if it is missing or cannot be read."""
     try:
         if image.format == "TIFF":
             value: Any = image.tag_v2.get(ExifTags.Base.Orientation, 1)  # type: ignore[attr-defined]
@@ -190,13 +194,16 @@ def _orientation(image: Image.Image) -> int:
             value = image.getexif().get(ExifTags.Base.Orientation, 1)
         else:
             return 1
-    except Exception:  # a broken block never fails the image
+    except Exception:  # a broken EXIF block must not make the image unusable
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _sample_format(image: Image.Image) -> str:
-    """Before the pixels are loaded: "RGB;16B" and the like; Pillow names them in the arguments of the codec."""
+    """Storage format of the samples, such as "RGB;16B", from the arguments of Pillow's codec.
+
+    Must be called before the pixels are loaded.
+    """
     tiles = getattr(image, "tile", [])
     if not tiles:
         return ""
@@ -208,5 +215,5 @@ def _sample_format(image: Image.Image) -> str:
 def _has_frames(image: Image.Image) -> bool:
     try:
         return bool(getattr(image, "is_animated", False))
-    except Exception:  # a second frame that is damaged does not concern the first
+    except Exception:  # a damaged second frame does not affect the first
         return True

@@ -1,9 +1,9 @@
 """DukeMTMC-reID (Ristani et al., ECCVW 2016; Zheng et al., ICCV 2017): `0005_c2_f0046985.jpg` in three folders.
 
-The name gives identity 5, camera 2 (1..8), frame 46985. The counts are those of the data set's description: 16,522 images
-of 702 people to train, 2,228 queries of 702 others, and a gallery of 17,661 with 408 more people as distractors, which
-have identities of their own. The authors have taken the data set down and ask not to use it for new work: it is read
-here to reproduce published numbers.
+The example name means identity 5, camera 2 (1..8), frame 46985. The counts are those of the data set's description: 16,522
+training images of 702 people, 2,228 queries of 702 others, and a gallery of 17,661 images that includes 408 more people as
+distractors with identities of their own. The authors have withdrawn the data set and ask not to use it for new work. It is
+supported to reproduce published numbers.
 """
 
 import re

@@ -1,8 +1,8 @@
 """Plain folders of images: unlabeled at any depth, or one folder per identity.
 
-Labeled: `<identity>/<image>` (all training) or `<split>/<identity>/<image>` with the splits train,
-query and gallery. A camera is read from the image's name where it has a part like `c3` or `cam3` between
-`_`, `-` or `.`. A pattern says where identity, camera and split are in paths of any other kind.
+Labeled: `<identity>/<image>` (all training) or `<split>/<identity>/<image>` with the splits train, query and gallery. The camera
+is read from the image's name if it has a part like `c3` or `cam3` between `_`, `-` or `.`. For paths of any other form, a
+regular expression extracts identity, camera and split.
 """
 
 import re
@@ -18,7 +18,7 @@ _NEGATIVE = re.compile(r"-[0-9]+")
 
 
 class _Found(NamedTuple):
-    """What a path says, by name; "" for a camera that it does not tell."""
+    """A path and the names in it of split, identity and camera ("": unknown camera)."""
 
     path: str
     split: str
@@ -27,7 +27,10 @@ class _Found(NamedTuple):
 
 
 def check_pattern(pattern: str) -> re.Pattern[str]:
-    """Compile a pattern of labels. Raises ValueError unless it has one of the named groups pid, camid, split, and no other."""
+    """Compile a pattern of labels.
+
+    Raises ValueError unless it has at least one of the named groups pid, camid and split, and no other named group.
+    """
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -51,18 +54,20 @@ def index(
 
     Args:
         files: paths relative to the root.
-        read_text: not needed here; all layouts take it.
-        labeled: take identities and cameras from the paths; otherwise both are -1 and the split is train.
+        read_text: not used here; part of the interface of all layouts.
+        labeled: read identities and cameras from the paths. Otherwise both are -1 and the split is train.
         pattern: regular expression, searched in each path, with named groups: `pid` instead of the folder (images may
-            then lie at any depth), `camid` instead of the usual forms in the name, `split` instead of the first folder.
-        splits: other names of splits and which of train, query, gallery they are.
-        aside: filled with the images that are not used and why; None warns (`LayoutWarning`) of them.
+            then be at any depth), `camid` instead of the usual forms in the name, `split` instead of the first folder.
+        splits: further names of splits -> train, query or gallery.
+        aside: filled with the images that are not used, and why. None: a `LayoutWarning` is given instead.
 
-    An identity's number is its name where that is a whole number up to 2147483647; other names get the lowest free
-    numbers in alphabetical order, and a `LayoutWarning` says so; the same for cameras that a pattern finds. One name is
-    one identity in all splits. Identity -1 is junk and is set aside, as is an image that lies too high or too deep, or
-    that the pattern does not match. Raises `LayoutError` when there is no image, when more than half do not fit, or when
-    two identities have one number, as 7 and 007.
+    A name that is a whole number up to 2147483647 is used as the number of the identity. Other names get the lowest free
+    numbers in alphabetical order, with a `LayoutWarning`. The same applies to cameras found by a pattern. A name is the same
+    identity in all splits. Negative identities are skipped as junk. Images at the wrong depth or not matched by the pattern are
+    rejected.
+
+    Raises `LayoutError` if there is no image, if more than half are rejected, or if two names are the same number, such as 7 and
+    007.
     """
     images = sorted(path for path in files if is_image(path))
     if not images:
@@ -94,7 +99,7 @@ def index(
 
 
 def _told(path: str, pattern: re.Pattern[str] | None, splits: Mapping[str, str]) -> _Found:
-    """What a path says. Raises ValueError where it says no identity."""
+    """The labels in a path. Raises ValueError if the path does not fit, or has no identity or an unknown split."""
     groups: dict[str, str | None] = {}
     if pattern is not None:
         match = pattern.search(path)

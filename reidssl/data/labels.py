@@ -1,9 +1,9 @@
-"""Identities, cameras and splits: what counts as one, and how names become numbers.
+"""Validation of identities, cameras and splits, and numbering of names.
 
-One policy for every source. A number is a whole number from -1 to 2147483647 (int32); -1 means unknown. A JSON value must
-be an integer: 1.7, 7.0, 1e3, true, null and lists are refused. Text must be -1 or digits alone; leading zeros do not
-matter. Splits are train, query and gallery, spelled so; other names need a mapping, since whether a "test" holds queries
-or the gallery is nothing to guess.
+The rules are the same for every source. An identity or camera is a whole number from -1 to 2147483647 (int32); -1 means
+unknown. A JSON value must be an integer: 1.7, 7.0, 1e3, true, null and lists are rejected. Text must be -1 or consist of digits;
+leading zeros are ignored. Splits are named exactly train, query and gallery. Other names need a mapping, since it is ambiguous
+whether "test" means queries or the gallery.
 """
 
 import itertools
@@ -14,14 +14,14 @@ from typing import Any
 
 from reidssl.data.records import SPLITS, LayoutError, LayoutWarning
 
-LARGEST = 2**31 - 1  # what an int32 column holds
+LARGEST = 2**31 - 1  # the largest int32
 _WHOLE = re.compile(r"-1|[0-9]+")
 
 
 def whole_number(value: Any) -> int:
-    """An identity or camera from a JSON value or text. Raises ValueError with the value seen and what is allowed."""
+    """An identity or camera from a JSON value or text. Raises ValueError with the value and what is allowed."""
     if isinstance(value, str) and _WHOLE.fullmatch(value):
-        number = int(value) if len(value.lstrip("0")) <= 10 else LARGEST + 1  # int() refuses thousands of digits
+        number = int(value) if len(value.lstrip("0")) <= 10 else LARGEST + 1  # int() raises an error for thousands of digits
     elif isinstance(value, int) and not isinstance(value, bool):
         number = value
     else:
@@ -32,7 +32,7 @@ def whole_number(value: Any) -> int:
 
 
 def split_name(value: Any, others: Mapping[str, str] | None = None) -> str:
-    """A split by its name here, or by one that `others` maps. Raises ValueError with the value seen and what is allowed."""
+    """The split of this name; `others` maps further names to splits. Raises ValueError with the value and what is allowed."""
     if isinstance(value, str):
         if value in SPLITS:
             return value
@@ -43,18 +43,18 @@ def split_name(value: Any, others: Mapping[str, str] | None = None) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as messages show it, shortened."""
+    """A value as shortened text (at most 60 characters), for messages."""
     if isinstance(value, int) and abs(value) >= 10**60:
-        return f"a number of {value.bit_length()} bits"  # its digits would take long to print
+        return f"a number of {value.bit_length()} bits"  # converting it to decimal digits could take long
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def numbered(names: Iterable[str], what: str) -> dict[str, int]:
-    """A number for each name: its own where it is one, the lowest free numbers for the others in alphabetical order.
+    """Name -> number. A name that is a whole number keeps it; the others get the lowest free numbers in alphabetical order.
 
-    A `LayoutWarning` tells which names were given numbers; the result depends on the set of names alone. `what` says in
-    the plural what is named. Raises `LayoutError` where two names are the same number, as 7 and 007.
+    The result depends only on the set of names. A `LayoutWarning` is given if names were numbered. what: the kind of names in
+    the plural, for messages. Raises `LayoutError` if two names are the same number, such as 7 and 007.
     """
     own: dict[int, str] = {}
     others = []

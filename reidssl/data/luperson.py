@@ -1,6 +1,6 @@
-"""LUPerson (Fu et al., CVPR 2021): unlabeled person crops, as an `images/` tree or LMDB with a list of keys.
+"""LUPerson (Fu et al., CVPR 2021): unlabeled person crops, as an `images/` folder tree or as an LMDB with a list of keys.
 
-The count is the paper's: 4,180,243 images. LUPerson is for research only and must not be redistributed.
+The published count, from the paper, is 4,180,243 images. LUPerson is for research only and must not be redistributed.
 """
 
 import io
@@ -20,10 +20,14 @@ def index(
     expect_published: bool = True,
     aside: Aside | None = None,
 ) -> list[Record]:
-    """Every image below `images/`, unlabeled, sorted by path.
+    """All images below `images/`, unlabeled, sorted by path.
 
-    `files` are paths relative to the root, which may be the folder above. `read_text` and `aside` are not needed
-    here; all layouts take them. Raises `LayoutError` when there is no image below an `images/` folder.
+    Args:
+        files: paths relative to the root, which may be any folder above `images/`.
+        read_text, aside: not used here; part of the interface of all layouts.
+        expect_published: give a `LayoutWarning` if the count differs from the published one.
+
+    Raises `LayoutError` if there is no image below an `images/` folder.
     """
     found = [path for path in files if "/images/" in f"/{path}" and is_image(path)]
     if not found:
@@ -35,7 +39,7 @@ def index(
 
 
 def records_of_keys(keys: Iterable[str], expect_published: bool = True) -> list[Record]:
-    """Unlabeled records of the given keys, sorted; a key that is there twice counts once."""
+    """Unlabeled records of the given keys, sorted and without duplicates."""
     records = [Record(key, -1, -1, "train") for key in sorted(set(keys))]
     if expect_published:
         warn_unless_published("LUPerson", records, PUBLISHED)
@@ -43,7 +47,7 @@ def records_of_keys(keys: Iterable[str], expect_published: bool = True) -> list[
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Unpickles lists, strings and numbers; refuses everything that could run code."""
+    """Unpickler for lists, strings and numbers only. Raises LayoutError for everything that could run code."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         raise LayoutError(
@@ -61,11 +65,15 @@ def _has_bytes(text: str) -> bool:
 
 
 def read_keys(data: bytes, aside: Aside | None = None) -> list[str]:
-    """The keys in a pickled list of str (or bytes), as `keys.pkl` beside the LMDB holds them; repeats are left out.
+    """The keys in a pickled list of str (or bytes), the content of `keys.pkl` beside the LMDB, without duplicates.
 
-    Bytes that are not UTF-8 become lone surrogates, as in `os.fsdecode`. `aside` is filled with the entries that are no
-    keys, by their place, and why; None warns (`LayoutWarning`) of them. Raises `LayoutError` when most are none, and for
-    anything but a list; nothing in the file is ever executed.
+    Bytes that are not UTF-8 become lone surrogates, as in `os.fsdecode`. Code in the file is never executed.
+
+    Args:
+        data: content of the file.
+        aside: filled with the entries that are not valid keys, by position, and why. None: a `LayoutWarning` is given instead.
+
+    Raises `LayoutError` if the file is not a readable pickle of a list, or if more than half of its entries are invalid.
     """
     try:
         value = _PlainUnpickler(io.BytesIO(data), encoding="utf-8", errors="surrogateescape").load()

@@ -1,9 +1,9 @@
 """Market-1501 (Zheng et al., ICCV 2015): `0002_c1s1_000451_03.jpg` in three folders.
 
-The name gives identity 2, camera 1. Identity -1 marks junk, which the protocol ignores: it is set aside here. Identity 0
-marks distractors, which stay in the gallery and are set aside in other folders. Cameras keep their published numbers 1..6.
-The counts are those of the paper and its evaluation code: 12,936 images of 751 people to train, 3,368 queries,
-and 19,732 in the test folder, of which 3,819 are junk.
+The example name means identity 2, camera 1. Identity -1 marks junk, which the protocol ignores and which is skipped here.
+Identity 0 marks distractors, which are kept in the gallery and rejected in other folders. Cameras keep their published numbers
+1..6. The counts are those of the paper and its evaluation code: 12,936 training images of 751 people, 3,368 queries, and 19,732
+images in the test folder, of which 3,819 are junk.
 """
 
 import re
@@ -24,10 +24,13 @@ def index(
 ) -> list[Record]:
     """The images of a Market-1501 layout, sorted by path.
 
-    `files` are paths relative to the root, which may be the data set's own folder or the one above it.
-    `read_text` is not needed here; all layouts take it. `expect_published` warns (`LayoutWarning`) when
-    counts differ from the published ones. `aside` is filled with the images that are not used and why; None
-    warns of them. Raises `LayoutError` when a folder is missing, there twice, or holds mostly other names.
+    Args:
+        files: paths relative to the root, which may be the data set's own folder or the one above it.
+        read_text: not used here; part of the interface of all layouts.
+        expect_published: give a `LayoutWarning` if the counts differ from the published ones.
+        aside: filled with the images that are not used, and why. None: a `LayoutWarning` is given instead.
+
+    Raises `LayoutError` if a folder is missing or exists twice, and if more than half of the names in a folder do not match.
     """
     example = "<identity>_c<camera>s<sequence>_<frame>_<box>.jpg"
     published = PUBLISHED if expect_published else None

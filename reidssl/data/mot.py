@@ -1,7 +1,7 @@
-"""Person crops of video frames from boxes in MOTChallenge form; `reidssl.data.mot_lines` reads the files.
+"""Person crops of video frames from boxes in MOTChallenge format; `reidssl.data.mot_lines` reads the files.
 
-Real detections reach over the frame's edge, are tiny, or were recorded at another resolution than the video's: that is
-what the settings are for.
+Real detections can extend beyond the frame, be tiny, or refer to another resolution than that of the video. The settings
+handle these cases.
 """
 
 import math
@@ -18,27 +18,27 @@ FORMS = ("auto", "detections", "ground_truth")
 
 @dataclass(kw_only=True)
 class CropConfig:
-    """Which detections become crops."""
+    """Settings that select the detections to crop."""
 
     recorded_size: tuple[int, int] = (0, 0)
-    """(height, width) of the frames that the detections refer to; (0, 0) = the video's own."""
+    """(height, width) in pixels of the frames that the detections refer to. (0, 0): the size of the video."""
     min_height: int = 48
-    """Smallest height of a crop in pixels of the video, after clipping to the frame."""
+    """Minimum height of a crop in pixels of the video, after clipping to the frame."""
     min_width: int = 16
-    """Smallest width of a crop in pixels of the video, after clipping to the frame."""
+    """Minimum width of a crop in pixels of the video, after clipping to the frame."""
     min_score: float = -1e6
-    """Smallest detector score; the default keeps every detection, also of detectors with negative scores."""
+    """Minimum detector score. The default keeps every detection, even from detectors with negative scores."""
     min_visible: float = 0.5
-    """Smallest share of the box's area that lies inside the frame."""
+    """Minimum fraction, in [0, 1], of the box's area that lies inside the frame."""
     frame_stride: int = 1
-    """Of the frames that have detections, use every so manieth."""
+    """Use every n-th of the frames that have detections; 1 uses all of them."""
     form: str = "auto"
-    """How the file's lines are read: detections (7th field a score), ground_truth (7th to 9th field flag, class, visibility)
-    or auto, which tells by most of its lines and says so."""
+    """Format of the lines: detections (7th field is a score), ground_truth (7th to 9th field are flag, class, visibility),
+    or auto, which decides by the majority of the lines and reports the decision."""
     classes: list[int] = field(default_factory=lambda: [1])
-    """ground truth: classes that become crops; 1 pedestrian, 2 person on a vehicle, 7 person who stands still."""
+    """Ground truth only: classes to crop, for example 1 pedestrian, 2 person on vehicle, 7 static person."""
     min_visibility: float = 0.3
-    """ground truth: smallest share of a person that nothing covers."""
+    """Ground truth only: minimum visible fraction of a person, in [0, 1]."""
 
     def __post_init__(self) -> None:
         height, width = self.recorded_size  # a list where it comes from a YAML file
@@ -63,27 +63,30 @@ class Detections(NamedTuple):
     scores: np.ndarray  # (N,) float64
 
     def take(self, rows: np.ndarray) -> "Detections":
-        """The given rows (indices in ascending order, or a mask)."""
+        """The detections of these rows (indices in ascending order, or a boolean mask)."""
         return Detections(self.frames[rows], self.tracks[rows], self.boxes[rows], self.scores[rows])
 
     def in_frame(self, frame: int) -> np.ndarray:
-        """The rows of one frame, int64."""
+        """The rows (int64) of the detections of one frame."""
         start, stop = np.searchsorted(self.frames, [frame, frame + 1])
         return np.arange(start, stop)
 
 
 def select(detections: Detections, config: CropConfig) -> Detections:
-    """Apply what needs no picture: the score and the stride over frames that have detections."""
+    """Apply the settings that need no image: the minimum score, and the stride over frames that have detections."""
     frames = np.unique(detections.frames)[:: config.frame_stride]
     return detections.take(np.isin(detections.frames, frames) & (detections.scores >= config.min_score))
 
 
 def crops_of(image: np.ndarray, boxes: np.ndarray, config: CropConfig) -> Iterator[tuple[int, np.ndarray]]:
-    """The crops of one frame: for each usable box its row and its pixels.
+    """The crops of one frame: for each usable box, its row in `boxes` and its pixels.
 
-    `image` uint8 (H, W, 3); `boxes` (N, 4) left, top, width, height in pixels of `config.recorded_size`.
-    Boxes are scaled to the image, clipped to it and rounded outwards. A crop is a uint8 (h, w, 3) array
-    of its own, so that it does not keep the frame alive.
+    Boxes are scaled to the image, clipped to it and rounded outwards. A crop is a uint8 (h, w, 3) copy, so that it does not
+    keep the frame in memory.
+
+    Args:
+        image: uint8 (H, W, 3).
+        boxes: (N, 4) left, top, width, height in pixels of `config.recorded_size`.
     """
     height, width = image.shape[:2]
     recorded_height, recorded_width = config.recorded_size if config.recorded_size != (0, 0) else (height, width)

@@ -4,9 +4,10 @@
     ground truth   frame, track, left, top, width, height, flag, class, visibility          MOT16 and later
                    frame, track, left, top, width, height, flag, x, y, z                    2015
 
-Fields are separated by commas or else by white space; an empty field stays a field. Frames count from 1. A flag of 0 marks
-what the benchmark does not judge, class 1 is a pedestrian, visibility is the share that nothing covers. A line that is not
-understood is set aside with its number, field and value, as is a line of ground truth that is no visible person.
+Fields are separated by commas, or by white space if the line has no comma. Empty fields between commas count as fields. Frames
+are numbered from 1. Flag 0 marks boxes that the benchmark does not evaluate, class 1 is a pedestrian, and visibility is the
+visible fraction of the person. A line that cannot be read is rejected, with its number, field and value in the reason. So is a
+line of ground truth that is not a visible person.
 """
 
 import math
@@ -25,21 +26,22 @@ GROUND_TRUTH, DETECTIONS = "ground_truth", "detections"
 
 
 class ParsedLines(NamedTuple):
-    """What a file holds."""
+    """The content of a MOTChallenge file."""
 
     detections: Detections
     form: str
-    """GROUND_TRUTH or DETECTIONS: how its lines were read."""
+    """Format in which the lines were read, GROUND_TRUTH or DETECTIONS."""
     aside: list[tuple[int, str]]
-    """(number of the line, reason) of the lines that are not used; a reason begins with its kind and a colon."""
+    """(line number, reason) of the rejected lines. A reason begins with its kind and a colon."""
 
 
 def parse_lines(text: str, config: CropConfig) -> ParsedLines:
-    """Read a MOTChallenge file as `config.form` says; its limits apply to ground truth.
+    """Read the text of a MOTChallenge file in the format `config.form`.
 
-    With form "auto" a file is ground truth if most of its lines have nine fields that can be flag, class and visibility, or
-    (2015) if most have ten fields, a track and a seventh field of 0 or 1, and some a 0. Empty lines and those that begin
-    with `#` are skipped. Raises ValueError that names a line where more than half of the lines are not understood.
+    `config.classes` and `config.min_visibility` apply to ground truth. With form "auto", a file is ground truth if most of its
+    lines have nine fields whose last three can be flag, class and visibility. It is also ground truth (2015) if most lines have
+    ten fields and a track, and their seventh fields are 0 or 1 with at least one 0. Empty lines and lines that begin with `#`
+    are skipped. Raises ValueError with the first bad line if more than half of the lines cannot be read.
     """
     lines = [(number, _fields(line)) for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1) if _has_data(line)]
     form = config.form if config.form != "auto" else _form([fields for _, fields in lines])
@@ -72,7 +74,7 @@ def _fields(line: str) -> list[str]:
 
 
 def _form(lines: list[list[str]]) -> str:
-    """The form of a whole file: one line alone can be either."""
+    """The format of a whole file, decided by the majority of its lines, since a single line can fit both formats."""
     nine = sum(_can_be_ground_truth(fields) for fields in lines)
     if 2 * nine > len(lines):
         return GROUND_TRUTH
@@ -91,7 +93,7 @@ def _can_be_ground_truth(fields: list[str]) -> bool:
 
 
 def _row(fields: list[str]) -> tuple[Any, ...]:
-    """(frame, track, left, top, width, height). Raises ValueError that names the field."""
+    """(frame, track, left, top, width, height) of a line. Raises ValueError with the name of the invalid field."""
     if not 6 <= len(fields) <= 10:
         raise ValueError(
             f"{len(fields)} fields, 6 to 10 are allowed (frame, track, left, top, width, height, score, ...): "
@@ -122,7 +124,7 @@ def _row(fields: list[str]) -> tuple[Any, ...]:
 
 
 def _usual_row(fields: list[str]) -> tuple[Any, ...] | None:
-    """The same for a line with nothing unusual: files have millions of lines."""
+    """Fast path of `_row` for usual lines, since files have millions of lines; None if the line needs the detailed checks."""
     try:
         frame, track = int(fields[0]), int(fields[1])
         left, top, width, height = map(float, fields[2:6])
@@ -147,7 +149,7 @@ def _score(fields: list[str]) -> float:
 
 
 def _judged(fields: list[str], config: CropConfig) -> tuple[float, str]:
-    """(score, why a line of ground truth is no visible person or ""). Raises ValueError that names the field."""
+    """(score, reason to reject a line of ground truth, or ""). Raises ValueError with the name of the invalid field."""
     nine = len(fields) == 9
     if nine and fields[6] == "1" and fields[7] == "1" and 1 in config.classes and _between(fields[8], config.min_visibility):
         return 1.0, ""
@@ -160,7 +162,7 @@ def _judged(fields: list[str], config: CropConfig) -> tuple[float, str]:
         visibility = _value(fields, 8, "visibility", float, lambda value: -1 <= value <= 1, "a number up to 1")
         if kind not in config.classes:
             reasons.append(f"class {kind}: only {', '.join(map(str, config.classes))} are people here (raw.crops.classes)")
-        if 0 <= visibility < config.min_visibility:  # -1: not known
+        if 0 <= visibility < config.min_visibility:  # -1: unknown
             reasons.append(f"hardly visible: visibility {visibility} is below {config.min_visibility} (raw.crops.min_visibility)")
     return 1.0, "; ".join(reasons)
 
@@ -179,7 +181,7 @@ def _value(
     if not text:
         raise ValueError(f"{name} is empty (field {place + 1}): it must be {allowed}")
     try:
-        value = kind(text if "_" not in text else "")  # Python takes 1_000 for a number
+        value = kind(text if "_" not in text else "")  # Python would accept 1_000 as a number
         if fits(value):  # false for NaN
             return value
     except (ValueError, OverflowError):
@@ -188,7 +190,7 @@ def _value(
 
 
 def _whole(text: str) -> int:
-    """A whole number, also as 7.0, which many tools write; exact for any that an int64 holds."""
+    """A whole number from text such as 7 or 7.0, which many tools write. Exact for all int64 values. Raises ValueError."""
     if len(text) > 40:
         raise ValueError("too long")
     try:
@@ -201,7 +203,7 @@ def _whole(text: str) -> int:
 
 
 def _detections(rows: list[tuple[Any, ...]]) -> Detections:
-    rows.sort(key=lambda row: row[0])  # stable: the file's order within a frame
+    rows.sort(key=lambda row: row[0])  # stable, so the order of the file is kept within a frame
     columns = list(zip(*rows, strict=True)) or [()] * 7
     return Detections(
         np.array(columns[0], np.int64),

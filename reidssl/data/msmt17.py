@@ -1,11 +1,10 @@
 """MSMT17 (Wei et al., CVPR 2018), versions 1 and 2: lists of `<path> <identity>` beside the image folders.
 
-Version 2 has the same pictures with faces masked and gives some 2-4 points of mAP less: never compare
-the two. Training uses the lists `train` and `val` together. The camera (1..15) is the third `_` field of
-the name, as in `0000/0000_000_01_0303morning_0015_0.jpg`. Training and test identities are numbered from
-0 each: identity 5 of the training split and identity 5 of the test split are different people.
-The counts are those of the paper's protocol and the same in both versions: 32,621 images (30,248 + 2,373) of 1,041
-people to train, 11,659 queries and 82,161 gallery images of 3,060 others.
+Version 2 has the same images with masked faces. Its mAP is about 2 to 4 points lower, so results of the two versions must not
+be compared. Training uses the lists `train` and `val` together. The camera (1..15) is the third `_` field of the name, as in
+`0000/0000_000_01_0303morning_0015_0.jpg`. Training and test identities are both numbered from 0: identity 5 of the training
+split and identity 5 of the test split are different people. The counts are those of the paper's protocol and the same in both
+versions: 32,621 training images (30,248 + 2,373) of 1,041 people, 11,659 queries and 82,161 gallery images of 3,060 others.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +35,7 @@ PUBLISHED = {"train": 32_621, "query": 11_659, "gallery": 82_161}
 def find(files: Sequence[str]) -> tuple[str, str]:
     """The data set's folder relative to the root ("" or ending in "/") and its version, "V1" or "V2".
 
-    Raises `LayoutError` when there is none, or more than one.
+    Raises `LayoutError` if there is no MSMT17 or more than one.
     """
     roots = sorted(path[: -len("list_train.txt")] for path in files if PurePosixPath(path).name == "list_train.txt")
     if not roots:
@@ -64,13 +63,17 @@ def index(
     expect_published: bool = True,
     aside: Aside | None = None,
 ) -> list[Record]:
-    """The images that the four lists of an MSMT17 layout name, sorted by path.
+    """The images in the four lists of an MSMT17 layout, sorted by path.
 
-    `files` are paths relative to the root; `read_text(path)` gives a list's text. `expect_published` warns
-    (`LayoutWarning`) when counts differ from the published ones. A line that is not understood, names an image that is
-    not there or one that is listed already is set aside: `aside` is filled with "<list>, line <n>" or the image and the
-    reason; None warns of them. Raises `LayoutError` for a missing list, and for one of which no line or less than half
-    can be used.
+    A line that cannot be read, or whose image does not exist or is already listed, is rejected.
+
+    Args:
+        files: paths relative to the root.
+        read_text: function from the path of a list to its text.
+        expect_published: give a `LayoutWarning` if the counts differ from the published ones.
+        aside: filled with "<list>, line <n>" -> reason for each rejected line. None: a `LayoutWarning` is given instead.
+
+    Raises `LayoutError` if a list is missing or empty, and if more than half of the lines of a list are rejected.
     """
     root, version = find(files)
     train, test = IMAGE_FOLDERS[version]
@@ -112,14 +115,14 @@ def index(
 
 
 def _lines(text: str, name: str) -> Iterator[tuple[str, str]]:
-    """("<list>, line <n>", the line) of every line with something in it."""
+    """("<list>, line <n>", the line) for every line that is not blank."""
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
         if line.strip():
             yield f"{name}, line {number}", line.strip()
 
 
 def _record(line: str, folder: str, split: str) -> Record:
-    """What a line says. Raises ValueError."""
+    """The record of a line. Raises ValueError if the line is invalid."""
     path, *rest = line.rsplit(maxsplit=1)
     try:
         pid = whole_number(rest[0]) if rest else -1

@@ -1,9 +1,9 @@
-r"""Names of files as text that can be stored anywhere.
+r"""Escaping of file names that are not valid Unicode, so that they can be stored as text.
 
-A file system, a tar or a key list may hold names that are not UTF-8; Python shows their bytes as lone surrogates, which
-neither Arrow nor a terminal takes. Such a name is spelled with `\xNN` for each byte that is not UTF-8, `\uNNNN` for any
-other lone surrogate, and `\\` for a backslash. So is a name that could be mistaken for such a spelling. All other names
-stay as they are. No two names have one spelling, and `unspelled` gives the name back.
+Names in a file system, a tar archive or a key list may contain bytes that are not UTF-8. Python represents these bytes as lone
+surrogates, which neither Arrow nor a terminal accepts. Such a name is written with `\xNN` for each byte that is not UTF-8,
+`\uNNNN` for any other lone surrogate, and `\\` for a backslash. A name that looks like an escaped name is escaped as well. All
+other names are unchanged. Different names have different escaped forms, and `unspelled` restores the name.
 """
 
 import re
@@ -13,7 +13,7 @@ _TO_ESCAPE = re.compile("[\\\\\ud800-\udfff]")
 
 
 def spelled(name: str) -> str:
-    """The name as storable text; `name` as `os.fsdecode` or `bytes.decode("utf-8", "surrogateescape")` gives it."""
+    """The escaped form of a name from `os.fsdecode` or `bytes.decode("utf-8", "surrogateescape")`."""
     if name.isascii() and "\\" not in name:  # nearly all names
         return name
     try:
@@ -26,7 +26,7 @@ def spelled(name: str) -> str:
 
 
 def unspelled(text: str) -> str:
-    """The name that `spelled` was given."""
+    """The original name of an escaped name; the inverse of `spelled`."""
     return _MISTAKABLE.sub(_unescape, text) if "\\" in text else text
 
 

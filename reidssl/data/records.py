@@ -1,4 +1,4 @@
-"""What a data set's layout says about each image, and the words all layouts share."""
+"""Records of the images of a data set, and functions that all layouts share."""
 
 import os
 import warnings
@@ -22,12 +22,12 @@ IMAGE_SUFFIXES = (
     ".heic",
     ".heif",
     ".avif",
-)  # of the last three the decoder says that they must be converted
+)  # The decoder rejects the last three with a message that they must be converted.
 SPLITS = ("train", "query", "gallery")
 
 
 class Record(NamedTuple):
-    """One image: path relative to the root, identity (-1 unlabeled), camera (-1 unknown) and split."""
+    """One image: key (path relative to the root), identity (-1: unlabeled), camera (-1: unknown) and split."""
 
     key: str
     pid: int
@@ -36,24 +36,24 @@ class Record(NamedTuple):
 
 
 class LayoutError(ValueError):
-    """The files are not laid out as the data set's description says."""
+    """The files do not have the layout of the data set."""
 
 
 class LayoutWarning(UserWarning):
-    """The layout can be read, but it is not the data set as published."""
+    """The layout can be read, but differs from the published data set."""
 
 
 Aside = dict[str, str]
-"""What a layout does not use, and why: an image's path, or a list's with the number of the line, -> the reason.
+"""Rejected images or list entries: path of the image, or name of the list with the line number, -> reason.
 
-A reason begins with its kind and a colon, so that many can be counted by kind.
+A reason begins with its kind and a colon, so that reasons can be counted by kind.
 """
 
 
 def warn_of(aside: Aside, name: str) -> None:
-    """Warn (`LayoutWarning`) of what was set aside, by kind, for callers who do not ask for the list.
+    """Warn (`LayoutWarning`) about rejected images, counted by kind, for callers that do not request the list.
 
-    Junk is part of published sets and gives no warning.
+    name: the data set, for the message. Junk is part of published data sets and gives no warning.
     """
     aside = {path: reason for path, reason in aside.items() if not reason.startswith("junk:")}
     if aside:
@@ -69,15 +69,15 @@ def warn_of(aside: Aside, name: str) -> None:
 
 
 def refuse_if_most(bad: int, total: int, message: str) -> None:
-    """LayoutError where more than half do not fit: then it is not some items that are wrong, but the layout."""
+    """Raise LayoutError if more than half of `total` items are bad, because then the layout as a whole must be wrong."""
     if 2 * bad > total:
         raise LayoutError(f"{message} ({bad:,} of {total:,} like this)")
 
 
 def list_files(root: str | os.PathLike[str]) -> list[str]:
-    """All files below a local folder as the layouts' `index` functions take them: sorted, relative, with forward slashes.
+    """Paths of all files below a local folder, for the `index` functions of the layouts: sorted, relative, with forward slashes.
 
-    Links to folders are followed. Raises NotADirectoryError where `root` is no folder.
+    Symbolic links to folders are followed. Raises NotADirectoryError if `root` is not a folder.
     """
     if not Path(root).is_dir():
         raise NotADirectoryError(f"{os.fspath(root)} is no folder: name the one that the data set was unpacked into")
@@ -87,7 +87,7 @@ def list_files(root: str | os.PathLike[str]) -> list[str]:
 
 
 def is_image(path: str) -> bool:
-    """Whether `path` names an image, judged by its suffix; hidden files and archive litter do not count."""
+    """Whether `path` has the suffix of an image. Hidden files and files in `__MACOSX` folders do not count."""
     if not path.lower().endswith(IMAGE_SUFFIXES):
         return False
     if "/." not in path and path[0] != "." and "__MACOSX" not in path:  # nearly all
@@ -96,7 +96,7 @@ def is_image(path: str) -> bool:
 
 
 def warn_unless_published(name: str, records: Iterable[Record], published: Mapping[str, int]) -> None:
-    """Warn (`LayoutWarning`) when a split's number of images is not the published one."""
+    """Warn (`LayoutWarning`) if the number of images of a split is not the published one (`published`: split -> number)."""
     counts = dict.fromkeys(published, 0)
     for record in records:
         counts[record.split] += 1
@@ -111,7 +111,7 @@ def warn_unless_published(name: str, records: Iterable[Record], published: Mappi
 
 
 def describe(files: Iterable[str], limit: int = 6) -> str:
-    """The first folders and files of a listing, for error messages."""
+    """The first `limit` top-level folders and files of a listing, for error messages."""
     tops = sorted({path.split("/", 1)[0] + ("/" if "/" in path else "") for path in files})
     if not tops:
         return "no files at all"

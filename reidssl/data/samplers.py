@@ -1,11 +1,12 @@
 """Batches of P identities with K images each, for triplet losses and cluster memories.
 
-An epoch's batches are a pure function of (identities, cameras, seed, epoch), so that every worker draws the same
-list and a resumed run continues it.
+The batches of an epoch are a pure function of (identities, cameras, seed, epoch). Every worker therefore computes the same
+list, and a resumed run continues it.
 
-Two ways to choose an identity's images, after TransReID-SSL's recipe and Cluster Contrast's (arXiv 2103.11568):
-- default: its images are shuffled and dealt in hands of K, so that a pass sees each image at most once;
-- cross_camera: one image, and K - 1 others from other cameras than that image's; one hand for each identity and pass.
+The images of an identity are chosen in one of two ways:
+- default (TransReID-SSL): its images are shuffled and divided into groups of K, so that a pass uses each image at most once;
+- cross_camera (Cluster Contrast, arXiv 2103.11568): one image, and K - 1 images from other cameras; one group per identity
+  and pass.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,17 +30,22 @@ def identity_batches(
     cross_camera: bool = False,
     allow_fewer: bool = False,
 ) -> list[Indices]:
-    """The batches of one epoch: int64 arrays (P * K,) of positions in `pids`, the K images of an identity together.
+    """The batches of one epoch: int64 arrays (P * K,) of positions in `pids`, with the K images of an identity together.
 
-    `pids` (N,): identities or pseudo-labels; negative ones (outliers, junk) are never drawn. `camids` (N,): cameras,
-    needed for `cross_camera` only. P = `num_identities`, all different within a batch; K = `num_instances`.
     An identity with fewer than K images repeats some of them.
 
-    Without `num_batches` the epoch is one pass: batches are made while P identities have images left. With it, passes
-    are repeated, newly shuffled each time, until there are exactly that many.
+    Args:
+        pids: int (N,), identities or pseudo-labels. Negative ones (outliers, junk) are never drawn.
+        camids: int (N,), cameras; required for `cross_camera` only.
+        num_identities: P, the number of different identities in a batch.
+        num_instances: K, the number of images of each identity in a batch.
+        num_batches: number of batches; passes are repeated with new shuffles until it is reached. None: one pass, which ends
+            when fewer than P identities have images left.
+        cross_camera: choose images across cameras (see the top of this module).
+        allow_fewer: with fewer than P identities, make smaller batches of all of them, as in the first epochs of clustering.
 
-    Raises ValueError where there are fewer than P identities. With `allow_fewer`, batches then hold all there are
-    (as in the first epochs of clustering), and only no identity at all is an error.
+    Raises ValueError for invalid arguments, if there are fewer than P identities and not `allow_fewer`, and if there is no
+    identity at all.
     """
     pids = np.asarray(pids)
     if pids.ndim != 1 or not np.issubdtype(pids.dtype, np.integer):
@@ -82,7 +88,7 @@ def _checked_cameras(camids: ArrayLike | None, count: int) -> NDArray[np.integer
 
 
 def _groups(pids: NDArray[np.integer]) -> list[Indices]:
-    """Positions of each identity from 0 up, in ascending order."""
+    """Positions of the images of each identity, for identities of 0 or more in ascending order."""
     order = np.argsort(pids, kind="stable").astype(np.int64)
     order = order[pids[order] >= 0]
     return np.split(order, np.flatnonzero(np.diff(pids[order])) + 1) if len(order) else []
@@ -107,17 +113,19 @@ def _one_pass(
 
 
 def _deal(group: Indices, num_instances: int, generator: np.random.Generator) -> list[Indices]:
-    """The shuffled images of one identity in hands of K; a rest of fewer than K waits for the next epoch."""
+    """The shuffled images of one identity in groups of K. A remainder of fewer than K is not used in this pass."""
     shuffled = generator.permutation(group)
     if len(group) < num_instances:
-        return [np.resize(shuffled, num_instances)]  # repeats them from the start
+        return [np.resize(shuffled, num_instances)]  # np.resize repeats the images from the start
     num_hands = len(group) // num_instances
     return list(shuffled[: num_hands * num_instances].reshape(num_hands, num_instances))
 
 
 def _across_cameras(group: Indices, cameras: NDArray[np.integer], num_instances: int, generator: np.random.Generator) -> Indices:
-    """One image and K - 1 others, from other cameras if there is one: repeated rather than filled up from its
-    own."""
+    """One random image and K - 1 others: from other cameras if possible, else from the same camera.
+
+    If there are fewer than K - 1 images from other cameras, these are repeated; images of the own camera are not added.
+    """
     first = generator.choice(group)
     others = group[cameras[group] != cameras[first]]
     if not len(others):

@@ -1,7 +1,8 @@
-"""Labels of an image from the files that stand beside it in a WebDataset sample.
+"""Labels of an image from the files beside it in a WebDataset sample (sidecar files).
 
-The files of a sample share their name up to the first dot. A `.json` holds an object of fields; a text file `<name>.<field>`
-is one field, as `.cls`, the index of the class, is the identity. Pickles (`.pyd`, `.pickle`) are never opened.
+The files of a sample share their name up to the first dot. A `.json` file holds an object of fields. A text file
+`<name>.<field>` holds one field; for example, `.cls` (the class index) is the identity. Pickles (`.pyd`, `.pickle`) are never
+opened.
 """
 
 import json
@@ -23,17 +24,17 @@ _CALLED = {"pid": "identity", "camid": "camera", "split": "split"}
 
 @dataclass(kw_only=True)
 class FieldConfig:
-    """Which fields of the files beside an image (.json, or text files such as .cls) are its labels."""
+    """Names of the fields with the labels, in files beside an image (.json, or text files such as .cls)."""
 
     pid_field: str = ""
-    """Field of the identity; empty: pid, person_id, identity or cls."""
+    """Field with the identity. Empty: pid, person_id, identity or cls."""
     camid_field: str = ""
-    """Field of the camera; empty: camid, camera_id, cam_id, camera or cam."""
+    """Field with the camera. Empty: camid, camera_id, cam_id, camera or cam."""
     split_field: str = ""
-    """Field of the split; empty: split."""
+    """Field with the split. Empty: split."""
 
     def names(self, role: str) -> tuple[str, ...]:
-        """The fields that may hold a role out of ROLES."""
+        """Names of the fields that may hold the label `role`, one of ROLES."""
         given = getattr(self, f"{role}_field")
         return (given,) if given else KNOWN_FIELDS[role]
 
@@ -43,22 +44,22 @@ class FieldConfig:
 
 
 class SidecarLabels(NamedTuple):
-    """What the files beside an image say."""
+    """Labels of an image from the files beside it: identity and camera (-1: unknown), and split."""
 
     pid: int = -1
     camid: int = -1
     split: str = "train"
     note: str = ""
-    """Which fields exist and are not used, where there is no identity or no camera among the others."""
+    """Message with the unused fields if the identity or the camera is missing, else ""."""
 
 
 def suffix_of(name: str) -> str:
-    """What a file's name has behind the last dot, in lower case."""
+    """The part of a file name after the last dot, in lower case."""
     return name.rpartition("/")[2].rpartition(".")[2].lower()
 
 
 def is_sidecar(name: str, config: FieldConfig) -> bool:
-    """Whether a file is read for labels."""
+    """Whether a file of this name is read for labels: a .json file, or a text file named after one of the fields."""
     return "." in name and (suffix_of(name) == "json" or suffix_of(name) in {field.lower() for field in config.all_names})
 
 
@@ -68,14 +69,14 @@ def labels_of(
     """The labels of an image.
 
     Args:
-        image: its name.
-        beside: (name, content) of the sample's files that `is_sidecar` names. Those named like the image (with or without
-            its suffix) count before those named like the sample alone.
-        others: suffixes of the sample's further files, for the note.
+        image: name of the image.
+        beside: (name, content) of the files of the sample for which `is_sidecar` is true. Files named like the image (with or
+            without its suffix) take precedence over files that share only the name of the sample.
+        others: suffixes of the other files of the sample, for the note.
         config: the fields to look for.
-        splits: other names of splits and which of train, query, gallery they are.
+        splits: further names of splits -> train, query or gallery.
 
-    Raises ValueError naming file, field and value where something is not understood or contradicts itself.
+    Raises ValueError with file, field and value for an invalid value and for contradictory values.
     """
     fields: dict[str, tuple[str, Any]] = {}  # field -> (file, value)
     for name, data in _own(image, beside):
@@ -100,7 +101,7 @@ def labels_of(
 
 
 def _own(image: str, beside: Sequence[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
-    """The files named like the image, else those named like the sample."""
+    """The files named like the image (with or without its suffix), or if there are none, those named like the sample."""
     folder, _, base = image.rpartition("/")
     for stem in dict.fromkeys((base, base.rpartition(".")[0], base.partition(".")[0])):
         named = f"{folder}/{stem}" if folder else stem
@@ -127,7 +128,10 @@ def _fields_of(name: str, data: bytes, config: FieldConfig) -> dict[str, Any]:
 
 
 def _once(names: set[str]) -> Any:
-    """JSON lets a field stand twice in an object, and parsers keep the last."""
+    """A JSON object hook that raises ValueError if one of `names` occurs twice in an object.
+
+    JSON permits repeated fields, and parsers silently keep the last one.
+    """
 
     def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)

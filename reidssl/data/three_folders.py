@@ -1,6 +1,6 @@
-"""The layout that Market-1501 began and others took over: bounding_box_train/, query/, bounding_box_test/.
+"""The layout of Market-1501, also used by other data sets: bounding_box_train/, query/, bounding_box_test/.
 
-Identity and camera are in the file's name, `<identity>_c<camera>...`, with identity -1 for junk boxes.
+A file name gives identity and camera, `<identity>_c<camera>...`. Identity -1 marks junk boxes.
 """
 
 import re
@@ -31,19 +31,21 @@ def read(
     aside: Aside | None = None,
     distractor: int | None = None,
 ) -> list[Record]:
-    """The images in the three folders, sorted by path; those of identity -1 are set aside.
+    """The images in the three folders, sorted by path.
+
+    Images of identity -1 are skipped as junk, and file names that do not match are rejected.
 
     Args:
         files: paths relative to the root, which may be the data set's own folder or the one above it.
-        data_set: its name, for messages.
-        names: matches the beginning of a file's name; groups 1 and 2 are identity and camera.
-        example: how a name looks, for messages.
-        published: images by split, to warn (`LayoutWarning`) where other numbers are found; None does not.
-        aside: filled with the images that are not used and why; None warns (`LayoutWarning`) of them.
-        distractor: an identity that is many people and belongs in the gallery alone; None: there is none.
+        data_set: name of the data set, for messages.
+        names: pattern that matches the beginning of a file name; groups 1 and 2 are identity and camera.
+        example: form of a file name, for messages.
+        published: published number of images by split. A `LayoutWarning` is given if the numbers differ. None: no check.
+        aside: filled with the images that are not used, and why. None: a `LayoutWarning` is given instead.
+        distractor: identity that stands for many people and is allowed in the gallery only. None: there is none.
 
-    A name that is not understood is set aside. Raises `LayoutError` when a folder is missing, there twice, or when more
-    than half of its names are not understood: then it is another data set.
+    Raises `LayoutError` if a folder is missing or exists twice, and if more than half of the names in a folder do not match,
+    because then it is another data set.
     """
     records: list[Record] = []
     left_out: Aside = {} if aside is None else aside

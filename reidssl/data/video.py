@@ -1,4 +1,4 @@
-"""Frames of a video, one after the other, in bounded memory (PyAV)."""
+"""Frames of a video, decoded one at a time in bounded memory (PyAV)."""
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from av.error import FFmpegError
 
 
 class VideoError(ValueError):
-    """A video cannot be read, or not to its end. `frames_read` frames came before the damage."""
+    """A video cannot be read to its end. `frames_read` is the number of frames before the damage."""
 
     def __init__(self, message: str, frames_read: int):
         super().__init__(message)
@@ -18,13 +18,17 @@ class VideoError(ValueError):
 
 
 def frames(source: str | Path | IO[bytes], wanted: Collection[int] | None = None) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (number from 1, image uint8 (H, W, 3) RGB) of the wanted frames, all for None, in order.
+    """Yield (number from 1, image uint8 (H, W, 3) RGB) of the wanted frames in order.
 
-    `source` is a path or a binary file. Decodes up to the last wanted frame and no further, and holds
-    one frame at a time. Raises `VideoError` where the video cannot be opened, is damaged, or ends before
-    the last wanted frame. The frames before the damage have been yielded by then, so a caller may keep
-    them and report the error; decoding does not go on behind damage, since the numbers of later frames
-    would be uncertain.
+    Decoding stops after the last wanted frame. Only one frame is held at a time.
+
+    Args:
+        source: path or binary file.
+        wanted: numbers of the frames; None: all.
+
+    Raises `VideoError` if the video cannot be opened, is damaged, or ends before the last wanted frame. The frames before the
+    damage have been yielded by then, so a caller may keep them and report the error. Decoding does not continue after
+    damage, since the numbers of later frames would be uncertain.
     """
     wanted = None if wanted is None else set(wanted)
     last = None if wanted is None else max(wanted, default=0)
@@ -36,7 +40,7 @@ def frames(source: str | Path | IO[bytes], wanted: Collection[int] | None = None
     number = 0
     try:
         with av.open(str(source) if isinstance(source, Path) else source, mode="r") as container:
-            # FFmpeg takes any text file for terminal art ("tty") and draws it.
+            # FFmpeg reads any text file as terminal art (format "tty").
             if not container.streams.video or container.format.name == "tty":
                 raise VideoError(f"{name} holds no video stream", 0)
             expected = container.streams.video[0].frames

@@ -1,4 +1,4 @@
-"""Center loss: pull each feature to the center of its identity (Wen et al., ECCV 2016)."""
+"""Center loss: pulls each feature to the center of its identity (Wen et al., ECCV 2016)."""
 
 from collections.abc import Mapping
 
@@ -9,15 +9,17 @@ from reidssl.losses.loss_checks import check_labels
 
 
 class CenterLoss(nn.Module):
-    """Half the mean squared distance of features to the centers of their identities; the centers follow the features.
+    """Half the mean squared distance between features and the centers of their identities; the centers follow the features.
 
-    `centers` float (C, D) is a buffer without gradient that starts at 0. `forward` reads it, `update` moves it, once per
-    optimizer step with all its features, so that it does not depend on micro-batches or workers.
+    `centers`, float (C, D), is a buffer without gradient that starts at 0. `forward` reads it. `update` changes it once per
+    optimizer step, with all features of the step, so that it does not depend on micro-batches or workers.
 
     Args:
         num_classes: C, at least 1.
         width: D, at least 1.
-        rate: in [0, 1], how far a center moves towards its features; 0.5 in the paper.
+        rate: update rate of the centers, in [0, 1]; 0.5 in the paper.
+
+    Raises ValueError for arguments out of range.
     """
 
     centers: Tensor
@@ -35,7 +37,7 @@ class CenterLoss(nn.Module):
         """mean over images of || x - c[label] ||^2 / 2, a scalar float32.
 
         Args:
-            features: float (B, D), not normalized in the paper.
+            features: float (B, D); not normalized in the paper.
             labels: int64 (B,) in [0, C).
         """
         self._check(features, labels)
@@ -43,7 +45,10 @@ class CenterLoss(nn.Module):
 
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> None:
-        """c_j <- c_j - rate * sum over images i of identity j of (c_j - x_i) / (1 + their number) (paper, equation 4)."""
+        """Update the centers with the features of a whole step (paper, equation 4). Arguments as in `forward`.
+
+        c_j <- c_j - rate * (sum over images i of identity j of (c_j - x_i)) / (1 + number of images of identity j)
+        """
         self._check(features, labels)
         counts = torch.zeros(len(self.centers), 1, device=self.centers.device)
         counts.index_add_(0, labels, torch.ones(len(labels), 1, device=counts.device))
@@ -59,7 +64,7 @@ class CenterLoss(nn.Module):
         check_labels(labels, classes)
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore `state_dict()`; ValueError where it belongs to other identities or another width."""
+        """Restore the result of `state_dict()`. Raises ValueError if the number of identities or the width differs."""
         centers = tensors.get("centers")
         if centers is None or centers.shape != self.centers.shape:
             seen = "none" if centers is None else f"shape {tuple(centers.shape)}"

@@ -9,8 +9,8 @@ from reidssl.precision import widened
 def identity_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy of float logits (B, C) and int64 labels (B,) in [0, C).
 
-    With label_smoothing e the target is 1 - e on the identity plus e / C on every class (arXiv 1512.00567).
-    The recipe of TransReID-SSL uses none. Half types are widened: a scalar float32, or float64 for float64 logits.
+    With label_smoothing e in [0, 1), the target is 1 - e on the identity plus e / C on every class (arXiv 1512.00567). The recipe
+    of TransReID-SSL uses none. The result is a scalar float32, or float64 for float64 logits.
 
     Example:
         >>> import torch

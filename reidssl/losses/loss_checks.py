@@ -1,4 +1,4 @@
-"""What losses ask of their labels."""
+"""Validation of the labels of losses."""
 
 import torch
 from torch import Tensor
@@ -8,9 +8,9 @@ def check_labels(labels: Tensor, num_classes: int, advice: str = "", wait: bool 
     """Raise ValueError unless `labels` are integers in [0, num_classes).
 
     Args:
-        advice: what to do about it, after the message.
-        wait: read the values on a GPU too, which waits for all that is queued there. Otherwise only those on the CPU are read,
-            and on a GPU most kernels that index with them stop the process.
+        advice: text that is appended to the message.
+        wait: also check values on a GPU, which waits for all work queued there. Otherwise only values on the CPU are checked. On
+            a GPU, most kernels that index with wrong labels then stop the process.
     """
     if labels.dtype.is_floating_point or labels.dtype == torch.bool:
         raise ValueError(f"labels must be integers: got {labels.dtype}")

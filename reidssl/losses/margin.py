@@ -1,8 +1,10 @@
-"""Identity losses with a margin on the cosine to an identity's weight vector: ArcFace, CosFace, circle.
+"""Identity losses with a margin on the cosine to an identity's weight vector: ArcFace, CosFace, circle loss.
 
-Each takes the cosines of B features to C class vectors (`ReidModel` with cosine=True gives them as its logits), makes the
-own identity harder to reach by `margin`, scales by `scale`, and ends in the same cross-entropy as `identity_loss`.
-Half types are widened first: a scale of 64 would leave cosines in bf16 steps of 0.25. Shapes: B images, C identities.
+The input of each loss is the cosines of B features and C class vectors (the logits of `ReidModel` with cosine=True). The loss
+penalizes the cosine of the own identity by `margin`, multiplies by `scale`, and applies the cross-entropy of `identity_loss`.
+Half-precision inputs are first converted to float32, since bf16 logits at a scale of 64 would have steps of 0.25.
+
+Shapes: B images, C identities.
 """
 
 import math
@@ -20,8 +22,8 @@ from reidssl.precision import widened
 def arcface_loss(cosines: Tensor, labels: Tensor, scale: float, margin: float, label_smoothing: float = 0.0) -> Tensor:
     """Additive angular margin (arXiv 1801.07698): the own identity's cosine cos(a) becomes cos(a + margin).
 
-    Past a = pi - margin, where cos(a + margin) would rise again, it goes on as cos(a) - margin * sin(margin), as in the
-    authors' code. Arguments as for all losses here:
+    For a > pi - margin, where cos(a + margin) would increase again, it becomes cos(a) - margin * sin(margin), as in the authors'
+    code.
 
     Args:
         cosines: float (B, C) in [-1, 1].
@@ -32,10 +34,12 @@ def arcface_loss(cosines: Tensor, labels: Tensor, scale: float, margin: float, l
 
     Returns:
         Scalar float32 (float64 for float64 cosines), 0 or more.
+
+    Raises ValueError for shapes that do not fit or arguments out of range.
     """
     cosines = _checked(cosines, labels, scale, margin, math.pi)
     own = cosines.gather(1, labels[:, None])
-    sines = (1.0 - own.square()).clamp(min=1e-9).sqrt()  # the clamp keeps the gradient of the root finite at 0
+    sines = (1.0 - own.square()).clamp(min=1e-9).sqrt()  # the clamp keeps the gradient of sqrt finite at 0
     moved = own * math.cos(margin) - sines * math.sin(margin)
     moved = torch.where(own > -math.cos(margin), moved, own - margin * math.sin(margin))
     return identity_loss(scale * cosines.scatter(1, labels[:, None], moved), labels, label_smoothing)
@@ -58,8 +62,8 @@ def circle_loss(cosines: Tensor, labels: Tensor, scale: float, margin: float, la
 
         scale * relu(1 + margin - p) * (p - (1 - margin))   and   scale * relu(n + margin) * (n - margin)
 
-    where the relu factors are weights without gradient: what is far from its goal pulls harder. Arguments as for
-    `arcface_loss`; margin in [0, 1), 0.25 to 0.35 and a scale of 64 to 256 are usual.
+    where the relu factors are weights without gradient, which give more weight to cosines far from their target. Arguments as
+    for `arcface_loss`; margin in [0, 1). A margin of 0.25 to 0.35 and a scale of 64 to 256 are usual.
     """
     cosines = _checked(cosines, labels, scale, margin, 1.0)
     own = F.one_hot(labels, cosines.shape[1]).bool()
@@ -74,7 +78,7 @@ MARGIN_LOSSES: dict[str, MarginLoss] = {"arcface": arcface_loss, "cosface": cosf
 
 
 def _checked(cosines: Tensor, labels: Tensor, scale: float, margin: float, too_much: float) -> Tensor:
-    """The cosines, half types widened. ValueError for what no formula here takes."""
+    """The cosines, half precision converted to float32. Raises ValueError for invalid shapes, labels, scale or margin."""
     if cosines.ndim != 2 or labels.shape != cosines.shape[:1]:
         raise ValueError(f"expected cosines (B, C) and labels (B,): got {tuple(cosines.shape)} and {tuple(labels.shape)}")
     if scale <= 0:

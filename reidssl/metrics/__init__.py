@@ -1,1 +1,1 @@
-"""How well features find people: ranking metrics, with or without re-ranking."""
+"""Evaluation of features: ranking and verification metrics, with or without re-ranking and query expansion."""

@@ -1,8 +1,8 @@
-"""Every query by itself: its average precision and what else `RankingMetrics` is made of.
+"""Results of single queries (average precision and others), from which `RankingMetrics` are computed.
 
-A gallery may come in pieces. The rank of a true match is the number of images in front of it, so it is a sum over the pieces:
-a first pass collects the scores of the true matches, a second one counts. Memory is then a block of queries x the largest
-piece, and 20 bytes for every true match. With one piece both are done in one pass.
+The gallery may be given in pieces. The rank of a true match is the number of images in front of it, which is a sum over the
+pieces. A first pass collects the scores of the true matches, and a second pass counts. Memory is a block of queries x the largest
+piece, plus 20 bytes per true match. With a single piece, one pass is enough.
 
 Shapes: Q queries, G gallery images, D feature width, M true matches of all queries, q queries of one block.
 """
@@ -25,24 +25,24 @@ from reidssl.row_blocks import over_blocks
 ScoreBlocks = Iterable[tuple[int, Tensor]]
 """(first query, float32 scores (q, G), higher is nearer) of consecutive query blocks."""
 Piece = Callable[[], Tensor]
-"""Gives some consecutive gallery images, float32 (c, D) of length one; called once or twice."""
+"""Function that returns features of consecutive gallery images, float32 (c, D) of length one; called once or twice."""
 
 
 class QueryResults(NamedTuple):
-    """What each of Q queries gives, so that queries may be shared among processes and put together again."""
+    """Results of each of Q queries. Queries can be divided among processes and their results concatenated."""
 
     average_precision: Array
     """float64 (Q,), NaN for queries without a true match."""
     penalty: Array
-    """float64 (Q,), number of true matches / rank of the last of them; NaN likewise."""
+    """float64 (Q,), number of true matches / rank of the last of them; NaN for queries without a true match."""
     first: Array
-    """int64 (Q,), images that rank before the first true match."""
+    """int64 (Q,), number of images in front of the first true match; 0 for queries without a true match."""
 
 
 def cosine_blocks(query_features: Tensor | Array, gallery_features: Tensor | Array, block: int) -> Iterator[tuple[int, Tensor]]:
-    """Cosine similarities of consecutive query blocks with the whole gallery; checks its arguments at once.
+    """Cosine similarities of consecutive query blocks and the whole gallery. Each block is overwritten by the next one.
 
-    A block is overwritten by the next one.
+    Arguments are checked when the function is called, not at the first block.
     """
     _check_block(block)
     return product_blocks(*unit_pair(query_features, gallery_features), block)
@@ -50,14 +50,14 @@ def cosine_blocks(query_features: Tensor | Array, gallery_features: Tensor | Arr
 
 @torch.no_grad()
 def product_blocks(queries: Tensor, gallery: Tensor, block: int) -> Iterator[tuple[int, Tensor]]:
-    """The same for rows that are of length one already."""
+    """As `cosine_blocks`, for rows that already have length one."""
     buffer = products_buffer(queries, min(block, len(queries)), len(gallery))
     for start in range(0, len(queries), block):
         yield start, products(queries[start : start + block], gallery, buffer)
 
 
 def pieces_of(gallery: Tensor, size: int) -> list[Piece]:
-    """A gallery (G, D) in pieces of at most `size` images."""
+    """Divide a gallery (G, D) into pieces of at most `size` images. Raises ValueError if size is below 1."""
     if size < 1:
         raise ValueError(f"gallery_block must be at least 1 image: got {size}")
     return [partial(gallery.__getitem__, slice(first, first + size)) for first in range(0, len(gallery), size)]
@@ -72,7 +72,7 @@ def judge_queries(
     left_out: Array | None = None,
     num_threads: int | None = None,
 ) -> QueryResults:
-    """From scores of any kind; arguments and errors as in `reidssl.metrics.ranking.rank_blocks`."""
+    """Results of all queries from scores of any kind. Arguments and errors as in `reidssl.metrics.ranking.rank_blocks`."""
     labels = _Labels(query_pids, query_camids, gallery_pids, gallery_camids, left_out)
     found = labels.nothing_yet()
     for start, host in _checked(blocks, labels, len(labels.g_pids)):
@@ -93,9 +93,13 @@ def judge_pieces(
     left_out: Array | None = None,
     num_threads: int | None = None,
 ) -> QueryResults:
-    """From queries (Q, D) of length one and the pieces of the gallery in order; results do not depend on how it is cut.
+    """Results of all queries from features. They do not depend on how the gallery is divided.
 
-    Other arguments and errors as in `reidssl.metrics.ranking.rank_blocks`.
+    Args:
+        queries: float32 (Q, D), rows of length one.
+        pieces: the pieces of the gallery in order.
+        block: number of queries processed at a time.
+        Other arguments and errors as in `reidssl.metrics.ranking.rank_blocks`.
     """
     _check_block(block)
     if len(pieces) == 1:
@@ -121,7 +125,7 @@ def judge_pieces(
 
 
 class _Labels:
-    """Who is whose match, by numbers."""
+    """Labels of queries and gallery, prepared for the counting passes (see `count_rows` for the arrays)."""
 
     def __init__(self, q_pids: Array, q_camids: Array, g_pids: Array, g_camids: Array, left_out: Array | None) -> None:
         self.q_pids, self.q_camids = labels_of("query", q_pids, q_camids)
@@ -133,7 +137,7 @@ class _Labels:
         self.nobody = np.flatnonzero(self.g_pids == -1)
 
     def of(self, here: slice) -> tuple[Array, ...]:
-        """What the counting passes ask for of some queries."""
+        """The arguments of the counting passes for a slice of the queries."""
         return (self.q_camids[here], self.g_camids, self.by_pid, self.begin[here], self.end[here], self.nobody, self.own[here])
 
     def nothing_yet(self) -> QueryResults:
@@ -141,7 +145,7 @@ class _Labels:
         return QueryResults(np.full(num, np.nan), np.full(num, np.nan), np.zeros(num, np.int64))
 
     def matches(self) -> tuple[Array, Array]:
-        """int64 (Q + 1,) and (M,): the true matches of query q are places[pointers[q] : pointers[q + 1]], rising."""
+        """(pointers, places), int64 (Q + 1,) and (M,): query q has matches places[pointers[q] : pointers[q + 1]], ascending."""
         found = []
         for q, (pid, camid) in enumerate(zip(self.q_pids, self.q_camids, strict=True)):
             places = self.by_pid[self.begin[q] : self.end[q]] if pid != -1 else self.by_pid[:0]
@@ -151,7 +155,7 @@ class _Labels:
 
 
 def _scores_of(queries: Tensor, pieces: Sequence[Piece], labels: _Labels, block: int) -> Iterator[tuple[int, int, Array]]:
-    """(first image, first query, scores (q, c)) of every piece with every block of queries."""
+    """(first image, first query, scores (q, c)) for every piece of the gallery and every block of queries."""
     first = 0
     for piece in pieces:
         images = piece()
@@ -165,7 +169,7 @@ def _scores_of(queries: Tensor, pieces: Sequence[Piece], labels: _Labels, block:
 
 
 def _checked(blocks: ScoreBlocks, labels: _Labels, num_columns: int) -> Iterator[tuple[int, Array]]:
-    """The blocks on the host; ValueError unless they are of all queries in order and as wide as they must be."""
+    """The blocks as NumPy arrays. Raises ValueError unless they cover all queries in order and have `num_columns` columns."""
     done, num = 0, len(labels.q_pids)
     for start, scores in blocks:
         host = np.ascontiguousarray(scores.float().cpu().numpy())

@@ -1,4 +1,4 @@
-"""Retrieval from camera to camera: which pairs of cameras a model confuses."""
+"""Retrieval between pairs of cameras, to find the pairs on which a model is weak."""
 
 from dataclasses import dataclass
 
@@ -14,16 +14,16 @@ from reidssl.metrics.inputs import check_fit, labels_of, unit_pair
 
 @dataclass(frozen=True)
 class CameraPairs:
-    """mAP of the queries of one camera among the gallery images of another."""
+    """mAP of the queries of each query camera among the gallery images of each gallery camera."""
 
     query_cameras: Array
-    """int64 (A,), rising."""
+    """int64 (A,), query cameras in ascending order."""
     gallery_cameras: Array
-    """int64 (B,), rising."""
+    """int64 (B,), gallery cameras in ascending order."""
     mAP: Array
-    """float64 (A, B) in [0, 1]; NaN where no query has a true match (a camera with itself: those are junk)."""
+    """float64 (A, B) in [0, 1]; NaN if no query has a true match, as for a camera with itself, whose matches are junk."""
     num_queries: Array
-    """int64 (A, B), queries with a true match."""
+    """int64 (A, B), number of queries with a true match."""
 
 
 def camera_pairs(
@@ -37,10 +37,10 @@ def camera_pairs(
     num_threads: int | None = None,
     gallery_block: int = GALLERY_BLOCK,
 ) -> CameraPairs:
-    """mAP for every pair of a query camera and a gallery camera; arguments as in `rank`. Takes as long as one ranking.
+    """mAP for every pair of a query camera and a gallery camera. Arguments as in `rank`. The cost is that of one ranking.
 
     Raises:
-        ValueError: arrays that do not fit, or features that are not finite.
+        ValueError: arrays do not fit, or features are not finite.
     """
     q_pids, q_camids = labels_of("query", query_pids, query_camids)
     g_pids, g_camids = labels_of("gallery", gallery_pids, gallery_camids)

@@ -1,4 +1,4 @@
-"""Alpha query expansion (Radenovic et al., arXiv 1711.02512): a query becomes a weighted mean of itself and its best matches."""
+"""Alpha query expansion (Radenovic et al., arXiv 1711.02512): each query is replaced by a weighted mean with its best matches."""
 
 import torch
 from torch import Tensor
@@ -12,16 +12,20 @@ from reidssl.metrics.inputs import unit_pair
 def expand_queries(
     query_features: Tensor | Array, gallery_features: Tensor | Array, k: int, alpha: float = 3.0, block: int = 128
 ) -> Tensor:
-    """float32 (Q, D), rows of length one: q + the sum over its k nearest gallery images of cosine^alpha times the image.
+    """Expanded queries: each query plus the sum of its k nearest gallery images, each weighted with cosine^alpha.
 
     Args:
         query_features, gallery_features: float (Q, D) and (G, D); rows are normalized here.
-        k: gallery images that take part, at least 1 (all of them where there are fewer).
-        alpha: 0 weighs all alike; the larger, the less the farther ones count. Negative cosines count nothing.
-        block: queries at a time.
+        k: number of gallery images, at least 1; all of them if there are fewer.
+        alpha: exponent, 0 or more. With 0, all weights are equal; a larger alpha gives less weight to farther images. Images with
+            a negative cosine have weight 0.
+        block: number of queries processed at a time.
+
+    Returns:
+        float32 (Q, D), rows of length one.
 
     Raises:
-        ValueError: k below 1, alpha below 0, features that do not fit or are not finite.
+        ValueError: k is below 1, alpha is below 0, or features do not fit or are not finite.
     """
     if k < 1 or alpha < 0:
         raise ValueError(f"k must be at least 1 and alpha at least 0: got {k}, {alpha}")

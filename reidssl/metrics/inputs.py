@@ -1,4 +1,4 @@
-"""What all metrics ask of their arguments."""
+"""Validation of the arguments of all metrics."""
 
 import numpy as np
 from torch import Tensor
@@ -7,7 +7,10 @@ from reidssl.clustering.neighbors import Array, unit_rows
 
 
 def labels_of(name: str, pids: Array, camids: Array) -> tuple[Array, Array]:
-    """Identities and cameras as int64 arrays of one length, checked."""
+    """Identities and cameras as int64 arrays of equal length.
+
+    name: "query" or "gallery", for messages. Raises ValueError for other shapes or dtypes, or empty arrays.
+    """
     pids, camids = np.asarray(pids), np.asarray(camids)
     if pids.ndim != 1 or pids.shape != camids.shape or not len(pids):
         raise ValueError(f"{name} pids and camids must be of one length, at least 1: got {pids.shape} and {camids.shape}")
@@ -17,7 +20,7 @@ def labels_of(name: str, pids: Array, camids: Array) -> tuple[Array, Array]:
 
 
 def unit_pair(query_features: Tensor | Array, gallery_features: Tensor | Array) -> tuple[Tensor, Tensor]:
-    """Both as float32 with rows of length one; ValueError if they are not finite or not of one width."""
+    """Both features as float32 with rows of length one. Raises ValueError if they are not finite or differ in width."""
     queries, gallery = unit_rows(query_features, "query_features"), unit_rows(gallery_features, "gallery_features")
     if queries.shape[1] != gallery.shape[1]:
         raise ValueError(f"query and gallery features must have one width: got {queries.shape[1]} and {gallery.shape[1]}")
@@ -25,7 +28,7 @@ def unit_pair(query_features: Tensor | Array, gallery_features: Tensor | Array) 
 
 
 def check_fit(name: str, features: Tensor | Array, labels: Tensor | Array) -> None:
-    """ValueError unless there are as many features as labels of `name` ("query", "gallery")."""
+    """Raise ValueError unless there are as many features as labels. name: "query" or "gallery", for the message."""
     if len(features) != len(labels):
         raise ValueError(
             f"features and labels must be of the same images: got {len(features)} {name} features and {len(labels)} labels"

@@ -1,8 +1,8 @@
-"""The passes over a query's scores from which all ranking metrics follow, without sorting them.
+"""Ranks of the true matches of a query by counting, without sorting all scores. All ranking metrics are computed from them.
 
-The rank of a true match is the number of gallery images in front of it; of equal scores the earlier image is in front. So
-nothing but the true matches is put in order, and all scores are run through: once for each of a few matches, many scores at a
-time; once for all together where there are many, looking up each score's place among the matches.
+The rank of a true match is the number of gallery images in front of it. Of equal scores, the earlier image is in front. So
+only the true matches are sorted, and the scores are counted in passes. With few matches, there is one vectorized pass for each
+match. With many matches, there is one pass in which the position of each score among the matches is found by bisection.
 """
 
 import numpy as np
@@ -10,20 +10,23 @@ import numpy as np
 from reidssl.row_blocks import kernel
 
 FEW = 12
-"""Matches up to which running through the row for each is faster."""
+"""Largest number of matches for which one pass per match is faster."""
 
 
 @kernel
 def copy_without_junk(  # type: ignore[no-untyped-def]
     row, scores, q, q_camids, g_camids, by_pid, begin, end, nobody, own, first
 ):
-    """Fill `row` (c,) with the scores of query q and the images from `first` on, junk as NaN; False if a score is NaN."""
+    """Copy the scores of query q and the images from `first` on to `row` (c,), with NaN for junk.
+
+    Returns False if a score itself is NaN. Other arguments as in `count_rows`.
+    """
     num = len(row)
     broken = 0
     for g in range(num):
         row[g] = scores[q, g]
         broken += row[g] != row[g]
-    # NaN is in front of nothing.
+    # Comparisons with NaN are false, so junk is never counted.
     for place in nobody[np.searchsorted(nobody, first) : np.searchsorted(nobody, first + num)]:
         row[place - first] = np.nan
     if first <= own[q] < first + num:
@@ -38,12 +41,12 @@ def copy_without_junk(  # type: ignore[no-untyped-def]
 
 @kernel
 def count_ahead(row, first, scores, places, ahead):  # type: ignore[no-untyped-def]
-    """Add to `ahead` (m,) how many images of the row are in front of each match.
+    """Add to `ahead` the number of images of the row in front of each match.
 
     Args:
-        row: float32 (c,), scores of the images from `first` on, junk NaN.
-        scores, places: float32 and int64 (m,), the matches in order: falling scores, equal ones by rising place.
-        ahead: int64 (m,).
+        row: float32 (c,), scores of the images from `first` on, NaN for junk.
+        scores, places: float32 and int64 (m,), the matches in order of descending score, then ascending place.
+        ahead: int64 (m,); updated.
     """
     num, many = len(row), len(scores)
     if many <= FEW:
@@ -53,14 +56,14 @@ def count_ahead(row, first, scores, places, ahead):  # type: ignore[no-untyped-d
             total = 0
             for g in range(middle):
                 total += row[g] >= score
-            for g in range(middle, num):  # the match itself is not larger than itself
+            for g in range(middle, num):  # `>` also excludes the match itself
                 total += row[g] > score
             ahead[number] += total
         return
     new = np.zeros(many + 1, np.int64)
     for g in range(num):
         score = row[g]
-        if not score >= scores[many - 1]:  # junk, or behind all
+        if not score >= scores[many - 1]:  # junk, or behind all matches
             continue
         low, high = 0, many
         while low < high:  # the first match that the image is in front of
@@ -78,7 +81,7 @@ def count_ahead(row, first, scores, places, ahead):  # type: ignore[no-untyped-d
 
 @kernel
 def judge(ranks, q, precision, penalty, first):  # type: ignore[no-untyped-def]
-    """Results of query q from the rising ranks, from 0, of its matches, at least one."""
+    """Compute the results of query q from the ranks of its matches (ascending, from 0, at least one match)."""
     total = 0.0
     for number in range(len(ranks)):
         total += (number + 1) / (ranks[number] + 1)
@@ -89,7 +92,7 @@ def judge(ranks, q, precision, penalty, first):  # type: ignore[no-untyped-def]
 
 @kernel
 def in_rank_order(scores, places):  # type: ignore[no-untyped-def]
-    """Order of matches whose places rise: falling scores, equal ones by rising place."""
+    """Permutation that sorts matches by descending score, then ascending place. `places` must be ascending."""
     return np.argsort(-scores, kind="mergesort")
 
 
@@ -97,18 +100,20 @@ def in_rank_order(scores, places):  # type: ignore[no-untyped-def]
 def count_rows(  # type: ignore[no-untyped-def]
     scores, q_pids, q_camids, g_camids, by_pid, begin, end, nobody, own, precision, penalty, first, start, stop
 ):
-    """Fill the results of the rows start..stop; rows without a true match are left alone.
+    """Compute the results of the rows start..stop. Rows without a true match are not changed.
 
     Args:
-        scores: float32 (Q, G). q_pids, q_camids, g_camids: int64 (Q,) and (G,).
-        by_pid: int64, gallery images in order of identity; by_pid[begin[q] : end[q]] are those of q's identity, rising.
-        nobody: int64, gallery images of identity -1, rising.
+        scores: float32 (Q, G).
+        q_pids, q_camids, g_camids: int64 (Q,), (Q,) and (G,).
+        by_pid: int64 (G,), gallery images sorted by identity; by_pid[begin[q] : end[q]] are those of q's identity, ascending.
+        nobody: int64, gallery images of identity -1, ascending.
         own: int64 (Q,), a gallery image that is junk for the query, or -1.
-        precision, penalty: float64 (Q,), filled with the average precision and matches / rank of the last match.
+        precision: float64 (Q,), filled with the average precision.
+        penalty: float64 (Q,), filled with number of matches / rank (from 1) of the last match.
         first: int64 (Q,), filled with the rank, from 0, of the first match.
 
     Returns:
-        The first row with a score that is NaN, -1 if there is none; nothing is filled from there on.
+        The first row with a NaN score, at which the computation stops; -1 if there is none.
     """
     row = np.empty(scores.shape[1], np.float32)
     for q in range(start, stop):
@@ -130,12 +135,12 @@ def count_rows(  # type: ignore[no-untyped-def]
 
 @kernel
 def gather_matches(scores, first, pointers, places, found, start, stop):  # type: ignore[no-untyped-def]
-    """Take the scores of those matches of the rows start..stop that are among the images from `first` on.
+    """Collect the scores of the matches of the rows start..stop that are in a piece of the gallery.
 
     Args:
-        scores: float32 (q, c).
-        pointers, places: int64, matches of row r are places[pointers[r] : pointers[r + 1]], rising.
-        found: float32, one for each of `places`.
+        scores: float32 (q, c), of the images from `first` on.
+        pointers, places: int64; the matches of row r are places[pointers[r] : pointers[r + 1]], ascending.
+        found: float32, one score for each of `places`; updated.
     """
     for r in range(start, stop):
         for number in range(pointers[r], pointers[r + 1]):
@@ -148,9 +153,10 @@ def gather_matches(scores, first, pointers, places, found, start, stop):  # type
 def count_piece(  # type: ignore[no-untyped-def]
     scores, q_camids, g_camids, by_pid, begin, end, nobody, own, first, pointers, places, matches, ahead, start, stop
 ):
-    """Add to `ahead` what a piece of the gallery, the images from `first` on, has in front of the matches of start..stop.
+    """Add to `ahead` the number of images of a piece of the gallery in front of each match of the rows start..stop.
 
-    As `count_rows`, with the matches of each row, in order, at pointers[r] : pointers[r + 1] of places, matches and ahead.
+    The piece consists of the images from `first` on. The matches of row r, in order, are at pointers[r] : pointers[r + 1] of
+    `places`, `matches` (their scores) and `ahead`. Other arguments and result as in `count_rows`.
     """
     row = np.empty(scores.shape[1], np.float32)
     for r in range(start, stop):

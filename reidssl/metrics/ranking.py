@@ -1,15 +1,15 @@
-"""Ranking metrics of person re-identification: mAP, CMC (Rank-k), mINP; also galleries for looking at and probes.
+"""Ranking metrics of person re-identification: mAP, CMC (Rank-k) and mINP; also best matches for display, and probes.
 
 Protocol (Zheng et al., Market-1501, ICCV 2015; mINP: Ye et al., arXiv 2001.04193): gallery images of the query's identity
-and camera are junk for that query, and so is everything of identity -1. Queries without a true match are left out. A
-camera of -1 is unknown and equals no camera. Features are compared by cosine, the order of the Euclidean distance of
-rows of length one.
+and camera are junk for this query, and so are all images of identity -1. Queries without a true match are left out. Camera -1
+is unknown and differs from every camera. Features are compared by cosine similarity, which gives the same order as the Euclidean
+distance of rows of length one.
 
-Ties: of equal scores the earlier gallery image ranks first, as in a stable sort, so results are the same everywhere. On the
-CPU equal features have equal scores, whatever the blocks (`reidssl.clustering.products`).
+Ties: of equal scores, the earlier gallery image ranks first, as in a stable sort, so results are reproducible. On the CPU, equal
+features have equal scores for any block size (`reidssl.clustering.products`).
 
-Nothing is sorted: the rank of a true match is the number of images that score higher, which is counted. Memory is one
-block of queries x block of the gallery.
+Scores are not sorted. The rank of a true match is found by counting the images in front of it. Memory is one block of queries x
+one block of the gallery.
 
 Shapes: Q queries, G gallery images, D feature width, q queries of one block.
 """
@@ -36,16 +36,18 @@ from reidssl.metrics.inputs import check_fit, labels_of, unit_pair
 
 @dataclass(frozen=True)
 class RankingMetrics:
-    """Results in [0, 1], not per cent."""
+    """Ranking metrics in [0, 1] (not in percent)."""
 
     mAP: float
+    """Mean average precision."""
     cmc: Array
     """float64 (max_rank,): share of queries with a true match among the first 1, 2, ... images."""
     mINP: float
     """Mean over queries of (number of true matches / rank of the last of them)."""
     average_precision: Array
-    """float64 (Q,), NaN for queries left out."""
+    """float64 (Q,), NaN for queries without a true match."""
     num_valid_queries: int
+    """Number of queries with a true match."""
 
     @property
     def rank1(self) -> float:
@@ -66,14 +68,14 @@ class RankingMetrics:
 
 
 class BestMatches(NamedTuple):
-    """The first gallery images of each query, junk removed."""
+    """The best matches of each query in the gallery, without junk."""
 
     indices: Array
-    """int64 (Q, top) into the gallery, best first; -1 where fewer images are left."""
+    """int64 (Q, top), gallery images, best first; -1 if there are fewer images."""
     correct: Array
-    """bool (Q, top): of the query's identity."""
+    """bool (Q, top), whether the image has the query's identity."""
     similarities: Array
-    """float32 (Q, top); minus infinity where the index is -1."""
+    """float32 (Q, top), cosines; minus infinity if the index is -1."""
 
 
 def rank(
@@ -88,20 +90,20 @@ def rank(
     num_threads: int | None = None,
     gallery_block: int = GALLERY_BLOCK,
 ) -> RankingMetrics:
-    """Rank the gallery for every query.
+    """Rank the gallery for every query and compute the metrics.
 
     Args:
-        query_features, gallery_features: float (Q, D) and (G, D); rows are normalized here. The products run on their
+        query_features, gallery_features: float (Q, D) and (G, D); rows are normalized here. Products are computed on their
             device.
         query_pids, query_camids, gallery_pids, gallery_camids: integers (Q,) and (G,).
-        block: queries at a time; memory, beside the features, is about block x min(G, gallery_block) x 4 bytes (42 MB for
-            MSMT17's gallery by default).
+        block: number of queries processed at a time. Memory, in addition to the features, is about
+            block x min(G, gallery_block) x 4 bytes (by default 42 MB for MSMT17's gallery).
         max_rank: length of the CMC curve, at least 10.
-        num_threads: of the counting pass; None: as many as torch uses.
-        gallery_block: gallery images at a time; a larger gallery is run through twice.
+        num_threads: number of threads of the counting pass; None: torch's number.
+        gallery_block: number of gallery images processed at a time. A larger gallery needs two passes.
 
     Raises:
-        ValueError: arrays that do not fit, features that are not finite, or no query with a true match.
+        ValueError: arrays do not fit, features are not finite, or no query has a true match.
     """
     queries, gallery = unit_pair(query_features, gallery_features)
     pieces = pieces_of(gallery, gallery_block)
@@ -118,9 +120,9 @@ def leave_one_out(
     num_threads: int | None = None,
     gallery_block: int = GALLERY_BLOCK,
 ) -> RankingMetrics:
-    """Cross-camera probe: each image in turn is the query and all the others are the gallery.
+    """Cross-camera probe of one labeled set: each image in turn is the query, and all other images are the gallery.
 
-    Arguments as in `rank`, of one labeled set. Images of identity -1 are neither queries nor gallery.
+    Arguments and errors as in `rank`. Images of identity -1 are neither queries nor in the gallery.
     """
     unit = unit_rows(features)
     pieces, own = pieces_of(unit, gallery_block), np.arange(len(unit))
@@ -138,17 +140,22 @@ def rank_blocks(
     left_out: Array | None = None,
     num_threads: int | None = None,
 ) -> RankingMetrics:
-    """Metrics from scores of any kind, block by block; other arguments and errors as in `rank`.
+    """Metrics from scores of any kind, block by block.
 
     Args:
-        left_out: int (Q,), a gallery image that is junk for each query whatever its labels; None: none.
+        blocks: scores of all queries in order.
+        left_out: int (Q,), for each query a gallery image that is junk regardless of its labels, or -1; None: none.
+        Other arguments and errors as in `rank`.
     """
     found = judge_queries(blocks, query_pids, query_camids, gallery_pids, gallery_camids, left_out, num_threads)
     return summarize(found, query_pids, gallery_pids, max_rank)
 
 
 def summarize(found: QueryResults, query_pids: Array, gallery_pids: Array, max_rank: int = 50) -> RankingMetrics:
-    """The second half of `rank_blocks`: the means over all queries. ValueError if no query has a true match."""
+    """Compute the metrics from the results of all queries (second half of `rank_blocks`).
+
+    Raises ValueError if no query has a true match or max_rank is below 10.
+    """
     if max_rank < 10:
         raise ValueError(f"max_rank must be at least 10: got {max_rank}")
     q_pids, g_pids = np.asarray(query_pids), np.asarray(gallery_pids)
@@ -180,9 +187,9 @@ def best_matches(
     top: int = 10,
     block: int = 256,
 ) -> BestMatches:
-    """The `top` nearest gallery images of every query (with or without a true match), junk removed.
+    """The `top` nearest gallery images of every query, without junk. Queries without a true match are included.
 
-    Arguments and errors as in `rank`.
+    Other arguments and errors as in `rank`.
     """
     if top < 1:
         raise ValueError(f"top must be at least 1: got {top}")
@@ -205,15 +212,18 @@ def best_matches(
 
 
 def same_camera_share(features: Tensor | Array, camids: Array, k: int = 1) -> float:
-    """Share, in [0, 1], of the k nearest other images that come from the image's own camera.
+    """Share, in [0, 1], of the k nearest other images that come from the same camera as the image.
 
-    Far above the share by chance, the features describe the camera's background rather than the person. Images of an
-    unknown camera (-1) are left out.
+    If the share is far above chance, the features describe the camera or its background rather than the person. Images of an
+    unknown camera (-1) are ignored.
 
     Args:
         features: float (N, D).
         camids: integers (N,).
-        k: neighbors of each image, at most one less than there are images with a known camera.
+        k: number of neighbors of each image, less than the number of images with a known camera.
+
+    Raises:
+        ValueError: camids do not fit, k is out of range, or features are not finite.
     """
     cameras = np.asarray(camids)
     known = np.flatnonzero(cameras != -1)

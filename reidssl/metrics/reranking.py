@@ -1,10 +1,10 @@
 """k-reciprocal re-ranking (Zhong et al., arXiv 1701.08398) without the dense matrices of the original.
 
-New distance = weight * d + (1 - weight) * J, with d the squared Euclidean distance divided by the largest one of the query's
-row (over queries and gallery), and J the k-reciprocal Jaccard distance in the joint set of queries and gallery. J is 1
-for all pairs that share no neighbor, so only the others are stored. Neighbors are k1 + 1 here, the image included.
+New distance = weight * d + (1 - weight) * J. Here d is the squared Euclidean distance divided by the largest one in the query's
+row (over queries and gallery), and J is the k-reciprocal Jaccard distance in the joint set of queries and gallery. J is 1 for
+pairs that share no neighbor, so only the other pairs are stored. Here an image has k1 + 1 neighbors, including itself.
 
-Differs from the usual code in precision only: that one keeps weights in float16, which moves mAP by about 2e-5.
+The result differs from the usual code in precision only. That code stores weights in float16, which changes mAP by about 2e-5.
 """
 
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ from reidssl.metrics.ranking import RankingMetrics, rank_blocks
 from reidssl.row_blocks import kernel
 
 NOWHERE = np.float32(1e-5)
-"""Least squared distance to the farthest image by which the others are divided: where all images are equal, less would make
-the rounding of their distances (1e-7) count as distance, or overflow the weights."""
+"""Minimum of the largest squared distance, by which the others are divided. If all images are equal, a smaller divisor would
+amplify the rounding errors of distances (1e-7) or overflow the weights."""
 
 
 def rank_reranked(
@@ -40,10 +40,11 @@ def rank_reranked(
     max_rank: int = 50,
     num_threads: int | None = None,
 ) -> RankingMetrics:
-    """`rank` after re-ranking. Gallery images of identity -1 are removed first, as usual code does when it loads them.
+    """`rank` after re-ranking. Gallery images of identity -1 are removed first, as the usual code does on loading.
 
     Args:
-        k1, k2, weight: see `reranked_blocks`; the others as in `rank`.
+        k1, k2, weight: as in `reranked_blocks`.
+        Other arguments and errors as in `rank`.
     """
     gallery_pids, gallery_camids = labels_of("gallery", gallery_pids, gallery_camids)
     check_fit("gallery", gallery_features, gallery_pids)
@@ -66,18 +67,20 @@ def reranked_blocks(
     block: int = 128,
     num_threads: int | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Minus the re-ranked distances of consecutive query blocks: (first query, float32 (block, G)), for `rank_blocks`.
-
-    A block is overwritten by the next one.
+    """Negative re-ranked distances of consecutive query blocks, as scores for `rank_blocks`.
 
     Args:
         query_features, gallery_features: float (Q, D) and (G, D); rows are normalized here.
-        k1, k2: neighbors for the reciprocal sets and for query expansion, 1 <= k2 <= k1.
-        weight: of the original distance (lambda in the paper), in [0, 1].
-        block: queries at a time.
+        k1, k2: numbers of neighbors for the reciprocal sets and for query expansion, 1 <= k2 <= k1.
+        weight: weight of the original distance (lambda in the paper), in [0, 1].
+        block: number of queries in a block.
+        num_threads: number of threads; None: torch's number.
+
+    Yields:
+        (first query, float32 (block, G)). Each block is overwritten by the next one.
 
     Raises:
-        ValueError: an argument out of range, or features that are not finite.
+        ValueError: an argument is out of range, or features are not finite.
     """
     if block < 1:
         raise ValueError(f"block must be at least 1 query: got {block}")
@@ -98,7 +101,7 @@ def reranked_blocks(
     buffer = products_buffer(queries, min(block, num), len(gallery))
     for start in range(0, num, block):
         rows, factor = queries[start : start + block], scale[start : start + block]
-        # Minus the distances as if J were 1 everywhere; then the pairs for which it is not.
+        # First the negative distances as if J were 1 for all pairs, then a correction for the pairs with a smaller J.
         scores = products(rows * factor, gallery, buffer).add_(weight - 1 - factor).cpu()
         pointers = jaccard.indptr[start : start + len(rows) + 1]
         _add_nearness(scores.numpy(), pointers, jaccard.indices, jaccard.data, np.float32(1 - weight))

@@ -1,6 +1,7 @@
-"""Verification (are these two images of one person?): true positive rate at given false positive rates.
+"""Verification (do two images show the same person?): true positive rate at given false positive rates.
 
-Pairs are all of query and gallery but junk (`reidssl.metrics.ranking`): same identity and camera, or identity -1.
+The pairs are all pairs of a query and a gallery image, except junk (see `reidssl.metrics.ranking`): pairs of the same identity
+and camera, and images of identity -1.
 """
 
 from collections.abc import Sequence
@@ -31,16 +32,21 @@ def true_positive_rates(
     num_threads: int | None = None,
     gallery_block: int = GALLERY_BLOCK,
 ) -> dict[float, float]:
-    """{false positive rate: share in [0, 1] of the same-person pairs above the threshold that lets so many others through}.
+    """True positive rate, in [0, 1], for each false positive rate in `rates`.
 
-    Scores are counted in `num_bins` equal bins of [-1, 1], so memory does not follow the number of pairs. The threshold is the
-    lowest edge between bins that no more than the given share of different-person pairs exceeds.
+    Scores are counted in `num_bins` equal bins of [-1, 1], so memory does not grow with the number of pairs. The threshold for a
+    rate is the lowest edge between bins that at most this share of the different-person pairs exceeds.
 
     Args:
-        rates: in (0, 1]; the other arguments as in `rank`.
+        rates: false positive rates in (0, 1].
+        num_bins: number of bins, at least 2.
+        Other arguments as in `rank`.
+
+    Returns:
+        {false positive rate: share of same-person pairs above its threshold}.
 
     Raises:
-        ValueError: as `rank`; also if there is no pair of one kind.
+        ValueError: as in `rank`; also if there are no same-person or no different-person pairs.
     """
     if block < 1 or gallery_block < 1:
         raise ValueError(f"block and gallery_block must be at least 1: got {block}, {gallery_block}")
@@ -72,7 +78,7 @@ def true_positive_rates(
 
 @kernel
 def _histogram(scores, q_pids, q_camids, g_pids, g_camids, num_bins, start, stop):  # type: ignore[no-untyped-def]
-    """int64 (2, num_bins): different-person and same-person pairs of the rows start..stop by score."""
+    """Histograms of the scores of the rows start..stop: int64 (2, num_bins), different-person and same-person pairs."""
     counts = np.zeros((2, num_bins), np.int64)
     for q in range(start, stop):
         if q_pids[q] == -1:

@@ -1,4 +1,4 @@
-"""From a checkpoint that was read to an empty backbone that it fits, and how everything about it is known."""
+"""Building a backbone that fits a checkpoint, without copying its weights, and recording how each property is known."""
 
 import json
 from dataclasses import fields, replace
@@ -15,7 +15,19 @@ from reidssl.models.vit import Vit, build_vit
 def build_empty(
     checkpoint: Checkpoint, hw_ratio: float | None, given: LoadConfig, changes: dict[str, Any]
 ) -> tuple[Vit, tuple[int, int], About]:
-    """An empty backbone for the file with `changes`, the grid of the file's position embeddings, and what is known."""
+    """Build a newly initialized backbone for a checkpoint.
+
+    Args:
+        hw_ratio: height / width of the training images, for `pos_grid`.
+        given: properties that the file does not state.
+        changes: fields of VitConfig to change. `heads` gives the number of heads instead of changing it.
+
+    Returns:
+        The backbone with `changes`, (rows, columns) of the position embeddings in the file, and the description of the file.
+
+    Raises ValueError for unknown `changes`, for contradictions between `given` and a file of ours, and for shapes that do not
+    fit; Unsaid if the number of heads is unknown.
+    """
     known = [field.name for field in fields(VitConfig)]
     unknown = sorted(changes.keys() - set(known))
     if unknown:
@@ -45,7 +57,7 @@ def build_empty(
 
 
 def _said(checkpoint: Checkpoint) -> dict[str, Any]:
-    """mean, std and neck as header or config.json have them."""
+    """mean, std and neck as stated by the header or config.json."""
     said = {name: checkpoint.described[name] for name in ("mean", "std", "neck") if name in checkpoint.described}
     try:
         said |= {name: json.loads(checkpoint.metadata[name]) for name in ("mean", "std") if name in checkpoint.metadata}
@@ -57,14 +69,14 @@ def _said(checkpoint: Checkpoint) -> dict[str, Any]:
 def _learned_config(
     checkpoint: Checkpoint, hw_ratio: float | None, given: LoadConfig, changes: dict[str, Any]
 ) -> tuple[VitConfig, dict[str, Answer]]:
-    """The configuration of a file that carries none, and how each part of it is known."""
+    """The configuration of a file that does not store one, and how each part of it is known."""
     tensors, name = checkpoint.tensors, checkpoint.name
     told, given = given.as_dict(), _completed(checkpoint, given)
 
     def how(*names: str) -> str:
         return "given" if any(field in told for field in names) else "said"
 
-    # A first look with one head, whose shapes all the rest follows from: it refuses what is no ViT.
+    # First with one head, since the shapes do not depend on the number of heads. This also rejects files that are not a ViT.
     own_grid = bool(given.image_size or given.stride)
     size = (given.image_size[0], given.image_size[1]) if given.image_size else changes.get("image_size")
     stride = given.stride or (0 if given.image_size else changes.get("stride", 0))
@@ -93,7 +105,7 @@ def _learned_config(
 
 
 def _completed(checkpoint: Checkpoint, given: LoadConfig) -> LoadConfig:
-    """What was given, and where it was not, what config.json beside a file that we wrote in another layout says."""
+    """`given`, with empty fields filled from the config.json beside a file that we wrote in a foreign layout."""
     try:
         said = LoadConfig(**checkpoint.described.get("load", {}))
     except (ValueError, TypeError) as error:
@@ -102,7 +114,10 @@ def _completed(checkpoint: Checkpoint, given: LoadConfig) -> LoadConfig:
 
 
 def _cameras(checkpoint: Checkpoint, config: VitConfig, given: LoadConfig) -> dict[str, Answer]:
-    """Which camera each row of the camera embeddings stands for (None: a row of another data set), and their weight."""
+    """The camera of each row of the camera embeddings (None: of another data set), and their weight; {} without embeddings.
+
+    Raises ValueError if the number of cameras does not fit.
+    """
     if not config.num_cameras:
         if given.cameras:
             raise ValueError(f"{checkpoint.name} has no camera embeddings, so cameras={list(given.cameras)} means nothing to it")
@@ -127,7 +142,7 @@ def _cameras(checkpoint: Checkpoint, config: VitConfig, given: LoadConfig) -> di
 
 
 def _refuse_contradictions(name: str, config: VitConfig, given: LoadConfig) -> None:
-    """ValueError where the caller says something else than a file of ours."""
+    """Raise ValueError if `given` contradicts the configuration stored in a file of ours."""
     stride = config.stride or config.patch_size
     for field, own, told in (
         ("heads", config.heads, given.heads),
@@ -144,10 +159,10 @@ def _refuse_contradictions(name: str, config: VitConfig, given: LoadConfig) -> N
 
 
 def _stored_config(checkpoint: Checkpoint) -> VitConfig:
-    """What the header of a file of ours says; ValueError where it says nothing that we understand."""
+    """The configuration in the header of a file of ours. Raises ValueError if it cannot be read."""
     try:
         return VitConfig(**json.loads(checkpoint.metadata["vit"]))
-    except (ValueError, TypeError) as error:  # JSON that is broken; fields or types that are not ours
+    except (ValueError, TypeError) as error:  # invalid JSON, unknown fields, or wrong types
         raise ValueError(
             f'{checkpoint.name} has a "vit" entry in its header that is no configuration of a backbone ({error}): it was '
             "written by another version, or changed since"

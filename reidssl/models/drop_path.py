@@ -1,14 +1,14 @@
-"""Drop path (stochastic depth, arXiv 1603.09382) that is the same however a step's batch is cut into pieces."""
+"""Drop path (stochastic depth, arXiv 1603.09382) that does not depend on how the batch of a step is cut into pieces."""
 
 from timm.layers import DropPath
 from torch import Tensor, nn
 
 
 class StepDropPath(nn.Module):
-    """timm's drop path, drawn for the images of a whole optimizer step, of which a piece takes its rows.
+    """timm's drop path, with random numbers drawn for all images of an optimizer step; a piece of the step uses its rows.
 
-    With the generator seeded alike before each piece, an image's draw depends on its place in the step alone. A batch that is
-    not cut draws what timm's layer draws.
+    If the generator is seeded with the same value before each piece, the random number of an image depends only on its place in
+    the step. For a batch that is not cut, the random numbers are those of timm's layer.
     """
 
     def __init__(self, rate: float, scale_by_keep: bool = True) -> None:
@@ -16,10 +16,10 @@ class StepDropPath(nn.Module):
         self.rate = rate
         self.scale_by_keep = scale_by_keep
         self.place: tuple[int, int] | None = None
-        """(first row of the piece, images of the step); None: the piece is the whole step."""
+        """(first row of the piece, number of images in the step); None: the piece is the whole step."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: float (b, ...), the images of the piece in their order."""
+        """Drop residual branches of images at random. x: float (b, ...), the images of the piece in order."""
         if not self.training or self.rate == 0.0:
             return x
         first, total = self.place or (0, len(x))
@@ -31,7 +31,7 @@ class StepDropPath(nn.Module):
 
 
 def draw_by_step(model: nn.Module) -> list[StepDropPath]:
-    """Put StepDropPath in place of every drop path of `model`; returns them, so that their `place` can be set."""
+    """Replace every drop path layer of `model` by StepDropPath. Returns the new layers, so that their `place` can be set."""
     found = []
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):

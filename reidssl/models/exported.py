@@ -1,4 +1,4 @@
-"""Models for users of other libraries: a folder that timm loads, and ONNX."""
+"""Export of models for other libraries: a folder that timm loads, and ONNX."""
 
 import io
 import warnings
@@ -18,9 +18,10 @@ ONNX_TOLERANCE = 1e-4
 
 
 class Embedder(nn.Module):
-    """Pixels to the retrieval feature, normalization included: what a service calls.
+    """Model from pixels to the retrieval feature, with normalization of the pixels included.
 
-    Input: float32 (B, 3, H, W), RGB, 0 to 255, H and W as `image_size`. Output: float32 (B, D), L2-normalized.
+    Input: float32 (B, 3, H, W), RGB, 0 to 255, with (H, W) = `image_size`. Output: float32 (B, D), L2-normalized. Raises
+    ValueError for an unknown neck and for a backbone with camera embeddings.
     """
 
     def __init__(self, model: Vit | ReidModel, mean: Sequence[float], std: Sequence[float], neck: str = "before") -> None:
@@ -48,18 +49,18 @@ class Embedder(nn.Module):
 
 
 def onnx_bytes(embedder: Embedder, batches: Sequence[int] = (1, 3)) -> bytes:
-    """An ONNX file of `embedder` (input "images", output "embedding", any batch size), checked in onnxruntime.
+    """Export `embedder` to ONNX (input "images", output "embedding", any batch size) and check the result in onnxruntime.
 
-    Random images in each of `batches` must give the same features within ONNX_TOLERANCE, else RuntimeError. Raises
-    ImportError, saying what to install, without the packages of the `onnx` extra.
+    The check compares the features of random images for each batch size in `batches`. Raises RuntimeError if they differ by
+    more than ONNX_TOLERANCE, and ImportError if the packages of the `onnx` extra are not installed.
     """
     _require("onnx", "onnxscript", "onnxruntime")
     embedder = embedder.eval()
     generator = torch.Generator().manual_seed(0)
-    # Not 1 and not 0: the exporter takes those for constants.
+    # Batch size 2, because the exporter treats sizes 0 and 1 as constants.
     example = torch.randint(0, 256, (2, 3, *embedder.image_size), generator=generator).float()
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of the exporter, about its own future
+        warnings.simplefilter("ignore")  # the exporter warns about its own future changes
         program = torch.onnx.export(
             embedder,
             (example,),
@@ -85,7 +86,10 @@ def onnx_bytes(embedder: Embedder, batches: Sequence[int] = (1, 3)) -> bytes:
 
 
 def run_onnx(data: bytes, images: np.ndarray) -> np.ndarray:
-    """Features of an exported model for float32 (B, 3, H, W) images, computed by onnxruntime on the CPU."""
+    """Features float32 (B, D) of float32 (B, 3, H, W) images, computed by onnxruntime on the CPU.
+
+    data: an ONNX file from `onnx_bytes`. Raises ImportError if onnxruntime is not installed.
+    """
     _require("onnxruntime")
     import onnxruntime
 
@@ -105,8 +109,9 @@ def _require(*packages: str) -> None:
 def timm_state_dict(model: Vit | ReidModel, neck: str = "before") -> dict[str, Tensor]:
     """The weights under timm's names. With neck="after" the neck is folded into the last layer norm.
 
-    Both are affine per channel in eval mode, so timm's feature is then the neck's output exactly. ValueError for what
-    timm's ViT does not have: the ics stem, overlapping patches, cameras, GeM pooling, another epsilon of the norms.
+    In eval mode both are affine per channel, so the feature of the timm model is then exactly the output of the neck. Raises
+    ValueError for a model with parts that timm's ViT does not have: ics stem, overlapping patches, camera embeddings, GeM
+    pooling, or a layer norm epsilon other than 1e-6.
     """
     vit = model if isinstance(model, Vit) else model.backbone
     config = vit.config
@@ -135,13 +140,14 @@ def timm_state_dict(model: Vit | ReidModel, neck: str = "before") -> dict[str, T
 
 
 def timm_config(vit: Vit, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
-    """`config.json` beside timm_state_dict's weights: `timm.create_model("local-dir:<folder>", pretrained=True)` reads it.
+    """Content of the `config.json` that belongs beside the weights of `timm_state_dict`.
 
-    timm's data pipeline then resizes and normalizes as the model was trained (bicubic, no crop).
+    `timm.create_model("local-dir:<folder>", pretrained=True)` reads it. timm's data pipeline then resizes (bicubic, no crop) and
+    normalizes images as in training.
     """
     config = vit.config
     return {
-        "architecture": "vit_base_patch16_224",  # the class; model_args give all of its sizes
+        "architecture": "vit_base_patch16_224",  # selects the class; model_args override all sizes
         "num_classes": 0,
         "num_features": config.width,
         "global_pool": "token",
@@ -173,7 +179,7 @@ def timm_config(vit: Vit, mean: Sequence[float], std: Sequence[float]) -> dict[s
 
 
 def torch_bytes(content: Any) -> bytes:
-    """What torch.save writes."""
+    """The bytes that torch.save writes for `content`."""
     sink = io.BytesIO()
     torch.save(content, sink)
     return sink.getvalue()

@@ -1,4 +1,4 @@
-"""What a model file does not say: what the caller knows of it, and the refusal to guess."""
+"""Settings for properties that a model file does not state, and the error if one is missing."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,31 +10,32 @@ from reidssl.choices import NECKS
 
 @dataclass(kw_only=True)
 class LoadConfig:
-    """What a checkpoint file does not say. Empty or 0: as the file says, or as whoever published its layout has it (stated).
+    """Properties of a checkpoint file that the file does not state.
 
-    What a file of ours says may not be contradicted, except for mean, std and neck, which belong to its use.
+    Empty or 0 means: as the file states it, else as in the published layout, and then the report says that it is assumed.
+    Values in our own files must not be contradicted, except for mean, std and neck, which concern the use of the model.
     """
 
     weights: str = ""
-    """Which of several models in the file: teacher, student, model_ema, ...; empty: the usual one, or refused."""
+    """Which of several models in the file to load: teacher, student, model_ema, ... Empty: the usual one, or an error."""
     heads: int = 0
-    """Attention heads: 3, 6, 12 and 16 for ViT-Ti, S, B and L, but 12 for MoCo v3's ViT-S."""
+    """Number of attention heads: 3, 6, 12 and 16 for ViT-Ti, S, B and L, but 12 for MoCo v3's ViT-S."""
     image_size: list[int] = field(default_factory=list)
-    """[height, width] of the images that its position embeddings belong to."""
+    """[height, width] in pixels of the images that the model's position embeddings belong to."""
     stride: int = 0
-    """Distance between patches that its position embeddings belong to; smaller than the patch where they overlap."""
+    """Distance between the model's patches in pixels; smaller than the patch size if patches overlap."""
     mean: list[float] = field(default_factory=list)
-    """Mean of red, green and blue (0 to 1) that its images are normalized with."""
+    """Mean of red, green and blue (0 to 1) with which the model's images are normalized."""
     std: list[float] = field(default_factory=list)
-    """Standard deviation of the same."""
+    """Standard deviation of red, green and blue (0 to 1) with which the model's images are normalized."""
     neck: str = ""
     """Side of the neck whose feature is used: before or after."""
     gem_pooling: bool = False
-    """It was trained with the generalized mean of the patch tokens added to the class token."""
+    """The model was trained with the generalized mean of the patch tokens added to the class token."""
     cameras: list[int] = field(default_factory=list)
-    """Camera numbers of the data in the order of its camera embeddings; -1 for one of another data set."""
+    """Camera numbers of the data in the order of the model's camera embeddings; -1 for a camera of another data set."""
     camera_weight: float = 0.0
-    """Weight of its camera embeddings; 0: 3, as published."""
+    """Weight of the model's camera embeddings. 0: 3, as published."""
 
     def __post_init__(self) -> None:
         at_least(0, "(not given)", heads=self.heads, stride=self.stride, camera_weight=self.camera_weight)
@@ -52,18 +53,18 @@ class LoadConfig:
             raise ValueError(f"cameras must be different numbers, 0 or more, or -1: got {list(self.cameras)}")
 
     def as_dict(self) -> dict[str, Any]:
-        """What was given, without what was left open."""
+        """The fields that are set, without empty ones."""
         return {name: value for name, value in asdict(self).items() if value}
 
 
 class Unsaid(ValueError):
-    """Something that the file does not say and that cannot be told from it; `field` of LoadConfig answers it."""
+    """A property of a model is neither stated by its file nor can be inferred; the field `field` of LoadConfig provides it."""
 
     def __init__(self, source_name: str, problem: str, field: str, answers: Sequence[str]) -> None:
         self.source_name, self.problem, self.field, self.answers = source_name, problem, field, tuple(answers)
         super().__init__(self.text("load"))
 
     def text(self, section: str) -> str:
-        """With the keys as a program has them: `load.heads=12`."""
+        """The message, with settings as a program accepts them, such as `load.heads=12`; section: the part before the dot."""
         wanted = " or ".join(f"{section}.{self.field}={answer}" for answer in self.answers)
         return f"{self.source_name} {self.problem}. Give {wanted}"

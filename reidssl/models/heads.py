@@ -10,7 +10,7 @@ from reidssl.models.initialization import seeded
 class PrototypeLayer(nn.Module):
     """Weight-normed linear layer with a fixed gain of 1: each output is the dot product with a unit vector.
 
-    Input float (B, D), output (B, K). `weight_v` (K, D) is trained; only its directions matter.
+    Input: float (B, D). Output: (B, K). `weight_v` (K, D) is trained; only the directions of its rows matter.
     """
 
     def __init__(self, width: int, out_dim: int) -> None:
@@ -22,17 +22,16 @@ class PrototypeLayer(nn.Module):
     def forward(self, features: Tensor, freeze: bool = False) -> Tensor:
         weight: Tensor = self.weight_v
         if freeze:
-            # A gradient of exactly zero, with the parameter still in the graph: sharded optimizers wait for
-            # the gradient of every parameter.
+            # The gradient is exactly zero, but the parameter stays in the graph, because sharded optimizers wait for the
+            # gradient of every parameter.
             weight = weight.detach() + 0.0 * (weight - weight.detach())
         return F.linear(features, F.normalize(weight, dim=-1))
 
 
 class DinoHead(nn.Module):
-    """DINO's projection head: 3-layer GELU MLP, L2 norm, weight-normed last layer (arXiv 2104.14294, appendix
-    C).
+    """DINO's projection head: 3-layer GELU MLP, L2 norm, weight-normed last layer (arXiv 2104.14294, appendix C).
 
-    Input float (B, width), output logits (B, out_dim) in [-1, 1].
+    Input: float (B, width). Output: logits (B, out_dim) in [-1, 1].
     """
 
     def __init__(self, width: int, out_dim: int, hidden: int = 2048, bottleneck: int = 256, seed: int = 0) -> None:

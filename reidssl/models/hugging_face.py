@@ -1,4 +1,4 @@
-"""Vision transformers as Hugging Face's transformers names them, and the config.json beside them (theirs or timm's)."""
+"""Vision transformers with the parameter names of Hugging Face's transformers, and the config.json of transformers or timm."""
 
 import json
 import re
@@ -30,12 +30,15 @@ _PART = re.compile(r"^(blocks\.\d+)\.attention\.attention\.(query|key|value)\.(w
 
 
 def is_hugging_face(names: Mapping[str, Tensor]) -> bool:
-    """Whether names below a model's root are those of transformers' ViT or DINOv2."""
+    """Whether parameter names (below the model's root) are those of transformers' ViT or DINOv2."""
     return "embeddings.cls_token" in names
 
 
 def to_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of transformers' ViT, DeiT, ViT-MAE and DINOv2 -> timm's; query, key and value joined. Other names stay."""
+    """Tensors of transformers' ViT, DeiT, ViT-MAE or DINOv2 under timm's names; other names are kept.
+
+    Query, key and value are concatenated, since timm stores them as one tensor.
+    """
     found: dict[str, Tensor] = {}
     parts: dict[tuple[str, str], dict[str, Tensor]] = {}
     for name, value in tensors.items():
@@ -58,10 +61,18 @@ def to_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def describe(beside: Callable[[str], bytes | None], width: int, depth: int) -> dict[str, Any]:
-    """What config.json (transformers' or timm's) and preprocessor_config.json say of a model of this width and depth.
+    """Settings of a model from config.json (transformers' or timm's) and preprocessor_config.json.
 
-    {"heads", "norm_eps", "mean", "std", "neck"}, each where it is said, and "load", what else `describing` wrote; {} for files of
-    something else. Raises ValueError for an activation that is not GELU.
+    Args:
+        beside: function from a file name to the content of that file, as `ModelFile.beside`.
+        width: embedding width of the model. A config.json with another width or depth is ignored.
+        depth: number of transformer blocks of the model.
+
+    Returns:
+        The entries of "heads", "norm_eps", "mean", "std" and "neck" that the files state, and "load" with the other fields that
+        `describing` wrote; {} if the files describe another model or are missing.
+
+    Raises ValueError for an activation other than GELU.
     """
     config, found = _json(beside("config.json")), {}
     sizes = (config.get("hidden_size"), config.get("num_hidden_layers"))
@@ -83,7 +94,10 @@ def describe(beside: Callable[[str], bytes | None], width: int, depth: int) -> d
 
 
 def describing(config: VitConfig, load: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json for a file that cannot say it itself, as `describe` reads it; load: fields of LoadConfig."""
+    """Content of a config.json, as `describe` reads it, for a model file that cannot store its configuration itself.
+
+    load: fields of LoadConfig to add.
+    """
     return {
         "hidden_size": config.width,
         "num_hidden_layers": config.depth,
@@ -110,7 +124,7 @@ def _timm(config: dict[str, Any], width: int, depth: int) -> dict[str, Any]:
             model: Any = timm.create_model(config["architecture"], pretrained=False, num_classes=0, **arguments)
         sizes = (model.embed_dim, len(model.blocks))
         heads, eps = model.blocks[0].attn.num_heads, model.blocks[0].norm1.eps
-    except Exception:  # an architecture that this timm does not have or that is no ViT: then the file says nothing
+    except Exception:  # not an architecture of this timm version, or not a ViT: the file is of no use
         return {}
     if sizes != (width, depth):
         return {}

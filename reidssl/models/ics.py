@@ -14,11 +14,10 @@ from reidssl.precision import widened
 
 
 class InstanceBatchNorm(nn.Module):
-    """IBN: instance norm on the first half of the channels, batch norm on the second (IBN-Net, arXiv
-    1807.09441).
+    """IBN: instance norm on the first half of the channels, batch norm on the second (IBN-Net, arXiv 1807.09441).
 
-    Instance norm removes an image's own appearance statistics (lighting, camera color); batch norm keeps
-    content. Input and output: float (B, C, H, W), C even.
+    Instance norm removes the appearance statistics of each image (lighting, camera color); batch norm keeps content. Input and
+    output: float (B, C, H, W), C even.
     """
 
     def __init__(self, channels: int) -> None:
@@ -38,10 +37,10 @@ class InstanceBatchNorm(nn.Module):
         )
 
     def in_one_pass(self, maps: Tensor) -> Tensor:
-        """What `forward` returns, up to rounding, without taking the maps apart.
+        """The same result as `forward`, up to rounding, without splitting the maps.
 
-        One reduction gives the statistics of each image and channel, from which those of the batch follow; then all channels are
-        scaled and shifted at once. A compiler makes a few kernels of it, in whatever layout the maps have in memory.
+        One reduction gives the statistics of each image and channel, from which those of the batch are computed. Then all
+        channels are scaled and shifted at once. The compiler turns this into a few kernels for any memory format of the maps.
         """
         half = self.instance_channels
         variances, means = torch.var_mean(widened(maps), dim=(2, 3), correction=0)  # (B, C)
@@ -55,14 +54,18 @@ class InstanceBatchNorm(nn.Module):
 
 
 class _BatchHalf(nn.BatchNorm2d):
-    """A BatchNorm2d that also takes statistics of images in place of the maps, and gives back those to normalize with.
+    """A BatchNorm2d that can also be given statistics of images instead of maps; it then returns those to normalize with.
 
-    A layer of its own kind and no function, so that whoever watches batch norms by hooks sees it work.
+    This is a module and not a function, so that forward hooks on batch norms also see these calls.
     """
 
     def forward(self, maps: Tensor, variances: Tensor | None = None, pixels: int = 0) -> Any:
-        """Of maps (B, C, H, W) what BatchNorm2d returns. Of means (B, C) and variances (B, C), uncorrected, of
-        images with so many pixels: means and variances (C,), of the batch in training and the running ones otherwise."""
+        """Batch norm of maps, or the statistics to normalize with.
+
+        Without `variances`: maps (B, C, H, W) are normalized as by BatchNorm2d. With `variances`: `maps` are means (B, C) and
+        `variances` are uncorrected variances (B, C) of images with `pixels` pixels each. Returned are a mean and a variance, each
+        (C,): in training those of the batch, which also update the running statistics, otherwise the running ones.
+        """
         if variances is None:
             return super().forward(maps)
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
@@ -82,8 +85,8 @@ class _BatchHalf(nn.BatchNorm2d):
 class IcsStem(nn.Module):
     """Images to patch embeddings: float (B, 3, H, W) -> (B, D, h, w).
 
-    The first convolution halves the image, so the last one has kernel patch_size / 2 and stride stride / 2:
-    both must be even. Batch norm statistics are those of the batch that is passed in.
+    The first convolution halves the image, so the last one has kernel patch_size / 2 and stride stride / 2. Both patch_size and
+    stride must therefore be even, else ValueError. Batch norm statistics are those of the batch that is passed in.
     """
 
     def __init__(self, width: int, patch_size: int, stride: int, stem_width: int = 64) -> None:
@@ -102,7 +105,7 @@ class IcsStem(nn.Module):
         self.proj = nn.Conv2d(stem_width, width, kernel_size=patch_size // 2, stride=stride // 2)
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.is_cuda:  # the layout of the tensor cores' convolutions; nothing after it makes another
+        if images.is_cuda:  # convolutions on tensor cores need this memory format; later layers keep it
             images = images.contiguous(memory_format=torch.channels_last)
         maps = self.norm1(self.conv1(images)).relu()
         maps = self.norm2(self.conv2(maps)).relu()

@@ -1,4 +1,4 @@
-"""Reproducible parameter initialization that leaves the caller's random state alone."""
+"""Reproducible parameter initialization that does not change the caller's random state."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ import torch
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Make parameters created inside the block a function of `seed` alone.
+    """Context in which newly created parameters depend on `seed` alone.
 
-    Only the CPU generator is used and it is restored afterwards, so building a model never shifts the random
-    numbers (drop path, shuffles) of the code around it. Build on CPU, then move to the device.
+    Only the CPU generator is seeded, and its state is restored afterwards. Building a model therefore never shifts the random
+    numbers (drop path, shuffles) of the surrounding code. Build on the CPU, then move to the device.
     """
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also reseed every accelerator, which fork_rng(devices=[]) does not

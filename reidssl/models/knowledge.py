@@ -1,7 +1,7 @@
-"""What is known of a checkpoint: said by the file, given by the caller, or assumed because its layout is a published one.
+"""Properties of a checkpoint and how each is known: stated by the file, given by the caller, or assumed from a published layout.
 
-Nothing is guessed in silence: what the file leaves open is in `About` with the reason, and where the shapes fit several published
-models with different numbers (6 or 12 heads at width 384), Unsaid is raised.
+Nothing is guessed silently. `About` lists every assumption with its reason. If the shapes fit several published models that
+differ in a property (6 or 12 heads at width 384), Unsaid is raised.
 """
 
 import re
@@ -16,9 +16,9 @@ from reidssl.models.given import LoadConfig, Unsaid
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 HALVES = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
-# How the published code feeds and reads its models, by layout: (mean, std), side of the neck.
+# How the published code uses its models, by layout: ((mean, std) of the normalization, side of the neck).
 RELEASED = {"dino": (IMAGENET, "before"), "reid": (HALVES, "before"), "cluster_contrast": (IMAGENET, "after")}
-# (width, depth) -> numbers of heads of the published models of that size, with whose they are.
+# (width, depth) -> {number of heads: published models of that size with this number}.
 USUAL_HEADS: dict[tuple[int, int], dict[int, str]] = {
     (192, 12): {3: "timm, DeiT", 12: "MAE-Lite"},
     (384, 12): {6: "timm, DeiT, DINO", 12: "MoCo v3"},
@@ -29,7 +29,7 @@ USUAL_HEADS: dict[tuple[int, int], dict[int, str]] = {
 }
 _MOCO_V3 = {384: 12, 768: 12, 1024: 16}
 _OF_64 = "heads of 64 channels, as published"
-# File names under which models were published whose weights alone do not tell their heads.
+# Published file names of models whose weights alone do not determine the number of heads.
 _PUBLISHED = (
     (r"dino_deitsmall|dino_vits\d", "DINO's ViT-S, by its published file name"),
     (r"dinov2_vits14", "DINOv2's ViT-S, by its published file name"),
@@ -39,28 +39,32 @@ _PUBLISHED = (
 
 
 class Answer(NamedTuple):
-    """One thing about a model, and how it is known."""
+    """The value of one property of a model, and how it is known."""
 
     value: Any
     how: str
-    """said, given or assumed."""
+    """How the value is known: "said" (stated by the file), "given" (by the caller) or "assumed"."""
     why: str = ""
+    """Reason or source, for messages."""
 
 
 @dataclass
 class About:
-    """What is known of a checkpoint."""
+    """Description of a checkpoint."""
 
     kind: str
-    """"a DINO checkpoint", ..."""
+    """Kind of checkpoint, such as "a DINO checkpoint"."""
     weights: str = ""
-    """Which of several models was taken; "" where there is one."""
+    """Label of the model that was chosen out of several; "" if the file has only one."""
     others: tuple[str, ...] = ()
+    """Labels of the models that were not chosen."""
     left_out: tuple[str, ...] = ()
+    """Names of tensors that belong to no model."""
     answers: dict[str, Answer] = field(default_factory=dict)
+    """Properties of the model by name, such as "heads" or "image_size"."""
 
     def __str__(self) -> str:
-        """One line: the kind, which weights, and everything that is known, by how it is known."""
+        """One line: the kind, the chosen weights, and all properties grouped by how they are known."""
         parts = [self.kind + (f", weights '{self.weights}' (not {', '.join(self.others)})" if self.weights else "")]
         for how, words in (("said", "says"), ("given", "given"), ("assumed", "assumed")):
             told = [
@@ -75,11 +79,11 @@ class About:
         return "; ".join(parts)
 
     def without(self, *names: str) -> "About":
-        """The same without what does not matter to the caller."""
+        """A copy without the properties of these names."""
         return replace(self, answers={name: answer for name, answer in self.answers.items() if name not in names})
 
     def as_dict(self) -> dict[str, Any]:
-        """For records: {"kind", "weights", name: value ..., "given": names, "assumed": names}."""
+        """A plain dict for records: {"kind", "weights", name: value ..., "given": names, "assumed": names}."""
         return (
             {"kind": self.kind, "weights": self.weights}
             | {name: answer.value for name, answer in self.answers.items()}
@@ -94,17 +98,27 @@ def _short(value: Any) -> str:
 
 
 class Origin(NamedTuple):
-    """Whose checkpoint it is, and what follows for its heads."""
+    """Where a checkpoint comes from, and what follows for its number of heads."""
 
     kind: str
+    """Kind of checkpoint, for messages."""
     heads: str
-    """64 (channels each), moco, or open."""
+    """Rule for the number of heads: "64" (heads of 64 channels), "moco" (MoCo v3's numbers) or "open" (unknown)."""
 
 
 def origin_of(
     tensors: Mapping[str, Tensor], root: Sequence[str], around: Sequence[str], layout: str, name: str, hugging_face: bool
 ) -> Origin:
-    """tensors: flat names. root, around: names around the model and beside it. name: of the file."""
+    """The origin of a checkpoint, recognized by the names of its tensors.
+
+    Args:
+        tensors: tensors of the model by flat names.
+        root: parts of the model's root in the file.
+        around: names in the file outside of the model.
+        layout: released layout of the names.
+        name: name of the file.
+        hugging_face: whether the names are those of Hugging Face's transformers.
+    """
     beside = [*root, *(part for each in around for part in each.split(".")[:4])]
     patches = tensors["pos_embed"].shape[1] - 1 if "pos_embed" in tensors and tensors["pos_embed"].ndim == 3 else 0
     if any(each.startswith("decoder_blocks.") for each in tensors) or "decoder" in around:
@@ -133,7 +147,15 @@ def origin_of(
 
 
 def heads_of(origin: Origin, width: int, depth: int, given: int, described: Mapping[str, Any], name: str) -> Answer:
-    """The attention heads, or Unsaid."""
+    """The number of attention heads and how it is known.
+
+    Args:
+        given: number given by the caller; 0: none.
+        described: settings from config.json.
+        name: name of the file in messages.
+
+    Raises Unsaid if the number cannot be determined.
+    """
     if given:
         return Answer(given, "given")
     if "heads" in described:
@@ -146,7 +168,7 @@ def heads_of(origin: Origin, width: int, depth: int, given: int, described: Mapp
         return Answer(heads, "assumed", whose)
     if origin.heads == "64" and width % 64 == 0:
         return Answer(width // 64, "assumed", _OF_64)
-    # Another depth of a known width leaves open the same choice.
+    # For another depth of a known width, the numbers of heads of that width are offered.
     same_width = [choices for (own, _), choices in USUAL_HEADS.items() if own == width]
     answers = (
         usual
@@ -164,7 +186,10 @@ def heads_of(origin: Origin, width: int, depth: int, given: int, described: Mapp
 
 
 def reading_of(given: LoadConfig, said: Mapping[str, Any], layout: str, is_reid: bool) -> dict[str, Answer]:
-    """mean, std and, for a re-ID model, neck. said: by the header or by the files beside it."""
+    """Normalization (mean, std) and, for a re-ID model, side of the neck, each with how it is known.
+
+    said: values stated by the header or by the files beside the checkpoint.
+    """
     (mean, std), neck = RELEASED[layout if is_reid else "dino"]
     whose = {"reid": "as TransReID", "cluster_contrast": "as Cluster Contrast"}.get(layout if is_reid else "", "ImageNet's")
     found = {}

@@ -1,4 +1,4 @@
-"""Copying a checkpoint into a model: all of the backbone or nothing, with a report."""
+"""Copying a checkpoint into a model, with a report. Either the whole backbone is copied or nothing."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -14,29 +14,29 @@ from reidssl.models.released import is_head, pos_grid, resize_pos_embed, to_flat
 from reidssl.models.vit import Vit
 
 _SHOWN = 6
-# A new data set has its own identities and cameras: these may be missing, be left over, or have another size.
+# A new data set has other identities and cameras, so these parts may be missing, unused, or of another size.
 REPLACEABLE = ("bottleneck.", "classifier.", "camera_embed")
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_into` did, as flat parameter names."""
+    """The result of `load_into`. Names are flat parameter names."""
 
     loaded: list[str]
-    """Copied into the model, the resized ones included."""
+    """Names copied into the model, including resized ones."""
     skipped: list[str]
-    """In the file and not used: heads, and a classifier or neck that the model has no place for."""
+    """Names in the file that were not used: heads, and a classifier or neck that the model does not have."""
     resized: list[str]
-    """Interpolated to another grid of patches."""
+    """Names interpolated to another grid of patches."""
     missing: list[str]
-    """In the model and without a fitting value in the file: left as they were."""
+    """Names in the model without a fitting value in the file; they kept their values."""
     grids: tuple[tuple[int, int], tuple[int, int]] | None = None
-    """(rows, columns) of the position embeddings in the file and in the model, where they were resized."""
+    """(rows, columns) of the position embeddings in the file and in the model; None if they were not resized."""
     about: About | None = None
-    """What is known of the file, by `load_vit` and `load_reid`."""
+    """Description of the file, set by `load_vit` and `load_reid`."""
 
     def __str__(self) -> str:
-        """One line for a terminal."""
+        """The report as one line for a terminal."""
         parts = [f"{f'{self.about}; ' if self.about else ''}{len(self.loaded)} tensors loaded"]
         if self.grids:
             old, new = self.grids
@@ -49,7 +49,7 @@ class LoadReport:
 
 
 class CheckpointMismatch(ValueError):
-    """A checkpoint that does not fit the model; nothing was copied."""
+    """A checkpoint does not fit the model; nothing was copied."""
 
     def __init__(
         self,
@@ -60,11 +60,11 @@ class CheckpointMismatch(ValueError):
         shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]],
     ) -> None:
         self.missing = missing
-        """In the model and not in the file."""
+        """Names in the model that are not in the file."""
         self.unexpected = unexpected
-        """In the file, not in the model, and not a head that may be left out."""
+        """Names in the file that are neither in the model nor of a head, which may be left out."""
         self.shapes = shapes
-        """Name -> (shape in the file, shape in the model), where they differ."""
+        """Name -> (shape in the file, shape in the model), for shapes that differ."""
         described = [f"{name} {file} in the file, {model} in the model" for name, (file, model) in shapes.items()]
         found = [_listed("missing", missing), _listed("unexpected", unexpected), _listed("of another shape", described)]
         beside = all(name.startswith(REPLACEABLE) for name in (*missing, *unexpected, *shapes))
@@ -93,20 +93,21 @@ def load_into(
     hw_ratio: float | None = None,
     replaceable: tuple[str, ...] = REPLACEABLE,
 ) -> LoadReport:
-    """Copy a checkpoint into a model, the position embeddings resized where the grids of patches differ.
+    """Copy a checkpoint into a model. Position embeddings are resized if the grids of patches differ.
 
-    Projection heads are left out, and what is `replaceable` where it does not fit. Anything else that is missing, left over or
-    of another shape means that the file is of another model: CheckpointMismatch with the full lists, and the model stays as it
-    was. So it does where the file has numbers that are not finite: ValueError with their names.
+    Projection heads are left out, and so are `replaceable` tensors that do not fit.
 
     Args:
-        state_dict: flat names, as `read_state_dict` gives them.
-        source_name: for error messages.
-        source_grid: (rows, columns) of the source's position embeddings. Where it is not given, as many patches as the
-            model has are taken to be its grid (so does the published code), and other numbers go by `hw_ratio`.
+        state_dict: tensors by flat names, from `read_state_dict`.
+        source_name: name of the source in error messages.
+        source_grid: (rows, columns) of the source's position embeddings. If None, a source with as many patches as the model
+            is assumed to have the model's grid, as in the published code. For other numbers, `pos_grid` finds the grid.
         hw_ratio: height / width of the images that the source was trained on, for the published rule of `pos_grid`.
-        replaceable: beginnings of the names that may be missing, be left over or have another shape. By default neck,
-            classifier and camera embeddings: a new data set needs new ones.
+        replaceable: prefixes of names that may be missing, be unused or have another shape. The default is neck, classifier
+            and camera embeddings, since a new data set needs new ones.
+
+    Raises CheckpointMismatch with the full lists if any other tensor is missing, unexpected or of another shape. Raises
+    ValueError if the file is quantized or has values that are not finite. The model is then unchanged.
     """
     vit = model if isinstance(model, Vit) else model.backbone
     own = {to_flat(name): value for name, value in model.state_dict().items()}
@@ -129,7 +130,7 @@ def load_into(
         elif not name.startswith(replaceable):
             shapes[name] = (tuple(value.shape), tuple(target.shape))
     absent = sorted(own.keys() - state_dict.keys())
-    # Counters of batches came with torch 0.4; older files lack them and nothing depends on them.
+    # num_batches_tracked exists since torch 0.4. Older files do not have it, and nothing depends on it.
     missing = [name for name in absent if not name.startswith(replaceable) and not name.endswith("num_batches_tracked")]
     extra = sorted(state_dict.keys() - own.keys())
     unexpected = [name for name in extra if not is_head(name) and not name.startswith(replaceable)]

@@ -9,7 +9,7 @@ STEMS = ("ics", "patch")
 
 @dataclass(kw_only=True)
 class VitConfig:
-    """Everything that is needed to build a backbone; saved in the header of its checkpoints. Default: ViT-S + ICS."""
+    """Configuration of a backbone, saved in the header of its checkpoints. The default is ViT-S with the ICS stem."""
 
     width: int = 384
     """Embedding width D: 192 for ViT-Ti, 384 for ViT-S, 768 for ViT-B, 1024 for ViT-L."""
@@ -22,25 +22,25 @@ class VitConfig:
     patch_size: int = 16
     """Side of a patch in pixels; even for the ics stem."""
     stride: int = 0
-    """Distance between patches in pixels; smaller than patch_size makes them overlap; 0 means patch_size."""
+    """Distance between patches in pixels. Patches overlap if it is smaller than patch_size. 0 means patch_size."""
     image_size: tuple[int, int] = (256, 128)
-    """(height, width) whose grid the position embeddings belong to; other sizes interpolate them."""
+    """(height, width) in pixels for which the position embeddings are made. They are interpolated for images of other sizes."""
     stem: str = "ics"
     """"ics" (IBN convolution stem) or "patch" (one linear projection of each patch)."""
     stem_width: int = 64
-    """Channels inside the ics stem."""
+    """Number of channels inside the ics stem; even."""
     drop_path: float = 0.0
-    """Stochastic depth rate of the last block, rising linearly from 0 at the first."""
+    """Drop path (stochastic depth) rate of the last block. The rate rises linearly from 0 in the first block."""
     gem_pooling: bool = False
-    """Add the generalized mean (p 3) of the patch tokens to the class token."""
+    """Add the generalized mean (GeM, exponent 3) of the patch tokens to the class token."""
     num_cameras: int = 0
-    """Learn one embedding for each camera and add it to every token; 0 switches it off."""
+    """Number of camera embeddings. Each is learned and added to every token of its camera's images. 0: no camera embeddings."""
     camera_weight: float = 3.0
-    """Weight of the camera embedding."""
+    """Factor of the camera embedding before it is added to the tokens."""
     layer_scale: float = 0.0
-    """Initial value of a learned factor on each channel of every residual branch (CaiT; DINOv2 has it); 0 has none."""
+    """Initial value of LayerScale, a learned factor per channel of every residual branch (CaiT, DINOv2). 0: no LayerScale."""
     norm_eps: float = 1e-6
-    """Epsilon of the layer norms; 1e-12 in Hugging Face's ViTs."""
+    """Epsilon of the layer norms. Hugging Face's ViTs use 1e-12."""
 
     def __post_init__(self) -> None:
         at_least(1, width=self.width, depth=self.depth, heads=self.heads, patch_size=self.patch_size, stem_width=self.stem_width)
@@ -63,10 +63,10 @@ class VitConfig:
             raise ValueError(f"image_size does not fit: {error}") from None
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of patches for an image of this size; ValueError where the size does not fit.
+        """(rows, columns) of the grid of patches for an image of this size. Raises ValueError if the size does not fit.
 
-        Overlapping patches (stride < patch_size) may leave less than a stride of pixels over at the bottom and right, as
-        in the published 256 x 128 with stride 12: 21 x 10.
+        With overlapping patches (stride < patch_size), fewer than `stride` pixels at the bottom and right may stay unused.
+        Example: the published 256 x 128 with stride 12 gives 21 x 10.
         """
         stride = self.stride or self.patch_size
         overlapping = stride < self.patch_size

@@ -1,4 +1,4 @@
-"""Reading model files of ours and of others: flat names, and what the file is."""
+"""Reading model files, our own and foreign ones: tensors under flat names, and a description of the file."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,46 +14,48 @@ from reidssl.models.wrappers import find_model
 
 
 class Checkpoint(NamedTuple):
-    """A model file that was read."""
+    """The content of a model file."""
 
     tensors: dict[str, Tensor]
-    """Under our flat names, on the CPU."""
+    """Tensors by our flat names, on the CPU."""
     metadata: dict[str, str]
-    """The header's entries of a safetensors file; empty for a torch file."""
+    """Header entries of a safetensors file; empty for a torch file."""
     layout: str
-    """The released layout of the names in the file, as `released.layout_of` tells it."""
+    """Released layout of the names in the file, from `released.layout_of`."""
     name: str
-    """For messages."""
+    """Name of the file in messages."""
     origin: Origin = Origin("a model of ours", "open")
-    """Whose it is, as its names tell."""
+    """Training code that the file comes from, as far as its names show."""
     about: About = About("a model of ours")
-    """What reading it showed: kind, which of several models was taken, what was left out."""
+    """Description of the file: its kind, which of several models was chosen, and which tensors were left out."""
     described: Mapping[str, Any] = {}
-    """What config.json beside it says (heads, norm_eps, mean, std)."""
+    """Settings from the config.json beside the file (heads, norm_eps, mean, std, ...), from `hugging_face.describe`."""
 
     @property
     def is_reid(self) -> bool:
-        """Whether there is a batch-norm neck, so that `load_reid` can make a re-ID model of it."""
+        """Whether the file has a batch-norm neck, so that `load_reid` can load it as a re-ID model."""
         return "bottleneck.weight" in self.tensors
 
 
 def read_metadata(source: Source) -> dict[str, str]:
-    """The header's entries of a safetensors file; empty for a torch file."""
+    """Header entries of a safetensors file; empty for a torch file."""
     return read_header(read_source(source))
 
 
 def read_checkpoint(source: Source | ModelFile | Checkpoint, weights: str = "") -> Checkpoint:
-    """A model file of ours or of anybody who trains such backbones; or a folder with one, perhaps in shards.
+    """Read a model file, our own or a foreign one, or a folder that contains one (possibly sharded).
 
-    Understands safetensors, and torch files of plain tensors: DINO and DINOv2 training checkpoints, MoCo v3's, MAE's encoder,
-    bare backbones, the supervised re-ID model, Cluster Contrast's, timm's and torch-hub's ViTs, Hugging Face's ViT and DINOv2;
-    whatever is wrapped around them (`state_dict`, `module.`, `model.`, `backbone.`, `base.`, `encoder_q.`, ...).
+    Supports safetensors and torch files of plain tensors: training checkpoints of DINO, DINOv2 and MoCo v3, MAE's encoder,
+    bare backbones, the supervised re-ID model, Cluster Contrast's model, ViTs of timm and torch hub, and Hugging Face's ViT and
+    DINOv2. Wrappers around them are removed (`state_dict`, `module.`, `model.`, `backbone.`, `base.`, `encoder_q.`, ...).
 
     Args:
-        weights: which of several models, e.g. "student"; empty: of teacher and student the teacher, of two encoders of MoCo the
-            trained one. A Checkpoint is returned as it was read.
+        source: bytes, path or ModelFile. A Checkpoint is returned unchanged.
+        weights: which of several models to read, e.g. "student". If empty, the teacher is preferred to the student, and MoCo's
+            trained encoder to the momentum encoder.
 
-    Raises Unsaid where several are there and none is usual, ValueError that names the file and says what it is.
+    Raises Unsaid if the file has several models and no such rule applies, and ValueError with the file's name if it cannot be
+    read.
     """
     if isinstance(source, Checkpoint):
         return source

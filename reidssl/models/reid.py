@@ -16,12 +16,12 @@ from reidssl.models.vit import Vit
 
 
 class ReidOutput(NamedTuple):
-    """What `ReidModel` gives for B images."""
+    """The output of `ReidModel` for B images."""
 
     before: Tensor
-    """(B, D) the backbone's feature: triplet loss, and supervised retrieval."""
+    """(B, D) feature of the backbone, before the neck. Used for the triplet loss and for supervised retrieval."""
     after: Tensor
-    """(B, D) its batch norm: identity loss, and Cluster Contrast (L2-normalized)."""
+    """(B, D) feature after the neck's batch norm. Used for the identity loss and, L2-normalized, for Cluster Contrast."""
     logits: Tensor | None
     """(B, C) identity scores of `after` (cosines with a cosine classifier); None for a model without classes."""
 
@@ -33,16 +33,19 @@ class ReidOutput(NamedTuple):
 
 
 class CosineClassifier(nn.Linear):
-    """Cosines (B, C) in [-1, 1] of features (B, D) to one vector for each identity, as the margin losses need them."""
+    """Classifier without bias whose scores (B, C) are cosines in [-1, 1] of features (B, D) and one vector per identity.
+
+    The margin losses need this form.
+    """
 
     def forward(self, features: Tensor) -> Tensor:
         return F.linear(F.normalize(features, dim=-1), F.normalize(self.weight, dim=-1))
 
 
 class ReidModel(nn.Module):
-    """Backbone with a batch-norm neck and, for num_classes > 0, a classifier without bias: linear, or of cosines.
+    """Backbone with a batch-norm neck and, for num_classes > 0, a classifier without bias (linear or cosine).
 
-    The neck's bias stays 0 and is not trained, so that identities spread around the origin and cosine fits.
+    The neck's bias stays 0 and is not trained, so that identities spread around the origin, as cosine similarity needs.
     """
 
     def __init__(self, backbone: Vit, num_classes: int = 0, seed: int = 0, cosine: bool = False) -> None:
@@ -64,10 +67,13 @@ class ReidModel(nn.Module):
     def forward(
         self, images: Tensor, camids: Tensor | None = None, among_all: Callable[[Tensor], Tensor] | None = None
     ) -> ReidOutput:
-        """Features and scores of float (B, 3, H, W) images; camids as the backbone takes them.
+        """Features and scores of images.
 
-        among_all: where the images are a piece of a training step, makes the features of the whole step out of theirs; neck,
-        classifier and output are then of the whole step.
+        Args:
+            images: float (B, 3, H, W), normalized.
+            camids: camera numbers, as in `Vit.forward`.
+            among_all: function from the features of these images to the features of the whole training step, for steps that
+                are computed in pieces. Neck, classifier and output then cover the whole step.
         """
         before = self.backbone(images, camids)
         if among_all is not None:
@@ -77,7 +83,7 @@ class ReidModel(nn.Module):
 
     @torch.no_grad()
     def reset_classifier(self, num_classes: int, seed: int = 0, cosine: bool = False) -> None:
-        """Replace the classifier for a data set with another number of identities; 0 removes it."""
+        """Replace the classifier by a new one for num_classes identities; 0 removes the classifier."""
         fresh = ReidModel(self.backbone, num_classes, seed, cosine)
         device = self.bottleneck.weight.device
         self.classifier = None if fresh.classifier is None else fresh.classifier.to(device)

@@ -1,12 +1,12 @@
-"""The method's released checkpoints: names of parameters, to ours and back, and what their shapes tell.
+"""The method's released checkpoints: conversion of parameter names in both directions, and configuration from tensor shapes.
 
 Our flat names are those of `Vit` (which are timm's outside the ICS stem) plus `bottleneck.*` and
 `classifier.*`. Layouts that we write:
     dino              the backbone alone, as pre-training exports it
-    dino_teacher      the same as a DINO training checkpoint holds it: under "teacher", with `backbone.` before the names
+    dino_teacher      the backbone as in a DINO training checkpoint: under "teacher", with the prefix `backbone.`
                       (`module.backbone.` with the ICS stem, whose training wraps the teacher)
-    reid              supervised model: `base.` before the backbone's names, neck and classifier beside it
-    cluster_contrast  unsupervised model: backbone and neck side by side, with `module.`, under "state_dict"
+    reid              supervised model: backbone with the prefix `base.`, neck and classifier without prefix
+    cluster_contrast  unsupervised model: backbone and neck with the prefix `module.`, under "state_dict"
 """
 
 import math
@@ -43,10 +43,10 @@ _CAMERA_OURS, _CAMERA_RELEASED = "camera_embed", "sie_embed"
 # supervised model (base).
 _PREFIXES = ("module.", "_orig_mod.", "backbone.", "base.")
 _NECK = ("bottleneck.", "classifier.")
-# What sits on top of a backbone in the published files and means nothing without its training: projection heads of DINO,
-# iBOT and DINOv2, classifiers of timm, DeiT and the supervised model, the token of masked patches, the decoder of MAE.
+# Parts of published files that are of use in pre-training only: projection heads of DINO, iBOT and DINOv2, classifiers of
+# timm, DeiT and the supervised model, the mask token, and MAE's decoder.
 _HEADS = ("head.", "head_dist.", "fc.", "dino_head.", "ibot_head.", "pre_logits.", "mask_token", "decoder_")
-# DINOv2's training keeps its blocks in chunks: blocks.<chunk>.<block>.
+# DINOv2's training groups the blocks in chunks: blocks.<chunk>.<block>.
 _CHUNKED_BLOCK = re.compile(r"^blocks\.\d+\.(\d+)\.")
 
 
@@ -58,7 +58,7 @@ def _replace_prefix(name: str, table: Mapping[str, str]) -> str:
 
 
 def to_flat(name: str) -> str:
-    """A parameter's name in any known layout (released, timm or ours) -> our flat name."""
+    """Our flat name of a parameter, from its name in any known layout (released, timm or ours)."""
     while name.startswith(_PREFIXES):
         name = name.split(".", 1)[1]
     name = _CHUNKED_BLOCK.sub(r"blocks.\1.", _replace_prefix(name, _TO_OURS))
@@ -66,12 +66,12 @@ def to_flat(name: str) -> str:
 
 
 def is_head(name: str) -> bool:
-    """Whether a flat name belongs to a head that a backbone or re-ID model has no use for."""
+    """Whether a flat name belongs to a head that neither a backbone nor a re-ID model uses."""
     return name.startswith(_HEADS)
 
 
 def layout_of(names: Iterable[str]) -> str:
-    """The released layout that a file's own names are in: "reid", "cluster_contrast" or "dino" (any bare backbone)."""
+    """The released layout of the original names in a file: "reid", "cluster_contrast" or "dino" (any bare backbone)."""
     names = [re.sub(r"^(module\.|_orig_mod\.)+", "", name) for name in names]
     if any(name.startswith("base.") for name in names):
         return "reid"
@@ -79,10 +79,10 @@ def layout_of(names: Iterable[str]) -> str:
 
 
 def released_checkpoint(state_dict: Mapping[str, Tensor], layout: str) -> dict[str, Any]:
-    """What the published code's own loader wants to find in a torch file: names of `to_released`, wrapped.
+    """A checkpoint that the loader of the published code reads; write it with torch.save.
 
-    Write it with torch.save. "dino" and "reid" are plain state dicts, the others are wrapped as the module's
-    docstring says.
+    "dino" and "reid" are plain state dicts with the names of `to_released`. The other layouts are wrapped as described at the
+    top of this module. Raises the errors of `to_released`.
     """
     names = to_released(state_dict, layout)
     if layout == "dino_teacher":
@@ -94,11 +94,11 @@ def released_checkpoint(state_dict: Mapping[str, Tensor], layout: str) -> dict[s
 
 
 def to_released(state_dict: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """A state dict of ours (Vit or ReidModel) with the names of a released layout.
+    """A state dict of ours (Vit or ReidModel) under the names of a released layout.
 
-    The dino layouts leave neck and classifier out and "cluster_contrast" the classifier, since those layouts have no
-    place for them; the other way, "reid" and "cluster_contrast" need a model with a neck. The 1000-class `fc`
-    that released ICS files carry was never used and is not written.
+    The dino layouts omit neck and classifier, and "cluster_contrast" omits the classifier, because the layouts do not contain
+    them. The 1000-class `fc` in released ICS files was never used and is not written. Raises ValueError for an unknown layout,
+    and for "reid" or "cluster_contrast" if the model has no neck.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}: got {layout!r}")
@@ -122,9 +122,12 @@ def resize_pos_embed(
     old_grid: tuple[int, int] | None = None,
     hw_ratio: float | None = None,
 ) -> Tensor:
-    """Position embeddings (1, 1 + n, D) of a checkpoint -> (1, 1 + rows * columns, D), bilinear, as the released code.
+    """Resize position embeddings (1, 1 + n, D) of a checkpoint to (1, 1 + rows * columns, D), bilinear as in the released code.
 
-    Released files do not store the old grid. Where `old_grid` is not given, `pos_grid` finds it.
+    Args:
+        grid: the new (rows, columns).
+        old_grid: (rows, columns) of the checkpoint. Released files do not store it; if None, `pos_grid` finds it.
+        hw_ratio: argument of `pos_grid`.
     """
     rows, columns = old_grid or pos_grid(pos_embed.shape[1] - 1, hw_ratio)
     cells = pos_embed[:, 1:].unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
@@ -135,8 +138,9 @@ def resize_pos_embed(
 def pos_grid(num_patches: int, hw_ratio: float | None = None) -> tuple[int, int]:
     """(rows, columns) of a stored grid of n patches.
 
-    The published rule, for a height:width ratio r (a whole number, 2 or 2.0): rows = int(sqrt(n r)), columns = rows // r. Where
-    no ratio is given, the first of 1, 2, 3 and 4 whose grid has n cells. ValueError where there is none.
+    The published rule for a height:width ratio r (a whole number, such as 2 or 2.0) is rows = int(sqrt(n r)), columns =
+    rows // r. If no ratio is given, the first of 1, 2, 3 and 4 whose grid has n cells is used. Raises ValueError if no grid
+    fits or the ratio is invalid.
     """
     if hw_ratio is not None and not (hw_ratio >= 1 and float(hw_ratio).is_integer()):
         raise ValueError(f"hw_ratio must be 1 (square) or a larger whole number (height / width): got {hw_ratio}")
@@ -162,12 +166,20 @@ def infer_vit_config(
     hw_ratio: float | None = None,
     own_grid: bool = False,
 ) -> VitConfig:
-    """The configuration of a checkpoint that does not carry one, from its shapes; they do not tell the attention heads.
+    """Configuration of a checkpoint that does not store one, inferred from its tensor shapes.
 
-    `image_size` and `stride` are what the caller is going to use: where their grid has as many patches as the
-    checkpoint, it is taken to be the checkpoint's own, whatever `hw_ratio` says (so does the released code, which resizes only
-    where the numbers differ). Otherwise patches do not overlap and `pos_grid` tells rows and columns. own_grid: they are said to
-    be the checkpoint's own, and another number of patches is a ValueError.
+    Args:
+        tensors: tensors by flat names.
+        source_name: name of the file in messages.
+        heads: number of attention heads, which the shapes do not determine.
+        image_size: (height, width) that the caller is going to use. If its grid has as many patches as the checkpoint, it is
+            assumed to be the checkpoint's own grid, whatever `hw_ratio` is. The released code does the same: it resizes only if
+            the numbers of patches differ. Otherwise patches are assumed not to overlap, and `pos_grid` gives rows and columns.
+        stride: stride that belongs to `image_size`.
+        hw_ratio: argument of `pos_grid`.
+        own_grid: whether `image_size` and `stride` are known to be the checkpoint's own.
+
+    Raises ValueError if the tensors are not a known vision transformer, and with own_grid if the number of patches differs.
     """
     try:
         width = tensors["cls_token"].shape[-1]
@@ -212,5 +224,5 @@ def infer_vit_config(
 
 
 def depth_of(tensors: Mapping[str, Tensor]) -> int:
-    """Number of transformer blocks."""
+    """Number of transformer blocks in tensors under flat names."""
     return sum(name.endswith(".norm1.weight") and name.startswith("blocks.") for name in tensors)

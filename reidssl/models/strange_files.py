@@ -1,4 +1,4 @@
-"""Files that hold no model we can read: what they are, by their first bytes, and what to do."""
+"""Recognition of files that are not readable models, by their first bytes, and advice for the user."""
 
 import io
 import zipfile
@@ -28,7 +28,10 @@ _BEGINNINGS = (
 
 
 def what_instead(data: bytes) -> str:
-    """ " but a web page ...: fetch the file itself" for what is no torch file; "" where the bytes do not tell."""
+    """What a file that is not a torch file is, and what to do, as the end of a message; "" if it is not recognized.
+
+    Example: " but gzip data: unpack it first".
+    """
     if not data:
         return ": it is empty"
     if not data.strip(b"\0"):
@@ -56,7 +59,10 @@ def what_instead(data: bytes) -> str:
 
 
 def _zip(data: bytes) -> str:
-    """Torch's own zip archives have a data.pkl; those of TorchScript have code as well."""
+    """What a zip archive is, as in `what_instead`; "" for a torch file.
+
+    Archives of torch.save contain a data.pkl; those of TorchScript also contain code.
+    """
     try:
         names = zipfile.ZipFile(io.BytesIO(data)).namelist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
@@ -77,5 +83,5 @@ def _zip(data: bytes) -> str:
 
 
 def _is_onnx(data: bytes) -> bool:
-    """Protobuf of a ModelProto: ir_version (field 1, a small number), then the producer, the opset or the graph."""
+    """Whether the data begin like an ONNX ModelProto: ir_version (field 1, a small number), then producer, opset or graph."""
     return data[:1] == b"\x08" and len(data) > 2 and 0 < data[1] < 32 and data[2] in (0x12, 0x1A, 0x22, 0x32, 0x3A, 0x42)

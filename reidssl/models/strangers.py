@@ -1,4 +1,4 @@
-"""Checkpoints of other models: what they are, by the names of their tensors, and what to do."""
+"""Recognition of checkpoints that this backbone cannot load, by the names of their tensors, and advice for the user."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ from reidssl.models.weight_files import keys_of
 
 _RESNETS = {(2, 2, 2, 2): "18", (3, 4, 6, 3): "50", (3, 4, 23, 3): "101", (3, 8, 36, 3): "152"}
 _VIT = "this backbone is a plain ViT; take one"
-# (pattern of a name, what it means). Those of `_ALMOST` are in files that are a ViT otherwise.
+# (pattern of a tensor name, description and advice). `_ALMOST` lists names in files that are otherwise a ViT.
 _ALMOST = (
     (
         r"(^|\.)(dist_token|distillation_token)$",
@@ -69,9 +69,12 @@ _OTHERS = (
 
 
 def stranger(tensors: Mapping[str, Tensor], shown: str, of_root: bool = False) -> str:
-    """What a checkpoint is that is not ours, to follow its name; of_root: "" where nothing speaks against it.
+    """Description of a checkpoint that cannot be loaded, as the part of a message after the file's name.
 
-    `shown`: its outermost keys, for one that is not known either.
+    Args:
+        tensors: tensors by their full names.
+        shown: description of the outermost keys, for a checkpoint that is not recognized.
+        of_root: the checkpoint is otherwise a ViT. The result is "" if nothing speaks against loading it.
     """
     names = list(tensors)
     almost = _first(_ALMOST, names)
@@ -95,7 +98,7 @@ def stranger(tensors: Mapping[str, Tensor], shown: str, of_root: bool = False) -
 
 
 def no_model(content: Any, name: str) -> str:
-    """For content without any tensors by name."""
+    """Message for content without any named tensors."""
     if isinstance(content, Mapping):
         if {"state", "param_groups"} <= set(content) or any("optimizer" in str(key).lower() for key in content):
             return (

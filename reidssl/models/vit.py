@@ -17,11 +17,11 @@ from reidssl.models.initialization import seeded
 from reidssl.models.model_config import VitConfig
 
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
-LAYER_SCALE = 1e-5  # the initial value in DINOv2
+LAYER_SCALE = 1e-5  # initial value in DINOv2
 
 
 def vit_config(size: str, **fields: Any) -> VitConfig:
-    """The configuration of a "tiny", "small", "base" or "large" ViT; `fields` of VitConfig override or add.
+    """The configuration of a "tiny", "small", "base" or "large" ViT; `fields` of VitConfig override its values.
 
     >>> vit_config("base", image_size=(384, 128), stem="patch").width
     768
@@ -33,7 +33,7 @@ def vit_config(size: str, **fields: Any) -> VitConfig:
 
 
 class PatchProjection(nn.Module):
-    """The plain stem, one linear map of each patch: float (B, 3, H, W) -> (B, D, h, w)."""
+    """The plain stem, one linear projection of each patch: float (B, 3, H, W) -> (B, D, h, w)."""
 
     def __init__(self, width: int, patch_size: int, stride: int) -> None:
         super().__init__()
@@ -96,21 +96,23 @@ class Vit(VisionTransformer):
 
         Args:
             images: float (B, 3, H, W), normalized; any H and W that `config.grid` accepts.
-            camids: int64 (B,) in [0, num_cameras); needed with camera embeddings, ignored without.
-            mask: bool (B, N), row by row of the grid: patches whose embedding is replaced by `mask_token` before the
-                position embeddings are added, for masked image modeling.
-            mask_token: float (D,), needed with a mask.
-            all_tokens: return what `forward_tokens` does.
+            camids: int64 (B,) in [0, num_cameras); required with camera embeddings, ignored without.
+            mask: bool (B, N), row by row of the grid, for masked image modeling. The embedding of a masked patch is replaced by
+                `mask_token` before the position embeddings are added.
+            mask_token: float (D,), required with a mask.
+            all_tokens: return all tokens, as `forward_tokens` does.
 
         Returns:
-            float (B, D), the class token (plus the pooled patch tokens with `gem_pooling`); with `all_tokens` all tokens
+            float (B, D), the class token (plus the pooled patch tokens with `gem_pooling`). With `all_tokens`: all tokens
             after the final norm, (B, 1 + N, D), class token first.
+
+        Raises ValueError for an image size, camids or a mask that do not fit.
         """
         tokens = self.forward_tokens(images, camids, mask, mask_token)
         return tokens if all_tokens else self.pooled(tokens)
 
     def pooled(self, tokens: Tensor) -> Tensor:
-        """All tokens (B, 1 + N, D) -> the feature (B, D)."""
+        """The feature (B, D) from all tokens (B, 1 + N, D): class token, plus GeM pooling if configured."""
         features = tokens[:, 0]
         if self.config.gem_pooling:
             features = features + tokens[:, 1:].clamp(min=1e-6).pow(3).mean(dim=1).pow(1 / 3)
@@ -122,23 +124,22 @@ class Vit(VisionTransformer):
         """All tokens after the final norm, (B, 1 + N, D), class token first. Arguments as in `forward`."""
         tokens = self._embed(images, camids, mask, mask_token)
         for block in self.blocks:
-            # timm's set_grad_checkpointing(True) trades one more forward pass for the memory of the
-            # activations
+            # With timm's set_grad_checkpointing(True), activations are computed again in the backward pass to save memory.
             tokens = checkpoint(block, tokens, use_reentrant=False) if self.grad_checkpointing else block(tokens)
         normed: Tensor = self.norm(tokens)
         return normed
 
     def forward_features(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
-        """timm's name for `forward_tokens`."""
+        """The same as `forward_tokens`, under timm's name."""
         return self.forward_tokens(x)
 
     @torch.no_grad()
     def class_attention(self, images: Tensor, camids: Tensor | None = None) -> Tensor:
-        """Attention of the last block's class token to the patches.
+        """Attention weights from the class token to the patches in the last block.
 
         Returns:
-            float (B, heads, N), row by row of the grid; with the class token's share of itself a head sums to
-            1.
+            float (B, heads, N), row by row of the grid. Together with the class token's attention to itself, which is not
+            returned, the weights of a head sum to 1.
         """
         tokens = self._embed(images, camids)
         for block in self.blocks[:-1]:
@@ -163,7 +164,7 @@ class Vit(VisionTransformer):
                     f"{mask.dtype} {tuple(mask.shape)}{' and none' if mask_token is None else ''}"
                 )
             patches = torch.where(mask[..., None], mask_token.to(patches), patches)
-        # shape[0], not len(): a traced or exported graph keeps the batch size open
+        # shape[0] instead of len(), so that traced and exported graphs accept any batch size
         tokens = torch.cat((self.cls_token.expand(images.shape[0], -1, -1), patches), dim=1)
         tokens = tokens + self._positions(rows, columns)
         if self.camera_embed is not None:
@@ -174,10 +175,9 @@ class Vit(VisionTransformer):
     def _positions(self, rows: int, columns: int) -> Tensor:
         """Position embeddings for a grid, (1, 1 + rows * columns, D).
 
-        Another grid than the configured one is interpolated (bicubic, align_corners off) with the scale
-        factors ((rows + 0.1) / rows0, (columns + 0.1) / columns0), which also set the sampling points. The
-        0.1 guards against rounding down in the method's code; giving the size instead would move the outputs
-        by 2e-2, away from the released weights.
+        For a grid other than the configured one they are interpolated (bicubic, align_corners off) with the scale factors
+        ((rows + 0.1) / rows0, (columns + 0.1) / columns0), which also set the sampling points. In the method's code the 0.1
+        prevents rounding down. Interpolating to a given size instead would change the outputs of released weights by 2e-2.
         """
         own_rows, own_columns = self.config.grid(*self.config.image_size)
         if (rows, columns) == (own_rows, own_columns):
@@ -201,6 +201,6 @@ class Vit(VisionTransformer):
 
 
 def build_vit(config: VitConfig, seed: int = 0) -> Vit:
-    """A new backbone whose weights are a function of (config, seed); the global random state is left as it was."""
+    """A new backbone whose weights depend on (config, seed) alone. The global random state is not changed."""
     with seeded(seed):
         return Vit(config)

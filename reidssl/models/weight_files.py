@@ -1,4 +1,4 @@
-"""What is inside a model file: safetensors, or a torch file of plain tensors. No code stored in a file is ever run."""
+"""Reading the content of model files: safetensors, or torch files of plain tensors. Code stored in a file is never run."""
 
 import argparse
 import io
@@ -20,12 +20,12 @@ from reidssl.models.strange_files import what_instead
 
 Source = bytes | str | os.PathLike[str]
 
-# Names under which a folder holds its model, the most finished first.
+# File names of the model in a folder, in order of preference.
 MODEL_FILES = ("model.safetensors", "backbone.safetensors", "pytorch_model.bin")
 SHARD_INDEX = "model.safetensors.index.json"
 _NUMPY_SCALARS = {type(np.dtype(kind)) for kind in ("float16", "float32", "float64", "int32", "int64", "bool")}
-# Plain values that training codes store beside the tensors: their options, and scores as NumPy numbers (under the names
-# that NumPy 1 and 2 give them). None of these runs anything that comes from the file.
+# Plain values that training programs store beside the tensors: their options, and scores as NumPy numbers (under the names
+# of NumPy 1 and NumPy 2). Unpickling these types runs no code from the file.
 _PLAIN: list[Any] = [
     argparse.Namespace,
     np.dtype,
@@ -33,9 +33,9 @@ _PLAIN: list[Any] = [
     (np.float64().__reduce__()[0], "numpy.core.multiarray.scalar"),
     (np.float64().__reduce__()[0], "numpy._core.multiarray.scalar"),
 ]
-# Torch files are zip archives, or since before 1.6 pickles (of protocol 2 and up).
+# First bytes of torch files: zip archives, or before torch 1.6 pickles (protocol 2 and higher).
 _TORCH_BEGINNINGS = (b"PK\x03\x04", b"\x80")
-# What torch.load lets through on bytes that are no checkpoint.
+# Exceptions that torch.load raises for bytes that are not a checkpoint.
 _DAMAGES = (
     pickle.UnpicklingError,
     RuntimeError,
@@ -52,22 +52,25 @@ _DAMAGES = (
 
 
 def nothing_beside(name: str) -> bytes | None:
-    """For bytes that come from no folder."""
+    """Always None: the value of `ModelFile.beside` for bytes that do not come from a folder."""
     return None
 
 
 class ModelFile(NamedTuple):
-    """A file that was read, and its folder."""
+    """The content of a model file, and access to the other files of its folder."""
 
     data: bytes
     name: str
-    """For messages."""
+    """Name of the file in messages."""
     beside: Callable[[str], bytes | None] = nothing_beside
-    """The content of another file of the same folder, by its plain name; None where there is none."""
+    """Function from a plain file name to the content of that file in the same folder; None if there is no such file."""
 
 
 def read_source(source: Source | ModelFile) -> ModelFile:
-    """The file, or the model in a folder: one file, or the index of its shards. ValueError for a folder without one."""
+    """Read a model file. For a folder, read the model file in it, or the index of its shards.
+
+    Raises ValueError for a folder without a model, and for a single shard or a bare index.
+    """
     if isinstance(source, ModelFile):
         return source
     if isinstance(source, bytes):
@@ -84,7 +87,7 @@ def read_source(source: Source | ModelFile) -> ModelFile:
 
 
 def refuse_part(file_name: str, name: str) -> None:
-    """ValueError for a part of a model in shards that was named alone."""
+    """Raise ValueError if `file_name` is only a part (index or shard) of a sharded model."""
     if file_name.endswith(".index.json"):
         raise ValueError(f"{name} is a sharded safetensors index, a list of files: name its folder")
     if re.search(r"-\d{5}-of-\d{5}\.\w+$", file_name):
@@ -100,10 +103,10 @@ def _reader(folder: Path) -> Callable[[str], bytes | None]:
 
 
 def read_content(file: ModelFile) -> Any:
-    """What a safetensors or torch file holds, on the CPU: usually tensors by name, perhaps inside other dicts.
+    """The content of a safetensors or torch file, on the CPU: usually tensors by name, possibly in nested dicts.
 
-    Raises ValueError saying what to do for a damaged file, for one that is no model at all, and for one that needs more than
-    plain values, naming the class it asks for.
+    Raises ValueError for a damaged file, for a file that is not a model, and for a file that contains objects other than plain
+    values (the message names their class). The message says what to do.
     """
     data, name = file.data, file.name
     if _is_safetensors(data):
@@ -136,7 +139,7 @@ def read_content(file: ModelFile) -> Any:
 
 
 def shard_index(data: bytes) -> dict[str, str] | None:
-    """Tensor name -> file of a `model.safetensors.index.json`; None for anything else."""
+    """Tensor name -> file name, from the content of a `model.safetensors.index.json`; None for any other content."""
     if not data[:64].lstrip().startswith(b"{"):
         return None
     try:
@@ -148,10 +151,14 @@ def shard_index(data: bytes) -> dict[str, str] | None:
 
 
 def _shards(index: dict[str, str], file: ModelFile) -> dict[str, Any]:
-    """The tensors of all shards that an index lists. ValueError for a shard that is missing or not a plain name."""
+    """The tensors of all shards that an index lists.
+
+    Raises ValueError for a shard that is missing or is not safetensors, for a shard name that is not a plain file name, and
+    for a tensor that is listed but not in the shards.
+    """
     files = sorted({str(each) for each in index.values()})
     for each in files:
-        # A name from a file must not lead out of its folder.
+        # The names come from a file, so they must not be able to lead out of its folder.
         if each in ("", ".", "..") or "/" in each or "\\" in each or "\0" in each:
             raise ValueError(f"{file.name} lists the shard {each!r}, which is no plain file name: it is refused")
     tensors: dict[str, Any] = {}
@@ -172,7 +179,7 @@ def _shards(index: dict[str, str], file: ModelFile) -> dict[str, Any]:
 
 
 def read_header(file: ModelFile) -> dict[str, str]:
-    """The metadata of a safetensors file; empty for a torch file. ValueError if it is damaged."""
+    """The metadata of a safetensors file; empty for a torch file. Raises ValueError if the header is damaged."""
     data, name = file.data, file.name
     if not _is_safetensors(data):
         return {}
@@ -183,12 +190,15 @@ def read_header(file: ModelFile) -> dict[str, str]:
 
 
 def _is_safetensors(data: bytes) -> bool:
-    """After 8 bytes of header length comes JSON; the format allows 100 MB of it, and text read as a length gives more."""
+    """Whether the data are in safetensors format: 8 bytes with the length of the header, then the header as JSON.
+
+    The format limits the header to 100 MB. Text whose first 8 bytes are read as a length gives more than that.
+    """
     return data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= 100_000_000
 
 
 def keys_of(content: Any) -> str:
-    """What a message says of content that is no state dict."""
+    """Short description of the content of a file, for messages: its type, or its number of entries and first keys."""
     if not isinstance(content, Mapping):
         return f"a {type(content).__name__}"
     shown = ", ".join(repr(key) for key in list(content)[:6])

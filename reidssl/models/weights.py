@@ -1,8 +1,7 @@
-"""Model files: safetensors with the configuration in the header, and reading of released checkpoints.
+"""Model files: saving as safetensors with the configuration in the header, and loading of our own and foreign checkpoints.
 
-A file of ours rebuilds its model by itself: the header holds "kind" ("backbone" or "reid"), "vit" (VitConfig
-as JSON) and, for re-ID models, "num_classes" and "cosine" (the kind of classifier). Released torch files are
-read without running any code stored in them.
+The model can be rebuilt from a file of ours alone: the header holds "kind" ("backbone" or "reid"), "vit" (VitConfig as JSON)
+and, for re-ID models, "num_classes" and "cosine" (kind of classifier). Code stored in released torch files is never run.
 """
 
 import hashlib
@@ -45,9 +44,9 @@ __all__ = [
 
 
 def model_bytes(module: Vit | ReidModel, metadata: Mapping[str, Any] | None = None) -> bytes:
-    """The model as a safetensors file that `load_vit` and `load_reid` rebuild it from.
+    """The model as the bytes of a safetensors file, for `load_vit` and `load_reid`.
 
-    `metadata` (strings, or anything JSON) goes into the header beside what rebuilding needs.
+    metadata: further entries of the header, as strings or as values that are stored as JSON.
     """
     vit = module if isinstance(module, Vit) else module.backbone
     header = dict(metadata or {})
@@ -60,7 +59,7 @@ def model_bytes(module: Vit | ReidModel, metadata: Mapping[str, Any] | None = No
 
 
 def save_model(module: Vit | ReidModel, metadata: Mapping[str, Any] | None, path: str | os.PathLike[str]) -> None:
-    """Write `model_bytes` to a local file, which appears whole or not at all."""
+    """Write `model_bytes` to a local file. The write is atomic: the file is complete or not there."""
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     partial.write_bytes(model_bytes(module, metadata))
@@ -68,7 +67,7 @@ def save_model(module: Vit | ReidModel, metadata: Mapping[str, Any] | None, path
 
 
 def weights_hash(module: torch.nn.Module) -> str:
-    """SHA-256 (hex) of names, types, shapes and values of all parameters and buffers."""
+    """SHA-256 (hex) of the names, dtypes, shapes and values of all parameters and buffers."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -85,20 +84,22 @@ def load_vit(
     on_load: Callable[[LoadReport], object] | None = None,
     **changes: Any,
 ) -> Vit:
-    """The backbone of a file of ours or a released one, in eval mode.
+    """Load the backbone of our own or a foreign model file, in eval mode.
 
     Args:
-        weights: which of the models in a training checkpoint, e.g. "student"; empty as for `read_checkpoint`: the teacher.
-        hw_ratio: height / width of the images that a released file was trained on, where its number of patches leaves
-            that open (16 could be 4 x 4 or 8 x 2) or is not understood. Our own files know it. As in the published rule it
-            counts only where the number of patches is not that of `image_size`.
-        given: what else the file does not say and the caller knows.
-        on_load: called with the report, which says what the file says, what was given and what is assumed, e.g. `print`.
-        changes: fields of VitConfig to change, e.g. drop_path=0.1 or image_size=(384, 128). heads is no change: it says what
-            a released file does not.
+        source: bytes, path, ModelFile or Checkpoint.
+        weights: which of the models in a training checkpoint to load, e.g. "student". Empty: the default of `read_checkpoint`.
+        hw_ratio: height / width of the images that a released file was trained on. It is needed if the number of patches does
+            not determine the grid (16 can be 4 x 4 or 8 x 2). Our own files store the grid. As in the published rule, it is used
+            only if the number of patches is not that of `image_size`.
+        given: further properties that the file does not state.
+        on_load: called with the report, e.g. `print`. The report lists what the file states, what was given and what is
+            assumed.
+        changes: fields of VitConfig to change, e.g. drop_path=0.1 or image_size=(384, 128). `heads` is an exception: it gives
+            the number of heads of a file that does not state it.
 
-    Raises ValueError for a file that is no ViT or has values that are not finite, Unsaid (a ValueError) for one that does not
-    say how many heads it has or which of its models is meant, CheckpointMismatch for one that does not fit `changes`.
+    Raises ValueError for a file that is not a ViT or has values that are not finite, Unsaid (a ValueError) if the number of heads
+    or the choice between several models is unknown, and CheckpointMismatch if the file does not fit `changes`.
     """
     given = given or LoadConfig()
     checkpoint = read_checkpoint(source, weights or given.weights)
@@ -119,14 +120,14 @@ def load_reid(
     on_load: Callable[[LoadReport], object] | None = None,
     **changes: Any,
 ) -> ReidModel:
-    """The re-ID model of a file, in eval mode; arguments as for `load_vit`.
-
-    Neck and classifier must be whole and of the backbone's width, else CheckpointMismatch; only camera embeddings may differ
-    (`num_cameras`). ValueError if the file is a backbone alone.
+    """Load the re-ID model of a file, in eval mode. Other arguments as for `load_vit`.
 
     Args:
-        cosine: whether the classifier gives cosines, as those trained with ArcFace, CosFace or circle loss do. None: what our
-            own files say, and linear for released ones, which do not tell.
+        cosine: whether the classifier computes cosines, as after training with ArcFace, CosFace or circle loss. None: as our own
+            files state it; linear for foreign files, which do not state it.
+
+    Raises CheckpointMismatch if neck or classifier are incomplete or do not have the backbone's width; only camera embeddings may
+    differ (`num_cameras`). Raises ValueError if the file is a backbone without neck. Other errors as for `load_vit`.
     """
     given = given or LoadConfig()
     checkpoint = read_checkpoint(source, weights or given.weights)

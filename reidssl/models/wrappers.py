@@ -1,7 +1,7 @@
-"""Finding the vision transformer inside a checkpoint, whatever training code has wrapped around it.
+"""Finding the vision transformer inside a checkpoint, whatever wrappers the training code has put around it.
 
-A checkpoint is a tree of names: dicts in dicts, and dots in the names. A model's root is the part of a name before its own
-names begin, "teacher.module.backbone." for "teacher.module.backbone.cls_token". A file with several roots holds several models.
+A checkpoint is a tree of names: nested dicts, and dots in the names. The root of a model is the prefix of its parameter names,
+for example "teacher.module.backbone." in "teacher.module.backbone.cls_token". A file with several roots holds several models.
 """
 
 import re
@@ -14,10 +14,10 @@ from reidssl.models.given import Unsaid
 from reidssl.models.strangers import no_model, stranger
 from reidssl.models.weight_files import keys_of
 
-# The first norm of the first block: timm's names, DINOv2's with blocks in chunks, and Hugging Face's.
+# The first norm of the first block, under the names of timm, of DINOv2 with blocks in chunks, and of Hugging Face.
 _ROOT = re.compile(r"^((?:.*\.)?)(?:blocks\.0\.(?:\d+\.)?norm1|encoder\.layer\.0\.(?:layernorm_before|norm1))\.weight$")
 _TOKENS = ("cls_token", "embeddings.cls_token")
-# (what is taken, what it is taken before), as those who published such checkpoints evaluate them.
+# (preferred model, the other model of the pair): the model that the authors of such checkpoints evaluate comes first.
 _USUAL = (("teacher", "student"), ("base_encoder", "momentum_encoder"), ("encoder_q", "encoder_k"))
 _NECK = ("bottleneck.", "classifier.")
 _WRAPPERS = ("module", "_orig_mod")
@@ -28,22 +28,22 @@ class FoundModel(NamedTuple):
     """A model inside a checkpoint."""
 
     tensors: dict[str, Tensor]
-    """Under the names below its root, with the neck and classifier beside it."""
+    """Tensors by their names below the root, including the neck and classifier beside the backbone."""
     root: tuple[str, ...]
-    """The names around it, outermost first."""
+    """Parts of the root, outermost first."""
     others: tuple[str, ...]
-    """What other models there are, as `weights` would name them."""
+    """Labels of the other models in the file, as `weights` accepts them."""
     left_out: tuple[str, ...]
-    """Names outside of it, without those of other models."""
+    """Names of tensors that belong neither to this model nor to the others."""
     taken: str
-    """What `weights` would name it; "" where there is only one."""
+    """Label of this model, as `weights` accepts it; "" if it is the only one."""
 
 
 def find_model(content: Any, name: str, weights: str = "") -> FoundModel:
-    """The one vision transformer in what a file holds, or the one that `weights` names.
+    """Find the only vision transformer in the content of a file, or the one that `weights` names.
 
-    Of teacher and student the teacher is taken, of MoCo's two encoders the one that is trained. Raises Unsaid where several are
-    there and none is usual, ValueError saying what the file is where there is none.
+    With `weights` empty, the teacher is preferred to the student, and MoCo's trained encoder to the momentum encoder. Raises
+    Unsaid if there are several models and no such rule applies, and ValueError that describes the file if there is no model.
     """
     flat = _flatten(content)
     if not flat:
@@ -64,14 +64,14 @@ def find_model(content: Any, name: str, weights: str = "") -> FoundModel:
             tensors[key.removeprefix(parent)] = value
         elif not any(key.startswith(other) for other in roots if other != root and len(other) > len(root)):
             left_out.append(key)
-    wrong = stranger(flat | tensors, "", of_root=True)  # one with everything of a ViT, and something that we do not have
+    wrong = stranger(flat | tensors, "", of_root=True)  # a complete ViT with additional parts that we do not support
     if wrong:
         raise ValueError(f"{name} {wrong}")
     return FoundModel(tensors, around, others, tuple(left_out), _label(root, roots) if others else "")
 
 
 def _flatten(content: Any, prefix: str = "") -> dict[str, Tensor]:
-    """Tensors by their whole names; other values, and what optimizers keep, are left out."""
+    """Tensors by their full dotted names, without other values and without the states of optimizers."""
     found: dict[str, Tensor] = {}
     if isinstance(content, Mapping):
         for key, value in content.items():
@@ -90,7 +90,7 @@ def _roots(flat: dict[str, Tensor]) -> list[str]:
 
 
 def _label(root: str, roots: list[str]) -> str:
-    """The part of a root's name that tells it from the others."""
+    """The first part of a root that distinguishes it from the other roots; PLAIN if there is none."""
     own = root.split(".")[:-1]
     common = set.intersection(*(set(each.split(".")) for each in roots))
     different = [part for part in own if part not in common and part not in _WRAPPERS]

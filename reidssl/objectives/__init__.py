@@ -1,10 +1,10 @@
-"""Self-supervised objectives, all with the interface of `reidssl.objectives.base.Objective`; one config chooses one."""
+"""Self-supervised objectives with the common interface `reidssl.objectives.base.Objective`. A configuration selects one."""
 
 from typing import TYPE_CHECKING
 
 from reidssl.objectives.objective_config import NAMES, ObjectiveConfig
 
-if TYPE_CHECKING:  # their settings, beside them in this package, are read without torch
+if TYPE_CHECKING:  # the settings in this package must be importable without torch
     from reidssl.models.model_config import VitConfig
     from reidssl.objectives.base import Objective
 
@@ -12,7 +12,7 @@ __all__ = ["NAMES", "ObjectiveConfig", "build_objective"]
 
 
 def build_objective(backbone: "VitConfig", config: ObjectiveConfig, seed: int = 0) -> "Objective":
-    """A new objective whose weights are a function of the arguments."""
+    """A new objective with initial weights that depend on the arguments alone."""
     from reidssl.objectives.dino import Dino
     from reidssl.objectives.dino_mim import DinoMim
     from reidssl.objectives.moby import Moby

@@ -1,12 +1,12 @@
-"""What every self-supervised objective offers to a training loop.
+"""The interface between self-supervised objectives and the training loop.
 
-The loop owns the optimizer, the devices and the processes; an objective owns the maths. A step goes
+The loop owns the optimizer, the devices and the processes. An objective owns the mathematics. A step is
 
     for each micro-batch:  output = objective(student_call, crops, progress);  backward(output.loss)
     once:                  optimizer step;  objective.update(mean of output.statistics, all output.rows);
                            objective.update_teacher(...)
 
-so nothing that an objective remembers depends on how many micro-batches or workers a step is cut into.
+so the state of an objective does not depend on the number of micro-batches or workers of a step.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,63 +22,63 @@ from reidssl.precision import widened
 
 
 class StudentOutput(NamedTuple):
-    """What `MultiCropModel` returns for V crops of B images each."""
+    """The output of `MultiCropModel` for V crops of B images each."""
 
     logits: Tensor  # (V * B, K), crop by crop
     features: Tensor  # (V * B, D), the backbone's features, before the head
-    patch_logits: Tensor | None = None  # (M, K) of the M masked patches, where patches are predicted
+    patch_logits: Tensor | None = None  # (M, K) of the M masked patches, if patches are predicted
 
 
 class StudentCall(Protocol):
-    """The student itself, or an engine that wraps it and gives the same result."""
+    """The student, or an engine that wraps it and returns the same result."""
 
     def __call__(self, crops: Sequence[Tensor], **options: Any) -> StudentOutput: ...
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Position in a run, in samples. All schedules are functions of it."""
+    """Position in a run, in samples. All schedules are functions of this position."""
 
     samples_seen: int
     samples_per_epoch: int
     samples_total: int
     micro_batch: int = 0
-    """Place of the micro-batch within its step; (samples_seen, micro_batch) names it, whoever computes it."""
+    """Index of the micro-batch within its step. (samples_seen, micro_batch) identifies it, whichever worker computes it."""
 
     @property
     def epoch(self) -> int:
-        """Whole epochs that are behind us: 0 during the first."""
+        """Number of completed epochs: 0 during the first."""
         return self.samples_seen // self.samples_per_epoch
 
     @property
     def exact_epoch(self) -> float:
-        """Epochs that are behind us, with the part of the current one."""
+        """Number of completed epochs, including the completed fraction of the current one."""
         return self.samples_seen / self.samples_per_epoch
 
     @property
     def fraction(self) -> float:
-        """Part of the run that is behind us, in [0, 1]."""
+        """Completed fraction of the run, in [0, 1]."""
         return self.samples_seen / self.samples_total
 
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """Result of one micro-batch. All but the loss carry no gradient."""
+    """Result of one micro-batch. Only the loss has a gradient."""
 
     loss: Tensor
     """Scalar to call backward on."""
     terms: dict[str, Tensor]
-    """Scalars to report, the loss among them."""
+    """Scalars to report, including the loss."""
     statistics: dict[str, Tensor]
-    """What `update` needs, each averaged over all micro-batches of the step first."""
+    """Inputs of `update` that the loop first averages over all micro-batches of the step."""
     rows: dict[str, Tensor] = field(default_factory=dict)
-    """What `update` needs one by one: (B, ...), without gradient, of equal shape in every micro-batch."""
+    """Inputs of `update` that are concatenated over micro-batches: (B, ...), of equal shape in every micro-batch."""
 
 
 class MultiCropModel(nn.Module):
-    """Backbone and head over crops of several sizes.
+    """Backbone and head for crops of several sizes.
 
-    Neighboring crops of equal size go through the backbone in one batch; the head sees all at once.
+    Consecutive crops of equal size go through the backbone in one batch. The head processes the features of all crops at once.
     """
 
     def __init__(self, backbone: Vit, head: nn.Module) -> None:
@@ -93,7 +93,7 @@ class MultiCropModel(nn.Module):
 
     def features(self, crops: Sequence[Tensor]) -> Tensor:
         """The backbone's features (V * B, D) of the crops."""
-        dtype = self.backbone.cls_token.dtype  # a bf16 student takes the fp32 crops that its fp32 teacher takes
+        dtype = self.backbone.cls_token.dtype  # a bf16 student is given the same fp32 crops as its fp32 teacher
         groups: list[list[Tensor]] = []
         for crop in crops:
             if groups and groups[-1][0].shape == crop.shape:
@@ -104,49 +104,50 @@ class MultiCropModel(nn.Module):
 
 
 class Objective(nn.Module):
-    """Base class: a student that is trained and a teacher that follows it as an exponential moving average.
+    """Base class: a student that is trained, and a teacher that is an exponential moving average of the student.
 
-    The teacher stays fp32 (a momentum near 1 is lost in bf16), has no gradient, and runs in train mode
-    because the batch norms of its stem keep statistics of their own.
+    The teacher's weights are fp32, because updates with a momentum near 1 are lost in bf16. The teacher has no gradient, and runs
+    in train mode because the batch norms of its stem keep their own statistics.
     """
 
     student: nn.Module
     teacher: nn.Module | None
     bf16_teacher: bool = False
-    """Whether the teacher computes in bf16 by autocast, as a student may; its weights and outputs stay fp32."""
+    """Whether the teacher computes in bf16 under autocast; its weights and outputs stay fp32."""
     student_only: tuple[str, ...] = ()
-    """Beginnings of the names of parameters that the teacher does not have, such as a predictor's."""
+    """Prefixes of the names of parameters that the teacher does not have, such as those of a predictor."""
     freezable: tuple[str, ...] = ()
-    """Ends of the names of the student's parameters that do not move while `is_frozen` says so."""
+    """Suffixes of the names of the student's parameters that are frozen while `is_frozen` is true."""
 
     def forward(self, student_call: StudentCall, crops: list[Tensor], progress: Progress) -> ObjectiveOutput:
-        """Loss of one micro-batch; pure, except for the running statistics of batch norms."""
+        """Loss of one micro-batch. Changes no state except the running statistics of batch norms."""
         raise NotImplementedError
 
     def update(self, statistics: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> None:
-        """Take in what a whole step left, once per step.
+        """Update the state of the objective, once per step.
 
         Args:
-            statistics: means over its micro-batches.
-            rows: (micro-batches * B, ...) in the order of its micro-batches.
+            statistics: means over the micro-batches of the step.
+            rows: (micro-batches * B, ...) in the order of the micro-batches.
         """
         raise NotImplementedError
 
     def export_backbone(self) -> Vit:
-        """A copy of the backbone worth keeping, in eval mode."""
+        """A copy of the backbone for later use, in eval mode."""
         raise NotImplementedError
 
     def is_frozen(self, progress: Progress) -> bool:
-        """Whether the parameters of `freezable` are held at this point: their gradient is zero, and the optimizer must neither
-        move nor decay them nor count the step for them.
+        """Whether the parameters in `freezable` are frozen at this position.
+
+        Their gradient is then zero, and the optimizer must neither update nor decay them, nor count the step for them.
         """
         return False
 
     def compile_backbones(self, **options: Any) -> None:
-        """From now on both backbones run compiled, each as a whole with one graph for each crop size; names of parameters stay.
+        """Compile both backbones in place, with one graph for each crop size. Names of parameters do not change.
 
-        Whole, because blocks by themselves are compiled again for every rate of drop path. Copies (`export_backbone`) are not
-        compiled. options: of torch.compile.
+        Each backbone is compiled as a whole, because separate blocks would be recompiled for every drop path rate. Copies
+        (`export_backbone`) are not compiled. options: arguments of torch.compile.
         """
         for model in (self.student, self.teacher):
             if model is not None:
@@ -154,7 +155,7 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def teach(self, crops: Sequence[Tensor], **options: Any) -> StudentOutput:
-        """What the teacher says to crops, without gradient: float32, or float64 where the teacher is."""
+        """The teacher's output for crops, without gradient: float32, or float64 if the teacher is float64."""
         assert self.teacher is not None
         half = torch.autocast(crops[0].device.type, torch.bfloat16) if self.bf16_teacher else nullcontext()
         with half:
@@ -164,12 +165,14 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def update_teacher(self, student_parameters: Iterable[tuple[str, Tensor]], momentum: float) -> None:
-        """teacher = momentum * teacher + (1 - momentum) * student, for parameters and not for buffers.
+        """Set teacher = momentum * teacher + (1 - momentum) * student for parameters, not for buffers.
 
         Args:
-            student_parameters: (name within the student, full tensor of any float type); may come in several calls. A list is
-                taken all at once, in few kernels; of another iterable each tensor need only be valid until the next.
+            student_parameters: (name within the student, full tensor of any float type), in one or several calls. A list is
+                processed at once in few kernels. With another iterable, each tensor must be valid only until the next one.
             momentum: in [0, 1].
+
+        Raises ValueError for an invalid momentum or an unknown name.
         """
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f"momentum must be in [0, 1]: got {momentum}")
@@ -194,14 +197,14 @@ class Objective(nn.Module):
             old.lerp_(new, 1.0 - momentum)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """All that the objective remembers besides the student: its own buffers and all of the teacher.
+        """The state of the objective without the student: its own buffers, and all tensors of the teacher.
 
-        The tensors are the live ones, detached: copy them if they must outlive the next step.
+        The tensors are not copies. Copy them if they must not change with the next step.
         """
         return {name: value for name, value in self.state_dict().items() if not name.startswith("student.")}
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `state_tensors` gave; ValueError where names or shapes differ."""
+        """Restore the result of `state_tensors`. Raises ValueError if names or shapes differ."""
         own = self.state_tensors()
         if own.keys() != tensors.keys():
             missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())

@@ -1,7 +1,8 @@
-"""Signs of collapse in what an objective logs: what was seen, and what to change.
+"""Detection of collapse in the logged terms of an objective, with advice on what to change.
 
-Self-distillation can end in targets that say nothing about the image: all prototypes alike (too little sharpening), always
-the same one (too little centring), or one feature for all images. The loss falls in each case, so it does not show.
+Self-distillation can end with targets that carry no information about the image: all prototypes equal (too little sharpening),
+always the same prototype (too little centering), or the same feature for all images. The loss decreases in each case, so it does
+not reveal the collapse.
 
     monitor = CollapseMonitor("dino", choices=65536, width=384)
     for warning in monitor(terms): print(warning)
@@ -11,25 +12,25 @@ import math
 from collections.abc import Mapping
 
 INDIFFERENT = 0.99
-"""Share of the largest entropy above which targets over prototypes count as indifferent."""
+"""Fraction of the maximum entropy above which targets over prototypes count as uniform."""
 INDISTINCT = 0.005
-"""Nats below the largest entropy within which a contrast of keys counts as indifferent; healthy queues come to 0.05."""
+"""Distance in nats from the maximum entropy below which a contrast of keys counts as uniform. A healthy queue is 0.05 away."""
 UNINFORMATIVE = 0.01
-"""Nats that targets tell about the image, below which they count as all alike."""
+"""Information of targets about the image, in nats, below which all targets count as equal."""
 ALIKE = 0.02
-"""Standard deviation of unit features, in units of that of evenly spread ones (1 / sqrt(D)), below which they count as alike."""
+"""Standard deviation of unit features, relative to that of evenly spread ones (1 / sqrt(D)), below which they count as equal."""
 CENTER_ALONE = 0.9995
-"""Share of the logits' norm that the center has when images make almost no difference to them; a fresh model has 0.99."""
+"""Ratio of the norms of center and logits above which the logits hardly depend on the image. A new model has 0.99."""
 
 
 def signs(terms: Mapping[str, float], name: str, choices: int, width: int) -> dict[str, str]:
     """The signs of collapse in one row of logged terms: {short name: sentence}, empty if there is none.
 
     Args:
-        terms: of an objective's output, averaged or not; "teacher_entropy", "target_information", "feature_std",
-            "center_norm" and "logit_norm" are looked at, where they are.
-        name: of the objective, as in `ObjectiveConfig.name`; for the advice.
-        choices: among how many the teacher's softmax chooses.
+        terms: terms of an objective's output, averaged or not. "teacher_entropy", "target_information", "feature_std",
+            "center_norm" and "logit_norm" are examined if present.
+        name: name of the objective, as in `ObjectiveConfig.name`.
+        choices: number of classes of the teacher's softmax.
         width: D of the backbone.
     """
     found: dict[str, str] = {}
@@ -74,11 +75,11 @@ def signs(terms: Mapping[str, float], name: str, choices: int, width: int) -> di
 
 
 class CollapseMonitor:
-    """Warns when a sign has been there for some rows on end, once until it has gone away.
+    """Warns when a sign of collapse persists for `patience` consecutive rows, and again only after it has disappeared.
 
     Args:
-        name, choices, width: as for `signs`.
-        patience: rows on end, at least 1; the first rows of a run may look collapsed.
+        name, choices, width: as in `signs`.
+        patience: number of consecutive rows, at least 1, since the first rows of a run may look collapsed.
     """
 
     def __init__(self, name: str, choices: int, width: int, patience: int = 3) -> None:
@@ -88,7 +89,7 @@ class CollapseMonitor:
         self._seen: dict[str, int] = {}
 
     def __call__(self, terms: Mapping[str, float]) -> list[str]:
-        """The warnings that this row brings to an end of patience."""
+        """The warnings for signs that have been present for exactly `patience` rows with this one."""
         found = signs(terms, self.name, self.choices, self.width)
         self._seen = {sign: self._seen.get(sign, 0) + 1 for sign in found}
         return [text for sign, text in found.items() if self._seen[sign] == self.patience]

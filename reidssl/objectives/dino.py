@@ -1,4 +1,4 @@
-"""DINO: self-distillation with no labels (arXiv 2104.14294), as TransReID-SSL uses it on person images.
+"""DINO: self-distillation with no labels (arXiv 2104.14294), as used by TransReID-SSL on person images.
 
 Shapes: B images, V crops, T = 2 teacher views (the global crops, which come first), K = out_dim.
 """
@@ -27,17 +27,19 @@ def dino_loss(student_logits: Tensor, teacher_probabilities: Tensor, num_crops: 
 
         loss = mean over t != v and images of  - sum_k  q[t, k] * log softmax(s[v] / temperature)[k]
 
-    Since each q sums to 1 this is logsumexp(s[v] / temperature) - <q[t], s[v] / temperature>: one matrix
-    product gives all pairs, and no log-softmax of the size of the logits is kept.
+    Since each q sums to 1, the sum equals logsumexp(s[v] / temperature) - <q[t], s[v] / temperature>. One matrix product then
+    computes all pairs, and no log-softmax of the size of the logits is stored.
 
     Args:
-        student_logits: (V * B, K), crop by crop, the teacher's views first and in the same order.
+        student_logits: float (V * B, K), crop by crop, the teacher's views first and in the same order.
         teacher_probabilities: float (T * B, K), rows sum to 1, no gradient.
         num_crops: V, at least 2.
         student_temperature: positive.
 
     Returns:
         Scalar float32, 0 or more.
+
+    Raises ValueError for shapes that do not fit.
     """
     num_images, classes = len(student_logits) // max(num_crops, 1), teacher_probabilities.shape[-1]
     num_views = len(teacher_probabilities) // max(num_images, 1)
@@ -50,7 +52,7 @@ def dino_loss(student_logits: Tensor, teacher_probabilities: Tensor, num_crops: 
             "expected student logits (V * B, K) and teacher probabilities (T * B, K) with V = num_crops, at least 2, and T at "
             f"most V: got {tuple(student_logits.shape)} and {tuple(teacher_probabilities.shape)} with num_crops {num_crops}"
         )
-    with no_autocast(student_logits):  # sums of 65,536 terms: always fp32
+    with no_autocast(student_logits):  # always fp32, because the sums have 65,536 terms
         logits = student_logits.float() / student_temperature
         log_partition = logits.logsumexp(dim=-1).view(num_crops, num_images).mean(dim=1)  # (V,)
         products = logits.view(num_crops, -1) @ teacher_probabilities.view(num_views, -1).T  # (V, T)
@@ -62,9 +64,9 @@ def dino_loss(student_logits: Tensor, teacher_probabilities: Tensor, num_crops: 
 class Dino(Objective):
     """The DINO objective. The teacher starts as a copy of the student, without drop path.
 
-    `center` (1, K) is subtracted from the teacher's logits so that no prototype dominates. The loss uses the
-    center of the previous step; `update` moves it once per step. With centering="sinkhorn_knopp" the targets are
-    made from the T * B teacher rows of the micro-batch instead, and the center is kept as a measure only.
+    `center` (1, K) is subtracted from the teacher's logits so that no prototype dominates. The loss uses the center of the
+    previous step, and `update` changes it once per step. With centering="sinkhorn_knopp", the targets are computed from the T * B
+    teacher rows of the micro-batch instead, and the center is kept for monitoring only.
     """
 
     freezable = ("last_layer.weight_v",)
@@ -80,7 +82,7 @@ class Dino(Objective):
         self.register_buffer("center", torch.zeros(1, config.out_dim))
 
     def build_models(self, backbone_config: VitConfig, seed: int) -> tuple[MultiCropModel, MultiCropModel]:
-        """Student and teacher, with equal weights."""
+        """Student and teacher, with equal initial weights."""
         config = self.config
         head = DinoHead(backbone_config.width, config.out_dim, config.hidden, config.bottleneck, seed + 1)
         teacher_backbone = build_vit(replace(backbone_config, drop_path=0.0), seed)
@@ -92,16 +94,20 @@ class Dino(Objective):
         Args:
             student_call: `self.student`, or an engine around it.
             crops: V >= 2 tensors float (B, 3, h, w), the two global crops first.
-            progress: position in the run; sets the teacher's temperature and whether the last layer is
-            frozen.
+            progress: position in the run; determines the teacher's temperature and whether the last layer is frozen.
 
         Returns:
-            Terms "loss"; "teacher_entropy" (nats, mean over images; near ln K is collapse) and "target_information"
-            (nats that a target tells about its image: the entropy of the mean target less the mean entropy; near 0 is
-            collapse); "center_norm" and "logit_norm" (of the teacher's logits, mean over images; a center as large as
-            the logits is collapse); "feature_std" (over images, of the teacher's unit features, mean over D; near 0 is
-            collapse); with KoLeo also its unweighted "koleo", the sum over the two global crops. Statistic
-            "teacher_mean" (1, K), the mean of the teacher's logits.
+            Terms:
+                "loss";
+                "teacher_entropy": in nats, mean over images; near ln K means collapse;
+                "target_information": in nats, entropy of the mean target minus mean entropy of the targets, the information of
+                    a target about its image; near 0 means collapse;
+                "center_norm" and "logit_norm": norm of the center, and of the teacher's logits (mean over images); a center as
+                    large as the logits means collapse;
+                "feature_std": standard deviation over images of the teacher's unit features, mean over D; near 0 means
+                    collapse;
+                "koleo" (with KoLeo only): unweighted loss, sum over the two global crops.
+            Statistic "teacher_mean" (1, K), the mean of the teacher's logits.
         """
         if len(crops) < TEACHER_VIEWS:
             raise ValueError(f"DINO needs at least its {TEACHER_VIEWS} global crops: got {len(crops)} crops")
@@ -109,17 +115,17 @@ class Dino(Objective):
         return self.distil(student, self.teach(crops[:TEACHER_VIEWS]), len(crops), progress)
 
     def is_frozen(self, progress: Progress) -> bool:
-        """The last layer is held during the first `freeze_last_layer_epochs`."""
+        """Whether the last layer is frozen: in the first `freeze_last_layer_epochs` epochs."""
         return progress.epoch < self.config.freeze_last_layer_epochs
 
     def distil(self, student: StudentOutput, teacher: StudentOutput, num_crops: int, progress: Progress) -> ObjectiveOutput:
-        """What `forward` returns, out of the outputs for all crops and for the teacher's views."""
+        """The output of `forward`, computed from the student's output for all crops and the teacher's for its views."""
         with torch.no_grad():
             targets = self.targets(teacher.logits, self.center, self.config.teacher_temperature_at(progress))
         loss = dino_loss(student.logits, targets, num_crops, self.config.student_temperature)
         extra = {}
         if self.config.koleo_weight:
-            num_rows = len(teacher.features)  # the student's first rows are those views, too
+            num_rows = len(teacher.features)  # the student's first rows are of the same views
             views = student.features[:num_rows].chunk(TEACHER_VIEWS)
             extra["koleo"] = sum((koleo_loss(view) for view in views), torch.zeros((), device=loss.device))
             loss = loss + self.config.koleo_weight * extra["koleo"]
@@ -139,16 +145,16 @@ class Dino(Objective):
 
     @torch.no_grad()
     def targets(self, logits: Tensor, center: Tensor, temperature: float) -> Tensor:
-        """The teacher's probabilities (rows, K) out of its logits (rows, K) and a center (1, K)."""
+        """The teacher's probabilities (rows, K) from its logits (rows, K) and a center (1, K)."""
         if self.config.centering == "sinkhorn_knopp":
             return sinkhorn_knopp(logits, temperature)
         return ((logits - center) / temperature).softmax(dim=-1)
 
     @torch.no_grad()
     def update(self, statistics: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> None:
-        """Move the center towards the step's mean teacher logits, {"teacher_mean": (1, K)}."""
+        """Update the center with the mean teacher logits of the step, {"teacher_mean": (1, K)}."""
         self.center.lerp_(statistics["teacher_mean"].to(self.center), 1.0 - self.config.center_momentum)
 
     def export_backbone(self) -> Vit:
-        """A copy of the teacher's backbone, in eval mode, with the statistics of its own batch norms."""
+        """A copy of the teacher's backbone in eval mode, with the teacher's own batch norm statistics."""
         return copy.deepcopy(self.teacher.backbone).requires_grad_(True).eval()

@@ -1,9 +1,10 @@
-"""DINO with masked image modeling, as in iBOT (arXiv 2111.07832): the student also guesses the teacher's patches.
+"""DINO with masked image modeling, as in iBOT (arXiv 2111.07832): the student also predicts the teacher's patch outputs.
 
     loss = DINO's loss on the class tokens  +  patch_weight * cross-entropy on the masked patches of the global crops
 
-The student sees the global crops with blocks of patches replaced by a learned token and must give, at those places, what the
-teacher gives for the same crop unmasked. With the ics stem neighboring patches share some pixels before they are masked.
+The student is given the global crops with blocks of patches replaced by a learned mask token. For the masked patches it must
+predict the teacher's output for the same crop without a mask. With the ics stem, adjacent patches share some pixels before they
+are masked.
 
 Shapes: B images, V crops, T = 2 teacher views (the global crops, which come first), N patches of a global crop, M masked
 patches of the micro-batch (the same number in each), K = out_dim, P = K or patch_out_dim.
@@ -29,7 +30,11 @@ from reidssl.seeding import mix
 
 
 class MaskedMultiCropModel(MultiCropModel):
-    """A `MultiCropModel` that also gives logits for chosen patches of the first crops, and hides them if it is a student."""
+    """A `MultiCropModel` that also returns logits of selected patches of the first crops.
+
+    A student has a mask token, and replaces these patches by it. A teacher has none (`mask_token` None). With `patch_head` None,
+    patches use the head of the class token.
+    """
 
     def __init__(self, backbone: Vit, head: nn.Module, patch_head: nn.Module | None, mask_token: Tensor | None) -> None:
         super().__init__(backbone, head)
@@ -40,9 +45,9 @@ class MaskedMultiCropModel(MultiCropModel):
         """V crops float (B, 3, h, w) each -> logits (V * B, K), features (V * B, D), patch_logits (M, P).
 
         Args:
-            crops: the masked ones first, of equal size.
+            crops: V crops, with the T masked ones first and of equal size.
             hidden: bool (T * B, N), the masked patches of the first T crops.
-            places: int64 (M,), the same as places in the flattened `hidden`.
+            places: int64 (M,), indices of the masked patches in the flattened `hidden`.
         """
         views = len(hidden) // len(crops[0])
         images = torch.cat(list(crops[:views])).to(self.backbone.cls_token.dtype)
@@ -65,9 +70,9 @@ def patch_loss(logits: Tensor, targets: Tensor, weights: Tensor, temperature: fl
     """sum over masked patches m of  - weights[m] * sum_k targets[m, k] * log softmax(logits[m] / temperature)[k].
 
     Args:
-        logits: float (M, P), of the student.
+        logits: float (M, P), logits of the student.
         targets: float32 (M, P), rows sum to 1, no gradient.
-        weights: float32 (M,).
+        weights: float32 (M,), from `PatchMasks`.
         temperature: positive.
 
     Returns:
@@ -79,9 +84,9 @@ def patch_loss(logits: Tensor, targets: Tensor, weights: Tensor, temperature: fl
 
 
 class DinoMim(Dino):
-    """DINO on the class tokens and on the masked patches, whose center is `patch_center` (1, P).
+    """DINO on the class tokens and on the masked patches. `patch_center` (1, P) is the center of the patch logits.
 
-    Which patches are masked is a function of (seed, samples seen, place of the micro-batch in its step).
+    The masks are a function of (seed, samples seen, index of the micro-batch in its step).
     """
 
     student_only = ("mask_token",)
@@ -94,7 +99,7 @@ class DinoMim(Dino):
         self.register_buffer("patch_center", torch.zeros(1, config.out_dim if config.shared_head else config.patch_out_dim))
 
     def build_models(self, backbone_config: VitConfig, seed: int) -> tuple[MultiCropModel, MultiCropModel]:
-        """Student and teacher, with equal weights; the mask token is the student's alone."""
+        """Student and teacher, with equal initial weights. Only the student has a mask token."""
         plain_student, plain_teacher = super().build_models(backbone_config, seed)
         config, patch_head = self.config, None
         if not config.shared_head:
@@ -112,11 +117,11 @@ class DinoMim(Dino):
         Args:
             student_call: `self.student`, or an engine around it.
             crops: V >= 2 tensors float (B, 3, h, w), the two global crops first, of equal size.
-            progress: position in the run, as for `Dino`; also names the masks.
+            progress: position in the run, as for `Dino`; also determines the masks.
 
         Returns:
-            Dino's terms (its "center_norm" and "teacher_entropy" are those of the class tokens), "dino" and "patch" (the
-            two losses, unweighted) and "patch_entropy" (nats, mean over masked patches; near 0 or ln P means collapse).
+            The terms of `Dino` (computed from the class tokens, except "loss", which is the total), "dino" and "patch" (the two
+            losses, unweighted) and "patch_entropy" (in nats, mean over masked patches; near 0 or ln P means collapse).
             Statistics "teacher_mean" (1, K) and "patch_mean" (1, P).
         """
         if len(crops) < TEACHER_VIEWS or crops[0].shape != crops[1].shape:
@@ -155,6 +160,6 @@ class DinoMim(Dino):
 
     @torch.no_grad()
     def update(self, statistics: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> None:
-        """Move both centers towards the step's means, {"teacher_mean": (1, K), "patch_mean": (1, P)}."""
+        """Update both centers with the means of the step, {"teacher_mean": (1, K), "patch_mean": (1, P)}."""
         super().update(statistics, rows)
         self.patch_center.lerp_(statistics["patch_mean"].to(self.patch_center), 1.0 - self.config.center_momentum)

@@ -1,4 +1,4 @@
-"""KoLeo regularizer: spread the features of a batch over the sphere (arXiv 1806.03198, as DINOv2 uses it)."""
+"""KoLeo regularizer: spreads the features of a batch over the sphere (arXiv 1806.03198, as used in DINOv2)."""
 
 import torch
 from torch import Tensor
@@ -10,18 +10,20 @@ EPSILON = 1e-8
 
 
 def koleo_loss(features: Tensor) -> Tensor:
-    """Minus the mean logarithm of each unit feature's distance to its nearest neighbor in the batch.
+    """Negative mean logarithm of the distance of each unit feature to its nearest neighbor in the batch.
 
         loss = - mean_i  log( min_{j != i} || x_i - x_j + 1e-8 || + 1e-8 ),   x = features / || features ||
 
-    Which neighbor is nearest is a choice without gradient, as in DINOv2. Features of different views of an image must
-    not share a batch: they are meant to be close.
+    The nearest neighbor is selected without gradient, as in DINOv2. Different views of an image must not be in the same batch,
+    because their features are meant to be close.
 
     Args:
         features: float (B, D), B >= 2; normalized here.
 
     Returns:
-        Scalar float32, at least -ln 2 (opposite features) and at most 18.4 (equal ones).
+        Scalar float32, at least -ln 2 (opposite features) and at most 18.4 (equal features).
+
+    Raises ValueError for fewer than 2 features.
     """
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(
@@ -33,7 +35,7 @@ def koleo_loss(features: Tensor) -> Tensor:
         with torch.no_grad():
             cosines = unit @ unit.T
             nearest = cosines.fill_diagonal_(-2.0).argmax(dim=1)
-        # The small constant inside the norm keeps its gradient finite where two features are equal.
+        # The small constant inside the norm keeps the gradient finite if two features are equal.
         distances = (unit - unit[nearest] + EPSILON).norm(dim=-1)
         loss: Tensor = -(distances + EPSILON).log().mean()
         return loss

@@ -1,6 +1,6 @@
-"""Which patches a student must guess: block masks (BEiT, arXiv 2106.08254; as iBOT, arXiv 2111.07832, uses them).
+"""Block masks for masked image modeling (BEiT, arXiv 2106.08254; used as in iBOT, arXiv 2111.07832).
 
-Shapes: V views of B images, N = rows * columns patches, M masked patches in all.
+Shapes: V views of B images, N = rows * columns patches, M masked patches in total.
 """
 
 import math
@@ -21,24 +21,32 @@ class PatchMasks:
     """The masked patches of a batch of images."""
 
     hidden: Tensor
-    """bool (images, N), true where the patch is masked."""
+    """bool (images, N), true for masked patches."""
     places: Tensor
-    """int64 (M,), the masked patches as places in the flattened `hidden`, ascending."""
+    """int64 (M,), indices of the masked patches in the flattened `hidden`, ascending."""
     weights: Tensor
-    """float32 (M,): 1 / (masked patches of the same image) / images, so that each masked image counts the same."""
+    """float32 (M,): 1 / (masked patches of the same image) / images, so that all masked images have equal weight."""
 
     def to(self, device: torch.device) -> "PatchMasks":
         return PatchMasks(send(self.hidden, device), send(self.places, device), send(self.weights, device))
 
 
 def block_mask(generator: np.random.Generator, grid: tuple[int, int], count: int, aspect: float = 0.3) -> np.ndarray:
-    """Exactly `count` patches of a (rows, columns) grid, in overlapping rectangles of random size and shape.
+    """A mask of exactly `count` patches of a (rows, columns) grid, made of overlapping random rectangles.
 
-    The height / width of a rectangle is drawn from [aspect, 1 / aspect], evenly on a logarithmic scale, its area from 4
-    patches to what is left to mask. Where no more rectangle fits, single patches fill up the rest.
+    The height / width ratio of a rectangle is drawn log-uniformly from [aspect, 1 / aspect], and its area from 4 patches to the
+    number of patches still to be masked. If no further rectangle fits, the remaining patches are masked one by one.
+
+    Args:
+        generator: source of random numbers.
+        grid: (rows, columns).
+        count: number of masked patches, from 0 to rows * columns.
+        aspect: smallest height / width ratio, in (0, 1].
 
     Returns:
         bool (rows, columns).
+
+    Raises ValueError for arguments out of range.
     """
     rows, columns = grid
     if not 0 <= count <= rows * columns:
@@ -69,18 +77,20 @@ def block_mask(generator: np.random.Generator, grid: tuple[int, int], count: int
 def patch_masks(
     seed: int, num_images: int, grid: tuple[int, int], share: float, ratio: tuple[float, float], aspect: float = 0.3
 ) -> PatchMasks:
-    """Masks for a batch as a function of the arguments alone, on the CPU.
+    """Masks for a batch of images, on the CPU. The result depends on the arguments alone.
 
-    Which images are masked is drawn, how many is not: round(share * num_images), at least one. The shares of their patches
-    are spread evenly over `ratio` and dealt out at random. So M is the same for every seed.
+    The masked images are drawn at random, but their number is fixed: round(share * num_images), at least one. Their shares of
+    masked patches are spread evenly over `ratio` and assigned at random. M is therefore the same for every seed.
 
     Args:
-        seed: 0 or more; names the batch.
+        seed: 0 or more; identifies the batch.
         num_images: at least 1.
         grid: (rows, columns) of patches; at least two patches.
-        share: of the images, in (0, 1].
-        ratio: (smallest, largest) share of a masked image's patches, in (0, 1).
+        share: share of the images that are masked, in (0, 1].
+        ratio: (smallest, largest) share of masked patches of a masked image, in (0, 1).
         aspect: as in `block_mask`.
+
+    Raises ValueError for fewer images or patches.
     """
     patches = grid[0] * grid[1]
     if num_images < 1 or patches < 2:

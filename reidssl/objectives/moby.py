@@ -21,8 +21,10 @@ MOMENTUM_VIEWS = 2
 
 
 class MobyHead(nn.Module):
-    """Projector and, for the student, predictor: float (B, width) -> (B, C). Batch norm and ReLU after every layer but
-    the last of each."""
+    """Projector and, for the student, predictor: float (B, width) -> (B, C).
+
+    In both, batch norm and ReLU follow every layer except the last.
+    """
 
     def __init__(self, width: int, config: MobyConfig, predict: bool, seed: int) -> None:
         super().__init__()
@@ -44,11 +46,11 @@ def _mlp(width: int, hidden: int, out_dim: int, layers: int) -> nn.Sequential:
 
 
 class Moby(Objective):
-    """InfoNCE of the student's crops against the other view's key and a queue of earlier keys.
+    """InfoNCE between the student's crops, the key of the other view and a queue of earlier keys.
 
-    `queue` (T, Q, C) holds unit keys of each momentum view, at first random ones; `position` () says where the next go.
-    A step's keys enter the queue after the step, in the order of its micro-batches, so that no loss depends on how many
-    workers there are.
+    `queue` (T, Q, C) holds unit keys of each momentum view, initially random ones. `position` () is the index of the next keys.
+    The keys of a step enter the queue after the step, in the order of its micro-batches, so that the loss does not depend on the
+    number of workers.
     """
 
     student_only = ("head.predictor.",)
@@ -73,17 +75,17 @@ class Moby(Objective):
             loss = 2 * mean over momentum views m and crops v != m of
                    - log softmax([q[v] . k[m], q[v] . queue[m]^T] / t)[own key]
 
-        With the two global crops alone this is the published sum of both directions. It is computed in fp32, under autocast too.
+        With only the two global crops, this is the published sum of both directions. It is computed in fp32 also under autocast.
 
         Args:
             student_call: `self.student`, or an engine around it.
             crops: V >= 2 tensors float (B, 3, h, w), the two global crops first; B >= 2.
-            progress: position in the run (unused: nothing here changes over a run).
+            progress: position in the run; not used, since nothing in this objective changes over a run.
 
         Returns:
-            Terms "loss", "accuracy" (how often the own key is the nearest of 1 + Q), "teacher_entropy" (nats, of the
-            momentum views' softmax over each other's key and the queue; near ln(1 + Q) means collapse) and "feature_std"
-            (as in DINO). Rows "keys" (B, T, C).
+            Terms "loss", "accuracy" (share of queries whose own key is the nearest of 1 + Q), "teacher_entropy" (in nats, of the
+            softmax of one momentum view over the other's key and queue; near ln(1 + Q) means collapse) and "feature_std" (as in
+            DINO). Rows "keys" (B, T, C).
         """
         if len(crops) < MOMENTUM_VIEWS or len(crops[0]) < 2:
             raise ValueError(f"MoBY needs 2 global crops of at least 2 images: got {len(crops)} crops of {len(crops[0])}")
@@ -107,14 +109,14 @@ class Moby(Objective):
         return ObjectiveOutput(loss, terms, {}, {"keys": keys.transpose(0, 1)})
 
     def _scores(self, queries: Tensor, keys: Tensor, view: int) -> Tensor:
-        """(B, 1 + Q): of each query with its own key of a momentum view, then with that view's queue."""
+        """Logits (B, 1 + Q) of each query with its own key of a momentum view, then with the queue of this view."""
         with no_autocast(queries):
             positive = (queries * keys).sum(dim=-1, keepdim=True)
             return torch.cat((positive, queries @ self.queue[view].T), dim=-1) / self.config.temperature
 
     @torch.no_grad()
     def update(self, statistics: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> None:
-        """Put the step's keys {"keys": (N, T, C)} in the place of the oldest; of more than Q, the last Q."""
+        """Replace the oldest keys of the queue by those of the step, {"keys": (N, T, C)}; by the last Q if N > Q."""
         size = self.config.queue_size
         keys = rows["keys"][-size:].to(self.queue)
         places = (self.position + torch.arange(len(keys), device=self.queue.device)) % size
@@ -122,7 +124,7 @@ class Moby(Objective):
         self.position.copy_((self.position + len(keys)) % size)
 
     def export_backbone(self) -> Vit:
-        """A copy of the momentum encoder's backbone, in eval mode, with the statistics of its own batch norms."""
+        """A copy of the momentum encoder's backbone in eval mode, with the encoder's own batch norm statistics."""
         backbone = build_vit(replace(self.teacher.backbone.config, drop_path=0.0)).to(self.queue.device)
         backbone.load_state_dict(self.teacher.backbone.state_dict())
         return backbone.eval()

@@ -1,7 +1,7 @@
-"""MoCo v3: contrast of two views with a momentum encoder (arXiv 2104.02057), one of the paper's comparisons to DINO.
+"""MoCo v3: contrastive learning of two views with a momentum encoder (arXiv 2104.02057), a comparison to DINO in the paper.
 
 Shapes: B images, V crops, T = 2 momentum views (the global crops, which come first), C = out_dim. Negatives are the other
-images of the micro-batch, so the loss of a micro-batch depends on nothing outside it.
+images of the micro-batch, so the loss depends only on the micro-batch.
 """
 
 import copy
@@ -24,7 +24,11 @@ MOMENTUM_VIEWS = 2
 
 
 class MocoHead(nn.Module):
-    """Projector and, for the student, predictor: float (B, width) -> (B, C). Batch norm after every layer but outputs."""
+    """Projector and, for the student, predictor: float (B, width) -> (B, C).
+
+    Batch norm follows every linear layer, without affine parameters after the last layer of each. With 0 projector layers, the
+    head is the identity.
+    """
 
     def __init__(self, width: int, config: MocoV3Config, predict: bool, seed: int) -> None:
         super().__init__()
@@ -71,17 +75,18 @@ class MocoV3(Objective):
 
             loss = 4 t * mean over momentum views m and crops v != m of  - log softmax(q[v] . k[m]^T / t)[same image]
 
-        With the two global crops alone this is the published ctr(q[0], k[1]) + ctr(q[1], k[0]), ctr = 2 t * cross-entropy. It is
-        computed in fp32, under autocast too.
+        With only the two global crops, this is the published ctr(q[0], k[1]) + ctr(q[1], k[0]), ctr = 2 t * cross-entropy. It is
+        computed in fp32 also under autocast.
 
         Args:
             student_call: `self.student`, or an engine around it.
             crops: V >= 2 tensors float (B, 3, h, w), the two global crops first; B >= 2.
-            progress: position in the run (unused: nothing here changes over a run).
+            progress: position in the run; not used, since nothing in this objective changes over a run.
 
         Returns:
-            Terms "loss", "accuracy" (how often the same image is the nearest), "teacher_entropy" (nats, of the momentum
-            views' softmax over the micro-batch; near ln B means collapse) and "feature_std" (as in DINO). No statistics.
+            Terms "loss", "accuracy" (share of queries whose nearest key is of the same image), "teacher_entropy" (in nats, of the
+            softmax of one momentum view over the keys of the other; near ln B means collapse) and "feature_std" (as in DINO). No
+            statistics.
         """
         if len(crops) < MOMENTUM_VIEWS or len(crops[0]) < 2:
             raise ValueError(f"MoCo v3 needs 2 global crops of at least 2 images: got {len(crops)} crops of {len(crops[0])}")
@@ -106,8 +111,8 @@ class MocoV3(Objective):
         return ObjectiveOutput(loss, terms, {})
 
     def update(self, statistics: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> None:
-        """Nothing to remember between steps but the momentum encoder."""
+        """Do nothing: the objective has no state other than the momentum encoder."""
 
     def export_backbone(self) -> Vit:
-        """A copy of the momentum encoder's backbone, in eval mode, with the statistics of its own batch norms."""
+        """A copy of the momentum encoder's backbone in eval mode, with the encoder's own batch norm statistics."""
         return copy.deepcopy(self.teacher.backbone).requires_grad_(True).eval()

@@ -14,7 +14,7 @@ NAMES = ("dino", "dino_mim", "moco_v3", "moby")
 
 @dataclass(kw_only=True)
 class DinoConfig:
-    """Settings of DINO; the defaults are those of TransReID-SSL on LUPerson."""
+    """Settings of DINO. The defaults are those of TransReID-SSL on LUPerson."""
 
     out_dim: int = 65536
     """Number of prototypes K."""
@@ -27,20 +27,20 @@ class DinoConfig:
     teacher_temperature: float = 0.04
     """Temperature of the teacher's softmax after warm-up; lower is sharper."""
     warmup_teacher_temperature: float = 0.04
-    """Teacher temperature at the start."""
+    """Teacher temperature at the start of the warm-up."""
     warmup_teacher_temperature_epochs: int = 0
-    """Epochs in which the teacher temperature goes to its final value in equal steps, one an epoch; the last of them has it."""
+    """Number of epochs in which the teacher temperature changes to its final value, in equal steps from epoch to epoch."""
     centering: str = "center"
-    """What keeps one prototype from dominating: center (a running mean is subtracted) or sinkhorn_knopp (each
-    micro-batch's targets use all prototypes equally, 3 iterations)."""
+    """How a single prototype is kept from dominating: center (subtract a running mean) or sinkhorn_knopp (the targets of
+    each micro-batch use all prototypes equally, 3 iterations)."""
     center_momentum: float = 0.9
-    """Weight of the old center in each step's update."""
+    """Weight of the old center in the update of each step."""
     koleo_weight: float = 0.0
-    """Weight of the KoLeo regularizer on the student's features of each global crop; 0.1 in DINOv2, 0 leaves it out."""
+    """Weight of the KoLeo regularizer on the student's features of each global crop. DINOv2 uses 0.1; 0 switches it off."""
     teacher_momentum: float = 0.996
-    """Weight of the old teacher at the start; the training loop raises it to 1 on a cosine."""
+    """Momentum of the teacher at the start; the training loop raises it to 1 with a cosine schedule."""
     freeze_last_layer_epochs: int = 1
-    """Epochs in which the last layer gets no gradient."""
+    """Number of epochs at the start in which the last layer is frozen."""
 
     def __post_init__(self) -> None:
         at_least(1, out_dim=self.out_dim, hidden=self.hidden, bottleneck=self.bottleneck)
@@ -71,22 +71,22 @@ class DinoConfig:
 
 @dataclass(kw_only=True)
 class DinoMimConfig(DinoConfig):
-    """DINO's settings, with iBOT's for the patches; temperatures and centring are the same for both."""
+    """Settings of DINO with iBOT's settings for patches. Temperatures and centering are the same for both."""
 
     out_dim: int = 8192
     """Number of prototypes K."""
     patch_weight: float = 1.0
-    """Weight of the patches' loss."""
+    """Weight of the patches' loss in the total loss."""
     mask_share: float = 0.5
     """Share of the global crops that are masked."""
     mask_ratio: tuple[float, float] = (0.1, 0.5)
-    """Smallest and largest share of a masked crop's patches that are masked."""
+    """Smallest and largest share of the patches of a masked crop that are masked."""
     mask_aspect: float = 0.3
-    """Masked blocks have a height / width in [this, 1 / this]."""
+    """Smallest height / width ratio of masked blocks; the largest is its inverse."""
     shared_head: bool = True
-    """Patches go through the head of the class token; false: through one of their own."""
+    """Use one head for class token and patches. false: patches have a separate head."""
     patch_out_dim: int = 8192
-    """Prototypes of the patches' own head (shared_head=false only)."""
+    """Number of prototypes of the separate patch head (shared_head=false only)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,20 +99,20 @@ class DinoMimConfig(DinoConfig):
 
 @dataclass(kw_only=True)
 class MocoV3Config:
-    """Settings of MoCo v3; the defaults are the paper's for ViT-S."""
+    """Settings of MoCo v3. The defaults are those of the paper for ViT-S."""
 
     out_dim: int = 256
-    """Width C of the embedding in which views are contrasted."""
+    """Width C of the embedding used for the contrastive loss."""
     hidden: int = 4096
     """Hidden width of projector and predictor."""
     projector_layers: int = 3
-    """Layers of the projector; 0 contrasts the backbone's own features, for very small models."""
+    """Number of layers of the projector. 0: no projector and predictor, the loss uses backbone features (very small models)."""
     temperature: float = 0.2
-    """Of the softmax over the images of a micro-batch."""
+    """Temperature of the softmax over the images of a micro-batch."""
     teacher_momentum: float = 0.99
-    """Weight of the old momentum encoder at the start; the training loop raises it to 1 on a cosine."""
+    """Momentum of the momentum encoder at the start; the training loop raises it to 1 with a cosine schedule."""
     freeze_patch_embed: bool = False
-    """Leave the stem at its random weights, which steadies the training of large ViTs (paper, section 4)."""
+    """Keep the stem at its random initial weights, which stabilizes the training of large ViTs (paper, section 4)."""
 
     def __post_init__(self) -> None:
         at_least(1, out_dim=self.out_dim, hidden=self.hidden)
@@ -123,22 +123,22 @@ class MocoV3Config:
 
 @dataclass(kw_only=True)
 class MobyConfig:
-    """Settings of MoBY; the defaults are its paper's. Its drop path of 0.1 to 0.2 is that of the model: model.drop_path."""
+    """Settings of MoBY. The defaults are those of the paper; set its drop path rate of 0.1 to 0.2 with model.drop_path."""
 
     out_dim: int = 256
-    """Width C of the embedding in which views are contrasted."""
+    """Width C of the embedding used for the contrastive loss."""
     hidden: int = 4096
     """Hidden width of projector and predictor."""
     projector_layers: int = 2
-    """Layers of the projector; the predictor has two."""
+    """Number of layers of the projector. The predictor has two."""
     queue_size: int = 4096
-    """Keys Q of earlier images that each view is contrasted with; at least the global batch makes full use of each step."""
+    """Number Q of keys of earlier images in the queue of each view. It should be at least the global batch size."""
     temperature: float = 0.2
-    """Of the softmax over the own key and the queue."""
+    """Temperature of the softmax over the own key and the queue."""
     teacher_momentum: float = 0.99
-    """Weight of the old momentum encoder at the start; the training loop raises it to 1 on a cosine."""
+    """Momentum of the momentum encoder at the start; the training loop raises it to 1 with a cosine schedule."""
     teacher_drop_path: float = 0.0
-    """Stochastic depth rate of the momentum encoder: less than the student's makes the pair asymmetric."""
+    """Drop path rate of the momentum encoder. A lower rate than the student's makes the pair asymmetric."""
 
     def __post_init__(self) -> None:
         at_least(1, out_dim=self.out_dim, hidden=self.hidden, projector_layers=self.projector_layers, queue_size=self.queue_size)
@@ -149,10 +149,10 @@ class MobyConfig:
 
 @dataclass(kw_only=True)
 class ObjectiveConfig:
-    """Which objective, and the settings of each."""
+    """Choice of the objective, and the settings of each objective."""
 
     name: str = "dino"
-    """dino, dino_mim, moco_v3 or moby."""
+    """Objective: dino, dino_mim, moco_v3 or moby."""
     dino: DinoConfig = field(default_factory=DinoConfig)
     dino_mim: DinoMimConfig = field(default_factory=DinoMimConfig)
     moco_v3: MocoV3Config = field(default_factory=MocoV3Config)
@@ -163,11 +163,11 @@ class ObjectiveConfig:
 
     @property
     def teacher_momentum(self) -> float:
-        """Of the chosen objective: weight of the old teacher at the start of a run."""
+        """Momentum of the teacher of the chosen objective at the start of a run."""
         return float(getattr(self, self.name).teacher_momentum)
 
     def entropy_choices(self, micro_batch: int) -> int:
-        """Among how many the chosen objective's teacher softmax chooses, for micro-batches of so many images."""
+        """Number of classes of the chosen objective's teacher softmax. micro_batch: number of images of a micro-batch."""
         if self.name == "moco_v3":
             return micro_batch
         if self.name == "moby":

@@ -1,14 +1,15 @@
 """Catastrophic Forgetting Score, CFS (TransReID-SSL, arXiv 2111.12084, section 3).
 
-A source proxy is pre-trained on the images, a target proxy is the source proxy fine-tuned on the target data. The score
-of an image says how much of its representation survived: high = little forgotten = close to the target domain.
+A source proxy is a model pre-trained on the images. The target proxy is the source proxy fine-tuned on the target data. The score
+of an image measures how much of its representation is retained. A high score means that little was forgotten, and that the image
+is close to the target domain.
 
-The paper published the order of the images but no code, and does not fix the measure; `cosine` is the default here:
+The authors published the order of the images but no code, and the paper does not define the measure. Two are available:
 
-    cosine          score(x) = cos(source feature of x, target feature of x)
-    neighborhood   score(x) = |A(x) & B(x)| / k, with A and B the k nearest other images in either proxy's space
+    cosine          score(x) = cos(source feature of x, target feature of x); the default
+    neighborhood    score(x) = |A(x) & B(x)| / k, with A and B the k nearest other images of x for each of the proxies
 
-The second needs no shared coordinates (features that were merely rotated keep score 1), but looks at all images at once.
+"neighborhood" does not need common coordinates (features that are only rotated have score 1), but needs all images at once.
 """
 
 from collections.abc import Sequence
@@ -26,20 +27,20 @@ from reidssl.selection.subset import count_of, select_top
 
 @torch.no_grad()
 def cfs_scores(source: Tensor | Array, target: Tensor | Array, measure: str = "cosine", k: int = 20, block: int = 1024) -> Tensor:
-    """Scores of B images from the two proxies' features of them (256 x 128, eval mode, before the BNNeck).
+    """Scores of B images from the features of both proxies (256 x 128, eval mode, before the BNNeck).
 
     Args:
-        source, target: float (B, D), row by row the same images. For "neighborhood" the widths may differ.
-        measure: "cosine", each image by itself, in [-1, 1]; or "neighborhood", in [0, 1], among the B images given:
-            pass the whole set, not a batch of it.
-        k: neighbors of "neighborhood"; with few images, all the others.
-        block: rows compared at a time by "neighborhood"; memory is block x B.
+        source, target: float (B, D), features of the same images in the same order. For "neighborhood" the widths may differ.
+        measure: "cosine", in [-1, 1], for each image alone; or "neighborhood", in [0, 1], among the B images, which must be the
+            whole set and not a batch of it.
+        k: number of neighbors for "neighborhood"; all other images if there are fewer.
+        block: number of rows that "neighborhood" compares at a time; memory is block x B.
 
     Returns:
-        float32 (B,) on the source's device. "cosine" of a feature with NaN is NaN, which `select_top` refuses by key.
+        float32 (B,) on the source's device. With "cosine", a feature with NaN has score NaN, which `select_top` rejects.
 
     Raises:
-        ValueError: shapes that do not fit, an unknown measure, or (neighborhood) features that are not finite.
+        ValueError: shapes do not fit, the measure is unknown, or (neighborhood) features are not finite.
     """
     first, second = torch.as_tensor(source), torch.as_tensor(target)
     if first.ndim != 2 or second.ndim != 2 or len(first) != len(second):
@@ -57,14 +58,18 @@ def cfs_scores(source: Tensor | Array, target: Tensor | Array, measure: str = "c
 
 
 def neighborhood_overlap(near_source: Array, near_target: Array, block: int = 1024) -> Array:
-    """The "neighborhood" scores from searches made elsewhere.
+    """The "neighborhood" scores from tables of neighbors.
 
     Args:
-        near_source, near_target: int (B, k + 1), the nearest images of every image by either proxy, itself first; -1 where
-            an approximate search found fewer, which counts as not shared.
+        near_source, near_target: int (B, k + 1), the nearest images of every image for each proxy, the image itself first. -1:
+            absent (not found by an approximate search), counts as not shared.
+        block: number of rows compared at a time.
 
     Returns:
-        float32 (B,), the shared ones among the k others, in [0, 1].
+        float32 (B,), shared neighbors / k, in [0, 1].
+
+    Raises:
+        ValueError: the tables differ in shape or have fewer than two columns.
     """
     if near_source.shape != near_target.shape or near_source.ndim != 2 or near_source.shape[1] < 2:
         raise ValueError(
@@ -79,13 +84,14 @@ def neighborhood_overlap(near_source: Array, near_target: Array, block: int = 10
 
 
 def auc(scores: Array | Sequence[float], positives: Array | Sequence[bool]) -> float:
-    """Area under the ROC curve: the chance that a positive scores higher than a negative, ties counting one half.
+    """Area under the ROC curve: the probability that a positive has a higher score than a negative; ties count one half.
 
     Args:
-        scores: numbers (B,). positives: bool (B,), both kinds present.
+        scores: numbers (B,).
+        positives: bool (B,), with at least one positive and one negative.
 
     Raises:
-        ValueError: different lengths, NaN, or only one kind.
+        ValueError: lengths differ, a score is NaN, or there are no positives or no negatives.
     """
     values, truth = np.asarray(scores, np.float64), np.asarray(positives, bool)
     _check_scores("scores", values)
@@ -100,10 +106,10 @@ def auc(scores: Array | Sequence[float], positives: Array | Sequence[bool]) -> f
 
 
 def spearman(first: Array, second: Array) -> float:
-    """Rank correlation of two score arrays (B,), equal scores sharing their average rank; in [-1, 1].
+    """Spearman's rank correlation of two arrays of scores (B,), in [-1, 1]. Equal scores have their average rank.
 
     Raises:
-        ValueError: different lengths, NaN, or all scores of one array equal (it has no order to compare).
+        ValueError: lengths differ, a score is NaN, or all scores of an array are equal, so that it defines no order.
     """
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
     _check_scores("first", a)
@@ -118,19 +124,19 @@ def spearman(first: Array, second: Array) -> float:
 
 
 def agreement(keys: Sequence[str], scores: Array, reference: Sequence[str], fraction: float = 0.5) -> dict[str, float | int]:
-    """How far scores agree with a given order of the same images, such as the published list.
+    """Agreement of scores with a reference order of the same images, such as the published list.
 
     Args:
-        keys, scores: the images and their scores (B,).
-        reference: keys, best first. A leading "images/" is ignored on both sides; only common keys are compared.
-        fraction: which top part is compared.
+        keys, scores: keys and scores (B,) of the images.
+        reference: keys, best first. A leading "images/" is ignored in both lists. Only common keys are compared.
+        fraction: top fraction of the images to compare, in (0, 1].
 
     Returns:
-        {"spearman": in [-1, 1]; "top_overlap": share of the top part common to both, in [0, 1], by chance `fraction`;
-        "fraction"; "num_compared"}.
+        {"spearman": rank correlation in [-1, 1]; "top_overlap": common share of the two top fractions, in [0, 1], expected value
+        `fraction` for random scores; "fraction"; "num_compared": number of common keys}.
 
     Raises:
-        ValueError: fewer than two common keys, a repeated key, NaN scores, or scores that are all equal.
+        ValueError: there are fewer than two common keys or a repeated key, or scores are NaN or all equal.
     """
     if len(keys) != len(scores):
         raise ValueError(f"keys and scores must be of one length: got {len(keys)} and {len(scores)}")

@@ -1,4 +1,4 @@
-"""Which images the entries of a list mean, where its paths are written another way than the data set's keys."""
+"""Matching of the paths in a list with the keys of a data set, if the two are written differently."""
 
 import posixpath
 import re
@@ -10,36 +10,37 @@ import numpy as np
 
 DRIVE = re.compile(r"^[A-Za-z]:")
 PUBLISHED_FOLDER = "images/"
-"""Below which the authors' lists name their images."""
+"""Folder to which the paths in the authors' lists are relative."""
 
 
 @dataclass(frozen=True)
 class Matched:
-    """What was found of a list in a data set."""
+    """The result of matching a list with a data set."""
 
     places: np.ndarray
-    """int64 (B,): for every key its place in the list, from 0; -1 if it is not there."""
+    """int64 (B,), for every key its position in the list, from 0; -1 if it is not in the list."""
     absent: list[str]
-    """Entries that name no image of the data set, as written, in the order of the list."""
+    """Entries that match no image of the data set, unchanged and in the order of the list."""
     entry_prefix: str = ""
-    """Folders before the entries that the keys do not have; "" if none."""
+    """Leading folders of the entries that the keys do not have; "" if none."""
     key_prefix: str = ""
-    """Folders before the keys that the entries do not have; "" if none."""
+    """Leading folders of the keys that the entries do not have; "" if none."""
 
 
 def match_entries(entries: Sequence[str], keys: Sequence[str]) -> Matched:
-    """Find the images that a list names, whatever way its paths are written.
+    """Match the entries of a list with the keys of a data set, for any form of the paths.
 
-    Compared are paths with forward slashes, without `./`, a drive, doubled and leading slashes and a leading "images/". What is
-    not found so is looked for again without the folders that more than half of those paths begin with (absolute paths), or
-    without those that all keys begin with: one beginning for all, so that no image is found by its name alone in one folder or
-    another.
+    Paths are compared after normalization: with forward slashes, and without `./`, drive, double or leading slashes and a leading
+    "images/". Entries that do not match are compared again without a common prefix: either the leading folders of more than half
+    of these entries (absolute paths), or the leading folders of all keys. The same prefix is used for all, so that an image is
+    never matched by its file name in a different folder.
 
     Args:
-        entries: paths, best first. keys: unique keys of the data set (B,).
+        entries: paths, best first.
+        keys: unique keys of the data set (B,).
 
     Raises:
-        ValueError: two entries name one image (how many, and examples), or a key and another differ in spelling only.
+        ValueError: two entries match the same image (the message shows examples), or two keys are equal after normalization.
     """
     plain, names = [_plain(entry) for entry in entries], [_plain(key) for key in keys]
     places = {name: place for place, name in enumerate(names)}
@@ -72,13 +73,13 @@ def match_entries(entries: Sequence[str], keys: Sequence[str]) -> Matched:
 
 
 def _plain(path: str) -> str:
-    """`.\\images\\a\\.\\b.jpg`, `/images/a//b.jpg`, `C:\\images\\a\\b.jpg` -> `a/b.jpg`."""
+    """Normalize a path: `.\\images\\a\\.\\b.jpg`, `/images/a//b.jpg`, `C:\\images\\a\\b.jpg` -> `a/b.jpg`."""
     normal = posixpath.normpath(DRIVE.sub("", path.strip().replace("\\", "/"))).lstrip("/")
     return normal.removeprefix(PUBLISHED_FOLDER)
 
 
 def _prefix_before(path: str, known: dict[str, int]) -> str:
-    """The fewest leading folders of `path`, with their slash, after which a known path stands; "" if none."""
+    """The shortest prefix of leading folders of `path`, with its slash, that is followed by a known path; "" if none."""
     start = path.find("/") + 1
     while start:
         rest = path[start:]
@@ -91,7 +92,7 @@ def _prefix_before(path: str, known: dict[str, int]) -> str:
 
 
 def _shared(prefixes: Iterable[str], fewest: int) -> str:
-    """The most frequent of them, if it occurs `fewest` times; else ""."""
+    """The most frequent prefix that is not empty, if it occurs at least `fewest` times, else ""."""
     counts = Counter(filter(None, prefixes)).most_common(1)
     return counts[0][0] if counts and counts[0][1] >= fewest else ""
 

@@ -1,4 +1,4 @@
-"""The chosen subset: the best-scored fraction of the images, or a published order read safely."""
+"""Choice of a subset: the fraction of the images with the best scores, or a published list, which is read safely."""
 
 import io
 import math
@@ -13,9 +13,9 @@ Array = np.ndarray
 
 
 def count_of(num_images: int, fraction: float) -> int:
-    """Images in the top `fraction`: rounded to the nearest, halves up, at least one.
+    """Number of images in the top `fraction`, in (0, 1]: rounded to the nearest integer, halves up, at least one.
 
-    The published subsets agree: 50 % of 4,180,243 are 2,090,122 and 60 % are 2,508,146.
+    This agrees with the published subsets: 50 % of 4,180,243 are 2,090,122 and 60 % are 2,508,146.
     """
     if not 0.0 < fraction <= 1.0:
         raise ValueError(f"fraction must be in (0, 1]: got {fraction}")
@@ -23,17 +23,21 @@ def count_of(num_images: int, fraction: float) -> int:
 
 
 def select_top(keys: Sequence[str], scores: Array | Sequence[float], fraction: float) -> Array:
-    """Positions of the best-scored images, best first; equal scores by rising key. The order of input does not matter.
+    """Positions of the images with the best scores, best first. Equal scores are in ascending order of their keys.
+
+    The selected keys do not depend on the order of the input.
 
     Args:
-        keys: unique strings (B,). scores: numbers (B,), higher is better. fraction: in (0, 1].
+        keys: unique strings (B,).
+        scores: numbers (B,), higher is better.
+        fraction: fraction of the images to select, in (0, 1].
 
     Returns:
         int64 (`count_of(B, fraction)`,), positions in `keys`.
 
     Raises:
-        ValueError: no images, different lengths, a repeated key, a NaN score (its key is named), a fraction out of
-            range.
+        ValueError: there are no images, lengths differ, a key is repeated, a score is NaN (the message names its key), or the
+            fraction is out of range.
     """
     values = np.asarray(scores, np.float64)
     if values.shape != (len(keys),) or not len(keys):
@@ -54,7 +58,7 @@ def select_top(keys: Sequence[str], scores: Array | Sequence[float], fraction: f
     sorted_values = values[order]
     starts = np.flatnonzero(np.concatenate([[True], sorted_values[1:] != sorted_values[:-1]]))
     ends = np.append(starts[1:], len(order))
-    # Only runs of equal scores that reach into the subset need their keys compared.
+    # Keys must be compared only in runs of equal scores that begin inside the subset.
     for run in np.flatnonzero((ends - starts > 1) & (starts < count)):
         span = slice(starts[run], ends[run])
         order[span] = sorted(order[span], key=keys.__getitem__)
@@ -64,14 +68,13 @@ def select_top(keys: Sequence[str], scores: Array | Sequence[float], fraction: f
 def load_published_list(source: bytes | str | Path) -> list[str]:
     """Image paths, best first, from a pickled list of strings such as the authors' (paths relative to `images/`).
 
-    A pickle can run any code when it is loaded; this reader refuses every pickle that names a class or a function, so
-    that lists of strings are all it can return.
+    A pickle can run any code when it is loaded. Therefore every pickle that refers to a class or a function is rejected.
 
     Args:
-        source: the file's content, or its path.
+        source: content of the file, or its path.
 
     Raises:
-        ValueError: not a pickle, not a list of strings, an empty list, or one that tries to load code.
+        ValueError: the file is not a pickle of a list of strings, the list is empty, or the pickle tries to load code.
         OSError: the path cannot be read.
     """
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
@@ -80,7 +83,7 @@ def load_published_list(source: bytes | str | Path) -> list[str]:
         entries = _DataOnly(io.BytesIO(data)).load()
     except _RefusedError as error:
         raise ValueError(f"{name} was refused: its pickle loads {error}, a list of paths needs no code") from None
-    except Exception as error:  # the pickle machine raises nearly any exception on broken input
+    except Exception as error:  # the unpickler raises nearly any exception on broken input
         raise ValueError(
             f"{name} is not a readable pickle ({type(error).__name__}: {error}); expected a pickled list of image paths"
         ) from None
@@ -93,11 +96,11 @@ def load_published_list(source: bytes | str | Path) -> list[str]:
 
 
 class _RefusedError(Exception):
-    """The pickle wants something imported."""
+    """The pickle refers to a class or function, which is not allowed."""
 
 
 class _DataOnly(pickle.Unpickler):
-    """Unpickles numbers, strings and containers; imports nothing."""
+    """Unpickler for numbers, strings and containers, which never imports anything."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         raise _RefusedError(f"{module_name}.{global_name}")

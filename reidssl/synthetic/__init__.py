@@ -1,1 +1,1 @@
-"""Drawn street scenes with people, for `reidssl.synthetic.people`."""
+"""Synthetic images of people in street scenes; `reidssl.synthetic.people` is the entry point."""

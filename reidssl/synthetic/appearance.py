@@ -1,9 +1,8 @@
-"""Drawn people: what makes one identity, and what changes between its images.
+"""Synthetic people: the fixed appearance of an identity, and the pose that changes between its images.
 
-An `Appearance` is everything that stays the same between two images of one identity: build, head,
-garments with their patterns, bag, hat. A `Pose` is everything that changes. Colors come from one short
-list that all identities share, so a color histogram helps but does not tell people apart; build, cut
-and pattern do.
+An `Appearance` is everything that is the same in all images of one identity: build, head, garments with their patterns, bag, hat.
+A `Pose` is everything that changes. All identities share one short list of colors. A color histogram therefore helps, but is not
+enough to distinguish people. Build, cut and pattern are also needed.
 """
 
 import random
@@ -27,7 +26,7 @@ GARMENT_COLORS: tuple[Color, ...] = (
     (108, 70, 130),
     (40, 130, 140),
 )
-# Dark and neutral clothes are common in streets: many identities share them.
+# Dark and neutral clothes are common in streets, so many identities share them.
 GARMENT_WEIGHTS = (5, 3, 3, 4, 4, 3, 2, 1.5, 2, 1.5, 1, 1, 1, 1)
 SKIN_COLORS: tuple[Color, ...] = (
     (240, 205, 180),
@@ -61,7 +60,7 @@ PATTERN_WEIGHTS = (4, 2.5, 2, 2, 2, 2, 1.5, 2, 1.5, 1.5, 3)
 
 
 class Appearance(NamedTuple):
-    """One identity. Lengths are in body heights; counts and flags as named; colors are RGB 0..255."""
+    """The appearance of one identity. Lengths are in body heights. Colors are RGB 0..255."""
 
     shoulder: float
     waist: float
@@ -79,9 +78,9 @@ class Appearance(NamedTuple):
     upper_second: Color
     pattern: str
     pattern_count: int
-    sleeve: float  # 0 none .. 1 to the wrist
+    sleeve: float  # length of the sleeve, from 0 (none) to 1 (to the wrist)
     sleeve_color: Color
-    hem: float  # where the upper garment ends
+    hem: float  # y of the lower end of the upper garment
     flare: float
     open_jacket: bool
     back_print: bool
@@ -101,7 +100,7 @@ class Appearance(NamedTuple):
 
 
 class Pose(NamedTuple):
-    """One moment of a walk: angles in radians, a yaw of 0 facing the camera, the step's size 0..1."""
+    """The pose of a person at one moment of a walk. Angles are in radians, yaw 0 faces the camera, `swing` is in 0..1."""
 
     yaw: float
     phase: float
@@ -111,7 +110,7 @@ class Pose(NamedTuple):
 
 
 def draw_appearance(seed: int) -> Appearance:
-    """The identity that `seed` stands for."""
+    """The appearance of the identity with this seed."""
     rng = random.Random(seed)
     pick = rng.choices
 
@@ -124,7 +123,7 @@ def draw_appearance(seed: int) -> Appearance:
             if sum(abs(a - b) for a, b in zip(color, other, strict=True)) > 130:
                 return other
 
-    build = rng.uniform(-1, 1)  # slight .. heavy, shared by the widths so that bodies look like bodies
+    build = rng.uniform(-1, 1)  # from slight to heavy; shared by all widths so that bodies look plausible
     upper, lower = garment(), garment()
     second = other_than(upper)
     kind = pick(("trousers", "shorts", "skirt"), (6, 2, 2))[0]
@@ -177,6 +176,6 @@ def _vary(color: Color, rng: random.Random, amount: int) -> Color:
 
 
 def shade(color: Color, factor: float) -> Color:
-    """`color` times `factor`, kept within 0..255."""
+    """`color` multiplied by `factor` and clipped to 0..255."""
     r, g, b = (min(max(int(c * factor), 0), 255) for c in color)
     return r, g, b

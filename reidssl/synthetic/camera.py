@@ -1,7 +1,7 @@
-"""The camera that takes a synthetic picture: its colors, its direction and its photometric errors.
+"""The camera of a synthetic image: its colors, its direction and its photometric errors.
 
-A `Camera` is drawn once from its seed and a domain. Domains differ in the ranges their cameras come
-from: wide for `pretrain`, warm and sharp for `source`, dim and cool for `target`.
+A `Camera` is drawn at random from a seed and a domain. Domains differ in the ranges of their camera parameters: wide for
+`pretrain`, warm and sharp for `source`, dim and cool for `target`.
 """
 
 import io
@@ -20,24 +20,24 @@ DOMAINS = ("pretrain", "source", "target")
 class Camera(NamedTuple):
     """One camera or scene."""
 
-    gains: tuple[float, float, float]  # per channel, red first
+    gains: tuple[float, float, float]  # factors of the channels, red first
     gamma: float
     brightness: float
     contrast: float
-    blur: float  # in rows of an image of 128 rows
+    blur: float  # standard deviation, in rows of an image of 128 rows
     noise: float  # standard deviation in levels of 0..255
-    resolution: float  # share of the output's resolution that the sensor delivers
-    quality: int  # JPEG quality, 0 = none
+    resolution: float  # resolution of the sensor as a share of the output's
+    quality: int  # JPEG quality, 0: no JPEG compression
     palette: tuple[Color, ...]
-    yaw: float  # the direction most people walk in here, as the camera sees it
+    yaw: float  # usual walking direction in radians, relative to the camera
     horizon: float
-    light: float  # -1 from the left .. 1 from the right
+    light: float  # direction of the light, from -1 (left) to 1 (right)
 
 
 def draw_camera(seed: int, domain: str, strength: float = 1.0) -> Camera:
-    """The camera that `seed` stands for in `domain`, one of `DOMAINS`.
+    """The camera of `seed` in `domain`, one of `DOMAINS`.
 
-    `strength` in [0, 1] scales every fault: 0 is a neutral camera, 1 the whole range of the domain.
+    strength: factor of every photometric error, in [0, 1]. 0 gives a neutral camera, 1 the full range of the domain.
     """
     rng = random.Random(seed)
     span = rng.uniform
@@ -89,7 +89,10 @@ def photograph(
     seed: int,
     extra_blur: float = 0.0,
 ) -> np.ndarray:
-    """The canvas as the camera delivers it: uint8 (height, width, 3); `extra_blur` as `Camera.blur`."""
+    """The canvas as photographed by the camera: uint8 (height, width, 3).
+
+    size: (height, width). extra_blur: additional blur in the unit of `Camera.blur`.
+    """
     height, width = size
     scale = height / 128
     sensor = camera.resolution * rng.uniform(0.85, 1.0)
@@ -120,6 +123,6 @@ def photograph(
 
 
 def _curve(camera: Camera, rng: random.Random) -> np.ndarray:
-    """Gamma and contrast as one table over 1024 levels, values 0..255."""
+    """Gamma and contrast as one lookup table of 1024 levels, before clipping to 0..255."""
     steps = np.linspace(0, 1, 1024, dtype=np.float32) ** np.float32(camera.gamma * rng.uniform(0.9, 1.1))
     return ((steps - 0.5) * camera.contrast + 0.5) * np.float32(255)

@@ -1,4 +1,4 @@
-"""Drawing a person: an `Appearance` in a `Pose`, from the back to the front. Lengths are in body heights."""
+"""Drawing of a person with an `Appearance` in a `Pose`, in order from back to front. Lengths are in body heights."""
 
 import math
 
@@ -10,7 +10,7 @@ from reidssl.synthetic.pen import BodyPen, Point, between, symmetric
 
 
 def draw_person(canvas: Image.Image, a: Appearance, pose: Pose, center: float, top: float, height: float) -> None:
-    """Draw one person into an RGB canvas; `center`, `top` and `height` place the body in canvas pixels."""
+    """Draw one person on an RGB canvas. `center`, `top` and `height` give the position of the body in canvas pixels."""
     pen = BodyPen(canvas, pose, center, top, height)
     front = pen.facing > -0.25
     hands: dict[int, Point] = {}
@@ -36,10 +36,10 @@ def draw_person(canvas: Image.Image, a: Appearance, pose: Pose, center: float, t
 
 
 def _arm(pen: BodyPen, a: Appearance, side: int) -> Point:
-    """One arm, `side` as in the picture; returns where its hand is."""
+    """Draw one arm, on the left (-1) or right (1) `side` of the image. Returns the position of the hand."""
     pose = pen.pose
     swing = 0.55 * pose.swing * math.sin(pose.phase + (math.pi if side > 0 else 0))
-    # Seen from the side an arm swings across the picture; seen from the front it hangs a little outwards.
+    # Seen from the side, an arm swings across the image. Seen from the front, it hangs a little outwards.
     angle = swing * pen.turn + 0.10 * side * pen.frontal
     bend = pose.arm_bend * (pen.turn if abs(pen.turn) > 0.4 else -0.4 * side)
     shoulder = (side * a.shoulder * 0.92 * pen.frontal + 0.01 * pen.turn, 0.195)
@@ -132,7 +132,7 @@ def _head(pen: BodyPen, a: Appearance) -> None:
     if style != "bald":
         if pen.facing < -0.25:
             pen.ellipse(x, y * 0.95, r * 0.88, r * 1.05, a.hair)
-        else:  # the hairline; in profile the hair moves to the back of the head
+        else:  # the hairline; in profile, the hair is at the back of the head
             pen.ellipse(x - 0.4 * r * pen.turn, y - r * 0.55, r * 0.82, r * 0.62, a.hair)
             if abs(pen.turn) > 0.5:
                 pen.ellipse(x - 0.55 * r * pen.turn, y - 0.1 * r, r * 0.5, r * 0.85, a.hair)

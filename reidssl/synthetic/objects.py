@@ -1,4 +1,4 @@
-"""Things in a street: as useless crops of their own, or in front of a person."""
+"""Street objects, drawn alone as crops without a person, or in front of a person."""
 
 import random
 
@@ -10,7 +10,7 @@ OBJECTS = ("car", "sign", "bicycle", "bin", "tree", "bench")
 
 
 def paint_object(canvas: Image.Image, kind: str, rng: random.Random, left: float, top: float, size: float) -> None:
-    """One street object; `left`, `top` and `size` (its width) in canvas pixels."""
+    """Draw one street object of `kind`, one of OBJECTS. `left`, `top` and `size` (its width) are in canvas pixels."""
     pen = ImageDraw.Draw(canvas)
     color: Color = (rng.randint(20, 230), rng.randint(20, 230), rng.randint(20, 230))
 
@@ -70,7 +70,7 @@ def paint_object(canvas: Image.Image, kind: str, rng: random.Random, left: float
 
 
 def paint_occluder(canvas: Image.Image, rng: random.Random) -> None:
-    """Something that hides an edge of the person: a pole, a car from below, a wall from the side."""
+    """Draw an object that hides a part of the person: a pole, a car at the bottom, or a wall at the side."""
     width, height = canvas.size
     pen, kind = ImageDraw.Draw(canvas), rng.randrange(3)
     gray = rng.randint(40, 170)

@@ -1,4 +1,4 @@
-"""Drawing in body coordinates, and the patterns of cloth.
+"""Drawing in body coordinates, and patterns of cloth.
 
 Body coordinates: y = 0 at the top of the head, y = 1 at the soles, x = 0 on the body's axis, both in
 body heights.
@@ -14,11 +14,10 @@ Point = tuple[float, float]
 
 
 class BodyPen:
-    """Draws shapes given in body coordinates into an RGB canvas.
+    """Draws shapes in body coordinates on an RGB canvas.
 
-    `center` (of the body's axis), `top` (of the head) and `height` (of the body) are in canvas pixels.
-    `facing` is 1 for a body seen from the front and -1 from behind; `turn` is 1 for one that walks to
-    the right, -1 to the left.
+    `center` (of the body's axis), `top` (of the head) and `height` (of the body) are in canvas pixels. `facing` is 1 for a body
+    seen from the front and -1 from behind. `turn` is 1 for a person who walks to the right and -1 to the left.
     """
 
     def __init__(self, canvas: Image.Image, pose: Pose, center: float, top: float, height: float):
@@ -26,28 +25,28 @@ class BodyPen:
         self.center, self.top, self.height = center, top, height
         self.facing, self.turn = math.cos(pose.yaw), math.sin(pose.yaw)
         self.frontal = abs(self.facing)
-        self.mirror = 1 if self.facing >= 0 else -1  # the body's left hand is on the picture's right from the front
+        self.mirror = 1 if self.facing >= 0 else -1  # from the front, the left hand is on the right side of the image
         self.near = 1 if self.turn >= 0 else -1
-        # A body is about 0.62 as deep as it is wide.
+        # The depth of a body is about 0.62 times its width.
         self.depth = math.sqrt(self.facing**2 + (0.62 * self.turn) ** 2)
         self._draw = ImageDraw.Draw(canvas)
 
     def point(self, x: float, y: float) -> Point:
-        """Body coordinates to canvas pixels; a leaning body is sheared about its hips."""
+        """Convert body coordinates to canvas pixels. A leaning body is sheared about its hips."""
         return self.center + (x + self.pose.lean * (0.55 - y)) * self.height, self.top + y * self.height
 
     def polygon(self, points: list[Point], color: Color) -> None:
-        """A filled polygon."""
+        """Draw a filled polygon."""
         self._draw.polygon([self.point(x, y) for x, y in points], fill=color)
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, color: Color) -> None:
-        """A filled ellipse about (x, y) with the half-axes rx and ry."""
+        """Draw a filled ellipse with center (x, y) and half-axes rx and ry."""
         cx, cy = self.point(x, y)
         rx, ry = rx * self.height, ry * self.height
         self._draw.ellipse((cx - rx, cy - ry, cx + rx, cy + ry), fill=color)
 
     def limb(self, start: Point, end: Point, width_start: float, width_end: float, color: Color) -> None:
-        """A tapering limb with a round end."""
+        """Draw a tapering limb with a round end."""
         (x0, y0), (x1, y1) = start, end
         length = math.hypot(x1 - x0, y1 - y0) or 1e-6
         nx, ny = (y1 - y0) / length / 2, -(x1 - x0) / length / 2
@@ -56,7 +55,7 @@ class BodyPen:
         self.ellipse(x1, y1, width_end / 2, width_end / 2, color)
 
     def cloth(self, outline: list[Point], pattern: str, base: Color, second: Color, count: int) -> None:
-        """Fill `outline` with a pattern that moves, grows and turns with the body."""
+        """Fill the polygon `outline` with a pattern that moves, scales and turns with the body."""
         if pattern == "plain":
             self.polygon(outline, base)
             return
@@ -72,17 +71,17 @@ class BodyPen:
 
 
 def symmetric(x: float, right: list[Point]) -> list[Point]:
-    """The outline about the vertical at `x` whose right half is `right`: points (distance from it, y)."""
+    """A closed outline that is symmetric about the vertical line at `x`. right: points (distance from the line, y)."""
     return [(x + half, y) for half, y in right] + [(x - half, y) for half, y in reversed(right)]
 
 
 def between(start: Point, end: Point, share: float) -> Point:
-    """The point `share` of the way from `start` to `end`."""
+    """The point at the fraction `share` of the way from `start` to `end`."""
     return start[0] + (end[0] - start[0]) * share, start[1] + (end[1] - start[1]) * share
 
 
 def paint_pattern(patch: Image.Image, pattern: str, color: Color, count: int, turn: float, mirror: int) -> None:
-    """Paint `pattern` in `color` over `patch`: `count` rows, moved by `turn`, flipped by `mirror` -1."""
+    """Paint `pattern` in `color` on `patch`, with `count` repetitions, shifted by `turn` and mirrored if `mirror` is -1."""
     pen, (w, h) = ImageDraw.Draw(patch), patch.size
     shift = turn * w * 0.25
     if pattern in ("horizontal", "checks"):

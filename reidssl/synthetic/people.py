@@ -1,11 +1,11 @@
-"""Synthetic people: a small, free stand-in for LUPerson, Market-1501 and a target set of other cameras.
+"""Synthetic data sets of people: a small, free substitute for LUPerson, Market-1501 and a target set with other cameras.
 
-`specifications` lists a part's images without drawing anything; `render` draws one. Every image is a
-pure function of its specification and the configuration, so any worker can draw any image at any time.
+`specifications` lists the images of a part without drawing them, and `render` draws one image. Every image is a pure function of
+its specification and the configuration, so any worker can draw any image at any time.
 
-Three parts with no identity in common: `pretrain` (unlabeled, many scenes, a planted share of useless
-images), `source` (labeled, warm and sharp cameras) and `target` (labeled, other, dim and cool
-cameras). File names follow LUPerson's and Market-1501's layouts.
+There are three parts without common identities: `pretrain` (unlabeled, many scenes, with a planted share of useless images),
+`source` (labeled, warm and sharp cameras) and `target` (labeled, other cameras, dim and cool). File names follow the layouts of
+LUPerson and Market-1501.
 """
 
 import hashlib
@@ -25,21 +25,21 @@ from reidssl.synthetic.objects import OBJECTS, paint_object, paint_occluder
 from reidssl.synthetic.scene import paint_place
 
 SUPERSAMPLING = 2
-PLANTED_KINDS = ("place", "place", "object", "fragment", "smear")  # bare backgrounds are the most common
+PLANTED_KINDS = ("place", "place", "object", "fragment", "smear")  # "place" (background only) is the most common
 
 
 @dataclass(kw_only=True)
 class SyntheticConfig:
-    """How many people, cameras and images there are. Equal configurations give equal images."""
+    """Numbers of people, cameras and images of the synthetic data sets. Equal configurations give equal images."""
 
     seed: int = 0
-    """Seed of everything that is drawn."""
+    """Seed of all random numbers."""
     image_size: tuple[int, int] = (128, 64)
-    """(height, width) of every image."""
+    """(height, width) of every image in pixels."""
     num_pretrain: int = 8192
     """Number of unlabeled images."""
     planted_fraction: float = 0.25
-    """Share of the unlabeled images that are of no use for re-identification."""
+    """Share of the unlabeled images that are useless for re-identification."""
     pretrain_identities: int = 1024
     """Number of people in the unlabeled images."""
     pretrain_scenes: int = 64
@@ -53,18 +53,18 @@ class SyntheticConfig:
     target_cameras: int = 6
     """Number of cameras of the target set."""
     cameras_per_identity: int = 4
-    """How many of a set's cameras see each of its people."""
+    """Number of cameras of a set that see each of its people."""
     images_per_camera: int = 3
-    """Images of each person in each camera that sees them; for people of the test split one is a query."""
+    """Number of images of each person in each camera that sees them. One of them is a query for people of the test split."""
     camera_strength: float = 0.5
-    """Faults of the cameras (color cast, blur, noise, resolution), 0 none .. 1 severe."""
+    """Strength of the camera errors (color cast, blur, noise, resolution), from 0 (none) to 1 (severe)."""
     background_strength: float = 0.5
-    """Contrast of the backgrounds, 0 plain gray .. 1 as strong as the people."""
+    """Contrast of the backgrounds, from 0 (plain gray) to 1 (as strong as that of the people)."""
     train_fraction: float = 0.5
-    """Share of the labeled people whose images are for training."""
+    """Share of the labeled people that are used for training."""
 
     def __post_init__(self) -> None:
-        height, width = self.image_size  # a list where it comes from a YAML file
+        height, width = self.image_size  # YAML gives a list
         self.image_size = (height, width)
         if height < 16 or width < 8:
             raise ValueError(f"image_size must be at least (16, 8) as (height, width): got {self.image_size}")
@@ -85,7 +85,7 @@ class SyntheticConfig:
 
 
 class SyntheticSpec(NamedTuple):
-    """One image, not drawn yet. `pid` and `camid` are -1 if unlabeled; `planted` 1 for a useless image."""
+    """Specification of one image, before drawing. `pid` and `camid` are -1 if unlabeled; `planted` is 1 for a useless image."""
 
     key: str
     pid: int
@@ -99,12 +99,12 @@ class SyntheticSpec(NamedTuple):
 
 
 def _seed(*parts: object) -> int:
-    """A stable 63-bit seed from anything with a stable text."""
+    """A stable 63-bit seed from objects with a stable repr."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def specifications(config: SyntheticConfig, part: str) -> list[SyntheticSpec]:
-    """The images of `part` ("pretrain", "source" or "target") in the order of their keys; draws nothing."""
+    """Specifications of the images of `part` ("pretrain", "source" or "target"), sorted by key. Nothing is drawn."""
     if part not in DOMAINS:
         raise ValueError(f"part must be one of {', '.join(DOMAINS)}: got {part!r}")
     specs = _pretrain(config) if part == "pretrain" else _labeled(config, part)
@@ -182,9 +182,12 @@ def _pose(camera: Camera, rng: random.Random) -> Pose:
 
 
 def _paint_crop(canvas: Image.Image, spec: SyntheticSpec, camera: Camera, rng: random.Random) -> float:
-    """A person as a detector cuts one out: filling the crop, not quite centered, at times partly hidden."""
+    """Paint a person as in a detector's crop: filling it, not exactly centered, sometimes partly hidden.
+
+    Returns the extra blur, which is 0.
+    """
     width, height = canvas.size
-    if rng.random() < 0.2:  # somebody else behind, cut by the crop's edge
+    if rng.random() < 0.2:  # another person behind, cut off by the edge of the crop
         _paint_other(canvas, camera, rng, rng.choice((-1, 1)) * rng.uniform(0.42, 0.6))
     tall = height * rng.uniform(0.88, 1.04)
     top = (height - tall) / 2 + height * rng.gauss(0, 0.025)
@@ -206,7 +209,7 @@ def _paint_other(canvas: Image.Image, camera: Camera, rng: random.Random, offset
 
 
 def _paint_planted(canvas: Image.Image, spec: SyntheticSpec, camera: Camera, rng: random.Random) -> float:
-    """Something a bad detector might cut out; returns the extra blur."""
+    """Paint the content of a useless crop, as from a bad detector. Returns the extra blur, in the unit of `Camera.blur`."""
     width, height = canvas.size
     kind = rng.choice(PLANTED_KINDS)
     if kind == "object":
@@ -214,7 +217,7 @@ def _paint_planted(canvas: Image.Image, spec: SyntheticSpec, camera: Camera, rng
             size = width * rng.uniform(0.6, 1.6)
             left, top = rng.uniform(-0.3, 0.3) * width, rng.uniform(0.05, 0.55) * height
             paint_object(canvas, rng.choice(OBJECTS), rng, left, top, size)
-    elif kind == "fragment":  # far too close, or far too small and off center
+    elif kind == "fragment":  # a person much too close, or much too small and off center
         if rng.random() < 0.7:
             tall = height * rng.uniform(2.2, 4.0)
             top = -tall * rng.uniform(0.1, 0.65)

@@ -1,7 +1,7 @@
-"""The place around a synthetic person: a stretch of wall and ground with clutter, in its camera's colors.
+"""The background of a synthetic person: wall and ground with clutter, in the colors of the camera.
 
-The palette belongs to the camera; which stretch a crop shows is drawn for every image anew. With one fixed
-background per camera a model learns to tell cameras apart and nothing about people.
+The palette belongs to the camera, but the background is drawn at random for every image. With one fixed background per camera, a
+model would learn to distinguish cameras and nothing about people.
 """
 
 import random
@@ -15,9 +15,9 @@ NEUTRAL = (126, 126, 122)
 
 
 def paint_place(canvas: Image.Image, camera: Camera, rng: random.Random, strength: float = 1.0) -> None:
-    """Cover `canvas` with a stretch of wall and ground, and clutter, in the camera's colors.
+    """Paint a background of wall, ground and clutter in the camera's colors over the whole `canvas`.
 
-    `strength` in [0, 1] is the contrast of it all: towards 0 every place fades to the same gray.
+    strength: contrast of the background, in [0, 1]; with 0, every background is the same gray.
     """
     _paint(canvas, camera, rng)
     canvas.paste(Image.blend(Image.new("RGB", canvas.size, NEUTRAL), canvas, strength))
