@@ -41,7 +41,7 @@ class BatchConfig:
     """K, the number of images per identity."""
     micro_batches: int = 0
     """Equal parts in which a batch goes through the backbone; the number of workers must divide it, and more parts than workers
-    save memory but take about a third more time. 0: one per worker (scaling.workers), fixed for the whole run."""
+    save memory but take about a third more time. 0: the least common multiple of scaling.workers and scaling.min_workers."""
 
     def __post_init__(self) -> None:
         at_least(1, identities=self.identities, instances=self.instances)
