@@ -60,7 +60,7 @@ SPLITS = {"pretrain": ["train"], "source": ["train"], "target": ["train", "query
 def main(config: PipelineConfig) -> dict[str, Any]:
     """Run every stage that is not complete and keep results.json up to date. Returns the collected results.
 
-    Raises UserError for missing or unused data sets, and the error of the first stage that fails.
+    Raises UserError for data sets that are not named or do not exist, and the error of the first stage that fails.
     """
     check_sets(config)  # check first: a forgotten set must not become the configuration of the output folder
     run = open_run("pipeline", config.output, config, config.storage, volatile=(*VOLATILE, "pool"))

@@ -151,7 +151,7 @@ def load(config: PretrainConfig, place: Place, open_stream: OpenStream) -> Itera
 def heed(told: str, notice: Notices, place: Place) -> bool:
     """Act on a notice after its checkpoint. Collective. Returns whether the loop must end.
 
-    For a coming restart of the workers, this function waits for it. told: "save", "wait" or "stop".
+    If the workers will be restarted ("wait"), this function waits for the restart. told: "save", "wait" or "stop".
     """
     notice.carried_out()
     if place.rank == 0:
