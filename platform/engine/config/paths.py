@@ -171,7 +171,7 @@ def _map_space(schema: type, values: Mapping[str, Any], change: Change, key: str
     return found
 
 
-# ---- where relative paths count from
+# ---- the folder that relative paths are relative to
 
 
 def job_copy() -> str:

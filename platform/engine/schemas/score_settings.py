@@ -19,9 +19,9 @@ class ScoreConfig:
     output: OutputPath = "runs/scores"
     """Folder of the scores."""
     source_proxy: InputPath = ""
-    """Source proxy: the run folder of platform.pretrain, or a .safetensors file."""
+    """Source proxy: the run folder of a platform.pretrain run, or a checkpoint file."""
     target_proxy: InputPath = ""
-    """Target proxy: the run folder of a platform.finetune run that started from the source proxy."""
+    """Target proxy: the run folder of a platform.finetune run that started from the source proxy, or a checkpoint file."""
     measure: str = "cosine"
     """Similarity of the two proxies' features: cosine or neighborhood."""
     k: int = 20
