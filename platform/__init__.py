@@ -1,9 +1,9 @@
-"""The programs of the platform, living in a folder with the name of a standard-library module.
+"""The programs of the platform, in a package that has the name of a standard-library module.
 
-`python -m platform.pretrain` is the promised entry point, so this package must also *be* the standard library's
-`platform`: uuid, torch, ray and many others import it for the real thing. The source of the standard module is
-therefore executed in this namespace, which gives every name with its own globals and caches, and the programs
-are submodules beside it.
+`python -m platform.pretrain` is the required entry point, so this package must also behave as the standard library's
+`platform`: uuid, torch, ray and many other modules import that. The source of the standard module is therefore executed
+in this namespace, which defines all its names with their own globals and caches. The programs are submodules of this
+package.
 
 `python -m platform` lists the programs.
 """
@@ -19,7 +19,10 @@ del _file
 
 
 def _one_line_for_an_interrupt(kind, error, trace):
-    """Ctrl-C while `python -m platform.<program>` imports its libraries, which takes seconds; later `run_program` says it."""
+    """Exception hook that prints one line for Ctrl-C while `python -m platform.<program>` imports its libraries.
+
+    The imports take seconds. After them, `run_program` prints this line.
+    """
     own = _os.path.dirname(_os.path.abspath(_sys.argv[0])) == _os.path.dirname(_os.path.abspath(__file__))
     if own and issubclass(kind, KeyboardInterrupt):
         print("interrupted; run the same command again to continue", file=_sys.stderr)
@@ -27,5 +30,5 @@ def _one_line_for_an_interrupt(kind, error, trace):
         _sys.__excepthook__(kind, error, trace)
 
 
-if getattr(_sys, "argv", [""])[:1] == ["-m"] and _sys.excepthook is _sys.__excepthook__:  # `python -m` looks for the program
+if getattr(_sys, "argv", [""])[:1] == ["-m"] and _sys.excepthook is _sys.__excepthook__:  # `python -m` is still looking for it
     _sys.excepthook = _one_line_for_an_interrupt

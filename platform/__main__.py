@@ -1,4 +1,4 @@
-"""`python -m platform`: the table of programs."""
+"""`python -m platform`: prints the table of programs."""
 
 import ast
 import pathlib
@@ -9,7 +9,7 @@ ORDER = ("pipeline", "ingest", "pretrain", "score", "select", "finetune", "clust
 
 
 def programs() -> dict[str, str]:
-    """Program name -> first line of its docstring, read without importing anything heavy."""
+    """Program name -> first line of its docstring, read without importing the programs; in the order of `ORDER`."""
     found = {}
     for path in sorted(FOLDER.glob("[!_]*.py")):
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
@@ -18,7 +18,7 @@ def programs() -> dict[str, str]:
 
 
 def main() -> None:
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` has seen enough
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when a reader such as `head` closes the pipe
     print("Programs (each has --help):\n")
     for name, summary in programs().items():
         print(f"  python -m platform.{name:<10} {summary}")

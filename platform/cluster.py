@@ -1,15 +1,15 @@
-"""Pseudo-identities of a data set of any size: features, neighbors, Jaccard distance, clusters.
+"""Cluster the images of a data set of any size into pseudo-identities: features, neighbors, Jaccard distance, clusters.
 
   python -m platform.cluster checkpoint=runs/usl data=runs/demo/data/pretrain output=runs/clusters
   python -m platform.cluster checkpoint=s3://bucket/runs/usl data=s3://bucket/luperson output=s3://bucket/clusters \\
       cluster.search=ivf neighbors.actors=16 neighbors.cpus_per_actor=8
 
-What the checkpoint does not say is given by load.*, e.g. load.heads=12. Features are computed by a pool of actors and stored
-shard by shard as Parquet; an interrupted run continues with the shards that are missing. With neighbors.actors search and
-Jaccard distance are shared out: each actor loads some of those files, so no machine holds the features of all. This program
-then has the table of neighbors, the images' weights over their neighbors and the distances, some kB an image, and clusters.
-Result: labels.parquet (key, label, problem; -1 = outlier). An image that cannot be decoded takes no part: its label is -1, its
-problem says why, and the summary counts it.
+load.* supplies what the checkpoint file does not say, e.g. load.heads=12. A pool of actors computes the features and stores them
+shard by shard as Parquet; an interrupted run continues with the missing shards. With neighbors.actors, actors share the search
+and the Jaccard distance: each loads some of the feature files, so no machine holds all features. This program then holds only
+the neighbor table, the weights of each image over its neighbors and the distances (some kB per image), and clusters them.
+Result: labels.parquet (key, label, problem; label -1: outlier). An image that cannot be decoded is not clustered: its label is
+-1, its problem gives the reason, and the summary counts it.
 """
 
 from platform.engine.config.program import run_program
@@ -43,14 +43,17 @@ LABELS = "labels.parquet"
 
 
 def main(config: ClusterProgramConfig) -> dict[str, Any]:
-    """Features that are missing, then neighbors and labels; returns the summary."""
+    """Compute the missing features, then the neighbors and labels. Returns the summary.
+
+    Raises UserError for an unusable checkpoint or data set, for collapsed features, and for too many undecodable images.
+    """
     if not config.checkpoint:
         raise UserError(
             "checkpoint is empty: name the run folder or checkpoint file that gives the features, e.g. checkpoint=runs/usl"
         )
     root = open_storage(config.data, config.storage)
     if not (open_storage(config.output, config.storage) / SUMMARY).exists():
-        # A wrong path, or cameras that the model does not know, fail before they become the folder's configuration.
+        # Check the inputs first: a wrong path or an unknown camera must not become the configuration of the output folder.
         model = load_model(config.checkpoint, config.storage, config.load)
         manifest = read_manifest(root)
         model.require_cameras(root, ())
@@ -65,7 +68,7 @@ def main(config: ClusterProgramConfig) -> dict[str, Any]:
     started = time.perf_counter()
     set_aside = set_aside_of(config, root, manifest)
     problems = np.concatenate([problems_in(run.location / PARTS / entry.name) for entry in manifest.files])
-    set_aside.add(problems)  # those of earlier starts too
+    set_aside.add(problems)  # including those found by earlier starts
     found = label(config, stored_parts(run.location / PARTS / entry.name for entry in manifest.files))
     known, good = read_rows(root, ["key", "pid"]), problems == ""
     labels = np.full(len(problems), -1, np.int32)
@@ -85,7 +88,7 @@ def main(config: ClusterProgramConfig) -> dict[str, Any]:
         "seconds": found.seconds,
     }
     pids = known["pid"].to_numpy()[good]
-    if pids.min() >= 0:  # labels are known: judge the clusters by them
+    if pids.min() >= 0:  # identities are known: evaluate the clusters against them
         from sklearn.metrics import adjusted_rand_score
 
         summary["adjusted_rand_index"] = float(adjusted_rand_score(pids, found.labels))
@@ -104,11 +107,12 @@ def main(config: ClusterProgramConfig) -> dict[str, Any]:
 
 
 def set_aside_of(config: ClusterProgramConfig, root: Location, manifest: Manifest) -> SetAside:
+    """An empty counter of undecodable images, with the limit of pool.max_corrupt_share."""
     return SetAside(root.uri, manifest.num_rows, config.pool.max_corrupt_share, "pool.max_corrupt_share")
 
 
 def extract(config: ClusterProgramConfig, run: Run, root: Location, manifest: Manifest, size: tuple[int, int]) -> None:
-    """One file of features for every shard that has none yet."""
+    """Write one feature file for every shard that has none yet. size: (height, width) of the images."""
     pending = [entry for entry in manifest.files if not (run.location / PARTS / entry.name).exists()]
     done = manifest.num_rows - sum(entry.rows for entry in pending)
     say(f"cluster: {manifest.num_rows:,} images in {len(manifest.files)} shards, {done:,} have features")
@@ -135,7 +139,10 @@ def extract(config: ClusterProgramConfig, run: Run, root: Location, manifest: Ma
 
 
 def label(config: ClusterProgramConfig, parts: list[ParquetPart]) -> PseudoLabels:
-    """Neighbors, distances and clusters, by this process or shared out."""
+    """Neighbors, distances and clusters, computed by this process or, with neighbors.actors, by actors.
+
+    Raises UserError if the features cannot be clustered.
+    """
     try:
         if config.neighbors.actors:
             return sharded_labels(parts, config.cluster, config.neighbors)
@@ -145,7 +152,7 @@ def label(config: ClusterProgramConfig, parts: list[ParquetPart]) -> PseudoLabel
 
 
 def read_labels(output: Location) -> tuple[list[str], np.ndarray]:
-    """(keys, int32 labels (N,), -1 = outlier) of a finished run. Raises StorageError."""
+    """(keys, labels) of a finished run; labels is int32 (N,), -1 for outliers. Raises StorageError if it cannot be read."""
     file = output / LABELS
     with file.open_input() as opened, file.errors("read"):
         table = pq.ParquetFile(opened).read(columns=["key", "label"])

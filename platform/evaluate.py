@@ -1,12 +1,13 @@
-"""Retrieval metrics of models on labeled test sets: mAP, Rank-1/5/10, mINP; re-ranking, query expansion, ROC, camera pairs.
+"""Evaluate models on labeled test sets: mAP, Rank-1/5/10, mINP; optionally re-ranking, query expansion, ROC, camera pairs.
 
   python -m platform.evaluate checkpoints=[runs/usl] test_sets=[runs/demo/data/target]
   python -m platform.evaluate checkpoints=[runs/a,runs/b] test_sets=[runs/market,runs/msmt] output=runs/table
   python -m platform.evaluate checkpoints=[runs/usl] test_sets=[runs/market] evaluate.roc=true evaluate.cameras=true
 
-Several models or test sets give the cross-domain matrix: a row a model, a column a test set. A model is a run folder or a
-checkpoint file, ours or a released one (load.* says what its file does not); a test set is shards with splits query and
-gallery. Images go from the shards through a pool of actors by Ray Data; only labels and features are held here.
+Several models or test sets give the cross-domain matrix, with a row per model and a column per test set. A model is a run folder
+or a checkpoint file, written by this platform or released by others; load.* supplies what the file does not say. A test set is a
+folder of shards with splits query and gallery. Ray Data sends the images from the shards through a pool of actors; this process
+holds only labels and features.
 """
 
 from platform.engine.config.program import run_program
@@ -38,7 +39,10 @@ COLUMNS = ("mAP", "rank1", "rank5", "rank10", "mINP")
 
 
 def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
-    """Evaluate every model on every test set; returns one row a pair."""
+    """Evaluate every model on every test set. Returns one row for each pair.
+
+    Raises UserError for missing or repeated inputs, and for a model or test set that cannot be used.
+    """
     if not config.checkpoints or not config.test_sets:
         raise UserError("nothing to evaluate: give checkpoints=[<run folder>,...] and test_sets=[<shards>,...]")
     if config.evaluate.per_query and not config.output:
@@ -53,7 +57,7 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
     _refuse_repeated("test_sets", [location.uri for location in sets])
     for location in sets:
         require_judgeable(location)
-    # A wrong path, or cameras that a model does not know, fail before any work.
+    # Load first: a wrong path or an unknown camera must fail before any work.
     loaded = [load_model(uri, config.storage, config.load, **config.overrides) for uri in config.checkpoints]
     for uri, model in zip(config.checkpoints, loaded, strict=True):
         say(f"evaluate: {uri}: {model.report}")
@@ -88,7 +92,10 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
 
 
 def evaluate(uri: str, image_size: tuple[int, int], location: Location, config: EvaluateProgramConfig) -> dict[str, Any]:
-    """Features of query and gallery through the actors, in one pass over the shards, then the metrics."""
+    """Metrics of one model on one test set. The features of query and gallery come from one pass over the shards.
+
+    Returns a JSON-compatible dict of metrics and data set facts. image_size: (height, width).
+    """
     arguments = {
         "model": uri,
         "storage": config.storage,
@@ -132,11 +139,11 @@ def evaluate(uri: str, image_size: tuple[int, int], location: Location, config: 
 
 
 def data_set(manifest: Manifest, key: str) -> str:
-    """What was ingested, with the version that the paths tell: "market1501", "msmt17 V1"; key: an image of the gallery."""
+    """Kind of the data set, with the version if the paths show it: "market1501", "msmt17 V1". key: of a gallery image."""
     kind = str(manifest.source.get("kind", "unknown"))
     folders = key.split("/")[:-1]
     versions = [version for version, (_, test) in IMAGE_FOLDERS.items() if kind == "msmt17" and test in folders]
-    return " ".join([kind, *versions[-1:]])  # mask_test_v2 says more than a folder called test
+    return " ".join([kind, *versions[-1:]])  # the last match: mask_test_v2 is more specific than test
 
 
 def _refuse_repeated(name: str, uris: list[str]) -> None:
@@ -146,7 +153,7 @@ def _refuse_repeated(name: str, uris: list[str]) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Fixed-width text, percentages."""
+    """The results as fixed-width text, metrics in per cent."""
     width = max(len(row["model"]) for row in rows)
     data_width = max(len(row["data"]) for row in rows)
     lines = [f"{'model':<{width}}  {'test set':<{data_width}}  " + "  ".join(f"{name:>7}" for name in COLUMNS)]
@@ -178,12 +185,12 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def expansion_text(images: int) -> str:
-    """What was done to the queries before all figures."""
+    """The query expansion that all figures include, in words."""
     return f"query expansion with {images} images" if images else "no query expansion"
 
 
 def camera_table(pairs: dict[str, Any]) -> list[str]:
-    """mAP from the camera of the row to the camera of the column; a dash where there is nothing to find."""
+    """Lines with the mAP from query camera (row) to gallery camera (column); a dash where there is no true match."""
     lines = ["  mAP from camera to camera", "  " + " " * 6 + "".join(f"{camera:>7}" for camera in pairs["gallery_cameras"])]
     for camera, row in zip(pairs["query_cameras"], pairs["mAP"], strict=True):
         lines.append(f"  {camera:>6}" + "".join(f"{'-':>7}" if value is None else f"{100 * value:7.1f}" for value in row))
@@ -191,7 +198,7 @@ def camera_table(pairs: dict[str, Any]) -> list[str]:
 
 
 def matrix(rows: list[dict[str, Any]]) -> str:
-    """Cross-domain matrix, mAP / Rank-1 in per cent: a row a model, a column a test set."""
+    """Cross-domain matrix as text: mAP / Rank-1 in per cent, a row per model, a column per test set."""
     models, sets = (list(dict.fromkeys(row[name] for row in rows)) for name in ("model", "data"))
     cells = {(row["model"], row["data"]): f"{100 * row['mAP']:.1f} / {100 * row['rank1']:.1f}" for row in rows}
     width, columns = max(map(len, models)), [max(len(name), 13) for name in sets]

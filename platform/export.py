@@ -1,15 +1,15 @@
-"""A model for others: safetensors with a model card, a folder for timm, ONNX, the layouts of the published code.
+"""Export a model for use by others: safetensors, a folder for timm, ONNX, or the layouts of the published code.
 
   python -m platform.export checkpoint=runs/supervised output=exports/supervised
   python -m platform.export checkpoint=runs/supervised output=s3://bucket/exports/model formats=[timm,onnx,released]
 
-checkpoint: a run of platform.pretrain or platform.finetune, or a checkpoint file, ours or a released one. What the file does
-not say is given by load.* (load.heads=12) and stays in what is written. Each format gets a folder of its own below output, with
-a README.md that says what the model is and how to use it:
-  safetensors  model.safetensors, which `reidssl.models.weights.load_vit` and `load_reid` rebuild
+checkpoint: a run folder of platform.pretrain or platform.finetune, or a checkpoint file, written by this platform or released by
+others. load.* supplies what the file does not say (load.heads=12); the export contains it. Each format gets its own folder below
+output, with a README.md that describes the model and its use:
+  safetensors  model.safetensors for `reidssl.models.weights.load_vit` and `load_reid`
   timm         model.safetensors and config.json for timm.create_model("local-dir:...") (projection stem only)
-  onnx         model.onnx, any batch size, pixels in, normalized feature out; checked in onnxruntime (needs the onnx extra)
-  released     torch files that the published code reads; config.json beside them says what those layouts cannot
+  onnx         model.onnx: any batch size, pixels in, normalized feature out; checked in onnxruntime (needs the onnx extra)
+  released     torch files that the published code reads, and a config.json with what those layouts cannot hold
 """
 
 from platform.engine.config.program import run_program
@@ -37,7 +37,10 @@ METRICS = {"mAP": "mAP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-1
 
 
 def main(config: ExportConfig) -> list[str]:
-    """Write every format; returns the names of the files below output."""
+    """Write every format. Returns the names of the written files, relative to output.
+
+    Raises UserError if the model cannot be loaded or has no place in one of the formats; then nothing is written.
+    """
     for name in ("checkpoint", "output"):
         if not getattr(config, name):
             raise UserError(f"{name} is empty: give checkpoint=<run folder or checkpoint> and output=<folder>")
@@ -46,7 +49,7 @@ def main(config: ExportConfig) -> list[str]:
     (model.reid or model.backbone).cpu()
     output = open_storage(config.output, config.storage).prepare_output()
     about = facts(config.checkpoint, config.storage, model)
-    # All of it in memory first: a format that cannot be made must not leave a folder with the others.
+    # Build all formats in memory first: if one fails, no partial export is left behind.
     files: dict[str, bytes] = {}
     for name in config.formats:
         try:
@@ -62,7 +65,7 @@ def main(config: ExportConfig) -> list[str]:
 
 
 def as_safetensors(model: LoadedModel) -> dict[str, bytes]:
-    """Our own file, with all that its header had."""
+    """The file of this platform, with the metadata of the loaded file."""
     metadata: dict[str, Any] = {"loaded": model.about.as_dict(), **model.metadata}
     metadata |= {"mean": model.mean, "std": model.std, "neck": model.neck}
     if model.cameras is not None:
@@ -71,7 +74,7 @@ def as_safetensors(model: LoadedModel) -> dict[str, bytes]:
 
 
 def as_timm(model: LoadedModel) -> dict[str, bytes]:
-    """What timm.create_model reads from a folder or from the Hugging Face hub."""
+    """The files that timm.create_model reads from a folder or from the Hugging Face hub."""
     tensors = timm_state_dict(model.reid or model.backbone, model.neck)
     config = json.dumps(timm_config(model.backbone, model.mean, model.std), indent=2)
     return {"model.safetensors": safetensors.torch.save(tensors, {"format": "pt"}), "config.json": config.encode()}
@@ -83,13 +86,13 @@ def as_onnx(model: LoadedModel) -> dict[str, bytes]:
 
 
 def as_released(model: LoadedModel) -> dict[str, bytes]:
-    """Every published layout that the model has the parts for."""
+    """Every published layout that the parts of the model can fill, and a config.json for this platform."""
     whole = model.reid or model.backbone
     layouts = ["dino", "dino_teacher"]
     if model.reid:
         layouts.append("reid" if model.reid.num_classes else "cluster_contrast")
     files = {f"{name}.pth": torch_bytes(released_checkpoint(whole.state_dict(), name)) for name in layouts}
-    # These layouts have no place for heads, normalization and cameras; our programs read them from here.
+    # The published layouts cannot hold heads, normalization and cameras; our programs read them from config.json.
     load = {
         "mean": model.mean,
         "std": model.std,
@@ -100,7 +103,7 @@ def as_released(model: LoadedModel) -> dict[str, bytes]:
 
 
 def facts(uri: str, storage: StorageConfig, model: LoadedModel) -> dict[str, Any]:
-    """What the card tells: the model, how it was made, and its results where the run has them."""
+    """Rows of the model card: the architecture, how the model was trained, and its results if the run has them."""
     config = model.backbone.config
     stride = f", stride {config.stride}" if config.stride not in (0, config.patch_size) else ""
     found: dict[str, Any] = {
@@ -115,7 +118,7 @@ def facts(uri: str, storage: StorageConfig, model: LoadedModel) -> dict[str, Any
         found["assumed, since the file did not say it"] = ", ".join(model.about.as_dict()["assumed"])
     if model.cameras is not None:
         found["cameras"] = "one embedding for each of " + ", ".join(str(c) for c in model.cameras if c is not None)
-    # Names only: a card is for the public, the paths of whoever trained are not.
+    # Last path component only: the card is public, the paths of the training machine are private.
     for key in ("setting", "checkpoint", "source_set", "target_set"):
         if model.metadata.get(key):
             found[key] = model.metadata[key].rstrip("/").rpartition("/")[2]
@@ -125,7 +128,7 @@ def facts(uri: str, storage: StorageConfig, model: LoadedModel) -> dict[str, Any
 
 
 def _results(run: Location) -> str:
-    """Metrics of the run that the model lies in; "" where there are none."""
+    """Metrics in the summary of the run folder that holds the model; "" if there are none."""
     file = run / SUMMARY
     if not file.exists():
         return ""
@@ -155,7 +158,7 @@ state_dict = torch.load("dino.pth", weights_only=True)""",
 
 
 def model_card(name: str, files: list[str], about: dict[str, Any]) -> str:
-    """README.md with the header that model hubs read."""
+    """Text of README.md, with the YAML header that model hubs read."""
     library = {"timm": "timm", "onnx": "onnx"}.get(name, "reidssl")
     rows = "\n".join(f"| {key} | {value} |" for key, value in about.items())
     return f"""---

@@ -1,15 +1,15 @@
-"""Fine-tuning to a target set: supervised, UDA (labels of another set) or USL (no labels), then evaluation.
+"""Fine-tune a model on a target set and evaluate it: supervised, UDA (labels of another set) or USL (no labels).
 
   python -m platform.finetune setting=supervised checkpoint=runs/first target_set=runs/demo/data/target output=runs/supervised
   python -m platform.finetune setting=usl checkpoint=runs/first target_set=s3://bucket/market output=s3://bucket/runs/usl
   python -m platform.finetune setting=uda checkpoint=runs/first source_set=runs/msmt target_set=runs/market output=runs/uda
 
-init: a pre-training run, or a checkpoint file (ours or a released one); empty: random weights. What the file does not say is
-stated, and given by load.*, e.g. load.heads=12. model.num_cameras=6 learns an embedding for each of the training set's 6 cameras
-(TransReID's SIE); query and gallery must be from these.
-UDA = supervised on the source's train split, then the unsupervised procedure on the target's. Running the same command
-again continues after the last finished epoch. A batch is that of all workers together, and gives the same numbers on any
-number of them. Results: model.safetensors, metrics.jsonl, rankings.json, summary.json; the model is there before it is judged.
+checkpoint: a pre-training run, or a checkpoint file written by this platform or released by others; empty: random weights.
+load.* supplies what the file does not say, e.g. load.heads=12; the program prints what it assumes. model.num_cameras=6 learns an
+embedding for each of the 6 cameras of the training set (TransReID's SIE); query and gallery must come from these cameras.
+UDA is supervised training on the train split of the source, then unsupervised training on that of the target. Running the same
+command again continues after the last finished epoch. A batch is shared by all workers, and the results do not depend on their
+number. Results: model.safetensors (written before the evaluation), metrics.jsonl, rankings.json, summary.json.
 """
 
 from platform.engine.config.program import run_program
@@ -50,10 +50,10 @@ from reidssl.models.weights import model_bytes, weights_hash
 
 
 def main(config: FinetuneConfig) -> dict[str, Any]:
-    """Fine-tune, evaluate, return the summary; a complete run is only reported."""
+    """Fine-tune and evaluate. Returns the summary; a complete run is not repeated. Raises UserError."""
     location = open_storage(config.output, config.storage)
     config = with_micro_batches(config, location)
-    if not (location / SUMMARY).exists():  # first: a mistyped path must not become the configuration of the output folder
+    if not (location / SUMMARY).exists():  # check first: a mistyped path must not become the configuration of the folder
         config.scaling.sizes(shared_micro_batches(config))
         check_inputs(config)
     run = open_run("finetune", config.output, config, config.storage)
@@ -82,7 +82,7 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
 
 
 def check_inputs(config: FinetuneConfig) -> None:
-    """UserError for a wrong path, checkpoint, split or label here, not in a worker."""
+    """Check paths, checkpoint, splits and labels before any worker starts. Raises UserError."""
     target = open_storage(config.target_set, config.storage)
     require_splits(target, ["train"])
     require_judgeable(target)
@@ -103,7 +103,7 @@ def check_inputs(config: FinetuneConfig) -> None:
 
 
 def phase_sections(config: FinetuneConfig) -> dict[str, SupervisedConfig | UnsupervisedConfig]:
-    """The configuration of every phase of the setting, in order, by its key."""
+    """Configuration key -> configuration of each phase of the setting, in the order of training."""
     found: dict[str, SupervisedConfig | UnsupervisedConfig] = {}
     if config.setting != "usl":
         found["supervised"] = config.supervised
@@ -113,9 +113,13 @@ def phase_sections(config: FinetuneConfig) -> dict[str, SupervisedConfig | Unsup
 
 
 def with_micro_batches(config: FinetuneConfig, output: Location) -> FinetuneConfig:
-    """`micro_batches` = 0 becomes what the run in `output` began with, or one piece for each worker.
+    """`config` with every `micro_batches` of 0 replaced by a number that the workers can share.
 
-    A run keeps its cut: the batch norm of a stem sees pieces, so with another cut it would be another run.
+    It is the number that the run in `output` began with, else the least common multiple of its largest and smallest number of
+    workers.
+
+    A run keeps its number of micro-batches: the batch norm of an ics stem sees one micro-batch, so another number would give
+    other results. Raises UserError if there are more workers than images in a batch.
     """
     begun: dict[str, Any] = {}
     if (output / CONFIG).exists():
@@ -136,12 +140,12 @@ def with_micro_batches(config: FinetuneConfig, output: Location) -> FinetuneConf
 
 
 def shared_micro_batches(config: FinetuneConfig) -> int:
-    """What the numbers of workers must divide: the micro-batches of a step of every phase of the setting."""
+    """Greatest common divisor of the micro-batches per step of all phases; the number of workers must divide it."""
     return math.gcd(*(section.batch.micro_batches for section in phase_sections(config).values()))
 
 
 def finetune(config: FinetuneConfig) -> None:
-    """The whole run; every worker does it."""
+    """The whole run: train all phases, publish the model, evaluate. Collective: every worker calls it."""
     run = Run(open_storage(config.output, config.storage), "finetune", to_plain(config))
     store = CheckpointStore(run.location / "checkpoints", keep=1)
     found = store.newest()
@@ -178,7 +182,7 @@ def finetune(config: FinetuneConfig) -> None:
             trainer.train(model, phase, number, found)
     record = record_of(init, plan)
     if tracker:
-        publish_model(run, config, model, phases[-1], record)  # first: whatever judging meets, the trained model is there
+        publish_model(run, config, model, phases[-1], record)  # first: an error in the evaluation must not lose the model
     result = judge(phases[-1]) | {"corrupt_images": len(corrupt), "corrupt": corrupt[:LISTED]}
     if tracker:
         finish(run, config, model, phases[-1], tracker, result, trainer.images_seen, record)
@@ -186,7 +190,10 @@ def finetune(config: FinetuneConfig) -> None:
 
 
 def open_tracker(run: Run, config: FinetuneConfig, found: LoadedCheckpoint | None) -> Tracker:
-    """The run's log, with the epochs that the newest checkpoint holds; an epoch without training has no position of its own."""
+    """The run's log, with the rows of the epochs that the newest checkpoint contains.
+
+    Rows are matched by phase and epoch: an epoch without training has no position of its own.
+    """
 
     def held(row: dict[str, Any]) -> bool:
         return found is not None and (row["phase"], row["epoch"]) <= (found.payload["phase"], found.payload["epoch"])
@@ -195,6 +202,7 @@ def open_tracker(run: Run, config: FinetuneConfig, found: LoadedCheckpoint | Non
 
 
 def publish_model(run: Run, config: FinetuneConfig, model: ReidModel, phase: Phase, record: dict[str, Any]) -> None:
+    """Write model.safetensors with the metadata that `load_model` reads."""
     metadata = {
         "mean": config.augment.mean,
         "std": config.augment.std,
@@ -218,7 +226,7 @@ def finish(
     images_seen: int,
     record: dict[str, Any],
 ) -> None:
-    """Publish the rankings and the summary (which marks the run complete)."""
+    """Publish the rankings, the log and the summary. The summary marks the run complete."""
     (run.location / "rankings.json").write_json(result.pop("rankings"))
     clusters = [row["clusters"] for row in tracker.rows if "clusters" in row]
     tracker.publish()

@@ -1,4 +1,4 @@
-"""Turn any source of person images into shards: folders, LMDB, tars, video with detections, synthetic people.
+"""Convert person images into shards: from folders, LMDB, tars, videos with detections, or a synthetic generator.
 
   python -m platform.ingest raw.kind=folder raw.path=photos output=runs/photos
   python -m platform.ingest raw.kind=market1501 raw.path=Market-1501-v15.09.15 output=runs/market
@@ -12,12 +12,12 @@
   python -m platform.ingest raw.kind=synthetic raw.part=pretrain output=runs/synthetic
 
 Ray Data reads units of the source in parallel, checks that every image decodes, keeps the original bytes and writes Parquet
-shards. Images are JPEG, PNG, WebP, BMP, TIFF, GIF or PPM. Where they are used they are turned upright as their EXIF says,
-16-bit levels are scaled to 8, what is transparent is composed over white, of several frames the first is taken
-(reidssl/data/color_modes.py has every case): the manifest counts what is converted. What cannot be used, an image or its
-labels, is listed with its reason in rejected.parquet and never stops the job; docs/sources.md says what is understood as a
-label. The manifest is published last: an interrupted ingest leaves no data set, and running it again starts over. Equal
-arguments on an unchanged source give equal shards, whatever the number of machines.
+shards. Images are JPEG, PNG, WebP, BMP, TIFF, GIF or PPM. When an image is used, it is turned upright by its EXIF orientation,
+16-bit levels are scaled to 8 bits, transparency is composed over white, and only the first of several frames is read
+(reidssl/data/color_modes.py lists every case). The manifest counts these conversions. Images with unusable content or labels
+are listed with a reason in rejected.parquet and never stop the job; docs/sources.md defines the labels. The manifest is
+published last: an interrupted ingest leaves no data set, and running it again starts over. Equal arguments on an unchanged
+source give equal shards, whatever the number of machines.
 """
 
 from platform.engine.config.program import run_program
@@ -50,11 +50,14 @@ from platform.engine.storage.location import Location, abort_incomplete_uploads,
 from reidssl.data.color_modes import CONVERSIONS
 from reidssl.data.decode import MAX_PIXELS
 
-MOST_KINDS = 6  # reasons and notes that the terminal shows
+MOST_KINDS = 6  # largest number of reasons, and of notes, that the terminal shows
 
 
 def main(config: IngestConfig) -> Manifest:
-    """Ingest unless the same data set is there already. Raises UserError."""
+    """Ingest the data set, unless the output holds the same one already. Returns its manifest.
+
+    Raises UserError if the source cannot be used or the output holds a data set made with other arguments.
+    """
     if not config.output:
         raise UserError("output is empty: say where the shards go, e.g. output=runs/photos or output=s3://bucket/photos")
     output = open_storage(config.output, config.storage).prepare_output()
@@ -77,11 +80,14 @@ def main(config: IngestConfig) -> Manifest:
 
 
 def existing_data_set(output: Location, arguments: Mapping[str, Any], overwrite: bool) -> Manifest | None:
-    """The finished data set at `output` if it was made with these arguments; UserError if with others."""
+    """The finished data set at `output`; None if there is none or with `overwrite`.
+
+    Raises UserError if it was made with other arguments.
+    """
     if overwrite or not output.joinpath(MANIFEST).exists():
         return None
     manifest = read_manifest(output)
-    known = {"max_pixels": MAX_PIXELS} | manifest.arguments  # older ones do not have it
+    known = {"max_pixels": MAX_PIXELS} | manifest.arguments  # older data sets have no max_pixels
     if known == arguments:
         return manifest
     old, new = _flat(known), _flat(arguments)
@@ -95,7 +101,10 @@ def existing_data_set(output: Location, arguments: Mapping[str, Any], overwrite:
 
 
 def ingest(source: Source, output: Location, config: IngestConfig, arguments: dict[str, Any]) -> Manifest:
-    """The whole job: plan, read, check, write, publish."""
+    """The whole job: plan, read, check, write, publish. Returns the published manifest.
+
+    Raises UserError if the source has no usable images; then nothing is published.
+    """
     import ray.data
 
     plan = source.plan(config.limit)
@@ -110,7 +119,7 @@ def ingest(source: Source, output: Location, config: IngestConfig, arguments: di
         items = ray.data.from_items(units, override_num_blocks=len(units))
         read = ReadUnits(source, counter, config.max_pixels)
         dataset = items.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=1)
-        dataset.context.execution_options.preserve_order = True  # shards must not depend on who is faster
+        dataset.context.execution_options.preserve_order = True  # shards must not depend on which task is faster
         sink = shard_sink(output, config.shard_mb << 20, config.row_group_rows)
         try:
             dataset.write_datasink(sink, ray_remote_args={"num_cpus": 0.5})
@@ -137,9 +146,12 @@ def ingest(source: Source, output: Location, config: IngestConfig, arguments: di
 
 
 def remarks(num_rows: int, rejected: Sequence[tuple[str, str]], labels: Mapping[str, int]) -> list[str]:
-    """What the user should know of the images that were taken and of those that were not, a line each.
+    """Lines for the terminal about rejected images, missing labels and notes of the source.
 
-    rejected: (key, reason), a reason beginning with its kind and a colon; labels: as in `shard_tasks.Written`.
+    Args:
+        num_rows: images in the data set.
+        rejected: (key, reason) pairs; a reason begins with its kind and a colon.
+        labels: counts as in `Written.labels` (platform/engine/ingest/tasks.py).
     """
     lines = []
     if rejected:
@@ -162,7 +174,7 @@ def remarks(num_rows: int, rejected: Sequence[tuple[str, str]], labels: Mapping[
 
 
 def clean(output: Location) -> None:
-    """Remove what an earlier ingest left: the manifest first, so that the rest no longer counts."""
+    """Remove the files of an earlier ingest. The manifest goes first, so that a partly deleted data set is not valid."""
     output.joinpath(MANIFEST).delete()
     for item in output.list(recursive=False):
         if item.name == REJECTED or fnmatch.fnmatch(item.name, "shard-*.parquet"):
@@ -171,6 +183,7 @@ def clean(output: Location) -> None:
 
 
 def summary(manifest: Manifest) -> str:
+    """The data set in one line: images by split, shards, size, rejected and converted images."""
     splits = ", ".join(f"{name} {count:,}" for name, count in manifest.splits.items())
     count = len(manifest.files)
     converted = ", ".join(f"{number:,} {CONVERSIONS.get(name, name)}" for name, number in manifest.converted.items())

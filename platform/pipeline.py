@@ -1,4 +1,4 @@
-"""All stages in order, from images to a re-ID model with numbers and a report; each is skipped when it is complete.
+"""Run all stages from images to an evaluated re-ID model and a report. Complete stages are skipped.
 
   python -m platform.pipeline experiment=demo                    (synthetic people, tiny sizes: what `make demo` runs)
   python -m platform.pipeline pretrain_set.kind=luperson pretrain_set.path=s3://bucket/LUPerson storage=s3 \\
@@ -6,16 +6,16 @@
   python -m platform.pipeline experiment=small settings=[] pretrain_set.kind=video pretrain_set.path=street.avi \\
       pretrain_set.detections=street.txt output=runs/street      (a video and nothing else, sizes for a laptop)
 
-Stages: ingest the pre-training, source and target sets; pre-train on everything; fine-tune that (or a shorter source
-proxy) to the target; score every image with the two (CFS) and select the best part; pre-train on it for the same number
-of images seen; fine-tune to the target supervised, UDA and USL from random weights, from the full and from the selected
-pre-training; report. cfs.control=true adds a pre-training on a random part of the same size, seen as often: what the
-selected part must beat. settings=[] leaves the fine-tuning out; without a target set, too, the stages are: ingest,
+Stages: ingest the pre-training, source and target sets; pre-train on all images; fine-tune that model (or a shorter source
+proxy) to the target; score every image with the two models (CFS) and select the best part; pre-train on the selected part for
+the same number of images seen; fine-tune to the target (supervised, UDA and USL) from random weights, from the full and from
+the selected pre-training; report. cfs.control=true adds a pre-training on a random part of the same size, as the control that
+the selected part must beat. settings=[] skips the fine-tuning. If there is no target set either, the stages are: ingest,
 pre-train, cluster the images (pseudo-identities), report.
-Sizes are the published recipe's. model@pretrain.model=vit_base_ics, objective@pretrain.objective=moco_v3,
+The default sizes are those of the published recipe. model@pretrain.model=vit_base_ics, objective@pretrain.objective=moco_v3,
 scaling@pretrain.scaling=gpus8 choose others.
-Results: report.html and results.json in the output folder; while it runs, results.json says of each stage whether it is
-running, complete or failed. The same command again continues where it was interrupted.
+Results: report.html and results.json in the output folder. During the run, results.json states for each stage whether it is
+running, complete or failed. Running the same command again continues where it was interrupted.
 """
 
 from platform.engine.config.program import run_program
@@ -58,8 +58,11 @@ SPLITS = {"pretrain": ["train"], "source": ["train"], "target": ["train", "query
 
 
 def main(config: PipelineConfig) -> dict[str, Any]:
-    """Run every stage that is not complete; keep results.json up to date."""
-    check_sets(config)  # first: a forgotten set must not become the configuration of the output folder
+    """Run every stage that is not complete and keep results.json up to date. Returns the collected results.
+
+    Raises UserError for data sets that are not named or do not exist, and the error of the first stage that fails.
+    """
+    check_sets(config)  # check first: a forgotten set must not become the configuration of the output folder
     run = open_run("pipeline", config.output, config, config.storage, volatile=(*VOLATILE, "pool"))
     root = run.location
     story = stages(config, root)
@@ -84,7 +87,7 @@ Story = list[tuple[str, Callable[[], Any]]]
 
 
 def stages(config: PipelineConfig, root: Location) -> Story:
-    """Name and function of every stage, in order. Each ends in a program's main, which skips itself when complete."""
+    """(name, function) of every stage, in order. Each calls the main of a program, which does nothing if its run is complete."""
     story: Story = [(f"ingest-{part}", partial(ingest, config, root, part)) for part in parts_of(config)]
     story.append(("pretrain-full", partial(pretrain, config, root, "pretrain/full")))
     if is_given(config, "target"):
@@ -96,7 +99,7 @@ def stages(config: PipelineConfig, root: Location) -> Story:
 
 
 def selection_stages(config: PipelineConfig, root: Location) -> Story:
-    """From the full pre-training to that on the selected part."""
+    """The stages from the full pre-training to the pre-training on the selected part."""
     proxy = source_proxy(config)
     story: Story = []
     if proxy != "pretrain/full":
@@ -119,7 +122,7 @@ def selection_stages(config: PipelineConfig, root: Location) -> Story:
 
 
 def finetune_stages(config: PipelineConfig, root: Location) -> Story:
-    """Every setting from every start."""
+    """A fine-tuning stage for every setting and every initialization."""
     story: Story = []
     for setting in config.settings:
         for init in INITS if config.cfs.control else INITS[:-1]:
@@ -130,12 +133,12 @@ def finetune_stages(config: PipelineConfig, root: Location) -> Story:
 
 
 def source_proxy(config: PipelineConfig) -> str:
-    """The run that serves as source proxy."""
+    """Folder of the pre-training run that serves as source proxy, relative to the output folder."""
     return "proxy/source" if config.cfs.proxy_samples else "pretrain/full"
 
 
 def ingest(config: PipelineConfig, root: Location, part: str) -> None:
-    """One of the three data sets."""
+    """Ingest one of the data sets. part: pretrain, source or target."""
     with of_set(part):
         run_ingest(
             IngestConfig(
@@ -146,11 +149,11 @@ def ingest(config: PipelineConfig, root: Location, part: str) -> None:
                 runtime=config.runtime,
             )
         )
-        require_splits(root / "data" / part, SPLITS[part])  # now, not after days of pre-training
+        require_splits(root / "data" / part, SPLITS[part])  # check now, not after days of pre-training
 
 
 def pretrain(config: PipelineConfig, root: Location, name: str, selection: str = "") -> None:
-    """One of the pre-trainings; full, selected and control see the same number of images."""
+    """One of the pre-trainings. The full, selected and control runs see the same number of images."""
     data = root / "data" / "pretrain"
     length = config.pretrain.length
     total = length.samples or round(length.epochs * read_manifest(data).num_rows)
@@ -169,7 +172,7 @@ def pretrain(config: PipelineConfig, root: Location, name: str, selection: str =
 
 
 def cluster(config: PipelineConfig, root: Location) -> None:
-    """Pseudo-identities of the pre-training images, as unsupervised fine-tuning would make them."""
+    """Pseudo-identities of the pre-training images, with the clustering settings of unsupervised fine-tuning."""
     how = config.finetune.unsupervised
     run_cluster(
         ClusterProgramConfig(
@@ -186,7 +189,7 @@ def cluster(config: PipelineConfig, root: Location) -> None:
 
 
 def score(config: PipelineConfig, root: Location) -> None:
-    """CFS of every pre-training image."""
+    """Compute the CFS of every pre-training image."""
     run_score(
         ScoreConfig(
             data=(root / "data" / "pretrain").uri,
@@ -201,7 +204,7 @@ def score(config: PipelineConfig, root: Location) -> None:
 
 
 def select(config: PipelineConfig, root: Location) -> None:
-    """The best part of them."""
+    """Select the pre-training images with the highest scores."""
     run_select(
         SelectConfig(
             data=(root / "data" / "pretrain").uri,
@@ -214,7 +217,7 @@ def select(config: PipelineConfig, root: Location) -> None:
 
 
 def select_control(config: PipelineConfig, root: Location) -> None:
-    """As many of them by chance."""
+    """Select a random subset of the same size, as control."""
     run_select(
         SelectConfig(
             data=(root / "data" / "pretrain").uri,
@@ -230,7 +233,13 @@ def select_control(config: PipelineConfig, root: Location) -> None:
 def fine_tune(
     config: PipelineConfig, root: Location, setting: str, init: str, name: str, supervised: SupervisedConfig | None = None
 ) -> None:
-    """One fine-tuning run and its evaluation; `supervised` in place of the common settings."""
+    """One fine-tuning run with its evaluation.
+
+    Args:
+        init: folder of the pre-training run to start from, relative to `root`; "": random weights.
+        name: folder of the run, relative to `root`.
+        supervised: replaces finetune.supervised; None: use that.
+    """
     stage = config.finetune
     run_finetune(
         FinetuneConfig(

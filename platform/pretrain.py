@@ -1,12 +1,13 @@
-"""Self-supervised pre-training of a vision transformer: shards -> Ray Data -> Ray Train -> DeepSpeed -> backbone.
+"""Pre-train a vision transformer by self-supervision: shards -> Ray Data -> Ray Train -> DeepSpeed -> backbone.
 
   python -m platform.pretrain data.uri=runs/demo/data/pretrain output=runs/first
   python -m platform.pretrain data.uri=s3://bucket/luperson output=s3://bucket/runs/vit-s experiment=luperson_vit_small_ics
   python -m platform.pretrain data.uri=... data.selection=runs/demo/selection output=runs/half   (a selected subset)
   ray job submit --working-dir . -- python -m platform.pretrain output=s3://bucket/runs/vit-s ...
 
-Running the same command again continues an interrupted run from its newest checkpoint and says from where. SIGTERM
-(`ray job stop`, `kill`) writes a checkpoint first. docs/reliability.md lists what a run survives and what it costs.
+Running the same command again continues an interrupted run from its newest checkpoint and prints its position. On SIGTERM
+(`ray job stop`, `kill`) the run writes a checkpoint before it stops. docs/reliability.md lists the failures that a run survives
+and what each of them costs.
 Results in the output folder: backbone.safetensors (the EMA teacher), metrics.jsonl, summary.json, checkpoints/.
 """
 
@@ -49,9 +50,9 @@ OpenStream = Callable[..., Iterator[dict[str, Any]]]
 
 
 def main(config: PretrainConfig) -> dict[str, Any]:
-    """Train until the end and return the summary; a complete run is only reported."""
+    """Train to the end. Returns the summary; a complete run is not repeated. Raises UserError, StoppedError after SIGTERM."""
     complete = (open_storage(config.output, config.storage) / SUMMARY).exists()
-    if not complete:  # first: a mistyped path or number must not become the configuration of the output folder
+    if not complete:  # check first: a mistyped path or number must not become the configuration of the output folder
         plan, total = plan_of(config)
         sizes = config.scaling.sizes(config.stream.micro_batches_per_step)
     run = open_run("pretrain", config.output, config, config.storage)
@@ -80,7 +81,10 @@ def main(config: PretrainConfig) -> dict[str, Any]:
 
 
 def workers_text(sizes: list[int], micro_batches_per_step: int) -> str:
-    """'2, 4 or 8 workers (8 micro-batches a step; 1, 2, 4, 8 share them evenly)'"""
+    """The allowed numbers of workers as text: '2, 4 or 8 workers (8 micro-batches a step: 1, 2, 4, 8 workers share them evenly)'.
+
+    sizes: numbers of workers that this run may have, ascending.
+    """
     range_of = " or ".join(filter(None, [", ".join(str(size) for size in sizes[:-1]), str(sizes[-1])]))
     shared = ", ".join(str(size) for size in allowed_sizes(micro_batches_per_step))
     return (
@@ -90,18 +94,19 @@ def workers_text(sizes: list[int], micro_batches_per_step: int) -> str:
 
 
 def train(config: PretrainConfig, open_stream: OpenStream = stream) -> None:
-    """The training loop; every worker runs it.
+    """The training loop, run by every worker.
 
-    open_stream: makes the micro-batches of this worker from a part of the stream (platform/engine/stream/stream.py).
+    open_stream: function with the signature of `stream` (platform/engine/stream/stream.py) that yields the micro-batches of this
+    worker.
     """
     run = Run(open_storage(config.output, config.storage), "pretrain", to_plain(config))
     store = CheckpointStore(
         run.location / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_every_steps * config.stream.global_batch
     )
     place, resume_point = find_place(config, store)
-    batches = load(config, place, open_stream)  # is read from now on, while the model is built
+    batches = load(config, place, open_stream)  # reading starts now and overlaps with building the model
     learner = Learner(config, place, resume_point)
-    del resume_point  # rank 0's holds the whole state
+    del resume_point  # frees memory: on rank 0 it holds the whole training state
     log = StepLog(learner, run)
     saver = Saver(learner, store, log.tracker)
     notice = notices()
@@ -123,7 +128,7 @@ def train(config: PretrainConfig, open_stream: OpenStream = stream) -> None:
 
 
 def load(config: PretrainConfig, place: Place, open_stream: OpenStream) -> Iterator[tuple[dict[str, Any], Sequence[Tensor]]]:
-    """This worker's micro-batches from the place on, each with its crops on the device."""
+    """Yields (micro-batch, crops on the device) of this worker, from the current position to the end of the run."""
     if place.is_complete:
         return iter(())
     crop = MultiCrop(config.augment)
@@ -144,18 +149,21 @@ def load(config: PretrainConfig, place: Place, open_stream: OpenStream) -> Itera
 
 
 def heed(told: str, notice: Notices, place: Place) -> bool:
-    """Collective, after a checkpoint on notice: whether to stop; waits here for the restart where one is coming."""
+    """Act on a notice after its checkpoint. Collective. Returns whether the loop must end.
+
+    If the workers will be restarted ("wait"), this function waits for the restart. told: "save", "wait" or "stop".
+    """
     notice.carried_out()
     if place.rank == 0:
         report_line(f"checkpoint at step {place.step} on notice")
     if told == WAIT:
-        dist.barrier()  # rank 0 has published
+        dist.barrier()  # wait until rank 0 has published the checkpoint
         notice.wait()
     return told == STOP
 
 
 def publish(learner: Learner, run: Run, tracker: Tracker | None) -> None:
-    """Rank 0 publishes the backbone and the summary, which marks the run complete."""
+    """Publish the backbone, the log and the summary, which marks the run complete. Only rank 0, which has a tracker, does it."""
     if tracker is None:
         return
     config, place, corrupt, retry_s = learner.config, learner.place, learner.corrupt, learner.config.storage.retry_timeout_s

@@ -1,11 +1,11 @@
-"""A run folder as one self-contained HTML page: results, curves, scores, rankings, attention, configuration.
+"""Report a run folder as one self-contained HTML page: results, curves, scores, rankings, attention, configuration.
 
   python -m platform.report run=runs/demo                       -> runs/demo/report.html
   python -m platform.report run=s3://bucket/runs/first storage=s3
   python -m platform.report run=runs/first output=first.html    (one pre-training or fine-tuning run)
 
-The page needs no network and no file beside it. It works on a pipeline's folder, finished or not, and on the folder of a
-single run: it has the sections that exist and says what is missing.
+The page needs no network and no other file. It can be made from the folder of a pipeline, finished or not, or of a single run.
+It has a section for every result that exists and lists what is missing.
 """
 
 from platform.engine.config.program import run_program
@@ -36,7 +36,7 @@ TEMPLATES, TEMPLATE, PAGE = ROOT / "platform" / "engine" / "report", "report.htm
 
 
 def main(config: ReportConfig) -> Location:
-    """Write the page and return where it is. Raises UserError for a folder without any run."""
+    """Write the page and return its location. Raises UserError for a folder without any run."""
     if not config.run:
         raise UserError("run is empty: name the folder of a run, e.g. run=runs/demo")
     if not config.output and in_job_copy(config.run):
@@ -53,7 +53,7 @@ def main(config: ReportConfig) -> Location:
 
 
 def page_location(config: ReportConfig) -> Location:
-    """Where the page goes. Raises StorageError if it cannot be written there."""
+    """Location of the page to write. Raises StorageError if it cannot be written there."""
     target = open_storage(config.output or config.run, config.storage)
     if not target.name.endswith((".html", ".htm")):
         target = target / PAGE
@@ -64,7 +64,7 @@ def page_location(config: ReportConfig) -> Location:
 
 
 def render(folder: RunFolder) -> str:
-    """The page as HTML; everything that comes from files is escaped by the template."""
+    """The page as HTML. The template escapes all text that comes from files."""
     setting, queries = pictures.galleries(folder)
     models, hashes = pictures.attention_models(folder, setting)
     results = tables.result_rows(folder)
@@ -97,7 +97,7 @@ def render(folder: RunFolder) -> str:
         "synthetic": [role for role, data in folder.data.items() if data.manifest.source.get("kind") == "synthetic"],
     }
     context["total_seconds"] = sum(stage["seconds"] for stage in context["stages"])
-    context["notes"] = folder.notes  # last: every section may have added to them
+    context["notes"] = folder.notes  # last: every section may have added notes
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -111,7 +111,7 @@ def render(folder: RunFolder) -> str:
 
 
 def kind_of(folder: RunFolder) -> str:
-    """What was run, in words."""
+    """The kind of the run folder as a subtitle, e.g. "Self-supervised pre-training"."""
     if not folder.is_pipeline:
         if len(folder.members) > 1:
             return f"{len(folder.members)} runs"
@@ -133,7 +133,7 @@ def _points(share: float) -> str:
 
 
 def facts(folder: RunFolder, results: list[tables.ResultRow]) -> list[tuple[str, str, str]]:
-    """(value, label, detail) of the few numbers to see first."""
+    """(value, label, detail) of the key figures at the top of the page."""
     found = []
     for setting in dict.fromkeys(row.setting for row in results):
         own = [row for row in results if row.setting == setting]
@@ -194,7 +194,7 @@ def cfs_section(folder: RunFolder) -> dict[str, Any] | None:
         if "planted" in data.manifest.extra_columns:
             column = read_rows(data.location, ["planted"])["planted"].to_numpy().astype(bool)
             planted = column if column.any() and not column.all() else None
-        scored = table["score"].is_valid().to_numpy()  # an image that cannot be decoded has none
+        scored = table["score"].is_valid().to_numpy()  # images that cannot be decoded have no score
         keys = table["key"].filter(scored).to_pylist()
         scores = table["score"].filter(scored).to_numpy().astype(np.float64)
         planted = None if planted is None else planted[scored]

@@ -1,15 +1,15 @@
-"""Catastrophic Forgetting Scores of a data set: how little a model forgot of each image when it was tuned to the target.
+"""Catastrophic Forgetting Scores (CFS) of a data set: how well a model remembers each image after tuning to the target.
 
   python -m platform.score data=runs/demo/data/pretrain source_proxy=runs/proxy target_proxy=runs/target-proxy output=runs/scores
 
-source_proxy: a pre-training run, or a checkpoint file. target_proxy: the same model fine-tuned to target data. What their files
-do not say is given by load.* (source_proxy) and load_target.*. High = little forgotten = close to the target domain
-(TransReID-SSL, 3.3). The measures:
-  cosine         of the two proxies' features of the image, in [-1, 1]
-  neighborhood   share of the image's k nearest images that the two proxies agree on, in [0, 1]; measure=neighborhood. The
-                 features go to Parquet below output and are searched by actors that share them (search=ivf for millions)
-Scores are written shard by shard as Parquet (key, score, problem); an interrupted run continues with the shards that are
-missing. An image that cannot be decoded has no score (null) but its problem, is counted in the summary and is never selected.
+source_proxy: a pre-training run, or a checkpoint file. target_proxy: the same model fine-tuned to target data. load.* and
+load_target.* supply what the files of the two proxies do not say. A high score means little forgetting and an image close to
+the target domain (TransReID-SSL, section 3.3). The measures:
+  cosine         cosine of the two proxies' features of the image, in [-1, 1]
+  neighborhood   share of the image's k nearest images that the two proxies agree on, in [0, 1]. The features are stored
+                 as Parquet below output, and actors share the search (search=ivf for millions of images)
+Scores are written shard by shard as Parquet (key, score, problem); an interrupted run continues with the missing shards. An
+image that cannot be decoded has a null score and a problem with the reason, is counted in the summary and is never selected.
 """
 
 from platform.engine.config.program import run_program
@@ -46,7 +46,11 @@ FEATURES = "features"
 
 
 class Scorer:
-    """Actor: both proxies, one forward pass each; a score per image, or for measures that compare images its two features."""
+    """Actor that holds both proxies and runs one forward pass of each.
+
+    It returns the score of each image or, for measures that compare images, its two features. Batches have "image" uint8
+    (B, 3, H, W), "camid", "key", "file" and "problem".
+    """
 
     def __init__(
         self,
@@ -73,12 +77,15 @@ class Scorer:
 
 
 def main(config: ScoreConfig) -> dict[str, Any]:
-    """Score what is not scored yet; returns the summary."""
+    """Score the images that have no score yet. Returns the summary.
+
+    Raises UserError for unusable proxies or data, and for too many undecodable images.
+    """
     for name, example in (("source_proxy", "runs/demo/pretrain/full"), ("target_proxy", "runs/demo/proxy/target")):
         if not getattr(config, name):
             raise UserError(f"{name} is empty: name that proxy's run folder, e.g. {name}={example}")
     root = open_storage(config.data, config.storage)
-    if not (open_storage(config.output, config.storage) / SUMMARY).exists():  # a wrong path must not become its configuration
+    if not (open_storage(config.output, config.storage) / SUMMARY).exists():  # check first: a wrong path must not be stored
         manifest = read_manifest(root)
         proxies = load_proxies(config, root)
     run = open_run("score", config.output, config, config.storage, volatile=(*VOLATILE, "pool", "neighbors"))
@@ -86,7 +93,7 @@ def main(config: ScoreConfig) -> dict[str, Any]:
         say(f"score: {run.location.uri} is complete already")
         return run.summary
     run.pin({"data_checksum": manifest.checksum} | {f"{name}_weights": proxy.weights for name, proxy in proxies.items()})
-    # A measure that compares images needs the features of all of them first.
+    # The measure "neighborhood" compares images, so it needs the features of all images first.
     done_in = [run.location / PARTS] + [run.location.joinpath(FEATURES, "target")] * (config.measure == "neighborhood")
     pending = [entry for entry in manifest.files if not any((folder / entry.name).exists() for folder in done_in)]
     done = manifest.num_rows - sum(entry.rows for entry in pending)
@@ -111,7 +118,7 @@ def main(config: ScoreConfig) -> dict[str, Any]:
     except Exception as error:
         raise user_error_of(error) or error from None
     set_aside = set_aside_of(config, root, manifest)
-    for entry in manifest.files:  # those of earlier starts too
+    for entry in manifest.files:  # including the shards scored by earlier starts
         set_aside.add(problems_in(run.location / PARTS / entry.name))
     run.finish(
         summarize(run.location, root, manifest)
@@ -137,8 +144,11 @@ def main(config: ScoreConfig) -> dict[str, Any]:
 
 
 def load_proxies(config: ScoreConfig, root: Location) -> dict[str, LoadedModel]:
-    """{"source", "target"}. UserError for a wrong path, for cameras of the data at `root` that a proxy does not know, and for two
-    models of which neither can be the other one tuned."""
+    """The two models as {"source": ..., "target": ...}.
+
+    Raises UserError for a wrong path, for cameras of the data at `root` that a proxy does not know, and for two models with
+    different architectures, of which neither can be the fine-tuned other.
+    """
     proxies = {
         "source": load_model(config.source_proxy, config.storage, config.load),
         "target": load_model(config.target_proxy, config.storage, config.load_target, "load_target"),
@@ -160,17 +170,21 @@ def load_proxies(config: ScoreConfig, root: Location) -> dict[str, LoadedModel]:
 
 
 def measure_of(config: ScoreConfig) -> dict[str, Any]:
-    """The measure with the settings that it uses."""
+    """The measure and the settings that it uses, for the summary."""
     used = {"k": config.k, "search": config.search} if config.measure == "neighborhood" else {}
     return {"measure": config.measure, **used}
 
 
 def set_aside_of(config: ScoreConfig, root: Location, manifest: Manifest) -> SetAside:
+    """An empty counter of undecodable images, with the limit of pool.max_corrupt_share."""
     return SetAside(root.uri, manifest.num_rows, config.pool.max_corrupt_share, "pool.max_corrupt_share")
 
 
 def publish(output: Location, name: str, columns: dict[str, np.ndarray]) -> None:
-    """The scores of a shard, or its features by either proxy (the target's last: they say that the shard is done)."""
+    """Write the scores of a shard, or its features by both proxies.
+
+    The target's features are written last: their file marks the shard as done.
+    """
     if "score" in columns:
         write_scores(output, name, columns["key"].tolist(), columns["score"], columns["problem"])
         return
@@ -182,7 +196,7 @@ def publish(output: Location, name: str, columns: dict[str, np.ndarray]) -> None
 
 
 def compare_neighborhoods(config: ScoreConfig, output: Location, root: Location, manifest: Manifest) -> None:
-    """Scores from the features of all images; these are deleted afterwards."""
+    """Compute the neighborhood scores from the stored features of all images, then delete the features."""
     if all((output / PARTS / entry.name).exists() for entry in manifest.files):
         return
     tables: list[np.ndarray] = []
@@ -203,7 +217,7 @@ def compare_neighborhoods(config: ScoreConfig, output: Location, root: Location,
 
 
 def write_scores(output: Location, name: str, keys: list[str], scores: np.ndarray, problems: np.ndarray) -> None:
-    """A row for every key of the shard; null for those with a problem."""
+    """Write one row for every key of the shard; the score is null for keys with a problem."""
     write_table(
         output / PARTS / name,
         pa.table({"key": keys, "score": pa.array(scores, mask=(problems != "").astype(bool)), PROBLEM: problems.tolist()}),
@@ -211,7 +225,7 @@ def write_scores(output: Location, name: str, keys: list[str], scores: np.ndarra
 
 
 def summarize(output: Location, root: Location, manifest: Manifest) -> dict[str, Any]:
-    """Distribution of the scores; with a `planted` column also how well they rank planted images low."""
+    """Distribution of the scores. If the data has a `planted` column, also the AUC with which they rank planted images low."""
     column = read_scores(output, manifest)["score"]
     scored = column.is_valid().to_numpy()
     scores = column.drop_null().to_numpy()
@@ -229,7 +243,7 @@ def summarize(output: Location, root: Location, manifest: Manifest) -> dict[str,
 
 
 def read_scores(output: Location, manifest: Manifest) -> pa.Table:
-    """(key, score) of every image in the order of the shards; the score is null where the image cannot be decoded."""
+    """Table (key, score) of every image in the order of the shards; the score is null for images that cannot be decoded."""
     tables = []
     for entry in manifest.files:
         with (output / PARTS / entry.name).open_input() as file:

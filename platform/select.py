@@ -1,14 +1,14 @@
-"""The selected subset: the best-scored share of a data set, or a random one, as an index, without copying an image.
+"""Select a subset of a data set: the share with the best scores, or a random one. Writes an index, copies no images.
 
   python -m platform.select data=runs/demo/data/pretrain scores=runs/scores output=runs/selection fraction=0.5
   python -m platform.select data=s3://bucket/luperson list=cfs_list.pkl fraction=0.5 output=s3://bucket/selection
   python -m platform.select ... reference=cfs_list.pkl      (also: how far the scores agree with a published order)
   python -m platform.select data=runs/demo/data/pretrain random=true output=runs/control      (the control of any selection)
 
-list: a published order, best first (a pickled list of paths; read without executing anything), in place of scores. Its paths may
-be absolute, begin with ./ or have backslashes. It must name as many images of the data set as the fraction asks for, or
-allow_short=true: then those that it names are kept, and no others.
-The index (file, row_group, row, key, score) is what `platform.pretrain data.selection=...` reads.
+list: a published ranking to use instead of scores: a pickled list of paths, best first. It is read without executing any code.
+Its paths may be absolute, begin with ./ or contain backslashes. It must name as many images of the data set as the fraction asks
+for; with allow_short=true it may name fewer, and only the named images are kept.
+`platform.pretrain data.selection=...` reads the index (file, row_group, row, key, score).
 """
 
 from platform.engine.config.program import run_program
@@ -41,14 +41,14 @@ from reidssl.selection.subset import load_published_list, select_top
 
 
 def main(config: SelectConfig) -> dict[str, Any]:
-    """Write the index and its manifest; returns the summary."""
+    """Write the index and its manifest. Returns the summary. Raises UserError for input that cannot be used."""
     if not (config.scores or config.list or config.random):
         raise UserError("nothing to select by: give scores=<folder of platform.score>, list=<published order> or random=true")
     output = open_storage(config.output, config.storage)
     complete = (output / SUMMARY).exists()
     if not complete:
         output.prepare_output()
-    # What can be refused is refused before the folder takes this configuration for its own.
+    # Select first: refused input must not become the configuration of the output folder.
     index, summary = (None, {}) if complete else select(config)
     run = open_run("select", config.output, config, config.storage)
     if index is None:
@@ -62,7 +62,7 @@ def main(config: SelectConfig) -> dict[str, Any]:
 
 
 def select(config: SelectConfig) -> tuple[pa.Table, dict[str, Any]]:
-    """The index and what there is to say about it. Raises UserError for input that belongs to other data or is broken."""
+    """(index, summary) of the selection. Raises UserError for input that belongs to another data set or is broken."""
     root = open_storage(config.data, config.storage)
     manifest = read_manifest(root)
     keys = read_rows(root, ["key"])["key"].to_pylist()
@@ -86,7 +86,7 @@ def select(config: SelectConfig) -> tuple[pa.Table, dict[str, Any]]:
         "selected": len(chosen),
         "fraction": config.fraction,
     }
-    if config.scores:  # a place in a list and a random number are no scores
+    if config.scores:  # ranks of a list and random numbers have no meaningful threshold
         summary["threshold"] = float(np.min(scores[chosen]))
     if "planted" in manifest.extra_columns:
         planted = read_rows(root, ["planted"])["planted"].to_numpy().astype(bool)
@@ -95,7 +95,7 @@ def select(config: SelectConfig) -> tuple[pa.Table, dict[str, Any]]:
 
 
 def compared(config: SelectConfig, keys: list[str], scores: np.ndarray) -> dict[str, Any]:
-    """How far the scores agree with the reference's order, of the images that it names."""
+    """Agreement of the scores with the reference ranking, over the images that it names."""
     found, about = matched(config.reference, config.storage, keys)
     order = [keys[place] for place in np.argsort(found, kind="stable") if found[place] >= 0]
     with refused_as_user_error(config.reference):
@@ -105,7 +105,14 @@ def compared(config: SelectConfig, keys: list[str], scores: np.ndarray) -> dict[
 
 
 def listed_only(config: SelectConfig, chosen: np.ndarray, listed: np.ndarray) -> np.ndarray:
-    """`chosen` without what the list does not name. UserError if that makes it smaller than asked for, unless allowed."""
+    """`chosen` without the images that the list does not name.
+
+    Raises UserError if images are left out, unless config.allow_short.
+
+    Args:
+        chosen: int (M,) indices of the selected images.
+        listed: bool (N,), whether the list names an image.
+    """
     kept = chosen[listed[chosen]]
     if len(kept) < len(chosen):
         share = np.floor(1e4 * len(kept) / len(listed)) / 1e4
@@ -123,10 +130,10 @@ def listed_only(config: SelectConfig, chosen: np.ndarray, listed: np.ndarray) ->
 
 
 def matched(uri: str, storage: StorageConfig, keys: list[str]) -> tuple[np.ndarray, dict[str, Any]]:
-    """For each key its place in the published list, -1 if it has none; and what to record of the list.
+    """(ranks, record) of a published list: the rank of each key in it, -1 if it is not named, and facts for the summary.
 
-    UserError for anything but a list of strings, code in the pickle above all, for images named twice, and for a list that names
-    nothing of this data set.
+    Raises UserError if the file is anything but a pickled list of strings (in particular if the pickle holds code), if it names
+    an image twice, or if it names no image of this data set.
     """
     file = open_storage(uri, storage)
     content = file.read_bytes()
@@ -156,7 +163,7 @@ def matched(uri: str, storage: StorageConfig, keys: list[str]) -> tuple[np.ndarr
 
 @contextmanager
 def refused_as_user_error(name: str) -> Iterator[None]:
-    """The library refuses bad input with ValueError; here it is the user's file, so name it."""
+    """Context manager: turns a ValueError of the library into a UserError that names the input file `name`."""
     try:
         yield
     except ValueError as error:
@@ -164,10 +171,10 @@ def refused_as_user_error(name: str) -> Iterator[None]:
 
 
 def scored(config: SelectConfig, manifest: Manifest, keys: list[str]) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
-    """A score for each key, which of them are known at all (None: all), and what the scores are, for the records.
+    """(scores, listed, record): a score for each key, which keys the list names (None: no list), and facts for the summary.
 
-    With a published list the score is minus the place in it; random: any in [0, 1). NaN: an image that could not be
-    decoded and is never selected.
+    With a published list, the score is minus the rank in it. For a random subset it is uniform in [0, 1). NaN marks an image that
+    could not be decoded and is never selected. Raises UserError for missing, foreign or non-finite scores.
     """
     if config.random:
         return uniforms(sample_seeds(config.seed, 0, keys), 1)[:, 0], None, {"kind": "random", "seed": config.seed}
@@ -188,7 +195,7 @@ def scored(config: SelectConfig, manifest: Manifest, keys: list[str]) -> tuple[n
     if table["key"].to_pylist() != keys:
         raise UserError(f"the keys in {folder.uri} are not those of {config.data}: score this data set again")
     scores = table["score"].to_numpy()
-    missing = np.isnan(scores) & table["score"].is_valid().to_numpy()  # not those that could not be decoded, which have none
+    missing = np.isnan(scores) & table["score"].is_valid().to_numpy()  # null is an undecodable image, NaN is an error
     if missing.any():
         raise UserError(
             f"{config.scores}: {int(missing.sum())} of {len(keys)} scores are NaN, the first that of "
@@ -201,7 +208,10 @@ def scored(config: SelectConfig, manifest: Manifest, keys: list[str]) -> tuple[n
 
 
 def locate(manifest: Manifest, keys: list[str], scores: np.ndarray, chosen: np.ndarray) -> pa.Table:
-    """Where the chosen rows stand: file, row_group, row (within it), key, score; in the order of the shards."""
+    """The index: table (file, row_group, row within the row group, key, score) of the chosen images, in the order of the shards.
+
+    chosen: int indices of the selected images.
+    """
     files, groups, rows = [], [], []
     for entry in manifest.files:
         for group, count in enumerate(entry.row_groups):

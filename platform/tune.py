@@ -1,14 +1,14 @@
-"""Ray Tune sweep over fine-tuning: every trial is a fine-tuning run of its own, with its own Ray Train workers.
+"""Sweep fine-tuning settings with Ray Tune. Every trial is a fine-tuning run of its own, with its own Ray Train workers.
 
   python -m platform.tune finetune.checkpoint=runs/first finetune.target_set=runs/market output=runs/sweep
   python -m platform.tune '+space.unsupervised.cluster={eps:[0.4,0.5],k1:[20,30]}' output=runs/sweep ...
 
-space: a grid; keys are settings of platform.finetune, values the lists to try. The default sweeps eps of the USL setting. Every
-combination is composed and checked before the first trial starts.
-trials.json says of every trial what it ran with, and whether it is finished, failed (and why) or not finished. A trial that
-fails takes no other with it; the program then ends with status 10 + the number of trials that are not finished (99 at most).
-The same command again reads the finished trials, repeats the failed ones and continues the others from their last epoch;
-summary.json is written when all are finished.
+space: a grid. Its keys are settings of platform.finetune, its values are lists to try. The default sweeps eps of the USL setting.
+Every combination is composed and checked before the first trial starts.
+trials.json records for every trial its settings and whether it is finished, failed (with the reason) or not finished. A failed
+trial does not stop the others; the program then exits with status 10 + the number of trials that are not finished (99 at most).
+Running the same command again reads the finished trials, repeats the failed ones and continues the others from their last epoch.
+summary.json is written when all trials are finished.
 """
 
 from platform.engine.config.program import run_program
@@ -41,14 +41,17 @@ RESERVED = {
     "storage": "it is that of the sweep, storage",
     "runtime": "all trials run on the Ray of the sweep, runtime",
 }
-TRIAL_CPUS = 0.01  # of the function that starts a trial's workers and waits for them
+TRIAL_CPUS = 0.01  # CPUs of the function that starts the workers of a trial and waits for them
 
 
 def main(config: TuneConfig) -> dict[str, Any]:
-    """Run the grid; returns {"best", "trials"}. Raises FailedTrialsError after all trials when some of them failed."""
+    """Run the grid. Returns the summary with "best", "trials" and "metric".
+
+    Raises UserError for a grid or inputs that cannot be used, and FailedTrialsError at the end if a trial is not finished.
+    """
     trials = grid(config)
     if not (open_storage(config.output, config.storage) / SUMMARY).exists():
-        check_trials(config, trials)  # first: a mistyped path must not become the configuration of the output folder
+        check_trials(config, trials)  # check first: a mistyped path must not become the configuration of the output folder
     run = open_run("tune", config.output, config, config.storage, volatile=(*VOLATILE, "concurrent"))
     if run.summary:
         say(f"tune: {run.location.uri} is complete already")
@@ -63,7 +66,7 @@ def main(config: TuneConfig) -> dict[str, Any]:
 
 
 def conclude(config: TuneConfig, run: Run, rows: list[dict[str, Any]]) -> None:
-    """Record every trial; the sweep is complete if all are finished."""
+    """Write trials.json. If all trials are finished, mark the sweep complete; otherwise raise FailedTrialsError."""
     (run.location / TRIALS).write_json(rows)
     finished = [row for row in rows if row["state"] == FINISHED]
     if len(finished) == len(rows):
@@ -81,19 +84,22 @@ def conclude(config: TuneConfig, run: Run, rows: list[dict[str, Any]]) -> None:
 
 
 def grid(config: TuneConfig) -> list[Point]:
-    """Every combination, each validated as a fine-tuning configuration before anything runs."""
+    """Every combination of the grid, validated as a fine-tuning configuration.
+
+    Raises UserError if two combinations are the same trial, ConfigError if one is not a valid configuration.
+    """
     found = points(config.space or DEFAULT_SPACE, to_plain(config.finetune), RESERVED)
     seen: dict[str, Point] = {}
     for point in found:
         content = json.dumps(to_plain(trial_config(config, point)) | {"output": ""}, sort_keys=True)
-        if content in seen:  # [1, 1.0]
+        if content in seen:  # e.g. values [1, 1.0]
             raise UserError(f"space: {text_of(seen[content])} and {text_of(point)} are the same trial")
         seen[content] = point
     return found
 
 
 def trial_config(config: TuneConfig, point: Point) -> FinetuneConfig:
-    """The common settings with one point of the grid; its folder is named by the point."""
+    """Fine-tuning configuration of one point of the grid. The name of its output folder is made from the point."""
     plain = with_point(to_plain(config.finetune), point)
     digest = hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()[:8]
     plain["output"] = open_storage(config.output, config.storage).joinpath("trials", f"{name_of(point)}-{digest}").uri
@@ -105,7 +111,7 @@ def trial_config(config: TuneConfig, point: Point) -> FinetuneConfig:
 
 
 def check_trials(config: TuneConfig, trials: list[Point]) -> None:
-    """UserError for inputs of any trial that are not there or do not fit; what several trials share is looked at once."""
+    """Check the inputs and the number of workers of all trials. Inputs that trials share are checked once. Raises UserError."""
     seen = set()
     for point in trials:
         trial = trial_config(config, point)
@@ -128,7 +134,10 @@ def check_trials(config: TuneConfig, trials: list[Point]) -> None:
 
 
 def sweep(config: TuneConfig, trials: list[Point], location: Location) -> list[dict[str, Any]]:
-    """Ray Tune runs the trials; a trial is a light function that starts its own Train run. Returns a row for each, in order."""
+    """Run the trials with Ray Tune. Returns a row for each, in order.
+
+    A Tune trial is a light function that starts its own Ray Train run.
+    """
     import ray.tune
 
     def trial(parameters: dict[str, Any]) -> None:
@@ -136,7 +145,7 @@ def sweep(config: TuneConfig, trials: list[Point], location: Location) -> list[d
         try:
             run_finetune(trial_config(config, json.loads(parameters["point"])))
             ray.tune.report({"reason": ""})
-        except Exception as error:  # reported, not raised: it concerns this trial alone
+        except Exception as error:  # reported, not raised: the other trials go on
             ray.tune.report({"reason": reason_of(error)})
 
     with relayed_lines() as board:
@@ -146,7 +155,7 @@ def sweep(config: TuneConfig, trials: list[Point], location: Location) -> list[d
 
 
 def reason_of(error: BaseException | None) -> str:
-    """Why a trial failed, in one line; "" if it did not."""
+    """The reason of a failure in one line; "" if there is no error."""
     if error is None:
         return ""
     lines = [line.strip() for line in str(user_error_of(error) or error).splitlines() if line.strip()]
@@ -154,7 +163,7 @@ def reason_of(error: BaseException | None) -> str:
 
 
 def row_of(config: TuneConfig, point: Point, reason: str) -> dict[str, Any]:
-    """One trial for the records: its point and figures, its state, and everything that it ran with."""
+    """Record of one trial: its point, settings, state, reason of a failure and, if finished, metrics."""
     settings = trial_config(config, point)
     folder = open_storage(settings.output, config.storage)
     row: dict[str, Any] = {**point, "point": point, "folder": folder.uri, "seed": settings.seed, "config": to_plain(settings)}
@@ -173,7 +182,7 @@ def row_of(config: TuneConfig, point: Point, reason: str) -> dict[str, Any]:
 def _run(trial: Callable[[dict[str, Any]], None], trials: list[Point], config: TuneConfig, location: Location) -> Any:
     import ray.tune
 
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends this program as any other
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends this program like any other
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trial, {"CPU": TRIAL_CPUS}),
         param_space={"point": ray.tune.grid_search([json.dumps(point) for point in trials])},
@@ -186,7 +195,10 @@ def _run(trial: Callable[[dict[str, Any]], None], trials: list[Point], config: T
 
 
 def check_concurrency(config: TuneConfig, trials: list[Point]) -> None:
-    """Trials whose workers cannot all start would wait for each other for ever."""
+    """Check that the workers of all concurrent trials fit the cluster. Raises UserError if they do not.
+
+    Trials whose workers cannot all start would wait for each other forever.
+    """
     import ray
 
     if "RAY_CLUSTER_AUTOSCALES" in os.environ:
@@ -204,7 +216,7 @@ def check_concurrency(config: TuneConfig, trials: list[Point]) -> None:
 
 
 def table(rows: list[dict[str, Any]], metric: str) -> str:
-    """Best first: what was varied, and the figures."""
+    """Text table of the trials, best first: the varied settings and the metrics in per cent."""
     rows = sorted(rows, key=lambda row: -row[metric])
     names = [*rows[0]["point"], *METRICS, "clusters"]
     cells = [

@@ -1,1 +1,1 @@
-"""What the programs stand on: Ray, object storage, shards, the sample stream and training."""
+"""The parts that the programs are built from: Ray, object storage, shards, the sample stream and training."""

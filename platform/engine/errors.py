@@ -1,42 +1,42 @@
-"""Every error that a user is meant to read."""
+"""The errors whose messages are written for the user."""
 
 import re
 
 
 class UserError(Exception):
-    """Something the user can mend: the text says what happened, the value seen, what is allowed and what to do.
+    """An error that the user can fix. The text states what happened, the value, what is allowed and what to do.
 
-    Programs print the text alone, without a stack trace, and exit with `status`.
+    Programs print only the text, without a stack trace, and exit with `status`.
     """
 
     status = 2
 
 
 class StoppedError(UserError):
-    """The run was asked to stop (SIGTERM) and did, after a checkpoint."""
+    """The run was stopped on request (SIGTERM), after a checkpoint."""
 
     status = 143
 
 
 class ConfigError(UserError):
-    """A key that does not exist or a value that cannot be."""
+    """An unknown key or an invalid value in the configuration."""
 
 
 class StorageError(UserError):
-    """Storage did not do what was asked; the text names the URI, the reason and what to do."""
+    """A storage operation failed. The text names the URI, the reason and what to do."""
 
     def __init__(self, text: str, transient: bool = False) -> None:
         super().__init__(text)
         self.transient = transient
-        """Waiting may mend it: no answer, an error of the server, a full disk."""
+        """Whether a retry may succeed: no answer, an error of the server, a full disk."""
 
 
 class NotFoundError(StorageError):
-    """The named file or object is not there."""
+    """The named file or object does not exist."""
 
 
 class FailedTrialsError(UserError):
-    """Some trials failed; the others are finished and recorded."""
+    """Some trials of a sweep are not finished. The others are finished and recorded."""
 
     def __init__(self, text: str, failed: int) -> None:
         super().__init__(text)
@@ -44,13 +44,13 @@ class FailedTrialsError(UserError):
 
 
 AS_TEXT = re.compile(rf"^{re.escape(UserError.__module__)}\.\w+: (.+)$", re.MULTILINE)
-"""One of them as Python prints it, where an exception has become text."""
+"""Matches an error of this module in the text of a stack trace."""
 
 
 def user_error_of(error: BaseException) -> UserError | None:
-    """`error` itself, or the UserError that a Ray task raised, out of what was wrapped around it.
+    """`error` if it is a UserError, or the UserError inside the wrappers of a Ray task; None if there is none.
 
-    Ray's wrapper is an instance of the class that it wraps too, but its text is the remote stack trace.
+    Ray's wrapper is also an instance of the class that it wraps, but its text is the remote stack trace.
     """
     from ray.exceptions import RayTaskError
 
@@ -59,8 +59,8 @@ def user_error_of(error: BaseException) -> UserError | None:
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, UserError) and not isinstance(seen, RayTaskError):
-            return UserError(str(seen).splitlines()[0])  # Ray Data appends advice of its own
+            return UserError(str(seen).splitlines()[0])  # Ray Data appends its own advice
         seen = getattr(seen, "cause", None) or seen.__cause__
-    # Pickling drops __cause__: what Ray Data raised in a task of a task is left as text alone.
+    # Pickling drops __cause__: an error that Ray Data raised in a nested task is only present as text.
     named = AS_TEXT.findall(str(error)) if isinstance(error, RayTaskError) else []
     return UserError(named[-1]) if named else None

@@ -1,1 +1,1 @@
-"""Neighbor search and pseudo-labels shared out over Ray actors."""
+"""Neighbor search and pseudo-labels distributed over Ray actors."""

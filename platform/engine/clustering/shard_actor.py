@@ -1,4 +1,4 @@
-"""The actor that holds a share of the features and answers for it: nearest images, and similarities of chosen pairs."""
+"""The actor that holds a share of the features. It finds the nearest images in it and the similarities of chosen pairs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,12 +15,15 @@ from reidssl.row_blocks import over_blocks
 
 
 def _writable(array: np.ndarray) -> np.ndarray:
-    """A copy of what lies in the object store, where arrays are read-only and torch warns of them."""
+    """`array`, copied if it is read-only: torch warns of the read-only arrays of the object store."""
     return array if array.flags.writeable else array.copy()
 
 
 class Shard:
-    """Actor: one share of the features. It loads when it is first asked, so also after a restart."""
+    """Actor with one share of the features. It loads them at the first call, so it also works after a restart.
+
+    search, effort: kind of the neighbor search, see reidssl.clustering.index.
+    """
 
     def __init__(self, parts: Sequence[Part], search: str, effort: int, threads: int) -> None:
         use_threads(threads)
@@ -28,20 +31,24 @@ class Shard:
         self._index: NeighborIndex | None = None
 
     def index(self) -> NeighborIndex:
+        """The search index of the share, built at the first call."""
         if self._index is None:
             self._index = NeighborIndex(read_all(self.parts), self.search, self.effort)
         return self._index
 
     def rows(self, places: np.ndarray) -> np.ndarray:
-        """float32 (len(places), D), of length one; places: int, from 0 in this share."""
+        """Features float32 (len(places), D) of unit length. places: int, rows of this share from 0."""
         return self.index().images[places].cpu().numpy()
 
     def nearest(self, queries: np.ndarray, k: int, own: np.ndarray) -> Neighbors:
-        """Of this share, numbered from 0. queries: float32 (Q, D) of length one; own: the image that is the query, or -1."""
+        """The k nearest images in this share, numbered from 0.
+
+        queries: float32 (Q, D) of unit length; own: int (Q,), the image of this share that is the query, or -1.
+        """
         return self.index().nearest(_writable(queries), k, own, unit=True)
 
     def nearest_exact(self, queries: np.ndarray, k: int, own: np.ndarray) -> Neighbors:
-        """The same by comparing with all images, whatever the search."""
+        """As `nearest`, but always by an exhaustive search."""
         images = self.index().images
         found = nearest(torch.from_numpy(_writable(queries)).to(images.device), images, k, own)
         return found.indices, found.similarities
@@ -49,10 +56,13 @@ class Shard:
     def propose(
         self, proposal: Callable[..., Neighbors], table: np.ndarray, start: int, stop: int, starts: np.ndarray
     ) -> list[tuple[np.ndarray, ...]]:
-        """Pairs whose similarity is wanted: all of them, then for each share those with its images.
+        """The pairs of the images start..stop whose similarities are needed: first all pairs, then those of each share.
 
-        proposal(table, start, stop) -> how many others each image of start..stop has (n,), and the others (P,).
-        starts: int (shares,), the first image of each.
+        Args:
+            proposal: (table, start, stop) -> number of pairs of each image (n,), and the other image of each pair (P,).
+            starts: int (shares,), first image of each share.
+
+        Returns (counts (n,), others (P,), share of each other (P,)), then for each share (rows from `start`, rows of the share).
         """
         counts, others = proposal(table, start, stop)
         owners = np.searchsorted(starts, others, side="right") - 1
@@ -64,7 +74,7 @@ class Shard:
         ]
 
     def cosines(self, queries: np.ndarray, pairs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        """float32 (P,); pairs: rows of `queries` and images of this share."""
+        """Cosines float32 (P,) of pairs. pairs: (rows of `queries`, images of this share), int (P,) each."""
         images, (rows, others) = self.index().images.cpu().numpy(), pairs
 
         def work(first: int, last: int) -> np.ndarray:
@@ -74,7 +84,7 @@ class Shard:
         return np.concatenate(found) if found else np.empty(0, np.float32)
 
     def conclude(self, conclusion: Callable[..., Any], proposed: tuple[np.ndarray, ...], *answers: np.ndarray) -> Any:
-        """conclusion(counts, others, cosines), the shares' answers brought into the order of the pairs."""
+        """conclusion(counts, others, cosines), with the answers of the shares arranged in the order of the pairs."""
         counts, others, owners = proposed
         cosines = np.empty(len(others), np.float32)
         for share, answer in enumerate(answers):

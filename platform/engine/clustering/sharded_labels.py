@@ -1,10 +1,10 @@
 """Pseudo-labels of features that no single process holds: search, Jaccard distance and clusters over Ray.
 
-The features stay on the actors of the search, which also say how alike the pairs are that the other steps ask for: candidates
-of the refined search, a sample for its recall, members of the reciprocal sets. Then the actors end, and tasks compute query
-expansion and distances by ranges of images from the vectors of weights, which each node gets once. This process holds the
-table of neighbors, the vectors and the distances (about 1.5 kB an image), and clusters. Equal to `pseudo_labels` in one
-process.
+The features stay on the actors of the search. These also compute the similarities that the other steps need: for the
+candidates of the refined search, for a sample that measures its recall, and for the members of the reciprocal sets. Then the
+actors end. Ray tasks compute query expansion and distances for ranges of images from the weight vectors, which each node gets
+once. This process holds the neighbor table, the vectors and the distances (about 1.5 kB per image), and clusters them. The
+result equals `pseudo_labels` in one process.
 """
 
 from collections import deque
@@ -29,10 +29,13 @@ from reidssl.clustering.reciprocal import half_of, query_expansion, reciprocal_s
 def sharded_labels(
     parts: Sequence[Part], cluster: ClusterConfig, config: NeighborActorsConfig, progress: float = 0.0
 ) -> PseudoLabels:
-    """`pseudo_labels` of all parts together, by dbscan or infomap; progress as there.
+    """`reidssl.clustering.pseudo_labels.pseudo_labels` of all parts together, by dbscan or infomap.
+
+    progress: as in `pseudo_labels`.
 
     Raises:
-        UserError: as `shared_out`. ValueError: collapsed features with an algorithm that needs the whole graph.
+        UserError: as in `shared_out`.
+        ValueError: collapsed features with an algorithm that needs the whole graph.
     """
     lap, recall = Laps(), None
     with shared_out(parts, config, cluster.search, cluster.search_effort) as shards:
@@ -51,7 +54,7 @@ def sharded_labels(
 
 
 def sharded_refine(shards: FeatureShards, neighbors: Neighbors) -> Neighbors:
-    """`reidssl.clustering.nn_descent.refine`: the neighbors of the neighbors looked at as well."""
+    """`reidssl.clustering.nn_descent.refine` over actors: also consider the neighbors of the neighbors."""
     indices, similarities = neighbors
     found, near = np.empty_like(indices), np.empty_like(similarities)
 
@@ -65,7 +68,7 @@ def sharded_refine(shards: FeatureShards, neighbors: Neighbors) -> Neighbors:
 
 
 def sharded_recall(shards: FeatureShards, neighbors: Neighbors, sample: int = 1000, seed: int = 0) -> float:
-    """`reidssl.clustering.index.recall`: the share of the true neighbors that was found, of a sample of the images."""
+    """`reidssl.clustering.index.recall` over actors: share of the true neighbors found, in [0, 1], for a sample of the images."""
     indices, similarities = neighbors
     if indices.shape[1] < 2:
         return 1.0
@@ -75,7 +78,7 @@ def sharded_recall(shards: FeatureShards, neighbors: Neighbors, sample: int = 10
 
 
 def sharded_vectors(shards: FeatureShards, table: np.ndarray, half: int) -> sp.csr_matrix:
-    """`reciprocal_vectors`: float32 CSR (N, N), sorted indices; table int32 (N, k) of `self_first`."""
+    """`reciprocal_vectors` over actors: float32 CSR (N, N) with sorted indices. table: int32 (N, k) from `self_first`."""
     found = shards.pairs(table, partial(_sets, half), lambda start, stop: _weighted, shards.config.block)
     rows = {start: part for start, _, part in found}
     return stack([rows[start] for start in sorted(rows)], shards.num)
@@ -90,7 +93,7 @@ def _weighted(counts: np.ndarray, others: np.ndarray, cosines: np.ndarray) -> tu
 
 
 def expanded_by_tasks(vectors: sp.csr_matrix, table: np.ndarray, config: NeighborActorsConfig) -> sp.csr_matrix:
-    """`query_expansion` by ranges of images."""
+    """`query_expansion` by Ray tasks over ranges of images: float32 CSR (N, N)."""
     return sp.vstack(list(_by_ranges(_expanded, config, vectors, np.ascontiguousarray(table))), format="csr")
 
 
@@ -101,7 +104,7 @@ def _expanded(threads: int, start: int, stop: int, vectors: sp.csr_matrix, table
 def distances_by_tasks(
     vectors: sp.csr_matrix, max_distance: float, most_pairs: int, config: NeighborActorsConfig
 ) -> sp.csr_matrix:
-    """`jaccard_rows` by ranges of images: float32 CSR (N, N); TooManyPairs as there."""
+    """`jaccard_rows` by Ray tasks over ranges of images: float32 CSR (N, N). Raises TooManyPairs as there."""
     parts: list[sp.csr_matrix] = []
     work = partial(_distances, max_distance, most_pairs)
     for part in _by_ranges(work, config, vectors, by_image(vectors)):
@@ -116,12 +119,12 @@ def _distances(
 ) -> sp.csr_matrix | None:
     try:
         return jaccard_range(vectors, columns, start, stop, max_distance, num_threads=threads, most_pairs=most_pairs)
-    except TooManyPairs:  # said by the process that counts all tasks' pairs
+    except TooManyPairs:  # raised by the calling process, which counts the pairs of all tasks
         return None
 
 
 def _by_ranges(work: Callable[..., Any], config: NeighborActorsConfig, vectors: sp.csr_matrix, other: Any) -> Iterator[Any]:
-    """work(threads, start, stop, vectors, other) of ranges of `config.block` images, in order, by Ray tasks."""
+    """Yields work(threads, start, stop, vectors, other) for ranges of `config.block` images, in order, computed by Ray tasks."""
     import ray
 
     remote: Any = ray.remote(num_cpus=config.cpus_per_actor)(_on_threads)
@@ -130,7 +133,7 @@ def _by_ranges(work: Callable[..., Any], config: NeighborActorsConfig, vectors: 
     try:
         for start in range(0, num, config.block):
             waiting.append(remote.remote(work, config.threads, start, min(start + config.block, num), *shared))
-            if len(waiting) > 2 * config.actors:  # results that nobody takes would fill the object store
+            if len(waiting) > 2 * config.actors:  # results that are not fetched would fill the object store
                 yield ray.get(waiting.popleft())
         while waiting:
             yield ray.get(waiting.popleft())

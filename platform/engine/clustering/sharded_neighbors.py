@@ -1,11 +1,10 @@
-"""Nearest neighbors in a set that is shared out over Ray actors: more images than one machine holds or one can search in time.
+"""Nearest neighbors in a set that is distributed over Ray actors, for more images than one machine can hold or search in time.
 
-Each actor loads its share of the features (a slice of an array, or Parquet files in object storage), makes it ready to be
-searched and keeps it. Queries travel block by block: an actor hands out a block of its own images, every actor looks for their
-nearest among its share, and the answers are merged exactly, equal similarities by rising index. So the table of an exact search
-does not depend on the number of actors; an approximate one makes its groups in each share by itself. Other steps ask the same
-actors for the similarities of chosen pairs (jaccard.py). A lost actor is started again by Ray, loads its share again and
-answers again.
+Each actor loads its share of the features (a slice of an array, or Parquet files in object storage), builds its index and keeps
+it. Queries travel block by block: an actor sends a block of its own images, every actor searches its share for their nearest
+images, and the answers are merged exactly (equal similarities by ascending index). So the table of an exact search does not
+depend on the number of actors. An approximate search builds an index of each share separately. Other steps ask the same actors
+for the similarities of chosen pairs (sharded_labels.py). Ray restarts a lost actor, which loads its share again.
 """
 
 import itertools
@@ -25,11 +24,14 @@ from reidssl.clustering.index import in_order
 from reidssl.clustering.neighbors import Neighbors
 
 RESTARTS = 10
-"""Of an actor; one whose share does not fit into memory would be started for ever."""
+"""Largest number of restarts of an actor. Without it, an actor whose share does not fit into memory would restart forever."""
 
 
 class FeatureShards:
-    """The features of all parts, on actors."""
+    """The features of all parts, distributed over actors.
+
+    starts: first image of each share; sizes: images of each share; num: N, the number of all images.
+    """
 
     def __init__(self, parts: Sequence[Part], config: NeighborActorsConfig, search: str, effort: int) -> None:
         import ray
@@ -46,11 +48,14 @@ class FeatureShards:
         self.actors = [remote(Shard).remote(share, search, effort, config.threads) for share in shares]
 
     def neighbors(self, k: int) -> Neighbors:
-        """The k nearest images of every image, itself first: int64 (N, min(k, N)), -1 where none was found, and float32."""
+        """The k nearest images of every image, with itself first.
+
+        Returns (indices int64 (N, min(k, N)), -1 where none was found; similarities float32 of the same shape).
+        """
         return self._found(np.arange(self.num), k, "nearest")
 
     def nearest_exact(self, chosen: np.ndarray, k: int) -> Neighbors:
-        """The same for some images, rising, by comparing with all."""
+        """As `neighbors`, but for the images `chosen` (ascending indices) and by an exhaustive search."""
         return self._found(chosen, k, "nearest_exact")
 
     def _found(self, chosen: np.ndarray, k: int, method: str) -> Neighbors:
@@ -80,7 +85,7 @@ class FeatureShards:
                         ],
                     )
                 )
-                if len(waiting) > 2:  # one being answered, one in reserve: more would only fill the object store
+                if len(waiting) > 2:  # enough to keep the actors busy; more would only fill the object store
                     collect()
         while waiting:
             collect()
@@ -93,14 +98,16 @@ class FeatureShards:
         conclusion: Callable[[int, int], Callable[..., Any]],
         block: int,
     ) -> Iterator[tuple[int, int, Any]]:
-        """Similarities of chosen pairs, and what follows from them: (start, stop, result) of blocks of rows in any order.
+        """Yields (start, stop, result) for blocks of images, in any order; results are computed from similarities of pairs.
 
-        An actor proposes the pairs of a block of its images, the block's features go to all, and only numbers come back.
+        An actor proposes the pairs of a block of its images and sends the features of the block to all actors. Only similarities
+        come back.
 
         Args:
-            table: (N, k), travels to each node once. proposal: see Shard.propose.
-            conclusion: (start, stop) -> function of (counts, others, cosines) -> result.
-            block: rows at a time.
+            table: (N, k), sent to each node once.
+            proposal: see Shard.propose.
+            conclusion: (start, stop) -> function of (counts, others, cosines) that returns the result of the block.
+            block: images in a block.
         """
         import ray
 
@@ -110,7 +117,7 @@ class FeatureShards:
             for first, size in zip(self.starts, self.sizes, strict=True)
         ]
         waiting: deque[list[tuple[int, int, Any]]] = deque()
-        for together in itertools.zip_longest(*blocks):  # actors answer in turn, so all propose before any is asked
+        for together in itertools.zip_longest(*blocks):  # actors work in call order: all propose first
             here = [(actor, *rows, first) for actor, rows, first in zip(self.actors, together, self.starts, strict=True) if rows]
             proposed = [
                 actor.propose.options(num_returns=count).remote(proposal, reference, start, stop, self.starts)
@@ -132,15 +139,14 @@ class FeatureShards:
 def shared_out(
     parts: Sequence[Part], config: NeighborActorsConfig, search: str = "exact", effort: int = 0
 ) -> Iterator[FeatureShards]:
-    """The features on actors, which end with the block.
+    """Context manager: the features distributed over actors, which end with the `with` block.
 
     Args:
-        parts: the features in order; an actor gets consecutive ones, about as many rows as the others.
+        parts: the features in order. Each actor gets consecutive parts, with about the same number of rows.
         search, effort: how each actor searches its share, see reidssl.clustering.index.
 
     Raises:
-        UserError: fewer CPUs or GPUs than the actors reserve, features that cannot be read or are no numbers, an actor that
-            dies again and again.
+        UserError: too few CPUs or GPUs for the actors, unreadable or non-finite features, or an actor that dies repeatedly.
     """
     import ray
 
@@ -157,17 +163,17 @@ def shared_out(
 def sharded_neighbors(
     parts: Sequence[Part], k: int, config: NeighborActorsConfig, search: str = "exact", effort: int = 0
 ) -> Neighbors:
-    """The k nearest images of every image of all parts together, itself first; arguments and errors as in `shared_out`.
+    """The k nearest images of every image of all parts together, with itself first. Arguments and errors as in `shared_out`.
 
     Returns:
-        indices int64 (N, min(k, N)), -1 where an approximate search found fewer, and similarities float32.
+        (indices int64 (N, min(k, N)), -1 where an approximate search found fewer; similarities float32 of the same shape).
     """
     with shared_out(parts, config, search, effort) as shards:
         return shards.neighbors(k)
 
 
 def _merged(answers: Sequence[Neighbors], starts: Sequence[int] | np.ndarray, mine: np.ndarray, k: int) -> Neighbors:
-    """The best k of all shares' answers, in the numbering of the whole set."""
+    """The best k of the answers of all shares, with indices of the whole set."""
     numbers = [np.where(found < 0, -1, found + start) for (found, _), start in zip(answers, starts, strict=True)]
     merged = in_order(np.concatenate(numbers, axis=1), np.concatenate([each for _, each in answers], axis=1), mine)
     merged[1][:, 0] = 1.0
@@ -175,7 +181,7 @@ def _merged(answers: Sequence[Neighbors], starts: Sequence[int] | np.ndarray, mi
 
 
 def _shares(parts: Sequence[Part], count: int) -> list[list[Part]]:
-    """Consecutive parts, each to the share its middle falls into; none is empty."""
+    """At most `count` non-empty shares of consecutive parts; a part goes to the share that contains its middle row."""
     if not parts:
         raise UserError("there are no features to search: the data set is empty")
     rows = np.asarray([part.rows for part in parts])
@@ -184,7 +190,7 @@ def _shares(parts: Sequence[Part], count: int) -> list[list[Part]]:
 
 
 def _check_resources(config: NeighborActorsConfig, count: int) -> None:
-    """UserError for what a single machine will never have; a cluster may grow, as in launch.py."""
+    """Raise UserError if a single machine has too few CPUs or GPUs. Clusters are not checked, because they may grow."""
     import ray
 
     if "RAY_CLUSTER_AUTOSCALES" in os.environ or len(ray.nodes()) > 1:
@@ -208,6 +214,6 @@ def _explained(error: Exception, actors: int) -> Exception:
             "features probably does not fit into the memory of its machine; use more actors (neighbors.actors) or "
             "larger machines"
         )
-    if isinstance(cause, ValueError):  # features that cannot be: the library's own words
+    if isinstance(cause, ValueError):  # unusable features: keep the message of the library
         return UserError(f"the features cannot be searched: {str(cause).splitlines()[0]}")
     return user_error_of(error) or error

@@ -1,1 +1,1 @@
-"""From `configs/` and the command line to one validated dataclass, and the help that describes it."""
+"""Compose `configs/` and the command line into one validated dataclass, and print the help about its settings."""

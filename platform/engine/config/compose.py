@@ -1,7 +1,7 @@
-"""From `configs/<program>.yaml` and the command line to one validated dataclass.
+"""Compose `configs/<program>.yaml` and the command line into one validated dataclass.
 
-Hydra composes (groups, `experiment=...`, `key=value` overrides); the program's dataclass is the schema. Below this
-edge there are only dataclasses: no program hands a Hydra object to the engine or the library.
+Hydra composes groups, `experiment=...` and `key=value` overrides; the dataclass of the program is the schema. All other code
+uses only dataclasses: no program passes a Hydra object to the engine or the library.
 """
 
 import difflib
@@ -33,22 +33,22 @@ Schema = TypeVar("Schema")
 
 
 def load_config(schema: type[Schema], name: str, overrides: Sequence[str] = ()) -> Schema:
-    """Compose `configs/<name>.yaml` with `key=value` overrides and validate it against the dataclass `schema`.
+    """Compose `configs/<name>.yaml` with `key=value` overrides and validate the result against the dataclass `schema`.
 
-    Paths become absolute here and nowhere else. Raises ConfigError naming the key for unknown keys, wrong types and values
-    refused by the dataclass.
+    Paths become absolute here and nowhere else. Raises ConfigError that names the key for unknown keys, wrong types and values
+    that the dataclass rejects.
     """
     return build(schema, composed_values(schema, name, overrides))
 
 
 def composed_values(schema: type, name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The same as plain values of the right types, before the dataclass looks at them together. Raises ConfigError."""
+    """As `load_config`, but plain values of the right types that the dataclass has not validated yet. Raises ConfigError."""
     try:
         given = read_overrides(schema, name, overrides, partial(_no_such_key, schema=schema))
     except OverrideError as error:
         raise ConfigError(f"configuration: {error}") from None
     for_hydra = [each.text for each in given if each.text]
-    # Every configs/<program>.yaml begins with `- schema`: the dataclass gives it all keys and their types.
+    # Every configs/<program>.yaml starts with `- schema`, which adds all keys and types of the dataclass.
     ConfigStore.instance().store(name="schema", node=schema)
     try:
         with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
@@ -67,7 +67,7 @@ def composed_values(schema: type, name: str, overrides: Sequence[str] = ()) -> d
 
 
 def to_dataclass(schema: type[Schema], values: Any) -> Schema:
-    """Check a mapping against `schema` and build the dataclass, nested ones included. Raises ConfigError."""
+    """Check a mapping against `schema` and build the dataclass, including nested ones. Raises ConfigError."""
     return build(schema, _checked(schema, values))
 
 
@@ -82,7 +82,7 @@ def _checked(schema: type, values: Any) -> dict[str, Any]:
 
 
 def _refuse_unknown(schema: type, values: Any, prefix: str = "") -> None:
-    """`+key=value` adds keys behind the schema's back; ConfigError for the first that is not in it."""
+    """Raise ConfigError for the first key that is not in the schema: `+key=value` can add such keys."""
     hints = get_type_hints(schema)
     for key, value in values.items():
         if key not in hints:
@@ -98,7 +98,10 @@ def _no_such_key(key: str, schema: type, prefix: str = "") -> str:
 
 
 def build(schema: type[Schema], values: Mapping[str, Any], prefix: str = "") -> Schema:
-    """The dataclass out of values of the right types: declared tuples become tuples, refusals get the full key."""
+    """Build the dataclass from values of the right types. Lists become tuples where the schema declares tuples.
+
+    Raises ConfigError with the full key for a value that the dataclass rejects. prefix: of the keys, for messages.
+    """
     arguments = {}
     for key, hint in get_type_hints(schema).items():
         value = values[key]
@@ -112,12 +115,12 @@ def build(schema: type[Schema], values: Mapping[str, Any], prefix: str = "") -> 
         arguments[key] = value
     try:
         return schema(**arguments)
-    except ValueError as error:  # from __post_init__; begins with the field's name
+    except ValueError as error:  # from __post_init__; its text begins with the name of the field
         raise ConfigError(f"configuration: {prefix}{error}") from None
 
 
 def _refuse_non_finite(value: Any, key: str) -> None:
-    """No setting is unlimited by an infinity, and a NaN passes every comparison that a dataclass makes."""
+    """Raise ConfigError for infinities and NaN in a value: no setting allows them, and NaN would pass range checks."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"configuration: {key} must be a finite number: got {value}")
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -126,7 +129,7 @@ def _refuse_non_finite(value: Any, key: str) -> None:
 
 
 def to_plain(config: "DataclassInstance") -> dict[str, Any]:
-    """The dataclass as JSON-compatible nested dicts and lists (what is stored beside a run)."""
+    """The dataclass as JSON-compatible nested dicts and lists, as stored in a run folder."""
     return json.loads(json.dumps(asdict(config)))
 
 
@@ -138,7 +141,7 @@ def _keys(schema: type, prefix: str = "") -> list[str]:
 
 
 def _explain(error: Exception, schema: type) -> str:
-    """One clear paragraph out of Hydra's and OmegaConf's multi-line messages."""
+    """A message in one line from the multi-line messages of Hydra and OmegaConf."""
     text = str(error).strip()
     cause = error.__cause__
     key = getattr(error, "full_key", None) or getattr(cause, "full_key", None)
@@ -149,6 +152,6 @@ def _explain(error: Exception, schema: type) -> str:
     unset = re.search(r"Environment variable '(\w+)' not found", text)
     if unset:
         return f"configuration: {key} needs the environment variable {unset[1]}, which is not set; set it, or give {key}="
-    if key:  # Hydra's own text is "Error merging override ..."; what was wrong is in OmegaConf's
+    if key:  # Hydra's own text is only "Error merging override ..."; OmegaConf's error has the reason
         return f"configuration: {key}: {str(cause or error).strip().splitlines()[0]}"
     return f"configuration: {' '.join(text.split())}"

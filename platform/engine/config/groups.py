@@ -1,4 +1,4 @@
-"""Config groups: folders below `configs/` from which `group=choice` takes a file, and what else a user may mean by it."""
+"""Config groups: the folders below `configs/` from which `group=choice` selects a file, and messages for wrong choices."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ CONFIG_FOLDER = ROOT / "configs"
 
 
 def choices_of_groups() -> dict[str, list[str]]:
-    """Every config group and what there is to choose."""
+    """Name of every config group -> the names of its choices."""
     return {
         folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
         for folder in sorted(CONFIG_FOLDER.iterdir())
@@ -22,14 +22,14 @@ def choices_of_groups() -> dict[str, list[str]]:
 
 
 def groups_of(program: str) -> set[str]:
-    """The groups that `configs/<program>.yaml` chooses from; empty if there is no such file."""
+    """The groups in the defaults list of `configs/<program>.yaml`; empty if there is no such file."""
     file = CONFIG_FOLDER / f"{program}.yaml"
     loaded = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
     return {group for entry in loaded.get("defaults", []) if isinstance(entry, dict) for group in entry}
 
 
 def experiments_of(program: str, schema: type) -> list[str]:
-    """The experiments whose settings and groups the program has, read without composing any."""
+    """The experiments whose settings and groups all exist in the program, determined without composing them."""
     groups, folder = groups_of(program), CONFIG_FOLDER / "experiment"
     return [file.stem for file in sorted(folder.glob("*.yaml")) if "experiment" in groups and _fits(file, groups, schema)]
 
@@ -54,7 +54,7 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def no_such_choice(schema: type, overrides: Sequence[str]) -> str:
-    """What to say about the first `group=choice` for which there is no file, or "" if all are there."""
+    """Error message about the first `group=choice` without a file; "" if all files exist."""
     hints, choices = get_type_hints(schema), choices_of_groups()
     for override in overrides:
         name, _, value = override.partition("=")

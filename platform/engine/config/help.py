@@ -1,4 +1,4 @@
-"""`--help`: what a program does and every setting with the value that it has in the composed configuration."""
+"""`--help`: the purpose of a program, and every setting with its value in the composed configuration."""
 
 import ast
 import inspect
@@ -20,13 +20,17 @@ INDENT = "      "
 
 
 def help_text(schema: type, name: str, doc: str, overrides: Sequence[str] = (), width: int = 0) -> str:
-    """Docstring, usage, groups, and the settings in force with `overrides`, section by section.
+    """The help of a program: docstring, usage, groups, and the settings with `overrides` applied, section by section.
 
-    width: columns to keep to; 0: those of the terminal. Raises ConfigError for overrides that cannot be.
+    Args:
+        doc: docstring of the program.
+        width: largest number of columns, at least 40; 0: those of the terminal.
+
+    Raises ConfigError for invalid overrides.
     """
     width = max(40, width or shutil.get_terminal_size((100, 24)).columns)
     values = composed_values(schema, name, overrides)
-    with suppress(ConfigError):  # what has to be given is not given yet; help is there to say so
+    with suppress(ConfigError):  # required settings may still be missing when help is requested
         values = to_plain(build(schema, values))
     choices = choices_of_groups() | {"experiment": experiments_of(name, schema)}
     offered = {group: choices[group.partition("@")[0]] for group in sorted(groups_of(name))}  # model@pretrain.model: below a key
@@ -46,7 +50,7 @@ def help_text(schema: type, name: str, doc: str, overrides: Sequence[str] = (), 
 
 
 def _section(schema: type, values: dict[str, Any], prefix: str, width: int) -> list[str]:
-    """The settings of a dataclass, then each nested one under a heading of its own."""
+    """Lines for the settings of a dataclass, then for each nested dataclass under its own heading."""
     hints, meanings, lines, nested = get_type_hints(schema), field_docs(schema), [], []
     for key, hint in hints.items():
         if is_dataclass(hint):
@@ -62,9 +66,9 @@ def _section(schema: type, values: dict[str, Any], prefix: str, width: int) -> l
 
 
 def in_words(value: Any) -> str:
-    """A value as the command line takes it."""
+    """A value in the syntax of the command line."""
     if isinstance(value, str):
-        own_quotes = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""  # which would be left out
+        own_quotes = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""  # the command line would remove them
         quote = '"' if value[:1] != '"' else "'"
         return f"{quote}{value}{quote}" if own_quotes or value == "null" else value
     if isinstance(value, list | tuple):
@@ -75,13 +79,16 @@ def in_words(value: Any) -> str:
 
 
 def _quoted(value: Any) -> str:
-    """Inside a list."""
+    """A value inside a list or dict, quoted if it has special characters."""
     special = isinstance(value, str) and (set(value) & set("'\"[]{},:= ") or value != value.strip())
     return '"' + value.replace('"', '\\"') + '"' if special else in_words(value)
 
 
 def _wrapped_doc(doc: str, width: int) -> list[str]:
-    """Paragraphs are filled anew, indented lines (commands, tables) kept where they fit; a command goes on behind a backslash."""
+    """The docstring wrapped to `width`: paragraphs are filled; indented lines (commands, tables) are kept if they fit.
+
+    A command that is too long is continued with backslashes.
+    """
     lines: list[str] = []
     for indented, group in itertools.groupby(doc.strip().splitlines(), lambda line: line[:1] == " " if line else None):
         block = list(group)
@@ -109,7 +116,7 @@ def _wrap(text: str, indent: str, width: int, below: str | None = None) -> list[
 
 @lru_cache
 def field_docs(schema: type) -> dict[str, str]:
-    """Docstrings written under the fields of a dataclass, read from its source."""
+    """Field name -> docstring under the field, read from the source of a dataclass and its base classes."""
     found: dict[str, str] = {}
     for owner in reversed(schema.__mro__):
         if not is_dataclass(owner):

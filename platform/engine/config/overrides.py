@@ -1,7 +1,7 @@
-"""What stands behind the program's name on the command line: `key=value`, `group=choice`.
+"""Parse the command-line arguments of a program: `key=value` and `group=choice`.
 
-For a setting that holds text (a path, a name) the value is taken as it stands, whatever characters it has: no grammar of Hydra's,
-no sweep. One pair of quotes around it is left out; `${other.key}` is filled in. A list of texts is `[a,b]`, or a single one
+The value of a text setting (a path, a name) is read literally, whatever characters it has; Hydra's grammar and sweeps do not
+apply. One pair of quotes around it is removed, and `${other.key}` is interpolated. A list of texts is `[a,b]`, or a single text
 without brackets. All other values follow Hydra's grammar.
 """
 
@@ -21,25 +21,25 @@ ITEM = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,]*)\s*(,|$)""",
 
 
 class Override(NamedTuple):
-    """One argument, understood."""
+    """A parsed argument."""
 
     key: str
     text: str
-    """As given, for Hydra; "" if it is not for Hydra."""
+    """The override to pass to Hydra; "" if `value` is set without Hydra."""
     value: Any = None
-    """What to set after Hydra has composed, if it is not for Hydra."""
+    """The value to set after Hydra has composed, if `text` is ""."""
 
 
 class OverrideError(ValueError):
-    """An argument that cannot be, in one line."""
+    """An invalid argument; the text has one line."""
 
 
 def read_overrides(schema: type, program: str, arguments: Sequence[str], unknown: Any) -> list[Override]:
-    """All of them in order. unknown: called with a key that does not exist, gives what to say about it.
+    """The parsed arguments, in order. unknown: function that returns the error message about an unknown key.
 
-    Raises OverrideError.
+    Raises OverrideError for the first invalid argument.
     """
-    # A plain setting may have the name of a group that another program chooses from.
+    # A plain setting of this program may have the name of a group of another program.
     groups = {group for group in groups_of(program) if not hint_of(schema, group) or is_dataclass(bare(hint_of(schema, group)))}
     return [_read(schema, groups, text, unknown) for text in arguments]
 
@@ -63,10 +63,10 @@ def _read(schema: type, groups: set[str], text: str, unknown: Any) -> Override:
                 else "a path or name needs the key that it is for, e.g. output=" + text
             )
         )
-    if key in groups:  # of the pipeline also model@pretrain.model
+    if key in groups:  # in the pipeline, also model@pretrain.model
         return Override(key, text)
     below = next((group for group in groups if key and group.partition("@")[2] == key), "")
-    if below and value[:1] not in ("", "{"):  # pretrain.model=vit_tiny
+    if below and value[:1] not in ("", "{"):  # e.g. pretrain.model=vit_tiny
         return Override(below, f"{below}={value}")
     if "@" in key:
         named = [group for group in sorted(groups) if group.partition("@")[0] == key.partition("@")[0]]
@@ -88,7 +88,7 @@ def _read(schema: type, groups: set[str], text: str, unknown: Any) -> Override:
     if is_dataclass(kind) and value[:1] != "{":
         names = [item.name for item in fields(kind)]
         raise OverrideError(f"'{text}': {key} has settings of its own, e.g. {key}.{names[0]}=...: {', '.join(names)}")
-    if get_origin(kind) is dict:  # keys are added to it, with and without a plus
+    if get_origin(kind) is dict:  # keys may be added to a dict, with or without a plus
         _check(key, value)
         return Override(key, f"++{key}={value}")
     if name.startswith("+") and not name.startswith("++") and _is_there(schema, key):
@@ -105,7 +105,7 @@ def _read(schema: type, groups: set[str], text: str, unknown: Any) -> Override:
 
 
 def _is_there(schema: type, key: str) -> bool:
-    """False within a dict, to which keys are added."""
+    """Whether the key exists in the schema; False inside a dict, to which keys are added."""
     parts = key.split(".")
     return not any(get_origin(bare(hint_of(schema, ".".join(parts[:end])))) is dict for end in range(1, len(parts)))
 
@@ -126,7 +126,7 @@ def _items(key: str, text: str) -> list[str]:
     inner, found, at = text[1:-1], [], 0
     while inner.strip():
         item = ITEM.match(inner, at)
-        if item is None:  # something behind a closing quote
+        if item is None:  # there is text after a closing quote
             raise OverrideError(f"{key}={text} is not a list: a value with a quote and a comma needs quotes around all of it")
         found.append(_unquoted(item[1].strip()))
         at = item.end()
@@ -136,7 +136,7 @@ def _items(key: str, text: str) -> list[str]:
 
 
 def _check(key: str, value: str) -> None:
-    """Refuse here, in one line, what Hydra would refuse in several."""
+    """Raise OverrideError, with a message in one line, for values that Hydra would reject, and for sweeps."""
     try:
         override = OverridesParser.create().parse_override(f"{key}={value}")
     except HydraException as error:

@@ -1,13 +1,13 @@
-"""Files and folders among the settings: declared by their type, made absolute once, where the configuration is composed.
+"""Paths among the settings: they are declared by their type and made absolute when the configuration is composed.
 
     source: InputPath = ""                                   is read
     output: OutputPath = "runs/pretrain"                     is written
-    models: list[InputPath] = field(default_factory=list)    several
+    models: list[InputPath] = field(default_factory=list)    several paths
     space: Annotated[dict[str, Any], SettingsOf(Config)]     values for the settings of another schema
 
-Workers, tasks and trials have working folders of their own, and a run is continued from anywhere: below the edge there are only
-absolute paths and s3:// URIs. A relative path counts from the folder that the user stands in, also when it comes from a file
-below configs/. "" stays "".
+Workers, tasks and trials have their own working folders, and a run may be continued from another folder. So all other code gets
+only absolute paths and s3:// URIs. A relative path is relative to the user's current folder, even if it comes from a file below
+configs/. "" stays "".
 """
 
 import os
@@ -24,7 +24,7 @@ BUCKET_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,254}")
 
 
 class Role(Enum):
-    """What a program does with the place that a setting names."""
+    """How a program uses the path in a setting."""
 
     INPUT = "is read"
     OUTPUT = "is written"
@@ -34,18 +34,18 @@ class Role(Enum):
 InputPath = Annotated[str, Role.INPUT]
 OutputPath = Annotated[str, Role.OUTPUT]
 ServiceAddress = Annotated[str, Role.SERVICE]
-"""A server, or a folder or SQLite file in its place: http://host:5000, sqlite:///runs/mlflow.db, runs/mlflow."""
+"""Address of a server, or a folder or SQLite file instead: http://host:5000, sqlite:///runs/mlflow.db, runs/mlflow."""
 
 
 @dataclass(frozen=True)
 class SettingsOf:
-    """Marks a dict whose keys are settings of `schema`, nested or dotted, and whose values are lists of values for them."""
+    """Annotation of a dict whose keys are settings of `schema`, nested or dotted, and whose values are lists of values."""
 
     schema: type
 
 
 def absolute(text: str) -> str:
-    """A path or file:// URI as an absolute path, an s3:// URI without empty parts. Raises ValueError for anything else."""
+    """A path or file:// URI as an absolute path; an s3:// URI without empty components. Raises ValueError for anything else."""
     if not text.strip() or "\0" in text:
         raise ValueError(f"{text!r} is not a location: give a path, file:///path or s3://bucket/prefix")
     scheme, slashes, rest = _split(text)
@@ -65,7 +65,7 @@ def absolute(text: str) -> str:
 
 
 def same_place(text: str) -> str:
-    """The same for every spelling of a place on this machine, links followed: to compare, never to store."""
+    """A canonical form of a path, with links resolved, that is equal for every spelling. For comparisons, never to be stored."""
     try:
         found = absolute(text)
     except ValueError:
@@ -74,7 +74,7 @@ def same_place(text: str) -> str:
 
 
 def service(text: str) -> str:
-    """The address of a server as it is; a folder or SQLite file in its place absolute."""
+    """The address of a server unchanged; the path of a folder or SQLite file made absolute."""
     if text.startswith("sqlite:///") and text != "sqlite:///:memory:":
         return "sqlite:///" + os.path.abspath(os.path.expanduser(text.removeprefix("sqlite:///")))
     scheme, _, _ = _split(text)
@@ -109,18 +109,18 @@ def _s3(text: str, slashes: str, rest: str) -> str:
 
 
 def bare(hint: Any) -> Any:
-    """The type without what it is annotated with."""
+    """The type without its annotations."""
     return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
 def mark_of(hint: Any, kind: type) -> Any:
-    """What the type is annotated with, of the given kind; None if it is not."""
+    """The annotation of the type that is an instance of `kind`; None if there is none."""
     marks = hint.__metadata__ if get_origin(hint) is Annotated else ()
     return next((mark for mark in marks if isinstance(mark, kind)), None)
 
 
 def hint_of(schema: Any, key: str) -> Any:
-    """The declared type of a dotted key, with what it is annotated with; None if there is no such key."""
+    """The declared type of a dotted key, with its annotations; None if there is no such key."""
     name, _, rest = key.partition(".")
     settings = mark_of(schema, SettingsOf)
     if settings:
@@ -134,11 +134,11 @@ def hint_of(schema: Any, key: str) -> Any:
 
 
 Change = Callable[[str, str, Role], str]
-"""(path, full key, role) -> path"""
+"""Function (path, full key, role) -> path."""
 
 
 def map_paths(hint: Any, value: Any, change: Change, key: str = "") -> Any:
-    """`value`, plain data of the declared type, with every path in it changed; empty ones stay."""
+    """`value`, plain data of the type `hint`, with `change` applied to every path in it. Empty paths stay empty."""
     role = mark_of(hint, Role)
     if role and isinstance(value, str):
         return change(value, key, role) if value else value
@@ -171,23 +171,26 @@ def _map_space(schema: type, values: Mapping[str, Any], change: Change, key: str
     return found
 
 
-# ---- where relative paths count from
+# ---- the folder that relative paths are relative to
 
 
 def job_copy() -> str:
-    """The folder of a submitted job if it is Ray's copy of what was submitted, which nobody finds again; else ""."""
+    """The working folder of a submitted job, if it is Ray's temporary copy of the submitted files; else ""."""
     folder = Path.cwd()
     return str(folder) if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "working_dir_files" in folder.parts else ""
 
 
 def in_job_copy(place: str) -> bool:
-    """Whether an absolute path, or what a URI ends in, lies in that folder."""
+    """Whether an absolute path, or the path at the end of a URI, is inside `job_copy`."""
     copy = job_copy()
     return bool(copy) and f"{copy}/" in f"{place}/"
 
 
 def resolve(text: str, key: str, role: Role) -> str:
-    """The absolute form of what a user wrote. Raises ValueError that begins with the key."""
+    """The absolute form of a user's path or address. Raises ValueError, whose text begins with the key, if it is not usable.
+
+    In a submitted job, outputs in Ray's temporary copy are refused, and so are inputs that do not exist there.
+    """
     try:
         found = service(text) if role is Role.SERVICE else absolute(text)
     except ValueError as error:

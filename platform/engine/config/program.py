@@ -1,7 +1,7 @@
-"""The `__main__` of every program: help, overrides, and errors that a user can read.
+"""The `__main__` of every program: help, overrides, and readable errors.
 
-A program calls `run_program` in its first lines, before it imports anything heavy: help, the resolved configuration and a
-mistake on the command line need the settings alone (platform/engine/schemas/).
+A program calls `run_program` in its first lines, before it imports anything heavy. Help, the resolved configuration and errors
+on the command line need only the settings (platform/engine/schemas/).
 """
 
 import ast
@@ -23,10 +23,10 @@ from platform.engine.schemas import schema_of
 
 
 def run_program(name: str) -> NoReturn:
-    """Ends the process: `--help`, `--show-config`, or `platform.<name>.main(config)`.
+    """Handle `--help` and `--show-config`, or run `platform.<name>.main(config)`. Then it ends the process.
 
-    The module is imported under its own name: what is pickled to Ray workers must not belong to `__main__`, which they do
-    not have.
+    The module is imported under its own name, because objects that are pickled to Ray workers must not belong to `__main__`,
+    which the workers do not have.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     arguments = sys.argv[1:]
@@ -46,20 +46,20 @@ def run_program(name: str) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # whoever read the lines has gone; what Python still holds for it would raise again at the end
+    except BrokenPipeError:  # the reader has closed the pipe; the rest of Python's buffer would raise again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     sys.exit(0)
 
 
 def print_text(text: str) -> None:
-    """A text that is all the process says: it ends like `cat` when its reader (`head`) has seen enough."""
+    """Print the whole output of a process. Like `cat`, it ends quietly if the reader (e.g. `head`) closes the pipe."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.stdout.write(text.rstrip("\n") + "\n")
     sys.stdout.flush()
 
 
 def docstring(name: str) -> str:
-    """Of a program, read without importing it."""
+    """The docstring of a program, read without importing it."""
     text = Path(ROOT, "platform", f"{name}.py").read_text(encoding="utf-8")
     return ast.get_docstring(ast.parse(text)) or ""

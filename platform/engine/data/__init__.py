@@ -1,1 +1,1 @@
-"""Shards of encoded images, sets of labeled images read from them, and results that lie beside them."""
+"""Shards of encoded images, sets of labeled images read from them, and results stored per shard."""

@@ -1,4 +1,4 @@
-"""Labeled images of a data set in memory: encoded bytes, decoded on demand and kept while they are few."""
+"""Labeled images of a data set in memory: encoded, and also decoded if they fit."""
 
 from collections.abc import Iterator, Sequence
 
@@ -17,12 +17,12 @@ CHUNK = 1024
 
 
 class ImageSet:
-    """Images with keys, identities and cameras; those that cannot be decoded are left out from the beginning.
+    """Images with keys, identities and cameras. Undecodable images are left out.
 
-    keys: list of str; pids, camids: int64 (N,); problems: what was left out and why, one line each. Encoded images stay in Arrow
-    memory (about 4 kB an image at 128x64), and decoded ones are kept if all of them fit into `cache_gib`; otherwise every image
-    is decoded once here, to know which can be, and again when it is asked for. Raises UserError where more than
-    `max_corrupt_share` of the images (and more than one) cannot be decoded.
+    keys: list of str; pids, camids: int64 (N,); problems: a line with the reason for each image left out. Encoded images stay in
+    Arrow memory (about 4 kB per image at 128x64). Decoded images are kept if all of them fit into `cache_gib`. Otherwise the
+    constructor decodes every image once to find the undecodable ones, and `batch` decodes them again. Raises UserError if the
+    splits have no images, or if more than `max_corrupt_share` of the images (and more than one) are undecodable.
     """
 
     def __init__(
@@ -56,33 +56,33 @@ class ImageSet:
         self.camids: np.ndarray = table["camid"].to_numpy().astype(np.int64)[good]
         self.split: np.ndarray = np.asarray(table["split"].to_pylist())[good]
         self.camera_rows: np.ndarray | None = None
-        """int64 (N,), rows of the model's camera embeddings; None: the model has none."""
+        """Row int64 (N,) of the model's camera embeddings for each image; None: the model has no camera embeddings."""
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def encoded(self, index: int) -> bytes:
-        """Original bytes."""
+        """The original bytes of an image."""
         return self._encoded[int(self._rows[index])].as_py()
 
     def batch(self, indices: np.ndarray) -> Tensor:
-        """uint8 (B, 3, H, W)."""
+        """Decoded images uint8 (B, 3, H, W), on the CPU. indices: int (B,)."""
         if self._decoded is not None:
             return torch.from_numpy(self._decoded[self._rows[indices]])
         images, _ = decode_batch([self.encoded(index) for index in indices], self.image_size, self._max_pixels, self._threads)
         return torch.from_numpy(images)
 
     def cameras(self, indices: np.ndarray) -> Tensor | None:
-        """int64 (B,), what a model with camera embeddings wants beside `batch`; None: it has none."""
+        """Rows int64 (B,) of the camera embeddings, on the device; None for a model without camera embeddings."""
         return None if self.camera_rows is None else torch.from_numpy(self.camera_rows[indices]).to(device())
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """All images in order, `size` at a time."""
+        """Yields all images in order, uint8 (at most `size`, 3, H, W)."""
         for start in range(0, len(self), size):
             yield self.batch(np.arange(start, min(start + size, len(self))))
 
     def _decode_all(self, kept: bool) -> list[str]:
-        """Why each image cannot be decoded, "" where it can; with `kept` the pixels stay."""
+        """The reason why each image cannot be decoded, "" if it can. With `kept`, the decoded pixels are stored."""
         count, reasons = len(self._encoded), list[str]()
         self._decoded = np.empty((count, 3, *self.image_size), np.uint8) if kept else None
         for start in range(0, count, CHUNK):

@@ -1,6 +1,6 @@
-"""Results of a data set shard by shard, in Parquet files named like the shards.
+"""Results for each shard of a data set, in Parquet files with the names of the shards.
 
-A file is published when its shard is whole, so an interrupted job continues with the shards that have none.
+A file is published when the results of its shard are complete, so an interrupted job continues with the missing files.
 """
 
 import time
@@ -18,16 +18,19 @@ from platform.engine.storage.location import Location
 
 PARTS = "parts"
 PROBLEM = "problem"
-"""Column of the parts: why an image was set aside, "" for all others. Its values mean nothing then."""
+"""Column with the reason why an image could not be decoded, "" otherwise. The other values of such a row are meaningless."""
 
 
 def write_parts(
     pending: Sequence[FileEntry], batches: Iterable[Batch], publish: Callable[[str, Batch], None], done: int, total: int
 ) -> None:
-    """Collect batches ("key", "file" and values) and `publish(name, columns)` each shard as soon as it is whole.
+    """Collect batches (with "key", "file" and values) and call `publish(name, columns)` for each shard when it is complete.
 
-    done, total: images that have their values already, and all of them, for the lines on the terminal.
-    Raises UserError if a shard came back incomplete.
+    Args:
+        pending: the shards that the batches come from.
+        done, total: number of images with results before, and of all images; for the lines on the terminal.
+
+    Raises UserError if the batches of a shard are incomplete.
     """
     rows_of = {entry.name: entry.rows for entry in pending}
     waiting: dict[str, list[Batch]] = {}
@@ -48,7 +51,7 @@ def write_parts(
 
 
 def as_column(values: np.ndarray) -> pa.Array:
-    """(N,) as it is; (N, D) as fixed-size lists of float32."""
+    """An array as an Arrow column: (N,) unchanged, (N, D) as fixed-size lists of float32."""
     if values.ndim == 1:
         return pa.array(values)
     flat = pa.array(np.ascontiguousarray(values, np.float32).reshape(-1))
@@ -56,13 +59,13 @@ def as_column(values: np.ndarray) -> pa.Array:
 
 
 def as_array(column: pa.ChunkedArray) -> np.ndarray:
-    """float32 (N, D) out of fixed-size lists."""
+    """The inverse of `as_column` for fixed-size lists: float32 (N, D)."""
     whole = column.combine_chunks()
     return whole.flatten().to_numpy().reshape(len(whole), whole.type.list_size)
 
 
 def problems_in(file: Location) -> np.ndarray:
-    """str (rows,): the column PROBLEM of a part; one that was written without it has no problems."""
+    """The column PROBLEM of a part, str (rows,); all "" if the file has no such column."""
     with file.open_input() as opened, file.errors("read"):
         parquet = pq.ParquetFile(opened)
         if PROBLEM not in parquet.schema_arrow.names:
@@ -71,6 +74,6 @@ def problems_in(file: Location) -> np.ndarray:
 
 
 def write_table(file: Location, table: pa.Table) -> None:
-    """One Parquet file, published atomically."""
+    """Write a Parquet file atomically. Raises StorageError."""
     with file.open_output() as sink:
         pq.write_table(table, sink, compression="zstd")

@@ -1,4 +1,4 @@
-"""The one policy for images that cannot be decoded: set aside, counted, listed with their reasons, fatal only above a share."""
+"""The policy for undecodable images: they are skipped, counted and listed with a reason; too many of them are an error."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -7,17 +7,17 @@ import numpy as np
 
 from platform.engine.errors import UserError
 
-LISTED = 100
-SAID = 10
+LISTED = 100  # largest number of reasons that are stored
+SAID = 10  # largest number of reasons that are printed
 
 
 def most_corrupt(max_share: float, total: int) -> float:
-    """How many of `total` images may be unreadable: the share of them, but a single one is never too many unless it is 0."""
+    """How many of `total` images may be unreadable: max_share * total, but at least 1 unless max_share is 0."""
     return max(max_share * total, 1.0) if max_share else 0.0
 
 
 def problems_of(keys: Sequence[str], reasons: Sequence[str]) -> np.ndarray:
-    """str (N,): what to say of each image; "" where its reason is "", so of those that can be decoded."""
+    """Message about each image, str (N,), from the reasons of the decoder; "" for decodable images, whose reason is ""."""
     return np.asarray(
         [reason and f"image '{key}' cannot be decoded ({reason})" for key, reason in zip(keys, reasons, strict=True)],
         dtype=object,
@@ -25,9 +25,13 @@ def problems_of(keys: Sequence[str], reasons: Sequence[str]) -> np.ndarray:
 
 
 class SetAside:
-    """The images of one pass over a data set that cannot be decoded.
+    """Counts the undecodable images in one pass over a data set.
 
-    where: what a message calls the data set; total: its images; option: the name of the setting that gave `max_share`.
+    Args:
+        where: name of the data set, for messages.
+        total: number of its images.
+        max_share: largest share of undecodable images.
+        option: name of the setting of `max_share`, for messages.
     """
 
     def __init__(self, where: str, total: int, max_share: float, option: str) -> None:
@@ -37,7 +41,7 @@ class SetAside:
         self.problems: list[str] = []
 
     def add(self, problems: Iterable[str]) -> list[str]:
-        """Count those that are not ""; returns them. Raises UserError above the limit, and where no image is left."""
+        """Count the non-empty `problems` and return them. Raises UserError above the limit, or if no image can be decoded."""
         found = [problem for problem in problems if problem]
         self.count += len(found)
         self.problems = (self.problems + found)[:LISTED]
@@ -55,7 +59,7 @@ class SetAside:
         return found
 
     def watch(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """The batches as they come, with their "problem" column counted and its first entries said."""
+        """Yields the batches unchanged. Counts their "problem" column and prints the first SAID problems. Raises UserError."""
         from platform.engine.runtime.terminal import say
 
         for batch in batches:
@@ -66,5 +70,5 @@ class SetAside:
             yield batch
 
     def summary(self) -> dict[str, Any]:
-        """For summary.json: how many, and the first reasons."""
+        """Entries for summary.json: the count, and the first LISTED reasons."""
         return {"corrupt_images": self.count, "corrupt": self.problems}

@@ -1,12 +1,12 @@
-"""The shard format: Parquet files of encoded images and the manifest that makes them a data set.
+"""The shard format of a data set: Parquet files of encoded images, and a manifest that lists them.
 
-    <location>/shard-<16 hex of its SHA-256>.parquet    about 64 MB, row groups of a few hundred rows
-    <location>/rejected.parquet                         key and reason of every image that was left out
-    <location>/manifest.json                            written last: without it there is no data set
+    <location>/shard-<16 hex digits of its SHA-256>.parquet    about 64 MB, row groups of a few hundred rows
+    <location>/rejected.parquet                                key and reason of every rejected image
+    <location>/manifest.json                                   written last; without it there is no data set
 
-File names come from the content, so a task that runs twice writes one file, and files of a broken attempt are never
-read: only what the manifest lists counts. Images are the original bytes, uncompressed by Parquet (they are compressed
-already); the small columns can be read without them.
+The name of a shard depends on its content, so a task that runs twice writes one file. Only the files in the manifest are read,
+so files of a failed attempt do no harm. Images are the original bytes. Parquet does not compress them, because they are
+compressed already. The small columns can be read without the images.
 """
 
 import hashlib
@@ -29,11 +29,11 @@ REJECTED = "rejected.parquet"
 SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),  # path relative to the source, unique
-        pa.field("image", pa.binary(), nullable=False),  # JPEG or PNG as it came
-        pa.field("height", pa.int32(), nullable=False),  # of the upright image, whatever its EXIF says
+        pa.field("image", pa.binary(), nullable=False),  # original encoded bytes
+        pa.field("height", pa.int32(), nullable=False),  # of the image turned upright by its EXIF orientation
         pa.field("width", pa.int32(), nullable=False),
-        pa.field("pid", pa.int32(), nullable=False),  # -1 unlabeled
-        pa.field("camid", pa.int32(), nullable=False),  # -1 unknown
+        pa.field("pid", pa.int32(), nullable=False),  # -1: unlabeled
+        pa.field("camid", pa.int32(), nullable=False),  # -1: unknown
     ]
 )
 COLUMNS = SCHEMA.names
@@ -42,7 +42,7 @@ REJECTED_SCHEMA = pa.schema([pa.field("key", pa.string()), pa.field("reason", pa
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One shard as the manifest lists it."""
+    """Entry of a shard in the manifest."""
 
     name: str
     rows: int
@@ -54,46 +54,49 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a data set consists of and where it came from."""
+    """The content of a data set and its origin."""
 
     files: list[FileEntry]
     num_rejected: int = 0
     source: dict[str, Any] = field(default_factory=dict)
-    """The kind and place the images came from."""
+    """Kind and path of the source of the images."""
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Everything that determines the content; equal arguments give equal shards."""
+    """All settings that determine the content; equal arguments give equal shards."""
     splits: dict[str, int] = field(default_factory=dict)
-    """Rows of each split."""
+    """Number of rows of each split."""
     converted: dict[str, int] = field(default_factory=dict)
-    """Images that the decoder changes when they are used, by what it does (reidssl.data.color_modes.CONVERSIONS)."""
+    """Number of images that the decoder converts, by kind of conversion (reidssl.data.color_modes.CONVERSIONS)."""
     extra_columns: dict[str, str] = field(default_factory=dict)
-    """Columns beyond COLUMNS and their Arrow types."""
+    """Names of the columns beyond COLUMNS, with their Arrow types."""
     version: int = VERSION
 
     @property
     def num_rows(self) -> int:
+        """Number of images."""
         return sum(entry.rows for entry in self.files)
 
     @property
     def num_bytes(self) -> int:
+        """Size of all shards in bytes."""
         return sum(entry.bytes for entry in self.files)
 
     @property
     def max_pixels(self) -> int:
-        """The limit that its images passed, which holds for every later use of them."""
+        """Largest number of pixels of an image, used at ingest and whenever an image is decoded."""
         return int(self.arguments.get("max_pixels", MAX_PIXELS))
 
     @property
     def checksum(self) -> str:
-        """SHA-256 over the files' names, rows and checksums, in order: the identity of the data."""
+        """SHA-256 over the names, rows and checksums of the files, in order. It identifies the data."""
         lines = [f"{entry.name} {entry.rows} {entry.sha256}\n" for entry in self.files]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def write_shard(location: Location, table: pa.Table, row_group_rows: int = 256) -> FileEntry:
-    """Write one shard below `location`; the same rows give the same file name and bytes.
+    """Write one shard below `location`. The same rows give the same file name and bytes.
 
-    table: SCHEMA's columns first, then any extra ones. Raises ValueError for other columns or no rows, StorageError.
+    table: first the columns of SCHEMA, then any extra columns. Raises ValueError for other columns or an empty table, and
+    StorageError if it cannot be written.
     """
     if table.num_rows == 0:
         raise ValueError("a shard needs at least one row")
@@ -118,7 +121,7 @@ def write_shard(location: Location, table: pa.Table, row_group_rows: int = 256) 
 
 
 def write_rejected(location: Location, rejected: Sequence[tuple[str, str]]) -> None:
-    """Publish the (key, reason) list of what was left out."""
+    """Write the list of (key, reason) of the rejected images."""
     table = pa.table([[key for key, _ in rejected], [reason for _, reason in rejected]], schema=REJECTED_SCHEMA)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
@@ -126,13 +129,13 @@ def write_rejected(location: Location, rejected: Sequence[tuple[str, str]]) -> N
 
 
 def write_manifest(location: Location, manifest: Manifest) -> None:
-    """Publish the data set: the last write of an ingest."""
+    """Write the manifest, which publishes the data set. It must be the last write of an ingest."""
     totals = {"num_rows": manifest.num_rows, "num_bytes": manifest.num_bytes, "checksum": manifest.checksum}
     location.joinpath(MANIFEST).write_json({"version": manifest.version} | totals | asdict(manifest))
 
 
 def read_manifest(location: Location) -> Manifest:
-    """The manifest of a data set. Raises StorageError when there is none or it is torn or of another version."""
+    """The manifest of a data set. Raises StorageError if it does not exist, is damaged or has another version."""
     file = location.joinpath(MANIFEST)
     try:
         values = file.read_json()
@@ -148,7 +151,7 @@ def read_manifest(location: Location) -> Manifest:
     try:
         entries = [FileEntry(**entry) for entry in values["files"]]
         names = set(Manifest.__dataclass_fields__) - {"files"}
-        values = {"converted": {}, **values}  # older ones do not have it
+        values = {"converted": {}, **values}  # older manifests have no "converted"
         manifest = Manifest(files=entries, **{name: values[name] for name in names})
     except (KeyError, TypeError) as error:
         raise StorageError(f"{file} is not a shard manifest ({error}): ingest the data again") from None
@@ -158,9 +161,9 @@ def read_manifest(location: Location) -> Manifest:
 
 
 def read_rows(location: Location, columns: Sequence[str] | None = None, split: str | None = None, threads: int = 4) -> pa.Table:
-    """Rows of a data set in order, optionally of one split. Only the columns asked for travel.
+    """Table of the rows of a data set in order, optionally of one split. Only the needed columns are transferred.
 
-    columns: None = all but the images. Raises StorageError for unknown columns or splits and broken shards.
+    columns: None: all columns but the images. Raises StorageError for unknown columns or splits, and for damaged shards.
     """
     manifest = read_manifest(location)
     known = COLUMNS + list(manifest.extra_columns)
@@ -185,7 +188,7 @@ def _read_columns(file: Location, columns: Sequence[str] | None) -> pa.Table:
 
 
 def verify(location: Location) -> list[str]:
-    """Every problem of a data set as one line each; [] when it is whole. Reads all bytes."""
+    """Check a data set. Returns one line for each problem, [] if there is none. Reads all bytes."""
     try:
         manifest = read_manifest(location)
     except StorageError as error:

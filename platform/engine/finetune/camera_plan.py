@@ -1,4 +1,4 @@
-"""Which rows of the camera embeddings the images of a fine-tuning run use."""
+"""The assignment of cameras to rows of the camera embeddings in a fine-tuning run."""
 
 from dataclasses import dataclass
 
@@ -13,21 +13,22 @@ from platform.engine.storage.location import open_storage
 
 @dataclass(frozen=True)
 class CameraPlan:
-    """Cameras of the training sets as rows: those of the source (UDA) first, then those of the target."""
+    """Rows of the camera embeddings: first the cameras of the source (UDA only), then those of the target."""
 
     tables: dict[str, Table]
-    """Data set -> the camera that each row stands for, None for rows of the other set."""
+    """Data set URI -> the camera of each row; None for rows of the other data set."""
     target: Table
-    """That of the target, stored with the model."""
+    """The table of the target set, which is stored with the model."""
     fresh: bool
-    """New embeddings; otherwise those of init go on."""
+    """True: new embeddings; False: the embeddings of the checkpoint are used further."""
 
     @property
     def rows(self) -> int:
+        """Number of camera embeddings."""
         return len(self.target)
 
     def rows_for(self, uri: str, camids: np.ndarray) -> np.ndarray:
-        """int64 (N,) of images of a data set. UserError for a camera that was not in training."""
+        """Row int64 (N,) of each image of a data set, from its camera. Raises UserError for a camera that was not in training."""
         return rows_of(camids, self.tables[uri], uri)
 
     def __str__(self) -> str:
@@ -38,11 +39,11 @@ class CameraPlan:
 
 
 def plan_cameras(config: FinetuneConfig, init: LoadedModel | None) -> CameraPlan | None:
-    """The plan of a run; None without camera embeddings.
+    """The camera plan of a run; None without camera embeddings.
 
-    model.num_cameras above 0 wants new ones, and must be the number of cameras of the training images; at 0 those of init go on,
-    where it has them and knows the target's cameras. UserError where that is not so, and where query or gallery have a camera
-    that training did not.
+    model.num_cameras above 0 asks for new embeddings; it must equal the number of cameras of the training images. With 0, the
+    embeddings of `init` are used, if it has any; they must cover the cameras of the target. Raises UserError if these conditions
+    do not hold, or if query or gallery have a camera that the training images do not have.
     """
     wanted, has = config.model.num_cameras, init.backbone.config.num_cameras if init else 0
     if not wanted and not has:

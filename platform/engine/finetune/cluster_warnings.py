@@ -1,23 +1,23 @@
-"""What makes a fine-tuning without labels doubtful: clusters that are none, and epochs that trained nothing."""
+"""Warnings of unsupervised fine-tuning: degenerate clusters, and epochs without training."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 FEWEST_CLUSTERED = 0.1
-"""Share of the images that are in clusters, below which there is a warning."""
+"""Warn if a smaller share of the images is in clusters."""
 LARGEST_CLUSTER = 0.8
-"""Share of the clustered images in one cluster, above which there is a warning."""
+"""Warn if one cluster holds a larger share of the clustered images."""
 NEAR_CHANCE = 0.05
-"""Adjusted Rand index with the identities, below which there is a warning; 0 is chance, 1 the same groups."""
+"""Warn if the adjusted Rand index with the identities is smaller; 0 is chance level, 1 is perfect agreement."""
 ADVICE = "another unsupervised.cluster.eps or a better checkpoint may help"
 
 
 def cluster_warnings(row: Mapping[str, Any], images: int) -> list[str]:
-    """Of one epoch, a clause each.
+    """Warnings about the clusters of one epoch, each a clause of text.
 
     Args:
-        row: its "clusters" and "outliers" and, where known, "largest_cluster" (images) and "adjusted_rand_index".
-        images: how many were clustered.
+        row: log of the epoch: "clusters", "outliers" and, if known, "largest_cluster" (in images) and "adjusted_rand_index".
+        images: number of images, outliers included.
     """
     clusters, clustered = int(row["clusters"]), images - int(row["outliers"])
     if clusters < 2:
@@ -37,14 +37,14 @@ def cluster_warnings(row: Mapping[str, Any], images: int) -> list[str]:
 
 
 def untrained(rows: Sequence[Mapping[str, Any]]) -> int:
-    """Epochs among the rows of `metrics.jsonl` in which nothing was trained."""
+    """Number of epochs without training among the rows of `metrics.jsonl`."""
     return sum("loss" not in row for row in rows)
 
 
 def run_warnings(rows: Sequence[Mapping[str, Any]], images: int) -> list[str]:
-    """Of a whole run, from the rows of its `metrics.jsonl`; the clusters judged are those that it ended with.
+    """Warnings about a whole run, from the rows of its `metrics.jsonl`. Only the clusters of the last epoch are checked.
 
-    images: in the target's train split.
+    images: number of images in the train split of the target.
     """
     clustered = [row for row in rows if "clusters" in row]
     without, found = untrained(rows), []

@@ -1,4 +1,4 @@
-"""The loop of fine-tuning: a phase's epochs of batches and steps on every worker, a checkpoint after each epoch."""
+"""The training loop of fine-tuning: the epochs and steps of a phase on every worker, with a checkpoint after each epoch."""
 
 import time
 from collections.abc import Callable
@@ -35,7 +35,7 @@ Judge = Callable[[Phase], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Trained:
-    """A model in the engine of its phase."""
+    """A model in the training engine of its phase."""
 
     model: ReidModel
     phase: Phase
@@ -46,19 +46,22 @@ class Trained:
     engine: Any
 
     def inputs(self, seed: int, epoch: int, step: int, positions: np.ndarray, rows: slice) -> tuple[Tensor, Tensor | None]:
-        """Augmented images, and their cameras where the model has cameras, of some rows of a step at `positions` (B,)."""
+        """(augmented images float (b, 3, H, W), camera rows int64 (b,) or None) of `rows` of a step.
+
+        positions: int (B,), the images of the whole step. Camera rows are None for a model without cameras.
+        """
         seeds = batch_seeds(seed, self.phase.images, epoch, step, positions)[rows]
         images = self.augment(upload(self.phase.images.batch(positions[rows])), seeds)
         return images, self.phase.images.cameras(positions[rows])
 
     def seed(self, seed: int, piece: slice, batch: int) -> None:
-        """Before a forward pass of a piece: the drop path is that of its rows in the whole step, in every pass."""
+        """Seed the drop path before a forward pass of a piece, so that each row gets the mask of its place in the whole batch."""
         torch.manual_seed(seed)
         for layer in self.drop_paths:
             layer.place = rows_to_compute(piece).start, batch
 
     def backbone(self, seed: int, piece: slice, batch: int, inputs: tuple[Tensor, Tensor | None]) -> Tensor:
-        """Features (b, D) of a piece, as its pass through the engine makes them on the way."""
+        """Features (b, D) of a piece, equal to those inside its forward pass through the engine."""
         self.seed(seed, piece, batch)
         features: Tensor = self.model.backbone(*inputs)
         return features
@@ -66,7 +69,7 @@ class Trained:
 
 @dataclass(kw_only=True)
 class PhaseTrainer:
-    """What the phases of a run have in common."""
+    """Trains the phases of a run one after the other. It holds what they have in common."""
 
     setting: str
     seed: int
@@ -75,14 +78,19 @@ class PhaseTrainer:
     evaluate_every: int
     store: CheckpointStore
     tracker: Tracker | None
-    """Rank 0's; the others have none."""
+    """The metrics log on rank 0; None on the other ranks."""
     judge: Judge
-    """Collective: the metrics of the model as it is."""
+    """Evaluates the current model of a phase and returns its metrics. Collective."""
     images_seen: int = 0
-    """Training images so far, over all phases."""
+    """Training images seen so far, over all phases."""
 
     def train(self, model: ReidModel, phase: Phase, number: int, found: LoadedCheckpoint | None) -> None:
-        """Collective: the epochs of the `number`-th phase that `found`, the newest checkpoint, does not hold yet."""
+        """Train the remaining epochs of a phase. Collective.
+
+        Args:
+            number: index of the phase, from 0.
+            found: the newest checkpoint of the run; if it belongs to this phase, its epochs are skipped.
+        """
         batch, world = phase.config.batch, dist.get_world_size()
         check_size(world, batch.micro_batches)
         trained = Trained(
@@ -118,7 +126,7 @@ class PhaseTrainer:
             self._keep(trained, epoch, row, work.warnings)
 
     def _epoch(self, trained: Trained, epoch: int, work: Epoch) -> dict[str, float]:
-        """Collective: the epoch's steps; the means of the loss and its terms over them."""
+        """Train one epoch. Returns the means of the loss and its terms; {} if there are no batches. Collective."""
         phase, means = trained.phase, StepMeans[str]()
         trained.engine.module.train()
         zero.set_schedules(trained.engine, partial(phase.learning_rate, epoch))
@@ -132,10 +140,10 @@ class PhaseTrainer:
     def _step(
         self, trained: Trained, epoch: int, step: int, positions: np.ndarray, labels: Tensor, means: StepMeans[str]
     ) -> Tensor | None:
-        """Collective: one optimizer step on the images at `positions` (B,). Returns what the phase remembers of it."""
+        """One optimizer step on the images at `positions` (B,). Returns features (B, D) for `after_step`, or None. Collective."""
         phase, engine, rank = trained.phase, trained.engine, dist.get_rank()
         where, advice = f"in {phase.name} epoch {epoch + 1} step {step + 1}", f"Lower {phase.name}.learning_rate"
-        seed = mix(self.seed, trained.number, epoch, step, 0)  # of drop path
+        seed = mix(self.seed, trained.number, epoch, step, 0)  # for the drop path
         pieces = cut(len(positions), phase.config.batch.micro_batches)
         inputs = [
             (piece, trained.inputs(self.seed, epoch, step, positions, rows_to_compute(piece)))
@@ -145,7 +153,7 @@ class PhaseTrainer:
         if len(inputs) > 1:
             with torch.no_grad(), zero.autocast(self.engine):
                 features.gather([trained.backbone(seed, piece, len(positions), given) for piece, given in inputs])
-            trained.norms.micro_batch_done()  # the pass with gradients leaves the same statistics
+            trained.norms.micro_batch_done()  # discard: the pass with gradients collects the same statistics again
         for piece, given in inputs:
             trained.seed(seed, piece, len(positions))
             output = engine(*given, among_all=partial(features.among_all, piece))
@@ -160,7 +168,10 @@ class PhaseTrainer:
         return None if remembered is None else remembered.detach()
 
     def _keep(self, trained: Trained, epoch: int, row: dict[str, Any], warnings: list[str]) -> None:
-        """Collective: log the epoch and write its checkpoint; the log first: it may be ahead, never behind."""
+        """Log the epoch and write its checkpoint. Collective.
+
+        The log is written first: it may be ahead of the checkpoint, but never behind it.
+        """
         phase, number = trained.phase, trained.number
         student = consolidate(trained.engine)
         if self.tracker:
@@ -171,7 +182,7 @@ class PhaseTrainer:
             )
             self.tracker.publish()
             state = {name: value.cpu() for name, value in phase.state_tensors().items()}
-            # Not images seen: an epoch without training sees none, and a later checkpoint must stand behind an earlier one.
+            # The position is not the images seen: an epoch without training sees none, and positions must increase.
             self.store.save(
                 (number + 1) * 1_000_000 + epoch + 1,
                 {"student": student, "phase": number, "epoch": epoch + 1, "images_seen": self.images_seen, "phase_state": state},
@@ -180,14 +191,17 @@ class PhaseTrainer:
 
 
 def batch_seeds(seed: int, images: ImageSet, epoch: int, step: int, positions: np.ndarray) -> Any:
-    """Augmentation seeds; the same image may stand in a batch twice and is then augmented twice."""
+    """Augmentation seeds uint64 (B,) of a step. An image that occurs twice in a batch gets two different seeds."""
     keys = [f"{images.keys[position]}#{step}.{place}" for place, position in enumerate(positions)]
     return sample_seeds(seed, epoch, keys)
 
 
 @torch.no_grad()
 def extract(model: ReidModel, images: ImageSet, neck: str, augment: ReidAugmentConfig) -> Tensor:
-    """Collective: L2-normalized features (N, D) of all images on every worker; each computes its share."""
+    """L2-normalized features float32 (N, D) of all images, on the CPU of every worker. Collective; each computes its share.
+
+    neck: "before" or "after", the side of the neck to read. The model keeps its train or eval mode.
+    """
     rank, world = dist.get_rank(), dist.get_world_size()
     training = model.training
     model.eval()

@@ -1,7 +1,7 @@
-"""What fine-tuning does in an epoch, and the phase without labels: clustering and contrast with the clusters.
+"""The interface of a fine-tuning phase, and the unsupervised phase (Cluster Contrast).
 
-A phase decides which images form the batches, what the loss of a batch is and what happens after a step; the loop around
-it (epochs.py) owns the engine, the workers and the checkpoints. The phase with labels is in supervised.py.
+A phase determines the batches of images, the loss of a batch and the action after a step. The loop around it (loop.py) owns
+the engine, the workers and the checkpoints. The supervised phase is in supervised.py.
 """
 
 from collections.abc import Callable
@@ -33,55 +33,55 @@ Features = Callable[[ImageSet], Tensor]
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch's work."""
+    """The batches and labels of one epoch."""
 
     batches: list[np.ndarray]
-    """Positions in the image set, one array an optimizer step; none: there is nothing to learn from in this epoch."""
+    """Positions in the image set, one array per optimizer step; empty: no training in this epoch."""
     labels: np.ndarray
-    """int64 (N,), -1 where an image is not used."""
+    """Class of each image, int64 (N,); -1 for an unused image."""
     log: dict[str, float]
-    """What is worth a line."""
+    """Metrics to log."""
     warnings: list[str] = field(default_factory=list)
-    """What makes the epoch doubtful, a clause each."""
+    """Warnings about the epoch, each a clause of text."""
 
 
 class Phase(Protocol):
-    """A part of a fine-tuning run."""
+    """Interface of a part of a fine-tuning run with its own batches, loss and optimizer."""
 
     name: str
     images: ImageSet
 
     @property
     def config(self) -> PhaseConfig:
-        """The settings that every phase has."""
+        """The settings of the phase."""
 
     def prepare(self, model: ReidModel) -> None:
-        """Shape the model for this phase (its classifier)."""
+        """Prepare the model for this phase: replace its classifier."""
 
     def learning_rate(self, epoch: int, factor: float = 1.0) -> float:
-        """Rate for a whole epoch of the parameters whose base rate is `factor` times that of weights."""
+        """Learning rate of an epoch (from 0) for parameters with `factor` times the base rate of the weights."""
 
     def begin(self, epoch: int, features: Features) -> Epoch:
-        """Collective: the batches of an epoch; `features` extracts those of all images."""
+        """The batches of an epoch (from 0). Collective. `features` extracts the features of an image set."""
 
     def loss(self, output: ReidOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scalar loss of a step's batch and its terms."""
+        """(scalar loss, its named terms) of the batch of a step; labels: int64 (B,)."""
 
     def remembered(self, output: ReidOutput) -> Tensor | None:
-        """The features (B, D) of a step that `after_step` wants; None: none, and it is not called."""
+        """The features (B, D) of a step to pass to `after_step`; None: `after_step` is not called."""
 
     def after_step(self, features: Tensor, labels: Tensor) -> None:
-        """Once per optimizer step, with all its features (B, D) in the order of the batch."""
+        """Update the state of the phase after an optimizer step, from its features (B, D) and labels (B,)."""
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """What a later epoch needs besides the model."""
+        """State that a later epoch needs besides the model."""
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what `state_tensors` gave, after `prepare`; ValueError where it does not fit."""
+        """Restore the result of `state_tensors`; call it after `prepare`. Raises ValueError if a tensor does not fit."""
 
 
 class Unsupervised:
-    """Cluster, contrast with the clusters' memory, cluster again."""
+    """The unsupervised phase: each epoch clusters the images anew and trains with the contrastive loss on a cluster memory."""
 
     name = "unsupervised"
     memory: ClusterMemory
@@ -98,14 +98,14 @@ class Unsupervised:
 
     def begin(self, epoch: int, features: Features) -> Epoch:
         everything = features(self.images)
-        # one worker clusters, all use its labels
+        # Rank 0 clusters; all workers use its labels.
         found = broadcast_object(self._cluster(epoch, everything) if _is_first() else None)
         log = {"clusters": found.num_clusters, "outliers": found.num_outliers, "cluster_seconds": sum(found.seconds.values())}
         if found.num_clusters:
             log["largest_cluster"] = int(np.bincount(found.labels[found.labels >= 0]).max())
         if found.recall is not None:
             log["search_recall"] = found.recall
-        if found.num_clusters < 2:  # nothing to contrast with: the features do not tell images apart (yet)
+        if found.num_clusters < 2:  # the contrastive loss needs two clusters; the features do not separate images (yet)
             return Epoch([], found.labels, log, cluster_warnings(log, len(self.images)))
         labels, groups = found.labels, None
         if self.config.camera_proxies:
@@ -128,7 +128,7 @@ class Unsupervised:
             cross_camera=True,
             allow_fewer=True,
         )
-        if self.images.pids.min() >= 0:  # labels are known: judge the clusters, never train on them
+        if self.images.pids.min() >= 0:  # identities are known: evaluate the clusters with them, never train on them
             from sklearn.metrics import adjusted_rand_score
 
             log["adjusted_rand_index"] = float(adjusted_rand_score(self.images.pids, found.labels))
@@ -141,7 +141,7 @@ class Unsupervised:
             if actors.actors:
                 return sharded_labels(array_parts(features.numpy(), actors.actors), cluster, actors, progress)
             return pseudo_labels(features, cluster, progress=progress)
-        except ValueError as error:  # features that are no numbers, more clusters than images
+        except ValueError as error:  # e.g. non-finite features, or more clusters than images
             raise UserError(f"{self.images.location.uri} cannot be clustered: {error}") from None
 
     def loss(self, output: ReidOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -155,7 +155,7 @@ class Unsupervised:
         self.memory.update(features, labels)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        return {}  # every epoch begins with clustering and a memory of its own
+        return {}  # every epoch starts with a new clustering and a new memory
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Nothing to restore."""

@@ -1,9 +1,10 @@
-"""One optimizer step over several pieces of its batch: losses see the whole batch, a worker's gradient is that of its pieces.
+"""One optimizer step over several pieces (micro-batches) of its batch, with losses that see the whole batch.
 
-Batch-hard mining, the neck's batch norm and the cluster memory look at all features of a step. So the features of all pieces are
-gathered first; then every piece goes through the backbone with its gradients, stands in its place among the others' features,
-and the whole loss is computed and its gradient taken (gradient caching, GradCache, arXiv 2101.06983). Who computes which piece
-changes nothing. Shapes: B images of the step, b of a piece, S pieces, D the feature's width.
+Batch-hard mining, the batch norm of the neck and the cluster memory need all features of a step. So the features of all pieces
+are gathered first. Then each piece goes through the backbone with gradients, its features replace the gathered ones at their
+rows, and the loss of the whole batch is computed and differentiated (gradient caching, GradCache, arXiv 2101.06983). The result
+does not depend on which worker computes which piece. Shapes: B images of the step, b images of a piece, S pieces, D feature
+width.
 """
 
 from collections.abc import Sequence
@@ -16,22 +17,25 @@ from platform.engine.train.step import StepRows
 
 
 def cut(batch: int, pieces: int) -> list[slice]:
-    """The rows of each piece: sizes differ by one at most, so a batch smaller than `pieces` leaves some empty."""
+    """The rows of each piece. Sizes differ by at most one; if the batch is smaller than `pieces`, some pieces are empty."""
     full, rest = divmod(batch, pieces)
     starts = [number * full + min(number, rest) for number in range(pieces + 1)]
     return [slice(starts[number], starts[number + 1]) for number in range(pieces)]
 
 
 def rows_to_compute(piece: slice) -> slice:
-    """The rows that go through the backbone for a piece. An empty one takes an image along, whose feature nobody uses: every
-    worker has as many passes, and batch norm something to normalize."""
+    """The rows that go through the backbone for a piece.
+
+    An empty piece computes row 0, and its feature is not used. So every worker has the same number of passes, and batch norm
+    never gets an empty batch.
+    """
     return piece if piece.stop > piece.start else slice(0, 1)
 
 
 class StepFeatures:
-    """The features (B, D) of a step, and a piece's own among them.
+    """The gathered features (B, D) of a step, in which the features of one piece can be replaced.
 
-    Piece j is computed by worker j mod the number of workers, as micro-batches are.
+    As in the sample stream, worker j mod the number of workers computes piece j.
     """
 
     def __init__(self, pieces: Sequence[slice]) -> None:
@@ -39,7 +43,10 @@ class StepFeatures:
         self._known: Tensor | None = None
 
     def gather(self, own: Sequence[Tensor]) -> None:
-        """Collective: this worker's features (b, D), one tensor for each of its pieces in their order."""
+        """Gather the features of all workers. Collective.
+
+        own: features (b, D) of each piece of this worker, in the order of the pieces.
+        """
         largest = max(piece.stop - piece.start for piece in self.pieces)
         rows = StepRows()
         for features in own:
@@ -51,12 +58,12 @@ class StepFeatures:
         )
 
     def among_all(self, piece: slice, features: Tensor) -> Tensor:
-        """(b, D) of a piece -> (B, D) of the step, through which gradients flow to this piece alone.
+        """The features (B, D) of the step, with gradients that flow to the features (b, D) of this piece only.
 
-        Collective where nothing was gathered before: a worker's only piece needs no pass of its own for that. The values are
-        the gathered ones, bit for bit the same on all workers. The engine divides every piece's gradient by S, as suits a mean
-        over micro-batches; what is behind this (neck, classifier) gets its whole gradient S times, features get theirs once,
-        so theirs is multiplied by S here.
+        Collective if `gather` was not called before: with one piece per worker, no separate pass is needed. The values are the
+        gathered ones, bit for bit the same on all workers. The engine divides the gradient of every piece by S, as for a mean
+        over micro-batches. The neck and classifier get their whole gradient S times, but the features of a piece get theirs only
+        once, so it is multiplied by S here.
         """
         if len(self.pieces) == 1:
             return features

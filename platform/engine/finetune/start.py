@@ -1,4 +1,4 @@
-"""What a fine-tuning run begins with: its model, its phases and their images."""
+"""The model, the phases and the images that a fine-tuning run starts with."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,10 @@ from reidssl.models.vit import Vit, build_vit
 
 
 def initial_model(config: FinetuneConfig, init: LoadedModel | None, plan: CameraPlan | None) -> ReidModel:
-    """Backbone from `init` (position embeddings resized to augment.image_size), or random; a fresh neck, fresh cameras."""
+    """The model at the start: the backbone of `init`, or random weights if it is None; a new neck.
+
+    If the plan asks for new camera embeddings, they are initialized from config.seed; all other weights of `init` are kept.
+    """
     if init is None:
         return ReidModel(build_vit(config.model, config.seed)).to(device())
     backbone = init.backbone
@@ -29,7 +32,10 @@ def initial_model(config: FinetuneConfig, init: LoadedModel | None, plan: Camera
 
 
 def load_init(config: FinetuneConfig) -> LoadedModel | None:
-    """The model of `init`; None without one."""
+    """The model in `config.checkpoint`, with position embeddings resized to augment.image_size; None without a checkpoint.
+
+    Raises UserError if it cannot be loaded.
+    """
     if not config.checkpoint:
         return None
     return load_model(
@@ -38,12 +44,12 @@ def load_init(config: FinetuneConfig) -> LoadedModel | None:
 
 
 def record_of(init: LoadedModel | None, plan: CameraPlan | None) -> dict[str, Any]:
-    """What results say of init's file and of the cameras."""
+    """Facts about the loaded file and the cameras, for the summary."""
     return {"loaded": init.about.as_dict() if init else None, "cameras": list(plan.target) if plan else None}
 
 
 def model_for(phase: Phase, before: ReidModel) -> ReidModel:
-    """The weights so far in new modules: the phase's own drop path, and no hooks of the engine of the phase before."""
+    """A new model with the weights of `before`: with the drop path of this phase, and without hooks of the previous engine."""
     backbone = build_vit(replace(before.backbone.config, drop_path=phase.config.drop_path))
     backbone.load_state_dict(before.backbone.state_dict())
     model = ReidModel(backbone)
@@ -53,7 +59,7 @@ def model_for(phase: Phase, before: ReidModel) -> ReidModel:
 
 
 def phases_of(config: FinetuneConfig, backbone: Vit, plan: CameraPlan | None = None) -> list[Phase]:
-    """Supervised, unsupervised, or one after the other."""
+    """The phases of the setting, in order: supervised, unsupervised, or both (uda)."""
     phases: list[Phase] = []
     if config.setting != "usl":
         labeled = config.source_set if config.setting == "uda" else config.target_set
@@ -65,6 +71,7 @@ def phases_of(config: FinetuneConfig, backbone: Vit, plan: CameraPlan | None = N
 
 
 def image_set(config: FinetuneConfig, uri: str, split: str, backbone: Vit, plan: CameraPlan | None = None) -> ImageSet:
+    """The images of a split, at the image size of the backbone, with camera rows if there is a plan."""
     images = ImageSet(
         open_storage(uri, config.storage), [split], backbone.config.image_size, max_corrupt_share=config.max_corrupt_share
     )

@@ -1,4 +1,4 @@
-"""The phase of fine-tuning with identity labels."""
+"""The supervised phase of fine-tuning, with identity labels."""
 
 import numpy as np
 from torch import Tensor
@@ -18,7 +18,10 @@ from reidssl.schedules import ReidCosine
 
 
 def check_identities(uri: str, pids: np.ndarray, batch: BatchConfig) -> None:
-    """UserError unless the images of a train split, pids int (N,), can fill a batch. `uri`: of the data set."""
+    """Check that a train split is labeled and has enough identities for a batch. Raises UserError.
+
+    uri: of the data set, for messages; pids: int (N,), -1 for unlabeled images.
+    """
     unlabeled, identities = int((pids < 0).sum()), len(np.unique(pids[pids >= 0]))
     if unlabeled:
         raise UserError(
@@ -33,7 +36,7 @@ def check_identities(uri: str, pids: np.ndarray, batch: BatchConfig) -> None:
 
 
 class Supervised:
-    """Identity, triplet and center loss on labeled images."""
+    """The supervised phase: identity, triplet and center loss on labeled images."""
 
     name = "supervised"
     centers: CenterLoss | None = None

@@ -1,1 +1,1 @@
-"""Models in storage, and what is computed with them: features, retrieval results, probes."""
+"""Models in storage, and the results computed with them: features, retrieval metrics, probes."""

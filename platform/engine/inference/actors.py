@@ -1,6 +1,6 @@
-"""A data set streamed through a pool of model actors: Ray Data reads and decodes, actors compute, rows come back in order.
+"""Stream a data set through a pool of model actors: Ray Data reads and decodes, actors compute, rows come back in order.
 
-Features and scores are small, images are not: images go from the reading tasks to the actors through the object store
+Images are large, features and scores are small. Images go from the reading tasks to the actors through the object store
 once, and only keys and results travel to the driver.
 """
 
@@ -22,12 +22,18 @@ Batch = dict[str, np.ndarray]
 
 
 class FeatureActor:
-    """Actor: one model, L2-normalized features. given: what its file does not say; changes: to its backbone's configuration."""
+    """Actor with one model, which returns the L2-normalized features of images.
+
+    Args:
+        model: URI of a run folder or checkpoint file.
+        given: LoadConfig, what the file does not say.
+        changes: overrides of the configuration of the backbone.
+    """
 
     def __init__(
         self, model: str, storage: StorageConfig, threads: int, given: Any = None, changes: dict[str, Any] | None = None
     ) -> None:
-        # Not above: the tasks that read and decode import this file, and torch takes long.
+        # Imported here: the tasks that read and decode import this file too, and importing torch takes long.
         from platform.engine.runtime.device import use_threads
         from platform.engine.runtime.imports import import_models
 
@@ -54,13 +60,17 @@ def stream_through_actors(
     pool: PoolConfig,
     splits: Sequence[str] = (),
 ) -> Iterator[Batch]:
-    """Rows of `files` through `actor(**arguments)` called with {"image": uint8 (B, 3, H, W), "key", "split", "problem", ...}.
+    """Yields the batches that the actors compute from the rows of `files`, in the order of the shards.
 
-    splits: only rows of these; empty: all. An image that cannot be decoded comes too, gray and with its "problem", so that
-    the rows remain those of the shards; what is computed of it means nothing (SetAside.watch counts it).
+    Args:
+        actor: class that is built with `arguments` and called with batches {"image": uint8 (B, 3, H, W), "key", "pid", "camid",
+            "split", "file", "problem"}. It must return "key", "file" and "problem" unchanged.
+        image_size: (height, width) of the decoded images.
+        splits: read only rows of these splits; empty: all rows.
 
-    Yields the actor's batches in the order of the shards. The actor must return "key", "file" and "problem" unchanged.
-    Raises UserError if the pool would take every CPU of the cluster, which would leave none for reading.
+    An undecodable image is passed as a gray image with its "problem", so that the rows match those of the shards. Its result is
+    meaningless; SetAside.watch counts it. Raises UserError if an actor would take every CPU of the cluster and leave none for
+    reading.
     """
     import ray
 
@@ -121,6 +131,6 @@ def _pool_size(pool: PoolConfig, num_units: int) -> int:
             f"one actor of {pool.cpus_per_actor:g} CPUs leaves no CPU of {cpus:g} for reading: lower "
             "pool.cpus_per_actor or start Ray with more CPUs (runtime.num_cpus)"
         )
-    # A pool that takes every CPU starves the reading tasks and hangs without a word: always leave one.
+    # Always leave one CPU: a pool that takes all of them starves the reading tasks, and the program hangs silently.
     affordable = int((cpus - 1) // pool.cpus_per_actor) if pool.cpus_per_actor else pool.actors
     return max(1, min(pool.actors, affordable, num_units))

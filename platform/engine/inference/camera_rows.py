@@ -1,6 +1,6 @@
-"""Cameras of a data set as rows of a backbone's camera embeddings (TransReID's SIE, arXiv 2102.04378, section 3.3).
+"""Map the cameras of a data set to rows of a backbone's camera embeddings (TransReID's SIE, arXiv 2102.04378, section 3.3).
 
-A table of rows is a list: the camera number that each row stands for, None or -1 for a row of another data set.
+A table lists the camera number of each row; None or -1 marks a row of another data set.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ Table = Sequence[int | None]
 
 
 def cameras_of(location: Location, splits: Sequence[str]) -> list[int]:
-    """Camera numbers of the images of `splits` (empty: of all), in ascending order; UserError where one is not known (-1)."""
+    """Camera numbers of the images of `splits` (empty: all images), ascending. Raises UserError if one is unknown (-1)."""
     wanted: Sequence[str | None] = [split for split in splits if read_manifest(location).splits.get(split)] if splits else [None]
     numbers = np.concatenate([read_rows(location, ["camid"], split=split)["camid"].to_numpy() for split in wanted])
     unknown = int((numbers < 0).sum())
@@ -28,7 +28,10 @@ def cameras_of(location: Location, splits: Sequence[str]) -> list[int]:
 
 
 def rows_of(camids: np.ndarray, table: Table, where: str) -> np.ndarray:
-    """Row int64 (N,) of each image's camera; UserError naming the cameras that have none."""
+    """Row int64 (N,) of the camera of each image. Raises UserError that names the cameras without a row.
+
+    camids: int (N,); where: name of the images, for the message.
+    """
     places = {camera: row for row, camera in enumerate(table) if camera is not None and camera >= 0}
     unknown = sorted({int(camera) for camera in camids} - places.keys())
     if unknown:
@@ -42,7 +45,10 @@ def rows_of(camids: np.ndarray, table: Table, where: str) -> np.ndarray:
 def require_cameras(
     table: Table | None, num_cameras: int, model: str, location: Location, splits: Sequence[str], section: str = "load"
 ) -> None:
-    """Before any work: UserError unless every image of `splits` is from a camera of the model's. Nothing without cameras."""
+    """Check that every image of `splits` is from a camera that the model knows. Raises UserError if not.
+
+    Does nothing for a model without camera embeddings (num_cameras 0). section: name of the load options, for the message.
+    """
     if not num_cameras:
         return
     if table is None:

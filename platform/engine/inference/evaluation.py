@@ -1,4 +1,4 @@
-"""Retrieval metrics of features, with the rankings that the report shows."""
+"""Retrieval metrics from features, and the rankings that the report shows."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -24,7 +24,7 @@ SHOWN_QUERIES, SHOWN_MATCHES = 8, 10
 
 
 class Identified(Protocol):
-    """What judging needs to know about images: an ImageSet, or `Labels` without the images themselves."""
+    """Interface of the labels that the evaluation needs: an ImageSet, or `Labels` without the images."""
 
     location: Location
     keys: list[str]
@@ -35,7 +35,7 @@ class Identified(Protocol):
 
 
 class Labels:
-    """Keys, identities and cameras of one split, in the order of the shards; no image is read."""
+    """Keys, identities and cameras of one split, in the order of the shards. No image is read."""
 
     def __init__(self, location: Location, split: str) -> None:
         table = read_rows(location, ["key", "pid", "camid"], split=split)
@@ -48,7 +48,7 @@ class Labels:
         return len(self.keys)
 
     def only(self, chosen: np.ndarray) -> "Labels":
-        """Those of the images that bool `chosen` (N,) picks."""
+        """The labels of the images that `chosen`, bool (N,), selects."""
         found = copy(self)
         found.keys = [key for key, kept in zip(self.keys, chosen, strict=True) if kept]
         found.pids, found.camids = self.pids[chosen], self.camids[chosen]
@@ -56,7 +56,7 @@ class Labels:
 
 
 def require_splits(location: Location, splits: Sequence[str]) -> None:
-    """UserError if the data set lacks images of one of the splits, before any work is done."""
+    """Check that the data set has images of every split. Raises UserError if not."""
     found = read_manifest(location).splits
     missing = [split for split in splits if not found.get(split)]
     if missing:
@@ -67,7 +67,7 @@ def require_splits(location: Location, splits: Sequence[str]) -> None:
 
 
 def require_judgeable(location: Location) -> None:
-    """UserError, before any work is done, if no query of the data set can have a match that counts. Reads labels only."""
+    """Check that at least one query of the data set has a valid match. Raises UserError if not. Reads labels only."""
     require_splits(location, ["query", "gallery"])
     table = read_rows(location, ["pid", "camid", "split"])
     split = np.asarray(table["split"].to_pylist())
@@ -100,7 +100,7 @@ def require_judgeable(location: Location) -> None:
 def _matched(
     query_pids: np.ndarray, query_camids: np.ndarray, gallery_pids: np.ndarray, gallery_camids: np.ndarray
 ) -> np.ndarray:
-    """bool (Q,): whether a query has a true match; an unknown camera (-1) is the same as no other, as `rank` has it."""
+    """bool (Q,): whether a query has a true match. As in `rank`, an unknown camera (-1) differs from every camera."""
 
     def occurrences(keys: np.ndarray, among: np.ndarray) -> np.ndarray:
         ordered = np.sort(among)
@@ -115,12 +115,18 @@ def _matched(
 def evaluate_features(
     query: Identified, gallery: Identified, query_features: Tensor, gallery_features: Tensor, config: EvaluateConfig
 ) -> dict[str, Any]:
-    """Everything `config` asks for, all shares in [0, 1]; on the accelerator given to this process, if any.
+    """All metrics that `config` asks for, in [0, 1]. Computed on the accelerator of this process, if it has one.
 
-    {"mAP", "rank1", "rank5", "rank10", "mINP", "queries", "gallery", "rankings", "evaluation" (`options_of`)} and, where asked
-    for, "reranked" {"mAP", "rank1"}, "roc" {"1e-04": rate, ...}, "camera_pairs" {"query_cameras", "gallery_cameras", "mAP": rows,
-    null where undefined}, "average_precision" {key: value, null for a query without a true match}; "camera_note" where cameras
-    are not known.
+    Args:
+        query_features, gallery_features: float (Q, D) and (G, D).
+
+    Returns {"mAP", "rank1", "rank5", "rank10", "mINP", "queries", "gallery", "rankings", "evaluation" (`options_of`)} and,
+    depending on `config`:
+        "reranked": {"mAP", "rank1"}
+        "roc": {"1e-04": true positive rate, ...}
+        "camera_pairs": {"query_cameras", "gallery_cameras", "mAP": rows, None where undefined}
+        "average_precision": {key: value, None for a query without a true match}
+    "camera_note" is added if some cameras are unknown. Raises UserError if the features cannot be evaluated.
     """
     query_features, gallery_features = query_features.to(device()), gallery_features.to(device())
     sizes: dict[str, Any] = {"block": config.block, "gallery_block": config.gallery_block}
@@ -146,7 +152,7 @@ def evaluate_features(
                 "gallery_cameras": pairs.gallery_cameras.tolist(),
                 "mAP": [[_number(value) for value in row] for row in pairs.mAP],
             }
-    except ValueError as error:  # no query has a match, features that are no numbers
+    except ValueError as error:  # e.g. no query has a match, or non-finite features
         raise UserError(f"{query.location.uri} cannot be judged: {error}") from None
     if config.per_query:
         found["average_precision"] = {
@@ -161,9 +167,9 @@ def evaluate_features(
 
 
 def options_of(config: EvaluateConfig) -> dict[str, Any]:
-    """What the figures depend on besides the features, to be stored with them; null for what was not done.
+    """The options that the metrics depend on, to be stored with them; None for an option that was not used.
 
-    "expansion" {"images", "alpha"} has changed all figures; "reranking" {"k1", "k2", "weight"} is that of "reranked".
+    "expansion" {"images", "alpha"} applies to all metrics, "reranking" {"k1", "k2", "weight"} only to "reranked".
     """
     defaults = {name: parameter.default for name, parameter in signature(rank_reranked).parameters.items()}
     return {
@@ -173,7 +179,7 @@ def options_of(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def camera_note(query: Identified, gallery: Identified) -> str:
-    """What unknown cameras (camid -1) mean for the figures, or ""."""
+    """Note on the effect of unknown cameras (camid -1) on the metrics; "" if all cameras are known."""
     unknown = [int(((images.camids == -1) & (images.pids != -1)).sum()) for images in (query, gallery)]
     if not any(unknown):
         return ""
@@ -190,7 +196,7 @@ def _number(value: float) -> float | None:
 
 
 def _rankings(query: Identified, gallery: Identified, query_features: Tensor, gallery_features: Tensor) -> list[dict[str, Any]]:
-    """Top matches of a few queries, evenly spread over the identities."""
+    """Top matches of a few queries, evenly spread over the query images."""
     chosen = np.linspace(0, len(query) - 1, min(SHOWN_QUERIES, len(query))).astype(int)
     found = best_matches(
         query_features[chosen],

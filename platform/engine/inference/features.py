@@ -1,4 +1,4 @@
-"""Features of images in consecutive parts, wherever they lie: slices of an array in Ray's object store, Parquet files."""
+"""Features of images in consecutive parts: slices of an array in Ray's object store, or Parquet files."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,27 +16,27 @@ FEATURE = "feature"
 
 
 class Part(Protocol):
-    """Some consecutive rows of the features."""
+    """Interface of a part: some consecutive rows of the features."""
 
     @property
     def rows(self) -> int:
-        """How many."""
+        """Number of rows."""
 
     def read(self) -> np.ndarray:
-        """float32 (rows, D)."""
+        """The features, float32 (rows, D)."""
 
     def name(self, row: int) -> str:
-        """What a message calls a row of this part."""
+        """Name of a row of this part, for messages."""
 
 
 @dataclass(frozen=True)
 class ObjectPart:
-    """A slice of an array in Ray's object store. It goes with its owner's machine; Parquet files do not."""
+    """A slice of an array in Ray's object store. Unlike a Parquet file, it is lost with the machine of its owner."""
 
     reference: Any
     rows: int
     start: int = 0
-    """Row of the array that is this part's first."""
+    """First row of this part in the array."""
 
     def read(self) -> np.ndarray:
         import ray
@@ -49,7 +49,7 @@ class ObjectPart:
 
 @dataclass(frozen=True)
 class ParquetPart:
-    """A Parquet file with a column `feature` of fixed-size lists of float32; rows with a `problem` do not count."""
+    """A Parquet file with a column `feature` of fixed-size lists of float32. Rows with a non-empty `problem` are skipped."""
 
     file: Location
     rows: int
@@ -72,13 +72,13 @@ class ParquetPart:
 
 
 def stored_parts(files: Iterable[Location]) -> list[ParquetPart]:
-    """The rows of `files` that have no problem; files without such rows are passed over."""
+    """A part for each of `files` with its rows without a problem. Files without such rows are skipped."""
     parts = [ParquetPart(file, int((problems_in(file) == "").sum())) for file in files]
     return [part for part in parts if part.rows]
 
 
 def array_parts(features: np.ndarray, count: int) -> list[Part]:
-    """`features` (N, D) in the object store, in at most `count` slices of about equal size."""
+    """Put `features` (N, D) into the object store, in at most `count` slices of about equal size."""
     import ray
 
     parts: list[Part] = []
@@ -88,10 +88,10 @@ def array_parts(features: np.ndarray, count: int) -> list[Part]:
 
 
 def read_all(parts: Sequence[Part]) -> np.ndarray:
-    """float32 (N, D), read part by part into one array.
+    """All features, float32 (N, D), read part by part into one array.
 
     Raises:
-        UserError: a part that cannot be read, is of another width, or has a row that is not finite, which is named.
+        UserError: a part has changed, has another width, or has a row that is not finite (the message names it).
     """
     features, start = np.empty((0, 0), np.float32), 0
     for part in parts:

@@ -1,4 +1,4 @@
-"""Models in storage: find one by the run that made it, load it with what it needs to be used."""
+"""Models in storage: find the model file of a run, and load it with the settings needed to use it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -35,72 +35,76 @@ ORIGIN = ("setting", "checkpoint", "source_set", "target_set", "data", "selectio
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in eval mode on the device, and how images go into it."""
+    """A model in eval mode on the device, with its input normalization and its origin."""
 
     uri: str
-    """As it was asked for."""
+    """URI that was passed to `load_model`."""
     backbone: Vit
     reid: ReidModel | None
     mean: list[float]
     std: list[float]
     neck: str
-    """Which side of the neck retrieval uses: before or after."""
+    """Side of the neck whose feature is used for retrieval: before or after."""
     metadata: dict[str, str]
     report: LoadReport
-    """What was loaded, skipped and resized, and what is known of the file."""
+    """The tensors that were loaded, skipped and resized, and the known facts about the file."""
 
     @property
     def image_size(self) -> tuple[int, int]:
+        """(height, width) of the input images."""
         return self.backbone.config.image_size
 
     @property
     def weights(self) -> str:
-        """Hash of the weights, as results name it."""
+        """First 12 characters of the hash of the weights, as stored in results."""
         return weights_hash(self.reid or self.backbone)[:12]
 
     @property
     def origin(self) -> dict[str, str]:
-        """What the file says of how the model was made: setting, checkpoint, source_set, target_set, data, selection."""
+        """How the model was trained, from the metadata of the file: those of the keys in ORIGIN that it has."""
         return {name: self.metadata[name] for name in ORIGIN if self.metadata.get(name)}
 
     @property
     def about(self) -> About:
-        """What the file says, what was given and what is assumed."""
+        """Facts about the file: read from it, given by the user or assumed."""
         assert self.report.about is not None  # load_vit and load_reid always give it
         return self.report.about
 
     @property
     def cameras(self) -> Table | None:
-        """The camera that each row of the camera embeddings stands for; None: there are none, or the file does not say."""
+        """Camera number of each row of the camera embeddings; None: no embeddings, or the file does not say."""
         answer = self.about.answers.get("cameras")
         return answer.value if answer and self.backbone.config.num_cameras else None
 
     def require_cameras(self, location: Location, splits: Any, section: str = "load") -> None:
-        """Before any work: UserError where the model needs the images' cameras and they are not among its own."""
+        """Check that a model with camera embeddings knows the cameras of the images. Raises UserError if not."""
         require_cameras(self.cameras, self.backbone.config.num_cameras, self.uri, location, splits, section)
 
     def features(self, images: Tensor, camids: np.ndarray | None = None) -> Tensor:
-        """The backbone's features (B, D) of uint8 (B, 3, H, W); camids: int (B,), the data's, for a model with cameras."""
+        """Features of the backbone, float (B, D).
+
+        images: uint8 (B, 3, H, W); camids: int (B,), camera numbers of the data, used by a model with camera embeddings.
+        """
         return self.backbone(normalize(upload(images), self.mean, self.std), self.camera_rows(camids))
 
     def embed(self, images: Tensor, camids: np.ndarray | None = None) -> Tensor:
-        """uint8 (B, 3, H, W), camids as for `features` -> L2-normalized float32 (B, D), the feature used for retrieval."""
+        """L2-normalized features used for retrieval, float (B, D). Arguments as in `features`."""
         if self.reid is None:
             return F.normalize(self.features(images, camids), dim=-1)
         inputs = normalize(upload(images), self.mean, self.std)
         return self.reid(inputs, self.camera_rows(camids)).embedding(self.neck)
 
     def camera_rows(self, camids: np.ndarray | None) -> Tensor | None:
-        """int64 (B,), what the backbone wants beside images of these cameras; None for a model without."""
+        """Rows int64 (B,) of the camera embeddings, on the device; None for a model without cameras or without `camids`."""
         if self.cameras is None or camids is None:
             return None
         return torch.from_numpy(rows_of(camids, self.cameras, "the images")).to(device())
 
 
 def model_file(uri: str, storage: StorageConfig) -> Location:
-    """The model in a run's or any folder (the index, where it is in shards), or the file itself.
+    """Location of the model file: `uri` itself if it is a file, else the model in the folder `uri`.
 
-    Raises UserError saying what was looked for.
+    A model in several files is found by its index file. Raises UserError if there is no model.
     """
     location = open_storage(uri, storage)
     if location.is_file():
@@ -123,10 +127,13 @@ def model_file(uri: str, storage: StorageConfig) -> Location:
 def load_model(
     uri: str, storage: StorageConfig, given: LoadConfig | None = None, section: str = "load", **changes: Any
 ) -> LoadedModel:
-    """Load our own or a released checkpoint.
+    """Load a checkpoint, written by this platform or released by others.
 
-    given: what the file does not say, from the command line's `section`. changes: to the backbone's configuration, e.g.
-    drop_path. Raises UserError.
+    Args:
+        given: what the file does not say, from the options `section` of the command line.
+        changes: overrides of the configuration of the backbone, e.g. drop_path.
+
+    Raises UserError if there is no model, or it cannot be loaded.
     """
     file = model_file(uri, storage)
     folder = open_storage(file.uri.rpartition("/")[0] or "/", storage)

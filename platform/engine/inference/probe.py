@@ -1,4 +1,4 @@
-"""A k-NN probe during pre-training: does the backbone recognize people, or only cameras?"""
+"""A k-NN probe during pre-training, which shows whether the backbone recognizes people or only cameras."""
 
 from typing import Any
 
@@ -16,10 +16,10 @@ from reidssl.models.vit import Vit
 
 
 class Probe:
-    """Call it with a backbone in eval mode: {"probe_mAP", "probe_same_camera"}.
+    """Evaluates a backbone in eval mode on a small labeled set. Returns {"probe_mAP", "probe_same_camera"}.
 
-    probe_mAP: cross-camera identity retrieval, in [0, 1]. probe_same_camera: share of nearest neighbors that come from the
-    same camera, in [0, 1]; rising while the mAP stands still means that backgrounds are being learned.
+    probe_mAP: mAP of cross-camera identity retrieval, in [0, 1]. probe_same_camera: share of nearest neighbors from the same
+    camera, in [0, 1]. If it rises while the mAP does not, the model learns backgrounds.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Probe:
 
     @torch.no_grad()
     def __call__(self, backbone: Vit) -> dict[str, float]:
-        from reidssl.metrics.ranking import leave_one_out, same_camera_share  # compiles on import: only when probing
+        from reidssl.metrics.ranking import leave_one_out, same_camera_share  # compiles on import
 
         features = torch.cat(
             [backbone(normalize(upload(batch), self.mean, self.std)).cpu() for batch in self.images.batches(128)]

@@ -1,8 +1,8 @@
-"""Ranking shared among Ray tasks: each takes some of the queries and runs through the gallery piece by piece.
+"""Ranking shared by Ray tasks: each task takes some of the queries and compares them with the gallery piece by piece.
 
-Features are normalized once, here, and lie in the object store as plain arrays, which tasks of one machine read in place. A
-task holds one piece of the gallery at a time, so its memory is set by `gallery_block`; with more than one piece it
-runs through them twice.
+Features are normalized once in this process and stored in the object store as plain arrays. Tasks of one machine read them
+without a copy. A task holds one piece of the gallery at a time, so `gallery_block` determines its memory. With more than one
+piece, it processes them in two passes.
 """
 
 import warnings
@@ -34,12 +34,13 @@ def rank_shared(
     block: int = 128,
     gallery_block: int = GALLERY_BLOCK,
 ) -> RankingMetrics:
-    """As `reidssl.metrics.ranking.rank`, and equal to it whatever the number of tasks; arguments and errors as there.
+    """The metrics of `reidssl.metrics.ranking.rank`, equal to it for any number of tasks. Other arguments and errors as there.
 
-    Verification, camera pairs and re-ranking are not shared.
+    Args:
+        tasks: number of tasks that share the queries; they run in parallel as far as the CPUs of the cluster allow.
+        cpus: CPUs of a task.
 
-    tasks: parts that the queries are cut into, computed side by side as far as `cpus` for each allow. Raises UserError if a
-    single task needs more CPUs than the cluster has, or a task is lost for good.
+    Raises UserError if a single task needs more CPUs than the cluster has, or if a task fails for good.
     """
     import ray
     from ray.exceptions import RayError
@@ -81,7 +82,7 @@ def _judge(
     block: int,
     threads: int,
 ) -> QueryResults:
-    """Task: some queries (q, D) with references to the pieces of the gallery, all of length one."""
+    """Task that ranks some queries (q, D). pieces: references to the pieces of the gallery. All features have unit length."""
     use_threads(threads)
     return judge_pieces(
         _tensor(queries), pids, camids, [partial(_fetch, piece) for piece in pieces], *labels, block, num_threads=threads
@@ -95,14 +96,14 @@ def _fetch(piece: Any) -> Tensor:
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    """The array itself, not a copy: nothing here writes to it."""
+    """The array as a tensor without a copy; the tasks only read it."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # what lies in the object store is read-only
+        warnings.simplefilter("ignore", UserWarning)  # torch warns of the read-only arrays of the object store
         return torch.from_numpy(array)
 
 
 def _explained(error: Exception) -> Exception:
-    """The task's own words without the remote stack trace around them."""
+    """The error of a task with its own message, without the remote stack trace."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, ValueError):
         return ValueError(str(cause).splitlines()[0])

@@ -1,1 +1,1 @@
-"""From any source of images to shards."""
+"""Convert any source of images into shards."""

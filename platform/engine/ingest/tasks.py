@@ -1,4 +1,4 @@
-"""What the tasks of an ingest do: read and check units of a source, write blocks of rows as shards."""
+"""The tasks of an ingest: read and check units of a source, and write blocks of rows as shards."""
 
 import pickle
 from collections import Counter
@@ -15,34 +15,36 @@ from platform.engine.storage.location import Location
 from reidssl.data.decode import MAX_PIXELS, check_image
 
 UNSTORABLE = (pa.ArrowException, OverflowError, ValueError, TypeError)
-BLOCK_BYTES = 16 << 20  # what a reading task hands on at a time
+BLOCK_BYTES = 16 << 20  # approximate size of a block that a reading task yields
 
 
 class Written(NamedTuple):
-    """What write tasks have done."""
+    """The results of the write tasks."""
 
     entries: list[FileEntry]
+    """The shards."""
     rejected: list[tuple[str, str]]
-    """(key, reason)"""
+    """(key, reason) of each rejected image."""
     splits: Counter[str]
-    """Rows of each split."""
+    """Number of rows of each split."""
     converted: Counter[str]
-    """Images that the decoder changes, by what it does."""
+    """Number of images that the decoder converts, by kind of conversion."""
     labels: Counter[str]
-    """Rows with an `identity`, those of them with `no camera`, and the notes of the source."""
+    """Number of rows with an "identity", of those among them with "no camera", and of each note of the source."""
 
 
 class ReadUnits:
-    """Units -> blocks of rows, three columns more than the shards': `note`, `converted`, and `error`, empty for good rows.
+    """Reads units of a source and yields blocks of checked rows.
 
-    Whatever is wrong with one image sets that image aside; only a UserError, which is of the whole source, ends the job.
+    A block has the columns of a shard and `note`, `converted` and `error` (empty for good rows). A fault of one image rejects
+    that image only. A UserError concerns the whole source and ends the job.
     """
 
     def __init__(self, source: Source, counter: Any, max_pixels: int = MAX_PIXELS) -> None:
         self.source, self.counter, self.max_pixels = source, counter, max_pixels
-        self.no_extras = (None,) * (len(source.extra_columns) - 1)  # for what a source could not read
+        self.no_extras = (None,) * (len(source.extra_columns) - 1)  # for images that the source could not read
         extras = [pa.field(name, kind) for name, kind in source.extra_columns.items()]
-        # Rejected rows have no image; large_binary because Ray may join blocks beyond 2 GiB.
+        # Nullable, because rejected rows have no image; large_binary, because Ray may join blocks to more than 2 GiB.
         fields = [field.with_nullable(True) for field in SCHEMA]
         fields[1] = pa.field("image", pa.large_binary())
         about = [pa.field("note", pa.string()), pa.field("converted", pa.list_(pa.string())), pa.field("error", pa.string())]
@@ -64,7 +66,7 @@ class ReadUnits:
                 yield self._block(rows)
 
     def _candidates(self, unit: Any) -> Iterator[Candidate]:
-        """The unit's images; sources catch faults of single ones, this one what no one thought of."""
+        """Yields the images of a unit. Sources handle faults of single images; unexpected exceptions are handled here."""
         last = ""
         try:
             for candidate in self.source.read(unit):
@@ -91,7 +93,7 @@ class ReadUnits:
         return pa.Table.from_arrays(arrays, schema=self.schema)
 
     def _storable(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The row, or the same key with the reason why the row cannot be stored, such as an identity beyond int32."""
+        """The row, or a rejected row with the reason why it cannot be stored in Arrow, e.g. an identity beyond int32."""
         for field, value in zip(self.schema, row, strict=True):
             try:
                 pa.array([value], field.type)
@@ -104,7 +106,10 @@ class ReadUnits:
 
 
 def checked_row(candidate: Candidate, seen: set[str], max_pixels: int = MAX_PIXELS) -> tuple[Any, ...]:
-    """The candidate as a row, with its upright size and what the decoder does to it, or with the reason why it is set aside."""
+    """The row of a candidate, with its upright size and its conversions, or with the reason why it is rejected.
+
+    seen: keys of the unit so far; the key of a good row is added. A key in `seen` is rejected as a duplicate.
+    """
     error, height, width = candidate.error, 0, 0
     converted: tuple[str, ...] = ()
     if not error and candidate.key in seen:
@@ -124,9 +129,9 @@ def checked_row(candidate: Candidate, seen: set[str], max_pixels: int = MAX_PIXE
 
 
 def shard_sink(output: Location, shard_bytes: int, row_group_rows: int) -> Any:
-    """Ray Data sink whose write tasks get about `shard_bytes` of rows each and publish them as shards.
+    """Ray Data sink whose write tasks get about `shard_bytes` of rows each and write them as shards.
 
-    After the job its `written` holds what all of them did, in the order of the source.
+    After the job, its attribute `written` holds the results of all tasks (`Written`), in the order of the source.
     """
     from ray.data import Datasink
 
@@ -154,7 +159,7 @@ def shard_sink(output: Location, shard_bytes: int, row_group_rows: int) -> Any:
 
 
 def write_blocks(output: Location, blocks: list[pa.Table], shard_bytes: int, row_group_rows: int) -> Written:
-    """Blocks of ReadUnits -> one shard, or several where the blocks came larger than asked for."""
+    """Write blocks of ReadUnits as one shard, or as several if the blocks are much larger than `shard_bytes`."""
     table = pa.concat_tables(blocks)
     bad = table.filter(pc.not_equal(table["error"], ""))
     good = table.filter(pc.equal(table["error"], ""))
@@ -173,7 +178,7 @@ def write_blocks(output: Location, blocks: list[pa.Table], shard_bytes: int, row
 
 
 def label_counts(rows: pa.Table) -> Counter[str]:
-    """See `Written.labels`."""
+    """The counts of `Written.labels` for a table of good rows."""
     known = pc.not_equal(rows["pid"], -1)
     no_camera = pc.and_(known, pc.equal(rows["camid"], -1))
     counts = Counter({"identity": pc.sum(known).as_py() or 0, "no camera": pc.sum(no_camera).as_py() or 0})

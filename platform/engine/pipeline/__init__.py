@@ -1,1 +1,1 @@
-"""What platform.pipeline asks for before its stages, and what it knows after them."""
+"""The checks of platform.pipeline before its stages, and the results after them."""

@@ -1,4 +1,4 @@
-"""results.json of a pipeline, and its table."""
+"""The file results.json of a pipeline, and the table of results."""
 
 import time
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ SETTINGS, INITS = ("supervised", "uda", "usl"), ("random", "full", "selected", "
 
 
 class Results:
-    """results.json: kept up to date around every stage, so that an interrupted run shows what it has and where it was."""
+    """Keeps results.json up to date around every stage, so that it shows the state of an interrupted run."""
 
     def __init__(self, root: Location) -> None:
         self.root = root
@@ -26,13 +26,13 @@ class Results:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Notes the stage inside as running, then as complete or failed; one that was complete keeps the time it really took."""
+        """Context manager: records a stage as running, then as complete or failed. A stage that was complete keeps its time."""
         before, started = self.stages.get(name, {}), time.perf_counter()
         self._note(name, "running", 0.0)
         try:
             yield
-        except BaseException:  # an order to stop as well
-            with suppress(StorageError):  # if storage is what fails, the first error is the one to read
+        except BaseException:  # including KeyboardInterrupt
+            with suppress(StorageError):  # if storage fails, the first error must be reported
                 self._note(name, "failed", time.perf_counter() - started)
             raise
         keep = before.get("status") == "complete" and name != "report"
@@ -43,7 +43,7 @@ class Results:
         self.file.write_json(self.collect())
 
     def collect(self) -> dict[str, Any]:
-        """Everything known so far, read from the summaries of the finished runs."""
+        """All results so far, read from the summaries of the finished runs, as stored in results.json."""
         found: dict[str, Any] = {"stages": self.stages, "cfs": {}, "pretrain": {}, "finetune": [], "environment": environment()}
         scores, selection = self._summary("scores"), self._summary("selection")
         if scores and selection:
@@ -69,7 +69,7 @@ class Results:
                         {"setting": setting, "init": init}
                         | {n: summary[n] for n in names}
                         | {n: summary[n] for n in ("evaluation", "warnings") if n in summary}
-                    )  # not in those of older versions
+                    )  # summaries of older versions do not have these
         return found
 
     def _summary(self, name: str) -> dict[str, Any] | None:
@@ -78,7 +78,7 @@ class Results:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The final table."""
+    """The results as a text table, metrics in per cent."""
     cfs, clusters, lines = results["cfs"], results.get("clusters"), [""]
     if clusters:
         lines.append(

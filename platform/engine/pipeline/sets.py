@@ -1,4 +1,4 @@
-"""The sets that a pipeline reads: which are given, which are missing, whether they are there."""
+"""The data sets of a pipeline: which of them it reads, and checks that they are named and exist."""
 
 import re
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ PARTS = ("pretrain", "source", "target")
 
 
 def is_given(config: PipelineConfig, part: str) -> bool:
-    """Whether the user named anything of that set."""
+    """Whether the user changed any setting of this set."""
     name = f"{part}_set"
     return getattr(config, name) != getattr(PipelineConfig(), name)
 
 
 def check_sets(config: PipelineConfig) -> None:
-    """Raises UserError for a set that is needed and not given, or not there; one line with the keys to give."""
+    """Raise UserError for a required set that is not named or does not exist. The message has the keys to set."""
     if not is_given(config, "pretrain"):
         raise UserError(
             "pretrain_set is not given: name the images to pre-train on, e.g. pretrain_set.kind=folder "
@@ -41,12 +41,12 @@ def check_sets(config: PipelineConfig) -> None:
         )
     for part in parts_of(config):
         manifest = open_storage(config.output, config.storage).joinpath("data", part, MANIFEST) if config.output else None
-        if manifest is None or not manifest.exists():  # a set that is complete is not read again
+        if manifest is None or not manifest.exists():  # a set that is ingested already is not read again
             check_set(config, part)
 
 
 def check_set(config: PipelineConfig, part: str) -> None:
-    """Raises UserError if what a set is to be read from is not named or not there."""
+    """Raise UserError if the source of a set is not named or does not exist."""
     chosen: RawConfig = getattr(config, f"{part}_set")
     with of_set(part):
         open_source(chosen, config.storage)
@@ -58,7 +58,7 @@ def check_set(config: PipelineConfig, part: str) -> None:
 
 @contextmanager
 def of_set(part: str) -> Iterator[None]:
-    """What the readers say about `raw`, platform.ingest's key, is said about the pipeline's key of that set."""
+    """Context manager: in a UserError, replaces the key `raw` of platform.ingest by the pipeline's key of this set."""
     try:
         yield
     except UserError as error:
@@ -69,6 +69,6 @@ def of_set(part: str) -> Iterator[None]:
 
 
 def parts_of(config: PipelineConfig) -> list[str]:
-    """The sets that this run reads."""
+    """The names of the sets that this pipeline reads, in the order of PARTS."""
     wanted = {"pretrain": True, "source": "uda" in config.settings, "target": is_given(config, "target")}
     return [part for part in PARTS if wanted[part]]

@@ -1,1 +1,1 @@
-"""What the training loop of platform.pretrain is made of."""
+"""The parts of the training loop of platform.pretrain."""

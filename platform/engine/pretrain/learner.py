@@ -1,4 +1,4 @@
-"""The model in its engine, and an optimizer step of it."""
+"""The model of a pre-training run in its training engine, and an optimizer step."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +30,7 @@ ADVICE = (
 
 
 class Learner:
-    """Student, teacher and optimizer of a run, one per worker and start."""
+    """Student, teacher, optimizer and schedules of a run, on one worker. The constructor restores the checkpoint."""
 
     def __init__(self, config: PretrainConfig, place: Place, resume_point: ResumePoint) -> None:
         self.config, self.place = config, place
@@ -59,7 +59,7 @@ class Learner:
         restore(resume_point, self.engine, self.objective, self.norms)
 
     def begin_step(self) -> "Step":
-        """The optimizer step that comes next, with its learning rate and weight decay set."""
+        """Start the next optimizer step: set its learning rate, weight decay and frozen parameters."""
         seen = self.place.seen
         zero.set_schedules(
             self.engine,
@@ -71,22 +71,23 @@ class Learner:
 
 
 class Step:
-    """One optimizer step: `learn` from each of this worker's micro-batches, then `end`."""
+    """One optimizer step: call `learn` for each micro-batch of this worker, then `end`."""
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
         self.exchange = StepExchange()
         self.index = 0
-        """Of the coming micro-batch among this worker's."""
+        """Index of the next micro-batch among those of this worker."""
 
     def learn(self, batch: dict[str, Any], crops: Sequence[Tensor]) -> None:
-        """Forward and backward pass of a micro-batch: its crops (B, 3, h, w) each. The weights move after the last one.
+        """Forward and backward pass of a micro-batch. After the last one of the step, the weights are updated.
 
-        A loss or gradients that are not finite never reach the weights: UserError here, or in `self.learner.finite.check`.
+        crops: (B, 3, h, w) each. A non-finite loss or gradient never reaches the weights: it raises UserError here or in the next
+        `self.learner.finite.check()`.
         """
         learner, place = self.learner, self.learner.place
         progress = place.progress(self.index)
-        # drop path: a function of the micro-batch, not of the worker that computes it
+        # Seed of drop path: depends on the micro-batch, not on the worker that computes it.
         torch.manual_seed(mix(learner.config.seed, place.seen, progress.micro_batch))
         output = learner.objective(learner.engine, list(crops), progress)
         learner.engine.backward(learner.finite.loss(output.loss, output.terms, place.step + 1))
@@ -97,9 +98,9 @@ class Step:
         self.index += 1
 
     def end(self, notices: dict[str, Tensor]) -> StepResult:
-        """Collective: what all workers' micro-batches left reaches norms, objective and teacher; the place moves on.
+        """Exchange the results of all workers, update batch norms, objective and teacher, and advance the place. Collective.
 
-        notices: what this worker was told. Raises UserError, on every worker, if too many samples cannot be read.
+        notices: result of `Notices.seen` on this worker. Raises UserError on every worker if too many samples are unreadable.
         """
         learner, place = self.learner, self.learner.place
         self.exchange.tell(notices)

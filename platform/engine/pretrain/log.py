@@ -1,4 +1,4 @@
-"""What a pre-training run tells while it runs: lines on the terminal, metrics, probes, warnings of collapse."""
+"""The log of a pre-training run: terminal lines, metrics, probes and warnings of collapse."""
 
 import time
 from typing import Any
@@ -15,7 +15,7 @@ from reidssl.objectives.collapse import CollapseMonitor
 
 
 class StepLog:
-    """Rank 0 keeps it; other workers only look whether their steps were finite."""
+    """The log of a run. Only rank 0 writes it; the other workers only check that their steps were finite."""
 
     def __init__(self, learner: Learner, run: Run) -> None:
         config, place = learner.config, learner.place
@@ -36,9 +36,9 @@ class StepLog:
         self._started, self._seen_before = time.perf_counter(), place.seen
 
     def write(self, result: StepResult, writer: BackgroundWriter) -> None:
-        """After a step: a row if one is due, with what the newest checkpoint took if that is news.
+        """Write a row after a step if one is due, with the cost of a checkpoint that was published since the last row.
 
-        Raises UserError, on the worker that saw it, if a loss or gradient was not finite.
+        Raises UserError, on the worker concerned, if a loss or gradient was not finite.
         """
         if not self.place.is_time_for(self.config.tracking.every_steps):
             return

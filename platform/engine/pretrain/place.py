@@ -1,4 +1,4 @@
-"""Where a pre-training run stands in its sample stream; the same on every worker."""
+"""The position of a pre-training run in its sample stream. It is the same on every worker."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,10 @@ from reidssl.objectives.base import Progress
 
 
 def plan_of(config: PretrainConfig) -> tuple[StreamPlan, int]:
-    """The order of all samples, and how many of them the run sees (a multiple of the global batch)."""
+    """(order of all samples, number of samples that the run sees). The number is a multiple of the global batch.
+
+    Raises UserError if the run is shorter than one global batch, or the selection cannot be used.
+    """
     root = open_storage(config.data.uri, config.storage)
     units = read_units(root, open_storage(config.data.selection, config.storage) if config.data.selection else None)
     images = sum(unit.num_rows for unit in units)
@@ -36,18 +39,18 @@ def plan_of(config: PretrainConfig) -> tuple[StreamPlan, int]:
 
 @dataclass(kw_only=True)
 class Place:
-    """Samples seen, and what follows from them. `seen` advances by `batch` with each optimizer step."""
+    """Samples seen, and the quantities that follow from them. `seen` advances by `batch` with each optimizer step."""
 
     plan: StreamPlan
     total: int
-    """Samples that the run sees."""
+    """Samples that the whole run sees."""
     batch: int
-    """Samples of an optimizer step."""
+    """Samples in an optimizer step, the global batch."""
     seen: int
     rank: int
     world: int
     micro_batches: int
-    """Of an optimizer step, over all workers."""
+    """Micro-batches in an optimizer step, over all workers."""
 
     @property
     def is_complete(self) -> bool:
@@ -65,27 +68,27 @@ class Place:
 
     @property
     def epoch(self) -> float:
-        """Passes over the data that are behind us."""
+        """Passes over the data so far."""
         return self.seen / self.plan.samples_per_epoch
 
     @property
     def own_micro_batches(self) -> int:
-        """Of an optimizer step, on this worker."""
+        """Micro-batches in an optimizer step on this worker."""
         return self.micro_batches // self.world
 
     def is_time_for(self, every_steps: int) -> bool:
-        """Whether something that is done every so many steps, and at the end, is due."""
+        """Whether an action that runs every `every_steps` steps and at the end is due now."""
         return self.step % every_steps == 0 or self.is_complete
 
     def progress(self, index: int = 0) -> Progress:
-        """For the `index`-th micro-batch of this worker in the coming step."""
+        """Progress of the run for micro-batch `index` (from 0) of this worker in the coming step."""
         return Progress(self.seen, self.plan.samples_per_epoch, self.total, index * self.world + self.rank)
 
 
 def find_place(config: PretrainConfig, store: CheckpointStore) -> tuple[Place, ResumePoint]:
-    """Collective: the place at which the newest checkpoint stands, and that checkpoint.
+    """(place, checkpoint) at which the run continues; without a checkpoint, the start. Collective.
 
-    Raises UserError if this number of workers cannot share a step, or the checkpoint belongs to other data.
+    Raises UserError if this number of workers cannot share a step, or if the checkpoint belongs to other data.
     """
     check_size(dist.get_world_size(), config.stream.micro_batches_per_step)
     plan, total = patiently(lambda: plan_of(config), config.storage.retry_timeout_s, report_line)

@@ -1,4 +1,4 @@
-"""Checkpoints of a pre-training run: when they are due, and what they hold. They know no number of workers."""
+"""Checkpoints of a pre-training run: when they are due, and their content. They do not depend on the number of workers."""
 
 import time
 
@@ -19,18 +19,19 @@ class Saver:
         self.writer = BackgroundWriter(store, learner.config.storage.retry_timeout_s, report_line)
 
     def is_due(self) -> bool:
-        """Whether a checkpoint is to be written after this step. Raises what went wrong with the one before."""
+        """Whether a checkpoint is due after this step. Raises the error of the previous checkpoint, if it failed."""
         self.writer.check()
         return self.learner.place.is_time_for(self.learner.config.checkpoint.every_steps)
 
     def save(self, *, wait: bool) -> float:
-        """Collective. Returns seconds: what training stood still, and what the newest published checkpoint took.
+        """Copy the state and publish it as a checkpoint, in the background unless `wait`. Collective.
 
-        wait: return when it is published. The log goes first: it may be ahead of a checkpoint, never behind it.
+        Returns seconds: the time that training was stopped plus the time that writing the newest published checkpoint took. The
+        log is published first: it may be ahead of a checkpoint, but never behind it.
         """
         started, learner = time.perf_counter(), self.learner
-        learner.finite.check()  # what is kept must be sound
-        self.writer.flush()  # one at a time; before the copy, so that there are never three states in memory
+        learner.finite.check()  # a checkpoint must not contain the results of a non-finite step
+        self.writer.flush()  # wait for the previous one before the copy, so that memory never holds three states
         student = consolidate(learner.engine)
         if student:
             assert self.tracker is not None
@@ -46,5 +47,5 @@ class Saver:
             )
         stall = self.writer.stall_seconds = time.perf_counter() - started
         if wait or learner.place.is_complete:
-            self.writer.flush()  # nothing is under way when the workers end or are ended
+            self.writer.flush()  # no upload may be in progress when the workers end or are restarted
         return self.writer.seconds + stall

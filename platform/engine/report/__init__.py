@@ -1,1 +1,1 @@
-"""What the report page is made of: reading a run folder, charts, tables, pictures."""
+"""The parts of the report page: reading a run folder, charts, tables, pictures."""

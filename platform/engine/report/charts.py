@@ -1,4 +1,4 @@
-"""The report's charts: which numbers of which runs go into one frame."""
+"""The charts of the report, with the metrics and runs that each of them shows."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -51,13 +51,13 @@ FROM_ZERO = {"images_per_second", "outliers", "clusters", "probe_mAP", "accuracy
 
 
 def style_of(name: str, others: Sequence[str]) -> int:
-    """A color that is the same in every chart: fixed for the usual names, else by the place among the unusual ones."""
+    """Style index of a run name, equal in every chart: fixed for usual names, else by the order of the unusual names."""
     unusual = sorted(set(others) - STYLES.keys())
     return STYLES[name] if name in STYLES else 1 + (unusual.index(name) + (3 if STYLES.keys() & set(others) else 0)) % 5
 
 
 def pretrain_charts(folder: RunFolder) -> list[Markup]:
-    """One chart a metric, all pre-training runs in it."""
+    """One chart for each metric, with all pre-training runs in it."""
     runs = [one for one in folder.of("pretrain") if one.metrics]
     names = [one.short_name for one in runs]
     runs.sort(key=lambda one: (style_of(one.short_name, names), one.name))
@@ -69,16 +69,16 @@ def pretrain_charts(folder: RunFolder) -> list[Markup]:
         reference = None
         if metric in ENTROPIES:
             counts = {entropy_choices(one, metric) for one in runs if any(metric in row for row in one.metrics)}
-            choices = counts.pop() if len(counts) == 1 else 0  # runs of different objectives have no common line
+            choices = counts.pop() if len(counts) == 1 else 0  # a reference line needs one common value
             reference = (f"indifferent: ln {choices:,}", math.log(choices)) if choices > 1 else None
         charts += _chart(series, title, "images seen", metric, reference)
     return charts
 
 
 def entropy_choices(run: RunMember, metric: str = "teacher_entropy") -> int:
-    """Among how many the teacher's softmax chooses; 0 if unknown.
+    """Number of classes of the teacher's softmax; 0 if unknown.
 
-    DINO, with and without masks: its prototypes. MoCo v3: the images of a micro-batch. MoBY: the own key and those of the queue.
+    DINO, with and without masks: the prototypes. MoCo v3: the images of a micro-batch. MoBY: the positive key and the queue.
     """
     name = str(run.setting_of("objective", "name"))
     keys = {
@@ -94,12 +94,12 @@ def entropy_choices(run: RunMember, metric: str = "teacher_entropy") -> int:
 
 
 def cluster_charts(folder: RunFolder) -> list[tuple[str, list[Markup]]]:
-    """(setting, charts) of the unsupervised settings, the inits in one frame."""
+    """(setting, charts) of the unsupervised settings. Each chart shows all initializations."""
     return _by_setting(folder, CLUSTER_METRICS, lambda row: "clusters" in row)
 
 
 def finetune_charts(folder: RunFolder) -> list[tuple[str, list[Markup]]]:
-    """(setting and phase, charts) of all fine-tuning runs; UDA's two phases have losses of different kinds."""
+    """(setting and phase, charts) of all fine-tuning runs. The two phases of UDA are separate: their losses differ in kind."""
     found = []
     for setting in SETTINGS:
         phases: list[tuple[str, Callable[[dict[str, Any]], bool]]] = [("", lambda row: True)]
@@ -150,7 +150,7 @@ def _training_people(folder: RunFolder) -> int:
     try:
         pids = read_rows(data.location, ["pid"], split="train")["pid"].to_numpy()
     except StorageError:
-        return 0  # the table of the data sets says why
+        return 0  # the table of the data sets reports the error
     return len(np.unique(pids[pids >= 0]))
 
 
@@ -168,7 +168,7 @@ def _chart(series: list[Series], title: str, x_label: str, metric: str, referenc
 
 
 def result_bars(folder: RunFolder) -> Markup:
-    """mAP of every setting and init; there must be at least one result."""
+    """Bars with the mAP of every setting and initialization. There must be at least one result."""
     rows = result_rows(folder)
     inits = [row.init for row in rows]
     groups = []
@@ -181,7 +181,10 @@ def result_bars(folder: RunFolder) -> Markup:
 
 
 def score_histogram(scores: np.ndarray, planted: np.ndarray | None, selection: dict[str, Any] | None, measure: str) -> Markup:
-    """Distribution of the scores, useless images apart where they are known, with the threshold of the selection."""
+    """Histogram of the scores, with the threshold of the selection. Planted images are a separate group if they are known.
+
+    scores: float (N,), finite; planted: bool (N,) or None; measure: name of the score.
+    """
     groups = {"images": scores} if planted is None else {"people": scores[~planted], "planted useless images": scores[planted]}
     threshold, label = None, ""
     if selection:

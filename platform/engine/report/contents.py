@@ -1,7 +1,7 @@
-"""A run folder, read once: its runs, their metrics, the data sets they used, and what is missing.
+"""Read a run folder: its runs, their metrics, the data sets they used, and what is missing.
 
-Works on a pipeline's folder (data/, proxy/, scores/, selection/, pretrain/, finetune/), finished or not, and on the folder
-of a single program. What cannot be read becomes a note on the page, not an error; only a folder without any run is one.
+The folder may be of a pipeline (data/, proxy/, scores/, selection/, pretrain/, finetune/), finished or not, or of a single
+program. Unreadable content becomes a note on the page. Only a folder without any run is an error.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from platform.engine.runs.metrics import read_metrics
 from platform.engine.storage.location import Location, StorageConfig, open_storage
 
 RESULTS, CONFIG, SUMMARY = "results.json", "config.json", "summary.json"
-INSIDE_RUNS = {"ray_train", "checkpoints", "parts", "data"}  # never a run of their own
+INSIDE_RUNS = {"ray_train", "checkpoints", "parts", "data"}  # folders that are never runs themselves
 EXPECTED = {
     "proxy/source": "the source proxy",
     "proxy/target": "the target proxy",
@@ -30,10 +30,10 @@ SETTINGS, INITS = ("supervised", "uda", "usl"), ("random", "full", "selected", "
 
 @dataclass(frozen=True, eq=False)
 class RunMember:
-    """One run of one program."""
+    """A run of a program."""
 
     name: str
-    """Place in the folder, e.g. finetune/usl-full; the folder's own name for a single run."""
+    """Path in the folder, e.g. finetune/usl-full; for a single run, the name of the folder."""
     location: Location
     program: str
     config: dict[str, Any]
@@ -43,17 +43,17 @@ class RunMember:
 
     @property
     def short_name(self) -> str:
-        """full, selected, proxy, usl-full, ..."""
+        """Short name for charts: full, selected, proxy, usl-full, ..."""
         return "proxy" if self.name == "proxy/source" else self.name.rpartition("/")[2]
 
     @property
     def setting(self) -> str:
-        """supervised, uda or usl (fine-tuning only)."""
+        """Setting of a fine-tuning run: supervised, uda or usl; "" for other programs."""
         return str(self.config.get("setting", ""))
 
     @property
     def init(self) -> str:
-        """Where fine-tuning started: random, full, selected; a trial's name in a sweep, else the run or file it came from."""
+        """Initialization of fine-tuning: random, full, selected, ...; in a sweep, the trial's name; else the checkpoint's."""
         setting, _, init = self.name.rpartition("/")[2].partition("-")
         if init and setting == self.setting:
             return init
@@ -62,7 +62,7 @@ class RunMember:
         return str(self.setting_of("checkpoint") or "random").rstrip("/").rpartition("/")[2]
 
     def setting_of(self, *keys: str) -> Any:
-        """A value of the configuration, None where it has no such key: folders of older versions are read, too."""
+        """A value of the configuration; None if there is no such key, as in folders of older versions."""
         value: Any = self.config
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
@@ -71,7 +71,7 @@ class RunMember:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Shards that a run used."""
+    """A data set that a run used."""
 
     role: str
     location: Location
@@ -80,33 +80,34 @@ class DataSet:
 
 @dataclass
 class RunFolder:
-    """Everything the page is made from."""
+    """All data of the page."""
 
     location: Location
     members: list[RunMember]
     data: dict[str, DataSet]
     results: dict[str, Any] = field(default_factory=dict)
     is_pipeline: bool = False
-    """True for the folder of a pipeline (or what there is of one), False for single runs."""
+    """True for the folder of a pipeline, even an incomplete one; False for single runs."""
     notes: list[str] = field(default_factory=list)
-    """What is missing or could not be read, one sentence each."""
+    """Sentences about missing or unreadable content."""
 
     def of(self, program: str, under: str = "") -> list[RunMember]:
-        """The runs of a program, in order of their names."""
+        """The runs of a program, in the order of `members`. under: only names with this prefix."""
         return [one for one in self.members if one.program == program and one.name.startswith(under)]
 
     @property
     def has_target(self) -> bool:
-        """False for a pipeline that was given no target set."""
+        """Whether there is a target set; False only for a pipeline without one."""
         target = next((one.setting_of("target_set") for one in self.of("pipeline")), None)
         return target is None or target.get("kind") == "synthetic" or bool(target.get("path"))
 
     def named(self, name: str) -> RunMember | None:
+        """The run with this name; None if there is none."""
         return next((one for one in self.members if one.name == name), None)
 
 
 def read_folder(uri: str, storage: StorageConfig) -> RunFolder:
-    """Read the run folder at `uri`. Raises UserError if no run is there."""
+    """Read the run folder at `uri`. Raises UserError if it has no run."""
     location = open_storage(uri, storage)
     if not location.exists():
         raise UserError(f"{location.uri} does not exist: name the folder of a run, e.g. run=runs/demo")
@@ -134,7 +135,7 @@ def read_folder(uri: str, storage: StorageConfig) -> RunFolder:
 
 
 def _story_order(member: RunMember) -> tuple[Any, ...]:
-    """The order of the pipeline's stages; settings and starts in their usual order, the rest by name."""
+    """Sort key: the order of the pipeline's stages, then of settings and initializations, then of names."""
     order = ["", "proxy", "scores", "selection", "selection-control", "pretrain", "clusters", "finetune"]
     place = order.index(member.name.split("/")[0]) if member.name.split("/")[0] in order else 0
     setting, init = (
@@ -175,7 +176,7 @@ def _read_results(location: Location, notes: list[str]) -> dict[str, Any]:
 
 
 def _find_data(found: RunFolder, names: list[str], storage: StorageConfig) -> None:
-    """Data sets inside the folder first; then those that the runs' configurations name."""
+    """Find the data sets: first inside the folder, then those that the configurations of the runs name."""
     for role in DATA_ROLES:
         if f"data/{role}/{MANIFEST}" in names:
             _add_data(found, role, found.location.joinpath("data", role))
@@ -195,7 +196,7 @@ def _find_data(found: RunFolder, names: list[str], storage: StorageConfig) -> No
                 except StorageError as error:
                     found.notes.append(f"The {role} data set cannot be read: {error}")
     found.data = {role: found.data[role] for role in DATA_ROLES if role in found.data}
-    found.notes[:] = dict.fromkeys(found.notes)  # several runs name the same data set
+    found.notes[:] = dict.fromkeys(found.notes)  # removes duplicates: several runs may name the same data set
 
 
 def _add_data(found: RunFolder, role: str, location: Location) -> None:
@@ -208,7 +209,7 @@ def _add_data(found: RunFolder, role: str, location: Location) -> None:
 def _note_missing(found: RunFolder) -> None:
     if found.is_pipeline:
         pipeline = next(iter(found.of("pipeline")), None)
-        # a pipeline without proxy samples takes the full pre-training as its source proxy
+        # A pipeline without proxy samples uses the full pre-training as its source proxy.
         own_proxy = pipeline is None or pipeline.setting_of("cfs", "proxy_samples") != 0
         control = bool(pipeline and pipeline.setting_of("cfs", "control"))
         for name, meaning in (EXPECTED if found.has_target else EXPECTED_WITHOUT_TARGET).items():

@@ -1,6 +1,6 @@
-"""The report's pictures: sample images by score, ranking galleries, attention maps.
+"""The pictures of the report: sample images by score, ranking galleries, attention maps.
 
-Only the row groups that hold a wanted image are read, so the page costs the same for a thousand images and for millions.
+Only row groups with a needed image are read, so the cost hardly depends on the size of the data set.
 """
 
 from collections import defaultdict
@@ -31,10 +31,7 @@ THUMBNAIL_HEIGHT, ATTENTION_HEIGHT = 128, 160
 
 
 def images_of(data: DataSet, keys: Iterable[str]) -> dict[str, bytes]:
-    """Encoded images by key; keys that the data set does not have, or of images that cannot be decoded, are left out.
-
-    Raises StorageError.
-    """
+    """Key -> encoded image. Keys that the data set does not have, and undecodable images, are left out. Raises StorageError."""
     wanted = set(keys)
     rows = np.flatnonzero(np.fromiter((key in wanted for key in read_rows(data.location, ["key"])["key"].to_pylist()), bool))
     places: dict[tuple[str, int], list[int]] = defaultdict(list)
@@ -56,7 +53,10 @@ def images_of(data: DataSet, keys: Iterable[str]) -> dict[str, bytes]:
 
 
 def samples(data: DataSet, keys: list[str], scores: np.ndarray, planted: np.ndarray | None) -> dict[str, list[dict[str, Any]]]:
-    """{"top", "bottom"}: thumbnails of the images with the best and the worst scores, both from the outside in."""
+    """Thumbnails of the images with the best scores ("top", best first) and the worst scores ("bottom", worst first).
+
+    scores: float (N,); planted: bool (N,) or None. Raises StorageError.
+    """
     order = np.argsort(-scores, kind="stable")
     count = min(SAMPLES, len(order) // 2 or 1)
     chosen = {"top": order[:count], "bottom": order[::-1][:count]}
@@ -77,7 +77,10 @@ def samples(data: DataSet, keys: list[str], scores: np.ndarray, planted: np.ndar
 
 
 def clusters(data: DataSet, keys: list[str], labels: np.ndarray) -> list[dict[str, Any]]:
-    """{"size", "images"} of some clusters, from the largest to the smallest by even steps; images spread over each."""
+    """{"size", "images"} of some clusters, evenly spread from the largest to the smallest, with some images of each.
+
+    labels: int (N,), -1 for outliers. Raises StorageError.
+    """
     names, sizes = np.unique(labels[labels >= 0], return_counts=True)
     order = np.argsort(-sizes, kind="stable")
     chosen = order[_spread(len(order), CLUSTERS)]
@@ -94,25 +97,25 @@ def clusters(data: DataSet, keys: list[str], labels: np.ndarray) -> list[dict[st
 
 
 def _spread(total: int, count: int) -> np.ndarray:
-    """At most `count` of the positions 0 .. total - 1, evenly spread."""
+    """At most `count` of the indices 0 .. total - 1, evenly spread, ascending."""
     return np.unique(np.linspace(0, max(total - 1, 0), min(count, total)).astype(int))
 
 
 def galleries(folder: RunFolder) -> tuple[str, list[dict[str, Any]]]:
-    """(setting, queries) with, for each query, the ranking of every init of that setting below each other.
+    """(setting, queries); each query has the rankings of every initialization of that setting. ("", []) without rankings.
 
-    The setting with the most rankings; of equals the one with the fewest labels.
+    The setting is the one with the most rankings; between equals, the one that uses the fewest labels.
     """
     rankings: dict[str, dict[RunMember, dict[str, dict[str, Any]]]] = {}
     for setting in reversed(SETTINGS):
         found = {one: _rankings(one, folder.notes) for one in _tuned(folder, setting)}
         rankings[setting] = {one: entries for one, entries in found.items() if entries}
-    chosen = max(rankings, key=lambda setting: len(rankings[setting]))  # the first of equals
+    chosen = max(rankings, key=lambda setting: len(rankings[setting]))  # max returns the first of equals
     return (chosen, _gallery(folder, rankings[chosen])) if rankings[chosen] else ("", [])
 
 
 def _tuned(folder: RunFolder, setting: str) -> list[RunMember]:
-    """The fine-tuning runs of a setting but for the proxy, by where they started."""
+    """At most MOST_MODELS fine-tuning runs of a setting, without the proxy, ordered by initialization."""
     runs = [one for one in folder.of("finetune") if one.setting == setting and not one.name.startswith("proxy/")]
     return sorted(runs, key=lambda one: (INITS.index(one.init) if one.init in INITS else len(INITS), one.name))[:MOST_MODELS]
 
@@ -157,7 +160,7 @@ def _gallery(folder: RunFolder, rankings: dict[RunMember, dict[str, dict[str, An
 
 
 def attention_models(folder: RunFolder, setting: str) -> tuple[list[tuple[str, LoadedModel]], dict[str, str]]:
-    """((label, model) of those worth looking at, hashes of the pre-trained weights by run)."""
+    """([(label, model)] of the models whose attention is shown, {run name: hash of the weights} of the pre-training runs)."""
     models, hashes = [], {}
     for one in filter(lambda run: run.summary is not None, [*folder.of("pretrain")[:MOST_MODELS], *_tuned(folder, setting)]):
         try:
@@ -174,7 +177,10 @@ def attention_models(folder: RunFolder, setting: str) -> tuple[list[tuple[str, L
 
 
 def attention_maps(folder: RunFolder, models: list[tuple[str, LoadedModel]]) -> dict[str, Any] | None:
-    """{"images": thumbnails, "rows": [(label, overlays)], "role"} for a few images of the target (else pre-training) set."""
+    """{"images": thumbnails, "keys", "rows": [(label, overlays)], "role"} for a few images; None without images or models.
+
+    The images are from the target set, or else from the pre-training set.
+    """
     data = folder.data.get("target") or folder.data.get("pretrain")
     if data is None or not models:
         return None
@@ -192,7 +198,7 @@ def attention_maps(folder: RunFolder, models: list[tuple[str, LoadedModel]]) -> 
     for label, model in models:
         try:
             overlays = _overlays(model, [images[key] for key in chosen], camids)
-        except (UserError, ValueError) as error:  # cameras that the model does not know
+        except (UserError, ValueError) as error:  # e.g. a camera that the model does not know
             folder.notes.append(f"Attention of {label} cannot be drawn: {error}")
             continue
         rows.append((label, [data_uri(encode(overlay)) for overlay in overlays]))

@@ -1,4 +1,4 @@
-"""What the report says of scores and selections: by which measure, from which proxies, and what each selection kept."""
+"""The texts and rows of the report about scores and selections: measure, proxies, and the images that were kept."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ MEASURES = {
 
 
 def measure_name(scores: RunMember) -> str:
-    """What a score is a number of."""
+    """The measure of the scores in words."""
     about = scores.summary or {}
     measure = str(about.get("measure") or scores.setting_of("measure") or "unknown measure")
     k = about.get("k") or scores.setting_of("k") or "k"
@@ -24,13 +24,13 @@ def measure_name(scores: RunMember) -> str:
 
 
 def kept_images(scores: RunMember) -> str:
-    """Which images have a high score, as the end of "an image ..."."""
+    """The property of images with a high score, as the end of "an image ..."."""
     measure = str((scores.summary or {}).get("measure") or scores.setting_of("measure"))
     return MEASURES[measure][1] if measure in MEASURES else "with a high score"
 
 
 def selection_by(folder: RunFolder, scores: RunMember) -> dict[str, Any] | None:
-    """The summary of a finished selection that was made from these scores; another one's threshold says nothing about them."""
+    """The summary of a finished selection that was made from these scores, whose threshold applies to them; None if none was."""
     made = [one for one in folder.of("select") if one.summary and one.config.get("scores")]
     alone = len(folder.of("score")) == 1
     return next((one.summary for one in made if alone or _same_place(str(one.config["scores"]), scores)), None)
@@ -73,7 +73,7 @@ def _by(selection: RunMember, scores: Sequence[RunMember]) -> str:
 
 
 def target_proxy_text(folder: RunFolder, scores: RunMember) -> str:
-    """Whether the target proxy, and so the selection, used identity labels; "" if nobody knows."""
+    """A sentence on whether the target proxy, and so the selection, used identity labels; "" if it is not known."""
     recorded = ((scores.summary or {}).get("proxies") or {}).get("target") or {}
     proxy = folder.named("proxy/target")
     setting = recorded.get("setting") or (proxy.setting if proxy else "")
@@ -85,7 +85,7 @@ def target_proxy_text(folder: RunFolder, scores: RunMember) -> str:
 
 
 def proxy_rows(scores: RunMember) -> list[dict[str, str]]:
-    """{"role", "uri", "weights"} of both proxies, where they were recorded."""
+    """{"role", "uri", "weights"} of the source and target proxy, if they were recorded."""
     summary = scores.summary or {}
     proxies = summary.get("proxies") or {}
     return [

@@ -1,4 +1,4 @@
-"""The report's tables as plain rows: results, data sets, stages, provenance, configurations."""
+"""The tables of the report as plain rows: results, data sets, stages, provenance, configurations."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,12 +16,13 @@ SHARES = ("mAP", "rank1", "rank5", "rank10", "mINP")
 
 
 def setting_title(setting: str) -> str:
+    """The setting as a title, e.g. "USL"; unknown names are unchanged."""
     return TITLES.get(setting, setting)
 
 
 @dataclass
 class ResultRow:
-    """One line of the result table."""
+    """A row of the result table. Metrics are in [0, 1]."""
 
     setting: str
     init: str
@@ -30,16 +31,16 @@ class ResultRow:
     clusters: int | None
     reranked: float | None = None
     expansion: int = 0
-    """Gallery images by which the queries were expanded before all figures; 0: not done."""
+    """Gallery images of the query expansion that all metrics include; 0: no expansion."""
     gain: float | None = None
-    """mAP minus that of random weights in the same setting; None where there is none."""
+    """mAP minus the mAP from random weights in the same setting; None if that is not known."""
     is_best: bool = False
     first_of: int = 0
-    """On the first row of a setting: how many rows it has."""
+    """In the first row of a setting: number of rows of this setting; 0 in the others."""
 
 
 def result_rows(folder: RunFolder) -> list[ResultRow]:
-    """Every judged run, by setting and init; the proxies' own results are not results of the study."""
+    """A row for every evaluated run except the proxies, ordered by setting and initialization."""
     rows = [
         _row(one.setting, one.init, one.name, one.summary)
         for one in folder.members
@@ -83,7 +84,7 @@ def _row(setting: str, init: str, run: str, values: dict[str, Any]) -> ResultRow
 
 
 def expansion_of(values: dict[str, Any]) -> int:
-    """Images of the query expansion that the figures in `values` had."""
+    """Number of images of the query expansion that the metrics in `values` include; 0: no expansion."""
     if "query_expansion" in values:
         return int(values["query_expansion"] or 0)
     recorded = (values.get("evaluation") or {}).get("expansion") or {}
@@ -97,7 +98,7 @@ def _place(name: str, order: Iterable[str]) -> int:
 
 @dataclass(frozen=True)
 class DataRow:
-    """One data set."""
+    """A row of the table of data sets."""
 
     role: str
     kind: str
@@ -111,7 +112,7 @@ class DataRow:
 
 
 def data_rows(folder: RunFolder) -> list[DataRow]:
-    """The data sets with their counts; one that cannot be read is noted."""
+    """A row for every data set. Adds a note to the folder for a data set that cannot be read."""
     rows = []
     for role, data in folder.data.items():
         try:
@@ -143,9 +144,9 @@ def _data_row(role: str, data: DataSet) -> DataRow:
 
 
 def stage_rows(folder: RunFolder) -> list[dict[str, Any]]:
-    """{"name", "status", "seconds", "share"} of the pipeline's stages; share of the longest, for a bar."""
+    """{"name", "status", "seconds", "share"} of the stages of the pipeline. share: of the longest stage, in [0, 1], for a bar."""
     stages = dict(folder.results.get("stages") or {})
-    if stages.get("report", {}).get("status") == "running":  # this page itself
+    if stages.get("report", {}).get("status") == "running":  # the stage that makes this page
         del stages["report"]
     longest = max((float(one.get("seconds") or 0) for one in stages.values()), default=0.0)
     return [
@@ -160,7 +161,10 @@ def stage_rows(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def provenance_rows(folder: RunFolder, hashes: dict[str, str]) -> list[dict[str, str]]:
-    """What a number depends on, for every run that has a model. `hashes`: weights by run name, where computed here."""
+    """The facts that the results depend on, for every run with a model.
+
+    hashes: run name -> hash of the weights, for runs whose summary has none.
+    """
     rows = []
     for one in folder.members:
         if one.program not in ("pretrain", "finetune"):
@@ -185,7 +189,7 @@ def provenance_rows(folder: RunFolder, hashes: dict[str, str]) -> list[dict[str,
 
 
 def _data_version(folder: RunFolder, member: RunMember) -> str:
-    """Checksum that the run recorded; else that of the data set at hand, if it is the one that the run's configuration names."""
+    """The data checksum that the run recorded, else that of the data set that its configuration names, else "not recorded"."""
     recorded = (member.summary or {}).get("data_checksum")
     if recorded:
         return str(recorded)[:12]
@@ -225,7 +229,7 @@ def configurations(folder: RunFolder) -> list[tuple[str, str, str]]:
 
 
 def environments(folder: RunFolder) -> dict[str, list[str]]:
-    """Every version that occurs, by package: more than one where runs differ."""
+    """Package -> its versions in the runs; more than one if the runs differ."""
     found: dict[str, list[str]] = {}
     for about in [*(one.environment for one in folder.members), folder.results.get("environment") or {}]:
         for name, version in about.items():
@@ -235,7 +239,7 @@ def environments(folder: RunFolder) -> dict[str, list[str]]:
 
 
 def duration(seconds: float) -> str:
-    """'3 s', '4 min 12 s', '2 h 5 min'."""
+    """A duration as text: '3.2 s', '12 s', '4 min 12 s', '2 h 5 min'."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)

@@ -1,1 +1,1 @@
-"""A run is a folder: configuration, records, metrics, trackers."""
+"""The folder of a run: configuration, records, metrics, trackers."""

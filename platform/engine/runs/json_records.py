@@ -1,4 +1,4 @@
-"""JSON files that one program leaves for another. Users point at the wrong folder: what is read is checked first."""
+"""Read JSON files that one program writes for another. The content is checked, because users may name a wrong folder."""
 
 from typing import Any
 
@@ -7,9 +7,10 @@ from platform.engine.storage.location import Location
 
 
 def read_record(file: Location, key: str, kind: type, advice: str) -> dict[str, Any]:
-    """The JSON object in `file`, which has a value of type `kind` at `key`.
+    """The JSON object in `file`, which must have a value of type `kind` at `key`.
 
-    Raises StorageError if there is no JSON, and UserError saying what is there instead, with `advice`, for any other content.
+    Raises StorageError if the file cannot be read as JSON. Raises UserError, with the found content and `advice`, if it holds
+    anything else.
     """
     values = file.read_json()
     if not isinstance(values, dict):

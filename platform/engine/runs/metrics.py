@@ -1,8 +1,9 @@
-"""The one place where metrics leave a run: `metrics.jsonl` beside it, Ray's Prometheus port, and trackers by wish.
+"""Metrics of a run: `metrics.jsonl` in the run folder, Ray's Prometheus port and optional experiment trackers.
 
-Written by rank 0 alone. Object storage cannot append, so the log is kept in memory (one small dict an interval) and
-published whole; a resumed run continues the log up to its checkpoint. Trackers (platform/engine/runs/trackers.py) are told the
-same rows; what a crash made a run log twice stands twice in them, and once in `metrics.jsonl`.
+Only rank 0 writes them. Object storage cannot append, so the log is kept in memory (one small dict per interval) and
+published as a whole. A resumed run keeps the rows up to its checkpoint and continues from there. Trackers
+(platform/engine/runs/trackers.py) get the same rows. Steps repeated after a crash appear twice in the trackers, and once in
+`metrics.jsonl`.
 """
 
 import json
@@ -24,20 +25,21 @@ FILE = "metrics.jsonl"
 
 @dataclass(kw_only=True)
 class TrackingConfig:
-    """How often a run speaks and to whom."""
+    """How often a run logs metrics, and where to."""
 
     every_steps: int = 20
     """Optimizer steps between log lines."""
     tensorboard: OutputPath = ""
     """Local folder for TensorBoard event files; empty: none."""
     wandb: str = ""
-    """Weights & Biases project; empty: none. The key comes from `wandb login` or WANDB_API_KEY on the worker's node."""
+    """Weights & Biases project; empty: none. The API key comes from `wandb login` or WANDB_API_KEY on the worker's node."""
     mlflow: ServiceAddress = ""
     """MLflow tracking URI (http://host:5000, sqlite:///file.db); empty: none. Credentials: MLFLOW_TRACKING_* variables."""
     experiment: str = "reidssl"
-    """MLflow's experiment."""
+    """Name of the MLflow experiment."""
     audit: OutputPath = ""
-    """Folder that every worker can write to: epoch, key and pixels' CRC-32 of each sample that was computed; empty: none."""
+    """Folder, writable by every worker, for the epoch, the key and the CRC-32 of the pixels of each sample that was computed;
+    empty: none."""
 
     def __post_init__(self) -> None:
         at_least(1, every_steps=self.every_steps)
@@ -46,7 +48,7 @@ class TrackingConfig:
 
 
 class Tracker:
-    """Collects rows {"position": images seen, metric: float, ...}."""
+    """The metrics log of a run. Rows are {"position": images seen, "time": seconds since the epoch, metric: float, ...}."""
 
     def __init__(
         self,
@@ -56,8 +58,14 @@ class Tracker:
         labels: str = "",
         resumed: Callable[[dict[str, Any]], bool] | None = None,
     ) -> None:
-        """resumed: which rows of the log so far to go on from, where the position does not tell; None: those up to
-        `resume_position`."""
+        """Read the rows of the existing log that belong to the resumed run, and open the trackers.
+
+        Args:
+            root: the run folder.
+            resume_position: position of the checkpoint that the run continues from; 0: a new run.
+            labels: name of the run, as Prometheus tag "run" and for the trackers. If "", the trackers get the URI of `root`.
+            resumed: whether to keep a row of the existing log; None: keep rows up to `resume_position`.
+        """
         self.file = root / FILE
         self.rows: list[dict[str, Any]] = []
         if (resume_position or resumed) and self.file.exists():
@@ -68,7 +76,7 @@ class Tracker:
         self._trackers = open_trackers(config, labels or root.uri)
 
     def add(self, position: int, metrics: dict[str, float]) -> None:
-        """One row; also to the Prometheus port as `ray_reidssl_<name>` and to the trackers."""
+        """Add one row, and report it to the Prometheus port as `ray_reidssl_<name>` and to the trackers."""
         self.rows.append({"position": position, "time": time.time(), **metrics})
         for name, value in metrics.items():
             self._gauge(name).set(value, {"run": self._run})
@@ -76,13 +84,13 @@ class Tracker:
             tracker.add(position, metrics)
 
     def publish(self) -> None:
-        """Write the whole log to storage."""
+        """Write the whole log to storage and flush the trackers."""
         self.file.write_bytes("".join(json.dumps(row) + "\n" for row in self.rows).encode())
         for tracker in self._trackers:
             tracker.flush()
 
     def close(self) -> None:
-        """The run is complete: tell the trackers."""
+        """Close the trackers; call it when the run is complete."""
         for tracker in self._trackers:
             tracker.close()
 
@@ -96,17 +104,17 @@ class Tracker:
 
 
 def read_metrics(root: Location) -> list[dict[str, Any]]:
-    """The rows of a run's `metrics.jsonl`, empty if it has none.
+    """The rows of a run's `metrics.jsonl`; empty if the file does not exist.
 
-    A last line without its end is left out: a copy was cut there, and a resumed run logs what follows its checkpoint anew.
-    Raises UserError for any other line that is not a row.
+    A broken last line without a line end is skipped: the file was copied while incomplete, and a resumed run logs the steps after
+    its checkpoint again. Raises UserError for any other line that is not a row.
     """
     file, rows = root / FILE, []
     lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except ValueError:  # no JSON, or not even UTF-8
+        except ValueError:  # not JSON, or not UTF-8
             row = None
         if isinstance(row, dict) and isinstance(row.get("position"), int):
             rows.append(row)
@@ -119,7 +127,7 @@ def read_metrics(root: Location) -> list[dict[str, Any]]:
 
 
 def format_row(row: dict[str, float]) -> str:
-    """'loss 6.213  lr 0.0005  192 images/s' for a terminal."""
+    """A row as terminal text, e.g. 'loss 6.213  lr 5.00e-04  192 images/s'."""
     words = []
     for name, value in row.items():
         if name == "images_per_second":
@@ -132,7 +140,10 @@ def format_row(row: dict[str, float]) -> str:
 
 
 def record_keys(folder: str, number: int, images: dict[str, Any]) -> None:
-    """Append (epoch, key, CRC-32 of the pixels) of each sample of micro-batch `number` to the audit, if there is to be one."""
+    """Append (epoch, key, CRC-32 of the pixels) of each sample of micro-batch `number` to the audit files in `folder`.
+
+    Does nothing if `folder` is empty.
+    """
     if folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
         rows = [

@@ -1,7 +1,7 @@
-"""A run is a folder: its resolved configuration at the start, its summary at the end.
+"""The folder of a run: its resolved configuration is written at the start, its summary at the end.
 
-The summary is written last, so a folder with a summary is complete and is not done again; a folder without one is
-continued. Continuing under another configuration is refused, because the result would belong to neither.
+The summary is written last. A folder with a summary is therefore complete and is not repeated; a folder without one is
+continued. It is an error to continue with another configuration, because the result would belong to neither.
 """
 
 import json
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 CONFIG, SUMMARY, INPUTS = "config.json", "summary.json", "inputs.json"
-# Settings that change how a run is carried out and never what it computes, at whatever level of a configuration they stand.
+# Settings, at any level of a configuration, that change how a run is executed but not its results. They may differ on continuing.
 VOLATILE = (
     "output",
     "runtime",
@@ -52,14 +52,14 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """What the finished run reported; None while it is incomplete."""
+        """The summary of a finished run; None if the run is incomplete."""
         file = self.location / SUMMARY
         return file.read_json() if file.exists() else None
 
     def pin(self, inputs: dict[str, Any]) -> None:
-        """Hold fast what the run's inputs are (checksums, hashes of weights) for the time until it is complete.
+        """Record the inputs of the run (checksums, hashes of weights) when it begins, and check them when it continues.
 
-        Raises UserError if they were others when the run began: what is there and what would be added do not belong together.
+        Raises UserError if the inputs have changed since the run began: old and new results would not belong together.
         """
         file = self.location / INPUTS
         if not file.exists():
@@ -75,24 +75,26 @@ class Run:
             )
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Mark the run complete."""
+        """Write the summary, which marks the run complete."""
         (self.location / SUMMARY).write_json({"program": self.program, "environment": environment(), **summary})
 
 
 def open_run(
     program: str, output: str, config: "DataclassInstance", storage: StorageConfig, volatile: Iterable[str] = VOLATILE
 ) -> Run:
-    """Create or re-open the run folder `output` for `config` (a program's dataclass).
+    """Create or re-open the run folder `output` for `config` (the dataclass of a program).
 
-    Raises UserError listing the settings that differ if the folder belongs to a run with another configuration, or if its
-    config.json is somebody else's, and StorageError if an unfinished run's folder cannot be written to.
+    volatile: keys of the settings that may differ from the stored configuration.
+
+    Raises UserError if the folder belongs to a run with another configuration (it lists the differences) or its config.json is
+    foreign. Raises StorageError if the folder of an unfinished run cannot be written to.
     """
     if not output:
         raise UserError("output is empty: name the folder or bucket path of the run, e.g. output=runs/my-run")
     location = open_storage(output, storage)
     plain = to_plain(config)
     file = location / CONFIG
-    if not (location / SUMMARY).exists():  # a complete run is only read
+    if not (location / SUMMARY).exists():  # a complete run is only read, so its folder may be read-only
         location.prepare_output()
     if file.exists():
         stored = read_record(file, "config", dict, "that folder is not a run of this program; choose another output")
@@ -117,7 +119,7 @@ def open_run(
 
 @lru_cache(maxsize=1)
 def environment() -> dict[str, str]:
-    """Versions that a result depends on."""
+    """Versions of Python, the code and the packages that a result depends on."""
     found = {"python": sys.version.split()[0], "code": _code_version()}
     for package in PACKAGES:
         try:
@@ -133,11 +135,11 @@ def _code_version() -> str:
             ["git", "describe", "--always", "--dirty"], cwd=ROOT, check=True, text=True, capture_output=True, timeout=10
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return "unknown"  # shipped without its repository, e.g. as a job's working directory
+        return "unknown"  # the code was shipped without its repository, e.g. as the working directory of a job
 
 
 def _completed(config: object, stored: Any) -> Any:
-    """`stored` with the defaults of the keys it lacks: a setting that came later does not make its run another one."""
+    """`stored` with the defaults of missing keys, so that runs made before a setting existed can still be continued."""
     if not (is_dataclass(config) and isinstance(stored, dict)):
         return stored
     found = dict(stored)
@@ -154,6 +156,7 @@ def _completed(config: object, stored: Any) -> Any:
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted key, old value, new value) of every leaf that differs; None for a missing value."""
     if isinstance(old, dict) and isinstance(new, dict):
         rows = []
         for key in sorted(old.keys() | new.keys()):

@@ -1,8 +1,8 @@
-"""Experiment trackers that a run can speak to besides its own log: TensorBoard, Weights & Biases, MLflow.
+"""Experiment trackers that a run can report to besides its own log: TensorBoard, Weights & Biases, MLflow.
 
-Each is told the same rows. A run is known to them by its folder's URI, so the same command again continues the same entry.
-They are optional (`pip install 'reidssl[tracking]'`), and a tracker that cannot be reached at the start is an error then and
-there rather than a run without its records.
+Each of them gets the same rows. Wandb and MLflow identify a run by the URI of its folder, so running the same command again
+continues the same entry. The trackers are optional (`pip install 'reidssl[tracking]'`). A configured tracker that cannot be
+reached is an error at the start of the run.
 """
 
 import hashlib
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 
 class ExperimentTracker(Protocol):
-    """One service."""
+    """Interface of a tracker."""
 
     def add(self, position: int, metrics: dict[str, float]) -> None:
-        """A row at `position` images seen."""
+        """Add the metrics at `position`, the number of images seen."""
 
     def flush(self) -> None:
-        """Make what was added durable."""
+        """Send or store the rows that were added."""
 
     def close(self) -> None:
-        """The run is complete."""
+        """Mark the run as complete and end the connection."""
 
 
 def open_trackers(config: "TrackingConfig", run: str) -> list[ExperimentTracker]:
-    """Those that `config` names, for the run folder `run`.
+    """The trackers that `config` names, for the run folder `run`.
 
-    Raises UserError for a package that is not installed or a service that refuses.
+    Raises UserError if the package of a tracker is not installed or its service cannot be used.
     """
     chosen: list[tuple[str, str, Callable[[str, str], ExperimentTracker]]] = [
         ("tensorboard", config.tensorboard, TensorBoard),
@@ -56,7 +56,7 @@ def open_trackers(config: "TrackingConfig", run: str) -> list[ExperimentTracker]
 
 
 class TensorBoard:
-    """Event files in a local folder."""
+    """TensorBoard event files in a local folder."""
 
     def __init__(self, folder: str, run: str) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -75,7 +75,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """A run of a Weights & Biases project; WANDB_MODE=offline works as everywhere."""
+    """A run of a Weights & Biases project. The WANDB_* variables apply, e.g. WANDB_MODE=offline."""
 
     def __init__(self, project: str, run: str) -> None:
         import wandb
@@ -83,7 +83,7 @@ class Wandb:
         self.run = wandb.init(
             project=project, name=run, id=_identity(run), resume="allow", settings=wandb.Settings(silent=True, console="off")
         )
-        # Its own step may only grow; a run that went back to a checkpoint needs an axis of ours.
+        # wandb's own step may only grow, but a run that resumes from a checkpoint goes back: use "position" as axis.
         self.run.define_metric("position")
         self.run.define_metric("*", step_metric="position")
 
@@ -91,14 +91,14 @@ class Wandb:
         self.run.log({"position": position, **metrics})
 
     def flush(self) -> None:
-        """It sends in the background."""
+        """Does nothing: wandb sends rows in the background."""
 
     def close(self) -> None:
         self.run.finish()
 
 
 class Mlflow:
-    """A run of an MLflow experiment, found again by its tag."""
+    """A run of an MLflow experiment. A tag identifies it, so that a resumed run continues it."""
 
     TAG = "reidssl.run"
 
@@ -109,7 +109,7 @@ class Mlflow:
         self.client, self.metric = MlflowClient(uri), Metric
         found = self.client.get_experiment_by_name(experiment)
         number = found.experiment_id if found else self.client.create_experiment(experiment)
-        wanted = _identity(run)  # a URI may hold quotes, a filter may not
+        wanted = _identity(run)  # a hash, because a URI may contain quotes, which the filter cannot
         known = self.client.search_runs([number], filter_string=f"tags.`{self.TAG}` = '{wanted}'", max_results=1)
         self.run_id = (known[0] if known else self.client.create_run(number, run_name=run, tags={self.TAG: wanted})).info.run_id
         self.waiting: list[Any] = []
@@ -119,7 +119,7 @@ class Mlflow:
         self.waiting += [self.metric(name, float(value), now, position) for name, value in metrics.items()]
 
     def flush(self) -> None:
-        for start in range(0, len(self.waiting), 1000):  # the most that one request may hold
+        for start in range(0, len(self.waiting), 1000):  # largest number of metrics in one request
             self.client.log_batch(self.run_id, metrics=self.waiting[start : start + 1000])
         self.waiting.clear()
 

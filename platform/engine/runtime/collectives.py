@@ -1,4 +1,4 @@
-"""Rank 0's values on every worker; without a process group, the value itself."""
+"""Broadcast values of rank 0 to every worker. Without a process group, the value itself is returned."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from platform.engine.runtime import device as devices
 
 
 def broadcast_tensors(tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
-    """Rank 0's tensors on every worker, on the CPU; the others pass None."""
+    """The tensors of rank 0 on every worker, on the CPU. Collective; the other ranks pass None."""
     layout = broadcast_object({name: (tuple(value.shape), value.dtype) for name, value in tensors.items()} if tensors else {})
     return {
         name: broadcast_tensor(tensors[name] if tensors else None, shape, dtype).cpu() for name, (shape, dtype) in layout.items()
@@ -18,7 +18,10 @@ def broadcast_tensors(tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
 
 
 def broadcast_tensor(value: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Rank 0's tensor on every worker, on its device: one at a time, so that nobody holds them all."""
+    """The tensor of rank 0 on the device of every worker. Collective; the other ranks pass None.
+
+    Broadcasting one tensor at a time avoids that a worker holds all of them.
+    """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         assert value is not None
         return value
@@ -32,7 +35,7 @@ def broadcast_tensor(value: Tensor | None, shape: tuple[int, ...], dtype: torch.
 
 
 def broadcast_object(value: Any) -> Any:
-    """Rank 0's value on every worker."""
+    """The value of rank 0, which must be picklable, on every worker. Collective."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
     box = [value]

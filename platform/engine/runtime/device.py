@@ -1,4 +1,4 @@
-"""The one place that knows about devices."""
+"""All code that depends on the device: device, precision, transfers, collective backend, threads."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,14 +16,14 @@ Batch = TypeVar("Batch")
 
 
 def device() -> torch.device:
-    """The accelerator given to this process, else the CPU."""
+    """The current accelerator of this process, else the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def precision(choice: str, on: torch.device | None = None) -> str:
-    """fp32 or bf16: what a configured `choice` means on a device (None: this process's).
+    """The precision, "fp32" or "bf16", for a configured `choice` on a device (None: the device of this process).
 
-    auto: bf16 on GPUs that compute in it, fp32 elsewhere.
+    auto: bf16 on GPUs with native bf16, fp32 otherwise. Raises ValueError for an unknown choice.
     """
     one_of(PRECISIONS, precision=choice)
     if choice != "auto":
@@ -32,30 +32,35 @@ def precision(choice: str, on: torch.device | None = None) -> str:
 
 
 def allow_fast_products(resolved: str) -> None:
-    """With bf16 on a GPU, what is left in float32 may multiply in TF32 (losses and crops refuse); fp32 means fp32."""
+    """On a GPU, allow TF32 for float32 products if the precision is bf16, and forbid it if it is fp32.
+
+    Losses and crops disable TF32 themselves.
+    """
     if device().type == "cuda":
         torch.set_float32_matmul_precision("high" if resolved == "bf16" else "highest")
         torch.backends.cudnn.allow_tf32 = resolved == "bf16"
 
 
 def keep_compiled_code() -> None:
-    """What torch.compile makes is kept in the user's cache folder, so that a restarted worker finds it (TORCHINDUCTOR_CACHE_DIR
-    names another place). Call it before anything is compiled."""
+    """Keep compiled code of torch.compile in the user's cache folder, so that a restarted worker can use it.
+
+    Call it before anything is compiled. TORCHINDUCTOR_CACHE_DIR overrides the folder.
+    """
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(cache, "reidssl", "inductor"))
     os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
 
 
 def upload(array: np.ndarray[Any, Any] | Tensor) -> Tensor:
-    """An array of the host on this process's device; on a GPU through pinned memory, without waiting for it."""
+    """Copy a host array to the device of this process. On a GPU, the copy uses pinned memory and is asynchronous."""
     return send(array if isinstance(array, Tensor) else torch.from_numpy(array), device())
 
 
 def ahead(batches: Iterable[Batch], make: Callable[[Batch], Sequence[Tensor]]) -> Iterator[tuple[Batch, Sequence[Tensor]]]:
-    """(batch, make(batch)) of each batch in turn.
+    """Yields (batch, make(batch)) for each batch.
 
-    On a GPU `make` runs one batch ahead on a stream of its own, while the caller computes with the one before; it may read
-    nothing that the caller's stream writes. On a CPU a batch is fetched and made when it is asked for.
+    On a GPU, `make` runs one batch ahead on its own stream, while the caller computes with the previous batch. It must not read
+    anything that the caller's stream writes. On a CPU, a batch is fetched and made when it is requested.
     """
     if device().type != "cuda":
         for batch in batches:
@@ -75,7 +80,7 @@ def ahead(batches: Iterable[Batch], make: Callable[[Batch], Sequence[Tensor]]) -
 
 
 def _taken_over(batch: Batch, made: Sequence[Tensor], event: torch.cuda.Event) -> tuple[Batch, Sequence[Tensor]]:
-    """What another stream made, safe to use on this one; its memory is not given away before this one is done with it."""
+    """Make tensors of another stream safe to use on the current stream, which also keeps their memory until it is done."""
     stream = torch.cuda.current_stream()
     stream.wait_event(event)
     for tensor in made:
@@ -84,7 +89,7 @@ def _taken_over(batch: Batch, made: Sequence[Tensor], event: torch.cuda.Event) -
 
 
 def claim() -> None:
-    """In a Ray Train worker: make the GPU that Train gave to it the current one."""
+    """Make the GPU that Ray Train assigned to this worker the current device. Call it in a Train worker only."""
     if torch.cuda.is_available():
         from ray.train.torch import get_device
 
@@ -92,12 +97,12 @@ def claim() -> None:
 
 
 def backend(gpus_per_worker: float) -> str:
-    """Collective backend of workers with so many GPUs each."""
+    """Name of the collective backend: "nccl" for workers with GPUs, else "gloo"."""
     return "nccl" if gpus_per_worker else "gloo"
 
 
 def use_threads(count: int) -> None:
-    """Ray sets OMP_NUM_THREADS=1 whatever was asked for: give torch `count` threads (0: leave it)."""
+    """Set the number of torch threads (0: unchanged). Needed because Ray always sets OMP_NUM_THREADS=1."""
     if count > 0:
         os.environ["OMP_NUM_THREADS"] = str(count)
         torch.set_num_threads(count)

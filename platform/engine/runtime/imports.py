@@ -1,21 +1,22 @@
-"""Faster starts of workers: heavy libraries without the parts that they import only because they find them installed."""
+"""Faster imports of heavy libraries in workers: hide optional packages that these libraries import only if installed."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# By DeepSpeed's autotuner; by timm: wandb, and what brings torch._dynamo. Trackers import theirs later, after this.
+# Imported by DeepSpeed's autotuner (mlflow) and by timm (wandb, and a module that loads torch._dynamo). The trackers of a run
+# import these packages later, when they are visible again.
 UNUSED = ("mlflow", "wandb", "torchvision.models.feature_extraction")
 
 
 def import_models() -> None:
-    """timm, in a process that is ours alone; takes half as long as the plain import."""
+    """Import timm, twice as fast as the plain import. Only for processes of this platform, such as Ray workers."""
     with _without(*UNUSED):
         import timm.models.vision_transformer  # noqa: F401
 
 
 def import_engine() -> None:
-    """timm and DeepSpeed, in a process that is ours alone."""
+    """Import timm and DeepSpeed. Only for processes of this platform, such as Ray workers."""
     import_models()
     with _without(*UNUSED):
         import deepspeed  # noqa: F401
@@ -23,7 +24,7 @@ def import_engine() -> None:
 
 @contextmanager
 def _without(*names: str) -> Iterator[None]:
-    """As if modules that are not imported yet were not installed."""
+    """Context manager: those of the modules `names` that are not imported yet appear as not installed."""
     hidden = [name for name in names if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     try:

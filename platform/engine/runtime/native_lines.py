@@ -1,8 +1,8 @@
-"""The terminal is for lines that somebody wrote for its reader: what Ray's C++ prints there goes to Ray's log files.
+"""Redirect the lines that Ray's C++ core prints on stderr to a file, so that the terminal only shows lines for the user.
 
-Ray's core reports errors twice, in its log file (python-core-driver-*.log) and on file descriptor 2 of the driver, also those
-that it then mends, or that are a remark on how Ray Data starts its actors. Python's own stderr gets a descriptor of its own
-here, and descriptor 2 becomes a file beside Ray's logs, so that nothing is lost.
+Ray's core reports errors twice: in its log file (python-core-driver-*.log) and on file descriptor 2 of the driver. These
+include errors that it recovers from and remarks about the start of actors. Here, Python's stderr gets its own descriptor, and
+descriptor 2 becomes a file in the folder of Ray's logs, so that nothing is lost.
 """
 
 import faulthandler
@@ -17,9 +17,10 @@ _python_stderr: io.TextIOWrapper | None = None
 
 
 def set_native_lines_aside(folder: str = "") -> None:
-    """Send what is written to file descriptor 2, but not by Python, to a file in `folder`; "" drops it until the folder is known.
+    """Redirect output to file descriptor 2 that does not come from Python to a file in `folder`.
 
-    Does nothing where stderr is not descriptor 2 (a test, a notebook). A crash of the interpreter still shows on the terminal.
+    With folder "", the output is dropped until the folder is known. Does nothing if stderr is not descriptor 2 (in a test or
+    notebook). A crash of the interpreter still shows on the terminal.
     """
     global _python_stderr
     if _python_stderr is None:
@@ -40,7 +41,7 @@ def set_native_lines_aside(folder: str = "") -> None:
     try:
         target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     except OSError:
-        return  # a folder of another user's Ray; what was there before stays
+        return  # the folder belongs to another user's Ray: keep the current target
     os.dup2(target, 2)
     os.close(target)
 

@@ -14,7 +14,7 @@ from platform.engine.runtime.terminal import say
 
 
 class Counter:
-    """Actor that adds up what tasks report. For display only: a task that is tried again is counted again."""
+    """Actor that sums the counts that tasks report. For display only: a task that is retried is counted twice."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
@@ -29,9 +29,10 @@ class Counter:
 
 @contextmanager
 def progress(label: str, unit: str, total: int | None, every_s: float = 5.0) -> Iterator[Any]:
-    """Yields the handle of a Counter; tasks call `counter.add.remote(<unit>=rows, rejected=bad)` on it.
+    """Context manager that shows the progress of a job. Yields the handle of a Counter.
 
-    Shows a bar on a terminal, otherwise one line every `every_s` seconds.
+    Tasks call `counter.add.remote(<unit>=rows, rejected=bad)` on it. On a terminal it shows a bar, otherwise one line every
+    `every_s` seconds. total: expected number of units; None: unknown.
     """
     counter: Any = ray.remote(num_cpus=0)(Counter).remote()
     bar = tqdm(desc=label, unit=f" {unit}", total=total, disable=not sys.stderr.isatty(), leave=False)
@@ -41,7 +42,7 @@ def progress(label: str, unit: str, total: int | None, every_s: float = 5.0) -> 
         while not stop.wait(0.5 if not bar.disable else every_s):
             try:
                 counts = ray.get(counter.read.remote(), timeout=30)
-            except Exception:  # the counter dies with the cluster; the job's own error tells the story
+            except Exception:  # the counter died with the cluster; the job reports the error
                 return
             done, others = counts.pop(unit, 0), {name: value for name, value in counts.items() if value}
             if bar.disable:

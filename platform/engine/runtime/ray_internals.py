@@ -1,8 +1,8 @@
-"""Whether a Ray cluster answers at an address, asked in a few seconds before `ray.init`, which takes minutes to give up.
+"""Check within seconds that a Ray cluster answers at an address, because `ray.init` takes minutes to give up.
 
-Also the other questions that Ray's public interface does not answer. Ray's private modules are imported in this file and,
-for the classes that it extends, in platform/engine/train/elastic.py, nowhere else;
-tests/platform/engine/runtime/test_ray_internals.py holds that.
+The file also has the other functions that need Ray's private interface. Ray's private modules are imported only here and, for
+the classes that it extends, in platform/engine/train/elastic.py; tests/platform/engine/runtime/test_ray_internals.py checks
+this.
 """
 
 import json
@@ -18,10 +18,10 @@ REMEDY = "Start one with `ray start --head`, correct runtime.address / RAY_ADDRE
 
 
 def check_cluster(address: str) -> str:
-    """host:port of the cluster that `address` names ("auto": the one on this machine), which answered just now.
+    """host:port of the cluster at `address` ("auto": the cluster on this machine), after checking that it answers.
 
-    Takes at most about ten seconds and leaves no thread that speaks. Raises UserError when the address is none, nothing
-    listens, nothing answers, another service answers, or the cluster has another version or token.
+    Takes at most about ten seconds and leaves no thread that prints. Raises UserError if the address is invalid, nothing listens
+    or answers there, another service answers, or the cluster has another version or token.
     """
     host, port = _host_and_port(address)
     where = f"'{address}'" if address != "auto" else f"'auto' ({host}:{port})"
@@ -31,7 +31,7 @@ def check_cluster(address: str) -> str:
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
-    """Raises UserError for anything that is no host:port, with what it is instead where that can be told."""
+    """(host, port) of an address. Raises UserError if it is not host:port; the message explains other known kinds."""
     wanted = f"Give host:port of the cluster's head, as `ray start --head` prints it (port 6379 by default): got '{address}'"
     scheme, separator, _ = address.partition("://")
     if separator and scheme in ("http", "https"):
@@ -52,7 +52,7 @@ def _parts(address: str) -> tuple[str, str]:
     host, _, port = address.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         return host[1:-1], port
-    return ("", "") if ":" in host else (host, port)  # IPv6 needs its brackets
+    return ("", "") if ":" in host else (host, port)  # an IPv6 address needs brackets
 
 
 def _found_on_this_machine() -> str:
@@ -65,7 +65,10 @@ def _found_on_this_machine() -> str:
 
 
 def _reach(host: str, port: int, where: str) -> None:
-    """In a thread: neither a name server nor an address that drops packets may take longer than CONNECT_S altogether."""
+    """Connect to the port once, to see that something listens. Raises UserError if not.
+
+    It connects in a thread, so that a slow name server or dropped packets cannot take longer than CONNECT_S in total.
+    """
     outcome: list[OSError | None] = []
 
     def connect() -> None:
@@ -86,7 +89,7 @@ def _reach(host: str, port: int, where: str) -> None:
 
 
 def _ask(target: str, port: int, where: str) -> dict[str, Any]:
-    """What the cluster's control service knows of itself; {} from one that has not written it yet."""
+    """Metadata from the control service of the cluster; {} if it has not written them yet. Raises UserError on failure."""
     import grpc
     from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
     from ray._private.grpc_utils import init_grpc_channel
@@ -95,7 +98,7 @@ def _ask(target: str, port: int, where: str) -> dict[str, Any]:
 
     try:
         with init_grpc_channel(target) as channel:
-            message: Any = gcs_service_pb2  # protobuf makes its classes when it is imported
+            message: Any = gcs_service_pb2  # Any: protobuf creates its classes at import time
             request = message.InternalKVGetRequest(key=CLUSTER_METADATA_KEY, namespace=KV_NAMESPACE_CLUSTER)
             answer = gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel).InternalKVGet(request, timeout=ANSWER_S)
         found = json.loads(answer.value) if answer.value else {}
@@ -133,7 +136,7 @@ def _check_version(metadata: dict[str, Any], where: str) -> None:
 
 
 def log_folder() -> str:
-    """Where the Ray that this process uses keeps its log files on this machine; "" if that cannot be told."""
+    """Log folder on this machine of the Ray that this process uses; "" if it is not known."""
     from ray._private import worker
 
     node = getattr(worker, "_global_node", None)
@@ -141,16 +144,17 @@ def log_folder() -> str:
 
 
 def draining_nodes() -> set[str]:
-    """Ids of the nodes of the connected cluster that are about to be taken away."""
+    """Ids of the nodes of the connected cluster that are being drained."""
     from ray._private.state import state
 
     return set(state.get_draining_nodes())
 
 
 def preemption() -> Any:
-    """Train's PreemptionInfo of this worker, or None.
+    """Ray Train's PreemptionInfo of this worker, or None.
 
-    `ray.train.get_preemption_info` is a barrier among all workers (4 ms a call, 36 ms at worst); this only looks.
+    `ray.train.get_preemption_info` is a barrier among all workers (4 ms per call, 36 ms at worst). This function only reads the
+    state of this worker.
     """
     from ray.train.v2._internal.execution.context import get_train_context
 
@@ -161,10 +165,10 @@ def preemption() -> Any:
 
 
 def session_path_length() -> int:
-    """Characters that Ray adds to its temporary folder to name the longest of its sockets."""
+    """Number of characters that Ray appends to its temporary folder for the path of its longest socket."""
     return len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.1")
 
 
 def longest_socket_path() -> int:
-    """Bytes of the longest path of a socket that the system takes."""
+    """Largest number of bytes in the path of a socket (Linux)."""
     return 107

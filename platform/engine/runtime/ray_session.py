@@ -1,9 +1,9 @@
-"""Connect to Ray or start it, and keep the terminal for our own lines.
+"""Connect to Ray or start it, and keep the output of other libraries off the terminal.
 
-Three ways to run, one function:
-- inside `ray job submit`: the job's cluster, code shipped by the job's working directory;
-- with an address (or RAY_ADDRESS): that cluster, code shipped from this checkout;
-- otherwise: a Ray of our own on this machine, gone when the program ends.
+`connect` covers three cases:
+- inside `ray job submit`: the cluster of the job; the code comes from the working directory of the job;
+- with an address (or RAY_ADDRESS): that cluster; the code is shipped from this checkout;
+- otherwise: a local Ray on this machine, which ends with the program.
 """
 
 import logging
@@ -21,11 +21,11 @@ from platform.engine.runtime.ray_internals import REMEDY, check_cluster, log_fol
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.runtime_settings import RuntimeConfig
 
-# What workers inherit: no warnings of other people's libraries.
+# Environment of the workers. PYTHONWARNINGS silences other libraries.
 WORKER_ENVIRONMENT = {"PYTHONWARNINGS": "ignore", "DS_IGNORE_CUDA_DETECTION": "1", "TOKENIZERS_PARALLELISM": "false"}
 CLUSTER_ENVIRONMENT = WORKER_ENVIRONMENT | {
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # Train visible in the dashboard
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # Google Cloud gives 30 s notice: Train's 5 s are a good part of it
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # show Train runs in the dashboard
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # Google Cloud gives 30 s notice; Train's default of 5 s wastes too much
 }
 INIT: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "DeepSpeed", "torch.distributed")
@@ -36,9 +36,9 @@ _own = False  # whether `connect` started the Ray that this process uses
 
 
 def connect(config: RuntimeConfig) -> None:
-    """Connect to or start Ray once per process; a second call does nothing.
+    """Connect to Ray or start it. Does nothing if this process is connected already.
 
-    Raises UserError when the given address does not answer, or Ray cannot start here.
+    Raises UserError if the address does not answer, or Ray cannot start on this machine.
     """
     quiet()
     if ray.is_initialized():
@@ -69,10 +69,10 @@ def _join(address: str, in_job: bool) -> None:
 
 
 def _start(config: RuntimeConfig) -> None:
-    """Workers take their environment from this process's while Ray starts.
+    """Start a local Ray. Its workers inherit the environment of this process during the start.
 
-    Not from a Ray runtime environment: workers that Ray starts in advance have none and would stand idle. PYTHONPATH:
-    a worker has imported the standard `platform` before it sees this folder otherwise.
+    A Ray runtime environment is not used, because the workers that Ray starts in advance have none and would stay idle.
+    PYTHONPATH is set because a worker would otherwise import the standard `platform` before it sees this folder.
     """
     global _own
     _choose_temporary_folder()
@@ -82,7 +82,7 @@ def _start(config: RuntimeConfig) -> None:
     gib = config.object_store_gib or 2.0
     try:
         ray.init(
-            address="local",  # else Ray joins whatever cluster was started on this machine last, and refuses the numbers below
+            address="local",  # otherwise Ray joins the last cluster started on this machine and rejects the numbers below
             num_cpus=config.num_cpus or max(4, os.cpu_count() or 1),
             num_gpus=None if config.num_gpus < 0 else config.num_gpus,
             include_dashboard=config.dashboard,
@@ -106,14 +106,14 @@ def _start(config: RuntimeConfig) -> None:
 
 
 def _temporary_folder() -> str:
-    """Where Ray puts its folder `ray`: its own rule."""
+    """The folder in which Ray creates its folder `ray`, by Ray's own rule."""
     return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
 
 
 def _choose_temporary_folder() -> None:
-    """Another temporary folder for Ray where the one that is set cannot hold its files and sockets; says so.
+    """If Ray cannot use its temporary folder, set RAY_TMPDIR to another one and print a line.
 
-    Raises UserError when none can.
+    Raises UserError if no other folder can be used either.
     """
     folder = _temporary_folder()
     reason = unfit_for_ray(folder)
@@ -131,7 +131,7 @@ def _choose_temporary_folder() -> None:
 
 
 def unfit_for_ray(folder: str) -> str:
-    """Why Ray cannot keep its files and sockets in `folder`, as the end of a sentence; "" if it can."""
+    """Reason why Ray cannot use `folder` for its files and sockets, as the end of a sentence; "" if it can."""
     most = longest_socket_path() - session_path_length()
     if not os.path.isabs(folder):
         return "is not an absolute path"
@@ -153,7 +153,7 @@ def _first_line(error: Exception) -> str:
 
 
 def is_own() -> bool:
-    """Whether this process started the Ray that it uses: one node, gone when the program ends."""
+    """Whether this process uses a local Ray that it started itself: one node, which ends with the program."""
     return _own
 
 
@@ -162,7 +162,7 @@ def _add_to_environment(values: dict[str, str]) -> None:
 
 
 def quiet() -> None:
-    """Silence other libraries' information lines and deprecation warnings in this process."""
+    """Silence the information lines and warnings of other libraries in this process."""
     warnings.filterwarnings("ignore")
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -172,7 +172,7 @@ def _quiet_ray_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # Its stack traces stay in its log file; the program that fails reports the error.
+    # Keep Ray Data's stack traces in its log file only; the program itself reports the error.
     for handler in logging.getLogger("ray.data").handlers:
         if type(handler).__name__ != "SessionFileHandler":
             handler.setLevel(logging.CRITICAL)

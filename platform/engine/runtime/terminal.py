@@ -1,4 +1,4 @@
-"""The terminal of a program: finished lines, its own and those that come from workers."""
+"""The terminal output of a program: its own lines, and lines that workers send."""
 
 import threading
 import time
@@ -8,10 +8,10 @@ from typing import Any
 
 
 class LineBoard:
-    """Actor between the driver, Train's controller and the workers.
+    """Actor that passes messages between the driver, Train's controller and the workers.
 
-    It carries finished terminal lines and an error that trying again cannot mend to the driver, and orders to the workers:
-    "stop" (write a checkpoint and end) and "resize" (write a checkpoint and wait to be restarted).
+    To the driver: complete terminal lines, and a fatal error that a retry cannot fix. To the workers: the orders "stop" (write a
+    checkpoint and end) and "resize" (write a checkpoint and wait for the restart).
     """
 
     def __init__(self) -> None:
@@ -20,32 +20,37 @@ class LineBoard:
         self._order = ""
 
     def give(self, order: str) -> None:
-        """Stop outranks resize, and is never taken back."""
+        """Give an order to the workers. "stop" has priority over "resize" and is never revoked."""
         if self._order != "stop":
             self._order = order
 
     def order(self) -> str:
+        """The current order; "" if there is none."""
         return self._order
 
     def carried_out(self, order: str) -> None:
-        """The checkpoint of this order is published."""
+        """Report that the checkpoint for this order is published. Clears the order, unless it is "stop"."""
         if order == self._order and order != "stop":
             self._order = ""
 
     def clear(self) -> None:
-        """For the next run."""
+        """Reset the board for the next run."""
         self._lines, self._fatal, self._order = [], "", ""
 
     def fail(self, text: str) -> None:
+        """Store a fatal error; only the first one is kept."""
         self._fatal = self._fatal or text
 
     def fatal(self) -> str:
+        """The text of the fatal error; "" if there is none."""
         return self._fatal
 
     def push(self, line: str) -> None:
+        """Add a line for the terminal of the driver."""
         self._lines.append(line)
 
     def drain(self) -> list[str]:
+        """Return the lines since the last call and remove them."""
         lines, self._lines = self._lines, []
         return lines
 
@@ -55,12 +60,12 @@ _idle_boards: list[Any] = []
 
 @contextmanager
 def relayed_lines() -> Iterator[Any]:
-    """Yields the handle of a LineBoard; what workers push to it is printed here within half a second.
+    """Context manager: yields the handle of a LineBoard and prints the lines that workers push to it within half a second.
 
-    The board of a run that went well serves the next run of this process, which saves starting one. It lives on the driver's own
-    node: any other may be taken away.
+    The board of a successful run is reused by the next run of this process, which saves starting one. It runs on the node of the
+    driver, because any other node may be removed.
     """
-    import ray  # not above: whoever only speaks need not wait for it
+    import ray  # imported here: programs that only use `say` need not wait for it
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -75,7 +80,7 @@ def relayed_lines() -> Iterator[Any]:
             try:
                 for line in ray.get(board.drain.remote(), timeout=300):
                     say(line)
-            except Exception:  # the board dies with the cluster; the driver's own error tells the story
+            except Exception:  # the board died with the cluster; the driver reports the error
                 return
             if last:
                 return
@@ -90,7 +95,7 @@ def relayed_lines() -> Iterator[Any]:
     finally:
         stop.set()
         thread.join(timeout=60)
-        if failed:  # a worker that is still dying may speak on it
+        if failed:  # a worker that is still ending may push lines to it
             ray.kill(board)
         else:
             _idle_boards.append(board)
@@ -100,13 +105,13 @@ _forward_to: Any = None
 
 
 def forward_lines(board: Any) -> None:
-    """Make `say` in this process (a Tune trial) push to a LineBoard instead of printing where nobody looks."""
+    """Make `say` push to a LineBoard in this process, a Tune trial, whose own output is not shown."""
     global _forward_to
     _forward_to = board
 
 
 def say(line: str) -> None:
-    """One line on the terminal, with the time of day, at once."""
+    """Print one line on the terminal at once, with the time of day."""
     if _forward_to is not None:
         _forward_to.push.remote(line)
     else:

@@ -1,7 +1,7 @@
-"""The settings of every program and of what it stands on, importable in a moment: no torch, no Ray, no compiler.
+"""The settings of every program, as dataclasses that import quickly: no torch, no Ray, no compiler.
 
-So that `--help`, `--show-config` and a misspelled key are answered at once, these dataclasses lie apart from the code that they
-are for. A field that names a file or folder is declared as such: see platform/engine/config/paths.py.
+They are kept apart from the code that uses them, so that `--help`, `--show-config` and the error for a misspelled key appear
+at once. A field that holds a path is annotated as a path: see platform/engine/config/paths.py.
 """
 
 import importlib
@@ -20,9 +20,9 @@ SCHEMAS = {
     "select": "SelectConfig",
     "tune": "TuneConfig",
 }
-"""Program -> class in <program>_settings.py here."""
+"""Program name -> name of its dataclass in <program>_settings.py of this folder."""
 
 
 def schema_of(program: str) -> type[Any]:
-    """The dataclass that `platform.<program>.main` takes."""
+    """The dataclass that `platform.<program>.main` takes as its argument."""
     return getattr(importlib.import_module(f"platform.engine.schemas.{program}_settings"), SCHEMAS[program])

@@ -12,14 +12,14 @@ from reidssl.models.given import LoadConfig
 
 @dataclass(kw_only=True)
 class ClusterProgramConfig:
-    """Which images, by which model, grouped how."""
+    """The images to cluster, the model that computes the features, and the clustering."""
 
     output: OutputPath = "runs/clusters"
     """Folder of the features and labels."""
     checkpoint: InputPath = ""
-    """Run folder or checkpoint file that gives the features."""
+    """Run folder or checkpoint file of the model that computes the features."""
     data: InputPath = "runs/demo/data/pretrain"
-    """Shards to cluster, all splits."""
+    """Shards to cluster; all splits are used."""
     load: LoadConfig = field(default_factory=LoadConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     neighbors: NeighborActorsConfig = field(default_factory=NeighborActorsConfig)

@@ -13,14 +13,14 @@ from reidssl.models.given import LoadConfig
 
 @dataclass(kw_only=True)
 class EvaluateProgramConfig:
-    """Which models, on which test sets."""
+    """The models and test sets to evaluate."""
 
     checkpoints: list[InputPath] = field(default_factory=list)
     """Run folders or checkpoint files."""
     test_sets: list[InputPath] = field(default_factory=lambda: ["runs/demo/data/target"])
     """Shards with splits query and gallery."""
     image_size: list[int] = field(default_factory=list)
-    """[height, width] of the images, position embeddings resized to it; empty: what each model was trained with."""
+    """[height, width] of the images; position embeddings are resized to it. Empty: the size each model was trained with."""
     output: OutputPath = ""
     """Folder for evaluation.json (all results and rankings); empty: print only."""
     load: LoadConfig = field(default_factory=LoadConfig)
@@ -34,5 +34,5 @@ class EvaluateProgramConfig:
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """To the configuration of the backbones."""
+        """Overrides of the backbone configurations; {} when no image size is set."""
         return {"image_size": tuple(self.image_size)} if self.image_size else {}

@@ -11,14 +11,14 @@ FORMATS = ("safetensors", "timm", "onnx", "released")
 
 @dataclass(kw_only=True)
 class ExportConfig:
-    """What to export, where to, and as what."""
+    """The model to export, the output folder and the formats."""
 
     checkpoint: InputPath = ""
     """Run folder or checkpoint file."""
     output: OutputPath = ""
     """Folder of the exported model, local or s3://."""
     formats: list[str] = field(default_factory=lambda: ["safetensors", "released"])
-    """Any of safetensors, timm, onnx, released."""
+    """One or more of safetensors, timm, onnx, released."""
     load: LoadConfig = field(default_factory=LoadConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
 

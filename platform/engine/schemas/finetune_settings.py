@@ -34,25 +34,25 @@ class FinetuneConfig:
     target_set: InputPath = "runs/demo/data/target"
     """Shards of the target set with splits train, query and gallery."""
     seed: int = 0
-    """Seed of batches, augmentation, drop path and new layers."""
+    """Seed of batches, augmentation, drop path and the initial values of new layers."""
     max_corrupt_share: float = 0.01
-    """Largest share of a split's images that may be undecodable: those are left out and listed; above it (and above one image)
-    the run stops."""
+    """Largest share of undecodable images in a split. Such images are skipped and listed; the run stops if there are more than
+    this share and more than one image."""
     evaluate_every: int = 0
-    """Also evaluate every so many epochs; 0: at the end only."""
+    """Epochs between evaluations; 0: evaluate only at the end."""
     model: VitConfig = field(default_factory=VitConfig)
-    """Backbone for random weights. With a checkpoint its own configuration counts, but for the image size (augment.image_size),
-    `overrides`, and num_cameras: above 0 (as many as the training images come from), new camera embeddings are learned."""
+    """Backbone when starting from random weights. With a checkpoint, only num_cameras and camera_weight are used: num_cameras
+    above 0 (the number of cameras of the training images) learns new camera embeddings."""
     load: LoadConfig = field(default_factory=LoadConfig)
-    """Of checkpoint; its mean, std and neck are not used here."""
+    """What the file of `checkpoint` does not say. mean, std and neck are not used here."""
     overrides: BackboneOverrides = field(default_factory=BackboneOverrides)
     supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
     unsupervised: UnsupervisedConfig = field(default_factory=UnsupervisedConfig)
     augment: ReidAugmentConfig = field(default_factory=ReidAugmentConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     precision: str = "auto"
-    """fp32; bf16: the model computes in bf16 by autocast, while weights, moments and losses stay fp32; or auto: bf16 on GPUs,
-    fp32 on CPUs."""
+    """fp32, bf16 (autocast of the model; weights, optimizer moments and losses stay fp32), or auto: bf16 on GPUs, fp32 on
+    CPUs."""
     clip: ClipConfig = field(default_factory=lambda: ClipConfig(norm=0.0))
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

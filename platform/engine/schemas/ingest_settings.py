@@ -12,21 +12,21 @@ from reidssl.data.decode import LARGEST_MAX_PIXELS, MAX_PIXELS
 
 @dataclass(kw_only=True)
 class IngestConfig:
-    """Raw images, an output and the shape of the shards."""
+    """The source of the images, the output and the size of the shards."""
 
     raw: RawConfig = field(default_factory=RawConfig)
     output: OutputPath = ""
     """Folder or s3:// prefix of the shards."""
     shard_mb: int = 64
-    """Megabytes of images in a shard, about."""
+    """Approximate size of a shard in MiB of images."""
     row_group_rows: int = 256
-    """Images in a row group: what training reads with one request."""
+    """Images in a row group, the unit that training reads with one request."""
     limit: int = 0
-    """Take only this many images, from the beginning; 0: all."""
+    """Read only the first `limit` images of the source; 0: all."""
     max_pixels: int = MAX_PIXELS
-    """Images of more pixels are set aside undecoded; holds for every later use of the data set, too."""
+    """Largest number of pixels of an image. Larger images are rejected undecoded, here and whenever the data set is read."""
     overwrite: bool = False
-    """Replace a data set that is there already."""
+    """Replace an existing data set."""
     storage: StorageConfig = field(default_factory=StorageConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 

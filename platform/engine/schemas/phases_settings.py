@@ -1,4 +1,4 @@
-"""Settings of the phases of fine-tuning."""
+"""Settings of the fine-tuning phases."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,31 +14,34 @@ PHASE_OPTIMIZERS = ("sgd", "adamw")
 
 @dataclass(kw_only=True)
 class BackboneOverrides:
-    """What may differ from the configuration that a checkpoint's backbone was trained with, its weights staying the same."""
+    """Changes to the configuration of a checkpoint's backbone. They leave its weights as they are."""
 
     stride: int = 0
-    """Distance between patches in pixels, smaller makes them overlap (TransReID trains with 12); 0: as it was."""
+    """Distance between patches in pixels; below the patch size, patches overlap (TransReID trains with 12). 0: unchanged."""
     gem_pooling: bool = False
-    """Add the generalized mean of the patch tokens to the class token."""
+    """Add the generalized mean (GeM) of the patch tokens to the class token."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The changes, without what stays as it was."""
+        """The settings that differ from the checkpoint's configuration."""
         return {name: value for name, value in (("stride", self.stride), ("gem_pooling", self.gem_pooling)) if value}
 
 
 @dataclass(kw_only=True)
 class BatchConfig:
-    """The batch of one optimizer step, P identities with K images each, however many workers share it."""
+    """The batch of one optimizer step over all workers: P identities with K images each.
+
+    The losses, the mining, the batch norm of the neck and the cluster memory see the whole batch, whatever `micro_batches` is.
+    The batch norm of an ics stem sees one micro-batch. With more micro-batches than workers, the images go through the backbone
+    a second time without gradients.
+    """
 
     identities: int = 16
-    """P."""
+    """P, the number of identities in a batch."""
     instances: int = 4
-    """K."""
+    """K, the number of images per identity."""
     micro_batches: int = 0
-    """Pieces of equal size in which the step's images go through the backbone; the number of workers must divide it. 0: one for
-    each of scaling.workers, kept for the whole run. Losses, mining, the neck's batch norm and the cluster memory see the whole
-    batch however it is cut; the batch norm of an ics stem sees a piece. More pieces than workers need less memory and about a
-    third more time: their images go through the backbone once more, without gradients."""
+    """Equal parts in which a batch goes through the backbone; the number of workers must divide it, and more parts than workers
+    save memory but take about a third more time. 0: the least common multiple of scaling.workers and scaling.min_workers."""
 
     def __post_init__(self) -> None:
         at_least(1, identities=self.identities, instances=self.instances)
@@ -50,28 +53,28 @@ class BatchConfig:
 
     @property
     def images(self) -> int:
-        """P x K."""
+        """Images in a batch, P * K."""
         return self.identities * self.instances
 
 
 @dataclass(kw_only=True)
 class PhaseConfig:
-    """What every phase has: its length, its optimizer, its model and its batch. Each phase gives the defaults."""
+    """Settings common to all phases: length, optimizer, model and batch. The subclasses set the defaults."""
 
     epochs: int
     """Number of epochs."""
     optimizer: str = "sgd"
-    """sgd (momentum 0.9, biases twice the rate) or adamw."""
+    """sgd (momentum 0.9, twice the learning rate for biases) or adamw."""
     learning_rate: float
     """Largest learning rate."""
     layer_decay: float = 1.0
-    """Factor of the learning rate from each layer to the one before it; 1: all alike; 0.65 to 0.9 are usual."""
+    """Factor by which the learning rate falls from each layer to the layer below it; 0.65 to 0.9 are usual. 1: no decay."""
     weight_decay: float
     """Weight decay."""
     drop_path: float
     """Stochastic depth rate of the backbone."""
     neck: str
-    """Side of the neck whose feature is used for retrieval: before or after."""
+    """Feature used for retrieval: before or after the neck."""
     batch: BatchConfig = field(default_factory=BatchConfig)
 
     def __post_init__(self) -> None:
@@ -95,18 +98,18 @@ class UnsupervisedConfig(PhaseConfig):
     """Learning rate at the start."""
     weight_decay: float = 5e-4
     decay_epochs: int = 20
-    """The learning rate falls to a tenth every so many epochs."""
+    """Epochs after which the learning rate falls to a tenth, again and again."""
     temperature: float = 0.05
-    """Of the cluster memory's softmax."""
+    """Temperature of the softmax over the cluster memory."""
     momentum: float = 0.1
-    """Weight of the old vector in the memory's update."""
+    """Weight of the old vector when the cluster memory is updated."""
     hard: bool = True
-    """Update a cluster with its least similar feature only."""
+    """Update the memory of a cluster with its least similar feature only."""
     drop_path: float = 0.3
     neck: str = "after"
-    """Side of the neck whose feature is clustered and used for retrieval."""
+    """Feature that is clustered and used for retrieval: before or after the neck."""
     camera_proxies: bool = False
-    """One memory vector for each camera of a cluster; an image is drawn to all those of its cluster."""
+    """Keep one memory vector for each camera of a cluster. The loss pulls an image toward all vectors of its cluster."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     neighbors: NeighborActorsConfig = field(default_factory=NeighborActorsConfig)
     batch: BatchConfig = field(default_factory=lambda: BatchConfig(identities=32, instances=8))
@@ -121,9 +124,9 @@ class UnsupervisedConfig(PhaseConfig):
 
 @dataclass(kw_only=True)
 class SupervisedConfig(PhaseConfig):
-    """Fine-tuning with identity labels (TransReID-SSL, section 4): identity + soft-margin batch-hard triplet loss.
+    """Fine-tuning with identity labels (TransReID-SSL, section 4): identity loss and soft-margin batch-hard triplet loss.
 
-    The other losses are options; the defaults are the published recipe.
+    The defaults are the published recipe. The other losses are optional.
     """
 
     epochs: int = 120
@@ -134,21 +137,21 @@ class SupervisedConfig(PhaseConfig):
     warmup_epochs: float = 20.0
     """Epochs of linear warm-up."""
     identity: str = "cross_entropy"
-    """Identity loss: cross_entropy of a linear classifier, or of cosines with a margin: arcface, cosface, circle."""
+    """Identity loss: cross_entropy (linear classifier), or one of the margin losses on cosines: arcface, cosface, circle."""
     identity_scale: float = 30.0
-    """Scale of the cosines (margin losses only); 30 to 64, for circle 64 to 256."""
+    """Scale of the cosines (margin losses only). Usual values: 30 to 64; for circle, 64 to 256."""
     identity_margin: float = 0.3
-    """Margin (margin losses only): radians for arcface, a cosine for cosface and circle (for circle less is stricter)."""
+    """Margin (margin losses only): radians for arcface, a cosine for cosface and circle. For circle, smaller is stricter."""
     label_smoothing: float = 0.0
-    """Of the identity loss."""
+    """Label smoothing of the identity loss."""
     triplet_weight: float = 1.0
-    """Of the triplet loss; 0 leaves it out, for models too small to satisfy it (it stays at ln 2 and only disturbs)."""
+    """Weight of the triplet loss. 0 disables it, for models too small to reduce it below ln 2."""
     triplet_margin: float = 0.0
-    """Margin of the triplet loss; 0: the soft margin."""
+    """Margin of the triplet loss; 0: soft margin."""
     center_weight: float = 0.0
-    """Of the center loss on the feature before the neck; 5e-4 is usual, 0 leaves it out."""
+    """Weight of the center loss on the feature before the neck; 5e-4 is usual. 0 disables it."""
     center_rate: float = 0.5
-    """How far a center moves towards its features in a step."""
+    """Step size of a center toward its features at each update, in [0, 1]."""
     drop_path: float = 0.1
     neck: str = "before"
 

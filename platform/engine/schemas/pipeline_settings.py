@@ -17,14 +17,14 @@ from reidssl.checks import at_least, one_of, within
 
 @dataclass(kw_only=True)
 class FinetuneStageConfig:
-    """Shared by all fine-tuning stages."""
+    """Settings of all fine-tuning stages."""
 
     supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
     unsupervised: UnsupervisedConfig = field(default_factory=UnsupervisedConfig)
     augment: ReidAugmentConfig = field(default_factory=ReidAugmentConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     seed: int = 0
-    """Seed of batches, augmentation and new layers."""
+    """Seed of batches, augmentation, drop path and the initial values of new layers."""
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
 
     def __post_init__(self) -> None:
@@ -33,18 +33,19 @@ class FinetuneStageConfig:
 
 @dataclass(kw_only=True)
 class CfsConfig:
-    """How the selected subset comes about."""
+    """How a subset of the pre-training images is selected by Catastrophic Forgetting Scores (CFS)."""
 
     proxy_samples: int = 0
-    """Images that a source proxy of its own sees (the paper's: 20 of 100 epochs); 0: the full pre-training is the proxy."""
+    """Images seen when a separate source proxy is trained (the paper uses 20 of 100 epochs). 0: use the full pre-training as
+    source proxy."""
     fraction: float = 0.5
     """Share of the images to keep."""
     control: bool = False
-    """Also pre-train on a random part of the same size."""
+    """Also pre-train on a random subset of the same size."""
     target_proxy: str = "supervised"
-    """supervised (as published: uses the target's labels) or usl (label-free)."""
+    """Fine-tuning of the target proxy: supervised (as published; uses the target's labels) or usl (label-free)."""
     supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
-    """How the supervised target proxy is tuned."""
+    """Settings of the supervised target proxy."""
 
     def __post_init__(self) -> None:
         at_least(0, "(no proxy of its own)", proxy_samples=self.proxy_samples)
@@ -54,18 +55,18 @@ class CfsConfig:
 
 @dataclass(kw_only=True)
 class PipelineConfig:
-    """The whole job. pretrain.data, pretrain.output and the like are set by the pipeline."""
+    """Settings of all stages. The pipeline itself sets the inputs and outputs of each stage, such as pretrain.data."""
 
     output: OutputPath = "runs/pipeline"
-    """Folder of everything."""
+    """Folder of all data, runs and results."""
     pretrain_set: RawConfig = field(default_factory=lambda: RawConfig(part="pretrain"))
-    """The unlabeled images to pre-train on; required."""
+    """Unlabeled images to pre-train on; required."""
     source_set: RawConfig = field(default_factory=lambda: RawConfig(part="source"))
-    """The labeled set that UDA starts from; required for it alone."""
+    """Labeled source set of UDA; required for UDA only."""
     target_set: RawConfig = field(default_factory=lambda: RawConfig(part="target"))
-    """The target set with identities in train, query and gallery; required unless settings=[]."""
+    """Target set with identities in train, query and gallery; required unless settings=[]."""
     seed: int = 0
-    """Of all stages, but for the drawing of synthetic people."""
+    """Seed of all stages, except for the generation of synthetic images."""
     row_group_rows: int = 256
     """Images in a row group of the shards."""
     settings: list[str] = field(default_factory=lambda: list(SETTINGS))

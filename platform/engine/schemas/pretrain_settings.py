@@ -25,22 +25,22 @@ from reidssl.objectives.objective_config import ObjectiveConfig
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """What is trained on."""
+    """The images to train on."""
 
     uri: InputPath = "runs/demo/data/pretrain"
-    """Shards with a manifest, as platform.ingest writes them."""
+    """Shards with a manifest, as written by platform.ingest."""
     selection: InputPath = ""
-    """Folder written by platform.select: train on its images only; empty: on all."""
+    """Folder written by platform.select: train on the selected images only. Empty: train on all images."""
 
 
 @dataclass(kw_only=True)
 class LengthConfig:
-    """How long; schedules are stretched over it."""
+    """Length of the training. The schedules span this length."""
 
     epochs: float = 100.0
     """Passes over the data."""
     samples: int = 0
-    """Images seen, instead of epochs; 0: use epochs. Compares subsets at equal cost."""
+    """Length in images seen, to compare subsets at equal cost. 0: use epochs."""
 
     def __post_init__(self) -> None:
         positive(epochs=self.epochs)
@@ -54,7 +54,7 @@ class PretrainConfig:
     output: OutputPath = "runs/pretrain"
     """Run folder, local or s3://."""
     seed: int = 0
-    """Seed of first weights, order of the images and augmentation."""
+    """Seed of the initial weights, the order of the images and the augmentation."""
     data: DataConfig = field(default_factory=DataConfig)
     length: LengthConfig = field(default_factory=LengthConfig)
     model: VitConfig = field(default_factory=VitConfig)
@@ -63,8 +63,8 @@ class PretrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     precision: str = "auto"
-    """fp32; bf16: student and teacher compute in bf16 by autocast, while weights, moments, losses, the center and the moving
-    average stay fp32; or auto: bf16 on GPUs, fp32 on CPUs."""
+    """fp32, bf16 (autocast of student and teacher; weights, optimizer moments, losses, center and moving average stay fp32), or
+    auto: bf16 on GPUs, fp32 on CPUs."""
     clip: ClipConfig = field(default_factory=ClipConfig)
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -74,7 +74,7 @@ class PretrainConfig:
     storage: StorageConfig = field(default_factory=StorageConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     compile: str = "auto"
-    """Compile the backbones (torch.compile), one graph for each crop size: on, off, or auto: on GPUs that can, not on CPUs."""
+    """Compile the backbones with torch.compile, one graph for each crop size: on, off, or auto (on for GPUs that support it)."""
 
     def __post_init__(self) -> None:
         one_of(COMPILE_CHOICES, compile=self.compile)

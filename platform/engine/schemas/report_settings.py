@@ -8,10 +8,10 @@ from platform.engine.storage.location import StorageConfig
 
 @dataclass(kw_only=True)
 class ReportConfig:
-    """What is reported and where the page goes."""
+    """The run to report on and the file to write."""
 
     run: InputPath = "runs/demo"
     """Run folder of platform.pipeline, or of a single program; local or s3://."""
     output: OutputPath = ""
-    """The page: a .html file, or a folder for report.html; empty: in the run folder."""
+    """A .html file, or a folder for report.html; empty: report.html in the run folder."""
     storage: StorageConfig = field(default_factory=StorageConfig)

@@ -1,4 +1,4 @@
-"""Settings of what compares features: judging, and the actors that share a neighbor search."""
+"""Settings of evaluation, of the actors that share a neighbor search, and of the actors that compute features."""
 
 from dataclasses import dataclass
 
@@ -9,26 +9,27 @@ from reidssl.clustering.cluster_config import ClusterConfig
 
 @dataclass(kw_only=True)
 class EvaluateConfig:
-    """How retrieval is judged."""
+    """How retrieval is evaluated."""
 
     reranking: bool = False
-    """Also report k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)."""
+    """Also report results with k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)."""
     expansion: int = 0
-    """Gallery images by which each query is expanded before ranking (alpha-QE); 0: none, as published results have it."""
+    """Gallery images used to expand each query before ranking (alpha-QE); 0: no expansion, as in published results."""
     expansion_alpha: float = 3.0
-    """Power of the cosine by which those images are weighted."""
+    """Exponent of the cosine that weights these images."""
     roc: bool = False
     """Also report verification: true positive rates at false positive rates 1e-4, 1e-3 and 1e-2."""
     cameras: bool = False
-    """Also report the mAP from each camera to each other camera."""
+    """Also report the mAP for each pair of query camera and gallery camera."""
     per_query: bool = False
-    """Also keep the average precision of every query."""
+    """Also store the average precision of every query."""
     block: int = 128
-    """Queries compared at a time: memory is block x gallery_block x 4 bytes (re-ranking: block x gallery)."""
+    """Queries compared at a time. The memory is block * gallery_block * 4 bytes (re-ranking: block * gallery size * 4)."""
     gallery_block: int = GALLERY_BLOCK
-    """Gallery images compared at a time; a larger gallery is run through twice."""
+    """Gallery images compared at a time. A larger gallery is processed in two passes."""
     tasks: int = 0
-    """Ray tasks that share the queries of mAP and CMC, for large galleries (platform.evaluate); 0: this process ranks."""
+    """Ray tasks that share the queries of mAP and CMC, for large galleries (platform.evaluate only); 0: no tasks, rank in this
+    process."""
 
     def __post_init__(self) -> None:
         at_least(0, expansion=self.expansion, expansion_alpha=self.expansion_alpha, tasks=self.tasks)
@@ -38,16 +39,16 @@ class EvaluateConfig:
 
 @dataclass(kw_only=True)
 class NeighborActorsConfig:
-    """Actors that share the neighbor search, and tasks after it that share the Jaccard distance."""
+    """Actors that share the neighbor search, and tasks that share the Jaccard distance after it."""
 
     actors: int = 0
-    """Actors, each with its share of the features; 0: no actors, the process that clusters searches by itself."""
+    """Number of actors; each holds an equal share of the features. 0: no actors, search in the process that clusters."""
     cpus_per_actor: float = 1.0
-    """CPUs reserved for an actor or task, and its threads."""
+    """CPUs reserved for an actor or task, and the number of its threads."""
     gpus_per_actor: float = 0.0
-    """GPUs reserved for an actor; for exact search by torch, else by the GPU build of FAISS."""
+    """GPUs reserved for an actor. Exact search runs in torch on them, other searches need the GPU build of FAISS."""
     block: int = 8192
-    """Images whose neighbors are looked for at a time, and images of a task."""
+    """Images searched at a time, and images in a task."""
 
     def __post_init__(self) -> None:
         at_least(0, actors=self.actors, gpus_per_actor=self.gpus_per_actor)
@@ -56,12 +57,12 @@ class NeighborActorsConfig:
 
     @property
     def threads(self) -> int:
-        """Of an actor or task."""
+        """Threads of an actor or task, at least 1."""
         return max(1, int(self.cpus_per_actor))
 
 
 def check_shared(cluster: ClusterConfig, config: NeighborActorsConfig) -> None:
-    """ValueError for an algorithm that cannot be shared out."""
+    """Check that the clustering algorithm can use the actors. Raises ValueError for kmeans with actors."""
     if config.actors and cluster.algorithm == "kmeans":
         raise ValueError(
             f"neighbors.actors must be 0 with cluster.algorithm=kmeans, which runs in one process: got {config.actors}"
@@ -70,18 +71,19 @@ def check_shared(cluster: ClusterConfig, config: NeighborActorsConfig) -> None:
 
 @dataclass(kw_only=True)
 class PoolConfig:
-    """The actors that hold the models."""
+    """Actors that hold the models and compute features."""
 
     actors: int = 2
-    """Most actors; the pool grows to it while there is work."""
+    """Largest number of actors. The pool grows to it while there is work."""
     batch: int = 256
     """Images in one forward pass."""
     cpus_per_actor: float = 1.0
     """CPUs reserved for an actor."""
     gpus_per_actor: float = 0.0
-    """GPUs reserved for an actor; fractions share one."""
+    """GPUs reserved for an actor; with a fraction, several actors share a GPU."""
     max_corrupt_share: float = 0.01
-    """Largest share of the images that may be undecodable: those are left out and listed; above it (and above one) it stops."""
+    """Largest share of undecodable images. Such images are skipped and listed; the program stops if there are more than this
+    share and more than one."""
 
     def __post_init__(self) -> None:
         at_least(1, actors=self.actors, batch=self.batch)

@@ -1,4 +1,4 @@
-"""How to reach Ray."""
+"""Settings of the connection to Ray, shared by all programs."""
 
 from dataclasses import dataclass
 
@@ -7,19 +7,19 @@ from reidssl.checks import at_least
 
 @dataclass(kw_only=True)
 class RuntimeConfig:
-    """How to reach Ray."""
+    """How to connect to Ray or start it."""
 
     address: str = ""
-    """Cluster to connect to, host:port of its head ("auto" for the one on this machine); empty: RAY_ADDRESS, the job's, or a
-    local start."""
+    """host:port of the head of a Ray cluster, or "auto" for the cluster on this machine. Empty: RAY_ADDRESS, else the cluster of
+    the current job, else start a local Ray."""
     num_cpus: int = 0
-    """Logical CPUs of a local start; 0: the cores of this machine, at least 4, so that reading overlaps training."""
+    """Logical CPUs of a local Ray; 0: the cores of this machine, but at least 4, so that reading overlaps training."""
     num_gpus: int = -1
-    """GPUs of a local start; -1: all there are."""
+    """GPUs of a local Ray; -1: all GPUs of this machine."""
     dashboard: bool = False
-    """Start the dashboard (on localhost only) with a local Ray."""
+    """Start the dashboard of a local Ray, on localhost only."""
     object_store_gib: float = 0.0
-    """Object store of a local start in GiB; 0: Ray's default, at most 2."""
+    """Size of the object store of a local Ray in GiB; 0: 2 GiB."""
 
     def __post_init__(self) -> None:
         at_least(0, "(all cores)", num_cpus=self.num_cpus)

@@ -19,23 +19,23 @@ class ScoreConfig:
     output: OutputPath = "runs/scores"
     """Folder of the scores."""
     source_proxy: InputPath = ""
-    """Source proxy: the run folder of platform.pretrain, or a .safetensors file."""
+    """Source proxy: the run folder of a platform.pretrain run, or a checkpoint file."""
     target_proxy: InputPath = ""
-    """Target proxy: the run folder of platform.finetune, started from the source proxy."""
+    """Target proxy: the run folder of a platform.finetune run that started from the source proxy, or a checkpoint file."""
     measure: str = "cosine"
-    """How little was forgotten: cosine or neighborhood."""
+    """Similarity of the two proxies' features: cosine or neighborhood."""
     k: int = 20
-    """Neighbors (measure=neighborhood)."""
+    """Number of neighbors (measure=neighborhood only)."""
     search: str = "exact"
-    """How they are searched: exact, ivf or hnsw."""
+    """Neighbor search (measure=neighborhood only): exact, ivf or hnsw."""
     neighbors: NeighborActorsConfig = field(default_factory=lambda: NeighborActorsConfig(actors=2))
-    """Actors that share the search."""
+    """Actors that share the neighbor search."""
     data: InputPath = "runs/demo/data/pretrain"
     """Shards to score."""
     load: LoadConfig = field(default_factory=LoadConfig)
-    """Of the source proxy."""
+    """What the file of the source proxy does not say."""
     load_target: LoadConfig = field(default_factory=LoadConfig)
-    """The same of the target proxy."""
+    """What the file of the target proxy does not say."""
     pool: PoolConfig = field(default_factory=PoolConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

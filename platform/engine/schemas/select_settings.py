@@ -12,21 +12,21 @@ class SelectConfig:
     """Everything a selection depends on."""
 
     output: OutputPath = "runs/selection"
-    """Folder of the index."""
+    """Folder of the selection index."""
     scores: InputPath = ""
     """Folder written by platform.score."""
     list: InputPath = ""
-    """Published order instead of scores: a pickled list of keys, best first."""
+    """Published ranking to use instead of scores: a pickled list of keys, best first."""
     allow_short: bool = False
-    """Keep what the list names, where that is less than the fraction; false: that is an error."""
+    """Accept a list that names fewer images than `fraction` asks for, and keep only the named ones. false: raise an error."""
     random: bool = False
-    """A random subset instead: what a selection must beat, since a smaller set is also seen more often."""
+    """Select a random subset instead. It is the control of a selection: a smaller set is also seen more often."""
     seed: int = 0
-    """Of the random subset."""
+    """Seed of the random subset."""
     reference: InputPath = ""
-    """Published order to compare the scores with."""
+    """Published ranking to compare the scores with."""
     fraction: float = 0.5
-    """Share of the images to keep (of those that have a score)."""
+    """Share to keep of the images that have a score."""
     data: InputPath = "runs/demo/data/pretrain"
     """Shards to select from."""
     storage: StorageConfig = field(default_factory=StorageConfig)

@@ -1,4 +1,4 @@
-"""Settings of the training engine."""
+"""Settings of the optimizer, the engine, the checkpoints and the probe of a training run."""
 
 from dataclasses import dataclass, field
 
@@ -9,10 +9,10 @@ from reidssl.choices import OPTIMIZERS
 
 @dataclass(kw_only=True)
 class OptimizerConfig:
-    """Pre-training's optimizer and its schedules (METHOD: TransReID-SSL, section 4.1; DINO)."""
+    """Optimizer of pre-training and its schedules (TransReID-SSL, section 4.1; DINO)."""
 
     name: str = "adamw"
-    """adamw; sgd; or lars (arXiv 1708.03888), whose rates are per tensor and which therefore needs deepspeed.zero_stage=0."""
+    """adamw, sgd or lars (arXiv 1708.03888). lars computes a rate per tensor and therefore needs deepspeed.zero_stage=0."""
     learning_rate: float = 5e-4
     """Peak learning rate per 256 images of global batch (linear scaling)."""
     learning_rate_final: float = 1e-6
@@ -24,9 +24,9 @@ class OptimizerConfig:
     weight_decay_final: float = 0.4
     """Weight decay at the end."""
     beta2: float = 0.999
-    """AdamW's second momentum."""
+    """Decay rate of the second moment (adamw only)."""
     momentum: float = 0.9
-    """First momentum, of all three."""
+    """Momentum of sgd and lars; beta1 of adamw."""
 
     def __post_init__(self) -> None:
         one_of(OPTIMIZERS, name=self.name)
@@ -43,11 +43,11 @@ class OptimizerConfig:
 
 @dataclass(kw_only=True)
 class DeepSpeedConfig:
-    """How the optimizer's state is partitioned."""
+    """How DeepSpeed ZeRO partitions the training state over the workers."""
 
     zero_stage: int = 1
-    """0: replicated; 1: optimizer states partitioned; 2: gradients too; 3: parameters too. One worker alone has nobody to
-    share with and runs as with 0."""
+    """ZeRO stage. 0: everything replicated; 1: optimizer states partitioned; 2: also gradients; 3: also parameters. A single
+    worker always runs stage 0."""
 
     def __post_init__(self) -> None:
         one_of((0, 1, 2, 3), zero_stage=self.zero_stage)
@@ -55,12 +55,12 @@ class DeepSpeedConfig:
 
 @dataclass(kw_only=True)
 class ClipConfig:
-    """How far a gradient may go."""
+    """Gradient clipping."""
 
     norm: float = 3.0
-    """Largest gradient norm; 0 switches clipping off."""
+    """Largest gradient norm; 0: no clipping."""
     per_tensor: bool = False
-    """Clip every parameter tensor on its own, as the released pre-training does; only deepspeed.zero_stage=0."""
+    """Clip each parameter tensor by its own norm, as the released pre-training code does. Needs deepspeed.zero_stage=0."""
 
     def __post_init__(self) -> None:
         at_least(0, "(off)", norm=self.norm)
@@ -68,7 +68,7 @@ class ClipConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """What the engine around the model is told: the parts of a program's settings that are about its steps."""
+    """The settings of a program that the training engine needs."""
 
     zero_stage: int
     precision: str = "auto"
@@ -77,18 +77,18 @@ class EngineSettings:
 
 @dataclass(kw_only=True)
 class CheckpointConfig:
-    """When checkpoints are written and how many stay."""
+    """When checkpoints are written and how many are kept."""
 
     every_steps: int = 500
     """Optimizer steps between checkpoints."""
     keep: int = 2
-    """Newest checkpoints kept; older ones are deleted."""
+    """Number of newest checkpoints to keep; older ones are deleted."""
     keep_every_steps: int = 0
-    """Checkpoints at multiples of so many steps (a multiple of every_steps) are kept for good; 0: none."""
+    """Never delete checkpoints at multiples of this number of steps, itself a multiple of every_steps. 0: no such checkpoints."""
     resume_from: InputPath = ""
-    """Folder of another run on the same data: begin from its checkpoint, with this run's settings from there on."""
+    """Folder of another run on the same data. Start from its checkpoint and continue with the settings of this run."""
     resume_position: int = 0
-    """Newest checkpoint of resume_from with at most so many samples seen; 0: the newest."""
+    """Use the newest checkpoint of resume_from with at most this number of samples seen; 0: the newest."""
 
     def __post_init__(self) -> None:
         at_least(1, every_steps=self.every_steps, keep=self.keep)
@@ -104,12 +104,12 @@ class CheckpointConfig:
 
 @dataclass(kw_only=True)
 class ProbeConfig:
-    """A small labeled set that is only looked at, never trained on."""
+    """A small labeled set on which the features are evaluated during training. It is never trained on."""
 
     uri: InputPath = ""
     """Labeled shards; empty: no probe."""
     split: str = "gallery"
-    """Which split of it."""
+    """Split of the probe set."""
     every_steps: int = 100
     """Optimizer steps between probes (a multiple of tracking.every_steps)."""
 

@@ -14,18 +14,19 @@ METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
 
 @dataclass(kw_only=True)
 class TuneConfig:
-    """The fine-tuning to vary, and how."""
+    """The fine-tuning settings of a sweep and the values to try."""
 
     output: OutputPath = "runs/tune"
-    """Folder of the sweep; trials go below it."""
+    """Folder of the sweep. Every trial has a folder of its own below it."""
     finetune: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(output="", setting="usl"))
     """Settings common to all trials."""
     space: Annotated[dict[str, Any], SettingsOf(FinetuneConfig)] = field(default_factory=dict)
-    """Settings of platform.finetune with lists of values; every combination is a trial. Empty: eps of the clustering."""
+    """Settings of platform.finetune, each with a list of values; every combination is a trial. Empty: sweep eps of the
+    clustering."""
     metric: str = "mAP"
-    """What the best trial has most of: mAP, rank1, rank5, rank10 or mINP."""
+    """Metric that ranks the trials: mAP, rank1, rank5, rank10 or mINP."""
     concurrent: int = 1
-    """Trials at the same time; all their workers must fit the cluster at once, or none starts."""
+    """Trials that run at the same time. The workers of all of them must fit the cluster at once."""
     storage: StorageConfig = field(default_factory=StorageConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 

@@ -1,1 +1,1 @@
-"""The one door to object storage and local folders."""
+"""All access to object storage and local folders."""

@@ -1,12 +1,11 @@
-"""The one door to storage: a URI becomes a Location that reads, lists and publishes atomically.
+"""All access to storage: a URI becomes a Location that reads, lists and writes atomically.
 
     open_storage("runs/x")            a folder on this machine or a shared mount (made absolute)
     open_storage("file:///data/x")    the same, as a URI
     open_storage("s3://bucket/x")     AWS or any S3-compatible server (storage.endpoint_url)
 
-A Location is a URI and a StorageConfig: it holds no credentials and no connection, so it travels to Ray workers as it
-is. Every write is atomic: readers see the old content or the new one, never a part. Errors are StorageError in plain
-words.
+A Location consists of a URI and a StorageConfig. It holds no credentials and no connection, so it can be pickled to Ray
+workers. Every write is atomic: readers see either the old or the new content, never a part. Failures raise StorageError.
 """
 
 import errno
@@ -65,15 +64,16 @@ PASSING = {
 
 
 class Listed(NamedTuple):
-    """One file below a location."""
+    """A file below a location."""
 
     name: str
     """Path relative to the location, with forward slashes."""
     bytes: int
+    """Size of the file."""
 
 
 def open_storage(uri: str, config: StorageConfig | None = None) -> "Location":
-    """The Location of a path, a file:// URI or an s3:// URI. Opens no connection. Raises StorageError."""
+    """The Location of a path, a file:// URI or an s3:// URI. Opens no connection. Raises StorageError for an invalid URI."""
     try:
         return Location(absolute(str(uri)), config or StorageConfig())
     except ValueError as error:
@@ -96,24 +96,27 @@ class Location:
 
     @property
     def path(self) -> str:
-        """The path as `filesystem` wants it: absolute, or bucket/key."""
+        """The path for `filesystem`: an absolute path, or bucket/key."""
         return self.uri.removeprefix("s3://")
 
     @property
     def name(self) -> str:
+        """The last component of the path."""
         return self.path.rstrip("/").rpartition("/")[2]
 
     @property
     def bucket(self) -> str:
+        """The bucket of an s3:// URI."""
         return self.path.partition("/")[0]
 
     @property
     def key(self) -> str:
+        """The key or prefix of an s3:// URI, without the bucket."""
         return self.path.partition("/")[2]
 
     @property
     def filesystem(self) -> pafs.FileSystem:
-        """The pyarrow filesystem; pickles without credentials."""
+        """The pyarrow filesystem. It is pickled without credentials."""
         if not self.is_s3:
             return pafs.LocalFileSystem()
         with self.errors("open"):
@@ -121,7 +124,7 @@ class Location:
 
     @contextmanager
     def errors(self, action: str) -> Iterator[None]:
-        """Turns what goes wrong inside into a StorageError saying that one "cannot <action> <uri>" and why."""
+        """Context manager: turns storage errors into a StorageError with the text "cannot <action> <uri>: <reason>"."""
         try:
             yield
         except (*S3_ERRORS, pa.ArrowException) as error:
@@ -139,7 +142,7 @@ class Location:
         return StorageError(f"{failed}: {reason}", transient=getattr(error, "errno", None) in PASSING)
 
     def joinpath(self, *parts: str) -> "Location":
-        """A location below this one. Raises StorageError for parts that could lead elsewhere (.., absolute, empty)."""
+        """A location below this one. Raises StorageError for parts that are empty, absolute or contain "." or ".."."""
         uri = self.uri
         for part in parts:
             names = str(part).split("/")
@@ -151,16 +154,17 @@ class Location:
     __truediv__ = joinpath
 
     def exists(self) -> bool:
-        """True for a file or object, and for a folder or prefix with something in it (locally: also an empty one)."""
+        """Whether there is a file or object, or a folder or prefix with content. A local folder may be empty."""
         with self.errors("look at"):
             return self.filesystem.get_file_info(self.path).type != pafs.FileType.NotFound
 
     def is_file(self) -> bool:
+        """Whether there is a file or object at this location."""
         with self.errors("look at"):
             return self.filesystem.get_file_info(self.path).type == pafs.FileType.File
 
     def size(self) -> int:
-        """Bytes of a file or object. Raises NotFoundError."""
+        """Size of a file or object in bytes. Raises NotFoundError if there is none."""
         with self.errors("look at"):
             info = self.filesystem.get_file_info(self.path)
         if info.type != pafs.FileType.File:
@@ -168,7 +172,10 @@ class Location:
         return int(info.size)
 
     def list(self, recursive: bool = True) -> "list[Listed]":
-        """Files below this location, sorted by name; [] when there is nothing. Unfinished writes are left out."""
+        """Files below this location, sorted by name; [] if there are none. Unfinished writes are skipped.
+
+        recursive: false lists only the files directly in this folder.
+        """
         with self.errors("list"):
             found = self._list_s3(recursive) if self.is_s3 else self._list_local(recursive)
             return sorted(item for item in found if not item.name.endswith(PARTIAL))
@@ -176,14 +183,14 @@ class Location:
     def _list_s3(self, recursive: bool) -> Iterator[Listed]:
         prefix = f"{self.key}/" if self.key else ""
         for key, size in list_objects(self.config, self.bucket, prefix, recursive):
-            if not key.endswith("/"):  # a marker that some tools write for an empty folder
+            if not key.endswith("/"):  # some tools write such a key as a marker of an empty folder
                 yield Listed(key.removeprefix(prefix), size)
 
     def _list_local(self, recursive: bool) -> Iterator[Listed]:
         visited = set()
         for folder, folders, files in os.walk(self.path, followlinks=True):
             real = os.path.realpath(folder)
-            if real in visited or not recursive:  # a link back to a parent must not go round for ever
+            if real in visited or not recursive:  # a link to a parent folder must not cause an endless loop
                 folders.clear()
             if real not in visited:
                 for name in files:
@@ -193,43 +200,48 @@ class Location:
             visited.add(real)
 
     def read_bytes(self) -> bytes:
+        """The content of a file. Raises StorageError, NotFoundError if there is none."""
         with self.open_input() as file, self.errors("read"):
             return file.read()
 
     def read_text(self) -> str:
-        """The content as UTF-8."""
+        """The content of a UTF-8 file. Raises StorageError, also for invalid UTF-8."""
         try:
             return self.read_bytes().decode("utf-8")
         except UnicodeDecodeError as error:
             raise StorageError(f"cannot read {self.uri}: it is not UTF-8 text ({error.reason} at byte {error.start})") from None
 
     def read_json(self) -> Any:
+        """The value in a JSON file. Raises StorageError, also for invalid JSON."""
         try:
             return json.loads(self.read_text())
         except json.JSONDecodeError as error:
             raise StorageError(f"cannot read {self.uri}: it is not valid JSON (line {error.lineno}: {error.msg})") from None
 
     def open_input(self) -> pa.NativeFile:
-        """Random-access file for reading; on S3 only the ranges that are read travel."""
+        """Open for random-access reading. On S3, only the ranges that are read are transferred. Raises StorageError."""
         with self.errors("read"):
             return self.filesystem.open_input_file(self.path)
 
     def write_bytes(self, data: bytes) -> None:
+        """Write a file atomically. Raises StorageError."""
         with self.errors("write"), self.open_output() as file:
             file.write(data)
 
     def write_text(self, text: str) -> None:
+        """Write a UTF-8 file atomically. Raises StorageError."""
         self.write_bytes(text.encode("utf-8"))
 
     def write_json(self, value: Any) -> None:
+        """Write a JSON file atomically. Raises StorageError."""
         self.write_text(json.dumps(value, indent=1) + "\n")
 
     @contextmanager
     def open_output(self) -> Iterator[IO[bytes]]:
-        """File for writing that appears under its name only when the block ends without an exception.
+        """Context manager: a file for writing, published under its name only if the block ends without an exception.
 
-        Locally a hidden neighbor is renamed; for S3 the content is spooled (to memory up to 64 MiB, then to the
-        temporary folder) and uploaded at the end, in parts when it is large.
+        A local file is written under a hidden name in the same folder and then renamed. For S3, the content is spooled (to memory
+        up to 64 MiB, then to the temporary folder) and uploaded at the end, in parts if it is large. Raises StorageError.
         """
         if self.is_s3:
             with tempfile.SpooledTemporaryFile(max_size=64 << 20) as file:
@@ -259,7 +271,10 @@ class Location:
         client(self.config).upload_fileobj(file, self.bucket, self.key, Config=parts)
 
     def delete(self) -> None:
-        """Remove a file or everything below a folder; nothing happens when it is not there."""
+        """Delete a file, or a folder with its content. Does nothing if it does not exist. Raises StorageError.
+
+        A whole bucket or the root folder is refused.
+        """
         if not (self.key if self.is_s3 else Path(self.path).parent != Path(self.path)):
             raise StorageError(f"refusing to delete all of {self.uri}")
         with self.errors("delete"):
@@ -273,14 +288,14 @@ class Location:
 
     @property
     def parent(self) -> "Location":
-        """The folder or prefix that this is in."""
+        """The folder or prefix that contains this location."""
         above = self.path.rstrip("/").rpartition("/")[0]
         return Location(f"s3://{above or self.bucket}" if self.is_s3 else above or "/", self.config)
 
     def prepare_output(self) -> "Location":
-        """Find out now, not after hours of work, whether files can go below here, by writing one and taking it away.
+        """Check that files can be written below this location, by writing one and deleting it. Returns the location.
 
-        Creates the bucket if so configured. Raises StorageError.
+        Call it before hours of work. Creates the bucket if `config.create_bucket`. Raises StorageError.
         """
         if self.is_s3:
             self._probe_bucket()
@@ -304,7 +319,7 @@ class Location:
 
 
 def create_bucket(uri: str, config: StorageConfig | None = None) -> None:
-    """Create the bucket of an s3:// URI; nothing happens when it is ours already. Raises StorageError."""
+    """Create the bucket of an s3:// URI. Does nothing if this account owns it already. Raises StorageError."""
     location = open_storage(uri, config)
     if not location.is_s3:
         raise StorageError(f"{uri} has no bucket to create")
@@ -313,9 +328,9 @@ def create_bucket(uri: str, config: StorageConfig | None = None) -> None:
 
 
 def abort_incomplete_uploads(uri: str, config: StorageConfig | None = None, older_than_h: float = 24.0) -> int:
-    """Remove the parts that killed processes left below an s3:// URI (they cost money and are listed nowhere).
+    """Abort the unfinished multipart uploads of killed processes below an s3:// URI. They cost money and are not listed.
 
-    Returns how many uploads were aborted; 0 for local paths, which leave none.
+    Only uploads older than `older_than_h` hours are aborted. Returns their number; 0 for local paths. Raises StorageError.
     """
     location = open_storage(uri, config)
     if not location.is_s3:

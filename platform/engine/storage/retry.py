@@ -1,4 +1,4 @@
-"""Waiting for storage that fails for a while."""
+"""Retry storage operations that fail temporarily."""
 
 import time
 from collections.abc import Callable
@@ -11,9 +11,13 @@ Result = TypeVar("Result")
 
 
 def patiently(action: Callable[[], Result], retry_timeout_s: float, tell: Callable[[str], None] | None = None) -> Result:
-    """`action()`, tried again with growing pauses while it raises a StorageError that may pass, for `retry_timeout_s` seconds.
+    """The result of `action()`, retried with growing pauses while it raises a transient StorageError.
 
-    tell: takes one line at the first failure and one when it works again. Raises the last StorageError.
+    Args:
+        retry_timeout_s: seconds until it gives up; 0: no retry.
+        tell: called with one line at the first failure and one when the action succeeds again.
+
+    Raises the last StorageError.
     """
     started, pause, failures = time.monotonic(), 0.5, 0
     while True:

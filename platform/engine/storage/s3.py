@@ -1,9 +1,9 @@
-"""S3-compatible object stores: settings, credentials, the two clients and what boto3 alone can do.
+"""S3-compatible object stores: settings, credentials, the two clients and the operations that only boto3 offers.
 
-pyarrow reads (ranged requests, in C++); boto3 writes, lists and administrates (an interrupted boto3 upload is never
-published, while closing a pyarrow stream publishes whatever it got). Both take their credentials from boto3's standard
-chain (environment, shared files and profiles, SSO, web identity, container and instance roles). Credentials live only
-in the process that uses them: what is pickled, printed or written down is the StorageConfig, which holds none.
+pyarrow reads (ranged requests, in C++). boto3 writes, lists and administrates: an interrupted boto3 upload is never
+published, while closing a pyarrow stream publishes the part that was written. Both take their credentials from boto3's
+standard chain (environment, shared files and profiles, SSO, web identity, container and instance roles). Credentials stay in
+the process that uses them. Only the StorageConfig is pickled, printed or stored, and it holds no credentials.
 """
 
 import os
@@ -22,33 +22,33 @@ from botocore.config import Config as BotoConfig
 
 from reidssl.checks import at_least, positive
 
-# Sources of credentials that pyarrow's own chain finds and refreshes by itself.
+# Credential sources (botocore's method names) that pyarrow finds and refreshes by itself.
 NATIVE_METHODS = {"env", "iam-role", "container-role"}
-PAGE_SIZE = 1000  # the most that S3 lists or deletes in one request
+PAGE_SIZE = 1000  # largest number of keys that S3 lists or deletes in one request
 
 
 @dataclass(kw_only=True)
 class StorageConfig:
-    """How to reach object storage. Never holds credentials: those come from the standard AWS chain."""
+    """How to reach object storage. It never holds credentials: they come from the standard AWS chain."""
 
     endpoint_url: str = ""
     """S3-compatible server ("http://host:9000"); empty: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, else AWS."""
     region: str = ""
-    """Region; empty: the profile's or the environment's, else the bucket's."""
+    """Region; empty: the region of the environment or the profile, else that of the bucket."""
     profile: str = ""
-    """Profile of the AWS configuration files; empty: AWS_PROFILE or the default."""
+    """Profile of the AWS configuration files; empty: AWS_PROFILE or the default profile."""
     anonymous: bool = False
     """Send unsigned requests, for public buckets."""
     create_bucket: bool = False
-    """Create the bucket of an output when it does not exist."""
+    """Create the bucket of an output if it does not exist."""
     max_attempts: int = 5
-    """Tries of one request, with growing pauses between them."""
+    """Attempts of one request, with growing pauses between them."""
     connect_timeout_s: float = 5.0
     """Seconds to wait for a connection."""
     request_timeout_s: float = 60.0
-    """Seconds to wait for an answer."""
+    """Seconds to wait for a response."""
     retry_timeout_s: float = 300.0
-    """Seconds that a training run goes on trying while storage errors, does not answer or is full, before it stops."""
+    """Seconds for which a training run retries while storage fails, does not answer or is full. After that it stops."""
 
     def __post_init__(self) -> None:
         if self.endpoint_url:
@@ -69,13 +69,13 @@ class StorageConfig:
 
     @property
     def endpoint(self) -> str:
-        """The endpoint in force, or "" for AWS itself."""
+        """URL of the endpoint in use, without a trailing slash; "" for AWS itself."""
         found = self.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
         return found.rstrip("/")
 
 
 class _S3FileSystem(pafs.S3FileSystem):
-    """pyarrow's S3 filesystem that pickles as its configuration, so that credentials stay in this process."""
+    """pyarrow's S3 filesystem, pickled as its configuration so that credentials stay in this process."""
 
     def __init__(self, config: StorageConfig, bucket: str, **options: Any) -> None:
         super().__init__(**options)
@@ -86,7 +86,10 @@ class _S3FileSystem(pafs.S3FileSystem):
 
 
 def filesystem(config: StorageConfig, bucket: str) -> pafs.S3FileSystem:
-    """The pyarrow filesystem for `bucket`, made once per process and again when temporary credentials change."""
+    """The pyarrow filesystem for `bucket`, cached per process and rebuilt when temporary credentials change.
+
+    Raises botocore's NoCredentialsError if there are no credentials and `config.anonymous` is false.
+    """
     keys: tuple[str, ...] | None = None
     if not config.anonymous:
         credentials = _session(config.profile).get_credentials()
@@ -119,7 +122,7 @@ def _filesystem(values: tuple[Any, ...], endpoint: str, bucket: str, keys: tuple
 
 
 def client(config: StorageConfig) -> Any:
-    """The boto3 S3 client for `config`, made once per process (boto3 clients are thread-safe)."""
+    """The boto3 S3 client for `config`, cached per process (boto3 clients are thread-safe)."""
     return _client(astuple(config), config.endpoint)
 
 
@@ -133,7 +136,7 @@ def _client(values: tuple[Any, ...], endpoint: str) -> Any:
         "connect_timeout": config.connect_timeout_s,
         "read_timeout": config.request_timeout_s,
     }
-    if endpoint:  # many S3-compatible servers know neither virtual hosts nor the newer checksums
+    if endpoint:  # many S3-compatible servers support neither virtual hosts nor the newer checksums
         options |= {
             "s3": {"addressing_style": "path"},
             "request_checksum_calculation": "when_required",
@@ -156,7 +159,7 @@ def _config(values: tuple[Any, ...]) -> StorageConfig:
 
 
 def _region(config: StorageConfig, bucket: str) -> str:
-    """Configured, else the environment's or profile's, else the one AWS names for the bucket."""
+    """The configured region, else that of the environment or profile, else the one that AWS reports for the bucket."""
     region = config.region or os.environ.get("AWS_REGION") or _session(config.profile).region_name
     if region or config.endpoint:
         return region or "us-east-1"
@@ -164,7 +167,10 @@ def _region(config: StorageConfig, bucket: str) -> str:
 
 
 def list_objects(config: StorageConfig, bucket: str, prefix: str, recursive: bool = True) -> Iterator[tuple[str, int]]:
-    """(key, bytes) of every object whose key begins with `prefix`, a thousand per request."""
+    """Yields (key, size in bytes) of every object whose key begins with `prefix`, a thousand per request.
+
+    recursive: false leaves out keys with a slash after `prefix`.
+    """
     options: dict[str, Any] = {"PaginationConfig": {"PageSize": PAGE_SIZE}}
     if not recursive:
         options["Delimiter"] = "/"
@@ -173,7 +179,7 @@ def list_objects(config: StorageConfig, bucket: str, prefix: str, recursive: boo
 
 
 def delete_objects(config: StorageConfig, bucket: str, keys: list[str]) -> None:
-    """Delete objects, a thousand per request; keys that are not there are no error. Raises OSError."""
+    """Delete objects, a thousand per request. Missing keys are no error. Raises OSError if an object cannot be deleted."""
     for start in range(0, len(keys), PAGE_SIZE):
         chunk = [{"Key": key} for key in keys[start : start + PAGE_SIZE]]
         answer = client(config).delete_objects(Bucket=bucket, Delete={"Objects": chunk, "Quiet": True})
@@ -183,7 +189,7 @@ def delete_objects(config: StorageConfig, bucket: str, keys: list[str]) -> None:
 
 
 def make_bucket(config: StorageConfig, bucket: str) -> None:
-    """Create `bucket` in the configured region; nothing happens when it is ours already."""
+    """Create `bucket` in the configured region. Does nothing if this account owns it already."""
     s3 = client(config)
     region = s3.meta.region_name
     place = {} if region in (None, "us-east-1", "aws-global") else {"CreateBucketConfiguration": {"LocationConstraint": region}}
@@ -192,7 +198,7 @@ def make_bucket(config: StorageConfig, bucket: str) -> None:
 
 
 def abort_uploads(config: StorageConfig, bucket: str, prefix: str, older_than_h: float) -> int:
-    """Abort the multipart uploads below `prefix` begun more than `older_than_h` hours ago; returns how many."""
+    """Abort the multipart uploads below `prefix` that began more than `older_than_h` hours ago. Returns their number."""
     s3, before = client(config), datetime.now(UTC) - timedelta(hours=older_than_h)
     pages = s3.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix)
     old = [upload for page in pages for upload in page.get("Uploads", []) if upload["Initiated"] <= before]

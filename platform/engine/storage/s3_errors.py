@@ -1,7 +1,7 @@
-"""What went wrong at an object store, in plain words.
+"""Explain failed requests to an object store.
 
-pyarrow reports one text for many causes (a missing bucket, a missing object and a wrong endpoint look alike), so the
-question is asked again in the simplest way, HeadBucket through boto3, whose errors have types.
+pyarrow reports the same text for many causes (a missing bucket, a missing object and a wrong endpoint look alike). So the
+cause is determined by a second, simple request: HeadBucket through boto3, whose errors have types.
 """
 
 from typing import Any
@@ -21,9 +21,9 @@ NO_CREDENTIALS = (
 
 
 def explain(uri: str, bucket: str, config: StorageConfig, action: str, error: Exception) -> StorageError:
-    """The cause of a failed request in plain words, as a StorageError to raise.
+    """A StorageError, to be raised, that explains the cause of a failed request.
 
-    uri, action: what was wanted ("write", "s3://bucket/key"); error: what came back.
+    action, uri: the request, e.g. "write" and "s3://bucket/key"; error: its exception.
     """
     where = config.endpoint or "AWS"
     failed = f"cannot {action} {uri}"

@@ -1,17 +1,17 @@
-"""Whether files can be written below a folder, found out by writing one. Permissions alone do not tell: root has them all."""
+"""Check whether files can be written below a folder, by writing one. Permissions are not enough: root has all of them."""
 
 import errno
 import os
 import uuid
 from contextlib import suppress
 
-PROBE = b"\0" * 65536  # a full disk still takes an empty file
+PROBE = b"\0" * 65536  # not empty, because a full disk still accepts an empty file
 
 
 def probe_folder(path: str) -> None:
-    """Make the folder `path` if need be, write a file into it, and take away what was made; nothing else is touched.
+    """Create the folder `path` if needed, write a file into it, and remove everything that was created.
 
-    Raises NotADirectoryError naming what is in the way, at any level of the path, and OSError for any other trouble.
+    Raises NotADirectoryError if a component of the path is not a folder (the message names it), and OSError for other failures.
     """
     obstacle = _obstacle(path)
     if obstacle:
@@ -33,12 +33,12 @@ def probe_folder(path: str) -> None:
                 os.unlink(file)
     finally:
         for folder in reversed(made):
-            with suppress(OSError):  # somebody else has put something there meanwhile
+            with suppress(OSError):  # another process may have written into it meanwhile
                 os.rmdir(folder)
 
 
 def _obstacle(path: str) -> str:
-    """The first part of the path that is there and is no folder; "" if there is none."""
+    """The first component of the path that exists and is not a folder; "" if there is none."""
     parts = [path]
     while os.path.dirname(parts[-1]) != parts[-1]:
         parts.append(os.path.dirname(parts[-1]))
@@ -46,7 +46,7 @@ def _obstacle(path: str) -> str:
 
 
 def _make_folders(path: str, made: list[str]) -> None:
-    """Like os.makedirs, noting what was made; a parent that another process takes away meanwhile is made again."""
+    """As os.makedirs, but appends the created folders to `made`, and retries if another process removes a parent meanwhile."""
     if os.path.isdir(path):
         return
     _make_folders(os.path.dirname(path), made)
@@ -58,6 +58,6 @@ def _make_folders(path: str, made: list[str]) -> None:
         except FileExistsError:
             return
         except FileNotFoundError as error:
-            if last or os.path.isdir(os.path.dirname(path)):  # e.g. /proc, which has no place for it
+            if last or os.path.isdir(os.path.dirname(path)):  # e.g. /proc, where no folder can be created
                 raise OSError(errno.EROFS, f"{os.path.dirname(path)} takes no new folders ({error.strerror})") from None
             _make_folders(os.path.dirname(path), made)

@@ -1,4 +1,4 @@
-"""What the stream set aside because it cannot be read: counted, reported once, and too much of it stops the run."""
+"""Count the unreadable samples of the stream, report each reason once, and stop the run if there are too many."""
 
 from typing import Any
 
@@ -11,9 +11,11 @@ from platform.engine.errors import UserError
 
 
 class CorruptSamples:
-    """One per worker. Counts are of samples; every worker has the same counts, rank 0 also has the reasons.
+    """Counts of unreadable samples, one object per worker. All workers have the same counts and reasons.
 
-    state: what an earlier start of the run left in its checkpoint.
+    Args:
+        max_share: largest share of unreadable samples in an epoch.
+        state: result of `state` from the checkpoint of an earlier start; None: a new run.
     """
 
     def __init__(self, max_share: float, samples_per_epoch: int, state: dict[str, Any] | None = None) -> None:
@@ -25,15 +27,16 @@ class CorruptSamples:
         self._new: set[str] = set()
 
     def add(self, micro_batch: dict[str, Any]) -> Tensor:
-        """How many samples of a micro-batch of the stream are unreadable; its mean over a step is what `step` wants."""
+        """Number of unreadable samples in a micro-batch of the stream, a scalar tensor. `step` needs its mean over a step."""
         found = [reason for reason in micro_batch["problem"] if reason]
         self._new.update(found)
         return torch.tensor(float(len(found)))
 
     def step(self, mean: Tensor, micro_batches: int, epoch: int) -> list[str]:
-        """Collective if anything was found: count it. Returns the reasons not seen before, on rank 0.
+        """Add the counts of a step. Collective if `mean` is not 0. Returns the new reasons on rank 0, [] elsewhere.
 
-        mean: over the `micro_batches` of the step. Raises UserError, on every worker, above the limit.
+        mean: scalar, mean of `add` over the `micro_batches` of the step. Raises UserError on every worker if the epoch has more
+        unreadable samples than allowed.
         """
         count = round(float(mean) * micro_batches)
         if count == 0:
@@ -56,5 +59,5 @@ class CorruptSamples:
         return fresh if dist.get_rank() == 0 else []
 
     def state(self) -> dict[str, Any]:
-        """For the checkpoint and the summary."""
+        """JSON-compatible counts and reasons, for the checkpoint and the summary."""
         return {"total": self.total, "epoch": self.epoch, "in_epoch": self.in_epoch, "reasons": self.reasons}

@@ -1,4 +1,4 @@
-"""The order of a run's samples: pure functions of (seed, epoch), whoever asks. engine/stream/stream.py has the words."""
+"""The order of the samples of a run, as pure functions of (seed, epoch). engine/stream/stream.py defines the terms."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from reidssl.seeding import sample_seeds
 
 
 class Unit(NamedTuple):
-    """One row group, or the rows of it that a selection keeps."""
+    """One row group of a shard, or the selected rows of it."""
 
     file: str
     row_group: int
     num_rows: int
     rows: np.ndarray | None = None
-    """Indices of the selected rows within the row group, ascending; None = all."""
+    """int32 indices of the selected rows within the row group, ascending; None: all rows."""
 
 
 class Task(NamedTuple):
@@ -33,18 +33,19 @@ class Task(NamedTuple):
 
 @dataclass(kw_only=True)
 class StreamConfig:
-    """How samples are grouped; only `micro_batch` and `micro_batches_per_step` change the mathematics."""
+    """How samples are grouped into micro-batches, steps and windows."""
 
     micro_batch: int = 64
-    """Samples computed together (batch-norm statistics are per micro-batch)."""
+    """Samples in a micro-batch, the unit of computation. Batch-norm statistics are per micro-batch."""
     micro_batches_per_step: int = 8
-    """Micro-batches in one optimizer step; the global batch is their product. The number of workers must divide it."""
+    """Micro-batches in an optimizer step; the number of workers must divide it. The global batch is micro_batch times this
+    number."""
     window_row_groups: int = 16
-    """Row groups read and shuffled together; more mixes better and needs more memory."""
+    """Row groups that are read and shuffled together. More row groups mix better and need more memory."""
     segment_windows: int = 2000
-    """Windows that one Ray Data execution reads before the next takes over; bounds its bookkeeping in long runs."""
+    """Windows per Ray Data execution, which bounds Ray Data's bookkeeping in long runs. It does not change the order."""
     max_corrupt_share: float = 0.01
-    """Largest share of an epoch's samples that may be unreadable; above it, and above one sample, the run stops."""
+    """Largest share of unreadable samples in an epoch. The run stops if there are more than this share and more than one."""
 
     def __post_init__(self) -> None:
         within("[0, 1]", max_corrupt_share=self.max_corrupt_share)
@@ -58,12 +59,13 @@ class StreamConfig:
 
     @property
     def global_batch(self) -> int:
+        """Samples in an optimizer step, over all workers."""
         return self.micro_batch * self.micro_batches_per_step
 
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """The whole order of a run as pure functions; a few bytes per row group, sent to the reading tasks."""
+    """The order of all samples of a run, as pure functions. It has a few bytes per row group and is sent to the reading tasks."""
 
     units: tuple[Unit, ...]
     seed: int
@@ -72,11 +74,12 @@ class StreamPlan:
 
     @cached_property
     def samples_per_epoch(self) -> int:
+        """Rows of all units."""
         return sum(unit.num_rows for unit in self.units)
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of what is trained on: shards are named after their content, so it follows data and selection."""
+        """SHA-256 of the training data and the selection. It uses the names of the shards, which depend on their content."""
         digest = hashlib.sha256()
         for unit in self.units:
             digest.update(f"{unit.file} {unit.row_group} {unit.num_rows}\n".encode())
@@ -85,18 +88,21 @@ class StreamPlan:
 
     @property
     def windows_per_epoch(self) -> int:
+        """Windows in an epoch; the last one may have fewer units."""
         return -(-len(self.units) // self.window_row_groups)
 
     def window_units(self, epoch: int, window: int) -> list[Unit]:
+        """The units of a window, drawn by the permutation of the epoch."""
         order = _permutation(self.seed, epoch, len(self.units))
         chosen = order[window * self.window_row_groups : (window + 1) * self.window_row_groups]
         return [self.units[index] for index in chosen]
 
     def window_order(self, epoch: int, window: int, num_rows: int) -> np.ndarray:
+        """int64 (num_rows,) permutation of the rows of a window."""
         return np.random.default_rng([self.seed, epoch, window, 1]).permutation(num_rows)
 
     def tasks(self, position: int, end: int) -> list[Task]:
-        """The windows, cut at both ends, that make up the samples [position, end) of the stream."""
+        """The windows that contain the samples [position, end) of the stream. The first and last one are cut to this range."""
         tasks = []
         for epoch in range(position // self.samples_per_epoch, self.num_epochs):
             start = epoch * self.samples_per_epoch
@@ -117,7 +123,12 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def stream_seeds(seed: int, epochs: np.ndarray, keys: np.ndarray) -> NDArray[np.uint64]:
-    """Augmentation seeds (seed, epoch, key) of a micro-batch, which may straddle two epochs."""
+    """Augmentation seeds uint64 (B,) of a micro-batch, functions of (seed, epoch, key).
+
+    Args:
+        epochs: int (B,); a micro-batch may contain samples of two epochs.
+        keys: (B,) of str.
+    """
     seeds = np.empty(len(keys), np.uint64)
     for epoch in np.unique(epochs):
         chosen = epochs == epoch

@@ -1,15 +1,16 @@
 """The sample stream: deterministic, exactly once, independent of the number of workers.
 
-    stream       epochs back to back; epoch e is an order of all samples, a function of (seed, e) alone
-    unit         one row group of one shard (or its selected rows): what one ranged read fetches
-    window       several units, drawn by the epoch's permutation, read together and shuffled by f(seed, e, window)
-    micro-batch  a fixed number of consecutive samples: the unit of computation. Micro-batch j goes to worker
-                 j mod world_size, so who computes what never changes what is computed
+    stream       epochs one after the other; the order of all samples in epoch e is a function of (seed, e) alone
+    unit         one row group of one shard (or its selected rows), fetched by one ranged read
+    window       several units, drawn by the permutation of the epoch, read together and shuffled by f(seed, e, window)
+    micro-batch  a fixed number of consecutive samples, the unit of computation. Micro-batch j goes to worker
+                 j mod world_size, so the number of workers does not change what is computed
     position     samples seen; a run resumes at any multiple of the global batch, with any allowed world size
 
-Ray Data reads, decodes and resizes on any CPU of the cluster and delivers compact uint8 images; random augmentation
-happens on the training device, seeded per sample by (seed, epoch, key). A row group or image that cannot be read is set
-aside: readable samples beside it take its places, drawn by (seed, epoch, window), and the rows say so.
+Ray Data reads, decodes and resizes on any CPU of the cluster and delivers compact uint8 images. Random augmentation runs
+on the training device, seeded per sample by (seed, epoch, key). Samples of an unreadable row group are replaced by readable
+samples of the same window, drawn by (seed, epoch, window). An undecodable image is replaced by the next readable one of its
+micro-batch. The rows record the reason of each replacement.
 """
 
 from collections.abc import Iterator
@@ -36,11 +37,14 @@ def build_dataset(
     end: int,
     decode_resource: str = "",
 ) -> Any:
-    """Ray Data pipeline whose block j is micro-batch j of the stream after `position`.
+    """Ray Data pipeline for the samples [position, end). Its block j is micro-batch j after `position`.
 
-    decode_resource: custom resource of the only nodes that may read and decode; empty: all may.
+    Args:
+        image_size: (height, width) of the decoded images.
+        decode_resource: custom Ray resource of the nodes that read and decode; empty: all nodes.
 
-    Leans on `repartition(strict=True)` and `preserve_order`; tests/platform/engine/stream/test_stream.py holds both in place.
+    It depends on `repartition(strict=True)` and `preserve_order` of Ray Data; tests/platform/engine/stream/test_stream.py
+    checks both. Raises UserError if there are no samples in [position, end).
     """
     import ray
 
@@ -52,7 +56,7 @@ def build_dataset(
         for index in batch["id"]:
             yield read_window(plan, tasks[index], root)
 
-    # A sliver of the resource: it says where, the CPUs say how many.
+    # A tiny amount of the resource: it selects the nodes, while the CPUs limit the number of tasks.
     where: dict[str, Any] = {"resources": {decode_resource: 0.001}} if decode_resource else {}
     dataset = ray.data.range(len(tasks), override_num_blocks=len(tasks))
     dataset = dataset.map_batches(read, batch_size=1, num_cpus=0.5, **where)
@@ -69,7 +73,10 @@ def _max_pixels(root: Location) -> int:
 
 
 def segments(plan: StreamPlan, config: StreamConfig, position: int, end: int) -> Iterator[tuple[int, int]]:
-    """[position, end) in pieces of about `segment_windows` windows, cut at multiples of the global batch."""
+    """Yields consecutive parts (low, high) of [position, end) with about `segment_windows` windows each.
+
+    Their lengths are multiples of the global batch, except for the last one.
+    """
     rows_per_window = -(-plan.samples_per_epoch // plan.windows_per_epoch)
     length = max(1, config.segment_windows * rows_per_window // config.global_batch) * config.global_batch
     while position < end:
@@ -86,10 +93,10 @@ def stream(
     end: int,
     decode_resource: str = "",
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Collective: this worker's micro-batches of [position, end), through one Ray Data execution after the other.
+    """Yields the micro-batches of this worker in [position, end), from one Ray Data execution per segment. Collective.
 
-    The first begins to read at once, while the caller builds its model. `position` and `end` are multiples of the global
-    batch, so every worker comes to the seams in the same step.
+    Reading starts at once, while the caller builds its model. `position` and `end` must be multiples of the global batch, so
+    that all workers change to the next segment in the same step. Micro-batches are as `Decoder` returns them.
     """
     import torch.distributed as dist
 
@@ -112,7 +119,7 @@ def stream(
 
 
 def begun(batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
-    """`batches`, the first of which is being fetched from now on; nobody else may touch the iterator meanwhile."""
+    """`batches`, with the first one fetched in a background thread from now on. The caller must not use `batches` itself."""
     pool = ThreadPoolExecutor(1)
     first = pool.submit(next, batches)
     pool.shutdown(wait=False)
@@ -134,7 +141,7 @@ def local_stream(
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The same micro-batches read in this process, without Ray: the definition of what `stream` must deliver."""
+    """Yields the same micro-batches, read in this process without Ray. It is the reference implementation of `stream`."""
     decode, waiting, number = Decoder(image_size, _max_pixels(root)), None, 0
     for task in plan.tasks(position, end):
         table = read_window(plan, task, root)
@@ -147,7 +154,7 @@ def local_stream(
 
 
 def micro_batches(iterator: Any, config: StreamConfig, prefetch: int = 2) -> Iterator[dict[str, np.ndarray]]:
-    """This worker's micro-batches in order. Raises RuntimeError if Ray Data delivered another block size."""
+    """Yields the micro-batches of this worker in order. Raises RuntimeError if Ray Data delivers another block size."""
     for batch in iterator.iter_batches(batch_size=None, prefetch_batches=prefetch, batch_format="numpy"):
         if len(batch["key"]) != config.micro_batch:
             raise RuntimeError(

@@ -1,4 +1,4 @@
-"""Which rows of a data set are trained on: all of them, or those of a selection, without copying an image."""
+"""The rows of a data set to train on: all of them, or those of a selection. No image is copied."""
 
 from collections import defaultdict
 
@@ -15,9 +15,10 @@ INDEX = "index.parquet"
 
 
 def read_units(root: Location, selection: Location | None = None) -> list[Unit]:
-    """The row groups of the data set at `root`, cut down to the rows of `selection`.
+    """The row groups of the data set at `root`, reduced to the rows of `selection` (None: all rows).
 
-    Raises UserError if the selection was made from another data set, is none or cannot be read.
+    Raises UserError if the selection was made from another data set, is not a selection or is damaged. Raises StorageError if
+    storage does not answer.
     """
     manifest = read_manifest(root)
     units = [Unit(entry.name, group, rows) for entry in manifest.files for group, rows in enumerate(entry.row_groups)]

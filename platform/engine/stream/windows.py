@@ -1,4 +1,4 @@
-"""Reading one window of the sample stream and decoding its micro-batches; what cannot be read or decoded is set aside."""
+"""Read one window of the sample stream and decode its micro-batches. Unreadable samples are replaced and reported."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,10 +15,12 @@ from reidssl.data.decode import MAX_PIXELS, decode_batch
 
 
 def read_window(plan: StreamPlan, task: Task, root: Location, threads: int = 4) -> pa.Table:
-    """The rows of `task` in stream order: key, image, epoch, problem (why another sample stands here; "" = it does not).
+    """Table of the rows of `task` in stream order: key, image (encoded), epoch (int32), problem.
 
-    Rows outside [low, high) are dropped after the shuffle, so a resumed stream is the tail of the uninterrupted one. Raises
-    UserError if no row group of the window can be read, StorageError if storage goes on not answering.
+    problem: why the row was replaced by another sample; "" if it was not. Rows outside [low, high) are dropped after the
+    shuffle, so a resumed stream equals the rest of the uninterrupted one.
+
+    Raises UserError if no row group of the window can be read, StorageError if storage fails for longer than the retry timeout.
     """
     units = plan.window_units(task.epoch, task.window)
 
@@ -45,7 +47,7 @@ def read_window(plan: StreamPlan, task: Task, root: Location, threads: int = 4) 
 
 
 def _read_unit(root: Location, unit: Unit) -> pa.Table | str:
-    """The unit's rows (key, image), or why they are not there. Raises StorageError after waiting for storage."""
+    """The rows (key, image) of a unit, or the reason why it cannot be read. Raises StorageError after the retry timeout."""
 
     def read() -> pa.Table:
         location = root.joinpath(unit.file)
@@ -53,7 +55,7 @@ def _read_unit(root: Location, unit: Unit) -> pa.Table | str:
             try:
                 return pq.ParquetFile(file).read_row_group(unit.row_group, columns=["key", "image"])
             except OSError as error:
-                # A torn file and a torn connection are both OSError: only what is whole in storage can be corrupt.
+                # OSError may mean a damaged file or a broken connection: only the latter is worth a retry.
                 if "AWS Error" in str(error) or "curl" in str(error):
                     text = f"cannot read {location.uri}: {str(error).splitlines()[0][:200]}"
                     raise StorageError(text, transient=True) from None
@@ -75,10 +77,10 @@ def _read_unit(root: Location, unit: Unit) -> pa.Table | str:
 
 
 class Decoder:
-    """Encoded micro-batch -> {"image": uint8 (B, 3, H, W), "key", "epoch", "problem"}.
+    """Decodes a micro-batch of encoded images into {"image": uint8 (B, 3, H, W), "key", "epoch", "problem"}.
 
-    An image that cannot be decoded is replaced by the next one of the micro-batch that can; where none can, all are gray and
-    CorruptSamples decides whether the run goes on.
+    An undecodable image is replaced by the next decodable one of the micro-batch. If there is none, all images are gray and
+    CorruptSamples decides whether the run continues.
     """
 
     def __init__(self, image_size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:

@@ -1,1 +1,1 @@
-"""What a sweep tries."""
+"""The search space of a sweep."""

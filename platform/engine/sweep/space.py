@@ -1,4 +1,4 @@
-"""The grid of a sweep: nested settings with lists of values -> every combination, refused with the key where it is none."""
+"""The grid of a sweep: nested settings with lists of values, expanded into every combination."""
 
 import itertools
 import json
@@ -10,7 +10,7 @@ from typing import Any
 from platform.engine.errors import UserError
 
 Point = dict[str, Any]
-"""{"a.b.c": value}: one combination."""
+"""One combination: {"a.b.c": value}."""
 MOST_TRIALS = 10_000
 NAME_LENGTH = 120
 
@@ -18,8 +18,11 @@ NAME_LENGTH = 120
 def points(space: Mapping[str, Any], settings: Mapping[str, Any], reserved: Mapping[str, str]) -> list[Point]:
     """Every combination of the values in `space`.
 
-    settings: the nested settings that can be varied, with their present values. reserved: of these, the ones that cannot, each
-    with the reason. Raises UserError naming the key for anything that is no grid over settings.
+    Args:
+        settings: the nested settings with their current values.
+        reserved: settings that must not be varied -> the reason.
+
+    Raises UserError that names the key if `space` is not a grid over these settings, or has more than MOST_TRIALS combinations.
     """
     values = flat(space)
     for key in values:
@@ -35,7 +38,7 @@ def points(space: Mapping[str, Any], settings: Mapping[str, Any], reserved: Mapp
 
 
 def flat(space: Any, prefix: str = "") -> dict[str, list[Any]]:
-    """Nested settings -> {"a.b.c": values}. Raises UserError for anything but lists of different values at the ends."""
+    """Flatten a nested space to {"a.b.c": values}. Raises UserError if a leaf is not a non-empty list of different values."""
     if not isinstance(space, Mapping):
         raise UserError(
             f"space must have settings as keys and lists of values, e.g. "
@@ -78,7 +81,7 @@ def _check_key(key: str, settings: Mapping[str, Any]) -> None:
 
 
 def with_point(settings: dict[str, Any], point: Point) -> dict[str, Any]:
-    """`settings`, changed in place, with the values of a point whose keys are known to be there."""
+    """Set the values of a point in `settings`, in place, and return it. All keys of the point must exist."""
     for key, value in point.items():
         *path, last = key.split(".")
         place = settings
@@ -89,11 +92,11 @@ def with_point(settings: dict[str, Any], point: Point) -> dict[str, Any]:
 
 
 def name_of(point: Point) -> str:
-    """What a folder can be called: eps=0.4-k1=20, cut to a length that file systems take."""
+    """Folder name of a point, e.g. eps=0.4-k1=20, cut to NAME_LENGTH characters."""
     text = "-".join(f"{key.split('.')[-1]}={value}" for key, value in point.items())
     return re.sub(r"[^\w.=,+\[\] -]+", "_", text)[:NAME_LENGTH]
 
 
 def text_of(point: Point) -> str:
-    """What a message calls it: unsupervised.cluster.eps=0.4, unsupervised.cluster.k1=20."""
+    """Name of a point in messages, e.g. unsupervised.cluster.eps=0.4, unsupervised.cluster.k1=20."""
     return ", ".join(f"{key}={value}" for key, value in point.items())

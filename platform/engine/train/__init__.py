@@ -1,1 +1,1 @@
-"""Ray Train around a training loop, and what any loop is made of."""
+"""Ray Train around a training loop, and the parts of a training loop."""

@@ -1,4 +1,4 @@
-"""Checkpoints in object storage: published atomically, verified when read, the torn ones passed over."""
+"""Checkpoints in object storage: published atomically, verified when read; incomplete (torn) ones are skipped."""
 
 import hashlib
 import io
@@ -22,7 +22,7 @@ STATE, MANIFEST = "state.pt", "manifest.json"
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """A checkpoint that was read and verified, and what was passed over before it."""
+    """A checkpoint that was read and verified, and the names of newer torn checkpoints."""
 
     position: int
     payload: dict[str, Any]
@@ -31,20 +31,21 @@ class LoadedCheckpoint:
 
 
 class CheckpointStore:
-    """`<root>/position-000000001234/` with the state and, written last, its manifest with size and checksum.
+    """The checkpoints in a folder: `<root>/position-000000001234/` holds the state and a manifest with its size and SHA-256.
 
-    `position` is the number of samples seen. The state is one file of tensors and plain values that
-    `torch.load(..., weights_only=True)` reads.
+    The manifest is written last. `position` orders the checkpoints; in pre-training it is the number of samples seen. The state
+    is one file of tensors and plain values that `torch.load(..., weights_only=True)` reads. The newest `keep` checkpoints are
+    kept.
     """
 
     def __init__(self, root: Location, keep: int = 2, keep_multiples_of: int = 0) -> None:
         self.root = root
         self.keep = keep
         self.keep_multiples_of = keep_multiples_of
-        """Positions that are multiples of it are never deleted; 0: none are spared."""
+        """Positions that are multiples of this number are never deleted; 0: no such positions."""
 
     def save(self, position: int, payload: dict[str, Any], metadata: dict[str, Any]) -> dict[str, float]:
-        """Publish and delete what is no longer kept. Returns {"mebibytes", "seconds"}."""
+        """Publish a checkpoint and delete those not kept any longer. Returns {"mebibytes", "seconds"}. Raises StorageError."""
         started = time.perf_counter()
         buffer = io.BytesIO()
         torch.save(payload, buffer)
@@ -54,7 +55,7 @@ class CheckpointStore:
         manifest = {"position": position, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "metadata": metadata}
         (folder / MANIFEST).write_json(manifest)
         complete = self._complete()
-        # What lies ahead is torn, or this run would have continued from it.
+        # Checkpoints ahead of this position are torn, or this run would have continued from them.
         stale = (
             self.unfinished()
             + [other for other in complete if other > position]
@@ -65,12 +66,15 @@ class CheckpointStore:
             ]
         )
         for old in stale:
-            (self.root / _folder(old) / MANIFEST).delete()  # first, so that a half-deleted one is not there
+            (self.root / _folder(old) / MANIFEST).delete()  # first, so that a partly deleted checkpoint does not count
             (self.root / _folder(old)).delete()
         return {"mebibytes": len(data) / 2**20, "seconds": time.perf_counter() - started}
 
     def newest(self, at_most: int = 0) -> LoadedCheckpoint | None:
-        """The newest checkpoint (at or before `at_most`, unless 0) whose bytes match its manifest; None if there is none."""
+        """The newest checkpoint whose bytes match its manifest; None if there is no checkpoint.
+
+        at_most: largest position to consider; 0: any. Raises UserError if there are checkpoints and all are torn.
+        """
         torn, complete = [], self._complete()
         for position in complete:
             if at_most and position > at_most:
@@ -91,7 +95,7 @@ class CheckpointStore:
         return None
 
     def unfinished(self) -> list[int]:
-        """Positions without a manifest, newest first: uploads that broke off, or the one that is under way."""
+        """Positions without a manifest, newest first: interrupted uploads, or the upload in progress."""
         return self._positions(lambda files: MANIFEST not in files)
 
     def _complete(self) -> list[int]:
@@ -107,7 +111,7 @@ class CheckpointStore:
         return sorted((int(folder.removeprefix("position-")) for folder, files in folders.items() if which(files)), reverse=True)
 
     def _read(self, position: int) -> tuple[dict[str, Any], bytes] | None:
-        """(manifest, state); None if they are torn. A store that does not answer is an error, not a torn checkpoint."""
+        """(manifest, bytes of the state); None if the checkpoint is torn. Raises StorageError if storage does not answer."""
         folder = self.root / _folder(position)
         try:
             manifest = json.loads((folder / MANIFEST).read_bytes())
@@ -119,10 +123,10 @@ class CheckpointStore:
 
 
 class BackgroundWriter:
-    """Publishes checkpoints in a thread, one at a time, while training goes on.
+    """Publishes checkpoints in a background thread, one at a time, while training goes on.
 
-    The payload must belong to the writer: nothing may change its tensors any more. While storage does not work the thread goes
-    on trying for `retry_timeout_s`; then the error surfaces at the next `check`, `submit` or `flush`.
+    The payload must belong to the writer: no other code may change its tensors. While storage fails, the thread retries for
+    `retry_timeout_s` seconds. After that, the next call of `check`, `submit` or `flush` raises the error.
     """
 
     def __init__(self, store: CheckpointStore, retry_timeout_s: float = 0.0, tell: Callable[[str], None] | None = None) -> None:
@@ -133,33 +137,36 @@ class BackgroundWriter:
         self._error: BaseException | None = None
         self._told: dict[str, float] = {}
         self.seconds = 0.0
-        """What the newest one took to write."""
+        """Seconds that writing the newest checkpoint took."""
         self.stall_seconds = 0.0
-        """What training stood still for it; set by who copies the state."""
+        """Seconds that training was stopped for it; set by the code that copies the state."""
 
     def submit(
         self, position: int, payload: dict[str, Any], metadata: dict[str, Any], before: Callable[[], None] | None = None
     ) -> None:
-        """Begin to publish, after `before()` (the log, which may be ahead of a checkpoint and never behind it)."""
+        """Start to publish a checkpoint, after calling `before()` in the same thread. Waits for the previous checkpoint.
+
+        before: publishes the metrics log, which may be ahead of a checkpoint but never behind it.
+        """
         self.flush()
         self._thread = threading.Thread(target=self._write, args=(position, payload, metadata, before), name="checkpoint")
         self._thread.start()
 
     def check(self) -> None:
-        """Raises what went wrong in the background."""
+        """Raise the error of the background thread, if there is one."""
         if self._error is not None:
             error, self._error = self._error, None
             raise error
 
     def flush(self) -> None:
-        """Wait until nothing is being written; raises what went wrong."""
+        """Wait until the checkpoint is written. Raises the error of the background thread, if there is one."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         self.check()
 
     def take(self) -> dict[str, float]:
-        """{"mebibytes", "seconds", "stall_seconds"} of the newest published checkpoint, once; {} if there is none since."""
+        """{"mebibytes", "seconds", "stall_seconds"} of the newest published checkpoint; {} if none is new since the last call."""
         told, self._told = self._told, {}
         return told | {"stall_seconds": self.stall_seconds} if told else {}
 

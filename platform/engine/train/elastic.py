@@ -1,10 +1,10 @@
-"""Elastic worker groups for Ray Train: only sizes that share a step evenly, only on nodes that are there and stay.
+"""Elastic worker groups for Ray Train: only sizes that share a step evenly, only on nodes that are alive and stay.
 
-Train offers any number between two bounds and counts nodes as they were up to 20 s ago. A group of 3 workers cannot share
-8 micro-batches, and a group sized for a node that has just gone waits for it until the start timeout. Both are decided
-here. On a Ray of our own, which is one node and ends with the program, Train's controller runs in the program and the actors
-that we do not use are left out: a start takes half the time. The classes lean on Train's internal interfaces;
-tests/platform/engine/train/test_elastic.py and test_launch.py hold them in place.
+Ray Train allows any number of workers between two bounds, and its view of the nodes may be 20 s old. But 3 workers cannot
+share 8 micro-batches, and a group sized for a node that has just left waits for it until the start timeout. The policy here
+avoids both. A local Ray has one node and ends with the program; there, Train's controller runs in the program itself and unused
+actors are not started, which halves the start time. The classes depend on internal interfaces of Ray Train;
+tests/platform/engine/train/test_elastic.py and test_launch.py detect changes of these interfaces.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from platform.engine.runtime.ray_session import is_own
 
 
 def largest_allowed(count: int, allowed: Sequence[int]) -> int:
-    """The largest allowed number of workers that is not above `count`; 0 if there is none."""
+    """The largest allowed number of workers that is at most `count`; 0 if there is none."""
     return max((size for size in allowed if size <= count), default=0)
 
 
@@ -38,10 +38,13 @@ def staying_nodes() -> set[str]:
 
 
 class AllowedSizesPolicy(ElasticScalingPolicy):
-    """Train's elastic policy, restricted to allowed sizes and to nodes that stay.
+    """Ray Train's elastic scaling policy, restricted to allowed numbers of workers and to nodes that stay.
 
-    With a board (the handle of a LineBoard) the workers are asked for a checkpoint before they are restarted in another
-    number, and given `patience_s` for it.
+    Args:
+        allowed: the allowed numbers of workers.
+        board: handle of a LineBoard actor. With it, the workers are asked for a checkpoint before a resize restarts them. None:
+            they are restarted at once.
+        patience_s: longest wait for this checkpoint in seconds.
     """
 
     def __init__(
@@ -79,7 +82,10 @@ class AllowedSizesPolicy(ElasticScalingPolicy):
         return largest_allowed(super()._count_possible_workers(kept), self.allowed)
 
     def _get_reserved_resources(self) -> Any:
-        """As Train's, but counted now: a node that came or went in the last 20 s is seen. None if nobody answers."""
+        """The reserved resources, computed now, so that they reflect nodes that came or went in the last 20 s.
+
+        None if the coordinator does not answer.
+        """
         from ray.train.v2._internal.util import time_monotonic
 
         now = time_monotonic()
@@ -91,13 +97,13 @@ class AllowedSizesPolicy(ElasticScalingPolicy):
                 self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True),
                 timeout=AUTOSCALING_REQUESTS_GET_TIMEOUT_S,
             )
-        except Exception:  # a busy cluster; asked again a second later
+        except Exception:  # the cluster is busy; the next call, about a second later, asks again
             self._latest_reserved_resources = None
         return self._latest_reserved_resources
 
 
 class OwnWorkerGroup(WorkerGroup):
-    """Its workers know no controller actor; they need one for `ray.train.report` only, which we do not use."""
+    """Worker group without a controller actor. Workers need that actor only for `ray.train.report`, which we do not use."""
 
     def _init_train_context_on_workers(self, workers: Any, sync_actor: Any, train_context_args: dict[str, list[Any]]) -> None:
         ray.get(
@@ -118,13 +124,16 @@ class OwnWorkerGroup(WorkerGroup):
 
 
 class OwnController(TrainController):
-    """Runs in the program itself. An actor would survive a program that dies; a Ray of our own does not either, and the
-    program has imported what an actor would import for several seconds."""
+    """Train controller that runs in the program itself, for a local Ray.
+
+    An actor would outlive a program that dies, but a local Ray ends with it. An actor would also need several seconds for imports
+    that the program has already done.
+    """
 
     worker_group_cls = OwnWorkerGroup
 
     def _start(self) -> None:
-        """Without the actor that watches for nodes being drained: there is one node. Looks after its workers more often."""
+        """Start without the actor that watches for draining nodes (there is one node), and check the workers more often."""
         self._health_check_interval_s = min(self._health_check_interval_s, 0.5)
         self._worker_group_callbacks_to_propagate = [
             one for one in self._worker_group_callbacks_to_propagate if not isinstance(one, PreemptionCallback)
@@ -133,7 +142,7 @@ class OwnController(TrainController):
 
 
 class ElasticTrainer(TorchTrainer):
-    """TorchTrainer whose elastic groups have allowed sizes only, and which starts no process that we do not use."""
+    """TorchTrainer with only allowed numbers of workers, which starts no unused processes."""
 
     def __init__(self, *arguments: Any, allowed: Sequence[int], board: Any = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -142,7 +151,7 @@ class ElasticTrainer(TorchTrainer):
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         if isinstance(options["scaling_policy"], ElasticScalingPolicy):
-            # The ignored type: Ray annotates the first version of Train and runs the second.
+            # The types are ignored because Ray annotates version 1 of Train and runs version 2.
             options["scaling_policy"] = AllowedSizesPolicy(self.scaling_config, self.allowed, self.board)  # type: ignore[arg-type]
         if not is_own():
             return super()._initialize_and_run_controller(**options)  # type: ignore[misc]
@@ -151,7 +160,10 @@ class ElasticTrainer(TorchTrainer):
         return controller.get_result()
 
     def _create_default_callbacks(self) -> list[Any]:
-        """Without Train's own data sets (ours come through the stream) and, on a Ray of our own, the actor that frees a
-        dead controller's resources: each is a process to wait for."""
+        """Train's callbacks without those that start unused processes.
+
+        These are the callback for Train's own data sets (ours come from the stream) and, on a local Ray, the one with the actor
+        that frees the resources of a dead controller.
+        """
         unused = (DatasetsCallback, PlacementGroupCleanerCallback) if is_own() else (DatasetsCallback,)
         return [one for one in super()._create_default_callbacks() if not isinstance(one, unused)]  # type: ignore[misc]

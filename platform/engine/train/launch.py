@@ -1,7 +1,7 @@
-"""Ray Train around a training loop: launch it, hear what it says, stop it in good order.
+"""Ray Train around a training loop: launch it, print its lines and stop it cleanly.
 
-A loop is a plain function of its configuration that runs on every worker. It finds its own newest checkpoint, so a crash,
-a preemption, a resize and running the same command again are all the same thing: start, restore, continue.
+A loop is a plain function of its configuration that runs on every worker. It finds its own newest checkpoint. A crash, a
+preemption, a resize and running the same command again are therefore handled alike: start, restore, continue.
 """
 
 import os
@@ -37,11 +37,16 @@ def launch(
     micro_batches_per_step: int = 1,
     heeds_notices: bool = False,
 ) -> None:
-    """Run `loop(config)` on Ray Train workers until it ends; its lines appear on this terminal.
+    """Run `loop(config)` on Ray Train workers until it ends, and print its lines on this terminal.
 
-    An elastic group only ever has a number of workers that divides `micro_batches_per_step`. heeds_notices: the loop asks
-    `notices()` every step, so that resizing and SIGTERM cost no step. Raises UserError with the loop's own words when it
-    fails, StoppedError after a SIGTERM.
+    Args:
+        name: name of the Ray Train run.
+        storage: folder for the files of Ray Train.
+        scaling: the workers and their resources.
+        micro_batches_per_step: the number of workers of an elastic group always divides it.
+        heeds_notices: whether the loop checks `notices()` at every step, so that resizing and SIGTERM lose no step.
+
+    Raises UserError with the message of the loop if it fails, and StoppedError after SIGTERM.
     """
     import ray
     from ray import cloudpickle
@@ -56,12 +61,12 @@ def launch(
     if scaling.gpus_per_worker:
         resources["GPU"] = scaling.gpus_per_worker
     with relayed_lines() as board, stop_on_sigterm(board if heeds_notices else None) as stopping:
-        # The ignored types: Ray annotates the first version of Train and runs the second.
+        # The types are ignored because Ray annotates version 1 of Train and runs version 2.
         trainer = ElasticTrainer(
             _guarded,
             allowed=scaling.sizes(micro_batches_per_step),
             board=board if heeds_notices else None,
-            # Pickled: Train's controller takes it apart too, and need not import what a loop imports.
+            # Pickled to bytes, because Train's controller unpickles this dict and must not need the imports of the loop.
             train_loop_config={"work": cloudpickle.dumps((loop, config)), "board": board, "threads": scaling.threads},
             torch_config=TorchConfig(backend=devices.backend(scaling.gpus_per_worker)),
             scaling_config=RayScalingConfig(
@@ -94,9 +99,10 @@ def launch(
 
 @contextmanager
 def stop_on_sigterm(board: Any) -> Iterator[threading.Event]:
-    """Turns SIGTERM into the order to stop; a second one ends the program at once. Yields an event: SIGTERM came.
+    """Context manager: SIGTERM becomes the order "stop" on the board; a second SIGTERM ends the program at once.
 
-    Does nothing without a board, and outside the main thread (a Tune trial), where signals cannot be handled.
+    Yields an event that is set when SIGTERM arrives. Does nothing without a board, or outside the main thread (a Tune trial),
+    where signals cannot be handled.
     """
     stopping, ended = threading.Event(), threading.Event()
     if board is None or threading.current_thread() is not threading.main_thread():
@@ -108,7 +114,7 @@ def stop_on_sigterm(board: Any) -> Iterator[threading.Event]:
             sys.exit(128 + number)
         stopping.set()
 
-    def pass_on() -> None:  # not in the handler: it may interrupt Ray in the middle of a call
+    def pass_on() -> None:  # not in the signal handler, which may interrupt Ray in the middle of a call
         while not ended.wait(0.1):
             if stopping.is_set():
                 say("SIGTERM: the workers write a checkpoint and stop")
@@ -127,10 +133,11 @@ def stop_on_sigterm(board: Any) -> Iterator[threading.Event]:
 
 
 def _guarded(config: dict[str, Any]) -> None:
-    """Runs on every worker: quiet process, threads, line relay, and user errors that are not tried again.
+    """Entry point of every worker: silences libraries, sets the threads, connects the board and runs the loop.
 
-    Train restarts the workers after any exception. A user error would come back every time, so it is left on the board:
-    alone, the worker simply ends; with others that may be waiting in a collective it raises, and the restarted ones end.
+    Ray Train restarts the workers after any exception. A user error would recur at every restart, so it is stored on the board.
+    A single worker then just returns. With several workers, others may be waiting in a collective, so the error is raised, and
+    the restarted workers return at once.
     """
     quiet()
     import ray
@@ -149,7 +156,7 @@ def _guarded(config: dict[str, Any]) -> None:
         import_engine()
         loop, settings = cloudpickle.loads(config["work"])  # made by `launch` in this job, never read from a file
         loop(settings)
-        ray.get(_board.fatal.remote())  # calls arrive in order: what was pushed before is there
+        ray.get(_board.fatal.remote())  # calls arrive in order: this waits until all pushed lines are on the board
     except Exception as error:
         found = user_error_of(error)
         if found is None:
@@ -163,13 +170,13 @@ _board: Any = None
 
 
 def notices() -> Notices:
-    """What this worker is told; rank 0 also hears the driver and Train's controller."""
+    """The notices of this worker. Rank 0 also receives the orders of the driver and of Train's controller."""
     first = not dist.is_initialized() or dist.get_rank() == 0
     return Notices(_board if first else None)
 
 
 def _unexpected(error: BaseException) -> str:
-    """The last line of what went wrong; the trace goes to stderr for whoever mends it."""
+    """Message with the last line of an unexpected error. Prints the whole trace to stderr."""
     failures = getattr(error, "worker_failures", {})
     text = "\n".join(str(failure) for failure in failures.values()) or "".join(traceback.format_exception(error))
     print(text, file=sys.stderr)
@@ -178,7 +185,7 @@ def _unexpected(error: BaseException) -> str:
 
 
 def report_line(line: str) -> None:
-    """From rank 0 of a loop: one line on the driver's terminal."""
+    """Print one line on the driver's terminal; called by rank 0 of a loop."""
     if _board is not None:
         _board.push.remote(line)
     else:
@@ -186,6 +193,7 @@ def report_line(line: str) -> None:
 
 
 def _check_resources(scaling: ScalingConfig) -> None:
+    """Raise UserError if the cluster cannot hold the smallest worker group, unless it can grow."""
     import ray
 
     total = ray.cluster_resources()

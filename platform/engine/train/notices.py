@@ -1,11 +1,11 @@
-"""What a training loop is told while it runs: a node is being taken away, the group is about to change, stop.
+"""Notices to a running training loop: a node is being drained, the worker group will be resized, or the run must stop.
 
-    drain notice   a checkpoint at once; another just before the deadline, after which the workers wait for the restart
+    drain          a checkpoint at once; another one just before the deadline, after which the workers wait for the restart
     resize         a checkpoint, then the workers wait for the restart
     stop           a checkpoint, then the loop ends (SIGTERM to the driver)
 
-Each worker sees only its own part, at its own time. What they see travels with the sums that every step exchanges anyway,
-so all act on it after the same step and nobody waits for anybody.
+Each worker sees only its own notices, at its own time. They are added to the sums that every step exchanges anyway, so all
+workers act on them after the same step, and no extra synchronization is needed.
 """
 
 import threading
@@ -23,10 +23,12 @@ LONGEST_WAIT_S = 60.0
 
 
 class Notices:
-    """One per worker and start.
+    """The notices of one worker, for one start of its loop.
 
-    board: handle of the LineBoard, None outside Ray; only rank 0 looks at it. margin_s: how long before a drain's deadline
-    the last checkpoint begins; it grows with what checkpoints turn out to take.
+    Args:
+        board: handle of the LineBoard actor, read by rank 0 only; None: no orders.
+        margin_s: seconds between the start of the last checkpoint and the deadline of a drain. It grows with the measured
+            duration of checkpoints.
     """
 
     def __init__(self, board: Any = None, margin_s: float = 5.0) -> None:
@@ -35,7 +37,7 @@ class Notices:
         self._order = ""
         self._seen_deadlines: set[int] = set()
         self._ahead: set[int] = set()
-        """Deadlines, in ms, before which nobody has waited yet."""
+        """Deadlines of drains (Unix time in ms) for which the workers have not waited yet."""
         self._ended = threading.Event()
         if board is not None:
             threading.Thread(target=self._poll, daemon=True, name="notices").start()
@@ -46,11 +48,11 @@ class Notices:
         while not self._ended.wait(POLL_S):
             try:
                 self._order = ray.get(self.board.order.remote(), timeout=30)
-            except Exception:  # the board is gone with the driver: the workers are about to go too
+            except Exception:  # the board ended with the driver, so the workers end soon
                 return
 
     def seen(self) -> dict[str, Tensor]:
-        """0 or 1 for each kind of notice, to be summed over the workers."""
+        """Scalar tensor 0 or 1 for each kind of notice, to be summed over the workers."""
         now, info = time.time(), preemption()
         save = wait = False
         if info is not None:
@@ -64,22 +66,23 @@ class Notices:
         return {name: torch.tensor(float(value)) for name, value in found.items()}
 
     def decide(self, sums: dict[str, Tensor]) -> str:
-        """What all workers do now, from the sums (or means) of what they saw: "stop", "wait", "save" or ""."""
+        """The common action of all workers, from the sums (or means) of `seen`: "stop", "wait", "save" or ""."""
         for name in (STOP, WAIT, SAVE):
             if float(sums.get(name, 0.0)) > 0:
                 return name
         return ""
 
     def checkpoint_took(self, seconds: float) -> None:
+        """Adapt the margin before a deadline to the duration of a checkpoint."""
         self.margin_s = max(self.margin_s, 2.0 * seconds + 3.0)
 
     def carried_out(self) -> None:
-        """Tell who ordered a resize that the checkpoint is there."""
+        """Report to the board that the checkpoint of its order is published."""
         if self.board is not None and self._order:
             self.board.carried_out.remote(self._order)
 
     def wait(self) -> None:
-        """Until the workers are restarted; training goes on if nobody does that within a minute after the deadline."""
+        """Wait for the restart of the workers. Returns if they are not restarted within LONGEST_WAIT_S after the deadline."""
         until = max(time.time(), min(self._ahead, default=0) / 1000) + LONGEST_WAIT_S
         while time.time() < until:
             time.sleep(POLL_S)
@@ -87,4 +90,5 @@ class Notices:
         self._order = ""
 
     def close(self) -> None:
+        """End the thread that polls the board."""
         self._ended.set()

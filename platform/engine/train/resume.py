@@ -1,4 +1,4 @@
-"""The checkpoint from which a pre-training run goes on, on any number of workers."""
+"""Find and restore the checkpoint from which a pre-training run continues, on any number of workers."""
 
 from typing import Any, NamedTuple
 
@@ -17,19 +17,19 @@ from reidssl.objectives.base import Objective
 
 
 class ResumePoint(NamedTuple):
-    """The newest readable checkpoint; position 0 and nothing more if there is none."""
+    """The newest readable checkpoint. Without one: position 0, metadata {} and payload None."""
 
     position: int
     """Samples seen."""
     metadata: dict[str, Any]
     payload: dict[str, Any] | None
-    """Rank 0's alone."""
+    """The state; None on all ranks but 0."""
 
 
 def find_resume_point(store: CheckpointStore, plan: StreamPlan, config: CheckpointConfig, global_batch: int) -> ResumePoint:
-    """Collective: rank 0 reads the checkpoint from which the run continues, or begins (`resume_from`).
+    """The checkpoint from which the run continues, or starts (`config.resume_from`). Collective; rank 0 reads it.
 
-    Raises UserError if it was trained on other images, or stands where no step of this run ends.
+    Raises UserError if the checkpoint was trained on other images, or if its position is no multiple of `global_batch`.
     """
     found: LoadedCheckpoint | None = None
     if torch.distributed.get_rank() == 0:
@@ -49,7 +49,7 @@ def find_resume_point(store: CheckpointStore, plan: StreamPlan, config: Checkpoi
 
 
 def _newest_of(store: CheckpointStore, config: CheckpointConfig) -> LoadedCheckpoint | None:
-    """This run's own, else that of `resume_from`; says which, and what was torn."""
+    """The newest checkpoint of this run, else of `config.resume_from`. Prints the choice and the torn checkpoints."""
     found, origin = store.newest(), store
     if found is None and config.resume_from:
         origin = CheckpointStore(open_storage(config.resume_from, store.root.config) / "checkpoints")
@@ -71,7 +71,7 @@ def _newest_of(store: CheckpointStore, config: CheckpointConfig) -> LoadedCheckp
 
 
 def restore(resume_point: ResumePoint, engine: Any, objective: Objective, norms: StepBatchNorm) -> None:
-    """Collective: bring the state of the checkpoint, if there is one, to all workers, tensor by tensor."""
+    """Load the state of the checkpoint, if there is one, on all workers, tensor by tensor. Collective."""
     if not resume_point.position:
         return
     restore_engine(engine, resume_point.payload and resume_point.payload["student"])

@@ -1,7 +1,7 @@
-"""How many workers a run has, what each gets, and what happens when they fail.
+"""The number of workers of a run, their resources, and the restarts after failures.
 
-A step is a fixed number of micro-batches, so only numbers of workers that divide it are allowed, also while a run grows
-and shrinks with its cluster.
+A step has a fixed number of micro-batches, so the number of workers must divide it. This also holds while a run grows and
+shrinks with its cluster.
 """
 
 from dataclasses import dataclass
@@ -12,27 +12,27 @@ from reidssl.checks import at_least, positive
 
 @dataclass(kw_only=True)
 class ScalingConfig:
-    """Workers of a run and what happens when they fail."""
+    """Workers of a run, their resources, and the restarts after failures."""
 
     workers: int = 1
-    """Most workers; fewer are used while fewer fit, down to min_workers."""
+    """Largest number of workers. Fewer run while the cluster has no room for all, down to min_workers."""
     min_workers: int = 0
-    """Fewest workers to go on with; 0: the same as workers, i.e. not elastic."""
+    """Smallest number of workers to run with; 0: the same as workers, i.e. not elastic."""
     cpus_per_worker: float = 1.0
     """CPUs reserved for each worker; leave some for reading."""
     gpus_per_worker: float = 0.0
     """GPUs reserved for each worker."""
     threads: int = 0
-    """Torch threads of a worker; 0: its CPUs, at least the machine's cores divided by the workers when it is local."""
+    """Torch threads of a worker; 0: the cores of its machine divided by the number of workers on it."""
     max_failures: int = 3
-    """Restarts after crashes before giving up."""
+    """Restarts after crashes before the run is given up; -1: no limit."""
     max_preemptions: int = -1
     """Restarts after announced preemptions; -1: no limit."""
     resize_check_s: float = 20.0
-    """Seconds between looks for more room while fewer than `workers` run."""
+    """Seconds between checks for free resources while fewer than `workers` run."""
     decode_resource: str = ""
-    """Custom resource of CPU-only decode nodes (`ray start --resources='{"decode": 1}'`): images are read and decoded on nodes
-    that offer it and nowhere else; empty: on any CPU that the workers leave."""
+    """Custom Ray resource of CPU-only decode nodes (`ray start --resources='{"decode": 1}'`). Images are read and decoded only on
+    nodes that offer it; empty: on any CPU that the workers leave free."""
 
     def __post_init__(self) -> None:
         at_least(1, workers=self.workers)
@@ -46,27 +46,28 @@ class ScalingConfig:
 
     @property
     def fewest(self) -> int:
+        """Smallest number of workers that the run continues with."""
         return self.min_workers or self.workers
 
     @property
     def num_workers(self) -> int | tuple[int, int]:
-        """As Ray Train takes it: a number, or (fewest, most)."""
+        """Argument of Ray Train's ScalingConfig: a fixed number, or (fewest, most)."""
         return self.workers if self.fewest == self.workers else (self.fewest, self.workers)
 
     def sizes(self, micro_batches_per_step: int) -> list[int]:
-        """The numbers of workers that a run may have. Raises UserError if a bound cannot share a step evenly."""
+        """The allowed numbers of workers, ascending. Raises UserError if a bound does not divide `micro_batches_per_step`."""
         for bound in (self.workers, self.fewest):
             check_size(bound, micro_batches_per_step)
         return [size for size in allowed_sizes(micro_batches_per_step) if self.fewest <= size <= self.workers]
 
 
 def allowed_sizes(micro_batches_per_step: int) -> list[int]:
-    """Numbers of workers that share so many micro-batches evenly, ascending."""
+    """Numbers of workers that divide `micro_batches_per_step`, ascending."""
     return [size for size in range(1, micro_batches_per_step + 1) if micro_batches_per_step % size == 0]
 
 
 def check_size(workers: int, micro_batches_per_step: int) -> None:
-    """Raises UserError naming the allowed numbers of workers if `workers` is none of them."""
+    """Check that `workers` divides `micro_batches_per_step`. Raises UserError that names the allowed numbers."""
     if micro_batches_per_step % workers:
         raise UserError(
             f"{workers} workers cannot share {micro_batches_per_step} micro-batches per step evenly; allowed numbers "

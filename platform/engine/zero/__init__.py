@@ -1,1 +1,1 @@
-"""All that knows DeepSpeed."""
+"""All code that depends on DeepSpeed."""

@@ -1,8 +1,8 @@
-"""The partitioned state of a DeepSpeed engine as plain tensors, and back.
+"""Convert the partitioned state of a DeepSpeed engine to plain tensors, and back.
 
-A plain ZeRO checkpoint can only be loaded by as many workers as wrote it. The payload here holds full fp32 parameters
-and per-parameter optimizer moments by name, so any number of workers and any ZeRO stage can continue from it, and so can
-ordinary PyTorch.
+A plain ZeRO checkpoint can only be loaded by the same number of workers that wrote it. The payload here holds full fp32
+parameters and per-parameter optimizer moments by name. Any number of workers, any ZeRO stage and plain PyTorch can continue
+from it.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,11 @@ from platform.engine.zero.partitions import full_parameter, is_partitioned, is_s
 
 
 def consolidate(engine: Any) -> dict[str, Any]:
-    """Collective: every worker calls it. Full fp32 parameters, buffers and moments by name; empty except on rank 0."""
+    """The full state of the engine on the CPU of rank 0; {} on other ranks. Collective.
+
+    {"parameters": {name: fp32 tensor}, "buffers": {name: tensor}, "moments": {moment: {name: fp32 tensor}},
+    "optimizer_steps": {name: number of steps}}.
+    """
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     first = dist.get_rank() == 0
@@ -51,10 +55,12 @@ def consolidate(engine: Any) -> dict[str, Any]:
 
 
 def restore(engine: Any, payload: dict[str, Any] | None) -> None:
-    """Collective: put a payload of `consolidate` into an engine of any ZeRO stage and number of workers.
+    """Load a payload of `consolidate` into an engine of any ZeRO stage and number of workers. Collective.
 
-    payload: rank 0's counts; it goes to the others tensor by tensor, so that only rank 0 ever holds all of it.
-    Raises UserError, on every worker, listing the parameters that differ in name or shape.
+    payload: used on rank 0 only. It is broadcast tensor by tensor, so that only rank 0 ever holds all of it.
+
+    Raises UserError on every worker if parameters differ in name or shape (it lists them), or if the payload is of an earlier
+    version.
     """
     payload = payload if dist.get_rank() == 0 else None
     layout = broadcast_object(
@@ -94,7 +100,7 @@ def restore(engine: Any, payload: dict[str, Any] | None) -> None:
 
 
 def _optimizer_layout(engine: Any) -> tuple[dict[str, float], list[str]]:
-    """(optimizer steps taken by each parameter, where the optimizer counts them; names of the per-element moments)."""
+    """({parameter name: optimizer steps}, names of the per-element moments). The dict is {} if the optimizer counts no steps."""
     parts, names = partitions(engine), {id(value): name for name, value in engine.module.named_parameters()}
     moments = sorted(
         {key for part in parts for key, value in part.state.items() if isinstance(value, Tensor) and value.dim() > 0}
@@ -106,26 +112,26 @@ def _optimizer_layout(engine: Any) -> tuple[dict[str, float], list[str]]:
 
 
 def _link_optimizer_state(engine: Any) -> None:
-    # DeepSpeed links the optimizer state to parameters after the first group's step only; with several groups the
-    # others stay empty until it is done again.
+    # DeepSpeed links the optimizer state to the parameters only after the step of the first group. With several groups, the
+    # state of the others stays empty unless it is linked again.
     if hasattr(engine.optimizer, "_hp_optimizer_states_linked"):
         engine.optimizer._hp_optimizer_states_linked = False
         engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _create_optimizer_state(engine: Any, moments: Iterable[str], steps: dict[str, float]) -> None:
-    """A fresh engine has no optimizer state; make it before filling it."""
+    """Create zero moments and set the step counts: a new engine has no optimizer state that could be filled."""
     names = {id(value): name for name, value in engine.module.named_parameters()}
     for part in partitions(engine):
         state = torch_optimizer(engine).state[part.flat]
         for moment in moments:
             state[moment] = torch.zeros_like(part.flat, dtype=torch.float32)
-        if part.parameters and names[id(part.parameters[0])] in steps:  # those of one partition move together
+        if part.parameters and names[id(part.parameters[0])] in steps:  # all of a partition have one count
             state["step"] = _step_count(steps[names[id(part.parameters[0])]], part.flat, part.group)
 
 
 def _step_count(count: float, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-    """Of an optimizer: fused ones count on the parameter's device, others on the CPU."""
+    """Step count as a scalar tensor: fused optimizers keep it on the parameter's device, others on the CPU."""
     return torch.tensor(count, device=parameter.device if group.get("fused") else "cpu")
 
 
@@ -165,7 +171,7 @@ def _gathered_for_writing(parameter: Tensor) -> Any:
 
 
 def _own_slice(value: Tensor, parameter: Any) -> Tensor:
-    # safe_set_full_* fails under ZeRO-3 where the size is not divisible by the workers: cut the padded slice here.
+    # safe_set_full_* fails under ZeRO-3 if the size is not divisible by the number of workers: cut the padded slice here.
     size = parameter.partition_numel()
     flat = value.flatten()
     padded = torch.nn.functional.pad(flat, (0, size * dist.get_world_size() - flat.numel()))

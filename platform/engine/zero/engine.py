@@ -1,4 +1,4 @@
-"""DeepSpeed around the model: build the engine, set its schedules by hand, step."""
+"""The DeepSpeed engine around the model: build it, set its schedules, take a step."""
 
 import logging
 import math
@@ -19,12 +19,17 @@ from reidssl.optim import clip_global_, clip_per_tensor_
 def build_engine(
     model: nn.Module, optimizer: torch.optim.Optimizer, config: EngineSettings, *, micro_batch: int, accumulation: int
 ) -> Any:
-    """DeepSpeed engine around `model`; each of `accumulation` backward passes counts 1 / accumulation."""
+    """Build the DeepSpeed engine around `model`.
+
+    Args:
+        micro_batch: samples in a micro-batch.
+        accumulation: backward passes in an optimizer step on each worker; each gradient counts 1 / accumulation.
+    """
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # gloo does the communication on CPU; DeepSpeed's shared-memory kernels would be compiled here on first use.
+    # On CPUs gloo communicates. DeepSpeed's shared-memory kernels are disabled, because they would be compiled on first use.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     precision = devices.precision(config.precision)
     devices.allow_fast_products(precision)
@@ -35,11 +40,9 @@ def build_engine(
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
         "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 1000},
-        # Not DeepSpeed's "bf16": it casts the weights of batch norms and not their statistics, which then do not fit.
+        # Not DeepSpeed's "bf16": it casts the weights of batch norms but not their statistics, and the dtypes then differ.
         "torch_autocast": {"enabled": precision == "bf16", "dtype": "bfloat16", "lower_precision_safe_modules": []},
-        "gradient_clipping": config.clip.norm
-        if stage
-        else 0.0,  # whole gradients are clipped in `step`, which looks at their norm
+        "gradient_clipping": config.clip.norm if stage else 0.0,  # whole gradients are clipped in `step`, which checks their norm
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
@@ -50,7 +53,7 @@ def build_engine(
 
 
 def autocast(config: EngineSettings) -> torch.autocast:
-    """The precision of the engine's forward passes, for a pass of its module outside the engine."""
+    """Autocast context with the precision of the engine, for forward passes of its module outside the engine."""
     return torch.autocast(devices.device().type, dtype=torch.bfloat16, enabled=devices.precision(config.precision) == "bf16")
 
 
@@ -60,18 +63,20 @@ def set_schedules(
     weight_decay: float | None = None,
     frozen: bool = False,
 ) -> None:
-    """Hand-set hyperparameters of this step; only groups that were made with a weight decay follow it.
+    """Set the learning rate and weight decay of the coming step.
 
-    learning_rate: the rate, or a function that gives it for a group's "base_factor" (1 where it has none). Either is multiplied
-    by a group's "lr_factor".
-    frozen: groups with "freezable" are held: `step` neither moves nor decays nor counts them.
+    Args:
+        learning_rate: the rate, or a function that returns it for the "base_factor" of a group (1 for groups without one). It is
+            multiplied by the "lr_factor" of the group.
+        weight_decay: set only for groups that were built with a weight decay; None: unchanged.
+        frozen: freeze the groups with "freezable": `step` does not update, decay or count them.
     """
     for group in engine.optimizer.param_groups:
         factor = group.get("base_factor", 1.0)
         rate = learning_rate(factor) if callable(learning_rate) else factor * learning_rate
         group["lr"] = rate * group.get("lr_factor", 1.0)
         if weight_decay is not None and group.setdefault("decays", group["weight_decay"] > 0):
-            group["weight_decay"] = weight_decay  # may pass through 0 and come back
+            group["weight_decay"] = weight_decay  # remembered in "decays", because the schedule may pass through 0
         if "freezable" in group:
             group["is_frozen"] = frozen
             if frozen:
@@ -79,9 +84,9 @@ def set_schedules(
 
 
 def step(engine: Any, config: EngineSettings, where: str, advice: str) -> None:
-    """After every backward pass; updates the weights after the last one of a step, clipped as configured.
+    """Call after every backward pass. After the last one of a step, it clips the gradients and updates the weights.
 
-    Raises UserError, on all workers and with the weights as they were, if the gradients are not finite.
+    Raises UserError on all workers, with unchanged weights, if the gradients are not finite. where: place, for the message.
     """
     last = engine.is_gradient_accumulation_boundary()
     whole = not is_partitioned(engine)
@@ -89,28 +94,28 @@ def step(engine: Any, config: EngineSettings, where: str, advice: str) -> None:
         _check_norm(clip(engine, config), where, advice)
     engine.step()
     if last and not whole:
-        _check_norm(engine.get_global_grad_norm(), where, advice)  # DeepSpeed has passed over the update then
+        _check_norm(engine.get_global_grad_norm(), where, advice)  # if not finite, DeepSpeed has skipped the update
     if last:
         hold_frozen(engine)
 
 
 def clip(engine: Any, config: EngineSettings) -> Tensor:
-    """Clip whole gradients as configured; their norm before it, on the device."""
+    """Clip whole gradients as configured. Returns their norm before clipping, a scalar on the device."""
     if config.clip.per_tensor and config.clip.norm > 0:
         return clip_per_tensor_(engine.module.parameters(), config.clip.norm)
     return clip_global_(engine.module.parameters(), config.clip.norm or math.inf)
 
 
 def hold_frozen(engine: Any) -> None:
-    """After the step: parameters that rest have not taken it."""
+    """Reset the step count of frozen parameters; call it after an optimizer step."""
     for part in partitions(engine):
         if part.group.get("is_frozen") and "step" in part.state:
-            # Adam's moments stayed zero; a count that had run on would make its first real steps several times too long.
+            # Their Adam moments are still zero. A count above zero would make their first real steps several times too long.
             part.state["step"].zero_()
 
 
 def broken_gradients(norm: float, where: str, advice: str) -> str:
-    """What is said of gradients that are not finite."""
+    """Error message for non-finite gradients."""
     return f"the gradients are not finite {where} (norm {norm:.4g}); the weights were left as they were. {advice}"
 
 

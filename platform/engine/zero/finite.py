@@ -1,4 +1,4 @@
-"""Nothing that is not finite reaches the weights, and what broke is named: step, rank and terms of the loss."""
+"""Keep non-finite losses and gradients from the weights, and report the step, the rank and the terms of the loss."""
 
 import math
 from typing import Any
@@ -15,15 +15,16 @@ from reidssl.optim import FirstBroken, broken_as_nan, can_mask, masked
 
 
 class Finite:
-    """Watches losses and gradients of a run's steps.
+    """Checks the losses and gradients of the steps of a run.
 
         engine.backward(finite.loss(output.loss, output.terms, step))
         finite.step(step)                   after every backward pass
-        finite.check()                      before anything is kept: the log, a checkpoint
+        finite.check()                      before a log row or checkpoint is written
 
-    Where the optimizer can be masked on the device (fused, and every worker holds whole gradients) nothing waits for the device
-    until `check`: a step that is not finite leaves weights and moments as they were, and so do those after it, whose center and
-    statistics it may have spoiled. Elsewhere every micro-batch is looked at, and the first that is not finite raises.
+    If the optimizer can be masked on the device (it is fused, and every worker holds whole gradients), the host does not wait
+    for the device until `check`. A non-finite step then leaves weights and moments unchanged. So do all later steps, because it
+    may have corrupted the center and the statistics. Otherwise every micro-batch is checked at once, and the first non-finite one
+    raises UserError.
     """
 
     def __init__(self, engine: Any, config: zero.EngineSettings, rank: int, advice: str) -> None:
@@ -32,7 +33,10 @@ class Finite:
         self._losses, self._norms = FirstBroken(device()), FirstBroken(device())
 
     def loss(self, loss: Tensor, terms: dict[str, Tensor], step: int) -> Tensor:
-        """The loss of a micro-batch of the `step`-th step, to call backward on; UserError where it is looked at at once."""
+        """The loss to call backward on, for a micro-batch of step number `step`.
+
+        Raises UserError if losses are checked at once and this one is not finite.
+        """
         if not self.masks:
             check_finite(loss, terms, f"at step {step} on rank {self.rank}", self.advice)
             return loss
@@ -40,7 +44,7 @@ class Finite:
         return broken_as_nan(loss)
 
     def step(self, step: int) -> None:
-        """After every backward pass: `zero.step`."""
+        """`zero.step` with masking where possible; call it after every backward pass."""
         if not (self.masks and self.engine.is_gradient_accumulation_boundary()):
             zero.step(self.engine, self.config, f"at step {step}", self.advice)
             return
@@ -51,7 +55,7 @@ class Finite:
         zero.hold_frozen(self.engine)
 
     def check(self) -> None:
-        """UserError if anything was not finite since the run began; waits for the device."""
+        """Raise UserError if a loss or gradient was not finite since the start. Waits for the device."""
         if not self.masks:
             return
         broken = self._losses.read()

@@ -1,4 +1,4 @@
-"""Where a DeepSpeed engine of any ZeRO stage keeps its parameters and its optimizer's state."""
+"""Access to the parameters and the optimizer state of a DeepSpeed engine of any ZeRO stage."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -9,16 +9,17 @@ from torch import Tensor, nn
 
 
 def is_partitioned(engine: Any) -> bool:
-    """ZeRO stage 1, 2 or 3."""
+    """Whether the engine partitions its state: ZeRO stage 1, 2 or 3."""
     return hasattr(engine.optimizer, "fp16_groups") or hasattr(engine.optimizer, "bit16_groups")
 
 
 def is_stage3(engine: Any) -> bool:
+    """Whether the engine partitions its parameters: ZeRO stage 3."""
     return hasattr(engine.optimizer, "fp32_partitioned_groups_flat")
 
 
 def torch_optimizer(engine: Any) -> torch.optim.Optimizer:
-    """The one that DeepSpeed wraps."""
+    """The torch optimizer that DeepSpeed wraps."""
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
@@ -27,14 +28,15 @@ class Partition(NamedTuple):
 
     flat: Tensor
     parameters: list[Tensor]
-    """The model's parameters that it holds a part of, or the whole."""
+    """The parameters of the model that `flat` contains, in part or as a whole."""
     group: dict[str, Any]
+    """The parameter group of the optimizer."""
     state: dict[str, Any]
-    """The optimizer's, as it is now."""
+    """The current optimizer state of `flat`; {} before the first step."""
 
 
 def partitions(engine: Any) -> list[Partition]:
-    """All that this worker steps."""
+    """All tensors that the optimizer steps on this worker."""
     zero, groups, state = engine.optimizer, engine.optimizer.param_groups, torch_optimizer(engine).state
     if is_stage3(engine):
         held = [
@@ -50,7 +52,7 @@ def partitions(engine: Any) -> list[Partition]:
 
 @contextlib.contextmanager
 def full_parameter(parameter: Tensor) -> Iterator[Tensor]:
-    """The whole parameter on every worker, one at a time (ZeRO-3 gathers it; else it is already there)."""
+    """Context manager: the whole parameter on every worker. ZeRO-3 gathers it (collective); otherwise it is already whole."""
     if hasattr(parameter, "ds_id"):
         import deepspeed
 
@@ -61,7 +63,7 @@ def full_parameter(parameter: Tensor) -> Iterator[Tensor]:
 
 
 def full_parameters(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    """(name, whole parameter) pairs: a list where all are here anyway; with ZeRO-3 one after the other, as they are gathered."""
+    """(name, whole parameter) pairs: a list, or with ZeRO-3 an iterator that gathers one parameter after the other."""
     named = list(model.named_parameters())
     if any(hasattr(parameter, "ds_id") for _, parameter in named):
         return named_full_parameters(model)
@@ -69,7 +71,7 @@ def full_parameters(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
 
 
 def named_full_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """(name, whole parameter) pairs; each tensor is valid until the next one is asked for."""
+    """Yields (name, whole parameter) pairs; each tensor is valid until the next pair is requested."""
     for name, parameter in model.named_parameters():
         with full_parameter(parameter) as full:
             yield name, full

@@ -1,4 +1,4 @@
-"""Where images come from: `raw.kind` chooses the reader."""
+"""Sources of raw images: the settings, and the reader for each `raw.kind`."""
 
 import math
 from collections.abc import Callable
@@ -38,7 +38,7 @@ NEWER = ("pattern", "splits", "tar")
 
 @dataclass(kw_only=True)
 class RawConfig:
-    """What to read. Which fields matter depends on `kind`."""
+    """The raw images to read. `kind` determines which of the other fields are used."""
 
     kind: str = "folder"
     """folder, market1501, msmt17, dukemtmc, cuhk03 (new protocol), luperson (images/ tree), luperson_lmdb, webdataset, video
@@ -46,27 +46,28 @@ class RawConfig:
     path: InputPath = ""
     """Folder, file or s3:// prefix; not for synthetic."""
     labeled: bool = False
-    """folder: take <identity>/<image> or <split>/<identity>/<image> as labels."""
+    """folder: read labels from paths <identity>/<image> or <split>/<identity>/<image>."""
     pattern: str = ""
-    """folder, labeled: regular expression searched in each path; its named groups pid, camid and split say where they are,
+    """folder, labeled: regular expression that is searched in each path. Its named groups pid, camid and split match the labels,
     e.g. '_c(?P<camid>[0-9]+)_'."""
     splits: list[str] = field(default_factory=list)
-    """folder, webdataset: other names of splits and which of train, query, gallery they are, e.g. [val:train,test:gallery]."""
+    """folder, webdataset: foreign split names and the split train, query or gallery that each stands for, e.g.
+    [val:train,test:gallery]."""
     tar: FieldConfig = field(default_factory=FieldConfig)
     boxes: str = ""
-    """cuhk03: labeled or detected; may be empty where only one of them is there."""
+    """cuhk03: labeled or detected. May be empty if the data set has only one of them."""
     detections: InputPath = ""
-    """video: MOTChallenge file of the video; for a folder of videos the folder with <video's name>.txt each."""
+    """video: MOTChallenge file of the video. For a folder of videos, the folder with a <video's name>.txt for each."""
     crops: CropConfig = field(default_factory=CropConfig)
     part: str = "pretrain"
-    """synthetic: pretrain (unlabeled), source or target (labeled)."""
+    """synthetic: part to generate: pretrain (unlabeled), source or target (labeled)."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     image_format: str = "jpeg"
-    """video, synthetic: jpeg or png; other kinds keep the original bytes."""
+    """video, synthetic: jpeg or png. Other kinds keep the original bytes."""
     jpeg_quality: int = 95
-    """video, synthetic: quality of the JPEGs."""
+    """video, synthetic: JPEG quality, 1 to 100."""
     unit_images: int = 256
-    """Images that one reading task takes."""
+    """Images that one reading task reads."""
 
     def __post_init__(self) -> None:
         one_of(KINDS, kind=self.kind)
@@ -93,7 +94,7 @@ class RawConfig:
         return dict(pair.rpartition(":")[::2] for pair in self.splits)
 
     def arguments(self) -> dict[str, Any]:
-        """What determines the images, as JSON-compatible values: the fields that matter for this kind."""
+        """The settings that determine the images of this kind, as JSON-compatible values."""
         names = {
             "synthetic": ("kind", "part", "synthetic", "image_format", "jpeg_quality"),
             "video": ("kind", "path", "detections", "crops", "image_format", "jpeg_quality"),
@@ -102,7 +103,7 @@ class RawConfig:
             "cuhk03": ("kind", "path", "boxes"),
         }.get(self.kind, ("kind", "path"))
         values = {name: value for name, value in to_plain(self).items() if name in names}
-        for name in NEWER:  # data sets made before these were there keep their arguments
+        for name in NEWER:  # left out at their defaults, so that the arguments of older data sets still match
             if values.get(name) == to_plain(RawConfig())[name]:
                 values.pop(name)
         for name in {"path", "detections"} & set(values):
@@ -111,8 +112,8 @@ class RawConfig:
 
 
 def open_source(config: RawConfig, storage: StorageConfig) -> Source:
-    """The reader for `config`. Raises UserError when a field it needs is empty."""
-    # Not above: settings are read without the libraries of videos, tars and LMDB.
+    """The reader for `config`. Raises UserError if a required field is empty or a path is not valid UTF-8."""
+    # Imported here: the settings above must load without the libraries for videos, tars and LMDB.
     from platform.engine.ingest.sources.drawn import SyntheticSource
     from platform.engine.ingest.sources.lmdb_file import LmdbSource
     from platform.engine.ingest.sources.tar_archives import TarSource
@@ -147,7 +148,7 @@ def open_source(config: RawConfig, storage: StorageConfig) -> Source:
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no infinity."""
+    """`value` with infinite and NaN floats as strings: JSON has no such numbers."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""Synthetic people, drawn in the reading tasks."""
+"""Source of synthetic people, rendered in the reading tasks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from reidssl.synthetic.people import SyntheticConfig, SyntheticSpec, render, spe
 
 @dataclass
 class SyntheticSource:
-    """`part`: "pretrain", "source" or "target"; the extra column `planted` is 1 for useless images."""
+    """Synthetic images. part: "pretrain", "source" or "target". The extra column `planted` is 1 for useless images."""
 
     config: SyntheticConfig
     part: str

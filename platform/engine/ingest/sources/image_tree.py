@@ -1,4 +1,4 @@
-"""Image files below a folder or prefix, labeled by one of the library's indexers."""
+"""Source of image files below a folder or prefix, labeled by one of the indexers of reidssl.data."""
 
 import warnings
 from collections import Counter
@@ -22,7 +22,7 @@ OTHER_FORMATS = (".jfif", ".jp2", ".tga", ".svg", ".psd")
 
 @dataclass
 class FileSource:
-    """See the module's docstring. `index`: an `index` function of reidssl.data."""
+    """Image files below `root`. index: an `index` function of reidssl.data, which finds the labels from the paths."""
 
     root: Location
     index: Indexer
@@ -30,7 +30,7 @@ class FileSource:
     extra_columns: dict[str, pa.DataType] = field(default_factory=lambda: {"split": pa.string()})
 
     def plan(self, limit: int) -> ReadingPlan:
-        """Units are lists of records, and of candidates for what is set aside already."""
+        """See Source.plan. Units are lists of records, and of candidates with an error for files rejected already."""
         from platform.engine.runtime.terminal import say
 
         if self.root.is_file():
@@ -68,13 +68,13 @@ class FileSource:
             except Exception as error:
                 return Candidate(item.key, error=fault_of(self.root, error))
 
-        with ThreadPoolExecutor(8) as pool:  # loose objects are bound by the latency of requests
+        with ThreadPoolExecutor(8) as pool:  # reading single objects is limited by the latency of requests
             for start in range(0, len(unit), 32):
                 yield from pool.map(load, unit[start : start + 32])
 
 
 def up_to(items: list[Any], limit: int) -> list[Any]:
-    """The items up to the `limit`-th image; what is set aside among them does not count. 0: all."""
+    """The items up to image number `limit` (0: all items). Rejected items among them do not count."""
     seen = 0
     for index, item in enumerate(items):
         seen += not isinstance(item, Candidate)
@@ -91,7 +91,7 @@ def _unreadable(listing: Listing) -> str:
 
 
 def _other_formats(names: list[str], say: Callable[[str], None]) -> None:
-    """Pictures in formats that are not read are not passed over in silence."""
+    """Print a note if there are images in unsupported formats."""
     suffixes = Counter(suffix for name in names for suffix in OTHER_FORMATS if name.lower().endswith(suffix))
     if suffixes:
         found = ", ".join(f"{count:,} {suffix}" for suffix, count in suffixes.most_common())

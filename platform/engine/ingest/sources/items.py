@@ -1,7 +1,7 @@
-"""Listing and opening the items of a source, and telling one item's fault from the whole source's.
+"""List and open the items of a source, and distinguish faults of one item from faults of the whole source.
 
-Names are as `reidssl.data.names` spells them, so that they can be stored, printed and given back. Local files are opened
-with the operating system's own names, and object keys that are no paths (`a//b`, `/a`, `../a`) by the key as it is.
+Names are spelled as by `reidssl.data.names`, so that they can be stored, printed and converted back. Local files are opened by
+their original names, and objects whose keys are not paths (`a//b`, `/a`, `../a`) by their original keys.
 """
 
 import errno
@@ -18,20 +18,20 @@ from platform.engine.storage.location import PARTIAL, Location
 from platform.engine.storage.s3 import client
 from reidssl.data.names import spelled, unspelled
 
-MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # no item is to blame
+MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # errors of the machine, not of an item
 
 
 class Listing(NamedTuple):
-    """What is below a root."""
+    """The items below a root."""
 
     names: list[str]
-    """Files, sorted."""
+    """Names of the files, sorted."""
     aside: dict[str, str]
-    """What is no readable file -> the reason."""
+    """Name of each item that is not a readable file -> the reason."""
 
 
 def list_items(root: Location) -> Listing:
-    """All files below `root`. Raises StorageError where the root itself cannot be listed."""
+    """All items below `root`. Raises StorageError if the root itself cannot be listed."""
     if root.is_s3:
         return Listing(sorted(spelled(item.name) for item in root.list()), {})
     names: list[str] = []
@@ -46,7 +46,10 @@ def list_items(root: Location) -> Listing:
 
 
 def _walk(root: Location) -> Iterator[tuple[str, str]]:
-    """(path, "" or why it is no file to read) below a local folder; links to folders are followed, each folder once."""
+    """Yields (path, "" or the reason why it is not a readable file) below a local folder.
+
+    Links to folders are followed; each folder is visited once.
+    """
     unlisted: list[tuple[str, str]] = []
 
     def note(error: OSError) -> None:
@@ -58,7 +61,7 @@ def _walk(root: Location) -> Iterator[tuple[str, str]]:
     visited = set()
     for folder, folders, files in os.walk(root.path, followlinks=True, onerror=note):
         real = os.path.realpath(folder)
-        if real in visited:  # a link back to a parent must not go round for ever
+        if real in visited:  # a link to a parent folder must not cause an endless loop
             folders.clear()
             continue
         visited.add(real)
@@ -82,10 +85,10 @@ def _why_no_file(path: str) -> str:
 
 
 def open_item(root: Location, name: str) -> Any:
-    """A file opened for reading; name "" is the root itself. Raises OSError or StorageError."""
+    """Open an item for reading. name "" is the root itself. Raises OSError or StorageError."""
     raw = unspelled(name)
     if not root.is_s3:
-        # Without O_NONBLOCK a pipe that took the place of a file would wait for a writer for ever.
+        # Without O_NONBLOCK, opening a pipe that has replaced a file would wait for a writer forever.
         handle = os.open(os.path.join(root.path, raw) if raw else root.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             os.close(handle)
@@ -97,7 +100,7 @@ def open_item(root: Location, name: str) -> Any:
 
 
 def _download(root: Location, name: str) -> IO[bytes]:
-    """An object whose key is no path, which pyarrow refuses."""
+    """Open an object whose key is not a path. pyarrow refuses such keys, so it is downloaded."""
     key = f"{root.key}/{name}" if root.key else name
     file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=LARGEST_IMAGE)  # noqa: SIM115  # the caller closes it
     with Location(f"{root.uri}/{name}", root.config).errors("read"):
@@ -107,7 +110,7 @@ def _download(root: Location, name: str) -> IO[bytes]:
 
 
 def read_item(root: Location, name: str) -> bytes:
-    """The content of an image file. Raises ValueError where it is too large to be one, and as opening and reading do."""
+    """The content of an image file. Raises ValueError if it is too large, OSError or StorageError if it cannot be read."""
     with open_item(root, name) as file, root.errors("read from") if root.is_s3 else nullcontext():
         data: bytes = file.read(LARGEST_IMAGE + 1)
     if len(data) > LARGEST_IMAGE:
@@ -116,10 +119,10 @@ def read_item(root: Location, name: str) -> bytes:
 
 
 def fault_of(root: Location, error: Exception) -> str:
-    """Why one item cannot be had, as "<kind>: <detail>".
+    """The reason why an item cannot be read, as "<kind>: <detail>".
 
-    Raises UserError where it is no fault of the item: the root is gone, the server does not answer or lets nobody in, or
-    the machine is out of files or memory.
+    Raises UserError if the fault is not of the item: the root is gone, the server does not answer or denies access, or the
+    machine has run out of file handles or memory.
     """
     if isinstance(error, MemoryError) or getattr(error, "errno", None) in MACHINE:
         raise UserError(f"{root}: this machine cannot read on: {error}") from None

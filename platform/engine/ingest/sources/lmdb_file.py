@@ -1,4 +1,4 @@
-"""LUPerson as released: an LMDB of encoded images and a pickled list of its keys."""
+"""Source of LUPerson as released: an LMDB of encoded images and a pickled list of its keys."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,10 +17,11 @@ from reidssl.data.names import spelled
 
 @dataclass
 class LmdbSource:
-    """`root`: the folder with data.mdb (or the one above its folder lmdb/), or a single LMDB file.
+    """Images in an LMDB.
 
-    A keys.pkl beside it names the images to take; without one all keys are taken. Every node must see the LMDB as a
-    local path, since LMDB maps memory.
+    root: the folder with data.mdb, its parent folder if that folder is called lmdb, or a single LMDB file. A keys.pkl in `root`
+    lists the images to read; without it, all keys are read. Every node must see the LMDB as a local path, because LMDB maps it
+    into memory.
     """
 
     root: Location
@@ -54,10 +55,10 @@ class LmdbSource:
                 names = [bytes(key) for key in cursor.iternext(values=False)]
         except lmdb.Error as error:
             raise UserError(f"raw.path {self.root}: the keys of the LMDB cannot be read: {error}") from None
-        return [key for key in names if not key.startswith(b"__")]  # __len__, __keys__: written by some tools
+        return [key for key in names if not key.startswith(b"__")]  # some tools write __len__ and __keys__
 
     def plan(self, limit: int) -> ReadingPlan:
-        """Units are lists of keys, and of candidates for what is set aside already."""
+        """See Source.plan. Units are lists of keys, and of candidates with an error for keys rejected already."""
         self._open().close()
         aside: dict[str, str] = {}
         items: list[Any] = limited(sorted(self._keys(aside)), limit)
@@ -73,7 +74,7 @@ class LmdbSource:
         name = spelled(key.decode("utf-8", "surrogateescape"))
         try:
             data = transaction.get(key)
-        except Exception as error:  # keys that LMDB refuses, pages that are damaged
+        except Exception as error:  # e.g. a key that LMDB refuses, or a damaged page
             return Candidate(name, error=fault_of(self.root, error))
         if data is None:
             return Candidate(name, error="not there: listed in keys.pkl, but not in the LMDB")

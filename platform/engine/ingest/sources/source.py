@@ -1,4 +1,4 @@
-"""What every source of images offers, and what they share."""
+"""The interface of a source of images, and functions that the sources share."""
 
 import io
 from collections.abc import Iterator
@@ -9,11 +9,11 @@ import pyarrow as pa
 from PIL import Image
 
 Item = TypeVar("Item")
-LARGEST_IMAGE = 64 << 20  # bytes; what is larger is no person crop, and must not fill a worker's memory
+LARGEST_IMAGE = 64 << 20  # bytes; a larger file is not a person crop and must not fill the memory of a worker
 
 
 class Candidate(NamedTuple):
-    """One image as found."""
+    """An image of a source, before it is checked."""
 
     key: str
     image: bytes = b""
@@ -21,48 +21,49 @@ class Candidate(NamedTuple):
     camid: int = -1
     split: str = "train"
     extras: tuple[Any, ...] = ()
-    """Values of the source's extra columns after `split`."""
+    """Values of the extra columns of the source after `split`."""
     error: str = ""
-    """Why there is no image, as "<kind>: <detail>"."""
+    """Reason why there is no image, as "<kind>: <detail>"; "" for a good image."""
     note: str = ""
-    """What the user should know of a good image; equal notes are counted."""
+    """Note about a good image for the user. Equal notes are counted."""
 
 
 class ReadingPlan(NamedTuple):
-    """The units of a source and, where it is known without reading, the number of images."""
+    """The units of a source, and the number of images if it is known without reading them."""
 
     units: list[Any]
     num_images: int | None
 
 
 class Source(Protocol):
-    """A reader of one kind of source; travels to the reading tasks by pickle."""
+    """Interface of a reader of one kind of source. It is pickled to the reading tasks."""
 
     extra_columns: dict[str, pa.DataType]
-    """What it knows beyond key, pid and camid; `split` first."""
+    """Columns beyond key, pid and camid, with their types; `split` is the first."""
 
     def plan(self, limit: int) -> ReadingPlan:
-        """On the driver: units of work (small, picklable), looking at names, not images. `limit` 0 = all images.
+        """The units of work, small and picklable. Called on the driver; it should read names, not images.
 
-        Keys are unique across units; repeats within a unit are set aside by whoever reads it. Raises UserError.
+        limit: largest number of images; 0: all. Keys must be unique across units; a repeated key within a unit is rejected when
+        the unit is read. Raises UserError if the source cannot be used.
         """
 
     def read(self, unit: Any) -> Iterator[Candidate]:
-        """In a task: the unit's images in order. What cannot be had is a Candidate with an error."""
+        """Yields the images of a unit in order. Called in a task. An unreadable image is a Candidate with an error."""
 
 
 def limited(items: list[Item], limit: int) -> list[Item]:
-    """The first `limit` items; all for 0."""
+    """The first `limit` items; 0: all items."""
     return items[:limit] if limit else items
 
 
 def in_units(items: list[Item], size: int) -> list[list[Item]]:
-    """`items` in lists of `size`, the last one shorter."""
+    """`items` cut into lists of `size`; the last one may be shorter."""
     return [list(items[start : start + size]) for start in range(0, len(items), size)]
 
 
 def encode_image(pixels: np.ndarray, image_format: str, quality: int = 95) -> bytes:
-    """uint8 (height, width, 3) RGB -> encoded bytes, for images that have no original file."""
+    """Encode RGB pixels, uint8 (height, width, 3), that have no original file. image_format: "jpeg" or "png"."""
     sink = io.BytesIO()
     options = {"quality": quality, "subsampling": 0} if image_format == "jpeg" else {}
     Image.fromarray(pixels).save(sink, image_format.upper(), **options)

@@ -1,4 +1,4 @@
-"""WebDataset-style tars, read as streams; members are never extracted to disk."""
+"""Source of WebDataset-style tars. They are read as streams; members are never extracted to disk."""
 
 import posixpath
 import tarfile
@@ -24,20 +24,20 @@ DAMAGE = (tarfile.TarError, EOFError, zlib.error)
 
 
 class TarUnit(NamedTuple):
-    """One tar."""
+    """A tar, the unit of reading."""
 
     name: str
     """Path below the root; "" for the root itself."""
     prefix: str
-    """Of its images' keys."""
+    """First part of the keys of its images."""
     most: int
-    """Images to take; 0: all."""
+    """Largest number of images to read; 0: all."""
     error: str = ""
-    """Why it cannot be read."""
+    """Reason why the tar cannot be read; "" if it can."""
 
 
 class TarMember(NamedTuple):
-    """One file of a sample."""
+    """A file in a tar."""
 
     name: str
     data: bytes
@@ -46,10 +46,10 @@ class TarMember(NamedTuple):
 
 @dataclass
 class TarSource:
-    """`root`: a tar or a folder with tars; one unit each.
+    """Images in tars. root: a tar, or a folder with tars; each tar is a unit.
 
-    Key: the tar's path without .tar, then the member's path. Labels: from the files beside the image, by `fields`
-    (`reidssl.data.sidecars`); `splits` maps other names of splits.
+    The key of an image is the path of the tar without its suffix, followed by the path of the member. Labels come from the files
+    beside the image in the tar, as `fields` describes (`reidssl.data.sidecars`). splits: foreign split names -> split.
     """
 
     root: Location
@@ -64,7 +64,7 @@ class TarSource:
         if not limit:
             return ReadingPlan(found, None)
         units, left = [], limit
-        for unit in found:  # a limited trial counts the images of its first tars
+        for unit in found:  # with a limit, count the images of the first tars until it is reached
             count = sum(1 for _ in islice(self._images(unit), left))
             units.append(unit._replace(most=count))
             left -= count
@@ -78,7 +78,7 @@ class TarSource:
         names, aside = list_items(self.root)
         tars = [name for name in names if name.endswith(TAR_SUFFIXES)]
         stems = [_without_suffix(name) for name in tars]
-        times = Counter(stems)  # a.tar and a.tgz would give the same keys
+        times = Counter(stems)  # a.tar and a.tgz would give equal keys
         units = [TarUnit(name, stem if times[stem] == 1 else name, 0) for name, stem in zip(tars, stems, strict=True)]
         units += [TarUnit(name, name, 0, why) for name, why in aside.items() if name.endswith(TAR_SUFFIXES)]
         return sorted(units)
@@ -99,14 +99,14 @@ class TarSource:
             ):
                 for member in tar:
                     folder, _, base = member.name.rpartition("/")
-                    if member.isdir() or base.startswith("._"):  # what macOS adds beside each file
+                    if member.isdir() or base.startswith("._"):  # macOS adds such a file for each file
                         continue
-                    many = sum(len(each.data) for each in group) > LARGEST_IMAGE  # names with many dots, all in one sample
+                    many = sum(len(each.data) for each in group) > LARGEST_IMAGE  # limits memory if all names share a stem
                     if (folder, base.partition(".")[0]) != key or many:
                         yield from self._labeled(group, unit.prefix)
                         group, key = [], (folder, base.partition(".")[0])
                     group.append(self._member(tar, member))
-        except Exception as error:  # tarfile and zlib fail in many ways on damaged files
+        except Exception as error:  # tarfile and zlib raise many kinds of exceptions for damaged files
             reason = fault_of(self.root, error)
             if isinstance(error, DAMAGE):
                 reason = f"damaged tar: all behind this place is lost: {error}"
@@ -116,7 +116,7 @@ class TarSource:
         yield from self._labeled(group, unit.prefix)
 
     def _member(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> TarMember:
-        """A file of a sample; its content is not read when it is not needed, or its name or size are out of bounds."""
+        """Read a file of the tar. The content is skipped if it is not needed, or if the name or size is not allowed."""
         name = spelled(member.name)
         parts = name.removeprefix("./").split("/")
         if name.startswith("/") or ".." in parts:
@@ -135,7 +135,7 @@ class TarSource:
         return TarMember(name, opened.read() if opened else b"", "")
 
     def _labeled(self, group: list[TarMember], prefix: str) -> Iterator[Candidate]:
-        """The images of one WebDataset sample with the labels of the files beside them."""
+        """Yields the images of one WebDataset sample (files with the same stem), labeled by the other files of the sample."""
         images = [member for member in group if _is_image(member.name)]
         sidecars = [member for member in group if is_sidecar(member.name, self.fields)]
         if not images:
@@ -168,7 +168,7 @@ class TarSource:
 
 
 class _StrictInfo(tarfile.TarInfo):
-    """tarfile takes a damaged header, and a file that just stops, for the regular end of the archive."""
+    """Header that raises ReadError if it is damaged or missing. tarfile would take both for the regular end of the archive."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> "_StrictInfo":

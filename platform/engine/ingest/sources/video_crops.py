@@ -1,4 +1,4 @@
-"""Person crops of videos with detections in MOTChallenge form."""
+"""Source of person crops from videos, with detections in MOTChallenge format."""
 
 import posixpath
 from collections import Counter
@@ -25,24 +25,25 @@ NO_DETECTIONS = Detections(np.empty(0, np.int64), np.empty(0, np.int64), np.empt
 
 
 class VideoUnit(NamedTuple):
-    """One video and the detections to cut out of it."""
+    """A video and its detections, the unit of reading."""
 
     name: str
     """Path below the root; "" for the root itself."""
     stem: str
-    """Of its crops' keys."""
+    """First part of the keys of its crops."""
     detections: Detections
+    """The boxes to cut out."""
     aside: list[tuple[str, str]]
-    """(key, reason) of what is set aside already."""
+    """(key, reason) of each line of detections, or whole video, that is rejected already."""
 
 
 @dataclass
 class VideoSource:
-    """`root`: a video with one file of detections, or a folder of videos with a folder of `<video's name>.txt`.
+    """Person crops from videos. root: a video with one file of detections, or a folder of videos with a folder of their files.
 
-    One unit per video, decoded once from its beginning in bounded memory: frame numbers are then certain, whatever the
-    container says about time. Crops have no original bytes, so they are encoded here.
-    Key: the video's path without suffix, then frame and track (without a track: the box).
+    Each video is a unit. It is decoded once from its start in bounded memory, so frame numbers do not depend on the timestamps of
+    the container. Crops have no original bytes, so they are encoded here. The key of a crop is the path of the video without
+    suffix, followed by frame and track (the box, if there is no track).
     """
 
     root: Location
@@ -80,7 +81,7 @@ class VideoSource:
         return ReadingPlan(units, sum(len(unit.detections.frames) + len(unit.aside) for unit in units))
 
     def _texts(self, single: bool) -> list[tuple[str, str, str, str, str]]:
-        """(video's name, stem of its keys, name and text of its file of detections, why there is none or "")."""
+        """(name of the video, stem of its keys, name and text of its detection file, reason if it is unusable or "") of each."""
         if single:
             file = spelled(self.detections.name)
             return [("", posixpath.splitext(spelled(self.root.name))[0], file, self.detections.read_text(), "")]
@@ -88,7 +89,7 @@ class VideoSource:
         videos = sorted(name for name in (*names, *unread) if name.lower().endswith(VIDEO_SUFFIXES))
         if not videos:
             raise UserError(f"raw.path {self.root} is no video and holds none ({', '.join(VIDEO_SUFFIXES)})")
-        times = Counter(posixpath.splitext(name)[0] for name in videos)  # a.avi and a.mp4 would give the same keys
+        times = Counter(posixpath.splitext(name)[0] for name in videos)  # a.avi and a.mp4 would give equal keys
         found, missing = [], []
         for name in videos:
             stem = posixpath.splitext(name)[0]
@@ -131,7 +132,7 @@ class VideoSource:
                 for number, image in frames(file, wanted=set(left)):
                     yield from self._frame(unit.detections, number, image, unit.stem)
                     left.discard(number)
-        except Exception as error:  # of the video or of one frame: what comes behind it has no certain number
+        except Exception as error:  # of the video or of one frame: the numbers of later frames are not certain
             reason = fault_of(self.root, error)
             if isinstance(error, VideoError):
                 reason = f"video damaged: {error}"
@@ -157,7 +158,7 @@ class VideoSource:
 
 
 def _say_forms(forms: Counter[str], units: list[VideoUnit]) -> None:
-    """How files were read is a guess where `raw.crops.form` does not say it."""
+    """Print the format in which the detection files were read: without `raw.crops.form` it is a guess."""
     texts = {GROUND_TRUTH: "ground truth (flag, class, visibility)"}
     read = " and ".join(
         f"{count:,} file{'s' * (count != 1)} as {texts.get(form, f'{form} (scores)')}" for form, count in forms.most_common()

@@ -1,4 +1,4 @@
-"""Charts made of bars: a histogram of scores by group, and results grouped by setting."""
+"""Bar charts: a histogram of scores by group, and results grouped by setting."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -19,9 +19,15 @@ def histogram(
     styles: Sequence[int] = (1, 2, 3, 4),
     size: tuple[float, float] = (1000, 300),
 ) -> str:
-    """Counts of each group's values over common bins, one translucent shape a group; inline SVG.
+    """Histogram of several groups over common bins, with a translucent shape for each group, as inline SVG.
 
-    groups: name -> float (N,), finite. threshold: where a labeled vertical line stands. Raises ValueError without values.
+    Args:
+        groups: name -> values float (N,), finite.
+        threshold: position of a labeled vertical line; None: no line.
+        styles: style index of each group.
+        size: (width, height) in pixels.
+
+    Raises ValueError if all groups are empty.
     """
     values = {name: np.asarray(group, np.float64) for name, group in groups.items() if len(group)}
     if not values:
@@ -64,7 +70,10 @@ def histogram(
 def grouped_bars(
     groups: Sequence[tuple[str, Sequence[tuple[str, float, int]]]], *, title: str, size: tuple[float, float] = (640, 280)
 ) -> str:
-    """Vertical bars for shares in [0, 1]: groups of (name, value, style), each bar with its value in per cent; SVG."""
+    """Vertical bars for shares in [0, 1], labeled in per cent, as inline SVG.
+
+    groups: (group name, [(bar name, value, style index)]). Raises ValueError if there are no values.
+    """
     bars = [value for _, members in groups for _, value, _ in members]
     if not bars:
         raise ValueError(f"nothing to draw in '{title}': there are no values")

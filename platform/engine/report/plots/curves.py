@@ -1,4 +1,4 @@
-"""Line charts: one metric, several runs."""
+"""Line charts of one metric for several runs."""
 
 import html
 import math
@@ -20,18 +20,21 @@ from platform.engine.report.plots.svg import (
 )
 
 MAX_POINTS = 300
-MARKED_POINTS = 40  # few points are marked, since then each is a measurement to be read
+MARKED_POINTS = 40  # series with at most this number of points have a marker with a tooltip at each point
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line: equally long x (ascending) and y; y may hold NaN, which interrupts the line."""
+    """A line of a chart: x (ascending) and y of equal length. A NaN in y interrupts the line.
+
+    Raises ValueError for different lengths.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     style: int = 1
-    """Which color and dash pattern; 0 is meant for baselines."""
+    """Index of the color and dash pattern; 0 is meant for baselines."""
 
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y):
@@ -48,10 +51,14 @@ def line_chart(
     y_low: float | None = None,
     size: tuple[float, float] = (430, 260),
 ) -> str:
-    """Inline SVG of all series in one frame, with a legend if there are several.
+    """Line chart of all series as inline SVG, with a legend if there are several.
 
-    reference: (label, value) of a horizontal line to compare with. x_low, y_low: where the axes begin at the latest.
-    Long series are thinned to MAX_POINTS without losing peaks. Raises ValueError without a single finite point.
+    Args:
+        reference: (label, value) of a horizontal reference line.
+        x_low, y_low: the axes start at these values or below; None: at the smallest value.
+        size: (width, height) in pixels.
+
+    Long series are thinned to about MAX_POINTS points without losing peaks. Raises ValueError if no point is finite.
     """
     points = [[(float(x), float(y)) for x, y in zip(one.x, one.y, strict=True)] for one in series]
     finite = [(x, y) for one in points for x, y in one if math.isfinite(x) and math.isfinite(y)]
@@ -73,7 +80,7 @@ def line_chart(
 
 
 def thin(points: list[tuple[float, float]], most: int = MAX_POINTS) -> list[tuple[float, float]]:
-    """At most about `most` points: of every stretch the lowest and the highest, in order, so that no peak is lost."""
+    """About `most` of the points: the lowest and highest of every section, in order, so that no peak is lost."""
     if len(points) <= most:
         return points
     buckets = max(1, most // 2)
@@ -82,7 +89,7 @@ def thin(points: list[tuple[float, float]], most: int = MAX_POINTS) -> list[tupl
         bucket = points[number * len(points) // buckets : (number + 1) * len(points) // buckets]
         usable = [index for index, (_, y) in enumerate(bucket) if math.isfinite(y)]
         if not usable:
-            kept.append(bucket[0])  # the gap stays a gap
+            kept.append(bucket[0])  # a non-finite point, which keeps the gap
             continue
         extremes = {min(usable, key=lambda index: bucket[index][1]), max(usable, key=lambda index: bucket[index][1])}
         kept += [bucket[index] for index in sorted(extremes)]
@@ -123,7 +130,7 @@ def _reference(reference: tuple[str, float], x_axis: Axis, y_axis: Axis) -> list
 
 
 def _legend(series: Sequence[Series], width: float) -> tuple[list[str], int]:
-    """Swatches with names under the title, in as many rows as they need."""
+    """(elements, number of rows) of the legend under the title; ([], 0) for a single series."""
     if len(series) < 2:
         return [], 0
     parts, x, row = [], 4.0, 0

@@ -1,4 +1,4 @@
-"""Ranking strips: the first gallery images of a query, framed right or wrong."""
+"""Ranking strips: the first gallery images of a query, each framed as right or wrong."""
 
 import html
 from collections.abc import Sequence
@@ -12,18 +12,20 @@ TILE_HEIGHT, GAP, FRAME = 136.0, 10.0, 3.5
 
 @dataclass(frozen=True)
 class Match:
-    """One place of a ranking."""
+    """An entry of a ranking."""
 
     key: str
     image: bytes | None
-    """JPEG bytes; None where the image is not at hand."""
+    """JPEG bytes; None if the image is not available."""
     correct: bool
 
 
 def ranking_strip(matches: Sequence[Match], *, places: int = 10, aspect: float = 2.0) -> str:
-    """Inline SVG of a ranking, best first: green frame and check for right, red frame and cross for wrong.
+    """A ranking as inline SVG, best match first. Right matches have a green frame and a check, wrong ones a red one and a cross.
 
-    places: width of the strip in images, so that strips of unequal length align. aspect: height / width of a tile.
+    Args:
+        places: width of the strip in images, so that strips of different lengths align.
+        aspect: height / width of a tile.
     """
     tile = TILE_HEIGHT / aspect
     width = places * (tile + GAP) + 4
@@ -58,7 +60,7 @@ def _tile(match: Match, x: float, tile: float, place: int) -> list[str]:
 
 
 def _mark(x: float, y: float, correct: bool, color: str) -> str:
-    """A check or a cross in a disc: the verdict without color."""
+    """A check or a cross in a disc, which is readable without color."""
     drawn = "M-3.6 .2 L-1 3 L3.8 -2.8" if correct else "M-3 -3 L3 3 M3 -3 L-3 3"
     return (
         f'<g transform="translate({x:.1f} {y:.1f})"><circle r="7.5" style="fill:{color};stroke:#fff;stroke-width:1.2"/>'

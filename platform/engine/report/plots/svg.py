@@ -1,10 +1,10 @@
-"""What all charts share: colors, number formats, axes with round ticks, text that cannot break out of its element."""
+"""Elements of all charts: colors, number formats, axes with round ticks, escaped text."""
 
 import html
 import math
 from dataclasses import dataclass
 
-# Okabe and Ito's palette, told apart with all common kinds of color vision; 0 is for baselines.
+# Palette after Okabe and Ito, which is distinguishable with all common kinds of color vision; 0 is for baselines.
 COLORS = (
     "var(--plot-0,#5f6b7a)",
     "var(--plot-1,#0072b2)",
@@ -13,7 +13,7 @@ COLORS = (
     "var(--plot-4,#aa4499)",
     "var(--plot-5,#b8860b)",
 )
-# Lines also differ by their dashes, for those who print in gray.
+# Lines also differ by their dashes, for gray prints.
 DASHES = ("2 3", "none", "7 3", "9 3 2 3", "4 2", "1 2")
 INK, MUTED, GRID, PAPER = "var(--ink,#1b1f24)", "var(--muted,#5b6470)", "var(--grid,#dfe3e8)", "var(--paper,#ffffff)"
 FONT = "font-family:system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif"
@@ -22,7 +22,7 @@ RIGHT, WRONG = "#1a8f4a", "#c62828"
 
 @dataclass(frozen=True)
 class Axis:
-    """A linear map from values to pixels, with round ticks inside [low, high]."""
+    """A linear map from values in [low, high] to pixels from `start` to `end`, with round ticks."""
 
     low: float
     high: float
@@ -37,9 +37,14 @@ class Axis:
 def axis(
     low: float, high: float, start: float, end: float, *, num_ticks: int = 5, snap: bool = True, whole: bool = False
 ) -> Axis:
-    """An axis over [low, high]; with `snap` the ends move outwards to ticks, with `whole` ticks are whole numbers.
+    """An axis over [low, high] in values and from `start` to `end` in pixels.
 
-    Equal ends are spread a little. Raises ValueError for ends that are not finite.
+    Args:
+        num_ticks: approximate number of ticks.
+        snap: move the ends outwards to ticks.
+        whole: ticks are whole numbers.
+
+    Equal ends are spread a little. Raises ValueError for non-finite ends.
     """
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"an axis needs finite ends: got {low}, {high}")
@@ -60,7 +65,7 @@ def axis(
 
 
 def short_number(value: float) -> str:
-    """1.2M, 35k, 0.996, 5e-05: as short as an axis label has to be."""
+    """A number as a short axis label: 1.2M, 35k, 0.996, 5e-5."""
     size = abs(value)
     if size >= 1e9:
         return f"{value / 1e9:.4g}G"
@@ -85,7 +90,7 @@ def text(
     weight: int = 400,
     turned: bool = False,
 ) -> str:
-    """A text element, its content escaped."""
+    """A text element. `content` is escaped."""
     turn = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turned else ""
     style = f"fill:{color};font-size:{size}px;font-weight:{weight};text-anchor:{anchor}"
     return f'<text x="{x:.1f}" y="{y:.1f}" style="{style}"{turn}>{html.escape(content)}</text>'
@@ -97,7 +102,7 @@ def line(x1: float, y1: float, x2: float, y2: float, color: str = GRID, width: f
 
 
 def axes(x: Axis, y: Axis, x_label: str) -> list[str]:
-    """Horizontal grid lines with their values, the base line, x ticks and the x label."""
+    """The elements of both axes: horizontal grid lines with their values, the base line, x ticks and the x label."""
     parts = []
     for value in y.ticks:
         parts.append(line(x.start, y(value), x.end, y(value)))
@@ -111,7 +116,7 @@ def axes(x: Axis, y: Axis, x_label: str) -> list[str]:
 
 
 def document(width: float, height: float, parts: list[str], description: str) -> str:
-    """The svg element: scales with its column, never above its own size, and says what it shows."""
+    """The svg element around `parts`. It scales with its column, up to its own size. description: its accessible label."""
     label = html.escape(description, quote=True)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}" '
@@ -120,5 +125,5 @@ def document(width: float, height: float, parts: list[str], description: str) ->
 
 
 def text_width(content: str, size: float = 11) -> float:
-    """Roughly how many pixels a sans-serif text takes; for legends."""
+    """Approximate width in pixels of a sans-serif text, for legends and labels."""
     return 0.56 * size * len(content)
