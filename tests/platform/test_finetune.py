@@ -126,7 +126,7 @@ def _state_of(folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "state.pt"
 
 
-# ---- the same numbers however it is carried out
+# ---- the same numbers on any number of workers
 
 
 def test_two_workers_give_the_same_losses_as_one(tmp_path, ray_session, tiny_backbone, tiny_labeled, tiny_source):
@@ -247,7 +247,7 @@ def test_the_model_is_there_before_it_is_judged(tmp_path, ray_session, tiny_labe
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
-# ---- what cannot be done is said before anything starts
+# ---- refusals before anything starts
 
 
 def test_wrong_paths(tmp_path, tiny_labeled, tiny_backbone):

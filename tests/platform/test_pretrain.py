@@ -51,7 +51,7 @@ def alone(tmp_path_factory, tiny_shards, ray_session):
     return output, main(config_of(tiny_shards, output, f"tracking.audit={output}/audit", "stream.segment_windows=5"))
 
 
-# ---- what a run leaves
+# ---- the files of a run
 
 
 def test_a_run_leaves_backbone_log_checkpoints_and_summary(alone, tiny_shards):
@@ -125,7 +125,7 @@ def test_another_configuration_is_refused(alone, tiny_shards):
         main(config_of(tiny_shards, output, "model.width=32"))
 
 
-# ---- the same numbers however it is carried out
+# ---- the same numbers on any number of workers
 
 
 @pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 3])
@@ -268,7 +268,7 @@ def test_plan_checksum_follows_data_and_selection(tiny_shards):
     assert StreamPlan(tuple(units), 9, 2, 7).checksum == plans[0].checksum
 
 
-# ---- what cannot be done is said before anything starts
+# ---- refusals before anything starts
 
 
 def test_missing_data(tmp_path):
