@@ -1,1 +1,1 @@
-"""Side-by-side timings against what a user would install instead: `make bench`, or `python -m benchmarks.<name> --full`."""
+"""Timings side by side with the usual alternatives: `make bench`, or `python -m benchmarks.<name> --full`."""

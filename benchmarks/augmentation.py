@@ -5,10 +5,11 @@
   python -m benchmarks.augmentation --loops  without lightly and without decoding: a CPU's compiled loops against the batched
                                              operators of accelerators, both on this CPU
 
-JPEGs of 256 x 128 in; batches of 64 with 2 crops of 256 x 128 and 8 of 128 x 64 out, normalized; 2 cores each: ours with two
-threads, lightly's in a DataLoader with two worker processes. Same crops, jitter, grayscale, blur and solarization.
+Input: JPEGs of 256 x 128. Output: batches of 64 with 2 crops of 256 x 128 and 8 of 128 x 64, normalized. Each side has 2 cores:
+this project uses two threads, lightly a DataLoader with two worker processes. Crops, jitter, grayscale, blur and solarization
+are the same.
 
-lightly is installed beside the environment, not into it (it would change versions of the others):
+Install lightly beside the environment, not into it, because it would change the versions of other packages:
   pip install --target lightly-packages --no-deps lightly lightly-utils pytorch-lightning torchmetrics lightning-utilities
   PYTHONPATH=lightly-packages python -m benchmarks.augmentation
 """
@@ -27,7 +28,7 @@ BATCH, CORES, DISTINCT = 64, 2, 64
 
 
 def encoded(num):
-    """`num` JPEGs of synthetic people, some of them often."""
+    """`num` JPEGs of synthetic people, with repetitions."""
     from PIL import Image
 
     from reidssl.synthetic.people import SyntheticConfig, render, specifications
@@ -42,7 +43,7 @@ def encoded(num):
 
 
 def ours(num):
-    """Decoding of the next batch in threads while MultiCrop works on this one."""
+    """This project's side: threads decode the next batch while MultiCrop works on the current one."""
     import torch
 
     from reidssl.augment.multicrop import MultiCrop, MultiCropConfig
@@ -69,12 +70,12 @@ def ours(num):
 
 
 def loops(num):
-    """The crops alone, by the compiled loops that CPUs use."""
+    """The crops without decoding, by the compiled loops that CPUs use."""
     return _alone(num, use_compiled=True)
 
 
 def operators(num):
-    """The crops alone, by the batched operators that accelerators use."""
+    """The crops without decoding, by the batched operators that accelerators use."""
     return _alone(num, use_compiled=False)
 
 
@@ -99,7 +100,7 @@ def _alone(num, use_compiled):
 
 
 class Decoded:
-    """What lightly's users write: a data set that decodes and transforms one image."""
+    """A data set as users of lightly write it: decodes and transforms one image."""
 
     def __init__(self, data, transform):
         self.data, self.transform = data, transform
@@ -114,7 +115,7 @@ class Decoded:
 
 
 def lightly(num):
-    """DINOTransform in a DataLoader; its default strengths are those of the published recipe."""
+    """lightly's side: DINOTransform in a DataLoader. Its default strengths are those of the published recipe."""
     import torch
     from lightly.transforms import DINOTransform
 
@@ -123,14 +124,14 @@ def lightly(num):
     loader = torch.utils.data.DataLoader(Decoded(encoded(num), transform), BATCH, num_workers=CORES, persistent_workers=True)
 
     def run():
-        return deque(loader, maxlen=1)[0]  # all batches, keeping the last
+        return deque(loader, maxlen=1)[0]  # reads all batches and keeps the last
 
     run()  # starts the workers
     return run, summary
 
 
 def summary(crops):
-    """Of the last batch: what must agree when the settings do."""
+    """Statistics of the last batch that agree if the settings agree."""
     pixels = [np.concatenate([crop.numpy().ravel() for crop in part]) for part in (crops[:2], crops[2:])]
     return {
         "shapes": [tuple(crops[0].shape), tuple(crops[-1].shape)],

@@ -1,7 +1,7 @@
-"""The published dense algorithms, written plainly: N x N arrays, a Python loop over the images.
+"""The published dense algorithms in plain form: N x N arrays and a Python loop over the images.
 
-Pseudo-labels as in Cluster Contrast (arXiv 2103.11568): FAISS flat search, V, query expansion, Jaccard matrix, scikit-learn's
-DBSCAN on it. Re-ranking as in Zhong et al. (arXiv 1701.08398): full sort of the distances, V in float16.
+Pseudo-labels as in Cluster Contrast (arXiv 2103.11568): FAISS flat search, reciprocal weights V, query expansion, Jaccard matrix
+and scikit-learn's DBSCAN. Re-ranking as in Zhong et al. (arXiv 1701.08398): full sort of the distances, V in float16.
 """
 
 import faiss
@@ -13,7 +13,7 @@ from reidssl.row_blocks import kernel
 
 
 def reciprocal_sets(ranks: np.ndarray, k: int) -> list[np.ndarray]:
-    """For every image the neighbors among its first k that have it among theirs."""
+    """For every image, those of its first k neighbors that have it among their own first k neighbors."""
     sets = []
     for i in range(len(ranks)):
         forward = ranks[i, :k]
@@ -23,7 +23,7 @@ def reciprocal_sets(ranks: np.ndarray, k: int) -> list[np.ndarray]:
 
 
 def expanded_set(i: int, full: list[np.ndarray], half: list[np.ndarray]) -> np.ndarray:
-    """R*(i): R(i) with every half set that overlaps it by more than two thirds."""
+    """R*(i): the union of R(i) and every half-size set of which more than two thirds lie in R(i)."""
     own = full[i]
     parts = own
     for candidate in own:
@@ -99,7 +99,7 @@ def rerank(queries: np.ndarray, gallery: np.ndarray, k1: int = 20, k2: int = 6, 
 
 
 def squared_distances(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-    """float32 (Q, G), as usual libraries compute them."""
+    """Squared Euclidean distances float32 (Q, G), computed as in the usual libraries."""
     rows, columns = torch.from_numpy(queries), torch.from_numpy(gallery)
     squares = rows.pow(2).sum(dim=1, keepdim=True) + columns.pow(2).sum(dim=1)
     return squares.addmm_(rows, columns.T, beta=1, alpha=-2).numpy()
@@ -108,10 +108,10 @@ def squared_distances(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
 def sorted_ranking(
     distances: np.ndarray, q_pids: np.ndarray, g_pids: np.ndarray, q_camids: np.ndarray, g_camids: np.ndarray, max_rank: int = 50
 ) -> tuple[np.ndarray, float]:
-    """(CMC (max_rank,), mAP) the usual way: sort the whole gallery of every query, then a compiled loop over it.
+    """(CMC (max_rank,), mAP) in the usual way: sort the whole gallery of every query, then run a compiled loop over it.
 
-    Stands in for the Cython evaluator of torchreid, whose source distribution lacks the Cython file: the same steps, with
-    NumPy's sort as there and the loop compiled by numba.
+    It replaces the Cython evaluator of torchreid, whose source distribution lacks the Cython file. The steps and NumPy's sort
+    are the same; numba compiles the loop.
     """
     order = np.argsort(distances, axis=1)
     matches = (g_pids[order] == q_pids[:, None]).astype(np.int64)

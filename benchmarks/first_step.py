@@ -1,10 +1,10 @@
-"""Seconds from typing a command to its first training step, on a Ray of its own on this machine.
+"""Seconds from the start of a command to its first training step, with a local Ray on this machine.
 
   python -m benchmarks.first_step              three starts
   python -m benchmarks.first_step --runs 1
 
-platform.pretrain on 256 tiny synthetic people; the parts are read from the lines that the program prints: until Ray is there,
-until the first step is done. Beside it, what no training can go below: the imports of torch, timm and DeepSpeed by themselves.
+Runs platform.pretrain on 256 tiny synthetic people. The lines that the program prints show when Ray has started and when the
+first step is done. For comparison, it times the imports of torch, timm and DeepSpeed alone, which every training needs.
 """
 
 import argparse
@@ -36,7 +36,7 @@ TINY = [
 
 
 def start(data: str, output: str, *overrides: str) -> tuple[float, float]:
-    """(seconds until Ray is there, until the first step)."""
+    """(seconds until Ray has started, seconds until the first step is done)."""
     started, connected = time.perf_counter(), 0.0
     command = [sys.executable, "-m", "platform.pretrain", f"data.uri={data}", f"output={output}", *TINY, *overrides]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
@@ -56,7 +56,7 @@ def start(data: str, output: str, *overrides: str) -> tuple[float, float]:
 
 
 def imports() -> float:
-    """Seconds that the libraries alone take to import."""
+    """Seconds that the imports of torch, timm and DeepSpeed take alone."""
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import torch, timm, deepspeed"], check=True, capture_output=True)
     return time.perf_counter() - started

@@ -1,17 +1,17 @@
-"""How much of a cluster's time a long pre-training turns into progress under spot interruptions, by checkpoint interval.
+"""Goodput of a long pre-training run under spot interruptions, by checkpoint interval.
 
   python -m benchmarks.goodput                                   table, and docs/goodput.svg
   python -m benchmarks.goodput --rates 0.05 --restart-s 120 --notice-share 0
   python -m benchmarks.goodput --measure                         what a checkpoint costs on this machine (ViT-S + ICS, DINO)
 
-A Monte-Carlo simulation beside the closed form of Young (1974) and Daly (2006). Goodput is (images that count) / (images that all
-GPUs could have computed in the same time). The assumptions:
+Compares a Monte-Carlo simulation with the closed form of Young (1974) and Daly (2006). Goodput is the number of images trained
+on, without repeated work, divided by the number that all GPUs could have computed in the same time. The assumptions:
 
-- Each node of `--gpus-per-node` GPUs is interrupted on its own, exponentially, `--rates` times per hour. A replacement comes
-  after `--replacement-s`; until then the run goes on with the largest allowed number of workers that is left.
-- A share `--notice-share` is announced in time and costs no step (just-in-time checkpoint); the others cost all since the
-  newest published checkpoint. Every change of the group costs `--restart-s` in which nothing is computed.
-- A checkpoint stops training for `--stall-s` and is safe `--write-s` later. Speed is proportional to the number of workers.
+- Each node of `--gpus-per-node` GPUs is interrupted independently, `--rates` times per hour with exponential times. A replacement
+  comes after `--replacement-s`. Until then the run continues with the largest allowed number of the remaining workers.
+- A share `--notice-share` of the interruptions is announced in time and costs no step (just-in-time checkpoint). The others cost
+  all work since the newest published checkpoint. Every change of the group costs `--restart-s` in which nothing is computed.
+- A checkpoint stops training for `--stall-s` and is published `--write-s` later. Speed is proportional to the number of workers.
 - Nothing else fails, and nothing fails during a restart.
 """
 
@@ -32,46 +32,46 @@ IMAGES = 100 * 4_180_243  # 100 epochs of LUPerson
 
 @dataclass(frozen=True)
 class Costs:
-    """What a run pays; seconds unless the name says otherwise."""
+    """Costs of a run, in seconds unless the name says otherwise."""
 
     images_per_second: float = 250.0
-    """Of one GPU. Assumption: nothing has been timed on a GPU."""
+    """Speed of one GPU. Assumption."""
     stall: float = 0.7
-    """Training stands still for a checkpoint. Measured by --measure (691 MiB, one of 2 busy CPU cores)."""
+    """Time for which a checkpoint stops training. Measured by --measure (691 MiB, one of 2 busy CPU cores)."""
     write: float = 11.0
-    """Until it is published. 4 s by --measure to a local disk, and 7 s for object storage at 100 MB/s (assumption)."""
+    """Time until a checkpoint is published: 4 s to a local disk by --measure, 7 s to object storage at 100 MB/s (assumption)."""
     restart: float = 60.0
-    """From an interruption to the next step. 25-72 s measured on 2 busy CPU cores (docs/reliability.md)."""
+    """Time from an interruption to the next step. 19-63 s measured on 2 busy CPU cores (docs/reliability.md)."""
     replacement: float = 300.0
-    """From losing a node to having another. Assumption: EC2 start and image pull."""
+    """Time from the loss of a node to its replacement. Assumption: EC2 start and image pull."""
     notice_share: float = 0.8
-    """Interruptions announced in time. Assumption."""
+    """Share of the interruptions that are announced in time. Assumption."""
     gpus_per_node: int = 4
-    """GPUs that go together; 4 as in cluster/aws.yaml."""
+    """GPUs of a node, which are lost together; 4 as in cluster/aws.yaml."""
     smallest_share: float = 0.25
     """scaling.min_workers as a share of scaling.workers."""
     micro_batches: int = 1
-    """Micro-batches of a step for each GPU: more leave more numbers of workers that share a step evenly."""
+    """Micro-batches per GPU and step. With more of them more numbers of workers share a step evenly."""
 
 
 def sizes_of(costs: Costs, gpus: int) -> list[int]:
-    """The numbers of workers that such a run may have."""
+    """The numbers of workers that a run on `gpus` GPUs may have, ascending."""
     fewest = math.ceil(gpus * costs.smallest_share)
     return [size for size in allowed_sizes(gpus * costs.micro_batches) if fewest <= size <= gpus]
 
 
 def young(costs: Costs, failures_per_s: float) -> float:
-    """The interval that balances stalls with repeated work, s; infinite if nothing fails unannounced."""
+    """Young's checkpoint interval in seconds, which balances stalls with repeated work; infinite without unannounced failures."""
     unannounced = failures_per_s * (1 - costs.notice_share)
     return math.sqrt(2 * costs.stall / unannounced) if unannounced else math.inf
 
 
 def closed_form(costs: Costs, gpus: int, rate_per_node_h: float, interval: float) -> float:
-    """Expected goodput to first order (Daly): stalls, repeated work, restarts and missing nodes, each small."""
+    """Expected goodput to first order (Daly), for small costs of stalls, repeated work, restarts and missing nodes."""
     nodes = gpus / costs.gpus_per_node
     failures = nodes * rate_per_node_h / 3600
     repeated = failures * (1 - costs.notice_share) * (interval / 2 + costs.write)
-    restarts = 2 * failures * costs.restart  # once without the node, once with its replacement
+    restarts = 2 * failures * costs.restart  # one restart without the node, one with its replacement
     left = max((size for size in sizes_of(costs, gpus) if size <= gpus - costs.gpus_per_node), default=0)
     missing = -math.expm1(-failures * costs.replacement)  # share of the time that at least one node is missing
     working = 1 - missing * (1 - left / gpus)
@@ -79,7 +79,7 @@ def closed_form(costs: Costs, gpus: int, rate_per_node_h: float, interval: float
 
 
 def simulate(costs: Costs, gpus: int, rate_per_node_h: float, interval: float, images: float = IMAGES, seed: int = 0) -> float:
-    """Goodput of one simulated run; 0 if it is not done after 50 times the undisturbed time."""
+    """Goodput of one simulated run; 0 if the run is not done after 50 times the undisturbed time."""
     random = np.random.default_rng([seed, gpus, round(interval)])
     nodes, per_node = max(1, gpus // costs.gpus_per_node), min(gpus, costs.gpus_per_node)
     sizes = sizes_of(costs, gpus)
@@ -118,7 +118,7 @@ def simulate(costs: Costs, gpus: int, rate_per_node_h: float, interval: float, i
 
 
 def table(costs: Costs, gpu_counts: Sequence[int], rates: Sequence[float], intervals: Sequence[float], runs: int) -> list[dict]:
-    """One row per (GPUs, rate, interval)."""
+    """One row for each combination of GPUs, interruption rate and checkpoint interval."""
     return [
         {
             "gpus": gpus,
@@ -134,7 +134,7 @@ def table(costs: Costs, gpu_counts: Sequence[int], rates: Sequence[float], inter
 
 
 def chart(rows: list[dict], rate: float) -> str:
-    """SVG: goodput over the checkpoint interval."""
+    """SVG chart of the goodput over the checkpoint interval."""
     series = []
     for style, gpus in enumerate(sorted({row["gpus"] for row in rows}), start=1):
         own = [row for row in rows if row["gpus"] == gpus and row["rate"] == rate]
@@ -149,7 +149,7 @@ def chart(rows: list[dict], rate: float) -> str:
 
 
 def measure_checkpoint() -> None:
-    """Times the copy to host memory and the write of a checkpoint of the published model on this machine."""
+    """Time the copy to host memory and the write of a checkpoint of the published model on this machine."""
     import os
     import tempfile
     import time

@@ -1,12 +1,12 @@
-"""What one GPU reaches: pre-training end to end against a bare loop on the same card, crops, extraction, clustering, start-up.
+"""Speed on one GPU: pre-training end to end against a bare loop, crops, extraction, clustering, start-up.
 
-  python -m benchmarks.gpu            on a machine with a GPU: some 20 minutes
-  python -m benchmarks.gpu --tiny     every part at toy sizes, on a CPU too: shows that the code works, its figures mean nothing
+  python -m benchmarks.gpu            on a machine with a GPU: about 20 minutes
+  python -m benchmarks.gpu --tiny     every part at toy sizes, on any machine: tests the code, its figures mean nothing
 
 ViT-S, 2 + 8 crops of 256 x 128 and 128 x 64, 65,536 prototypes, synthetic people. The bare loop is ordinary PyTorch on crops that
-are ready on the card: autocast in bf16, compiled backbones, fused AdamW. Every part runs in a process of its own, so that none
-finds the memory, the clocks or the compiled code of another. Arithmetic is counted by torch's FLOP counter on the model itself
-and set against the rate of a large bf16 product that the same card reaches in this run.
+are already on the GPU: autocast in bf16, compiled backbones, fused AdamW. Every part runs in its own process, so that memory and
+compiled code of one part do not affect another. torch's FLOP counter counts the arithmetic of the model. The result is compared
+with the rate of a large bf16 matrix product on the same GPU in the same run.
 """
 
 import argparse
@@ -30,14 +30,14 @@ WARM_UP = 3
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the parts are."""
+    """Sizes of the parts."""
 
     overrides: list[str]
-    """Of platform.pretrain's configuration, in every part the same."""
+    """Overrides of platform.pretrain's configuration, the same in every part."""
     batches: tuple[int, ...]
-    """Micro-batches that are tried for end to end, the fastest counts."""
+    """Micro-batches tried end to end; the fastest counts."""
     images: int
-    """In the shards."""
+    """Number of images in the shards."""
     steps: int
     crop_batch: int
     loader_images: int
@@ -45,7 +45,7 @@ class Sizes:
     """(images, batch)."""
     features: int
     product: int
-    """Side of the square matrices whose product gives the card's rate."""
+    """Side of the square matrices whose product gives the GPU's rate."""
 
 
 FULL = Sizes(
@@ -69,7 +69,7 @@ def config_of(overrides: list[str]) -> PretrainConfig:
 
 
 def wait() -> None:
-    """Until the card has done everything."""
+    """Wait until the GPU has finished all work."""
     import torch
 
     if torch.cuda.is_available():
@@ -124,7 +124,7 @@ def training_step(config: PretrainConfig) -> tuple[Any, Any, Any]:
 
 
 def bare(arguments: dict[str, Any]) -> Any:
-    """The bare loop."""
+    """Time the bare loop."""
     step, _, _ = training_step(config_of(arguments["overrides"]))
     return _repeated(step, arguments["steps"])
 
@@ -143,7 +143,7 @@ def _repeated(step: Any, count: int) -> Any:
 
 
 def arithmetic(arguments: dict[str, Any]) -> Any:
-    """Operations of one image's step (2 for a multiplication and addition), and the card's own rate of them."""
+    """Floating point operations of one image's step (2 for a multiplication and addition), and the GPU's measured rate."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -152,7 +152,7 @@ def arithmetic(arguments: dict[str, Any]) -> Any:
     config = config_of([*arguments["overrides"], "stream.micro_batch=2"])
     step, objective, _ = training_step(config)
     for model in (objective.student, objective.teacher):
-        model.backbone._compiled_call_impl = None  # the counter sees operators, not what a compiler made of them
+        model.backbone._compiled_call_impl = None  # the counter sees operators, not compiled code
     with FlopCounterMode(display=False) as counter:
         step()
     side = arguments["product"]
@@ -163,7 +163,7 @@ def arithmetic(arguments: dict[str, Any]) -> Any:
 
 
 def crops(arguments: dict[str, Any]) -> Any:
-    """The multi-crop alone, compiled or operator by operator."""
+    """Time the multi-crop alone, compiled or operator by operator."""
     import torch
 
     from platform.engine.runtime.device import upload
@@ -178,7 +178,7 @@ def crops(arguments: dict[str, Any]) -> Any:
 
 
 class PilCrops:
-    """The same recipe as torchvision's transforms on one PIL image, as released training code has it."""
+    """The same recipe with torchvision's transforms on one PIL image, as in released training code."""
 
     def __init__(self, augment: Any) -> None:
         from PIL import ImageFilter
@@ -216,7 +216,7 @@ class PilCrops:
 
 
 def loader(arguments: dict[str, Any]) -> Any:
-    """A DataLoader with PIL crops, a worker for each core; the start of the workers is not counted."""
+    """Time a DataLoader with PIL crops and one worker for each core, without the start of the workers."""
     import torch
 
     from benchmarks.augmentation import Decoded, encoded
@@ -245,7 +245,7 @@ def loader(arguments: dict[str, Any]) -> Any:
 
 
 class Ready:
-    """Decoded images, as an image set gives them."""
+    """Decoded images with the interface of an image set."""
 
     def __init__(self, images: Any) -> None:
         self.images, self.camids = images, np.full(len(images), -1)
@@ -255,7 +255,7 @@ class Ready:
 
 
 def extraction(arguments: dict[str, Any]) -> Any:
-    """Features of decoded images, as all programs extract them."""
+    """Time the extraction of features of decoded images, as in all programs."""
     from platform.engine.inference.models import LoadedModel, embed_all
     from platform.engine.runtime.device import device
     from reidssl.models.knowledge import IMAGENET, About
@@ -283,7 +283,7 @@ def extraction(arguments: dict[str, Any]) -> Any:
 
 
 def forward(arguments: dict[str, Any]) -> Any:
-    """A bare loop of compiled forward passes in bf16 on images that are ready on the card."""
+    """Time a bare loop of compiled forward passes in bf16 on images that are already on the GPU."""
     import torch
 
     from platform.engine.runtime.device import device, keep_compiled_code, precision
@@ -305,7 +305,7 @@ def forward(arguments: dict[str, Any]) -> Any:
 
 
 def end_to_end(folder: str, overrides: list[str], batch: int, steps: int, name: str) -> float:
-    """Images a second of platform.pretrain, the median of the log's intervals without the first, which holds the compilation."""
+    """Images per second of platform.pretrain: median of the log's intervals without the first, which has the compilation."""
     from platform.engine.runs.metrics import read_metrics
     from platform.engine.storage.location import open_storage
 
@@ -333,7 +333,7 @@ def show(label: str, value: float, unit: str, note: str = "") -> None:
 
 
 def pretraining(folder: str, sizes: Sizes, stem: str) -> None:
-    """End to end, the bare loop, and how much of the card's arithmetic either uses."""
+    """Print end to end, the bare loop, and the share of the GPU's arithmetic that either uses."""
     overrides = [*sizes.overrides, f"model.stem={stem}"]
     counted = measure(__spec__.name, "arithmetic", {"overrides": overrides, "product": sizes.product})
     matrix_rate, operations = counted.numbers["product"] / counted.seconds, counted.numbers["operations"]
@@ -357,7 +357,7 @@ def pretraining(folder: str, sizes: Sizes, stem: str) -> None:
 
 
 def parts(sizes: Sizes) -> None:
-    """The table."""
+    """Run all parts and print the table."""
     with tempfile.TemporaryDirectory() as folder:
         tiny = sizes is TINY
         subprocess.run(

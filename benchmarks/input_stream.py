@@ -1,15 +1,15 @@
-"""The input of pre-training, images in storage to crops: the sample stream against a torch DataLoader.
+"""The input of pre-training, from images in storage to crops: the sample stream against a torch DataLoader.
 
   python -m benchmarks.input_stream            1,024 images, 16 epochs from local files and 2 from S3
   python -m benchmarks.input_stream --full     8,192 images, 4 epochs and 1
 
-JPEGs of 256 x 128 in; batches of 64 with 2 crops of 256 x 128 and 8 of 128 x 64 out. Ours: shards through Ray Data, which reads,
-shuffles and decodes, then MultiCrop. The other side: the same JPEGs as one file each, shuffled by a DataLoader, with the same
-decoding and the same MultiCrop; tuned: the fastest of several numbers of workers, with the crops made in them or in the main
-process. From local files, and from an S3 server on this machine (moto's, in a process of its own that shares the cores), where
-the DataLoader fetches an object an image and we fetch row groups. Epochs follow each other without a pause on either side.
-Rates are sustained ones: of the batches after the first third, which starts processes and fills queues. Where the time goes:
-processor time an image, by kind of process.
+Input: JPEGs of 256 x 128. Output: batches of 64 with 2 crops of 256 x 128 and 8 of 128 x 64. This project reads shards with Ray
+Data, which shuffles and decodes, and then makes the crops with MultiCrop. The other side reads the same JPEGs as one file each,
+shuffled by a DataLoader, with the same decoding and MultiCrop. It is tuned: the fastest of several settings counts, which
+differ in the number of workers and make the crops in the workers or in the main process. Images come from local files, and from
+an S3 server on this machine (moto in its own process, which shares the cores). From S3 the DataLoader fetches one object per
+image, this project whole row groups. Epochs follow each other without a pause on either side. Rates are those of the batches
+after the first third, in which processes start and queues fill. Processor time per image is reported by kind of process.
 """
 
 import io
@@ -33,15 +33,16 @@ TUNING = [(workers, where) for where in ("workers", "main") for workers in (1, 2
 
 
 def rate_of(batches: Iterator[int], num_batches: int) -> dict[str, Any]:
-    """Consumes batches (their sizes). Of those after the first third: images a second, and processor time an image by kind of
-    process; and the seconds until the first one.
+    """Consumes batches (their sizes) and measures those after the first third.
+
+    Reports images per second, processor time per image by kind of process, and the seconds until the first batch.
     """
     started, arrivals, before, after = time.perf_counter(), [], {}, {}
     for count in batches:
         arrivals.append((time.perf_counter(), count))
         if len(arrivals) == num_batches // 3:
             before = processor_seconds()
-        if len(arrivals) == num_batches:  # while the workers are there
+        if len(arrivals) == num_batches:  # while the workers still run
             after = processor_seconds()
     warm = num_batches // 3
     assert len(arrivals) == num_batches
@@ -53,7 +54,7 @@ def rate_of(batches: Iterator[int], num_batches: int) -> dict[str, Any]:
 
 
 def processor_seconds() -> dict[int, tuple[str, float]]:
-    """Process -> (kind, seconds) of this process and all that it started."""
+    """Process id -> (kind, processor seconds) of this process and all processes that it started."""
     import psutil
 
     kinds = {"ray::SplitCoordinator": "Ray Data's executor", "pt_data_worker": "workers", "raylet": "Ray", "gcs_server": "Ray"}
@@ -70,7 +71,7 @@ def processor_seconds() -> dict[int, tuple[str, float]]:
 
 
 def crops_of(images: np.ndarray, keys: list[str]) -> int:
-    """All crops of a batch, in as many threads as torch has."""
+    """All crops of a batch, in as many threads as torch uses."""
     import torch
 
     from reidssl.augment.multicrop import MultiCrop, MultiCropConfig
@@ -84,7 +85,7 @@ def crops_of(images: np.ndarray, keys: list[str]) -> int:
 
 
 def stream(arguments: dict[str, Any]) -> Any:
-    """Ours."""
+    """This project's side."""
     import torch
     import torch.distributed as dist
 
@@ -95,7 +96,7 @@ def stream(arguments: dict[str, Any]) -> Any:
     from platform.engine.stream.units import read_units
 
     torch.set_num_threads(os.cpu_count() or 1)
-    crops_of(np.zeros((2, 3, *GLOBAL), np.uint8), ["a", "b"])  # compiled before the clock runs, on either side
+    crops_of(np.zeros((2, 3, *GLOBAL), np.uint8), ["a", "b"])  # compiled before the timing, on either side
     root = open_storage(arguments["shards"], StorageConfig(endpoint_url=arguments["endpoint"]))
     config = StreamConfig(micro_batch=BATCH, micro_batches_per_step=1)
     plan = Plan(tuple(read_units(root)), 0, 4, arguments["epochs"])
@@ -114,7 +115,7 @@ def stream(arguments: dict[str, Any]) -> Any:
 
 
 class Files:
-    """What a user writes: one file, or one object, an image."""
+    """A data set as users write it, with one file or one object per image."""
 
     def __init__(self, uris: list[str], endpoint: str) -> None:
         self.uris, self.endpoint, self.client = uris, endpoint, None
@@ -139,7 +140,7 @@ class Files:
 
 
 class Collate:
-    """Stacks, and makes the crops if the workers are to."""
+    """Stacks the images of a batch, and makes the crops if the workers make them."""
 
     def __init__(self, crop: bool) -> None:
         self.crop = crop
@@ -159,12 +160,12 @@ class Collate:
 
 
 def loader(arguments: dict[str, Any]) -> Any:
-    """The DataLoader with one of the settings."""
+    """The other side: the DataLoader with one of the settings."""
     import warnings
 
     import torch
 
-    warnings.filterwarnings("ignore")  # it advises against more workers than cores, which is tried here
+    warnings.filterwarnings("ignore")  # torch warns of more workers than cores, which are tried here
     torch.set_num_threads(os.cpu_count() or 1)
     crops_of(np.zeros((2, 3, *GLOBAL), np.uint8), ["a", "b"])
     in_workers = arguments["where"] == "workers"
@@ -187,7 +188,7 @@ def loader(arguments: dict[str, Any]) -> Any:
 
 
 def make_data(folder: str, num: int, put: Any) -> list[str]:
-    """Shards by platform.ingest, and the same images one by one through `put(name, bytes)`; returns what it returns."""
+    """Write shards with platform.ingest, and the same images one by one with `put(name, bytes)`; returns the results of `put`."""
     from platform.engine.data.shards import read_rows
     from platform.engine.storage.location import open_storage
 
@@ -212,7 +213,7 @@ def make_data(folder: str, num: int, put: Any) -> list[str]:
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """URL of moto's server in a process of its own."""
+    """URL of a moto server in its own process."""
     program = (
         "from moto.moto_server.threaded_moto_server import ThreadedMotoServer as S\nimport time\n"
         "s = S(ip_address='127.0.0.1', port=0, verbose=False); s.start(); print(s.get_host_and_port()[1], flush=True)\n"
@@ -228,7 +229,7 @@ def s3_server() -> Iterator[str]:
 
 
 def compare(title: str, shards: str, files: list[str], endpoint: str, epochs: int) -> None:
-    """Both sides, each setting in a process of its own."""
+    """Run both sides, each setting in its own process."""
     common = {"endpoint": endpoint, "epochs": epochs}
     ours = measure(__spec__.name, "stream", common | {"shards": shards}).numbers
     print(f"\n{title}")

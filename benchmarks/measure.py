@@ -1,10 +1,10 @@
-"""Time and memory of one function in a process of its own.
+"""Time and memory of one function in its own process.
 
-A side is a function `side(arguments) -> (work, check)`: making it imports, prepares and warms up (compiles) what it needs;
-`work()` is what is timed; `check(result)` turns its result into a few numbers that are compared between the sides.
-Memory is what the process holds for itself (anonymous and shared memory, Linux's RssAnon and RssShmem), sampled from outside: at
-the start of `work`, and its peak while `work` runs. Left out on every side are pages of libraries mapped from their files (of
-torch's some 250 MiB), which processes share and the system drops when it needs room; the peak that counts them is given too.
+A side is a function `side(arguments) -> (work, check)`. The call imports, prepares and warms up (compiles) everything. `work()`
+is timed. `check(result)` reduces its result to a few numbers that are compared between the sides.
+Memory is the anonymous and shared memory of the process (Linux's RssAnon and RssShmem), sampled from outside: at the start of
+`work`, and the peak while `work` runs. Pages of libraries that are mapped from their files (some 250 MiB for torch) are not
+counted, because processes share them and the system drops them when memory is short. The peak with these pages is reported too.
 """
 
 import argparse
@@ -22,15 +22,15 @@ import platform
 
 @dataclass(frozen=True)
 class Measured:
-    """One run of one side."""
+    """Result of one run of one side."""
 
     seconds: float
     start_mib: float
-    """Memory when the work began: imports, compiled code and the input."""
+    """Memory at the start of the work: imports, compiled code and the input."""
     peak_mib: float
-    """Largest memory while it ran."""
+    """Peak memory while the work ran."""
     resident_mib: float
-    """The same, pages that are mapped from files included (VmRSS)."""
+    """Peak memory including pages that are mapped from files (VmRSS)."""
     numbers: dict[str, Any]
 
     @property
@@ -49,7 +49,7 @@ def measure(module: str, side: str, arguments: Any, repeats: int = 1) -> Measure
 def _once(module: str, side: str, arguments: Any) -> Measured:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    # Not a daemon, which may not start processes of its own (a DataLoader's workers); it ends when this one's pipe does.
+    # Not a daemon, because a daemon may not start processes (a DataLoader's workers). It ends when the pipe is closed.
     process = context.Process(target=_run, args=(module, side, arguments, there))
     process.start()
     there.close()
@@ -79,17 +79,17 @@ def _run(module: str, side: str, arguments: Any, pipe: Connection) -> None:
 
 
 def _memory_mib(pid: int | None) -> tuple[float, float]:
-    """What a process holds for itself, and its whole resident set."""
+    """(anonymous and shared memory, whole resident set) of a process in MiB; zeros if it has ended."""
     try:
         fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
         own, shared, resident = (int(fields[name].split()[0]) / 1024 for name in ("RssAnon", "RssShmem", "VmRSS"))
         return own + shared, resident
-    except (OSError, KeyError):  # it has just ended
+    except (OSError, KeyError):  # the process has just ended
         return 0.0, 0.0
 
 
 def arguments_of(doc: str | None, **switches: str) -> argparse.Namespace:
-    """The command line that all benchmarks share; switches: names of further ones, with their help."""
+    """Parse the command line that the benchmarks share; switches: names of further switches, with their help."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="the published sizes instead of quick ones")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each side; the fastest counts (default 1)")
@@ -99,7 +99,7 @@ def arguments_of(doc: str | None, **switches: str) -> argparse.Namespace:
 
 
 def print_machine() -> None:
-    """What the figures were measured on."""
+    """Print the processor and the number of cores."""
     model = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
         "unknown processor",
@@ -109,7 +109,7 @@ def print_machine() -> None:
 
 
 def print_sides(title: str, ours: Measured, theirs: Measured, name: str) -> None:
-    """Both sides and their ratios, and whether they computed the same."""
+    """Print both sides, their ratios, and the numbers that they computed."""
     print(f"\n{title}")
     print(f"  {'':<34}{'seconds':>9}{'peak MiB':>10}{'above its start':>17}{'with libraries':>16}")
     for label, run in (("this project", ours), (name, theirs)):
@@ -123,7 +123,7 @@ def print_sides(title: str, ours: Measured, theirs: Measured, name: str) -> None
 
 
 def print_one(title: str, run: Measured) -> None:
-    """A size at which the other side does not fit into memory."""
+    """Print this project's side alone, for a size at which the other side does not fit into memory."""
     print(
         f"\n{title}: {run.seconds:.2f} s, peak {run.peak_mib:,.0f} MiB, {run.grown_mib:,.0f} above its start, "
         f"{run.resident_mib:,.0f} with libraries"

@@ -1,12 +1,12 @@
-"""A large set to pseudo-labels on one machine, with the approximate search: time, memory and recall.
+"""Pseudo-labels of a large set on one machine, with the approximate search: time, memory and recall.
 
   python -m benchmarks.million                     50,000 images
   python -m benchmarks.million --full              a million, 384-dimensional
-  python -m benchmarks.million --num 200000 --actors 2 4   also shared over so many Ray actors
+  python -m benchmarks.million --num 200000 --actors 2 4   also with 2 and with 4 Ray actors
 
-Random features of 40 images to an identity, 15 cameras, with half the noise of the other benchmarks; k1 30, k2 6, eps 0.6,
-search=ivf. Nothing to compare with: the dense algorithm would need arrays of N x N (4 TB at a million). With actors, memory is
-that of the clustering process alone.
+Random features with 40 images per identity, 15 cameras and half the noise of the other benchmarks; k1 30, k2 6, eps 0.6,
+search=ivf. There is no other side, because the dense algorithm would need N x N arrays (4 TB at a million). With actors, the
+memory is that of the clustering process alone.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from benchmarks.people import unlabeled
 
 
 def labels(arguments):
-    """pseudo_labels of this project; by this process or by Ray actors."""
+    """This project's pseudo-labels, with the search in this process or in Ray actors."""
     from reidssl.clustering.pseudo_labels import ClusterConfig, pseudo_labels
 
     config = ClusterConfig(search="ivf")

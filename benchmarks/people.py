@@ -1,4 +1,4 @@
-"""Random features that look like a re-ID model's: identities, cameras, and images between them."""
+"""Random features with the structure of a re-ID model's features: identities, cameras and noise."""
 
 import numpy as np
 
@@ -6,9 +6,9 @@ Labeled = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def features_of(identities: np.ndarray, cameras: np.ndarray, seed: int, width: int = 384, noise: float = 1.0) -> np.ndarray:
-    """float32 (N, width), rows of length one: identity + half a camera + noise of the images themselves.
+    """float32 (N, width), rows of length one: identity + 0.5 x camera + noise of each image.
 
-    The variation lies in 32 directions, as a trained network's does, so that neighbors differ in how near they are.
+    The variation is in 32 directions, as in a trained network, so that the distances to the neighbors differ.
     """
     random = np.random.default_rng(seed)
     basis = np.linalg.qr(random.normal(size=(width, 32)))[0].T.astype(np.float32)

@@ -20,7 +20,7 @@ K1, K2, EPS, MIN_SAMPLES = 30, 6, 0.6, 4
 
 
 def ours(size):
-    """pseudo_labels of this project."""
+    """This project's side."""
     from reidssl.clustering.pseudo_labels import ClusterConfig, pseudo_labels
 
     config = ClusterConfig(k1=K1, k2=K2, eps=EPS, min_samples=MIN_SAMPLES)
@@ -30,7 +30,7 @@ def ours(size):
 
 
 def dense(size):
-    """The published algorithm."""
+    """The other side: the published dense algorithm."""
     from benchmarks.dense import pseudo_labels
 
     pseudo_labels(unlabeled(200, 10, 3)[0], K1, K2, EPS, MIN_SAMPLES)
@@ -39,7 +39,7 @@ def dense(size):
 
 
 def summary(labels):
-    """Numbers that differ as soon as labels do."""
+    """Numbers that differ if any label differs."""
     return {
         "clusters": int(labels.max()) + 1,
         "outliers": int((labels < 0).sum()),

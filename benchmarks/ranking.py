@@ -1,11 +1,11 @@
-"""Ranking metrics: this project against the usual sort of the whole gallery (distances included on both sides).
+"""Ranking metrics: this project against the usual sort of the whole gallery, including distances on both sides.
 
   python -m benchmarks.ranking          1,000 x 5,000
-  python -m benchmarks.ranking --full   Market-1501's size (3,368 x 15,913), and MSMT17's (11,659 x 82,161) for this project
-                                        alone: there the other side's arrays take about 19 GB
+  python -m benchmarks.ranking --full   Market-1501's size (3,368 x 15,913); MSMT17's (11,659 x 82,161) for this project alone,
+                                        because the other side's arrays would take about 19 GB
 
-The other side stands in for torchreid's Cython evaluator, whose source distribution lacks the Cython file: its steps, with
-NumPy's sort as there and the loop compiled by numba (benchmarks/dense.py).
+The other side replaces torchreid's Cython evaluator, whose source distribution lacks the Cython file. The steps and NumPy's sort
+are the same; numba compiles the loop (benchmarks/dense.py).
 """
 
 from benchmarks.measure import arguments_of, measure, print_machine, print_one, print_sides
@@ -18,7 +18,7 @@ ALONE = {"11,659 x 82,161 (MSMT17)": dict(num_query=11659, num_gallery=82161, nu
 
 
 def ours(size):
-    """rank of this project."""
+    """This project's side."""
     from reidssl.metrics.ranking import rank
 
     rank(*query_and_gallery(**SMALL))
@@ -31,7 +31,7 @@ def ours(size):
 
 
 def sorting(size):
-    """Distances, a full sort, a compiled loop."""
+    """The other side: distances, a full sort, a compiled loop."""
     from benchmarks.dense import sorted_ranking, squared_distances
 
     def work(arrays):

@@ -3,8 +3,8 @@
   python -m benchmarks.reranking          500 x 3,000
   python -m benchmarks.reranking --full   Market-1501's size (3,368 x 15,913); the dense side takes minutes and 8 GB
 
-Both sides end in mAP and CMC; the dense one takes the sort and the compiled loop of benchmarks/dense.py for that. It keeps its
-weights in float16, as published, which moves mAP by about 2e-5.
+Both sides compute mAP and CMC from the result; the dense side does so with the sort and the compiled loop of benchmarks/dense.py.
+It keeps its weights in float16, as published, which changes mAP by about 2e-5.
 """
 
 from benchmarks.measure import arguments_of, measure, print_machine, print_sides
@@ -16,7 +16,7 @@ FULL = {"3,368 x 15,913 (Market-1501)": dict(num_query=3368, num_gallery=15913, 
 
 
 def ours(size):
-    """rank_reranked of this project."""
+    """This project's side."""
     from reidssl.metrics.reranking import rank_reranked
 
     rank_reranked(*query_and_gallery(**SMALL))
@@ -25,7 +25,7 @@ def ours(size):
 
 
 def dense(size):
-    """The published algorithm."""
+    """The other side: the published dense algorithm."""
     from benchmarks.dense import rerank, sorted_ranking
 
     def work(arrays):

@@ -1,12 +1,12 @@
-"""What the platform costs a training step: the loop of platform.pretrain against a bare PyTorch loop, on one worker.
+"""Overhead of a training step: the loop of platform.pretrain against a bare PyTorch loop, on one worker.
 
-  python -m benchmarks.step_overhead            a small model, where overhead shows most
-  python -m benchmarks.step_overhead --full     ViT-S with ICS, 256 x 128, 2 + 8 crops: seconds a step
+  python -m benchmarks.step_overhead            a small model, where the overhead is largest
+  python -m benchmarks.step_overhead --full     ViT-S with ICS, 256 x 128, 2 + 8 crops: seconds per step
 
-Both train the same model on the same images, decoded beforehand, with the same crops, objective, gradient clipping, AdamW and
-EMA teacher; they take turns, step by step, in one process. Ours adds DeepSpeed, batch-norm statistics per step, means over all
-micro-batches, the check for loss and corrupt samples, notices, the log and checkpoints. Where the time goes is noted around the
-same functions on both sides; "the rest" is what lies between them.
+Both sides train the same model on the same images, decoded beforehand, with the same crops, objective, gradient clipping, AdamW
+and EMA teacher. They take turns, step by step, in one process. This project adds DeepSpeed, batch-norm statistics per step, means
+over all micro-batches, the check for loss and corrupt samples, notices, the log and checkpoints. The same functions are timed on
+both sides; "the rest" is the time outside of them.
 """
 
 import argparse
@@ -48,7 +48,7 @@ FULL = ["stream.micro_batch=4", "objective.dino.freeze_last_layer_epochs=0"]
 
 
 class Bare:
-    """The same training in ordinary PyTorch."""
+    """The other side: the same training in ordinary PyTorch."""
 
     def __init__(self, config: PretrainConfig, samples_per_epoch: int, total: int) -> None:
         from platform.engine.train.optimizers import Schedules, pretraining_optimizer
@@ -65,7 +65,7 @@ class Bare:
         )
 
     def step(self, images: np.ndarray, seeds: np.ndarray) -> float:
-        """The loss."""
+        """One training step on images uint8 (B, 3, H, W) with their augmentation seeds (B,); returns the loss."""
         from reidssl.objectives.base import Progress
 
         objective, schedules = self.objective, self.schedules
@@ -88,7 +88,7 @@ class Bare:
 
 
 class Clock:
-    """Notes the seconds that functions take, under a label, for the side whose turn it is."""
+    """Measures the seconds that functions take, by label, for the side whose turn it is."""
 
     def __init__(self) -> None:
         self.side, self.on = "", False
@@ -117,13 +117,13 @@ class Clock:
         self.watch(MultiCrop, "__call__", "crops")
         self.watch(Dino, "forward", "forward")
         self.watch(torch.Tensor, "backward", "backward")
-        self.watch(zero, "step", "clip and step")  # ours
+        self.watch(zero, "step", "clip and step")  # this project's side
         self.watch(Bare, "clip_and_step", "clip and step")
         self.watch(Objective, "update_teacher", "teacher")
         self.watch(StepMeans, "reduce", "means of the step")
 
     def table(self, ours: list[float], bare: list[float]) -> Iterator[tuple[str, float, float]]:
-        """(label, our seconds a step, the bare loop's), and last what none of the labels has."""
+        """Rows (label, seconds per step of this project, of the bare loop); the last row is the rest."""
         means = {
             side: {label: seconds / len(times) for label, seconds in self.seconds[side].items()}
             | {"the rest": (sum(times) - sum(self.seconds[side].values())) / len(times)}
@@ -160,7 +160,7 @@ def main() -> None:
 
 
 def make_shards(uri: str, full: bool) -> None:
-    """Synthetic people, by platform.ingest in a process of its own."""
+    """Write synthetic people with platform.ingest in its own process."""
     size = "[256,128]" if full else "[64,32]"
     subprocess.run(
         [
@@ -181,7 +181,7 @@ def make_shards(uri: str, full: bool) -> None:
 def take_turns(
     folder: str, overrides: list[str], steps: int, clock: Clock
 ) -> tuple[list[float], list[float], list[float], dict[str, float]]:
-    """(our seconds a step, the bare loop's, the last losses of both, the log's row about a checkpoint)."""
+    """(seconds of each step of this project, of the bare loop, the last losses of both, the log's row about a checkpoint)."""
     import torch.distributed as dist
 
     from platform.engine.config.compose import load_config
@@ -204,14 +204,14 @@ def take_turns(
 
     def turns(*_: Any) -> Iterator[dict[str, np.ndarray]]:
         for number, batch in enumerate(batches):
-            # Neither the first ones, nor those that write the checkpoints: their cost is reported apart.
+            # Without the first steps and those that write checkpoints, whose cost is reported separately.
             counts = WARM_UP <= number < steps - 2
             clock.side, clock.on = "bare", counts
             started = time.perf_counter()
             losses.append(bare.step(batch["image"], stream_seeds(config.seed, batch["epoch"], batch["key"])))
             middle = time.perf_counter()
             clock.side = "ours"
-            yield batch  # the platform's loop computes, and comes back for the next
+            yield batch  # the platform's loop computes a step and asks for the next batch
             if counts:
                 ours.append(time.perf_counter() - middle)
                 others.append(middle - started)

@@ -2,9 +2,9 @@
 
     python cluster/drain_on_notice.py --cloud aws --address HEAD:6379    # started on workers by aws.yaml and gcp.yaml
 
-Ray does not read these notices on virtual machines. Drained with the reason PREEMPTION, the node gets no new work, and
-`ray.train.get_preemption_info()` tells the training loop, which writes a checkpoint while there is time.
-Standard library only: it must start before, and whatever, the job installs.
+Ray does not read these notices on virtual machines. A node that is drained with the reason PREEMPTION gets no new work.
+The training loop learns of the drain from `ray.train.get_preemption_info()` and writes a checkpoint in time.
+Only the standard library is used, so that the script does not depend on what a job installs.
 
 Sources: "Spot Instance interruption notices" (Amazon EC2 User Guide), "Preemption selection" (Compute Engine docs).
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 AWS_ENDPOINT = "http://169.254.169.254"
 GCP_ENDPOINT = "http://metadata.google.internal"
 GCP_NOTICE_S = 30.0
-# Taken off the deadline: the command needs seconds to reach the head, and Ray some to stop.
+# Subtracted from the deadline: the command needs seconds to reach the head, and Ray needs seconds to stop.
 MARGIN_S = 10.0
 LOCK = Path("/tmp/drain_on_notice.lock")
 
@@ -59,15 +59,16 @@ def drain_command(seconds_left: float) -> list[str]:
 
 
 def watch(notice: Callable[[], float | None], address: str, interval_s: float) -> int:
-    """Poll until there is a notice, then drain; try again until that worked or the time is up. Returns 0 or 1.
+    """Poll `notice` every `interval_s` seconds until there is a notice, then drain the node.
 
-    The address of the cluster goes to the command through RAY_ADDRESS: without it `ray drain-node` may start a Ray of
-    its own to find out which node it is on, drain that unknown node and report success (seen with Ray 2.60).
+    A failed drain is retried every second until the deadline. Returns 0 after a drain, 1 if none worked in time.
+    The command gets the address of the cluster in RAY_ADDRESS. Without it `ray drain-node` may start its own Ray to find
+    out which node it is on, drain that other node and report success (seen with Ray 2.60).
     """
     while True:
         try:
             seconds_left = notice()
-        except (OSError, ValueError, KeyError) as error:  # a metadata service that hiccups must not end the watch
+        except (OSError, ValueError, KeyError) as error:  # a temporary failure of the metadata service must not end the watch
             print(f"metadata service: {error}", flush=True)
             seconds_left = None
         if seconds_left is not None:

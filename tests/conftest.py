@@ -1,4 +1,4 @@
-"""Shared fixtures: the programs' package, one Ray for the whole session, an S3 server on loopback."""
+"""Shared fixtures: the package `platform`, one Ray for the whole session, an S3 server on loopback."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ if str(ROOT) not in sys.path:
 
 import platform  # noqa: E402
 
-# pytest's own executable has imported the standard module before it saw this folder.
+# pytest's executable has already imported the standard module `platform` at this point.
 if not hasattr(platform, "__path__"):
     platform.__path__ = [str(ROOT / "platform")]
 
@@ -18,7 +18,7 @@ import pytest  # noqa: E402
 
 
 def pytest_collection_modifyitems(items):
-    """Tests marked `gpu` run where torch finds a GPU; GPU_TESTS_ANYWHERE=1 runs them on a CPU, to try their code."""
+    """Skip tests marked `gpu` where torch finds no GPU; GPU_TESTS_ANYWHERE=1 runs them on a CPU, to test their code."""
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if not wanting or os.environ.get("GPU_TESTS_ANYWHERE"):
         return

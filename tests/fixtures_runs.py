@@ -1,4 +1,4 @@
-"""A tiny backbone and models fine-tuned from it, made once a session; what the tests of the programs share."""
+"""A tiny backbone and models fine-tuned from it, made once per session and shared by the tests of the programs."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tests.tiny import FINETUNE, FITTING, IMAGENET, TINY_VIT
 
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory) -> Path:
-    """Folder like a pre-training run's, with a backbone of random weights."""
+    """A folder like that of a pre-training run, with a backbone of random weights."""
     folder = tmp_path_factory.mktemp("backbone")
     save_model(build_vit(TINY_VIT, seed=3), {"kind": "backbone", **IMAGENET}, folder / "backbone.safetensors")
     return folder
@@ -43,7 +43,7 @@ def embed_all(model: LoadedModel, images: ImageSet, batch: int = 256) -> Tensor:
 
 
 def finetune_config(target: Location, output, *overrides: str):
-    """The configuration of a tiny fine-tuning, composed as the command line does."""
+    """The configuration of a tiny fine-tuning run, composed as by the command line."""
     from platform.engine.config.compose import load_config
     from platform.finetune import FinetuneConfig
 
@@ -52,7 +52,7 @@ def finetune_config(target: Location, output, *overrides: str):
 
 @pytest.fixture(scope="session")
 def supervised_run(tmp_path_factory, ray_session, tiny_backbone, tiny_labeled) -> tuple[Path, dict]:
-    """A supervised fine-tuning of the tiny backbone, long enough to fit: (its folder, its summary)."""
+    """(folder, summary) of a supervised fine-tuning of the tiny backbone, long enough to fit."""
     from platform.finetune import main
 
     output = tmp_path_factory.mktemp("runs") / "supervised"

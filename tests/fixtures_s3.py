@@ -1,7 +1,7 @@
 """An S3 server on loopback, shared by the tests that need object storage.
 
-It is moto's: a real HTTP server for both clients (pyarrow's C++ one and boto3), with listings, multipart uploads, signatures and
-S3's error codes. Of the small servers that were tried it is the one without a fault in what the platform uses: rclone,
+It is moto: a real HTTP server for both clients (pyarrow's C++ client and boto3), with listings, multipart uploads, signatures and
+S3's error codes. Among the small servers that were tried it is the only one without a bug in what the platform uses. rclone,
 localbucket and s3rver failed on directory markers, listings or checksums.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 
-# At import, before any Ray of the session starts: its workers inherit these, and no test sees anybody's real ones.
+# Set at import, before Ray starts: its workers inherit these credentials, and no test sees the user's real ones.
 for _name in [name for name in os.environ if name.startswith("AWS_")]:
     del os.environ[_name]
 os.environ.update(
@@ -27,7 +27,7 @@ os.environ.update(
 
 @dataclass(frozen=True)
 class S3Server:
-    """Where the server is and a bucket of its own."""
+    """Address of the server and a bucket for one test."""
 
     endpoint_url: str
     bucket: str

@@ -1,4 +1,4 @@
-"""Two tiny data sets of synthetic people, made once a session and never written to by a test."""
+"""Two tiny data sets of synthetic people, made once per session. Tests must not write to them."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +15,7 @@ from reidssl.synthetic.people import SyntheticConfig, specifications
 
 
 def write_data_set(location: Location, config: SyntheticConfig, part: str, shard_rows: list[int], row_group_rows: int) -> None:
-    """Shards of `shard_rows` rows each, which must add up to the images of the part."""
+    """Write shards with `shard_rows` rows each, which must add up to the number of images of the part."""
     source = SyntheticSource(config, part, unit_images=1, image_format="jpeg", jpeg_quality=90)
     rows = []
     for found in source.read(specifications(config, part)):
@@ -45,7 +45,7 @@ def write_data_set(location: Location, config: SyntheticConfig, part: str, shard
 
 
 def with_images(origin: Location, location: Location, images: Mapping[str, bytes]) -> Location:
-    """A copy of the data set with other images under these keys, sound but for them: its manifest fits its shards."""
+    """A copy of the data set with other images under these keys and a manifest that matches its shards."""
     manifest, entries = read_manifest(origin), []
     for entry in manifest.files:
         table = pq.read_table((origin / entry.name).path)
@@ -59,7 +59,7 @@ def with_images(origin: Location, location: Location, images: Mapping[str, bytes
 
 
 def rejected_of(location: Location) -> list[tuple[str, str]]:
-    """(key, reason) of every image that an ingest has set aside, read as a user reads it."""
+    """(key, reason) of every image that an ingest rejected, read from rejected.parquet."""
     table = pq.read_table(pa.BufferReader(location.joinpath(REJECTED).read_bytes()))
     return list(zip(table["key"].to_pylist(), table["reason"].to_pylist(), strict=True))
 

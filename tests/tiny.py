@@ -1,4 +1,4 @@
-"""The smallest settings that still do everything, seconds a run. A test adds what it needs beyond them: the last value counts."""
+"""The smallest settings that still exercise everything, seconds per run. Tests append overrides; the last value counts."""
 
 from reidssl.models.model_config import VitConfig
 
@@ -39,7 +39,7 @@ RESUMED = [
     "scaling.threads=1",
     "scaling.max_failures=1",
 ]
-"""Of 90 images: a checkpoint every other step, and epochs that begin within a micro-batch."""
+"""Pre-training on 90 images: a checkpoint every other step, and epochs that begin within a micro-batch."""
 
 FINETUNE = [
     "augment.image_size=[64,32]",
@@ -62,7 +62,7 @@ FINETUNE = [
     "unsupervised.cluster.eps=0.7",
     "unsupervised.cluster.min_samples=2",
 ]
-"""Small batches of everybody."""
+"""Fine-tuning with small batches."""
 FITTING = [
     "supervised.epochs=30",
     "supervised.learning_rate=3e-3",
@@ -71,7 +71,7 @@ FITTING = [
     "supervised.batch.identities=6",
     "supervised.batch.instances=3",
 ]
-"""With FINETUNE: long enough to fit."""
+"""Added to FINETUNE: long enough to fit."""
 
 PIPELINE = [
     "experiment=demo",

@@ -1,4 +1,4 @@
-"""A side whose memory is known, in a module that imports little: another process imports it by name."""
+"""A benchmark side with known memory, in a module with few imports, because another process imports it by name."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The goodput model: limits that can be worked out by hand, and the simulation against the closed form."""
+"""The goodput model: limits that can be computed by hand, and the simulation against the closed form."""
 
 from dataclasses import replace
 
@@ -39,9 +39,9 @@ def test_more_failures_and_longer_intervals_cost_more():
 
 
 def test_a_node_that_is_back_before_the_restart_is_over():
-    """Two whole restarts for each interruption, one after the other: time does not run back, and progress is not taken away."""
+    """Each interruption costs two whole restarts, one after the other. Neither time nor progress runs backwards."""
     costs = replace(COSTS, notice_share=1.0, stall=0.0, restart=60.0, replacement=1.0)
-    rate = 0.5  # of each of two nodes: one interruption an hour
+    rate = 0.5  # per node and hour, on two nodes: one interruption an hour
     found = np.mean([simulate(costs, 8, rate, 600, seed=seed) for seed in range(60)])
     assert found == pytest.approx(3600 / (3600 + 2 * 60), abs=0.002)
 

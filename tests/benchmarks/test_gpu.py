@@ -1,4 +1,4 @@
-"""benchmarks.gpu at toy sizes: every part that needs no cluster, and what it says where there is no GPU."""
+"""benchmarks.gpu at toy sizes: every part that needs no cluster, and the message without a GPU."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ def test_every_side_works(side):
     if side == "extraction":
         assert numbers["shape"] == (32, 32)
     if side == "arithmetic":
-        # At the very least the head's last layer, forward on 3 crops and 2 of the teacher, and twice backward on the student's.
+        # Lower bound: the head's last layer, forward on 3 crops of the student and 2 of the teacher, and twice backward on the 3.
         assert numbers["operations"] > (3 * 3 + 2) * 2 * 16 * 64 and numbers["product"] == 40 * 256**3
 
 

@@ -1,4 +1,4 @@
-"""Benchmarks compare like with like: both sides compute the same numbers, and memory is what the work took."""
+"""Both sides of a benchmark compute the same numbers, and the reported memory is that of the work."""
 
 import sys
 
@@ -17,7 +17,7 @@ def test_pseudo_labels_equal_the_dense_algorithm():
     features = unlabeled(500, 17, 4, seed=1)[0]
     found = pseudo_labels(features, ClusterConfig())
     np.testing.assert_array_equal(found.labels, dense.pseudo_labels(features, 30, 6, 0.6, 4))
-    assert 5 < found.num_clusters < 60 and found.num_outliers > 0  # there was something to compare
+    assert 5 < found.num_clusters < 60 and found.num_outliers > 0  # the labels are not trivial
 
 
 def test_ranking_and_reranking_equal_the_other_side():
@@ -28,12 +28,12 @@ def test_ranking_and_reranking_equal_the_other_side():
         (rank_reranked(*arrays), dense.rerank(queries, gallery)),
     ):
         cmc, m_ap = dense.sorted_ranking(distances, q_pids, g_pids, q_camids, g_camids)
-        assert ours.mAP == pytest.approx(m_ap, abs=3e-4) and 0.2 < m_ap < 0.99  # float16 weights over there
+        assert ours.mAP == pytest.approx(m_ap, abs=3e-4) and 0.2 < m_ap < 0.99  # the other side has float16 weights
         np.testing.assert_allclose(ours.cmc, cmc, atol=1 / 60)
 
 
 def test_augmentation_of_this_side():
-    """The other side needs a package that is not in the environment; without it the benchmark says how to get it."""
+    """Only this project's side, because the other side needs a package that is not in the environment."""
     work, summary = augmentation.ours(2)
     assert summary(work())["shapes"] == [(2, 3, 256, 128), (2, 3, 128, 64)]
 
@@ -48,4 +48,4 @@ def test_missing_lightly_is_explained(monkeypatch):
 def test_memory_is_that_of_the_work():
     found = measure("tests.benchmarks.grow", "grows", {"mib": 300})
     assert 280 < found.grown_mib < 340 and found.numbers == {"sum": 1000.0} and found.seconds > 0
-    assert found.resident_mib > found.peak_mib  # Python's own library, if nothing else, is mapped from its file
+    assert found.resident_mib > found.peak_mib  # at least Python's own library is mapped from its file

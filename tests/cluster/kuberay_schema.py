@@ -1,9 +1,9 @@
-"""What the Kubernetes API server accepts as a RayCluster and a RayJob: a JSON schema for offline checks.
+"""JSON schemas of RayCluster and RayJob as the Kubernetes API server accepts them, for offline checks.
 
 Written from the field names, types, enumerations and required fields of the custom resource definitions of KubeRay
-(ray.io/v1, the definitions themselves are Apache-2.0) and of the Kubernetes pod API. Like `kubectl apply`, which asks
-for strict field validation, it refuses unknown fields. It leaves out optional fields that no recipe here uses, so it
-can refuse a correct new recipe; then the field is to be added here, after a look into the definition.
+(ray.io/v1, the definitions themselves are Apache-2.0) and of the Kubernetes pod API. Unknown fields are refused, as by
+`kubectl apply`, which asks for strict field validation. Optional fields that no recipe here uses are left out, so the
+schemas can refuse a correct new recipe. In that case check the definition and add the field here.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ QUANTITY: Schema = {
 
 
 def record(required: str = "", **properties: Schema) -> Schema:
-    """An object with these properties and no others; `required` names the obligatory ones, separated by spaces."""
+    """Schema of an object with these properties and no others; `required` lists the required ones, separated by spaces."""
     return {
         "type": "object",
         "properties": properties,
@@ -168,7 +168,7 @@ METADATA = record("name", name=STRING, namespace=STRING, labels=STRING_MAP, anno
 
 
 def resource(kind: str, api_version: str, **parts: Schema) -> Schema:
-    """The schema of one kind: its identity, its metadata, its parts."""
+    """Schema of one kind: API version and name of the kind, metadata, and further parts."""
     return record(
         " ".join(("apiVersion", "kind", "metadata", *parts)),
         apiVersion={"const": api_version},

@@ -1,4 +1,4 @@
-"""The spot watcher against an HTTP server that answers as the clouds' metadata services do."""
+"""The spot watcher against an HTTP server that answers like the clouds' metadata services."""
 
 import fcntl
 import json
@@ -17,7 +17,7 @@ import drain_on_notice
 
 
 class Metadata(BaseHTTPRequestHandler):
-    """EC2's (session token required) and Compute Engine's (header required) answers; `server.announced` sets them."""
+    """Answers of EC2 (session token required) and Compute Engine (header required); `server.announced` sets them."""
 
     def answer(self, code: int, text: str = "") -> None:
         self.send_response(code)
@@ -62,7 +62,7 @@ def server():
 
 @pytest.fixture
 def calls(tmp_path, monkeypatch):
-    """A `ray` on the PATH that fails the first time and notes its arguments; returns the file of notes."""
+    """A `ray` on the PATH that fails the first time and records its arguments; returns the file with the records."""
     notes, tool = tmp_path / "calls.txt", tmp_path / "bin" / "ray"
     tool.parent.mkdir()
     tool.write_text(f'#!/bin/sh\necho "$RAY_ADDRESS $@" >> {notes}\ntest "$(wc -l < {notes})" -gt 1\n')
@@ -85,7 +85,7 @@ def test_ray_knows_the_drain_command():
     parsed = cli.commands[command].make_context(command, options).params
     assert parsed["reason"] == "DRAIN_NODE_REASON_PREEMPTION"
     assert parsed["deadline_remaining_seconds"] == 110
-    # Too late to be graceful is still no negative deadline, which Ray refuses.
+    # Ray refuses a negative deadline, so a late notice must not give one.
     assert drain_on_notice.drain_command(-3.0)[-1] == "1"
 
 
@@ -101,7 +101,7 @@ def test_the_watcher_survives_a_silent_metadata_service_and_tries_the_drain_agai
     assert drain_on_notice.watch(notice, "head:6379", interval_s=0.01) == 0
     first, second = calls.read_text().splitlines()
     assert first.startswith("head:6379 drain-node --reason DRAIN_NODE_REASON_PREEMPTION")
-    # The second try has less time left: one second of waiting, and the start of two processes.
+    # The second attempt has less time left: one second of waiting and the start of two processes.
     assert int(first.split()[-1]) in {49, 50} and 40 <= int(second.split()[-1]) < int(first.split()[-1])
 
 

@@ -1,4 +1,4 @@
-"""Monitoring files: they speak of metrics that exist."""
+"""Monitoring files: every metric that they name exists."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def expressions() -> list[str]:
 
 
 def logged_by_a_run() -> set[str]:
-    """Names of a pre-training run's rows: the objective's own terms, and those of the loop and of its probe."""
+    """Names of the metrics that a pre-training run logs: the terms of the objective, of the loop and of the probe."""
     size = (32, 16)
     crops = MultiCrop(MultiCropConfig(global_size=size, local_size=(16, 8), num_local=0))(
         torch.zeros(4, 3, *size, dtype=torch.uint8), np.arange(4, dtype=np.uint64)

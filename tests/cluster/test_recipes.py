@@ -1,4 +1,4 @@
-"""The launch recipes against what will read them: Ray's own checks, EC2's API model, the CRDs, Ray's command line."""
+"""The launch recipes against their readers: Ray's own checks, EC2's API model, the CRDs, Ray's command line."""
 
 import copy
 import importlib
@@ -44,7 +44,7 @@ def launcher(name: str) -> dict[str, Any]:
 
 
 def ray_commands(text: str) -> list[list[str]]:
-    """The words of every `ray ...` call in a shell command, without `ray` itself."""
+    """The arguments of every `ray ...` call in a shell command."""
     lexer = shlex.shlex(text, posix=True, punctuation_chars=";&|<>")
     lexer.whitespace_split = True
     calls: list[list[str]] = []
@@ -62,7 +62,7 @@ def ray_commands(text: str) -> list[list[str]]:
 
 
 def parse(call: list[str]) -> click.Context:
-    """Let Ray's own command line read the options (nothing is run). Raises click.UsageError."""
+    """Parse the options with Ray's own command line; nothing is run. Raises click.UsageError."""
     return cli.commands[call[0]].make_context(call[0], call[1:])
 
 
@@ -71,7 +71,7 @@ def check_kubernetes(document: dict[str, Any]) -> None:
 
 
 def run_instances_error(node_config: dict[str, Any]) -> str:
-    """What EC2's API model has against a node configuration ("" if nothing); SubnetIds is Ray's own key."""
+    """Errors of a node configuration by EC2's API model ("" if none), without SubnetIds, which is Ray's own key."""
     shape = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
     parameters = {key: value for key, value in node_config.items() if key != "SubnetIds"}
     parameters |= {"MinCount": 1, "MaxCount": 1}
@@ -85,7 +85,7 @@ def test_ray_accepts_the_launcher_recipe(name):
     validate_config(prepared)
     workers = {key: value for key, value in prepared["available_node_types"].items() if key != "head"}
     assert all(0 <= kind["min_workers"] <= kind["max_workers"] for kind in workers.values())
-    # What the repository's side of the mounts names is there (the token is made by the user).
+    # Local paths of the mounts exist (the user creates the token).
     for local in recipe["file_mounts"].values():
         assert local.startswith("~/") or (ROOT / local).exists(), local
 
@@ -116,7 +116,7 @@ def test_ec2_accepts_the_node_configurations_and_they_are_spot_except_the_head()
 
 @mock_aws
 def test_the_aws_launcher_completes_the_recipe(tmp_path, monkeypatch):
-    """Ray's bootstrap on an empty account: key pair, subnets, security group; and resources as EC2 states them."""
+    """Ray's bootstrap on an empty account makes key pair, subnets and security group; resources are those of EC2."""
     from ray.autoscaler._private.aws.config import bootstrap_aws
 
     monkeypatch.setenv("HOME", str(tmp_path))  # the launcher writes a key to ~/.ssh
@@ -203,7 +203,7 @@ def test_the_job_has_the_cluster_of_the_cluster_recipe():
 
 
 def resources_on_offer(name: str) -> list[dict[str, Any]]:
-    """What each type of worker node offers, as Ray's autoscaler reads it and as `ray start` on the node does."""
+    """Resources of each type of worker node, as Ray's autoscaler and as `ray start` on the node read them."""
     if name in LAUNCHER:
         kinds = prepare_config(launcher(name))["available_node_types"]
         return [kind["resources"] for kind_name, kind in kinds.items() if kind_name != "head"]
@@ -219,7 +219,7 @@ def resources_on_offer(name: str) -> list[dict[str, Any]]:
     return found
 
 
-# The machines of on-prem.yaml are one kind: whether they have GPUs is not the recipe's to know.
+# on-prem.yaml has one kind of machine and does not know whether it has GPUs.
 @pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml", *KUBERAY])
 def test_cpu_nodes_offer_what_the_scaling_configurations_ask_of_decode_nodes(name):
     schema = get_type_hints(importlib.import_module("platform.pretrain").main)["config"]
@@ -232,7 +232,7 @@ def test_cpu_nodes_offer_what_the_scaling_configurations_ask_of_decode_nodes(nam
 
 
 def program_calls() -> list[str]:
-    """Every `python -m platform.<program> ...` in the job recipe and in the guide."""
+    """Every `python -m platform.<program> ...` in the job recipe and in cluster/README.md."""
     texts = [documents("kuberay/rayjob.yaml")[-1]["spec"]["entrypoint"]]
     texts.append((FOLDER / "README.md").read_text(encoding="utf-8").replace("\\\n", " "))
     calls = [call for text in texts for call in re.findall(r"python -m platform\.\w+[^\n`]*", text)]

@@ -1,4 +1,4 @@
-"""Every `python -m platform.<program> ...` in the README, the guides and the experiments is one that the program takes."""
+"""Every `python -m platform.<program> ...` in the README, the guides and the experiments composes."""
 
 import importlib
 import re
@@ -17,7 +17,7 @@ EXPERIMENTS = sorted(f"configs/experiment/{path.name}" for path in (ROOT / "conf
 
 
 def commands(guide: str) -> list[str]:
-    """Program and overrides of every command, in code blocks and in running text; continued lines joined."""
+    """Program and overrides of every command, in code blocks and in running text, with continued lines joined."""
     text = (ROOT / guide).read_text(encoding="utf-8").replace("\\\n", " ")
     found = re.findall(r"python -m platform\.(\w+[^\n`#]*)", text)
     return sorted({" ".join(command.split()) for command in found})
@@ -35,12 +35,12 @@ def test_the_commands_of_the_guides_compose(guide, command):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_an_experiment_shows_its_own_command(experiment):
-    """The program that it is for, and how it is run."""
+    """Each experiment file has the command that runs it."""
     assert any(f" experiment={Path(experiment).stem} " in f"{command} " for command in commands(experiment))
 
 
 def test_the_rows_of_the_demo_guide_have_a_command_each():
-    """The second table of docs/demo.md: width of the stem, seed."""
+    """Rows of the second table of docs/demo.md, by width of the stem and seed."""
     rows = re.findall(r"^\| (\d\d) \| (\d) \|", (ROOT / "docs" / "demo.md").read_text(encoding="utf-8"), re.MULTILINE)
     runs = [
         load_config(PipelineConfig, "pipeline", shlex.split(command)[1:])
@@ -48,7 +48,7 @@ def test_the_rows_of_the_demo_guide_have_a_command_each():
         if command.startswith("pipeline")
     ]
     assert rows and {(str(run.pretrain.model.stem_width), str(run.finetune.seed)) for run in runs} == set(rows)
-    for run in runs:  # everything is of the one seed
+    for run in runs:  # all parts of a run have the same seed
         worlds = [run.pretrain_set.synthetic.seed, run.source_set.synthetic.seed, run.target_set.synthetic.seed]
         assert {*worlds, run.pretrain.seed} == {run.finetune.seed}
     assert all(one == other for one in runs for other in runs if one.output == other.output)

@@ -1,4 +1,4 @@
-"""docs/library.md: its blocks run in order, and each stays within ten lines."""
+"""docs/library.md: its blocks run in order, and each has at most ten lines."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ BLOCKS = re.findall(r"^## (.+?)$.*?^```python\n(.*?)^```", GUIDE, re.DOTALL | re
 
 @pytest.fixture(scope="module")
 def names(tmp_path_factory):
-    """Everything that the blocks define, run one after the other in an empty folder."""
+    """Everything that the blocks define when they run one after the other in an empty folder."""
     torch.manual_seed(0)
     defined: dict = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -43,14 +43,14 @@ def test_what_they_say(names):
     assert [record.split for record in names["train"]] == ["train"] * 24 and names["people_images"].shape == (24, 3, 64, 32)
     assert names["loss"].requires_grad and len(names["batch"]) == 8
     assert names["found"].num_clusters == 12 and names["found"].num_outliers == 0
-    assert names["metrics"].mAP == 1.0  # the clusters are apart
+    assert names["metrics"].mAP == 1.0  # the people are well separated
     assert len(names["kept"]) == 60 and names["scores"].min() > 0.5
     assert torch.allclose(names["embeddings"].norm(dim=1), torch.ones(8), atol=1e-5)
     assert names["description"]["model_args"]["img_size"] == [64, 32]
 
 
 def test_the_step_is_one(names):
-    """All but the frozen last layer moved, then center and teacher."""
+    """All parameters except the frozen last layer moved, and then the center and the teacher."""
     objective, start = (
         names["objective"],
         build_objective(names["config"], ObjectiveConfig(name="dino", dino=DinoConfig(out_dim=256, hidden=64))),

@@ -1,6 +1,6 @@
-"""What only a GPU shows: crops by its compiler, copies and streams, precision, compiled backbones.
+"""Behavior that only a GPU shows: compiled crops, copies and streams, precision, compiled backbones.
 
-GPU_TESTS_ANYWHERE=1 runs these files on a CPU too, which proves their code and little else.
+GPU_TESTS_ANYWHERE=1 also runs these files on a CPU, which tests little more than their code.
 """
 
 import os
@@ -34,7 +34,7 @@ def fast_products():
 
 @pytest.mark.parametrize("may_compile", [True, False])
 def test_crops_are_those_of_the_cpu(fast_products, may_compile):
-    """To 5e-4 everywhere, under bf16 autocast and with TF32 allowed for everything else."""
+    """Within 5e-4 everywhere, under bf16 autocast and with TF32 allowed for everything else."""
     images = torch.randint(0, 256, (16, 3, 64, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     seeds = sample_seeds(0, 0, [str(i) for i in range(16)])
     config = MultiCropConfig(global_size=(64, 32), local_size=(32, 16), num_local=4, blur_global2=0.5)
@@ -46,7 +46,7 @@ def test_crops_are_those_of_the_cpu(fast_products, may_compile):
 
 
 def test_crops_made_ahead_are_the_same(fast_products):
-    """While the card is busy with something else, which must not see half of them."""
+    """The GPU is busy with other work meanwhile, and no unfinished crops may be seen."""
     images = torch.randint(0, 256, (6, 16, 3, 64, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     crop, seeds = MultiCrop(MultiCropConfig(global_size=(64, 32), num_local=0)), sample_seeds(0, 0, [str(i) for i in range(16)])
     expected = [crop(devices.upload(batch), seeds) for batch in images]
@@ -56,7 +56,7 @@ def test_crops_made_ahead_are_the_same(fast_products):
             busy = (busy @ busy).clamp(-1, 1)
         seen.append([one + 0 for one in made])
         assert number == len(seen) - 1
-        del made  # its memory may be given away now, and only now
+        del made  # from now on its memory may be reused
     for one, other in zip(seen, expected, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
@@ -118,5 +118,5 @@ def test_compiled_backbones_train_as_plain_ones():
 
 
 def test_bf16_follows_fp32():
-    """Every loss of 20 steps within 5 %."""
+    """Every loss of 20 steps is within 5 %."""
     assert losses(compiled=False, bf16=True) == pytest.approx(losses(compiled=False, bf16=False), rel=5e-2)

@@ -1,4 +1,4 @@
-"""Whole runs on a GPU: the curve of the CPU, checkpoints that change the device, a run that is killed, every program once."""
+"""Whole runs on a GPU: the curve of the CPU, checkpoints moved between devices, a killed run, every program once."""
 
 import json
 import os
@@ -18,18 +18,18 @@ from tests.tiny import PIPELINE, RESUMED
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 12
-SAME = ["model.drop_path=0", "compile=off"]  # drop path draws other numbers on another device
+SAME = ["model.drop_path=0", "compile=off"]  # drop path draws different numbers on another device
 CPU = {"CUDA_VISIBLE_DEVICES": ""}
-GPU: dict[str, str] = {}  # whatever this machine has
+GPU: dict[str, str] = {}  # the GPU of this machine, if any
 
 
 def gpus(*keys: str) -> list[str]:
-    """A GPU for each key where there is one."""
+    """Overrides that set each key to one GPU if there is one."""
     return [f"{key}=1" for key in keys] if torch.cuda.is_available() else []
 
 
 def train(folder: Path, data: str, where: dict[str, str], name: str, stop: int = 0, *overrides: str) -> dict[int, float]:
-    """The loop of pre-training in a process of its own, up to step `stop` (0: the end); the losses that are logged then."""
+    """Run the loop of pre-training in its own process up to step `stop` (0: the end); returns the logged losses."""
     order = json.dumps({"world": 1, "data": data, "steps": STEPS, "runs": [[name, 0, stop]], "overrides": [*SAME, *overrides]})
     ended = subprocess.run(
         [sys.executable, "-m", "tests.platform.curve_worker", "0", folder, order],
@@ -51,25 +51,25 @@ def on_cpu(tmp_path_factory, tiny_shards) -> dict[int, float]:
 
 
 def test_the_curve_is_the_cpus(tmp_path, tiny_shards, on_cpu):
-    """fp32 without TF32: every loss within 0.2 %."""
+    """In fp32 without TF32 every loss is within 0.2 %."""
     assert train(tmp_path, tiny_shards.uri, GPU, "gpu", 0, "precision=fp32") == pytest.approx(on_cpu, rel=2e-3)
 
 
 def test_the_bf16_curve_follows(tmp_path, tiny_shards, on_cpu):
-    """Every loss within 5 %."""
+    """In bf16 every loss is within 5 %."""
     found = train(tmp_path, tiny_shards.uri, GPU, "bf16", 0, "precision=bf16")
     assert found == pytest.approx(on_cpu, rel=5e-2) and found != on_cpu
 
 
 def test_checkpoints_change_the_device_and_back(tmp_path, tiny_shards, on_cpu):
-    """GPU, from step 5 CPU, from step 9 GPU again; checkpoints are written every four steps."""
+    """The run starts on the GPU, continues on the CPU from step 5 and on the GPU from step 9. Checkpoints every four steps."""
     for where, stop in ((GPU, 5), (CPU, 9), (GPU, 0)):
         found = train(tmp_path, tiny_shards.uri, where, "changed", stop, "precision=fp32")
     assert found == pytest.approx(on_cpu, rel=2e-3)
 
 
 def run(program: str, *overrides: str) -> str:
-    """A program to its end; what it said."""
+    """Run a program to its end; returns its output."""
     ended = subprocess.run(
         [sys.executable, "-m", f"platform.{program}", *overrides], cwd=ROOT, capture_output=True, text=True, timeout=600
     )
@@ -78,7 +78,7 @@ def run(program: str, *overrides: str) -> str:
 
 
 def test_a_killed_run_goes_on(tmp_path, tiny_shards):
-    """SIGTERM after a few steps, then the same command again."""
+    """SIGTERM after a few steps; the same command then continues the run."""
     command = [f"data.uri={tiny_shards.uri}", f"output={tmp_path}/run", *RESUMED, *gpus("scaling.gpus_per_worker")]
     with subprocess.Popen(
         [sys.executable, "-m", "platform.pretrain", *command],
@@ -101,7 +101,7 @@ def test_a_killed_run_goes_on(tmp_path, tiny_shards):
 
 
 def test_every_program_once(tmp_path):
-    """Ingest, pretrain, score, select, finetune, evaluate and report by the pipeline; then the others on what it made."""
+    """The pipeline runs ingest, pretrain, score, select, finetune and report; the other programs run on its results."""
     folder = tmp_path / "run"
     run(
         "pipeline",

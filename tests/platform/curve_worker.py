@@ -2,9 +2,9 @@
 
     python -m tests.platform.curve_worker RANK FOLDER JSON
 
-JSON: {"world", "data", "steps", "runs": [[name, stage, stop], ...]}, and perhaps "overrides": [...] for all runs.
+JSON: {"world", "data", "steps", "runs": [[name, stage, stop], ...]}, with optional "overrides": [...] for all runs.
 
-`stop`: break off in the middle of this step, as a crash would (0: run to the end). The shared folder holds one run each.
+`stop`: break off in the middle of this step, like a crash (0: run to the end). Each run has a folder below the shared FOLDER.
 """
 
 import json
@@ -36,7 +36,7 @@ BATCH = 16
 
 
 class CrashError(Exception):
-    """Stands for a killed process: nothing of the loop runs after it."""
+    """A stand-in for a killed process: nothing of the loop runs after it."""
 
 
 def stream_until(stop: int):
@@ -55,7 +55,7 @@ def stream_until(stop: int):
 
 
 def join(rank: int, folder: Path, world: int) -> None:
-    """The process group of the `world` workers that one test process has started for the same work."""
+    """Join the process group of the `world` workers that one test process has started for the same work."""
     torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world)}
     dist.init_process_group("gloo", init_method=f"file://{folder}/{os.environ['RENDEZVOUS']}", rank=rank, world_size=world)

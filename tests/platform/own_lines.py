@@ -1,4 +1,4 @@
-"""Which lines of a program's output are not its own: remarks of the libraries below it."""
+"""Finds lines in a program's output that come from libraries and not from the program."""
 
 import re
 
@@ -6,5 +6,5 @@ OWN = re.compile(r"\d\d:\d\d:\d\d  \S|error: |warning: |interrupted; run the sam
 
 
 def foreign_lines(output: str) -> list[str]:
-    """Non-empty lines that no program of ours has written (tables are for the caller to leave out)."""
+    """Non-empty lines that no program of this project has written; the caller removes tables first."""
     return [line for line in output.splitlines() if line.strip() and not OWN.match(line)]

@@ -1,8 +1,8 @@
-"""`python -m platform.pretrain` of a small model at the pace of a large one, so that failures happen in the middle of a run.
+"""`python -m platform.pretrain` with a small model at the pace of a large one, so that failures happen in the middle of a run.
 
     python -m tests.platform.paced_pretrain data.uri=... output=...     # the same options
 
-Only the stream is slowed: all that a failure meets is the program's own.
+Only the stream is slowed down. All other code is that of the program.
 """
 
 import time

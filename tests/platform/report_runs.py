@@ -52,7 +52,7 @@ SYNTHETIC = SyntheticConfig(
 
 
 def write_data(root: Path, part: str, synthetic: SyntheticConfig = SYNTHETIC, hostile: str = "") -> Location:
-    """A part of the synthetic people as shards; `hostile` is put into the key of the first query (else image)."""
+    """Write a part of the synthetic people as shards; `hostile` goes into the key of the first query (or the first image)."""
     location = open_storage(str(root))
     specs = specifications(synthetic, part)
     if hostile:
@@ -96,7 +96,7 @@ def write_log(run: Run, rows: list[dict[str, Any]]) -> None:
 def write_pretraining(
     output: Path, data: Path, *, seed: int = 0, vit: VitConfig = VIT, steps: int = 12, finished: bool = True
 ) -> Run:
-    """A pre-training run folder with a real backbone of random weights and a log of smooth curves."""
+    """Write a pre-training run folder with a real backbone of random weights and a log of smooth curves."""
     config = PretrainConfig(
         output=str(output),
         data=DataConfig(uri=str(data)),
@@ -142,7 +142,7 @@ def write_finetuning(
     source: str = "",
     finished: bool = True,
 ) -> Run:
-    """A fine-tuning run folder: real model, real metrics and rankings of it, a log of smooth curves."""
+    """Write a fine-tuning run folder with a real model, its real metrics and rankings, and a log of smooth curves."""
     config = FinetuneConfig(
         output=str(output),
         setting=setting,
@@ -198,7 +198,7 @@ def write_finetuning(
 
 
 def write_scores(output: Path, data: Path, source: Path, target: Path) -> Run:
-    """Real scores of the images by the two proxies."""
+    """Write real scores of the images by the two proxies."""
     config = ScoreConfig(output=str(output), source_proxy=str(source), target_proxy=str(target), data=str(data))
     run = open_run("score", str(output), config, STORAGE)
     root = open_storage(str(data))
@@ -212,7 +212,7 @@ def write_scores(output: Path, data: Path, source: Path, target: Path) -> Run:
 
 
 def write_clusters(output: Path, data: Path, labels: list[int]) -> Run:
-    """A finished clustering of the first images; the others are outliers."""
+    """Write a finished clustering of the first images; the others are outliers."""
     config = ClusterProgramConfig(output=str(output), checkpoint="runs/any", data=str(data))
     run = open_run("cluster", str(output), config, STORAGE)
     keys = read_rows(open_storage(str(data)), ["key"])["key"]
@@ -232,7 +232,7 @@ def write_pipeline(
     inits: tuple[str, ...] = ("random", "full", "selected"),
     settings: tuple[str, ...] = ("supervised", "uda", "usl"),
 ) -> Path:
-    """A finished pipeline's folder."""
+    """Write the folder of a finished pipeline."""
     for part in ("pretrain", "source", "target"):
         write_data(root / "data" / part, part, synthetic, hostile if part != "source" else "")
     data, target = root / "data" / "pretrain", root / "data" / "target"

@@ -1,7 +1,7 @@
-"""What the failure tests stand on: nodes that come and go, the program as a user starts it, a faulty S3, a small disk.
+"""Helpers of the failure tests: nodes that join and leave, the program as a user starts it, a faulty S3, a small disk.
 
-A driver's lines are kept with the second they came, so that a test can say how many steps a failure cost and how long it
-took until training went on.
+The lines of a driver are stored with their time, so that a test can report how many steps a failure cost and how long it
+took until training continued.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Driver:
-    """`python -m platform.pretrain ...` with the tiny configuration of curve_worker, paced."""
+    """A paced `python -m platform.pretrain ...` with the tiny configuration of curve_worker."""
 
     def __init__(self, data: str, output: Path | str, steps: int, audit: Path, *overrides: str) -> None:
         command = [
@@ -70,7 +70,7 @@ class Driver:
         return "\n".join(line for _, line in self.lines)
 
     def wait_for(self, pattern: str, timeout_s: float = 150, after: float = 0.0) -> tuple[float, re.Match[str]]:
-        """(when, match) of the first line that came after `after` and matches."""
+        """(time, match) of the first matching line after the time `after`; waits for it."""
         deadline = time.monotonic() + timeout_s
         while True:
             for when, line in list(self.lines):
@@ -85,19 +85,19 @@ class Driver:
         return max((int(found.group(1)) for _, line in list(self.lines) if (found := re.search(r"step (\d+)/", line))), default=0)
 
     def wait(self, timeout_s: float = 240) -> int:
-        """Exit status."""
+        """Wait for the end; returns the exit status."""
         code = self.process.wait(timeout_s)
         self._reader.join(timeout=30)
         return code
 
     def continued(self, after: float) -> tuple[int, int, float]:
-        """(step that training went on from, workers, when its first line came) of the first restart after a moment."""
+        """(step at which training continued, workers, time of its first line) of the first restart after a moment."""
         when, found = self.wait_for(r"continuing from ([\d,]+) samples seen.* with (\d+) worker", after=after)
         first, _ = self.wait_for(r"\bstep \d+/", after=when)
         return int(found.group(1).replace(",", "")) // BATCH, int(found.group(2)), first
 
     def kill(self) -> None:
-        """End it and what it started itself; a cluster that it only uses goes on."""
+        """Kill the driver and the processes that it started; a cluster that it only uses keeps running."""
         family = []
         with contextlib.suppress(psutil.NoSuchProcess):
             family = psutil.Process(self.process.pid).children(recursive=True)
@@ -111,7 +111,7 @@ class Driver:
 
 
 class Nodes:
-    """A cluster on this machine: a head that reads and decodes, and worker nodes with room for one training worker each."""
+    """A cluster on this machine: a head that reads and decodes, and worker nodes for one training worker each."""
 
     WORKER_CPUS = 3.0
 
@@ -130,19 +130,19 @@ class Nodes:
         return [f"runtime.address={self.cluster.address}", f"scaling.cpus_per_worker={self.WORKER_CPUS:g}"]
 
     def have(self, count: int) -> None:
-        """Make it so many worker nodes."""
+        """Add or remove worker nodes until there are `count`."""
         while len(self.workers) < count:
             self.workers.append(self.cluster.add_node(num_cpus=int(self.WORKER_CPUS), object_store_memory=100 << 20))
         while len(self.workers) > count:
             self.remove(self.workers[-1])
 
     def remove(self, node: Any) -> None:
-        """At once, as a machine that loses its power."""
+        """Remove a node at once, like a machine that loses power."""
         self.workers.remove(node)
         self.cluster.remove_node(node, allow_graceful=False)
 
     def training_process(self, node: Any) -> psutil.Process | None:
-        """The Ray Train worker on a node."""
+        """The process of the Ray Train worker on a node, or None."""
         raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
         for process in raylet.children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -151,14 +151,14 @@ class Nodes:
         return None
 
     def wait_until_idle(self) -> None:
-        """Workers of a driver that was killed go on, and write checkpoints, until Ray notices."""
+        """Wait until Ray has ended the workers of a killed driver, which until then continue and write checkpoints."""
         deadline = time.monotonic() + 60
         while any(self.training_process(node) for node in self.workers):
             assert time.monotonic() < deadline
             time.sleep(0.2)
 
     def drain(self, node: Any, seconds: int) -> None:
-        """The notice that cluster/drain_on_notice.py passes on."""
+        """Drain a node with the notice that cluster/drain_on_notice.py gives."""
         command = [
             str(Path(sys.executable).parent / "ray"),
             "drain-node",
@@ -241,7 +241,7 @@ class FaultyProxy:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, mebibytes: int) -> Iterator[Path]:
-    """A file system of that size; skips the test where there is no right to mount one."""
+    """A file system of the given size; skips the test without the right to mount one."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)]
     mounted = subprocess.run(command, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Camera embeddings through the programs: learned in fine-tuning, stored, evaluated with the same numbers, exported."""
+"""Camera embeddings in the programs: learned in fine-tuning, stored, evaluated with the same numbers, exported."""
 
 import json
 from dataclasses import replace
@@ -33,7 +33,7 @@ STORAGE = StorageConfig()
 
 @pytest.fixture(scope="module")
 def one_worker(tmp_path_factory):
-    """A process group of this process alone, for the loop as a worker runs it; one for all, since DeepSpeed keeps its first."""
+    """A process group with this process alone, for the training loop. All tests share it, because DeepSpeed keeps the first."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("LOCAL_RANK", "0"), ("RANK", "0"), ("WORLD_SIZE", "1")):
             patch.setenv(name, value)
@@ -44,7 +44,7 @@ def one_worker(tmp_path_factory):
 
 
 def judged(model: str, data) -> float:
-    """mAP of features from the actor that platform.evaluate and platform.cluster use."""
+    """The mAP of features from the actor that platform.evaluate and platform.cluster use."""
     actor, features, sets = FeatureActor(model, STORAGE, 1), [], []
     for split in ("query", "gallery"):
         images = ImageSet(data, [split], (64, 32))
@@ -67,7 +67,7 @@ def test_fine_tuning_learns_cameras_and_evaluation_uses_them(tmp_path, one_worke
     init = load_init(config)
     before = initial_model(config, init, plan_cameras(config, init)).backbone
     assert torch.equal(before.blocks[0].attn.qkv.weight, init.backbone.blocks[0].attn.qkv.weight)
-    assert (after.camera_embed - before.camera_embed).abs().amax(dim=(1, 2)).min() > 0  # each camera's embedding has moved
+    assert (after.camera_embed - before.camera_embed).abs().amax(dim=(1, 2)).min() > 0  # every embedding has changed
     # Evaluation of the stored model gives what fine-tuning reported.
     assert judged(str(output), tiny_labeled) == pytest.approx(summary["mAP"], abs=1e-6)
     export(load_config(ExportConfig, "export", [f"checkpoint={output}", f"output={tmp_path}/out"]))

@@ -1,4 +1,4 @@
-"""What a checkpoint does not say can be given to every program that takes one, is refused without, and is stored."""
+"""Every program that takes a checkpoint accepts the facts that its file lacks, refuses it without, and stores them."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ from tests.fixtures_runs import finetune_config
 
 @pytest.fixture
 def bare(tmp_path):
-    """A square ViT under timm's names and without any wrapper: 4 heads or 2, the file does not tell."""
+    """A square ViT with timm's names and without a wrapper. The file does not say whether it has 4 heads or 2."""
     vit = build_vit(VitConfig(width=64, depth=1, heads=4, image_size=(64, 64), stem="patch"))
     torch.save(vit.state_dict(), tmp_path / "bare.pth")
     return tmp_path / "bare.pth"
@@ -80,7 +80,7 @@ def test_what_is_given_is_stated_used_and_stored(tmp_path, bare, ray_session, ti
     again = load_model(str(tmp_path / "out/safetensors/model.safetensors"), StorageConfig())
     assert again.backbone.config.heads == 4 and (again.mean, again.std) == ([0.5] * 3, [0.25] * 3)
     assert not again.about.as_dict()["assumed"]
-    released = load_model(str(tmp_path / "out/released/dino_teacher.pth"), StorageConfig())  # whose layout would mean 1 head
+    released = load_model(str(tmp_path / "out/released/dino_teacher.pth"), StorageConfig())  # the layout alone would mean 1 head
     assert released.backbone.config.heads == 4 and released.std == [0.25] * 3
     rows = []
     for model, options in ((bare, given), (tmp_path / "out/safetensors/model.safetensors", []), (bare, [*given, "load.heads=2"])):

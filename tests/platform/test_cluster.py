@@ -1,4 +1,4 @@
-"""Clustering a data set through its `main`: labels equal to those of this process, continued shard by shard, refused."""
+"""Clustering a data set through its `main`: labels equal to those of this process, resuming by shard, refusals."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def config_of(model, data, output, *overrides: str) -> ClusterProgramConfig:
 
 @pytest.fixture(scope="module")
 def clustered(tmp_path_factory, ray_session, tiny_backbone, tiny_shards):
-    """(folder, summary), the search shared by two actors."""
+    """(folder, summary) of a clustering with the search shared by two actors."""
     output = tmp_path_factory.mktemp("cluster") / "clusters"
     return output, main(
         config_of(
@@ -88,12 +88,12 @@ def test_wrong_inputs_are_said_and_bind_nothing(tmp_path, tiny_backbone, tiny_sh
 
 
 def test_with_actors_no_features_come_to_this_process(monkeypatch, ray_session, tmp_path, tiny_backbone, tiny_shards):
-    """The files are read by the actors alone; a row that is no number is named by its file without them as well."""
+    """Only the actors read the files. Also without actors, a row that is not finite is reported with its file."""
     values = np.random.default_rng(0).normal(size=(90, 8)).astype(np.float32)
     parts = write_parts(tmp_path, values, [50, 40])
     config = config_of(tiny_backbone, tiny_shards.uri, tmp_path, "neighbors.actors=1", "neighbors.cpus_per_actor=0.5")
     alone = label(config_of(tiny_backbone, tiny_shards.uri, tmp_path), parts)
-    monkeypatch.setattr(type(parts[0]), "read", lambda part: pytest.fail("read by the driver"))  # workers import their own
+    monkeypatch.setattr(type(parts[0]), "read", lambda part: pytest.fail("read by the driver"))  # only in this process
     np.testing.assert_array_equal(label(config, parts).labels, alone.labels)
     monkeypatch.undo()
     values[70] = np.nan

@@ -1,4 +1,4 @@
-"""The same loss curve, weights and samples on any number of workers, at any ZeRO stage, and when the number changes."""
+"""The loss curve, weights and samples are the same on any and on a changing number of workers, at any ZeRO stage."""
 
 import json
 import os
@@ -20,12 +20,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def work(folder: Path, world: int, data: str, steps: int, runs: list) -> None:
-    """`world` processes go through `runs` ([name, ZeRO stage, step to crash in]) one after the other."""
+    """`world` processes execute `runs` ([name, ZeRO stage, step to crash in]) one after the other."""
     spawn("tests.platform.curve_worker", folder, world, {"world": world, "data": data, "steps": steps, "runs": runs})
 
 
 def spawn(module: str, folder: Path, world: int, order: dict) -> None:
-    """`world` processes `python -m module RANK FOLDER ORDER` until they end; they find each other through the folder."""
+    """Run `world` processes `python -m module RANK FOLDER ORDER` to their end; they find each other through the folder."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "RENDEZVOUS": f"rendezvous-{uuid.uuid4()}"}
     processes = [
         subprocess.Popen(
@@ -48,7 +48,7 @@ def spawn(module: str, folder: Path, world: int, order: dict) -> None:
 
 
 def runs_on(folder: Path, data: str, stages: tuple[int, ...], worlds: tuple[int, ...], steps: int) -> Path:
-    """Uninterrupted runs `<stage>-<world>`, and `<stage>-changed`, which crashes and goes on with the next number of workers."""
+    """Uninterrupted runs `<stage>-<world>`, and `<stage>-changed`, which crashes and continues with another number of workers."""
     for place, world in enumerate(worlds):
         last = place == len(worlds) - 1
         crash = 0 if last else (place + 1) * steps // len(worlds) - 1
@@ -63,7 +63,7 @@ def losses(run: Path) -> dict[int, float]:
 
 
 def check(folder: Path, stages: tuple[int, ...], worlds: tuple[int, ...], steps: int) -> None:
-    """All runs against the one of a single worker at ZeRO 0."""
+    """Compare all runs with that of a single worker at ZeRO 0."""
     reference, weights = losses(folder / f"0-{worlds[0]}"), final_weights(folder / f"0-{worlds[0]}")
     assert list(reference) == [BATCH * step for step in range(1, steps + 1)]
     assert len(set(reference.values())) > steps / 2  # it trains
@@ -73,7 +73,7 @@ def check(folder: Path, stages: tuple[int, ...], worlds: tuple[int, ...], steps:
             assert losses(run) == pytest.approx(reference, rel=1e-4), run.name
             assert distance(final_weights(run), weights) < 1e-3, run.name
             check_audit(run / "audit", steps)
-    # What the workers were given is bit for bit the same: so are the keys of every micro-batch, checked against one run.
+    # The inputs of the workers are bit-identical: the keys and pixels of every micro-batch equal those of one run.
     assert all(
         audit(folder / f"{stage}-{kind}" / "audit") == audit(folder / f"0-{worlds[0]}" / "audit")
         for stage in stages
@@ -82,7 +82,7 @@ def check(folder: Path, stages: tuple[int, ...], worlds: tuple[int, ...], steps:
 
 
 def final_weights(run: Path) -> dict[str, torch.Tensor]:
-    """Student and teacher of the newest checkpoint."""
+    """Weights of student and teacher in the newest checkpoint."""
     found = CheckpointStore(open_storage(str(run / "checkpoints"))).newest()
     assert found is not None
     return found.payload["student"]["parameters"] | {
@@ -91,10 +91,10 @@ def final_weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    """Length of the difference of all weights together, relative to that of the weights.
+    """Norm of the difference of all weights together, relative to the norm of the weights.
 
-    Not tensor by tensor: where a gradient is nearly 0, Adam makes a whole step out of its rounding, and a bias that has
-    hardly left 0 differs by per cents of itself.
+    Not computed for each tensor: where a gradient is nearly 0, Adam turns its rounding into a full step, and a bias near 0
+    differs by several percent of its value.
     """
     assert one.keys() == other.keys()
     both = [torch.cat([each[name].flatten().double() for name in other]) for each in (one, other)]
@@ -102,7 +102,7 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 
 def audit(folder: Path) -> dict[int, list]:
-    """Micro-batch -> the (epoch, key, pixels' digest) of its samples; one that was computed twice must have been the same."""
+    """Micro-batch -> (epoch, key, CRC-32 of the pixels) of its samples; asserts that repeated micro-batches are the same."""
     found = {}
     for file in sorted(folder.iterdir()):
         records = [json.loads(line) for line in file.read_text().splitlines()]
@@ -112,7 +112,7 @@ def audit(folder: Path) -> dict[int, list]:
 
 
 def check_audit(folder: Path, steps: int) -> None:
-    """Every image of every whole epoch exactly once."""
+    """Assert that every image occurs exactly once in every whole epoch."""
     found = audit(folder)
     assert sorted(found) == list(range(steps * 4))
     seen = Counter((epoch, key) for samples in found.values() for epoch, key, _ in samples)
@@ -125,7 +125,7 @@ def test_one_and_two_workers_and_a_change_between(tmp_path, tiny_shards):
     """12 steps: two epochs, a crash in the second step after a checkpoint, resumed with two workers."""
     stages, worlds, steps = (0, 3), (1, 2), 12
     check(runs_on(tmp_path, tiny_shards.uri, stages, worlds, steps), stages, worlds, steps)
-    # Some steps of the changed run were computed twice, with 1 and then with 2 workers.
+    # The changed run computed some steps twice, with 1 and then with 2 workers.
     crashed = (tmp_path / "0-changed" / "audit" / "micro-batch-000000016.jsonl").read_text().splitlines()
     assert len(crashed) == 2
 

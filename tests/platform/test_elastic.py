@@ -1,8 +1,8 @@
-"""What a pre-training run survives, on a cluster of several nodes on this machine (docs/reliability.md has the results).
+"""Failures of a pre-training run on a cluster of several nodes on this machine (docs/reliability.md has the results).
 
     .venv/bin/python -m pytest -m slow -s tests/platform/test_elastic.py     # prints what each failure cost
 
-Every run that went through a failure must end with the losses of an undisturbed one and with each sample seen once.
+Every run with a failure must end with the losses of an undisturbed run and must see each sample once.
 """
 
 import itertools
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, tiny_shards) -> dict[int, dict[int, float]]:
-    """Losses of one worker that nothing happens to, without Ray, for both lengths of a run."""
+    """Losses of an undisturbed run with one worker, without Ray, for both lengths of a run."""
     folder = tmp_path_factory.mktemp("undisturbed")
     for steps in (STEPS, FEW):
         work(folder, 1, tiny_shards.uri, steps, [[str(steps), 1, 0]])
@@ -44,7 +44,7 @@ def nodes():
 
 @pytest.fixture
 def start(tiny_shards, tmp_path, nodes):
-    """Starts drivers that are ended with the test."""
+    """A function that starts drivers, which are killed at the end of the test."""
     drivers = []
 
     def started(
@@ -59,11 +59,11 @@ def start(tiny_shards, tmp_path, nodes):
 
 
 def finish(driver: Driver, undisturbed: dict[int, dict[int, float]], storage: StorageConfig | None = None) -> None:
-    """It ends well, with the undisturbed losses and every sample once."""
+    """Assert that the driver ends with status 0, with the undisturbed losses and every sample seen once."""
     assert driver.wait() == 0, driver.text[-6000:]
     found, expected = survival.losses(driver.output, storage), undisturbed[driver.steps]
     assert found == pytest.approx(expected, rel=1e-3)
-    first = dict(itertools.islice(expected.items(), 40))  # rounding grows from step to step
+    first = dict(itertools.islice(expected.items(), 40))  # rounding errors grow from step to step
     assert {position: found[position] for position in first} == pytest.approx(first, rel=1e-4)
     check_audit(driver.audit, driver.steps)
 
@@ -113,7 +113,7 @@ def test_a_node_that_goes_and_one_that_comes(nodes, start, undisturbed):
 
 
 def test_a_drained_node(nodes, start, undisturbed):
-    """25 s notice, as short as any cloud gives; the node is taken away at the deadline."""
+    """A notice of 25 s, shorter than any cloud's; the node is removed at the deadline."""
     nodes.have(2)
     driver = start("scaling.workers=2", "scaling.min_workers=1", "scaling.max_failures=0")
     driver.wait_for(r"step 10/")
@@ -168,7 +168,7 @@ def test_sigterm(nodes, start, undisturbed):
 
 
 def test_a_loss_that_diverges(nodes, start):
-    """Both workers stop before the update; another run goes on from a checkpoint before it."""
+    """Both workers stop before the update; another run continues from an earlier checkpoint."""
     nodes.have(2)
     driver = start(
         "scaling.workers=2", "optimizer.learning_rate=1e35", "checkpoint.every_steps=1", "checkpoint.keep=99", steps=FEW
@@ -194,7 +194,7 @@ def test_a_loss_that_diverges(nodes, start):
 
 
 def test_a_torn_checkpoint_is_passed_over_and_named(nodes, start, undisturbed):
-    """Killed while it uploads: one checkpoint without its manifest, one cut short."""
+    """The driver was killed during uploads: one checkpoint lacks its manifest, one is truncated."""
     nodes.have(1)
     first_driver = start("scaling.workers=1", steps=FEW)
     first_driver.wait_for(r"step 18/")
@@ -218,7 +218,7 @@ def test_a_torn_checkpoint_is_passed_over_and_named(nodes, start, undisturbed):
 
 
 def test_object_storage_that_fails_hangs_and_is_slow(nodes, start, undisturbed, s3, tiny_shards, tmp_path):
-    """6 s of each, and then for good: a clear failure, from which the same command goes on."""
+    """6 s of each fault, and then a permanent one: a clear error, after which the same command continues."""
     nodes.have(1)
     proxy, direct = FaultyProxy(s3.endpoint_url), StorageConfig(endpoint_url=s3.endpoint_url)
     try:

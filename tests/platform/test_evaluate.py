@@ -1,4 +1,4 @@
-"""Evaluation through its `main`: the table equals metrics computed in this process; bad paths are said."""
+"""Evaluation through its `main`: the table equals metrics computed in this process; bad paths are reported."""
 
 import json
 
@@ -35,7 +35,7 @@ def config_of(models, sets, *overrides: str) -> EvaluateProgramConfig:
 
 
 def in_process(model, data) -> tuple:
-    """Arguments of the metrics, features computed here without Ray."""
+    """Arguments of the metrics, with features computed in this process without Ray."""
     loaded = load_model(str(model), StorageConfig())
     query, gallery = (ImageSet(data, [split], (64, 32)) for split in ("query", "gallery"))
     return (embed_all(loaded, query), query.pids, query.camids, embed_all(loaded, gallery), gallery.pids, gallery.camids)
@@ -59,7 +59,7 @@ def test_a_table_of_two_models(tmp_path, ray_session, tiny_backbone, supervised_
         }
         assert {name: row[name] for name in about} == about
         assert row["queries"] == row["gallery"] == 18 and row["image_size"] == [64, 32]
-    # The number that fine-tuning itself reported, from features that its workers computed.
+    # The value that fine-tuning reported, from features that its workers computed.
     summary = supervised_run[1]
     assert [rows[0][name] for name in NAMES] == pytest.approx([summary[name] for name in NAMES], abs=1e-6)
     assert rows[0]["weights"] == summary["weights"] != rows[1]["weights"]
@@ -78,7 +78,7 @@ def test_a_table_of_two_models(tmp_path, ray_session, tiny_backbone, supervised_
         )
         == 2
     )
-    assert printed.splitlines()[-4] == "mAP / Rank-1, no query expansion"  # two models on one set: a matrix too
+    assert printed.splitlines()[-4] == "mAP / Rank-1, no query expansion"  # two models on one set also give a matrix
     assert printed.splitlines()[-2].split()[0] == str(models[0])
 
 
@@ -100,7 +100,7 @@ def test_verification_and_cameras_on_the_terminal(ray_session, tiny_backbone, ti
     lines = printed[printed.index("mAP from camera to camera") :].splitlines()
     assert lines[1].split() == [str(camera) for camera in row["camera_pairs"]["gallery_cameras"]]
     assert [line.split()[0] for line in lines[2:5]] == [str(camera) for camera in row["camera_pairs"]["query_cameras"]]
-    assert all(line.split().count("-") == 1 for line in lines[2:5])  # a camera with itself
+    assert all(line.split().count("-") == 1 for line in lines[2:5])  # a camera against itself has no value
 
 
 def test_cross_domain_matrix():
@@ -136,7 +136,7 @@ def test_the_version_of_the_data_is_named(kind, key, name):
 
 
 def test_metrics_of_the_protocol_by_hand(tiny_labeled, supervised_run):
-    """mAP from its definition, query by query: what the table rests on."""
+    """The mAP of the table equals its definition, query by query."""
     query, qp, qc, gallery, gp, gc = in_process(supervised_run[0], tiny_labeled)
     precisions = []
     for row in range(len(query)):
@@ -163,7 +163,7 @@ def test_bad_paths(tmp_path, tiny_backbone, tiny_labeled):
         main(config_of([tiny_backbone], [tiny_labeled.uri], "evaluate.per_query=true"))
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match=rf"cannot write to {tmp_path}/file/below: {tmp_path}/file is a file"):
-        main(config_of([tmp_path / "nowhere"], [tiny_labeled.uri], f"output={tmp_path}/file/below"))  # said first
+        main(config_of([tmp_path / "nowhere"], [tiny_labeled.uri], f"output={tmp_path}/file/below"))  # reported first
     with pytest.raises(ConfigError, match=r"image_size must be \[height, width\] or \[\]: got \[64\]"):
         config_of([tiny_backbone], [tiny_labeled.uri], "image_size=[64]")
 

@@ -1,4 +1,4 @@
-"""Exporting: from runs and files, every format usable by whom it is for, nothing half-written."""
+"""Export from runs and files: every format works in the library it is for, and nothing is half-written."""
 
 import json
 
@@ -27,7 +27,7 @@ def config_of(source, output, *overrides) -> ExportConfig:
 
 @pytest.fixture
 def run(tmp_path):
-    """A run folder of a fine-tuning whose retrieval uses the feature after the neck."""
+    """A fine-tuning run folder whose retrieval uses the feature after the neck."""
     model = ReidModel(build_vit(VIT, seed=1), num_classes=3).eval()
     with torch.no_grad():
         model.bottleneck.running_mean.uniform_(-1, 1)

@@ -1,4 +1,4 @@
-"""Fine-tuning through its `main`, as a user runs it: three settings, more workers, killed and continued, refused."""
+"""Fine-tuning through its `main`, as a user runs it: three settings, more workers, kill and resume, refusals."""
 
 import json
 import os
@@ -29,7 +29,7 @@ from tests.fixtures_runs import finetune_config
 from tests.tiny import FINETUNE, FITTING, IMAGENET, TINY_VIT
 
 ROOT = Path(__file__).resolve().parents[2]
-CHANCE_MAP = 0.25  # two of 17 gallery images are right: random rankings have an mAP of 0.2 and a little
+CHANCE_MAP = 0.25  # two of 17 gallery images are correct: random rankings have an mAP slightly above 0.2
 
 
 def rows_of(output) -> list[dict]:
@@ -76,7 +76,7 @@ def test_another_configuration_is_refused(supervised_run, tiny_backbone, tiny_la
 
 
 def test_usl_clusters_and_learns_from_the_clusters(tmp_path, ray_session, tiny_backbone, tiny_labeled, capsys):
-    """On images of another size than the backbone was trained on."""
+    """The images have another size than those of pre-training."""
     output = tmp_path / "usl"
     summary = main(
         finetune_config(
@@ -97,7 +97,7 @@ def test_usl_clusters_and_learns_from_the_clusters(tmp_path, ray_session, tiny_b
 
 @pytest.mark.slow
 def test_fewer_than_two_clusters_change_nothing_and_are_said(tmp_path, ray_session, tiny_backbone, tiny_labeled, capsys):
-    """Before the optimizer has taken any step, too: the checkpoint of such an epoch must be written and read."""
+    """This includes epochs before the first optimizer step, whose checkpoints must be written and read."""
     output = tmp_path / "usl"
     overrides = ["setting=usl", f"checkpoint={tiny_backbone}", "unsupervised.cluster.min_samples=37"]
     summary = main(finetune_config(tiny_labeled, output, *overrides))
@@ -112,7 +112,7 @@ def test_fewer_than_two_clusters_change_nothing_and_are_said(tmp_path, ray_sessi
     after = load_reid(output / "model.safetensors").backbone.state_dict()
     before = torch.load(_state_of(tiny_backbone, tmp_path), weights_only=True)
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in after)
-    # The last checkpoint, of an engine that has taken no step, can be continued from.
+    # A run can resume from the last checkpoint, whose engine has taken no step.
     (output / "summary.json").unlink()
     again = main(finetune_config(tiny_labeled, output, *overrides))
     assert again == summary | {"environment": again["environment"]} and "continuing after" in capsys.readouterr().out
@@ -126,7 +126,7 @@ def _state_of(folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "state.pt"
 
 
-# ---- the same numbers however it is carried out
+# ---- the same numbers on any number of workers
 
 
 def test_two_workers_give_the_same_losses_as_one(tmp_path, ray_session, tiny_backbone, tiny_labeled, tiny_source):
@@ -155,7 +155,7 @@ def test_two_workers_give_the_same_losses_as_one(tmp_path, ray_session, tiny_bac
 
 
 def start(overrides: list[str], log) -> subprocess.Popen:
-    """The command a user types, in a process group of its own."""
+    """Start the command as a user types it, in its own process group."""
     return subprocess.Popen(
         [sys.executable, "-m", "platform.finetune", *overrides, "runtime.object_store_gib=0.2"],
         cwd=ROOT,
@@ -167,7 +167,7 @@ def start(overrides: list[str], log) -> subprocess.Popen:
 
 
 def kill(process: subprocess.Popen) -> None:
-    """At once, with its Ray."""
+    """Kill the process and its Ray at once."""
     family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -179,7 +179,7 @@ def kill(process: subprocess.Popen) -> None:
 
 @pytest.mark.slow
 def test_uda_killed_in_its_second_phase_and_continued(tmp_path, ray_session, tiny_backbone, tiny_labeled, tiny_source):
-    """Equal to an uninterrupted run, in which the second phase follows the first in the same process."""
+    """The result equals that of an uninterrupted run, in which both phases run in the same process."""
     overrides = [
         "setting=uda",
         f"checkpoint={tiny_backbone}",
@@ -196,7 +196,7 @@ def test_uda_killed_in_its_second_phase_and_continued(tmp_path, ray_session, tin
         process = start(command, stream)
         try:
             deadline = time.monotonic() + 150
-            while not list(killed.glob("checkpoints/position-0000020000*/manifest.json")):  # phase 2 has an epoch
+            while not list(killed.glob("checkpoints/position-0000020000*/manifest.json")):  # phase 2 has finished an epoch
                 assert process.poll() is None and time.monotonic() < deadline, log.read_text()
                 time.sleep(0.02)
         finally:
@@ -218,7 +218,7 @@ def test_uda_killed_in_its_second_phase_and_continued(tmp_path, ray_session, tin
 def test_an_evaluation_that_fails_leaves_the_model_and_is_all_that_is_repeated(
     tmp_path, ray_session, tiny_backbone, tiny_labeled, capsys
 ):
-    """What fails here is the place of its result."""
+    """The evaluation fails because its result cannot be written."""
     output = tmp_path / "run"
     (output / "rankings.json").mkdir(parents=True)
     config = finetune_config(tiny_labeled, output, f"checkpoint={tiny_backbone}", "supervised.epochs=1")
@@ -235,7 +235,7 @@ def test_an_evaluation_that_fails_leaves_the_model_and_is_all_that_is_repeated(
 
 
 def test_the_model_is_there_before_it_is_judged(tmp_path, ray_session, tiny_labeled):
-    """Features that overflow cannot be judged."""
+    """Evaluation fails because the features overflow."""
     broken = build_vit(TINY_VIT)
     with torch.no_grad():
         broken.norm.weight.fill_(3e38)
@@ -247,7 +247,7 @@ def test_the_model_is_there_before_it_is_judged(tmp_path, ray_session, tiny_labe
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
-# ---- what cannot be done is said before anything starts
+# ---- refusals before anything starts
 
 
 def test_wrong_paths(tmp_path, tiny_labeled, tiny_backbone):
@@ -261,7 +261,7 @@ def test_wrong_paths(tmp_path, tiny_labeled, tiny_backbone):
                 tiny_labeled, tmp_path / "c", "setting=uda", f"source_set={tmp_path}/source", f"checkpoint={tiny_backbone}"
             )
         )
-    assert not list(tmp_path.iterdir())  # the corrected command must not meet the configuration of the wrong one
+    assert not list(tmp_path.iterdir())  # the corrected command must not find the configuration of the wrong one
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", b"\x80\x04cos\nsystem\n(S'true'\ntR."])
@@ -292,7 +292,7 @@ def test_supervised_needs_labels_and_all_need_their_splits(tmp_path, ray_session
 
 
 def test_what_no_batch_or_worker_can_share(tmp_path, tiny_labeled, tiny_backbone):
-    """Known before Ray is there."""
+    """The error comes before Ray starts."""
     with pytest.raises(UserError, match=r"has 6 people in split train, a batch needs 16: lower supervised.batch.identities"):
         main(finetune_config(tiny_labeled, tmp_path / "a", f"checkpoint={tiny_backbone}", "supervised.batch.identities=16"))
     with pytest.raises(UserError, match=r"7 workers cannot share the 6 images of a step: lower scaling.workers, or raise "):
@@ -315,7 +315,7 @@ EXPERIMENTS = sorted(file.stem for file in (ROOT / "configs" / "experiment").glo
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_published_recipe_runs_on_any_number_of_workers(tmp_path, experiment):
-    """With the published batch: 16 x 4 and 32 x 8 images a step, however many share it."""
+    """The batch stays the published one, 16 x 4 and 32 x 8 images per step, on any number of workers."""
     composed = load_config(
         FinetuneConfig, "finetune", [f"experiment={experiment}", "scaling=gpus8", "checkpoint=x", "source_set=y"]
     )
@@ -341,7 +341,7 @@ def test_a_run_keeps_the_cut_that_it_began_with(tmp_path, tiny_labeled):
 
     common = ["setting=uda", "source_set=x", "checkpoint=y"]
     assert cut(*common, "scaling.workers=2") == (2, 2) and cut(*common, "scaling.workers=4") == (4, 4)
-    assert cut("checkpoint=y", "scaling.workers=2") == (2, 0)  # nothing is said of a phase that there is not
+    assert cut("checkpoint=y", "scaling.workers=2") == (2, 0)  # a phase that does not run gives no message
     (tmp_path / "run").mkdir()
     batches = {"supervised": {"batch": {"micro_batches": 4}}, "unsupervised": {"batch": {"micro_batches": 8}}}
     (tmp_path / "run" / "config.json").write_text(json.dumps({"program": "finetune", "config": batches}))

@@ -1,4 +1,4 @@
-"""Fine-tuning: the same losses and weights on any number of workers, and, but for an ics stem, however the batch is cut."""
+"""Fine-tuning: the same losses and weights on any number of workers and, except for an ics stem, for any cut of the batch."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from reidssl.models.weights import load_reid
 from tests.platform.test_curve import distance, spawn
 from tests.tiny import MODEL
 
-# SGD, so that a weight's step is as exact as its gradient: Adam makes a whole step out of the rounding of a gradient near 0.
+# SGD, so that steps are as exact as gradients: Adam turns the rounding of a gradient near 0 into a full step.
 COMMON = [
     "augment.pad=4",
     "augment.erasing=0.5",
@@ -25,7 +25,7 @@ COMMON = [
     "supervised.batch.instances=3",
     "unsupervised.batch.instances=3",
 ]
-# 4 x 3 images in 4 pieces of 3, in 2 of 6; without labels as many clusters as there are, up to 4: pieces of unequal size.
+# 4 x 3 images in 4 pieces of 3 or 2 of 6. Without labels a batch has up to 4 clusters, so pieces may have unequal sizes.
 SOFTMAX: list[str] = []
 MARGIN = ["supervised.identity=arcface", "supervised.center_weight=0.05"]
 UNLABELED = ["setting=usl", "unsupervised.hard=true", "unsupervised.epochs=3"]
@@ -43,13 +43,13 @@ def overrides(kind: str, stem: str, pieces: int) -> list[str]:
 
 
 def work(folder: Path, world: int, data: str, kinds: list[tuple[str, str]], pieces: int) -> None:
-    """Every kind on every stem named, on `world` workers, into `<kind>-<stem>-<pieces>-<world>`."""
+    """Run every kind on every given stem with `world` workers, into `<kind>-<stem>-<pieces>-<world>`."""
     runs = [[f"{kind}-{stem}-{pieces}-{world}", overrides(kind, stem, pieces)] for kind, stem in kinds]
     spawn("tests.platform.finetune_worker", folder, world, {"world": world, "data": data, "runs": runs})
 
 
 def check_alike(one: Path, other: Path, exact: float) -> None:
-    """Losses and terms to a relative 1e-4; weights, statistics of batch norms included, to `exact` of their length."""
+    """Assert equal losses and terms to a relative 1e-4, and equal weights and batch-norm statistics to `exact` of their norm."""
     rows, reference = (
         [
             {name: value for name, value in row.items() if not name.endswith(("time", "seconds", "per_second"))}
@@ -69,7 +69,7 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
     return {name: value for name, value in state.items() if value.is_floating_point()}
 
 
-@pytest.mark.timeout(1200)  # a minute alone, many times that beside other work
+@pytest.mark.timeout(1200)  # a minute alone, many times longer on a busy machine
 def test_one_and_two_workers_and_an_uncut_batch(tmp_path, tiny_labeled):
     data = tiny_labeled.uri
     work(tmp_path, 1, data, [("softmax", "patch")], 1)
@@ -91,8 +91,8 @@ def test_all_losses_and_stems_on_one_two_and_four_workers(tmp_path, tiny_labeled
     for kind, stem in kinds:
         for world in (2, 4):
             check_alike(tmp_path / f"{kind}-{stem}-4-{world}", tmp_path / f"{kind}-{stem}-4-1", 1e-5)
-        if stem == "patch":  # nothing in the backbone looks at more than one image
+        if stem == "patch":  # this backbone has no batch norm
             check_alike(tmp_path / f"{kind}-{stem}-4-1", tmp_path / f"{kind}-{stem}-1-1", 1e-5)
         else:
             cut, whole = (weights_of(tmp_path / f"{kind}-{stem}-{pieces}-1") for pieces in (4, 1))
-            assert distance(cut, whole) > 1e-5  # the batch norm of the stem sees pieces
+            assert distance(cut, whole) > 1e-5  # the stem's batch norm sees single pieces

@@ -1,4 +1,4 @@
-"""Ingest: every kind of source, with what real ones hold (damaged files, repeats, odd names), to shards."""
+"""Ingest: every kind of source to shards, with the faults of real sources (damaged files, repeats, odd names)."""
 
 import io
 import json
@@ -45,7 +45,7 @@ def write_all(root, files: dict[str, bytes]) -> None:
 
 
 def run(tmp_path, *overrides: str, output: str = "shards"):
-    """What the command line does, in this process: (location, manifest)."""
+    """Run the program in this process as from the command line; returns (location, manifest)."""
     target = f"{tmp_path}/{output}"
     manifest = main(load_config(IngestConfig, "ingest", [f"output={target}", *overrides]))
     location = open_storage(target)
@@ -187,14 +187,14 @@ def test_video_with_detections(tmp_path, ray_session):
         crop = np.asarray(Image.open(io.BytesIO(row["image"]))).astype(int)
         assert crop.shape == (60, 24, 3) == (row["height"], row["width"], 3)
         expected = frames[row["frame"] - 1][8:68, left : left + 24]
-        assert np.abs(crop - expected).mean() < 6  # the video's own compression
+        assert np.abs(crop - expected).mean() < 6  # the video is compressed
     reasons = [reason for _, reason in rejected_of(location)]
     assert len(reasons) == 2 and "duplicate key" in reasons and any("too small" in reason for reason in reasons)
     assert manifest.num_rejected == 2
 
 
 def write_video(path: Path, count: int) -> list[np.ndarray]:
-    """A clip in which every frame has a brightness of its own, so that a shifted frame number shows."""
+    """A clip in which every frame has a different brightness, so that a shifted frame number is visible."""
     frames = []
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=Fraction(10))
@@ -272,7 +272,7 @@ def test_shards_are_equal_every_time_and_about_the_size_asked_for(tmp_path, ray_
     _, second = run(tmp_path, *overrides, output="two")
     assert first == second and first.checksum == second.checksum
     rows = read_rows(location, ["key", "image"])
-    assert rows["key"].to_pylist() == sorted(images)  # the order of the source, whoever was faster
+    assert rows["key"].to_pylist() == sorted(images)  # the order of the source, not of completion
     assert rows["image"].to_pylist() == [images[key] for key in sorted(images)]
     assert len(first.files) >= 3
     assert all(0.7e6 < entry.bytes < 1.8e6 for entry in first.files[:-1])
@@ -292,7 +292,7 @@ def test_done_other_arguments_overwrite_and_leftovers(tmp_path, ray_session, cap
     assert "complete already" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"made with other arguments \(limit was 3, now 4\).*overwrite=true"):
         run(tmp_path, f"raw.path={tmp_path}/in", "limit=4")
-    # An attempt that died leaves shards but no manifest; the next one starts over and cleans them away.
+    # An attempt that died leaves shards but no manifest; the next attempt starts over and deletes them.
     write_shard(location, read_rows(location, ["key", "image", "height", "width", "pid", "camid"]).slice(0, 1))
     (location / "manifest.json").delete()
     (location / "mine.txt").write_bytes(b"not ours")
@@ -370,7 +370,7 @@ def test_wrong_settings(override, text):
         load_config(IngestConfig, "ingest", [override])
 
 
-# ---- readers alone
+# ---- readers without Ray
 
 
 @pytest.mark.parametrize(
@@ -393,7 +393,7 @@ def test_wrong_settings(override, text):
     ],
 )
 def test_further_labeled_sets(tmp_path, kind, names, camids, capsys):
-    """Planned and read without Ray: their layouts only differ from Market-1501's in names."""
+    """They are planned and read without Ray, because their layouts differ from Market-1501's in names only."""
     write_all(open_storage(str(tmp_path)), {name: picture(index) for index, name in enumerate(names)})
     config = RawConfig(kind=kind, path=str(tmp_path), boxes="labeled")
     source = open_source(config, StorageConfig())

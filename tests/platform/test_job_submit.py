@@ -1,4 +1,4 @@
-"""`ray job submit --working-dir . -- python -m platform.pretrain ...` on a cluster of its own that asks for a token."""
+"""`ray job submit --working-dir . -- python -m platform.pretrain ...` on a separate cluster with token authentication."""
 
 import contextlib
 import os
@@ -22,13 +22,13 @@ from tests.tiny import PRETRAIN
 ROOT = Path(__file__).resolve().parents[2]
 RAY = Path(sys.executable).parent / "ray"
 TINY = [*PRETRAIN, "length.epochs=2", "tracking.every_steps=2", "scaling.threads=1"]
-STEPS = 180 // 16  # of 90 images, twice
-OTHER_LINES = 10  # the command, what is going to happen, what Ray cannot be kept from saying: no wall of them
+STEPS = 180 // 16  # 90 images, two epochs
+OTHER_LINES = 10  # the command, the plan, and Ray's unavoidable lines
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A running head node and the environment of those who know its token."""
+    """A running head node and the environment with its token."""
 
     environment: dict[str, str]
 
@@ -46,8 +46,8 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """`ray start --head` with ports, folder and token of its own; at the end only its own processes are ended."""
-    folder = Path(tempfile.mkdtemp(prefix="rj"))  # short: Ray puts sockets below it, whose paths are limited
+    """`ray start --head` with separate ports, folder and token; at the end only its own processes are ended."""
+    folder = Path(tempfile.mkdtemp(prefix="rj"))  # short, because the paths of Ray's sockets below it are limited
     (folder / "token").write_text("a" * 64)
     port, dashboard, client, agent = _free_ports(4)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
@@ -120,7 +120,7 @@ def test_a_submitted_pre_training_is_readable_and_succeeds(cluster, tiny_shards,
     )
     log = found.stdout
     assert found.returncode == 0 and re.search(r"Job 'tiny' succeeded", log), log
-    # One line an interval, with what a user wants to know.
+    # One line per interval, with the important metrics.
     lines = [line for line in log.splitlines() if re.search(r"\bstep \d+/", line)]
     assert [int(re.search(r"step (\d+)/", line).group(1)) for line in lines] == [2, 4, 6, 8, 10, STEPS], log
     for line in lines:
@@ -129,17 +129,17 @@ def test_a_submitted_pre_training_is_readable_and_succeeds(cluster, tiny_shards,
             r"teacher entropy [\d.]+\b.*",
             line,
         ), line
-    own = cluster.ray("job", "logs", "tiny").stdout  # without what submitting says
+    own = cluster.ray("job", "logs", "tiny").stdout  # without the output of the submission
     rest = [line for line in own.splitlines() if line.strip() and line not in lines]
     assert len(rest) <= OTHER_LINES, "\n".join(rest)
-    ours = [line for line in rest if "(raylet)" not in line]  # remarks on a busy machine, a few at most
+    ours = [line for line in rest if "(raylet)" not in line]  # Ray's remarks on a busy machine, a few at most
     assert not re.search(r"(?i)warning|traceback|\berror\b", "\n".join(ours)), "\n".join(ours)
     assert [row["position"] // 16 for row in read_metrics(open_storage(str(output)))] == [2, 4, 6, 8, 10, STEPS]
     assert (output / "backbone.safetensors").exists() and (output / "summary.json").exists()
 
 
 def test_relative_paths_in_a_job(cluster, tiny_shards, tmp_path):
-    """In Ray's copy of what was submitted an output would be lost; in a folder that stays, paths work as everywhere."""
+    """In Ray's copy of the submitted folder outputs would be lost; in a permanent folder relative paths work as usual."""
     program = "python -m platform.select random=true"
     story = (
         f"{program} data={tiny_shards.uri} output=out/lost; {program} data=tests/nowhere output={tmp_path}/out; "
@@ -175,7 +175,7 @@ def test_a_users_mistake_is_one_line_in_the_log_of_the_job(cluster, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_stopped_job_submitted_again_under_its_name_goes_on(cluster, tiny_shards, tmp_path):
-    """`ray job stop` is a SIGTERM: the checkpoint that it leaves is the only one there can be."""
+    """`ray job stop` sends SIGTERM. The checkpoint written on it is the only one possible."""
     submit = ["job", "submit", "--working-dir", ".", "--submission-id", "spot", "--"]
     program = [
         "python",
@@ -195,7 +195,7 @@ def test_a_stopped_job_submitted_again_under_its_name_goes_on(cluster, tiny_shar
     log = cluster.ray("job", "logs", "spot").stdout
     stopped = re.search(r"checkpoint at step (\d+) on notice", log)
     assert stopped and "was stopped" in cluster.ray("job", "status", "spot").stdout, log
-    assert cluster.ray("job", "delete", "spot").returncode == 0  # Ray keeps a name until then
+    assert cluster.ray("job", "delete", "spot").returncode == 0  # Ray reserves a name until the job is deleted
     found = cluster.ray(*submit, *program)
     assert found.returncode == 0 and f"continuing from {16 * int(stopped.group(1)):,} samples seen" in found.stdout, found.stdout
     rows = read_metrics(open_storage(str(tmp_path / "run")))

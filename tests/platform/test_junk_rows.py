@@ -1,4 +1,4 @@
-"""Shards in which some rows are no images, through every program: left out, counted, named, and no more than a share of them."""
+"""Shards with rows that are not images, in every program: skipped, counted, reported, and limited to a share."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ LENIENT = "pool.max_corrupt_share=0.1"
 
 @pytest.fixture(scope="module")
 def junk_shards(tmp_path_factory, tiny_shards) -> tuple[Location, list[str]]:
-    """(the pre-training set with junk in both shards, its keys)."""
+    """(the pre-training set with junk in both shards, the keys of the junk rows)."""
     keys = read_rows(tiny_shards, ["key"])["key"].to_pylist()
     bad = [keys[place] for place in (0, 7, 60)]
     location = open_storage(str(tmp_path_factory.mktemp("data") / "junk"))
@@ -40,7 +40,7 @@ def junk_shards(tmp_path_factory, tiny_shards) -> tuple[Location, list[str]]:
 
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory) -> Path:
-    """Another backbone than `tiny_backbone`."""
+    """A backbone other than `tiny_backbone`."""
     folder = tmp_path_factory.mktemp("proxy")
     save_model(build_vit(TINY_VIT, seed=4), {"kind": "backbone", **IMAGENET}, folder / "backbone.safetensors")
     return folder
@@ -79,12 +79,12 @@ def test_scores_and_the_selection(tmp_path, ray_session, junk_shards, tiny_backb
     output = tmp_path / "scores"
     with pytest.raises(UserError, match=r"of the 90 images of .*junk cannot be decoded, more than pool.max_corrupt_share allows"):
         score.main(score_config(location, tiny_backbone, proxy, output))
-    summary = score.main(score_config(location, tiny_backbone, proxy, output, LENIENT))  # goes on where the strict one stopped
+    summary = score.main(score_config(location, tiny_backbone, proxy, output, LENIENT))  # continues where the strict run stopped
     images, source = features_of(tiny_backbone, location, ["train"])
     _, target = features_of(proxy, location, ["train"])
     check_scores(output, location, bad, cfs_scores(source, target).numpy(), summary)
     assert f"set aside: image '{bad[0]}' cannot be decoded (empty file)" in capsys.readouterr().out
-    # A part with bad rows counts as done; the other is scored again.
+    # A part with bad rows counts as complete; the other is scored again.
     (output / "summary.json").unlink()
     kept, lost = (output / "parts" / entry.name for entry in read_manifest(location).files)
     before = kept.stat().st_mtime_ns
@@ -138,7 +138,7 @@ def test_clusters(tmp_path, ray_session, junk_shards, tiny_backbone):
 
 @pytest.fixture(scope="module")
 def junk_labeled(tmp_path_factory, tiny_labeled) -> Location:
-    """The labeled set with one junk image in train and query, two in the gallery."""
+    """The labeled set with one junk image in train, one in query and two in gallery."""
     keys = {split: read_rows(tiny_labeled, ["key"], split=split)["key"].to_pylist() for split in ("train", "query", "gallery")}
     bad = [keys["train"][5], keys["query"][2], keys["gallery"][0], keys["gallery"][17]]
     location = open_storage(str(tmp_path_factory.mktemp("data") / "junk-labeled"))
@@ -160,7 +160,7 @@ def test_evaluation(tmp_path, ray_session, junk_labeled, tiny_backbone, capsys):
 
 
 def test_finetuning(tmp_path, ray_session, junk_labeled, tiny_backbone, capsys):
-    """Without labels: the junk image is in no cluster and no batch, and the junk query and gallery images are in no ranking."""
+    """In USL the junk image is in no cluster and no batch, and the junk query and gallery images are in no ranking."""
     output = tmp_path / "usl"
     summary = finetune.main(
         finetune_config(

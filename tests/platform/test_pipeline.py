@@ -1,4 +1,4 @@
-"""The demo's pipeline at its smallest, from images to the report; again; and with stages deleted."""
+"""The demo's pipeline at tiny sizes, from images to the report; repeated, and with stages deleted."""
 
 import json
 import shutil
@@ -33,18 +33,18 @@ STAGES = [
     "report",
 ]
 
-pytestmark = pytest.mark.timeout(1800)  # two minutes alone, several times that beside other work
+pytestmark = pytest.mark.timeout(1800)  # two minutes alone, several times longer on a busy machine
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, ray_session):
-    """(folder, results) of one whole run."""
+    """(folder, results) of one complete run."""
     output = tmp_path_factory.mktemp("pipeline") / "run"
     return output, main(load_config(PipelineConfig, "pipeline", [f"output={output}", *TINY]))
 
 
 def summaries(output) -> dict[str, int]:
-    """When each stage of the run was finished."""
+    """When each stage of the run finished (modification times of the summaries)."""
     return {
         str(file.parent.relative_to(output)): file.stat().st_mtime_ns
         for file in output.rglob("summary.json")
@@ -75,7 +75,7 @@ def test_all_stages_run_and_the_results_are_complete(finished):
 
 
 def test_the_stages_feed_each_other(finished):
-    """Full and selected see equally many images; the proxies are a pair; the selection is what was trained on."""
+    """Full and selected see the same number of images, the proxies belong together, and training used the selection."""
     output, _ = finished
     configs = {
         name: json.loads((output / name / "config.json").read_text())["config"]
@@ -97,7 +97,7 @@ def test_a_second_call_does_nothing_again(finished, capsys):
     output, results = finished
     before, started = summaries(output), time.monotonic()
     again = main(load_config(PipelineConfig, "pipeline", [f"output={output}", *TINY]))
-    assert time.monotonic() - started < 60  # the report alone; a single training run takes longer on a busy machine
+    assert time.monotonic() - started < 60  # only the report is made; a training run would take longer
     said = capsys.readouterr().out
     assert said.count("is complete already") == len(STAGES) - 1 and " step " not in said
     assert summaries(output) == before and len(before) == 9
@@ -125,7 +125,7 @@ def test_a_deleted_stage_is_done_again_and_no_other(finished):
 
 
 def test_a_stage_is_running_then_complete_or_failed(tmp_path):
-    """What a reader of results.json sees at every moment, also after the process was killed there."""
+    """results.json has the right status at every moment, also after a kill."""
 
     def stored() -> dict:
         return json.loads((tmp_path / "results.json").read_text())["stages"]
@@ -140,9 +140,9 @@ def test_a_stage_is_running_then_complete_or_failed(tmp_path):
             raise reason
         assert stored()["score"] == done and stored()["select"]["status"] == "failed"
     again = Results(open_storage(str(tmp_path)))
-    with again.stage("score"):  # skipped
+    with again.stage("score"):  # complete already
         pass
-    with again.stage("select"):  # done at last
+    with again.stage("select"):  # now complete
         time.sleep(0.2)
     assert stored()["score"] == done and stored()["select"]["status"] == "complete" and stored()["select"]["seconds"] >= 0.2
 
@@ -178,7 +178,7 @@ def test_another_configuration_is_refused(finished):
 
 
 def test_without_a_run_of_its_own_the_source_proxy_is_the_full_pre_training(tmp_path):
-    """As in the demo: one pre-training fewer."""
+    """As in the demo, this saves one pre-training run."""
     config = load_config(PipelineConfig, "pipeline", [f"output={tmp_path}", *TINY, "cfs.proxy_samples=0"])
     story = stages(config, open_storage(str(tmp_path)))
     assert [name for name, _ in story] == [name for name in STAGES if name != "source-proxy"]
@@ -198,7 +198,7 @@ def test_the_source_set_is_read_for_uda_alone(tmp_path):
 
 
 def test_the_plain_pipeline_has_the_published_sizes():
-    """Those of platform.pretrain and platform.finetune, and of the groups that the user chooses."""
+    """They are the defaults of platform.pretrain and platform.finetune, and those of the groups that the user chooses."""
     config, pretrain = load_config(PipelineConfig, "pipeline"), load_config(PretrainConfig, "pretrain")
     tuned = load_config(FinetuneConfig, "finetune")
     for name in ("model", "objective", "augment", "optimizer", "length", "stream", "deepspeed", "scaling"):
@@ -243,7 +243,7 @@ def test_a_set_that_is_missing_is_refused_before_any_work(tmp_path, given, messa
 
 
 def test_a_target_without_a_test_split_is_refused_before_pre_training(tmp_path):
-    """Its data set is there already, so nothing is read again."""
+    """The data set is complete already, so nothing is read again."""
     chosen = ["experiment=demo", f"output={tmp_path}", "target_set.synthetic.target_identities=8", "row_group_rows=32"]
     config, root = load_config(PipelineConfig, "pipeline", chosen), open_storage(str(tmp_path))
     location = write_data(tmp_path / "data" / "target", "pretrain")
@@ -270,7 +270,7 @@ def test_errors_of_the_readers_name_the_set(text, expected):
 
 
 def test_without_a_target_set_the_images_are_clustered(tmp_path, ray_session):
-    """What a street video alone gives: a backbone, pseudo-identities and a report that misses nothing."""
+    """A street video alone gives a backbone, pseudo-identities and a report without gaps."""
     given = [
         "experiment=small",
         "settings=[]",

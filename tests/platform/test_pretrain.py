@@ -1,4 +1,4 @@
-"""Pre-training through its `main`, as a user runs it: one and more workers, resumed, killed, refused."""
+"""Pre-training through its `main`, as a user runs it: one and more workers, resume, kill, refusals."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ from tests.platform.own_lines import foreign_lines
 from tests.tiny import RESUMED as TINY
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 450 // 16  # 90 images, 5 epochs: the second epoch begins within a micro-batch, 2 samples are never seen
+STEPS = 450 // 16  # 90 images, 5 epochs: the second epoch begins within a micro-batch, the last 2 samples are never seen
 
 
 def config_of(tiny_shards, output, *overrides: str) -> PretrainConfig:
@@ -45,13 +45,13 @@ def losses(output) -> dict[int, float]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, tiny_shards, ray_session):
-    """An uninterrupted run with one worker: (its folder, its summary)."""
+    """(folder, summary) of an uninterrupted run with one worker."""
     output = tmp_path_factory.mktemp("pretrain") / "alone"
-    # Segments of 5 windows: the stream consists of three Ray Data executions.
+    # With segments of 5 windows the stream has three Ray Data executions.
     return output, main(config_of(tiny_shards, output, f"tracking.audit={output}/audit", "stream.segment_windows=5"))
 
 
-# ---- what a run leaves
+# ---- the files of a run
 
 
 def test_a_run_leaves_backbone_log_checkpoints_and_summary(alone, tiny_shards):
@@ -125,7 +125,7 @@ def test_another_configuration_is_refused(alone, tiny_shards):
         main(config_of(tiny_shards, output, "model.width=32"))
 
 
-# ---- the same numbers however it is carried out
+# ---- the same numbers on any number of workers
 
 
 @pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 3])
@@ -151,7 +151,7 @@ OBJECTIVES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_each_objective_resumes_on_two_workers_with_the_same_losses(name, tiny_shards, tmp_path, ray_session, capsys):
-    """A run by one worker; then its second half again, from its checkpoint, by two."""
+    """One worker runs; then two workers repeat the second half from its checkpoint."""
     settings = [*OBJECTIVES[name], "length.epochs=2", "checkpoint.every_steps=5", "checkpoint.keep=9"]
     main(config_of(tiny_shards, tmp_path / "one", *settings))
     (tmp_path / "two").mkdir()
@@ -169,12 +169,12 @@ def test_each_objective_resumes_on_two_workers_with_the_same_losses(name, tiny_s
     assert newest[0].keys() == newest[1].keys()
     for key, value in newest[0].items():
         if not value.is_floating_point():
-            continue  # batch norms count their calls, which nothing reads
+            continue  # counters of batches, which are not used
         torch.testing.assert_close(newest[1][key], value, atol=1e-4, rtol=1e-3)
 
 
 def start(tiny_shards, output, log) -> subprocess.Popen:
-    """The command a user types, in a process group of its own."""
+    """Start the command as a user types it, in its own process group."""
     command = [
         sys.executable,
         "-m",
@@ -207,7 +207,7 @@ def test_killed_and_started_again(alone, tiny_shards, tmp_path):
                 time.sleep(0.05)
         finally:
             os.killpg(process.pid, signal.SIGKILL)
-            for member in family:  # Ray's own; psutil refuses if the number belongs to another process by now
+            for member in family:  # Ray's processes; psutil refuses if the id belongs to another process by now
                 with contextlib.suppress(psutil.NoSuchProcess):
                     member.kill()
             process.wait()
@@ -268,7 +268,7 @@ def test_plan_checksum_follows_data_and_selection(tiny_shards):
     assert StreamPlan(tuple(units), 9, 2, 7).checksum == plans[0].checksum
 
 
-# ---- what cannot be done is said before anything starts
+# ---- refusals before anything starts
 
 
 def test_missing_data(tmp_path):
@@ -324,7 +324,7 @@ def test_a_run_that_diverges_stops_and_leaves_sound_checkpoints(tiny_shards, tmp
     with pytest.raises(UserError, match=r"the (loss is|gradients are) not finite at step \d+ .*checkpoint\.resume_from"):
         main(config)
     assert not (output / "summary.json").exists()
-    for position in (0, 16):  # all that was published is sound: 0 stands for the newest
+    for position in (0, 16):  # all published checkpoints are complete; 0 means the newest
         found = CheckpointStore(open_storage(str(output / "checkpoints"))).newest(position)
         assert found is not None and found.position >= 16
         assert all(torch.isfinite(value).all() for value in found.payload["student"]["parameters"].values())
@@ -332,7 +332,7 @@ def test_a_run_that_diverges_stops_and_leaves_sound_checkpoints(tiny_shards, tmp
 
 @pytest.mark.slow
 def test_another_run_goes_on_from_before(alone, tiny_shards, tmp_path, ray_session, capsys):
-    """With other settings; a folder that is no run is refused."""
+    """A run begins from another run's checkpoint with other settings; a folder that is not a run is refused."""
     with pytest.raises(UserError, match=r"no checkpoint under .*/nothing/checkpoints: checkpoint\.resume_from must be"):
         main(config_of(tiny_shards, tmp_path / "none", f"checkpoint.resume_from={tmp_path}/nothing"))
     capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Relative paths from any folder, through workers that stand in folders of their own."""
+"""Relative paths from any folder, with workers whose current folders differ."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def composed(program: str, *overrides: str):
 
 
 def test_from_images_to_a_model_with_relative_paths(tmp_path, ray_session, monkeypatch, capsys):
-    """`data=demo` and the folders of the README, below the user's folder and nowhere else."""
+    """`data=demo` and the folders of the README are below the user's folder and nowhere else."""
     for folder in ("here", "there"):
         (tmp_path / folder).mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -59,7 +59,7 @@ def test_from_images_to_a_model_with_relative_paths(tmp_path, ray_session, monke
         assert (here / name).exists(), name
     assert list((here / "out/boards").glob("events*")) and len(list((here / "out/audit").iterdir())) == 8
 
-    monkeypatch.chdir(tmp_path / "there")  # the same paths, seen from elsewhere
+    monkeypatch.chdir(tmp_path / "there")  # the same paths from another folder
     again = composed(
         "finetune",
         "checkpoint=../here/out/epoch=1",

@@ -1,4 +1,4 @@
-"""The report page, made from small real run folders: what it says, that it is whole, and that it lets nothing in."""
+"""The report page of small real run folders: its contents, its completeness, and its safety against hostile names."""
 
 import base64
 import io
@@ -63,7 +63,7 @@ def page(pipeline: Path) -> str:
 
 
 class Elements(HTMLParser):
-    """Every element of a page as a browser would see it: `found` holds (name, attributes)."""
+    """Parses a page like a browser: `found` holds (name, attributes) of every element."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ def test_pictures_decode_and_every_ranking_is_shown(pipeline: Path, page: str) -
         assert 0 < image.width <= 128 and 0 < image.height <= pictures.ATTENTION_HEIGHT
     rankings = section(page, "rankings")
     strips = figures(rankings)
-    assert len(strips) == 3 * pictures.QUERIES  # each query with each of the three starts
+    assert len(strips) == 3 * pictures.QUERIES  # each query with each of the three inits
     files = [pipeline / "finetune" / f"usl-{init}" / "rankings.json" for init in ("random", "full", "selected")]
     entries = [{entry["query"]: entry for entry in json.loads(file.read_text())} for file in files]
     first = next(iter(entries[0]))
@@ -171,7 +171,7 @@ def test_names_from_files_cannot_become_markup(page: str) -> None:
     elements = Elements(page).found
     assert "script" not in {name for name, _ in elements}
     assert not [name for _, attributes in elements for name in attributes if name.startswith("on")]
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page  # the query whose key it is stands in the gallery
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page  # the query with this key is shown in the page
 
 
 def test_synthetic_people_are_called_a_test_bed(page: str) -> None:
@@ -195,7 +195,7 @@ def test_scores_are_reported_as_they_are(pipeline: Path, page: str) -> None:
 
 
 def test_scores_are_called_by_the_measure_that_made_them(tmp_path: Path) -> None:
-    """Two selections beside the one by these scores: a control, and one by other scores, whose threshold is another number."""
+    """There are two further selections: a control, and one by other scores with another threshold."""
     data = write_data(tmp_path / "run" / "data" / "pretrain", "pretrain")
     root = tmp_path / "run"
     write_pretraining(root / "proxy" / "source", Path(data.path))
@@ -357,7 +357,7 @@ def test_broken_parts_are_noted_and_the_rest_is_shown(pipeline: Path, tmp_path: 
         "The images of the rankings cannot be read",
     ):
         assert part in notes
-    assert "no image" in section(page, "rankings")  # who was right is known without the images
+    assert "no image" in section(page, "rankings")  # correct matches are known without the images
     assert len(re.findall("<tr", section(page, "results"))) == 10
 
 
@@ -369,7 +369,7 @@ def test_a_single_pretraining(tmp_path: Path) -> None:
     page = Path(target.path).read_text()
     assert sections(page) == ["data", "pretraining", "attention", "provenance", "configuration"]
     assert "Self-supervised pre-training" in page and 'id="missing"' not in page
-    # one row of overlays under the row of images, and they differ from them
+    # one row of overlays below the row of images, and the overlays differ from the images
     images = pictures_in(section(page, "attention"))
     assert len(images) == 2 * pictures.ATTENTION_IMAGES
     assert np.asarray(images[0]).shape != np.asarray(images[-1]).shape or not np.array_equal(images[0], images[-1])
@@ -397,7 +397,7 @@ def test_a_doubtful_run_is_named(tmp_path: Path) -> None:
 
 
 def test_pseudo_identities_of_a_pipeline_without_a_target_set(tmp_path: Path) -> None:
-    """Clusters of 3, 2 and 1 images, the largest first; the set with scores, selection and fine-tuning is not missed."""
+    """Clusters of 3, 2 and 1 images are shown, the largest first. The page has no gaps for scores, selection or fine-tuning."""
     given = PipelineConfig(settings=[], pretrain_set=RawConfig(kind="synthetic"))
     open_run("pipeline", str(tmp_path), given, StorageConfig())
     data = tmp_path / "data" / "pretrain"

@@ -1,4 +1,4 @@
-"""Scoring through its `main`: equal to a direct computation, continued shard by shard, refused."""
+"""Scoring through its `main`: equal to a direct computation, resuming by shard, refusals."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ def config_of(data, source, target, output, *overrides: str) -> ScoreConfig:
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory, ray_session, tiny_shards, tiny_backbone, supervised_run):
-    """(folder, summary) of the tiny data set's scores."""
+    """(folder, summary) of the scores of the tiny data set."""
     output = tmp_path_factory.mktemp("score") / "scores"
     return output, main(config_of(tiny_shards, tiny_backbone, supervised_run[0], output))
 
@@ -54,7 +54,7 @@ def scores_in(output, data) -> dict[str, float]:
 
 @torch.no_grad()
 def by_hand(data, source, target) -> dict[str, float]:
-    """Cosine of the two backbones' features, one image at a time, each with its own normalization."""
+    """Cosines of the features of the two backbones, one image at a time, each backbone with its own normalization."""
     proxies = [
         (load_vit(source / "backbone.safetensors"), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         (load_reid(target / "model.safetensors").backbone, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -82,7 +82,7 @@ def test_scores_equal_a_direct_computation(scored, tiny_shards, tiny_backbone, s
     planted = np.array(read_rows(tiny_shards, ["planted"])["planted"].to_pylist())
     assert summary["auc_planted"] == pytest.approx(roc_auc_score(planted == 0, values))
     assert summary["data_checksum"] == read_manifest(tiny_shards).checksum
-    assert summary["measure"] == "cosine" and "k" not in summary  # what the measure does not use is not claimed
+    assert summary["measure"] == "cosine" and "k" not in summary  # settings that the measure does not use are left out
     proxies = summary["proxies"]
     assert proxies["source"]["loaded"]["kind"] == "a model of ours"
     told = {name: value for name, value in proxies["source"].items() if name != "loaded"}
@@ -98,14 +98,14 @@ def test_neighborhoods_equal_the_library(ray_session, tiny_shards, tiny_backbone
     features = [embed(tiny_shards, path) for path in (tiny_backbone, supervised_run[0])]
     expected = cfs_scores(*features, "neighborhood", 7).numpy()
     found = np.array(list(scores_in(output, tiny_shards).values()))
-    assert (found == expected).mean() > 0.97 and np.abs(found - expected).max() <= 1 / 7 + 1e-6  # batches round: near ties
+    assert (found == expected).mean() > 0.97 and np.abs(found - expected).max() <= 1 / 7 + 1e-6  # rounding swaps near ties
     assert 0.05 < found.mean() < 0.95
     assert {name: summary[name] for name in ("measure", "k", "search")} == {"measure": "neighborhood", "k": 7, "search": "exact"}
     assert not (output / "features").exists()
 
 
 def embed(data, run) -> torch.Tensor:
-    """Backbone features (B, D) of all images, as they go into the score."""
+    """Backbone features (N, D) of all images, as used by the score."""
     model = load_model(str(run), StorageConfig())
     images = [decode_image(image, (64, 32)) for image in read_rows(data, ["image"])["image"].to_pylist()]
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_only_the_missing_shard_is_scored_again(scored, tiny_shards, tiny_backbo
     copy = copied(scored, tmp_path)
     kept, lost = (copy / "parts" / entry.name for entry in read_manifest(tiny_shards).files)
     lost.unlink()
-    # Numbers that no proxy gave show that a shard that is there is not touched.
+    # Artificial scores show that an existing part is not computed again.
     marked = pq.read_table(kept)
     marked = marked.set_column(1, "score", [np.full(len(marked), 0.5, np.float32)])
     pq.write_table(marked, kept)
@@ -154,7 +154,7 @@ def test_wrong_inputs_are_said_and_bind_nothing(tmp_path, tiny_shards, tiny_back
         main(config_of(tiny_shards, tiny_backbone, tmp_path / "nowhere", output))
     with pytest.raises(StorageError, match=r"there is no data set at .*empty"):
         main(config_of(open_storage(str(tmp_path / "empty")), tiny_backbone, supervised_run[0], output))
-    assert not output.exists()  # the corrected command must not meet the configuration of the wrong one
+    assert not output.exists()  # the corrected command must not find the configuration of the wrong one
     with pytest.raises(ConfigError, match=r"measure must be one of cosine, neighborhood: got 'euclidean'"):
         config_of(tiny_shards, tiny_backbone, supervised_run[0], output, "measure=euclidean")
 

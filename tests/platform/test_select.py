@@ -1,4 +1,4 @@
-"""The selected subset: exact, from scores or a published list, and what is refused."""
+"""The selected subset: exact, from scores or a published list, and refusals."""
 
 import hashlib
 import os
@@ -29,7 +29,7 @@ def keys(tiny_shards) -> list[str]:
 
 
 def write_scores(folder: Path, data, scores: np.ndarray, keys: list[str]) -> Path:
-    """A folder as platform.score leaves it."""
+    """Write a folder like that of platform.score."""
     manifest, start = read_manifest(data), 0
     for entry in manifest.files:
         span = slice(start, start + entry.rows)
@@ -44,7 +44,7 @@ def write_scores(folder: Path, data, scores: np.ndarray, keys: list[str]) -> Pat
 
 @pytest.fixture(scope="module")
 def scores(keys) -> np.ndarray:
-    """With ties, some of them where the subset ends."""
+    """Scores with ties, some of them at the end of the subset."""
     return np.round(np.random.default_rng(5).normal(size=len(keys)), 1).astype(np.float32)
 
 
@@ -63,10 +63,10 @@ def test_the_index_is_exact(scored, tiny_shards, keys, scores, tmp_path, fractio
     summary = main(config_of(tiny_shards, output, f"scores={scored}", f"fraction={fraction}"))
     index = pq.read_table(output / "index.parquet").to_pylist()
     assert {row["key"] for row in index} == best(keys, scores, count) and len(index) == summary["selected"] == count
-    assert [row["key"] for row in index] == [key for key in keys if key in best(keys, scores, count)]  # as they are stored
+    assert [row["key"] for row in index] == [key for key in keys if key in best(keys, scores, count)]  # in the order of storage
     score_of = dict(zip(keys, scores, strict=True))
     assert all(row["score"] == score_of[row["key"]] for row in index)
-    for row in index:  # the row that the index names is the image that was chosen
+    for row in index:  # the index points to the rows of the chosen images
         group = pq.ParquetFile((tiny_shards / row["file"]).path).read_row_group(row["row_group"], columns=["key"])
         assert group["key"][row["row"]].as_py() == row["key"]
     assert summary["by"]["kind"] == "scores" and summary["by"]["uri"] == str(scored)
@@ -94,7 +94,7 @@ def test_a_selection_of_another_data_set_is_refused(scored, tiny_shards, tiny_la
 
 
 def test_what_is_no_selection_is_refused(scored, tiny_shards, tmp_path):
-    """A data set in its place, a folder without an index, an index that was cut, one of other columns."""
+    """Refused: a data set in its place, a folder without an index, a truncated index, an index with other columns."""
     with pytest.raises(
         UserError,
         match=r"tiny/manifest\.json is not what belongs there, it has no 'data_checksum' .*"
@@ -257,7 +257,7 @@ def test_scores_that_do_not_fit_are_refused(tiny_shards, tiny_labeled, scored, k
 
 
 def test_what_is_not_of_scores_is_refused(tiny_shards, scored, keys, scores, tmp_path):
-    """The summary of another program, and a part that was cut."""
+    """Refused: the summary of another program, and a truncated part."""
     folder = write_scores(tmp_path / "scores", tiny_shards, scores, keys)
     part = next((folder / "parts").iterdir())
     part.write_bytes(part.read_bytes()[:60])
@@ -269,13 +269,13 @@ def test_what_is_not_of_scores_is_refused(tiny_shards, scored, keys, scores, tmp
 
 
 def test_a_random_subset_is_the_control(tiny_shards, keys, tmp_path):
-    """A function of the seed and the keys, spread over all images, with nothing of the scores in it."""
+    """The subset is a function of the seed and the keys, spread over all images and independent of the scores."""
     runs = {}
     for name, seed in (("a", 3), ("again", 3), ("b", 4)):
         summary = main(config_of(tiny_shards, tmp_path / name, "random=true", f"seed={seed}"))
         assert summary["selected"] == 45 and summary["by"] == {"kind": "random", "seed": seed} and "threshold" not in summary
         runs[name] = set(pq.read_table(tmp_path / name / "index.parquet")["key"].to_pylist())
     assert runs["a"] == runs["again"] != runs["b"] and len(runs["a"]) == 45
-    assert 10 <= len(runs["a"] & set(keys[:45])) <= 35  # not the first half, not the second
+    assert 10 <= len(runs["a"] & set(keys[:45])) <= 35  # neither the first half nor the second
     with pytest.raises(ConfigError, match="scores, list and random exclude each other: got scores and random"):
         config_of(tiny_shards, tmp_path / "c", "random=true", "scores=x")

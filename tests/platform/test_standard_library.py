@@ -1,4 +1,4 @@
-"""The folder `platform` is the standard library's module as well, in every process that the programs run in."""
+"""The package `platform` also provides the standard library's module, in every process of the programs."""
 
 import ast
 import json
@@ -47,7 +47,7 @@ def test_every_name_of_the_standard_module_is_there_and_answers_the_same(tmp_pat
 
 
 def test_what_imports_the_standard_module_works_from_the_root():
-    """In the order that finds the folder first and in the order that finds it late."""
+    """Tested with the folder first and last in the search order."""
     late = "import uuid, ray, torch, deepspeed, platform; assert platform.system() and platform.__path__"
     assert python(f"{late}; import platform.engine.errors; print('fine')").strip().endswith("fine")
     first = "import platform.engine.errors; import uuid, platform; assert uuid.uuid4() and platform.node()"
@@ -116,7 +116,7 @@ def test_help_as_a_command():
     assert ended.returncode == 0 and "fraction=" in ended.stdout and "Traceback" not in ended.stderr
 
 
-# ---- the arrow between the packages
+# ---- imports between the packages
 
 
 def test_the_library_imports_neither_cluster_nor_programs():

@@ -1,4 +1,4 @@
-"""Sweeps: the grid, and one through real Ray Tune with real Ray Train runs in it."""
+"""Sweeps: the grid, and one sweep with real Ray Tune and real Ray Train runs."""
 
 import json
 from dataclasses import replace
@@ -37,7 +37,7 @@ def test_a_sweep_runs_every_point_and_is_read_the_second_time(tmp_path, ray_sess
         for folder in (output / "trials").iterdir()
     }
     assert set(folders) == {0.5, 0.8}
-    for row in found["trials"]:  # every trial is a fine-tuning run of its own
+    for row in found["trials"]:  # every trial is a separate fine-tuning run
         summary = json.loads((folders[row["unsupervised.cluster.eps"]] / "summary.json").read_text())
         assert summary["setting"] == "usl" and (summary["clusters"] or 0) == row["clusters"]
         assert {name: summary[name] for name in ("mAP", "rank1", "mINP")} == {n: row[n] for n in ("mAP", "rank1", "mINP")}
@@ -46,7 +46,7 @@ def test_a_sweep_runs_every_point_and_is_read_the_second_time(tmp_path, ray_sess
     when = {eps: (folder / "summary.json").stat().st_mtime_ns for eps, folder in folders.items()}
     assert main(config_of(tiny_labeled.uri, tiny_backbone, output, SPACE, "metric=rank1")) == found
     assert "is complete already" in capsys.readouterr().out
-    # Interrupted before its end: finished trials are read, not trained again.
+    # After an interruption finished trials are read, not trained again.
     (output / "summary.json").unlink()
     assert main(config_of(tiny_labeled.uri, tiny_backbone, output, SPACE, "metric=rank1"))["best"] == found["best"]
     assert when == {eps: (folder / "summary.json").stat().st_mtime_ns for eps, folder in folders.items()}
@@ -129,7 +129,7 @@ def test_folders_have_names_that_file_systems_take(tmp_path):
 
 
 def test_one_trial_that_fails_does_not_hide_the_others(tmp_path, ray_session, tiny_backbone, tiny_labeled, capsys):
-    """It diverges, every time: its learning rate is beyond all numbers. The other's figures are there all the same."""
+    """The trial diverges every time, because its learning rate is huge. The results of the other trial are kept."""
     output = tmp_path / "sweep"
     arguments = (
         tiny_labeled.uri,
@@ -155,7 +155,7 @@ def test_one_trial_that_fails_does_not_hide_the_others(tmp_path, ray_session, ti
     printed = capsys.readouterr()
     assert f"{100 * good['mAP']:.1f}" in printed.out and "Traceback" not in printed.out + printed.err
     when = (Path(good["folder"]) / "summary.json").stat().st_mtime_ns
-    with pytest.raises(FailedTrialsError):  # again: the good one is read, the bad one repeated
+    with pytest.raises(FailedTrialsError):  # repeated: the finished trial is read, the failed one runs again
         main(config_of(*arguments))
     assert (Path(good["folder"]) / "summary.json").stat().st_mtime_ns == when
     assert capsys.readouterr().out.count("is complete already") == 1

@@ -1,4 +1,4 @@
-"""Weights and images that the reference outputs belong to, made from names and seeds instead of being stored.
+"""Weights and images of the stored reference outputs, generated from names and seeds instead of being stored.
 
 `models.npz` and the head's output in `dino.npz` were computed by the method's released code with every parameter and
 buffer drawn from a generator seeded by the CRC-32 of its (released) name.
@@ -18,7 +18,7 @@ _NORM_SCALES = ("norm.weight", "norm1.weight", "norm2.weight", "IN.weight", "BN.
 
 
 def fill(name: str, shape: tuple[int, ...]) -> Tensor:
-    """The recipe's value for one tensor: noise of 0.02, around 1 for scales, never below 1 for variances."""
+    """The value of one tensor: noise of 0.02, around 1 for scales, never below 1 for variances."""
     if name.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
@@ -31,7 +31,7 @@ def fill(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def released_state_dict(layout: str) -> dict[str, Tensor]:
-    """A whole checkpoint in one of the layouts of `state_dicts.json`, filled by the recipe."""
+    """A whole checkpoint in one of the layouts of `state_dicts.json`, filled by `fill`."""
     shapes = json.loads((FOLDER / "state_dicts.json").read_text())["models"][layout]["state_dict"]
     return {name: fill(name, tuple(shape)) for name, shape in shapes.items()}
 

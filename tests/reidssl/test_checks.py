@@ -1,4 +1,4 @@
-"""Every word: what it lets pass, what it refuses, and in which sentence."""
+"""Every check: the values that it accepts and refuses, and its message."""
 
 import math
 import re

@@ -154,7 +154,7 @@ def test_what_may_rest_has_a_decayed_group_of_its_own():
 
 
 def test_adamw_is_plain_on_a_cpu():
-    """Its rounding is that of published curves; a fused one differs in the last bits."""
+    """The plain optimizer has the rounding of the published curves; a fused one differs in the last bits."""
     assert not can_mask(build_optimizer("adamw", [{"params": [torch.nn.Parameter(torch.zeros(2))]}], lr=0.1))
 
 
@@ -189,7 +189,7 @@ def test_a_broken_loss_breaks_every_gradient_and_a_good_one_none():
     (expected,) = torch.autograd.grad(good, weight, retain_graph=True)
     assert torch.equal(torch.autograd.grad(broken_as_nan(good), weight, retain_graph=True)[0], expected)
     assert torch.equal(broken_as_nan(good), good)
-    infinite = good + torch.tensor(float("inf"))  # its own gradient is finite
+    infinite = good + torch.tensor(float("inf"))  # the gradient itself is finite
     assert torch.isfinite(torch.autograd.grad(infinite, weight, retain_graph=True)[0]).all()
     assert torch.isnan(torch.autograd.grad(broken_as_nan(infinite), weight)[0]).all()
 

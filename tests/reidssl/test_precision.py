@@ -1,4 +1,4 @@
-"""Half types widened, and regions without autocast."""
+"""Half types are widened, and regions have no autocast."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_products_keep_their_type_within_the_region():
 
 
 def test_exact_products_bring_back_what_was_allowed():
-    """The setting is the process's; on a GPU it would be changed within the region, and must be as before after an error too."""
+    """The setting is global to the process. A GPU changes it within the region; it must be restored, after an error too."""
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("high")

@@ -31,7 +31,7 @@ def test_cosine_of_steps_equals_the_released_array(steps, warmup_steps, batch):
     schedule = Cosine(base, final, steps * batch, warmup_steps * batch, start, step=batch)
     np.testing.assert_allclose([schedule(step * batch) for step in range(steps)], expected, rtol=1e-12)
     if warmup_steps > 1 and rest:
-        assert schedule((warmup_steps - 1) * batch) == schedule(warmup_steps * batch) == base  # reached, and repeated
+        assert schedule((warmup_steps - 1) * batch) == schedule(warmup_steps * batch) == base  # base is reached, and repeated
 
 
 def test_a_warm_up_that_ends_within_a_step_does_not_pass_the_peak():

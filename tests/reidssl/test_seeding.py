@@ -22,7 +22,7 @@ def test_splitmix_gives_the_published_sequence():
 
 
 def test_values_are_frozen():
-    """A changed value changes every run that is resumed: these may never move."""
+    """A changed value would change every resumed run, so these values must never change."""
     assert mix(0) == 4246866556266386882
     assert sample_seeds(7, 3, ["a/b.jpg"]).tolist() == [16114865995103081484]
     np.testing.assert_array_equal(uniforms(np.array([5], np.uint64), 2, stream=1), [[0.1054448114063975, 0.9221926923303404]])
@@ -60,7 +60,7 @@ def test_uniforms_depend_on_their_own_seed_stream_and_place():
 
 @pytest.mark.parametrize("seeds", [np.arange(20000, dtype=np.uint64), sample_seeds(0, 0, list(map(str, range(20000))))])
 def test_uniforms_are_uniform_and_uncorrelated(seeds):
-    """Also for seeds that are themselves a plain count."""
+    """This holds also for consecutive seeds."""
     values = uniforms(seeds, 4)
     assert values.dtype == np.float64
     assert values.min() >= 0.0 and values.max() < 1.0

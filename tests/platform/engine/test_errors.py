@@ -1,4 +1,4 @@
-"""What a user is told of an error that comes back from Ray."""
+"""The message of an error that Ray returns to the user."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def test_a_users_error_is_its_own():
 
 @pytest.mark.parametrize("kind", [UserError, StorageError])
 def test_of_a_task_it_is_the_words_without_the_remote_trace(ray_session, kind):
-    """Ray's wrapper is an instance of the same class, with the whole remote stack trace for its text."""
+    """Ray's wrapper is an instance of the same class, and its text is the whole remote stack trace."""
 
     @ray_session.remote(max_retries=0)
     def fail():

@@ -1,4 +1,4 @@
-"""Sources without Ray: what is wrong with one item sets that item aside, what is wrong with the source is one line."""
+"""Sources without Ray: an error of one item rejects that item; an error of the whole source is one line."""
 
 import gzip
 import io
@@ -35,7 +35,7 @@ def picture(level: int = 0) -> bytes:
 
 
 def read(source) -> tuple[dict[str, Candidate], dict[str, str]]:
-    """(good images, reasons of the others) by key; what is good goes through a shard's schema on the way."""
+    """(good images, reasons of the others) by key; good images are converted to the schema of a shard."""
     found = [each for unit in pickle.loads(pickle.dumps(source.plan(0).units)) for each in source.read(unit)]
     for each in found:
         each.key.encode()
@@ -111,7 +111,7 @@ def test_what_changes_between_plan_and_read(tmp_path, monkeypatch):
 
 
 def test_an_error_of_the_disk_is_of_the_file():
-    """/proc/self/mem is a regular file whose first page cannot be read: a real EIO."""
+    """An EIO rejects one file. /proc/self/mem is a regular file whose first page cannot be read, which gives a real EIO."""
     source = source_of("folder", "/proc/self")
     (found,) = source.read([Record("mem", -1, -1, "train")])
     assert found.error == "cannot be read: Input/output error"
@@ -273,7 +273,7 @@ def test_members_that_are_no_files_and_odd_names(tmp_path):
 def test_a_damaged_tar_keeps_what_came_before_and_says_that_there_was_more(tmp_path, harm):
     whole = make_tar([(f"{number}.jpg", picture()) for number in range(6)])
     member = 512 + -(-len(picture()) // 512) * 512
-    zipped = gzip.compress(whole, 0)  # blocks of 64 kB as they are
+    zipped = gzip.compress(whole, 0)  # stored blocks of 64 kB, not compressed
     data = {
         "cut in a member": whole[: member * 3 + 600],
         "cut between members": whole[: member * 3],
@@ -374,11 +374,11 @@ def test_ground_truth_of_a_video(tmp_path):
         open_source(nobody, StorageConfig()).plan(0)
 
 
-# ---- what no source thought of
+# ---- unexpected errors of a source
 
 
 class Odd:
-    """Rows that no schema holds, and a reader that breaks off."""
+    """A source with rows that do not fit the schema, and a reader that fails in the middle."""
 
     def __init__(self):
         self.extra_columns = {"split": pa.string(), "track": pa.int32()}
@@ -389,7 +389,7 @@ class Odd:
     def read(self, unit):
         data = picture()
         good = Candidate("good.jpg", data, 1, 2, extras=(5,))
-        yield Candidate("good.jpg", b"damaged", extras=(5,))  # does not keep the good one of this name out
+        yield Candidate("good.jpg", b"damaged", extras=(5,))  # must not exclude the good image of this name
         yield good
         yield good._replace(key="pid.jpg", pid=3_000_000_000)
         yield good._replace(key="camid.jpg", camid="two")
@@ -401,7 +401,7 @@ class Odd:
 
 
 class Tally:
-    """Stands where the driver's counter does."""
+    """A stand-in for the driver's counter."""
 
     def __init__(self):
         self.add, self.calls = self, []

@@ -1,10 +1,10 @@
-"""One process of test_zero.py: trains a small model through DeepSpeed in many settings and writes what it saw.
+"""One process of zero/test_engine.py: trains a small model with DeepSpeed in many settings and writes the results.
 
   python -m tests.platform.engine.zero_worker RANK WORLD FOLDER
 
-Two runs go at the same time, with one and with two processes. Each leaves its payloads in FOLDER, waits for those of the
-other, continues from them, and rank 0 writes seen-WORLD.json. The samples of a step are shared as in a real run:
-micro-batch j goes to process j mod WORLD.
+Two runs go at the same time, with one and with two processes. Each writes its payloads to FOLDER, waits for those of the
+other and continues from them. Rank 0 writes seen-WORLD.json. The samples of a step are shared as in a real run: micro-batch j
+goes to process j mod WORLD.
 """
 
 import json
@@ -41,7 +41,7 @@ SETTINGS = {
 
 
 class Model(nn.Module):
-    """Odd sizes (no partition is even), a norm, a frozen parameter, and a layer that rests at first."""
+    """A model with odd sizes (no partition is even), a norm, a frozen parameter, and a layer that is frozen at first."""
 
     def __init__(self, width: int = 7) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Model(nn.Module):
         self.norm = nn.BatchNorm1d(width)
         self.frozen = nn.Parameter(torch.zeros(width), requires_grad=False)
         self.late = nn.Linear(width, 3, bias=False)
-        self.large = nn.Linear(width, 301)  # above the size under which ZeRO-3 keeps parameters whole
+        self.large = nn.Linear(width, 301)  # larger than the parameters that ZeRO-3 keeps whole
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
@@ -62,7 +62,7 @@ class Model(nn.Module):
 
 
 def loss_of(call, step: int, index: int) -> Tensor:
-    """Loss of one micro-batch."""
+    """The loss of one micro-batch."""
     generator = torch.Generator().manual_seed(step * 100 + index)
     inputs, targets = torch.randn(MICRO, 5, generator=generator), torch.randn(MICRO, 3, generator=generator)
     small, large = call(inputs, late=step >= RESTS_UNTIL)
@@ -86,7 +86,7 @@ def engine_for(config: zero.EngineSettings, optimizer: str, width: int = 7):
 
 
 def steps(engine, config: zero.EngineSettings, first: int, last: int) -> list[float]:
-    """Mean loss over the micro-batches of each step."""
+    """Train; returns the mean loss over the micro-batches of each step."""
     world, losses = dist.get_world_size(), []
     for step in range(first, last):
         zero.set_schedules(engine, *schedule(step), frozen=step < RESTS_UNTIL)
@@ -102,7 +102,7 @@ def steps(engine, config: zero.EngineSettings, first: int, last: int) -> list[fl
 
 
 def broken_step(engine, config: zero.EngineSettings) -> str:
-    """A step in which the loss of the last process is finite and its gradients are not; what is said of it."""
+    """A step in which the last process has a finite loss and gradients that are not finite; returns the error message."""
     last = dist.get_rank() == dist.get_world_size() - 1
     try:
         for index in range(dist.get_rank(), MICRO_BATCHES, dist.get_world_size()):
@@ -118,7 +118,7 @@ def broken_step(engine, config: zero.EngineSettings) -> str:
 
 
 def largest_difference(one: dict, other: dict) -> float:
-    """Over all tensors of two payloads."""
+    """Largest absolute difference over all tensors of two payloads."""
     assert one["moments"].keys() == other["moments"].keys() and one["optimizer_steps"] == other["optimizer_steps"]
     pairs = [(one["parameters"], other["parameters"]), (one["buffers"], other["buffers"])]
     pairs += [(one["moments"][name], other["moments"][name]) for name in one["moments"]]
@@ -128,7 +128,7 @@ def largest_difference(one: dict, other: dict) -> float:
 
 
 def load_of_other(folder: Path, name: str, world: int) -> dict:
-    """The payload that the run with the other number of processes left; waits for it."""
+    """The payload of the run with the other number of processes; waits for it."""
     deadline = time.monotonic() + 120
     while not (folder / f"done-{3 - world}").exists():
         if time.monotonic() > deadline:
@@ -173,7 +173,7 @@ def main(rank: int, world: int, folder: Path) -> None:
         seen[f"zero{stage} refusal of gradients"] = broken_step(engine, config)
         after = consolidate(engine)
         if rank == 0:
-            statistics = {"buffers": before["buffers"]}  # each forward pass moves them
+            statistics = {"buffers": before["buffers"]}  # each forward pass changes them
             seen[f"zero{stage} moved by them"] = largest_difference(before, after | statistics)
     try:
         restore(engine_for(settings(1, 3.0), "adamw", width=9), load_of_other(folder, "zero1-adamw", world))

@@ -1,4 +1,4 @@
-"""The crops of accelerators, on a CPU: how many operators they take, and that the number depends on nothing drawn."""
+"""The crops of accelerators, on a CPU: the number of their operators does not depend on the random draws."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ SMALL = {"global_size": (32, 16), "local_size": (16, 8)}
 
 
 class Count(TorchDispatchMode):
-    """Counts operators that compute: each is a kernel on an accelerator. Views and fresh memory are none."""
+    """Counts operators that launch a kernel on an accelerator. Views and allocations are not counted."""
 
     FREE = ("aten.empty", "aten.detach", "aten.lift", "aten._unsafe_view")
 
@@ -34,17 +34,17 @@ def launches_for(config: MultiCropConfig, count: int) -> int:
 
 
 def test_the_number_of_operators_is_bounded_and_the_same_for_every_batch():
-    """One sample or 64, 1 local crop or 8, whatever is drawn: before this there were 3,788 for 64 images."""
+    """The number is the same for 1 or 64 images and for any draws. An earlier version took 3,788 operators for 64 images."""
     counts = {launches_for(MultiCropConfig(**SMALL, num_local=num_local), count) for count in (1, 5, 64) for num_local in (1, 8)}
     assert len(counts) == 1
-    assert counts.pop() < 720  # one by one, for both sizes; a compiler joins them, as the test below counts
+    assert counts.pop() < 720  # single operators for both sizes; the test below counts the kernels after fusion
     without_blur = dict.fromkeys(("blur_global1", "blur_global2", "blur_local"), 0.0)
     assert launches_for(MultiCropConfig(**SMALL, **without_blur), 5) < launches_for(MultiCropConfig(**SMALL), 5)
 
 
 @pytest.mark.slow
 def test_compiled_they_are_a_few_dozen_kernels_and_the_same_crops():
-    """Inductor's own count for the crops of one size, on a CPU: fused loops and calls of library products."""
+    """Inductor's own count of fused loops and matrix products for the crops of one size, on a CPU."""
     from torch._inductor import metrics
 
     config = MultiCropConfig(**SMALL)

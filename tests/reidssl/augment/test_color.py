@@ -10,7 +10,7 @@ from reidssl.augment import color
 
 
 def make_images(count: int = 5, height: int = 40, width: int = 24) -> torch.Tensor:
-    """Noise, with a gray, a black, a white and a saturated patch: where hues are undefined or channels tie."""
+    """Noise with a gray, a black, a white and a saturated patch, where hues are undefined or channels are equal."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(count, 3, height, width, generator=generator)
     images[:, :, :4] = images[:, :1, :4]
@@ -36,7 +36,7 @@ def jittered(images: torch.Tensor, chosen: np.ndarray, orders: np.ndarray, facto
     ("operator", "expected", "values", "tolerance"),
     [
         ("brightness", reference.adjust_brightness, [0.0, 0.6, 1.0, 1.4, 2.0], 1e-6),
-        # torchvision's gray weights 0.2989, 0.587, 0.114 do not add up to 1; Pillow's, and ours, do.
+        # torchvision's gray weights 0.2989, 0.587, 0.114 do not add up to 1; those of Pillow and of this library do.
         ("contrast", reference.adjust_contrast, [0.0, 0.6, 1.0, 1.4, 2.0], 2e-4),
         ("saturation", reference.adjust_saturation, [0.0, 0.6, 1.0, 1.4, 2.0], 2e-4),
         ("hue", reference.adjust_hue, [-0.5, -0.1, 0.0, 0.1, 0.5], 5e-6),
@@ -45,7 +45,7 @@ def jittered(images: torch.Tensor, chosen: np.ndarray, orders: np.ndarray, facto
 )
 def test_operators_are_torchvisions(operator, expected, values, tolerance):
     images = make_images()
-    factors = np.tile([1.0, 1.0, 1.0, 0.0], (5, 1))  # the others are neutral
+    factors = np.tile([1.0, 1.0, 1.0, 0.0], (5, 1))  # neutral for the other three
     factors[:, color.JITTER_OPERATORS.index(operator)] = values
     made = jittered(images, np.ones(5, bool), np.array([0, 7, 13, 18, 23]), factors)
     for image, value, result in zip(images, values, made, strict=True):
@@ -72,7 +72,7 @@ def test_jitter_applies_each_samples_own_order():
             for position in color.JITTER_ORDERS[orders[sample]]:
                 expected = operators[color.JITTER_OPERATORS[position]](expected, float(factors[sample, position]))
         torch.testing.assert_close(made[sample], expected, rtol=0, atol=1e-3)
-        # The tolerance tells orders apart: another order of the same operators is further away than it.
+        # The tolerance distinguishes orders: another order of the same operators differs by more.
     assert len({tuple(order) for order in color.JITTER_ORDERS}) == 24
     other = jittered(images, chosen, (orders + 9) % 24, factors)
     differences = (other - made).abs().amax(dim=(1, 2, 3))[torch.from_numpy(chosen)]
@@ -107,7 +107,7 @@ def test_blur_is_the_gaussian_with_repeated_borders():
     images = make_images(5, 20, 33)
     sigmas = torch.tensor([0.1, 0.0, 0.5, 1.1, 2.0], dtype=torch.float64)
     made = as_lines(color.gaussian_blur(as_lines(images), sigmas, 2.0))
-    larger = as_lines(color.gaussian_blur(as_lines(images), sigmas, 9.0))  # room for wider kernels than there are
+    larger = as_lines(color.gaussian_blur(as_lines(images), sigmas, 9.0))  # room for wider kernels than are used
     torch.testing.assert_close(larger, made, rtol=0, atol=1e-6)
     assert torch.equal(made[1], images[1])
     for sample in (0, 2, 3, 4):
@@ -119,7 +119,7 @@ def test_blur_is_the_gaussian_with_repeated_borders():
 
 
 def test_blur_is_close_to_pillows():
-    """Pillow approximates the Gaussian by boxes and rounds: a mean difference of about one level."""
+    """Pillow approximates the Gaussian by boxes and rounds, so the mean difference is about one level."""
     smooth = torch.nn.functional.interpolate(make_images(1, 12, 8), (48, 32), mode="bicubic").clamp(0, 1)
     levels = (smooth[0] * 255).round().byte()
     picture = Image.fromarray(levels.permute(1, 2, 0).numpy())
@@ -134,7 +134,7 @@ def test_blur_is_close_to_pillows():
 
 @pytest.mark.parametrize("length", [1, 2, 3, 40])
 def test_blur_matrices_keep_the_level_and_are_symmetric(length):
-    """Rows add up to 1 however short the line; reversing the line reverses the result."""
+    """Rows add up to 1 for any length of the line; reversing the line reverses the result."""
     sigmas = torch.tensor([0.1, 0.7, 2.0], dtype=torch.float64)
     matrices = color.blur_matrices(sigmas, length, 2.0)
     torch.testing.assert_close(matrices.sum(2), torch.ones(3, length), rtol=0, atol=1e-6)

@@ -37,14 +37,14 @@ def test_boxes_are_distributed_as_torchvisions(height, width, scale, aspect):
         ours, theirs = (boxes - expected.mean(0)) ** power, (expected - expected.mean(0)) ** power
         standard_error = np.sqrt((ours.var(0) + theirs.var(0)) / count)
         assert (np.abs(ours.mean(0) - theirs.mean(0)) < 4.5 * standard_error + 1e-9).all()
-    # The share of the commonest box: the central fallback, where there is one.
+    # The share of the most frequent box, which is the central fallback where there is one.
     share = np.unique(boxes, axis=0, return_counts=True)[1].max() / count
     expected_share = np.unique(expected, axis=0, return_counts=True)[1].max() / count
     assert abs(share - expected_share) < 0.04
 
 
 def test_the_fallback_is_torchvisions():
-    """With an area that never fits, all that is left is the central box."""
+    """If the area never fits, the central box is returned."""
     for height, width, aspect in [(256, 128, (3 / 4, 4 / 3)), (30, 90, (3 / 4, 4 / 3)), (50, 40, (0.7, 0.9))]:
         boxes = random_crop_boxes(draws_for(3), height, width, (40.0, 50.0), aspect)
         expected = RandomResizedCrop.get_params(torch.empty(3, height, width), (40.0, 50.0), aspect)
@@ -91,7 +91,7 @@ def test_crop_and_resize_wants_a_box_for_each_sample():
 
 @pytest.mark.parametrize("size", [(256, 128), (40, 60), (90, 33)])
 def test_resize_images_is_pillows(size):
-    """Pillow rounds and clamps to 8 bits between its two passes: a level may differ by 1, if nothing overshoots."""
+    """Pillow rounds and clamps to 8 bits between its two passes, so a level may differ by 1 where nothing overshoots."""
     from PIL import Image
 
     images = np.random.default_rng(0).integers(70, 186, (2, 90, 33, 3), dtype=np.uint8)

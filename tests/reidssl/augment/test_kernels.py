@@ -1,4 +1,4 @@
-"""The compiled crops against the batched ones that define them."""
+"""The compiled crops against the batched crops, which define them."""
 
 import numpy as np
 import pytest
@@ -9,12 +9,12 @@ from reidssl.augment.geometry import resampling_matrices
 from reidssl.augment.multicrop import MultiCrop, MultiCropConfig
 from reidssl.seeding import sample_seeds
 
-# Rounding differs, and hue turns it into more where a pixel is nearly gray.
+# Rounding differs, and hue enlarges the difference where a pixel is nearly gray.
 TOLERANCE = {"rtol": 0, "atol": 3e-5}
 
 
 def smooth_images(count: int, height: int, width: int) -> torch.Tensor:
-    """Colorful at every scale, with flat, gray, black and white parts."""
+    """Images with colors at every scale and with flat, gray, black and white parts."""
     generator = torch.Generator().manual_seed(count + height)
     images = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
     images[:, :, : height // 4] = 255

@@ -67,7 +67,7 @@ def test_without_color_a_crop_is_torchvisions_resized_crop():
 
 
 def test_the_steps_come_in_the_recipes_order():
-    """Jitter, grayscale, blur, solarize, normalize: put together by hand from the single operators."""
+    """The result equals jitter, grayscale, blur, solarize and normalize, applied one after the other."""
     images, seeds = make_batch(20)
     config = MultiCropConfig(**SMALL)
     plain = MultiCrop(dataclasses.replace(config, **NO_COLOR))(images, seeds)
@@ -94,7 +94,7 @@ def test_the_same_seeds_give_the_same_crops_and_others_do_not():
     other = multicrop(images, sample_seeds(0, 2, [f"{i}.jpg" for i in range(8)]))
     for view, (a, b, c) in enumerate(zip(first, second, other, strict=True)):
         assert torch.equal(a, b)
-        # Under the released aspect range the first global crops often share the box, never the colors.
+        # With the released aspect range the first global crops often have the same box, but never the same colors.
         assert all(not torch.equal(a[i], c[i]) for i in range(8)), f"view {view}"
     assert not torch.equal(first[0], first[1])
     assert not torch.equal(first[2], first[3])
@@ -139,13 +139,13 @@ def test_probabilities_and_ranges_are_the_recipes():
         assert np.bincount(draws.orders, minlength=24).min() > len(draws.orders) / 24 * 0.8
         np.testing.assert_allclose(draws.factors.min(0), [0.6, 0.6, 0.8, -0.1], atol=0.002)
         np.testing.assert_allclose(draws.factors.max(0), [1.4, 1.4, 1.2, 0.1], atol=0.002)
-    # Crop areas relative to the image: the local ones are uniform up to the fallback.
+    # Crop areas relative to the image: those of local crops are uniform up to the fallback.
     areas = draws.boxes[:, 2] * draws.boxes[:, 3] / (256 * 128)
     assert 0.045 < areas.min() < 0.06 and areas.max() < 0.72
 
 
 def test_what_happens_to_a_crop_is_independent_of_the_rest():
-    """Position, flip, factors, blur ... of a crop, and those of another crop of the image, do not correlate."""
+    """The position, flip, factors, blur etc. of a crop do not correlate with each other or with those of another crop."""
     count = 6000
     seeds = sample_seeds(3, 0, [str(i) for i in range(count)])
     config = MultiCropConfig(aspect=(0.5, 0.5), global_scale=(0.3, 0.3), blur_global2=0.5)
@@ -164,7 +164,7 @@ def test_what_happens_to_a_crop_is_independent_of_the_rest():
     columns += [draws.solarized[count:], draws.sigmas[count:] > 0]
     correlation = np.abs(np.corrcoef(np.array(columns, dtype=np.float64)))
     np.fill_diagonal(correlation, 0.0)
-    # By their meaning, whether there is a blur goes with its sigma.
+    # Whether there is a blur correlates with its sigma by definition.
     correlation[-1, -3] = correlation[-3, -1] = 0.0
     assert correlation.max() < 0.055
 

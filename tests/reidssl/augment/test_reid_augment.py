@@ -135,7 +135,7 @@ def test_a_sample_does_not_depend_on_its_batch(part):
     augment = ReidAugment(ReidAugmentConfig(image_size=SIZE))
     whole = augment(images, seeds)
     parts = torch.cat([augment(images[i : i + part], seeds[i : i + part]) for i in range(0, 20, part)])
-    # A level may fall on the other side of rounding where a product is summed in another order.
+    # A level may round differently where a product is summed in another order.
     assert (parts - whole).abs().max() <= 1 / 127 + 1e-6
     assert ((parts - whole).abs() > 1e-6).float().mean() < 1e-4
     assert torch.equal(ReidAugment(ReidAugmentConfig(image_size=SIZE))(images, seeds), whole)

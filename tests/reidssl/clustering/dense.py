@@ -1,4 +1,4 @@
-"""Plain N x N version of the k-reciprocal Jaccard distance, to compare with."""
+"""Plain N x N version of the k-reciprocal Jaccard distance, as a reference."""
 
 import numpy as np
 
@@ -43,7 +43,7 @@ def dense_jaccard(features, k1, k2):
 
 
 def to_dense(distances):
-    """Dense float32 matrix of sparse distances; what is not stored is at distance 1."""
+    """Dense float32 matrix of sparse distances; pairs that are not stored have distance 1."""
     full = np.ones(distances.shape, np.float32)
     entries = distances.tocoo()
     full[entries.row, entries.col] = entries.data

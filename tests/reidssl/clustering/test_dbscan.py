@@ -1,4 +1,4 @@
-"""DBSCAN on the sparse graph: number for number scikit-learn's labels of the dense matrix."""
+"""DBSCAN on the sparse graph gives exactly scikit-learn's labels of the dense matrix."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ REFERENCE = Path(__file__).parents[2] / "reference" / "jaccard.npz"
 
 
 def random_distances(num, density, seed):
-    """Symmetric, a few values only, so that many distances equal eps and many points are border points."""
+    """Symmetric distances with only a few values, so that many equal eps and many points are border points."""
     random = np.random.default_rng(seed)
     values = np.float32([0.0, 0.25, 0.5, 0.6, 0.75])[random.integers(5, size=(num, num))]
     stored = np.triu(random.random((num, num)) < density, 1)
@@ -51,11 +51,11 @@ def test_identical_to_scikit_learn_on_the_dense_matrix():
             seen |= {"border"} if len(border) else set()
             seen |= {"outlier"} if (labels < 0).any() else set()
             seen |= {"many"} if labels.max() > 3 else set()
-    assert seen == {"border", "outlier", "many"}  # the cases were worth comparing
+    assert seen == {"border", "outlier", "many"}  # all kinds of cases occurred
 
 
 def test_border_point_belongs_to_the_first_cluster():
-    # 0-1-2 and 4-5-6 are two dense groups, 3 touches 2 and 4 only and is no core point.
+    # 0-1-2 and 4-5-6 are two dense groups. 3 is near 2 and 4 only and is not a core point.
     near = [(0, 1), (0, 2), (1, 2), (4, 5), (4, 6), (5, 6), (2, 3), (3, 4), (0, 7), (1, 7), (4, 8), (5, 8)]
     rows, columns = np.asarray(near + [(b, a) for a, b in near]).T
     graph = sp.csr_matrix((np.full(len(rows), 0.3), (rows, columns)), shape=(9, 9))

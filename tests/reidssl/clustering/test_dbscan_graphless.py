@@ -1,4 +1,4 @@
-"""DBSCAN without a stored graph: the labels of the stored one, and features that have collapsed."""
+"""DBSCAN without a stored graph: the same labels as with a stored graph, and collapsed features."""
 
 import tracemalloc
 
@@ -36,7 +36,7 @@ def test_labels_of_the_stored_graph(name):
         core = np.bincount(near) >= min_samples
         seen |= {"border"} if (~core & (expected >= 0)).any() else set()
         seen |= {"outlier"} if (expected < 0).any() else set()
-    assert name != "people far apart" or seen == {"border", "outlier"}  # the case was worth comparing
+    assert name != "people far apart" or seen == {"border", "outlier"}  # both kinds of points occurred
 
 
 def test_refusals():
@@ -62,12 +62,12 @@ def test_the_graph_stops_in_time(monkeypatch, room):
 def test_collapsed_features_get_labels_in_bounded_memory(monkeypatch, kind):
     monkeypatch.setattr(module, "PAIRS_PER_IMAGE", 100)
     features = np.ones((3000, 4), np.float32) if kind == "all equal" else np.eye(4, dtype=np.float32)[np.arange(3000) % 3]
-    pseudo_labels(features[:40], ClusterConfig(k1=10, k2=3))  # compiled and imported
+    pseudo_labels(features[:40], ClusterConfig(k1=10, k2=3))  # compiles and imports everything
     tracemalloc.start()
     found = pseudo_labels(features, ClusterConfig())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 40 * 2**20  # the graph is 72 or 24 MB, its parts as much again
+    assert peak < 40 * 2**20  # a stored graph would take 72 or 24 MB, and its parts the same again
     expected = np.zeros(3000, int) if kind == "all equal" else np.arange(3000) % 3
     np.testing.assert_array_equal(found.labels, expected)
     assert set(found.seconds) == {"search", "jaccard", "dbscan"}

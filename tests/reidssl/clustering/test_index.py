@@ -1,4 +1,4 @@
-"""Exact and approximate search: the same order rules, recall that is measured rather than believed."""
+"""Exact and approximate search: the same rules of order, and measured recall."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_recall_is_the_share_of_true_neighbors():
     twins = np.repeat(np.eye(4, dtype=np.float32), 6, axis=0)
     other = knn(twins, 3)[0].copy()
     other[:, 1:] = (np.arange(24) // 6 * 6)[:, None] + (np.arange(24)[:, None] + np.asarray([2, 3])) % 6
-    assert recall(twins, (other, np.ones((24, 3), np.float32))) == 1.0  # any of several equal ones is right
+    assert recall(twins, (other, np.ones((24, 3), np.float32))) == 1.0  # any of several equal neighbors is correct
 
 
 @pytest.mark.parametrize("search", ["exact", "ivf", "hnsw"])
@@ -58,14 +58,14 @@ def test_queries_of_their_own(search):
 @pytest.mark.parametrize("search", ["exact", "ivf", "hnsw"])
 @pytest.mark.parametrize("num", [1, 3, 60])
 def test_degenerate_sets(search, num):
-    for features in (np.ones((num, 4)), np.eye(64)[:num], np.zeros((num, 4))):  # all equal, all far apart, no direction
+    for features in (np.ones((num, 4)), np.eye(64)[:num], np.zeros((num, 4))):  # all equal, all orthogonal, no direction
         indices, similarities = find_neighbors(features, 5, search)
         assert indices.shape == similarities.shape == (num, min(5, num))
         assert (indices[:, 0] == np.arange(num)).all()
         for row in indices:
             present = row[row >= 0]
             assert len(set(present.tolist())) == len(present)
-    if search == "exact":  # of equal similarities the earlier image
+    if search == "exact":  # among equal similarities the earlier image comes first
         np.testing.assert_array_equal(find_neighbors(np.ones((3, 4)), 5)[0], [[0, 1, 2], [1, 0, 2], [2, 0, 1]])
 
 
@@ -75,10 +75,10 @@ def test_rows_of_length_one_are_taken_as_they_are():
     whole = find_neighbors(FEATURES, 9)
     found = index.nearest(index.images[200:500], 9, own, unit=True)
     np.testing.assert_array_equal(found[0], whole[0][200:500])
-    np.testing.assert_array_equal(found[1], whole[1][200:500])  # bit by bit: normalized once
+    np.testing.assert_array_equal(found[1], whole[1][200:500])  # bit for bit: rows are normalized once only
     again = NeighborIndex(index.images, unit=True)
     assert torch.equal(again.images, index.images)
-    assert not torch.equal(NeighborIndex(index.images).images, index.images)  # what the keyword is for
+    assert not torch.equal(NeighborIndex(index.images).images, index.images)  # why `unit` exists
 
 
 @pytest.mark.parametrize("search", ["ivf", "hnsw"])

@@ -26,8 +26,8 @@ def test_splits_what_one_link_holds_together():
     pairs = [(a, b, 0.1) for group in groups for a in group for b in group if a < b]
     distances = graph([*pairs, (5, 6, 0.3), (11, 12, 0.2)], 14)
     labels = infomap(distances, 0.5, 3)
-    assert labels.tolist() == [-1] + 5 * [0] + 5 * [1] + 3 * [-1]  # 11 and 12 are too few, 0 and 13 alone
-    assert dbscan(distances, 0.5, 3).max() == 0  # which takes the chain for one
+    assert labels.tolist() == [-1] + 5 * [0] + 5 * [1] + 3 * [-1]  # 11 and 12 are too few for a cluster, 0 and 13 are alone
+    assert dbscan(distances, 0.5, 3).max() == 0  # DBSCAN joins the chain into one cluster
     assert infomap(distances, 0.05, 3).tolist() == [-1] * 14 and infomap(distances, 0.05, 1).tolist() == list(range(14))
     np.testing.assert_array_equal(infomap(distances, 0.5, 3), labels)
     order = np.random.default_rng(0).permutation(14)
@@ -76,7 +76,7 @@ def test_refusals(monkeypatch):
 
 @pytest.mark.parametrize("order", ["import faiss, infomap", "import infomap, faiss"])
 def test_it_lives_with_faiss_in_one_process(order):
-    """Both are wrapped by SWIG: iterators of one were taken for the other's, and the process ended."""
+    """SWIG wraps both libraries. Iterators of one were once mistaken for those of the other, which ended the process."""
     code = f"""{order}
 import numpy as np
 import scipy.sparse as sp

@@ -14,7 +14,7 @@ REFERENCE = Path(__file__).parents[2] / "reference" / "jaccard.npz"
 
 
 def clustered(num, width, groups, seed, spread=0.5):
-    """Noisy copies of a few centers, so that neighborhoods are worth comparing."""
+    """Noisy copies of a few centers, so that neighborhoods are not trivial."""
     random = np.random.default_rng(seed)
     centers = random.normal(size=(groups, width))
     return (centers[random.integers(groups, size=num)] + spread * random.normal(size=(num, width))).astype(np.float32)
@@ -75,7 +75,7 @@ def test_given_neighbors():
     table = knn(features, 40)
     assert (sparse_jaccard(features, neighbors=table) != sparse_jaccard(features)).nnz == 0
     short = table[0].copy()
-    short[:, 20:] = -1  # as an approximate search that found only 20 of 30
+    short[:, 20:] = -1  # like an approximate search that found only 20 of 30 neighbors
     partly = to_dense(sparse_jaccard(features, 30, 6, neighbors=(short, table[1])))
     assert np.isfinite(partly).all() and (np.diag(partly) == 0).all() and (partly != to_dense(sparse_jaccard(features))).any()
     with pytest.raises(ValueError, match="10 columns, k1 asks for 30"):

@@ -27,7 +27,7 @@ def plain_update(centroids, features, labels, momentum, hard):
 
 @pytest.mark.parametrize(("name", "hard"), [("cm", False), ("hard", True)])
 def test_two_steps_equal_released(name, hard):
-    """The reference's second step had the batch in reverse order, which shows in the plain update only."""
+    """The reference's second step has the batch in reverse order, which matters in the plain update only."""
     reference = arrays("cluster_memory.npz")
     memory = ClusterMemory(reference["memory0"], temperature=0.05, momentum=0.1, hard=hard)
     features, labels = reference["inputs"].requires_grad_(), reference["targets"]
@@ -65,7 +65,7 @@ def test_first_of_equally_hard_features_is_taken():
 
 
 def test_loss_is_pure_and_accumulates():
-    """Backward leaves the memory alone, so two half batches and an update are one batch and an update."""
+    """Backward does not change the memory, so two half batches and one update equal one batch and one update."""
     generator = torch.Generator().manual_seed(0)
     start, features = torch.randn(4, 5, generator=generator), torch.randn(12, 5, generator=generator)
     labels = torch.arange(12) % 4
@@ -118,7 +118,7 @@ def test_a_feature_is_drawn_to_every_camera_of_its_cluster():
 
 
 def test_autocast_changes_nothing():
-    """At a temperature of 0.02, cosines in bf16 would be steps of 0.2 in the softmax."""
+    """At a temperature of 0.02 the rounding of bf16 cosines would become steps of 0.2 in the softmax."""
     generator = torch.Generator().manual_seed(5)
     memory = ClusterMemory(torch.randn(30, 16, generator=generator), temperature=0.02)
     features, labels = torch.randn(8, 16, generator=generator), torch.arange(8)
@@ -131,7 +131,7 @@ def test_autocast_changes_nothing():
 
 @pytest.mark.parametrize(("features", "labels"), [((2, 4), 2), ((2, 3), 1), ((3,), 1), ((2, 1), 2)])
 def test_shapes_that_do_not_fit_are_refused(features, labels):
-    """A width of 1 would be broadcast without a word."""
+    """A width of 1 would be broadcast silently."""
     memory = ClusterMemory(torch.eye(3))
     for call in (memory, memory.update):
         with pytest.raises(ValueError, match=r"features \(B, 3\) and labels \(B,\): got"):

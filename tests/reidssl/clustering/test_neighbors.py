@@ -17,7 +17,7 @@ from reidssl.clustering.neighbors import (
 
 
 def full_sort(features: np.ndarray, k: int) -> np.ndarray:
-    """Self first, then falling cosine, equal ones by rising index; every step spelled out on an N x N array."""
+    """The image itself first, then by falling cosine, ties by rising index; plainly, on an N x N array."""
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     similarities = unit @ unit.T
     table = []
@@ -55,7 +55,7 @@ def test_ties_by_rising_index(k, column_block):
 
 
 def repeated(seed: int = 0) -> np.ndarray:
-    """Fifty points, five times each, mixed: every fourth neighbor is tied with others."""
+    """Fifty points, five times each and shuffled, so that most neighbors are tied."""
     random = np.random.default_rng(seed)
     return random.permutation(np.repeat(random.normal(size=(50, 24)), 5, axis=0)).astype(np.float32)
 
@@ -64,7 +64,7 @@ def repeated(seed: int = 0) -> np.ndarray:
 def test_copies_are_tied_whatever_the_block(block):
     features = repeated()
     indices, similarities = knn(features, 12)
-    for row in range(250):  # equal images are equally near, and in rising order
+    for row in range(250):  # equal images have equal similarity and come in rising order
         for column in range(1, 11):
             if (features[indices[row, column]] == features[indices[row, column + 1]]).all():
                 assert similarities[row, column] == similarities[row, column + 1]
@@ -74,7 +74,7 @@ def test_copies_are_tied_whatever_the_block(block):
     for found in (knn(features, 12, block), *searches):
         np.testing.assert_array_equal(found[0], indices)
         np.testing.assert_array_equal(found[1], similarities)
-    alone = [nearest(unit[row : row + 1], unit, 12, own[row : row + 1]) for row in (0, 100, 249)]  # a product of one row
+    alone = [nearest(unit[row : row + 1], unit, 12, own[row : row + 1]) for row in (0, 100, 249)]  # products of one row
     np.testing.assert_array_equal(np.concatenate([each.indices for each in alone]), indices[[0, 100, 249]])
 
 
@@ -85,7 +85,7 @@ def test_order_of_the_images_does_not_matter():
     moved = knn(features[order], 9)
     np.testing.assert_array_equal(order[moved[0]], indices[order])
     np.testing.assert_array_equal(moved[1], similarities[order])
-    copies = repeated()  # with ties: other copies are found, equally near ones
+    copies = repeated()  # with ties other copies with the same similarity are found
     order = np.random.default_rng(6).permutation(250)
     np.testing.assert_array_equal(knn(copies[order], 9)[1], knn(copies, 9)[1][order])
 
@@ -108,7 +108,7 @@ def test_the_selection_of_an_accelerator_is_that_of_the_processor(column_block):
 def test_rows_of_any_length_become_one_long(length):
     rows = torch.from_numpy(np.random.default_rng(7).uniform(-1, 1, size=(6, 9))).double()
     features = (rows * length).float()
-    features[3], features[4] = rows[3], 0  # others beside it
+    features[3], features[4] = rows[3], 0  # rows with other neighbors
     expected = rows / rows.norm(dim=1, keepdim=True)
     expected[4] = 0
     torch.testing.assert_close(unit_rows(features).double(), expected, atol=2e-4 if length == 1e-40 else 1e-6, rtol=0)
@@ -121,8 +121,8 @@ def test_the_farthest_is_known_too(block, num_threads):
     np.testing.assert_allclose(nearest_among(unit, 3, block, num_threads).lowest, expected, atol=1e-6)
     found = nearest(unit[:9], unit, 3, None, block, block, num_threads)
     np.testing.assert_allclose(found.lowest, expected[:9], atol=1e-6)
-    assert (found.indices[:, 0] == np.arange(9)).all()  # nothing is nearer than itself
-    same = nearest_among(unit_rows(np.ones((5, 3))), 2)  # there is no farther one than itself
+    assert (found.indices[:, 0] == np.arange(9)).all()  # each image is its own nearest neighbor
+    same = nearest_among(unit_rows(np.ones((5, 3))), 2)  # no image is farther than the image itself
     np.testing.assert_allclose(same.lowest, 1.0, atol=1e-6)
     alone = nearest_among(unit[:1], 4)
     assert alone.indices.tolist() == [[0]] and alone.lowest[0] == np.inf

@@ -1,4 +1,4 @@
-"""Neighbors of neighbors: nearer than what was given, and the true ones where the given table leads to them."""
+"""Neighbors of neighbors: nearer than the given table, and exact where the given table leads to the true neighbors."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from reidssl.clustering.nn_descent import refine
 
 
 def people(num: int = 4000, width: int = 32, seed: int = 0) -> np.ndarray:
-    """Ten images to an identity."""
+    """Features with ten images per identity."""
     random = np.random.default_rng(seed)
     centers = random.normal(size=(num // 10, width))
     return (centers[np.arange(num) // 10] + 0.6 * random.normal(size=(num, width))).astype(np.float32)

@@ -93,7 +93,7 @@ DEGENERATE = {
 @pytest.mark.parametrize("name", DEGENERATE)
 def test_degenerate_sets_equal_the_dense_algorithm(name):
     features = DEGENERATE[name].astype(np.float32)
-    if name == "no direction":  # rows of zeros have no neighbors by angle; nothing may break
+    if name == "no direction":  # rows of zeros have no direction; the search must still work
         assert len(pseudo_labels(features, ClusterConfig(k1=10, k2=3)).labels) == 12
         return
     config = ClusterConfig(k1=10, k2=3, eps=0.5)
@@ -109,7 +109,7 @@ def test_permuting_the_images_renames_the_clusters():
     order = np.random.default_rng(1).permutation(300)
     first, second = (pseudo_labels(each, ClusterConfig(k1=12, k2=4)) for each in (features, features[order]))
     assert (first.num_clusters, first.num_outliers) == (second.num_clusters, second.num_outliers) and first.num_clusters > 5
-    assert adjusted_rand_score(first.labels[order], second.labels) > 0.99  # a border point may choose its first cluster anew
+    assert adjusted_rand_score(first.labels[order], second.labels) > 0.99  # a border point may join another cluster
 
 
 def test_nan_is_refused_with_the_row():

@@ -1,4 +1,4 @@
-"""Vectors of weights: finite whatever the scale and the rounding, and by ranges of rows the same as at once."""
+"""Vectors of weights: finite at any scale and rounding, and the same by ranges of rows as all at once."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from tests.reidssl.clustering.test_jaccard import clustered
 @pytest.mark.parametrize("scale", [1.0, 1e3, 1e7, 1e12, 1e30])
 @pytest.mark.parametrize("width", [3, 37, 384])
 def test_collapsed_features_under_any_scale(scale, width):
-    """Rounding puts the cosines of equal rows on either side of 1; a large scale makes of that anything but a weight."""
+    """Rounding puts the cosines of equal rows slightly above or below 1. A large scale must not turn that into bad weights."""
     same = unit_rows(np.random.default_rng(0).normal(size=(1, width)).repeat(40, axis=0))
     vectors = reciprocal_vectors(same, knn(same, 12)[0].astype(np.int32), 7, np.full(40, scale, np.float32))
     assert np.isfinite(vectors.data).all() and (vectors.data >= 0).all()

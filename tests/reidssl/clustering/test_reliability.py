@@ -1,4 +1,4 @@
-"""The self-paced criterion and camera proxies against sets of images written out."""
+"""The self-paced criterion and camera proxies against explicit sets of images."""
 
 import numpy as np
 import pytest
@@ -71,7 +71,7 @@ def test_the_criterion_and_the_schedule_in_pseudo_labels():
     every = pseudo_labels(features, ClusterConfig(k1=10, k2=3, eps=0.55))
     some = pseudo_labels(features, ClusterConfig(k1=10, k2=3, eps=0.55, reliability_gap=0.05, reliable_share=0.8))
     assert 0 < some.num_clusters <= every.num_clusters and some.num_outliers > every.num_outliers
-    for number in range(some.num_clusters):  # parts of the clusters there were
+    for number in range(some.num_clusters):  # parts of the old clusters
         assert len(set(every.labels[some.labels == number].tolist())) == 1
     moving = ClusterConfig(k1=10, k2=3, eps=0.3, eps_end=0.55)
     assert [moving.eps_at(each) for each in (0.0, 0.5, 1.0)] == pytest.approx([0.3, 0.425, 0.55])

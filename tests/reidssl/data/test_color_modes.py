@@ -1,4 +1,4 @@
-"""Every mode and bit depth against a plain definition, level by level."""
+"""Every color mode and bit depth against a plain definition, level by level."""
 
 import colorsys
 import io
@@ -24,7 +24,7 @@ def as_gray(levels: np.ndarray) -> np.ndarray:
 
 
 def composed(colors: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Over the background, rounded to the nearest level."""
+    """The color over the background, rounded to the nearest level."""
     share = alpha[..., None].astype(float) / 255
     return np.rint(colors * share + np.asarray(BACKGROUND) * (1 - share)).astype(np.uint8)
 
@@ -63,7 +63,7 @@ def test_alpha_is_composed_over_the_background():
         found, done = converted(opaque)
         np.testing.assert_array_equal(found, as_gray(GRAY) if mode == "LA" else COLORS)
         assert "composed" not in done
-    hidden = Image.new("RGBA", (2, 2), (200, 10, 10, 0))  # what is fully transparent shows nothing of the color below
+    hidden = Image.new("RGBA", (2, 2), (200, 10, 10, 0))  # a fully transparent pixel does not show its color
     assert (converted(hidden)[0] == BACKGROUND).all()
 
 
@@ -162,7 +162,7 @@ def test_sixteen_bit_colors_lose_their_lower_byte(color):
 
 
 def tiff(levels: np.ndarray, bits: int, photometric: int) -> bytes:
-    """Gray, little-endian, uncompressed, one strip, as TIFF 6.0 has it. levels: packed rows, uint8 (H, bytes of a row)."""
+    """A TIFF 6.0 file: gray, little-endian, uncompressed, one strip. levels: packed rows, uint8 (H, bytes per row)."""
     height, width = levels.shape[0], levels.shape[1] * 8 // bits
     tags = [
         (256, width),
@@ -214,7 +214,7 @@ def test_cmyk():
     flat = np.broadcast_to(np.array([200, 30, 90, 20], np.uint8), (16, 16, 4)).copy()
     data = encoded(Image.fromarray(flat, "CMYK"), "JPEG", quality=100)
     with Image.open(io.BytesIO(data)) as image:
-        assert "adobe" in image.info  # inks stored inverted
+        assert "adobe" in image.info  # Adobe stores the inks inverted
     wanted = [(255 - ink) * 235 / 255 for ink in (200, 30, 90)]
     assert np.abs(np.asarray(decode_whole(data))[8, 8] - np.array(wanted)).max() <= 3
     assert check_image(data).converted == ("cmyk",)

@@ -42,7 +42,7 @@ def test_reads_the_folders_of_one_set(root):
 
 @pytest.mark.parametrize("root", ["", "cuhk03/"])
 def test_reads_the_unpacked_original_by_its_list(root):
-    """Images that the protocol does not use are there too and left out; cameras are 1 and 2 in both layouts."""
+    """Images that the protocol does not use are left out; cameras are 1 and 2 in both layouts."""
     assert cuhk03.index([root + path for path in UNPACKED], read, expect_published=False) == [
         Record(root + "images_labeled/1_001_1_01.png", 0, 1, "train"),
         Record(root + "images_labeled/1_003_1_01.png", 2, 1, "query"),
@@ -69,7 +69,7 @@ def test_counts_are_those_of_the_set(kind, train, gallery, recwarn):
     whole = [f"bounding_box_train/0001_c1_{i}.png" for i in range(train)]
     whole += [f"query/0003_c1_{i}.png" for i in range(1_400)]
     whole += [f"bounding_box_test/0003_c2_{i}.png" for i in range(gallery)]
-    assert len(cuhk03.index(whole, never)) == train + 1_400 + gallery  # told apart by their numbers
+    assert len(cuhk03.index(whole, never)) == train + 1_400 + gallery  # the counts identify the kind of boxes
     assert not recwarn.list
 
 

@@ -1,4 +1,4 @@
-"""The decoder: orientation, limits, formats, damage; every image is made here and compared with a plain definition."""
+"""The decoder: orientation, limits, formats, damage. Every image is made here and compared with a plain definition."""
 
 import io
 import struct
@@ -22,7 +22,7 @@ from reidssl.data.decode import (
 
 RNG = np.random.default_rng(0)
 SMOOTH = np.asarray(Image.fromarray(RNG.integers(0, 256, (8, 5, 3), np.uint8)).resize((40, 64), Image.Resampling.BICUBIC))
-# What EXIF says of the stored picture: how to turn it upright (CIPA DC-008, orientation).
+# EXIF orientation (CIPA DC-008) -> how to turn the stored picture upright.
 UPRIGHT = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -46,7 +46,7 @@ def chunk(name: bytes, data: bytes) -> bytes:
 
 
 def png(width: int, height: int, depth: int, color: int, rows: bytes, extra: bytes = b"") -> bytes:
-    """color: 0 gray, 2 RGB, 6 RGBA; rows: each with its filter byte; extra: chunks before the pixels."""
+    """A PNG file. color: 0 gray, 2 RGB, 6 RGBA; rows: each with its filter byte; extra: chunks before the pixels."""
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
@@ -84,7 +84,7 @@ def test_orientation(image_format, orientation):
     checked = check_image(data)
     assert (checked.height, checked.width) == expected.shape[:2] == ((64, 40) if orientation < 5 else (40, 64))
     assert ("rotated" in checked.converted) == (orientation > 1)
-    small = decode_image(data, (expected.shape[0] // 2, expected.shape[1] // 2)).astype(int)  # a JPEG comes reduced
+    small = decode_image(data, (expected.shape[0] // 2, expected.shape[1] // 2)).astype(int)  # a JPEG is decoded at reduced size
     mean = expected.reshape(expected.shape[0] // 2, 2, expected.shape[1] // 2, 2, 3).mean((1, 3)).transpose(2, 0, 1)
     assert np.abs(small - mean).mean() < 4
 
@@ -206,7 +206,7 @@ def test_a_batch_says_which_images_are_broken(threads):
 
 
 def test_no_warning_reaches_the_terminal():
-    """In a process of its own: pytest collects warnings by itself."""
+    """Runs in its own process, because pytest captures warnings."""
     program = (
         "import sys; from reidssl.data.decode import check_image\ncheck_image(sys.stdin.buffer.read(), max_pixels=170_000_000)"
     )

@@ -13,7 +13,7 @@ FILES = [
 
 
 def test_reads_the_published_layout():
-    """Distractors are people of their own: nothing is left out."""
+    """Distractors have their own identities, so nothing is left out."""
     assert dukemtmc.index(["DukeMTMC-reID/" + path for path in FILES], expect_published=False) == [
         Record("DukeMTMC-reID/bounding_box_test/0005_c8_f0052565.jpg", 5, 8, "gallery"),
         Record("DukeMTMC-reID/bounding_box_test/7140_c1_f0000001.jpg", 7140, 1, "gallery"),

@@ -76,7 +76,7 @@ def test_names_and_numbers_beyond_int32_get_the_lowest_free_numbers_and_that_is_
         found, _ = read(*files)
     pids = {key.split("/")[0]: pid for key, (pid, _, _) in found.items()}
     assert pids == {"20230101123456": 0, "0001": 1, "2147483648": 2, "alice": 3, "٣": 4, "2147483647": 2147483647}
-    assert read(*files[::-1])[0] == found  # a function of the set of names
+    assert read(*files[::-1])[0] == found  # the order of the names does not matter
 
 
 def test_a_pattern_says_where_labels_are():

@@ -6,7 +6,7 @@ from reidssl.data.mot_lines import parse_lines
 
 
 def ramp(height: int = 120, width: int = 80) -> np.ndarray:
-    """An image whose pixels tell their row and column."""
+    """An image whose pixel values encode their row and column."""
     rows, columns = np.mgrid[:height, :width].astype(np.uint8)
     return np.stack([rows, columns, np.zeros_like(rows)], axis=-1)
 
@@ -20,7 +20,7 @@ def test_select_by_score_and_stride_over_the_frames_that_have_detections():
     found = parse_lines(text, CropConfig()).detections
     assert select(found, CropConfig(frame_stride=2)).frames.tolist() == [1, 5, 9, 9]
     assert select(found, CropConfig(min_score=0.5)).frames.tolist() == [5, 7, 9, 9]
-    # the score does not move the stride's frames
+    # min_score does not change which frames the stride takes
     assert select(found, CropConfig(frame_stride=2, min_score=0.2)).frames.tolist() == [5, 9, 9]
 
 

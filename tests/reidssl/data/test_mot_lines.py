@@ -89,7 +89,7 @@ def test_ground_truth_keeps_visible_pedestrians_that_are_judged():
     [
         (GOOD, "ground_truth"),
         ("1,-1,20,20,60,120,0.87,-1,-1,-1\n", "detections"),  # a detector's det.txt
-        ("1,3,20,20,60,120,1,-1,-1,-1\n" * 2, "detections"),  # a tracker that gives no scores
+        ("1,3,20,20,60,120,1,-1,-1,-1\n" * 2, "detections"),  # a tracker without scores
         ("1,3,20,20,60,120,1,-1,-1,-1\n1,4,20,20,60,120,0,-1,-1,-1\n", "ground_truth"),  # 2015
         ("1,-1,20,20,60,120,1,-1,-1,-1\n1,-1,20,20,60,120,0,-1,-1,-1\n", "detections"),
         ("1,3,20,20,60,120,0.5,-1,-1\n", "detections"),

@@ -7,7 +7,7 @@ from reidssl.data.samplers import identity_batches
 
 
 def make_labels(num_identities: int = 20, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """1 to 12 images an identity over 4 cameras, with outliers, shuffled; labels have gaps."""
+    """Labels with gaps: 1 to 12 images per identity over 4 cameras, with outliers, shuffled."""
     rng = np.random.default_rng(seed)
     pids = np.concatenate([np.repeat(np.arange(num_identities) * 3, rng.integers(1, 13, num_identities)), [-1] * 15])
     pids = rng.permutation(pids)
@@ -54,7 +54,7 @@ def test_a_pass_sees_every_image_at_most_once_and_nearly_all():
     batches = identity_batches(pids, None, 2, 4, 3, 0)
     drawn = np.concatenate(batches)
     assert len(set(drawn)) == len(drawn)
-    assert len(drawn) >= 64  # what is left over belongs to one identity
+    assert len(drawn) >= 64  # the rest belongs to one identity
     one_at_a_time = np.concatenate(identity_batches(pids, None, 1, 4, 3, 0))
     assert sorted(one_at_a_time) == list(range(80))
 
@@ -76,7 +76,7 @@ def test_cross_camera_takes_the_others_from_other_cameras():
     camids = rng.integers(0, 3, 180)
     camids[pids == 0] = 0  # seen by one camera only
     camids[pids == 1] = 0
-    camids[np.flatnonzero(pids == 1)[:2]] = 1  # two images only from the other camera
+    camids[np.flatnonzero(pids == 1)[:2]] = 1  # only two images from the other camera
     seen = {0: 0, 1: 0, "rest": 0}
     for batch in identity_batches(pids, camids, 6, 4, 0, 0, 50, cross_camera=True):
         for first, *others in batch.reshape(6, 4):
@@ -86,7 +86,7 @@ def test_cross_camera_takes_the_others_from_other_cameras():
             else:
                 assert (camids[others] != camids[first]).all()
             if pid == 1 and camids[first] == 0:
-                assert len(set(others)) <= 2  # repeats rather than the camera of the first
+                assert len(set(others)) <= 2  # images are repeated rather than taken from the camera of the first
             elif pid > 1:
                 assert len(set(others)) == 3
             seen[pid if pid < 2 else "rest"] += 1

@@ -1,4 +1,4 @@
-"""A little video is encoded here; every frame's gray level tells its number."""
+"""Crops of a small video that is encoded here; the gray level of every frame encodes its number."""
 
 import io
 
@@ -13,7 +13,7 @@ LEVELS = [20 + 10 * n for n in range(20)]
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
-    """20 frames of 48x64 as Motion JPEG in AVI: each frame stands for itself, so damage hits one place."""
+    """20 frames of 48x64 as Motion JPEG in AVI. Each frame is encoded alone, so damage affects one place."""
     path = tmp_path_factory.mktemp("video") / "levels.avi"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mjpeg", rate=10)
@@ -43,7 +43,7 @@ def test_only_the_wanted_frames(video):
 
 
 def test_reads_no_further_than_needed(video):
-    """A video that is cut off behind the last wanted frame is good enough."""
+    """A video that is cut off after the last needed frame is read without an error."""
     data = video.read_bytes()
     assert [number for number, _ in frames(io.BytesIO(data[: len(data) // 2]), {1, 3})] == [1, 3]
 

@@ -22,7 +22,7 @@ def test_value_gradient_and_centers_equal_the_paper():
     gaps = [rows.detach()[i] - old[label] for i, label in enumerate(LABELS)]
     assert value.item() == pytest.approx(sum(float(gap @ gap) for gap in gaps) / 2 / 5, rel=1e-5)
     torch.testing.assert_close(rows.grad, torch.stack(gaps) / 5)
-    assert torch.equal(loss.centers, old)  # the loss alone moves nothing
+    assert torch.equal(loss.centers, old)  # the loss alone does not move the centers
     loss.update(rows.detach(), LABELS)
     for identity in range(4):
         own = [i for i, label in enumerate(LABELS) if label == identity]
@@ -38,7 +38,7 @@ def test_centers_do_not_depend_on_the_order_and_approach_the_mean():
         other.update(features()[order].double(), LABELS[order])
     torch.testing.assert_close(one.centers, other.centers)
     torch.testing.assert_close(one.centers[2], features()[LABELS == 2].mean(0), atol=1e-5, rtol=1e-5)
-    assert not one.centers[1].any()  # nobody of that identity was seen
+    assert not one.centers[1].any()  # no image of that identity was seen
 
 
 def test_state_goes_round_and_another_is_refused():

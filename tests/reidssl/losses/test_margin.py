@@ -12,7 +12,7 @@ NAMES = list(MARGIN_LOSSES)
 
 
 def plain(name: str, cosines: list[list[float]], labels: list[int], scale: float, margin: float) -> float:
-    """Mean over images of the logarithm of 1 + sum over other identities of exp(their score - the own score)."""
+    """Mean over images of log(1 + sum over other identities of exp(their score - own score))."""
     total = 0.0
     for row, label in zip(cosines, labels, strict=True):
         own = row[label]
@@ -55,7 +55,7 @@ def test_gradient_is_that_of_the_formula(name):
 
 
 def test_circle_gradient_takes_its_weights_as_constants():
-    """d/dp = -scale * (1 + m - p) * (share of the others), without the derivative of the weight."""
+    """The gradient by p is -scale * (1 + m - p) * (softmax share of the others), without the derivative of the weight."""
     cosines, labels = torch.tensor([[0.4, 0.1], [-0.5, 0.7]], dtype=torch.float64, requires_grad=True), torch.tensor([0, 1])
     circle_loss(cosines, labels, 6.0, 0.25).backward()
     for row, own, other in ((0, 0, 1), (1, 1, 0)):
@@ -77,7 +77,7 @@ def test_no_margin_is_plain_cross_entropy(name):
 def test_a_larger_margin_is_harder_and_order_does_not_matter(name):
     cosines, labels = torch.rand(6, 4, generator=torch.Generator().manual_seed(3)), torch.tensor([0, 1, 2, 3, 0, 1])
     losses = [float(MARGIN_LOSSES[name](cosines, labels, 10.0, margin, 0.0)) for margin in (0.0, 0.2, 0.4)]
-    if name != "circle":  # its margin is the radius of what is good enough: there a smaller one is harder
+    if name != "circle":  # circle's margin is the tolerated distance, so a smaller margin is harder
         assert losses[0] < losses[1] < losses[2]
     order = torch.tensor([3, 1, 5, 0, 2, 4])
     assert float(MARGIN_LOSSES[name](cosines[order], labels[order], 10.0, 0.2, 0.0)) == pytest.approx(losses[1])

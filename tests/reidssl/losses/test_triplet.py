@@ -61,7 +61,7 @@ def test_one_identity_is_refused():
 
 @pytest.mark.parametrize("margin", [None, 0.3])
 def test_half_types_and_autocast_lose_nothing_but_the_rounding_of_the_input(margin):
-    """Large features that lie close together: in bf16 the difference of their squares would be noise of the size of 8."""
+    """For large features that lie close together, the difference of their squares in bf16 would have noise of about 8."""
     generator = torch.Generator().manual_seed(0)
     features = (30 + torch.randn(12, 64, generator=generator)).bfloat16()
     labels = torch.arange(12) // 3

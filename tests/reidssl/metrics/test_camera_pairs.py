@@ -1,4 +1,4 @@
-"""Camera-to-camera mAP against the ranking of each pair of cameras by itself."""
+"""Camera-to-camera mAP against a separate ranking of each pair of cameras."""
 
 import numpy as np
 import pytest

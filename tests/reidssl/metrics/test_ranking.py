@@ -46,7 +46,7 @@ def assert_equal_metrics(found, expected):
     m_ap, cmc, m_inp, precisions = expected
     assert found.mAP == pytest.approx(m_ap, abs=1e-12) and found.mINP == pytest.approx(m_inp, abs=1e-12)
     np.testing.assert_allclose(found.cmc, cmc, atol=1e-12)
-    np.testing.assert_allclose(found.average_precision, precisions, atol=1e-12)  # NaN where left out
+    np.testing.assert_allclose(found.average_precision, precisions, atol=1e-12)  # NaN for queries that are left out
     assert found.num_valid_queries == np.isfinite(precisions).sum()
 
 
@@ -90,14 +90,14 @@ def test_many_matches_are_counted_as_few_are(levels):
     random = np.random.default_rng(levels)
     scores = random.integers(levels, size=(12, 150)).astype(np.float32)
     labels = [random.integers(*each) for each in ((0, 2, 12), (0, 3, 12), (-1, 2, 150), (0, 4, 150))]
-    found = rank_blocks([(0, torch.from_numpy(scores))], *labels)  # some fifty matches each
+    found = rank_blocks([(0, torch.from_numpy(scores))], *labels)  # about fifty matches per query
     assert_equal_metrics(found, sorted_evaluation(scores, *labels))
 
 
 def test_scores_that_are_no_numbers_are_refused():
     scores = torch.rand(4, 30, generator=torch.Generator().manual_seed(0))
     labels = np.arange(4), np.zeros(4, int), np.arange(30) % 5, np.ones(30, int)
-    for place in (1, 2):  # a match of query 1, and somebody else
+    for place in (1, 2):  # a match of query 1, and another person
         broken = scores.clone()
         broken[1, place] = torch.nan
         with pytest.raises(ValueError, match="query 1 has NaN among its scores"):
@@ -105,7 +105,7 @@ def test_scores_that_are_no_numbers_are_refused():
 
 
 def copies(seed=0):
-    """Query and gallery of people whose images are often equal, so that many scores are tied."""
+    """Query and gallery with many equal images, so that many scores are tied."""
     random = np.random.default_rng(seed)
     points = random.normal(size=(50, 24)).astype(np.float32)
     found = []
@@ -126,7 +126,7 @@ def test_ties_fall_alike_whatever_the_blocks(block, gallery_block):
     everybody = leave_one_out(*arrays[3:])
     again = leave_one_out(*arrays[3:], block=block, gallery_block=gallery_block)
     np.testing.assert_array_equal(again.average_precision, everybody.average_precision)
-    # Ties by place in the gallery: the same as a stable sort of exactly equal scores.
+    # Ties are ranked by position in the gallery, as in a stable sort of exactly equal scores.
     points, numbers = np.unique(np.concatenate([arrays[0], arrays[3]]), axis=0, return_inverse=True)
     unit = points / np.linalg.norm(points, axis=1, keepdims=True)
     scores = (unit @ unit.T)[numbers.reshape(-1)[:60]][:, numbers.reshape(-1)[60:]]
@@ -174,7 +174,7 @@ def test_leave_one_out(cameras):
     found = leave_one_out(features, pids, camids, block=32)
     assert found.mAP == pytest.approx(expected[0], abs=1e-6) and found.mINP == pytest.approx(expected[2], abs=1e-6)
     np.testing.assert_allclose(found.cmc, expected[1], atol=1e-9)
-    assert found.mAP < 1.0  # nobody found itself
+    assert found.mAP < 1.0  # no query found itself
 
 
 def test_best_matches():
@@ -203,7 +203,7 @@ def test_same_camera_share():
     camera_only = np.eye(4)[camids] + 0.01 * random.normal(size=(40, 4))
     assert same_camera_share(camera_only, camids) == same_camera_share(camera_only, camids, k=9) == 1.0
     assert same_camera_share(camera_only, camids, k=39) == pytest.approx(9 / 39)
-    camids = np.concatenate([camids, np.full(5, -1)])  # unknown cameras neither ask nor answer
+    camids = np.concatenate([camids, np.full(5, -1)])  # images of unknown cameras are ignored
     assert same_camera_share(np.concatenate([camera_only, camera_only[:5]]), camids, k=9) == 1.0
     with pytest.raises(ValueError, match=r"k must be in \[1, .* = 39\]: got 40"):
         same_camera_share(camera_only, camids[:40], k=40)

@@ -26,7 +26,7 @@ def dense_reranking(queries, gallery, k1, k2, weight):
 def test_equal_to_the_released_code():
     stored, arrays = reference_set()
     found = rank_reranked(*arrays)
-    # That code keeps weights in float16: its mAP is 2e-5 from exact arithmetic.
+    # The released code keeps weights in float16; its mAP differs by 2e-5 from exact arithmetic.
     assert found.mAP == pytest.approx(float(stored["rerank_20_6_mAP"]), abs=1e-4)
     np.testing.assert_allclose(found.cmc, stored["rerank_20_6_cmc"], atol=1e-4)
     assert found.mAP > rank(*arrays).mAP + 0.1
@@ -65,7 +65,7 @@ def test_features_that_are_all_equal():
         scores = of(reranked_blocks(rows[:2], rows))
         assert np.isfinite(scores).all() and scores.max() - scores.min() < 0.75 and scores.max() < 0.05
         pids, cameras = np.arange(len(rows)) % 3, np.arange(len(rows)) % 2
-        found = rank_reranked(rows[:2], pids[:2], 1 - cameras[:2], rows, pids, cameras, weight=1.0)  # distances alone: all equal
+        found = rank_reranked(rows[:2], pids[:2], 1 - cameras[:2], rows, pids, cameras, weight=1.0)  # all distances equal
         assert found.mAP == rank(rows[:2], pids[:2], 1 - cameras[:2], rows, pids, cameras).mAP
 
 
@@ -75,7 +75,7 @@ def test_copies_and_blocks(block):
     expected = of(reranked_blocks(queries, gallery, 12, 4))
     assert np.isfinite(expected).all()
     np.testing.assert_array_equal(of(reranked_blocks(queries, gallery, 12, 4, block=block)), expected)
-    # By the distance alone equal images have equal scores, whatever the blocks.
+    # With original distances only, equal images have equal scores for any block size.
     plain = of(reranked_blocks(queries, gallery, 12, 4, weight=1.0, block=block))
     numbers = np.unique(gallery, axis=0, return_inverse=True)[1].reshape(-1)
     for number in np.unique(numbers):

@@ -1,4 +1,4 @@
-"""True positive rates against a threshold tried pair by pair."""
+"""True positive rates against a sort of all pairs."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from tests.reidssl.metrics.test_ranking import copies, labeled
 
 
 def plain_rates(queries, q_pids, q_camids, gallery, g_pids, g_camids, rates):
-    """Sort every pair; the threshold is the lowest score that lets no more than the rate of other people through."""
+    """Sort all pairs; the threshold is the lowest score at which the false positive rate is not above the limit."""
     unit = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in (queries, gallery)]
     scores = unit[0] @ unit[1].T
     same = q_pids[:, None] == g_pids
@@ -44,7 +44,7 @@ def test_perfect_and_useless_features():
     perfect = np.eye(4, dtype=np.float32)[pids]
     found = true_positive_rates(perfect, pids, cameras, perfect, pids, cameras)
     assert set(found) == {1e-4, 1e-3, 1e-2} and set(found.values()) == {1.0}
-    equal = np.ones((8, 3), np.float32)  # no threshold tells anybody apart
+    equal = np.ones((8, 3), np.float32)  # no threshold separates any pairs
     assert set(true_positive_rates(equal, pids, cameras, equal, pids, cameras).values()) == {0.0}
 
 

@@ -1,4 +1,4 @@
-"""The backbone of the published code written out from its definition, on a state dict: no modules, no timm."""
+"""The backbone of the published code in plain functions on a state dict, without modules or timm."""
 
 import torch
 from torch import Tensor

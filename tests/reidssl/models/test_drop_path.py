@@ -1,4 +1,4 @@
-"""Drop path of a step's pieces."""
+"""Drop path of the pieces of a step."""
 
 import pytest
 import torch

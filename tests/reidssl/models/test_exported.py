@@ -1,4 +1,4 @@
-"""Exported models give the features of the original, in the library that they are for."""
+"""Exported models give the same features as the original, in the library that they are exported for."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ STATISTICS = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
 
 
 def trained(config: VitConfig) -> ReidModel:
-    """A model whose neck does something."""
+    """A model whose neck changes the features."""
     model = ReidModel(build_vit(config, seed=1), num_classes=3)
     with torch.no_grad():
         for norm in (model.bottleneck, *(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))):

@@ -1,4 +1,4 @@
-"""The convolution stem, against its definition written out."""
+"""The convolution stem against its plain definition."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def test_first_half_is_normalized_per_image_and_second_half_per_batch():
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_one_pass_equals_the_two_layers(training, layout):
-    """Outputs, gradients and running statistics; two steps, so that the statistics have moved."""
+    """Outputs, gradients and running statistics are equal. Two steps, so that the statistics have moved."""
     generator = torch.Generator().manual_seed(0)
     one, other = InstanceBatchNorm(6), InstanceBatchNorm(6)
     for parameter, twin in zip(one.parameters(), other.parameters(), strict=True):

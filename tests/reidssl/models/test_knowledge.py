@@ -1,4 +1,4 @@
-"""What a file does not say: stated, given or refused, and never guessed in silence."""
+"""Facts that a file lacks are stated, provided by the caller, or the file is refused; they are never guessed silently."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ def known(source, **options):
 
 @torch.no_grad()
 def test_twelve_heads_are_never_six(tmp_path):
-    """A bare ViT-S could be timm's (6 heads) or MoCo v3's (12); MoCo v3's own wrapper tells."""
+    """A bare ViT-S could be timm's (6 heads) or MoCo v3's (12). MoCo v3's own wrapper identifies it."""
     torch.manual_seed(0)
     model = VisionTransformer(img_size=32, patch_size=16, embed_dim=384, depth=2, num_heads=12, num_classes=0).eval()
     torch.save(model.state_dict(), tmp_path / "bare.pth")
@@ -64,7 +64,7 @@ def test_every_width_that_leaves_heads_open_is_refused_and_the_others_are_stated
             if "patch_embed" not in name
         }
         wide |= {"patch_embed.proj.weight": torch.zeros(width, 3, 16, 16), "patch_embed.proj.bias": torch.zeros(width)}
-        if width < 1000:  # a ViT-H of zeros takes gigabytes; its heads are told by the table
+        if width < 1000:  # a ViT-H takes gigabytes; its heads come from the same table
             answers, line = known(torch_bytes(wide))
             assert answers["heads"][:2] == (heads, "assumed") and f"assumed: heads {heads}" in line
     for width in (192, 384, 448):

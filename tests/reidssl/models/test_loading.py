@@ -1,4 +1,4 @@
-"""Copying checkpoints into models: everything or nothing, and a report of it."""
+"""Copying checkpoints into models: everything or nothing, with a report."""
 
 import dataclasses
 
@@ -50,7 +50,7 @@ def test_report_names_what_happened():
     ],
 )
 def test_another_backbone_is_refused_and_left_alone(changes, kinds):
-    """Also a deeper one: half of its blocks would be nobody's features."""
+    """A deeper backbone is refused too, because half of its blocks would stay random."""
     model = ReidModel(build_vit(dataclasses.replace(SMALL, **changes)))
     before = values(model)
     with pytest.raises(CheckpointMismatch, match=r"^file does not fit .*stem, depth and width") as caught:
@@ -92,7 +92,7 @@ def test_a_wrong_ratio_is_explained():
 
 
 def test_a_ratio_does_not_touch_a_grid_of_as_many_patches():
-    """Not even one that the ratio cannot give: the published rule is for other numbers of patches."""
+    """This holds even for a grid that does not fit the ratio: the published rule is for other numbers of patches."""
     config = dataclasses.replace(SMALL, image_size=(64, 24))  # 8 x 3
     tensors, model = tensors_of(config), build_vit(config)
     assert load_into(model, tensors, "file", hw_ratio=2).grids is None

@@ -1,4 +1,4 @@
-"""Vision transformers of other libraries: built by timm itself (or with its names changed), read as files, same features."""
+"""Vision transformers of other libraries, built by timm (some with renamed tensors) and read as files: same features."""
 
 import pytest
 import safetensors.torch
@@ -21,7 +21,7 @@ def dinov2_hub(name: str) -> str:
 
 
 def dinov2_chunked(name: str) -> str:
-    """As the FSDP training of DINOv2 saves it: blocks in chunks, the backbone inside the teacher."""
+    """A state dict as the FSDP training of DINOv2 saves it: blocks in chunks, the backbone inside the teacher."""
     parts = name.split(".")
     return "backbone." + (f"blocks.{parts[1]}.{'.'.join(parts[1:])}" if parts[0] == "blocks" else name)
 
@@ -29,7 +29,7 @@ def dinov2_chunked(name: str) -> str:
 @torch.no_grad()
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_timm_file(suffix, tmp_path):
-    """timm's own file, classifier included, in either format."""
+    """timm's own file, including the classifier, in both formats."""
     model = small()
     path = tmp_path / f"model.{suffix}"
     (torch.save if suffix == "pth" else safetensors.torch.save_file)(model.state_dict(), path)
@@ -43,7 +43,7 @@ def test_timm_file(suffix, tmp_path):
 
 @torch.no_grad()
 def test_torch_hub_dino_is_timm_vit_small(tmp_path):
-    """dino_deitsmall16_pretrain.pth: the names and shapes of timm's ViT-S/16 without classifier, told by its published name."""
+    """dino_deitsmall16_pretrain.pth has the names and shapes of timm's ViT-S/16 without classifier; its name identifies it."""
     model, reports = timm.create_model("vit_small_patch16_224.dino", pretrained=False, num_classes=0).eval(), []
     torch.save(model.state_dict(), tmp_path / "dino_deitsmall16_pretrain.pth")
     vit = load_vit(tmp_path / "dino_deitsmall16_pretrain.pth", on_load=reports.append)
@@ -55,9 +55,9 @@ def test_torch_hub_dino_is_timm_vit_small(tmp_path):
 @torch.no_grad()
 @pytest.mark.parametrize("rename", [dinov2_hub, dinov2_chunked])
 def test_dinov2(rename, tmp_path):
-    """Layer scale, patches of 14 and a token for masked patches; sizes are multiples of 14."""
+    """DINOv2 has layer scale, patches of 14 and a token for masked patches; image sizes are multiples of 14."""
     model = small(img_size=56, patch_size=14, init_values=0.3, num_classes=0)
-    for block in model.blocks:  # each channel its own factor
+    for block in model.blocks:  # a different factor for each channel
         torch.nn.init.uniform_(block.ls1.gamma, 0.1, 2)
         torch.nn.init.uniform_(block.ls2.gamma, 0.1, 2)
     tensors = {rename(name): value for name, value in model.state_dict().items()}
@@ -75,7 +75,7 @@ def test_dinov2(rename, tmp_path):
 
 @pytest.mark.parametrize("options", [{"global_pool": "avg"}, {"qkv_bias": False}, {"class_token": False, "global_pool": "avg"}])
 def test_relatives_that_are_something_else_are_refused(options):
-    """Mean pooling with its own norm, no query biases, no class token: close, but not this model."""
+    """Mean pooling with its own norm, no query biases, or no class token make a similar but different model."""
     with pytest.raises(ValueError, match=r"does not fit this backbone|no vision transformer that we know"):
         load_vit(safetensors.torch.save(small(**options).state_dict()), heads=2)
 

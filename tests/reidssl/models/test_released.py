@@ -20,7 +20,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_released_names_map_both_ways(name):
-    """Every tensor of a released file lands in the model and comes back under its own name, value for value."""
+    """Every tensor of a released file is loaded into the model and written back under its own name with the same values."""
     layout, stem, num_classes = LAYOUTS[name]
     released = released_state_dict(name)
     released = {key: value for key, value in released.items() if not key.removeprefix("base.").startswith("fc.")}
@@ -68,7 +68,7 @@ def test_pos_grid():
 
 
 def test_published_ratio_rule_equals_released():
-    """hw_ratio as the reference outputs were made with it."""
+    """The rule with hw_ratio gives the reference outputs."""
     reference = arrays("pos_embed.npz")
     for case in ("sq14_to_16x8_r1", "h16w8_to_24x8_r2"):
         rows, columns, ratio = reference[f"{case}_hw"].tolist()

@@ -1,4 +1,4 @@
-"""Checkpoints of other models and files of other kinds: the error says what they are and what to do, and no code runs."""
+"""Checkpoints of other models and other kinds of files: the error names the kind and the remedy, and no code runs."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The backbone against outputs of the released code, and the properties that any size of it has."""
+"""The backbone against outputs of the released code, and properties of every size."""
 
 import dataclasses
 
@@ -61,7 +61,7 @@ def test_supervised_backbone_equals_released(reference):
 
 @torch.no_grad()
 def test_the_written_out_backbone_equals_released_too(ics_vit, reference):
-    """So that it may stand for the published code where there are no stored outputs, in the next test."""
+    """This allows the next test to use the plain backbone where there are no stored outputs of the published code."""
     for output, size, seed in (("cls", (256, 128), 0), ("cls_local", (128, 64), 1)):
         found = plain_vit(ics_vit.state_dict(), images(*size, seed=seed), ics_vit.config)
         torch.testing.assert_close(found, reference[f"dino_ours_vit_small_{output}"], atol=1e-5, rtol=0)
@@ -87,7 +87,7 @@ def test_other_sizes_equal_the_written_out_backbone(size, fields, image):
 
 
 def test_sizes_have_the_published_numbers_of_parameters():
-    """In millions: ViT-Ti 5.5, ViT-S 21.6, ViT-B 85.8, ViT-L 303.3 at 224 x 224 with the patch projection."""
+    """Millions of parameters: ViT-Ti 5.5, ViT-S 21.6, ViT-B 85.8, ViT-L 303.3 at 224 x 224 with the patch projection."""
     for size, millions in {"tiny": 5.5, "small": 21.7, "base": 85.8, "large": 303.3}.items():
         with torch.device("meta"):
             vit = Vit(vit_config(size, stem="patch", image_size=(224, 224)))
@@ -99,7 +99,7 @@ def test_sizes_have_the_published_numbers_of_parameters():
 @pytest.mark.parametrize(("stride", "grid"), [(16, (16, 8)), (14, (18, 9)), (12, (21, 10)), (8, (31, 15))])
 @pytest.mark.parametrize("stem", ["ics", "patch"])
 def test_overlapping_patches_have_the_published_grid(stem, stride, grid):
-    """What is left over at the bottom and right is not seen, as in the published overlapping models."""
+    """Remaining pixels at the bottom and right are not used, as in the published overlapping models."""
     config = vit_config("tiny", stem=stem, stride=stride, depth=1)
     assert config.grid(256, 128) == grid
     assert build_vit(config).patch_embed(torch.zeros(1, 3, 256, 128)).shape[2:] == grid
@@ -116,7 +116,7 @@ def test_layer_scale_is_there_and_changes_nothing_else():
 
 @torch.no_grad()
 def test_interpolating_to_a_size_would_not_equal_released(ics_vit, reference, monkeypatch):
-    """The scale factors matter: the tolerance of the test above tells the two ways apart."""
+    """The scale factors matter: the tolerance of the test above distinguishes the two ways of resizing."""
     grid = ics_vit.pos_embed[:, 1:].unflatten(1, (16, 8)).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=(8, 4), mode="bicubic", align_corners=False)
     by_size = torch.cat((ics_vit.pos_embed[:, :1], grid.flatten(2).transpose(1, 2)), dim=1)
@@ -142,7 +142,7 @@ def test_any_grid(stem, patch_size, stride, size, grid):
 
 @torch.no_grad()
 def test_class_attention_is_what_the_last_block_uses():
-    """Weights times values must be the class token's input to the last output projection."""
+    """Attention weights times values equal the class token's input to the last output projection."""
     vit = build_vit(SMALL).eval()
     seen = {}
     last = vit.blocks[-1].attn

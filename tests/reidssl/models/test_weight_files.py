@@ -1,4 +1,4 @@
-"""Files that are damaged, dangerous or no models: refused in words that say what they are."""
+"""Files that are damaged, dangerous or not models are refused with an error that says what they are."""
 
 import io
 import pickle
@@ -49,7 +49,7 @@ def test_damaged_and_dangerous_files_are_refused(kind, tmp_path, capsys):
 
 @pytest.mark.parametrize("legacy", [True, False])
 def test_whatever_is_wrong_with_the_bytes_it_is_a_value_error(legacy):
-    """Bytes at the beginning replaced at random: other values, or ValueError in our words; nothing else comes out."""
+    """With random bytes at the beginning, a file gives other values or a ValueError of this library, and no other error."""
     buffer, generator = io.BytesIO(), random.Random(0)
     torch.save(VIT.state_dict(), buffer, _use_new_zipfile_serialization=not legacy)
     refused = 0

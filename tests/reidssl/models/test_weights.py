@@ -1,4 +1,4 @@
-"""Model files: round trips, released files, resizing, and what does not fit."""
+"""Model files: round trips, released files, resizing, and models that do not fit."""
 
 import argparse
 import dataclasses
@@ -36,7 +36,7 @@ def torch_bytes(content) -> bytes:
 
 
 def trained(config: VitConfig = SMALL, num_classes: int | None = None):
-    """A model whose batch norms have statistics of their own."""
+    """A model whose batch norms have statistics other than the initial ones."""
     model = build_vit(config, seed=3)
     if num_classes is not None:
         model = ReidModel(model, num_classes, seed=4)
@@ -87,7 +87,7 @@ def test_changes_at_loading_resize_and_reconfigure():
 
 @pytest.mark.parametrize("load", [load_vit, lambda data, **changes: load_reid(data, **changes).backbone])
 def test_own_files_know_their_grid(load):
-    """8 x 2 patches look like 4 x 4 to a reader who only counts them."""
+    """By their number alone, 8 x 2 patches look like 4 x 4."""
     model = ReidModel(build_vit(dataclasses.replace(SMALL, image_size=(64, 16))))
     rows = torch.arange(8.0).repeat_interleave(2)[:, None].expand(16, 24)
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_own_files_know_their_grid(load):
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"teacher": s, "epoch": 3, "args": argparse.Namespace(lr=0.1)}])
 @pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone."])
 def test_released_pretraining_files_load_by_themselves(wrap, prefix, tmp_path):
-    """Configuration from the shapes, whatever wrappers are around the names; DINO's head is not wanted."""
+    """The configuration comes from the shapes, with any wrappers around the names; DINO's head is skipped."""
     vit = trained(dataclasses.replace(SMALL, width=64, heads=1))
     state = {prefix + name: value for name, value in to_released(vit.state_dict(), "dino").items()}
     state["head.last_layer.weight_v"] = torch.zeros(2, 2)
@@ -134,7 +134,7 @@ def test_one_of_several_models_in_a_training_checkpoint(tmp_path):
 
 
 def test_cluster_contrast_checkpoint_with_its_score(tmp_path):
-    """The published training stores a NumPy number beside the weights, which is no reason to refuse the file."""
+    """The published training stores a NumPy number beside the weights; the file is accepted."""
     model = trained(dataclasses.replace(SMALL, width=64, heads=1), num_classes=0)
     content = released_checkpoint(model.state_dict(), "cluster_contrast") | {"epoch": 50, "best_mAP": np.float64(0.5)}
     checkpoint = read_checkpoint(torch_bytes(content))
@@ -157,7 +157,7 @@ def test_every_layout_comes_back_from_a_file(layout, stem, tmp_path):
 
 
 def test_hw_ratio_says_which_grid(tmp_path):
-    """16 patches: 4 x 4 for a reader who only counts, 8 x 2 for one who is told."""
+    """16 patches are read as 4 x 4 by their number alone, and as 8 x 2 with hw_ratio."""
     vit = build_vit(dataclasses.replace(SMALL, width=64, heads=1, image_size=(64, 16)))
     torch.save(vit.state_dict(), tmp_path / "backbone.pth")
     assert load_vit(tmp_path / "backbone.pth").config.image_size == (32, 32)
@@ -177,7 +177,7 @@ def test_overlapping_patches_are_told_by_the_caller(tmp_path):
 
 
 def test_a_ratio_counts_only_where_the_numbers_of_patches_differ():
-    """The published rule resizes nothing else; 24 x 8 patches are no grid that a ratio of 2 can give."""
+    """The published rule does not resize otherwise; 24 x 8 patches do not fit a ratio of 2."""
     vit = build_vit(dataclasses.replace(SMALL, width=64, heads=1, image_size=(192, 64)))
     data, reports = torch_bytes(vit.state_dict()), []
     same = load_vit(data, hw_ratio=2, image_size=(192, 64), on_load=reports.append)
@@ -211,7 +211,7 @@ def test_half_a_reid_model_is_refused(changed, where, words):
     with pytest.raises(CheckpointMismatch, match=f"does not fit this re-ID model.*{words}.*load_vit takes") as caught:
         load_reid(checkpoint)
     assert [kind for kind in ("missing", "unexpected", "shapes") if getattr(caught.value, kind)] == [where]
-    assert load_vit(checkpoint).config == SMALL  # the backbone alone is whole
+    assert load_vit(checkpoint).config == SMALL  # the backbone alone is complete
 
 
 def test_a_reid_model_may_get_other_cameras():

@@ -1,4 +1,4 @@
-"""The same model in whatever training code wraps around it: found, renamed, and with the features of the original."""
+"""The same model inside the wrappers of common training code: found, renamed, and with the features of the original."""
 
 import json
 from functools import partial
@@ -129,7 +129,7 @@ def test_two_models_without_a_usual_one_are_refused_until_one_is_named(content, 
 
 
 def hugging_face(state, prefix: str = "", dinov2: bool = False) -> dict:
-    """transformers' names of ViT (or DINOv2)."""
+    """A state dict with the names of Hugging Face's ViT (or DINOv2)."""
     renamed = {
         "cls_token": "embeddings.cls_token",
         "pos_embed": "embeddings.position_embeddings",

@@ -1,4 +1,4 @@
-"""What all objectives share: crops in groups, the moving-average teacher, and the state that is saved."""
+"""Common parts of all objectives: crops in groups, the moving-average teacher, and the saved state."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Every objective with student and teacher in bf16: what must stay fp32 does, and training follows fp32."""
+"""Every objective with student and teacher in bf16: the required parts stay fp32, and training follows fp32."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def objective_of(name: str, bf16: bool) -> Objective:
 
 
 def crops_of(step: int) -> list[torch.Tensor]:
-    """Views of the same few images: their color, and noise."""
+    """Views of the same few images: the color of each image, plus noise."""
     generator = torch.Generator().manual_seed(step)
     colors = torch.randn(IMAGES, 3, 1, 1, generator=torch.Generator().manual_seed(99))
     return [colors + 0.3 * torch.randn(IMAGES, 3, *size, generator=generator) for size in ((32, 16), (32, 16), (16, 8))]
@@ -62,7 +62,7 @@ def run(name: str, bf16: bool) -> tuple[list[float], Objective]:
 
 @pytest.mark.parametrize("name", ["dino", "dino_mim"])
 def test_a_bf16_run_follows_fp32(name):
-    """The first loss within 2 %, every one of 20 steps within 5 %."""
+    """The first loss is within 2 %, and every loss of 20 steps within 5 %."""
     exact, _ = run(name, bf16=False)
     rounded, objective = run(name, bf16=True)
     assert exact != rounded and exact[-1] != exact[0]
@@ -73,7 +73,7 @@ def test_a_bf16_run_follows_fp32(name):
 
 @pytest.mark.parametrize("name", ["moco_v3", "moby"])
 def test_contrasts_keep_what_they_remember_in_fp32(name):
-    """No curve: batch norms over 8 images whose fresh features are nearly alike enlarge any rounding."""
+    """The curve is not compared, because batch norms over 8 images with nearly equal features enlarge any rounding."""
     losses, objective = run(name, bf16=True)
     assert all(0 < loss < 20 for loss in losses)
     assert all(value.dtype == torch.float32 for value in objective.state_dict().values() if value.is_floating_point())

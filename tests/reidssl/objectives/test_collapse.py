@@ -1,4 +1,4 @@
-"""Collapse is found in objectives that have collapsed, and not in fresh or healthy ones; the advice names real settings."""
+"""Collapse is detected in collapsed objectives and not in new or healthy ones; the advice names existing settings."""
 
 import dataclasses
 import math
@@ -33,12 +33,12 @@ def config(name: str) -> ObjectiveConfig:
 
 
 def logged(objective, same_image: bool) -> dict[str, float]:
-    """Its terms after the center (or queue) has settled, on different images or on one image over and over."""
+    """Terms of an objective after its center (or queue) has settled, on different images or on copies of one image."""
     crops = [torch.randn(IMAGES, 3, 32, 16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
     if same_image:
         crops = [crops[0][:1].expand(IMAGES, -1, -1, -1)] * 2
     with torch.no_grad():
-        for _ in range(100):  # 1 - 0.9^100: the center is there
+        for _ in range(100):  # 1 - 0.9^100: the center has converged
             output = objective(objective.student, crops, Progress(100, 100, 1000))
             objective.update(output.statistics, output.rows)
     return {name: float(value) for name, value in output.terms.items()}
@@ -55,7 +55,7 @@ def test_a_fresh_model_is_fine_and_one_that_sees_no_difference_is_not(name):
 
 
 def test_one_prototype_for_all_is_told_from_indifference():
-    sharp = dataclasses.replace(config("dino").dino, center_momentum=1.0, teacher_temperature=0.001)  # no centring
+    sharp = dataclasses.replace(config("dino").dino, center_momentum=1.0, teacher_temperature=0.001)  # no centering
     objective = build_objective(VIT, ObjectiveConfig(name="dino", dino=sharp))
     terms = logged(objective, same_image=True)
     found = signs(terms, "dino", 64, VIT.width)
@@ -64,7 +64,7 @@ def test_one_prototype_for_all_is_told_from_indifference():
 
 
 def test_information_is_the_part_of_the_entropy_that_images_explain():
-    """Four images, each certain of its own prototype, tell ln 4; equally indifferent ones tell nothing."""
+    """Four images that are each certain of their own prototype have an information of ln 4; uniform ones have 0."""
     objective = build_objective(VIT, config("dino"))
     output = objective(objective.student, [torch.randn(4, 3, 32, 16) for _ in range(2)], Progress(100, 100, 1000))
     targets = ((objective.teacher([torch.zeros(4, 3, 32, 16)]).logits) / 0.04).softmax(-1)

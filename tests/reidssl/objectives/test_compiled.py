@@ -1,4 +1,4 @@
-"""Compiled backbones on a CPU: the same numbers, one graph for each crop size, and nothing that a checkpoint would see."""
+"""Compiled backbones on a CPU: the same numbers, one graph for each crop size, and unchanged checkpoints."""
 
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -17,7 +17,7 @@ def crops(step: int) -> list[torch.Tensor]:
 
 
 def test_same_numbers_and_one_graph_for_each_size():
-    """With the hooks that collect batch statistics, as a run has them; traced as on a GPU, the operators run one by one."""
+    """With the hooks that collect batch statistics, as in a run. Traced as on a GPU, but the operators run one by one."""
     torch._dynamo.reset()
     config = VitConfig(width=24, depth=1, heads=3, patch_size=8, image_size=(32, 16), stem_width=8)
     counter = CompileCounterWithBackend("aot_eager")
@@ -35,7 +35,7 @@ def test_same_numbers_and_one_graph_for_each_size():
         assert collected[0].keys() == collected[1].keys() and len(collected[0]) == 6
         for name, value in collected[0].items():
             torch.testing.assert_close(collected[1][name], value, rtol=1e-6, atol=1e-6)
-    assert counter.frame_count == 3  # two sizes for the student, one for the teacher: no graph is cut, none made again
+    assert counter.frame_count == 3  # two sizes for the student, one for the teacher: no graph breaks, no recompilation
     assert list(compiled.state_dict()) == list(plain.state_dict())
     copy = compiled.export_backbone()
     assert copy._compiled_call_impl is None

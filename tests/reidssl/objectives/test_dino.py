@@ -1,4 +1,4 @@
-"""DINO against the released code, a plain reference, and the properties that distributed training needs."""
+"""DINO against the released code and a plain reference, and the properties that distributed training needs."""
 
 import dataclasses
 import math
@@ -35,7 +35,7 @@ def plain_loss(student: torch.Tensor, teacher: torch.Tensor, num_crops: int, tem
 
 
 def test_two_steps_equal_released():
-    """Loss, gradient and center. The reference's logits are a tenth of the stored arrays."""
+    """Loss, gradient and center are equal. The reference's logits are a tenth of the stored arrays."""
     reference = arrays("dino.npz")
     objective = Dino(BACKBONE, DinoConfig(out_dim=1024, hidden=12, bottleneck=6))
     teacher = 0.1 * reference["teacher_output"]
@@ -79,7 +79,7 @@ def test_forward_uses_old_center_and_reports_the_mean():
     targets = ((teacher - torch.linspace(-1, 1, 20)) / 0.04).softmax(-1)
     torch.testing.assert_close(output.loss, plain_loss(student, targets, 4, 0.1))
     torch.testing.assert_close(output.statistics["teacher_mean"], teacher.mean(0, keepdim=True))
-    assert torch.equal(objective.center, torch.linspace(-1, 1, 20).view(1, 20))  # forward does not move it
+    assert torch.equal(objective.center, torch.linspace(-1, 1, 20).view(1, 20))  # forward does not change the center
     entropy = -(targets * targets.clamp(min=1e-38).log()).sum(-1).mean()
     torch.testing.assert_close(output.terms["teacher_entropy"], entropy)
     assert 0 <= output.terms["teacher_entropy"] <= math.log(20)
@@ -91,7 +91,7 @@ def test_forward_uses_old_center_and_reports_the_mean():
 
 
 def test_sinkhorn_targets_come_from_the_micro_batch_alone():
-    """As `sinkhorn_knopp` of all teacher rows; the center is measured and not used."""
+    """The targets equal `sinkhorn_knopp` of all teacher rows; the center is measured and not used."""
     objective = Dino(BACKBONE, dataclasses.replace(DINO, centering="sinkhorn_knopp"))
     objective.student.backbone.eval(), objective.teacher.backbone.eval()
     views = crops()
@@ -129,7 +129,7 @@ def test_koleo_is_added_for_each_global_crop_of_the_student():
 
 
 def test_center_moves_once_with_the_mean_of_the_step():
-    """Two micro-batches, then the update with the mean of their statistics: as one batch of both."""
+    """Two micro-batches and one update with the mean of their statistics equal one batch of both."""
     halves = [crops(images=2, seed=seed) for seed in (0, 1)]
     whole = [torch.cat(pair) for pair in zip(*halves)]
     centers = []
@@ -185,7 +185,7 @@ def test_exported_backbone_is_the_teacher_with_its_own_statistics():
 
 def test_a_wrapped_student_is_called_instead():
     class Engine:
-        """Stands for an engine around the student: counts its calls and passes them on."""
+        """A stand-in for an engine around the student, which counts and forwards calls."""
 
         def __init__(self, module: MultiCropModel) -> None:
             self.module, self.calls = module, 0
@@ -201,7 +201,7 @@ def test_a_wrapped_student_is_called_instead():
 
 
 def test_training_on_one_batch_lowers_the_loss():
-    """With the center settled first: before that, all targets are the random head's mean and too easy."""
+    """The center settles first. Before that all targets are the mean of the random head and too easy."""
     objective = Dino(dataclasses.replace(BACKBONE, drop_path=0.0), DINO, seed=5)
     optimizer = torch.optim.AdamW(objective.student.parameters(), lr=2e-3)
     for _ in range(60):

@@ -1,4 +1,4 @@
-"""Masked DINO against plain sums over crops and patches, and its place in the common interface."""
+"""Masked DINO against plain sums over crops and patches, and the common interface."""
 
 import copy
 import dataclasses
@@ -27,13 +27,13 @@ def crops(num_local: int = 2, images: int = 4, seed: int = 0) -> list[torch.Tens
 
 
 def frozen_norms(objective: DinoMim) -> DinoMim:
-    """The same outputs at every call and for every grouping."""
+    """Freeze the batch norms, so that outputs are the same at every call and for every grouping of crops."""
     objective.student.backbone.eval(), objective.teacher.backbone.eval()
     return objective
 
 
 def plain(objective: DinoMim, views: list[torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
-    """Total loss, image by image and patch by patch, from the backbone's tokens."""
+    """Total loss from the backbone's tokens, image by image and patch by patch."""
     student, teacher, config = objective.student, objective.teacher, objective.config
     patch_heads = [model.patch_head or model.head for model in (student, teacher)]
     tokens_s, tokens_t = [], []
@@ -69,7 +69,7 @@ def test_value_and_gradient_equal_the_plain_sum(shared, num_local):
     with torch.no_grad():
         objective.center.copy_(torch.linspace(-0.5, 0.5, 20))
         objective.patch_center.copy_(torch.linspace(0.3, -0.2, objective.patch_center.shape[1]))
-        for parameter in objective.teacher.parameters():  # another teacher than the student
+        for parameter in objective.teacher.parameters():  # the teacher must differ from the student
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
     views = crops(num_local)
     masks = patch_masks(mix(5, 100, 3), 8, (4, 2), config.mask_share, config.mask_ratio, config.mask_aspect)
@@ -119,7 +119,7 @@ def test_masks_follow_the_place_in_the_run_alone():
 
 
 def test_mask_token_is_what_the_student_sees():
-    """Pixels under the mask do not matter to the student (patch stem), and the teacher sees them."""
+    """Pixels under the mask do not change the student's output (patch stem), but they change the teacher's."""
     objective = frozen_norms(DinoMim(dataclasses.replace(BACKBONE, stem="patch"), MIM, seed=5))
     image = crops(0, images=1)[0]
     hidden = torch.zeros(1, 8, dtype=torch.bool)

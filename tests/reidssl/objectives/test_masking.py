@@ -1,4 +1,4 @@
-"""Masks of patches: how many, how shaped, and that they are a function of their arguments."""
+"""Masks of patches: number and shape of the masked patches, and reproducibility."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def test_exactly_the_wanted_number(grid, share):
 
 
 def edges(mask: np.ndarray) -> int:
-    """Neighboring pairs of which one is masked: few for blocks, many for scattered patches."""
+    """Number of neighboring pairs with one masked patch: few for blocks, many for scattered patches."""
     return int((mask[1:] != mask[:-1]).sum() + (mask[:, 1:] != mask[:, :-1]).sum())
 
 
@@ -25,12 +25,12 @@ def test_masks_are_blocks_all_over_the_image():
     masks = np.stack([block_mask(np.random.default_rng(seed), (16, 8), 40) for seed in range(300)])
     scattered = np.stack([np.random.default_rng(seed).permutation(128).reshape(16, 8) < 40 for seed in range(300)])
     assert np.mean([edges(mask) for mask in masks]) < 0.6 * np.mean([edges(mask) for mask in scattered])
-    assert masks.mean(0).min() > 0.03  # corners are hit less often, but hit
+    assert masks.mean(0).min() > 0.03  # corners are masked less often, but not never
     assert masks.mean(0).max() < 0.6
 
 
 def test_shapes_of_blocks_follow_the_aspect():
-    """Four patches make one block: a square, or with aspect 1/4 also a row or a column."""
+    """Four patches form one block: a square, or with aspect 1/4 also a row or a column."""
     for aspect, shapes in ((1.0, {(2, 2)}), (0.25, {(1, 4), (4, 1), (2, 2)})):
         masks = [block_mask(np.random.default_rng(seed), (16, 8), 4, aspect) for seed in range(60)]
         assert {(int(mask.any(1).sum()), int(mask.any(0).sum())) for mask in masks} >= shapes

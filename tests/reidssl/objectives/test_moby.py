@@ -1,4 +1,4 @@
-"""MoBY against a plain loop over pairs, images and keys; its queue; its place in the common interface."""
+"""MoBY against a plain loop over pairs, images and keys; its queue; the common interface."""
 
 import copy
 import dataclasses
@@ -52,8 +52,11 @@ def test_loss_equals_a_loop(num_crops):
 
 
 def test_gradient_equals_that_of_the_plain_sum():
-    """Both directions by themselves, with cross_entropy on the rows of scores. Networks in double precision: the batch norms
-    over four images make single precision depend on the number of threads."""
+    """Each direction separately, with cross_entropy on the rows of scores.
+
+    The networks compute in double precision, because the batch norms over four images make single precision depend on the number
+    of threads.
+    """
     objective = Moby(VIT, CONFIG, seed=3).double()
     views = [view.double() for view in crops()]
     objective(objective.student, views, PROGRESS).loss.backward()
@@ -72,7 +75,7 @@ def test_gradient_equals_that_of_the_plain_sum():
 
 
 def test_autocast_leaves_the_scores_in_single_precision():
-    """Networks in bf16, the loss of what they give as exact as ever: at a low temperature bf16 scores would show."""
+    """With networks in bf16 the loss of their outputs stays exact. At a low temperature bf16 scores would be visible."""
     objective, views = Moby(VIT, dataclasses.replace(CONFIG, temperature=0.02), seed=3), crops()
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         loss = objective(objective.student, views, PROGRESS).loss
@@ -155,7 +158,7 @@ def test_the_momentum_encoder_follows_without_the_predictor():
 
 
 def test_training_finds_the_own_key():
-    objective = Moby(VIT, dataclasses.replace(CONFIG, queue_size=24))  # the three batches before, none of them this one
+    objective = Moby(VIT, dataclasses.replace(CONFIG, queue_size=24))  # three previous batches, not the current one
     optimizer = torch.optim.AdamW(objective.student.parameters(), lr=5e-3)
     losses = []
     for step in range(40):

@@ -1,4 +1,4 @@
-"""MoCo v3 against a plain loop over pairs and images, and its place in the common interface."""
+"""MoCo v3 against a plain loop over pairs and images, and the common interface."""
 
 import math
 
@@ -25,7 +25,7 @@ def crops(count: int, images: int = 5, seed: int = 0) -> list[torch.Tensor]:
 @pytest.mark.parametrize("num_crops", [2, 4])
 @pytest.mark.parametrize("layers", [0, 2])
 def test_loss_equals_a_loop_over_pairs(num_crops, layers):
-    """ctr(q1, k2) + ctr(q2, k1) for two crops, each 2 t times a mean over images; of more, twice the mean ctr."""
+    """ctr(q1, k2) + ctr(q2, k1) for two crops, each 2 t times a mean over images; twice the mean ctr for more crops."""
     config = MocoV3Config(out_dim=8, hidden=12, projector_layers=layers, temperature=0.3)
     objective = MocoV3(VIT, config, seed=3)
     views = crops(num_crops)
@@ -45,8 +45,11 @@ def test_loss_equals_a_loop_over_pairs(num_crops, layers):
 
 
 def test_gradient_equals_that_of_the_published_sum():
-    """ctr of both directions by itself. Networks in double precision: the batch norms over few images make single precision
-    depend on the number of threads."""
+    """ctr of each direction separately.
+
+    The networks compute in double precision, because the batch norms over few images make single precision depend on the number
+    of threads.
+    """
     objective = MocoV3(VIT, MocoV3Config(out_dim=8, hidden=12, projector_layers=2, temperature=0.3), seed=3).double()
     views = [view.double() for view in crops(2)]
     objective(objective.student, views, PROGRESS).loss.backward()
@@ -65,7 +68,7 @@ def test_gradient_equals_that_of_the_published_sum():
 
 
 def test_autocast_leaves_the_scores_in_single_precision():
-    """Networks in bf16, the loss of what they give as exact as ever: at a low temperature bf16 scores would show."""
+    """With networks in bf16 the loss of their outputs stays exact. At a low temperature bf16 scores would be visible."""
     objective, views = MocoV3(VIT, MocoV3Config(out_dim=8, hidden=12, projector_layers=2, temperature=0.02), seed=3), crops(2)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         loss = objective(objective.student, views, PROGRESS).loss

@@ -1,4 +1,4 @@
-"""Sinkhorn-Knopp against plain arithmetic on probabilities, and what it promises."""
+"""Sinkhorn-Knopp against plain arithmetic on probabilities, and its properties."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from reidssl.objectives.sinkhorn import sinkhorn_knopp
 
 
 def plain(logits: np.ndarray, temperature: float, iterations: int) -> np.ndarray:
-    """The published procedure on the matrix (prototypes, samples) itself, one row and one column at a time."""
+    """The published procedure on the matrix (prototypes, samples), one row and one column at a time."""
     q = np.exp(logits.astype(np.float64) / temperature).T
     prototypes, samples = q.shape
     q /= q.sum()

@@ -1,4 +1,4 @@
-"""Figures: well-formed, safe against hostile names, and true to the numbers they are given."""
+"""Figures: well-formed, safe against hostile names, and correct for the given numbers."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""Lists whose paths are written another way than the keys: found where it is clear what they mean, else said."""
+"""Lists whose paths are written differently from the keys: matched where unambiguous, otherwise refused."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_what_is_not_there_is_listed_as_written():
 
 
 def test_only_one_beginning_is_left_out():
-    """/x/a/1.jpg and /y/b/1.jpg would both be found by their ends; the second folder is another data set's."""
+    """/x/a/1.jpg and /y/b/1.jpg would both match by their ends, but the second folder belongs to another data set."""
     assert match_entries(["p/1.jpg", "q/2.jpg"], ["1.jpg", "2.jpg"]).absent == ["p/1.jpg", "q/2.jpg"]
     found = match_entries(["/x/a/1.jpg", "/x/a/2.jpg", "/y/b/1.jpg"], KEYS)
     assert found.absent == ["/y/b/1.jpg"] and found.entry_prefix == "x/"

@@ -1,4 +1,4 @@
-"""Synthetic people: pure functions of their specification, disjoint parts, neither trivial nor impossible."""
+"""Synthetic people: pure functions of their specification, in disjoint parts, neither trivial nor impossible to match."""
 
 import hashlib
 import os
@@ -113,11 +113,11 @@ def test_image_sizes(size):
 def test_all_kinds_of_planted_images_can_be_drawn_at_an_extreme_share():
     config = SyntheticConfig(num_pretrain=30 * len(PLANTED_KINDS), planted_fraction=0.99, image_size=(32, 16))
     images = np.stack([render(spec, config) for spec in specifications(config, "pretrain")])
-    assert images.std(axis=(1, 2, 3)).min() > 0.5  # none is empty
+    assert images.std(axis=(1, 2, 3)).min() > 0.5  # no image is empty
 
 
 def test_backgrounds_vary_within_a_camera():
-    """The border of the crop must not give the camera away (see the module's docstring)."""
+    """The border of the crop must not reveal the camera (see the module's docstring)."""
     config = SyntheticConfig(image_size=(64, 32))
     specs = [spec for spec in specifications(config, "target") if spec.camid == 1][:60]
     borders = np.stack([render(spec, config)[:, [0, 1, -2, -1]].astype(np.float64) for spec in specs])
@@ -139,7 +139,7 @@ def mean_average_precision(features: np.ndarray, specs: list, num_queries: int) 
 
 
 def test_pixels_and_colors_alone_do_not_solve_the_target_set():
-    """Between chance and easy: there is something to learn, and something to learn it from."""
+    """Pixels are better than chance, and neither pixels nor colors solve the task, so that there is something to learn."""
     config = SyntheticConfig(image_size=(32, 16), target_identities=80)
     specs = [spec for spec in specifications(config, "target") if spec.split != "train"]
     specs.sort(key=lambda spec: (spec.split != "query", spec.key))

@@ -1,4 +1,4 @@
-"""Pseudo-labels shared out over Ray: those of one process, for any number of actors and ranges."""
+"""Pseudo-labels computed over Ray equal those of one process, for any number of actors and ranges."""
 
 from functools import partial
 

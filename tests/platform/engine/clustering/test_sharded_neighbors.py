@@ -1,4 +1,4 @@
-"""The sharded search: the same table for any number of actors, from arrays and Parquet, and with an actor that dies."""
+"""The sharded search: the same table for any number of actors, from arrays and Parquet, also when an actor dies."""
 
 import numpy as np
 import pyarrow as pa
@@ -60,7 +60,7 @@ def test_from_parquet_with_an_approximate_search(ray_session, tmp_path):
 
 
 class Dying(Shard):
-    """A shard whose process is killed in the middle of its first life."""
+    """A shard whose process is killed once, in the middle of its work."""
 
     def nearest(self, queries, k, own):
         import os
@@ -82,7 +82,7 @@ def test_a_lost_actor_is_survived(ray_session, tmp_path, monkeypatch):
 
 
 class Oversized(Shard):
-    """A shard whose process is killed whenever it has loaded."""
+    """A shard whose process is killed every time it has loaded."""
 
     def nearest(self, queries, k, own):
         import os

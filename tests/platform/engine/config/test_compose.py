@@ -1,4 +1,4 @@
-"""Configuration: what is composed, what is refused, and in which words."""
+"""Configuration: composed values, refusals and their messages."""
 
 import importlib
 import os
@@ -67,7 +67,7 @@ def test_the_schemas_are_those_of_the_programs():
 
 @pytest.mark.parametrize("program", sorted(programs()))
 def test_every_program_composes(program, monkeypatch):
-    """Its file and every choice of every group that it has."""
+    """The file of each program composes with every choice of each of its groups."""
     monkeypatch.setenv("REIDSSL_DATA", "s3://bucket/sets")
     schema = schema_of(program)
     composed = load_config(schema, program)
@@ -85,7 +85,7 @@ def test_every_program_composes(program, monkeypatch):
 
 
 def test_the_data_group_of_pre_training(monkeypatch):
-    """A path where a choice is meant, and the other way round, is explained."""
+    """A path in place of a choice, or a choice in place of a path, gives a helpful error."""
 
     def data(*overrides: str):
         return load_config(PretrainConfig, "pretrain", overrides).data
@@ -142,14 +142,14 @@ def test_every_experiment_composes_for_the_program_it_names(experiment):
     assert named, "an experiment shows its own command line"
     for program in named:
         schema = schema_of(program)
-        source = ["source_set=s3://bucket/source"] if "setting: uda" in text else []  # which nobody can guess
+        source = ["source_set=s3://bucket/source"] if "setting: uda" in text else []  # has no default
         config = load_config(schema, program, [f"experiment={experiment}", *source])
-        if not experiment.startswith("supervised_"):  # two of them are the default; the next test looks at each
+        if not experiment.startswith("supervised_"):  # two of them equal the defaults; the next test checks each
             assert to_plain(config) != to_plain(load_config(schema, program)), "changes nothing"
 
 
 def test_the_published_rows_are_there():
-    """TransReID-SSL, tables of section 4: three settings, two target sets; what a row changes."""
+    """TransReID-SSL, tables of section 4: three settings, two target sets, and the changes of each row."""
     for target, eps in (("market1501", 0.6), ("msmt17", 0.7)):
         other = {"market1501": "msmt17", "msmt17": "market1501"}[target]
         for model, stem in (("vit_small", "patch"), ("vit_small_ics", "ics")):

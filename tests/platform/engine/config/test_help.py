@@ -1,4 +1,4 @@
-"""`--help`: the values that hold, in the terminal's width, at once."""
+"""`--help`: the current values, in the width of the terminal, without delay."""
 
 import os
 import re
@@ -23,7 +23,7 @@ HEAVY = ("torch", "torchvision", "ray", "timm", "deepspeed", "numba", "sklearn",
 
 
 def shown(program: str, *overrides: str) -> dict[str, str]:
-    """{key: value as text}."""
+    """{key: value as text} from the help of a program."""
     text = help_text(schema_of(program), program, "", overrides, WIDE)
     return dict(re.findall(r"^  ([\w.]+)=(.*)$", text.partition("\nsettings, ")[2], re.MULTILINE))
 
@@ -70,7 +70,7 @@ def test_files_and_the_rest_of_the_command_line_count():
     assert (shown("tune")["finetune.setting"], shown("finetune")["clip.norm"]) == ("usl", "0.0")
     changed = shown("pretrain", "model=vit_tiny", "experiment=demo_sweep", "stream.micro_batch=3", "output=/m/x=1")
     assert (changed["model.width"], changed["stream.micro_batch"], changed["output"]) == ("128", "3", "/m/x=1")
-    assert shown("finetune", "experiment=uda_msmt17_to_market1501_vit_small")["setting"] == "uda"  # needs a source yet
+    assert shown("finetune", "experiment=uda_msmt17_to_market1501_vit_small")["setting"] == "uda"  # source_set is missing
     with pytest.raises(ConfigError, match="there is no key 'outptu'"):
         shown("finetune", "outptu=x")
 
@@ -110,7 +110,7 @@ def test_groups_and_the_experiments_that_compose(program):
 
 
 def test_nothing_heavy_is_imported_before_there_is_work():
-    """By the commands themselves: help, the configuration, a mistake."""
+    """Checked with real commands: help, --show-config, and a mistake."""
     code = f"""
 import runpy, sys
 for program in {sorted(SCHEMAS)}:
@@ -131,7 +131,7 @@ print("well", file=sys.stderr)
 
 @pytest.mark.parametrize("module", ["platform.select --help", "platform.select --show-config", "platform"])
 def test_a_reader_that_has_seen_enough_ends_it_quietly(module, tmp_path):
-    """`--help | head -1`, with a reader that is gone before the first line."""
+    """Like `--help | head -1`, with a reader that has closed the pipe before the first line."""
     reading, writing = os.pipe()
     os.close(reading)
     ended = subprocess.run(

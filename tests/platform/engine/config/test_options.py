@@ -1,6 +1,6 @@
-"""The names of all options, frozen: users' commands and stored configurations hold them, so they change on purpose only.
+"""The names of all options are frozen, because users' commands and stored configurations contain them.
 
-python -m tests.platform.engine.config.test_options    # writes options.txt anew; name what changed in CHANGELOG.md
+python -m tests.platform.engine.config.test_options    # rewrites options.txt; describe the change in CHANGELOG.md
 """
 
 from dataclasses import is_dataclass
@@ -22,7 +22,7 @@ def keys_of(schema: type, prefix: str) -> list[str]:
 
 
 def options() -> list[str]:
-    """`program key`, sorted."""
+    """Lines `program key` of all options, sorted."""
     return sorted(key for program in SCHEMAS for key in keys_of(schema_of(program), f"{program} "))
 
 

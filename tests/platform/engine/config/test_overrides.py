@@ -1,4 +1,4 @@
-"""The command line: any text where text belongs, one line of advice for everything else that cannot be."""
+"""The command line: text settings take any text; every impossible override gives one line of advice."""
 
 import pytest
 

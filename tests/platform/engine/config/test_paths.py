@@ -1,4 +1,4 @@
-"""Paths of the settings: declared, made absolute once, the same place from everywhere."""
+"""Paths among the settings: declared by type, made absolute once, and the same place from every folder."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from platform.engine.storage.location import StorageConfig
 from platform.report import main as report
 
 PATH_WORDS = re.compile(r"(?i)\b(folders?|files?|paths?|shards|checkpoints?|page|director(y|ies))\b|s3://")
-# Words of the kind that mean something else: a list of kinds, a profile in AWS's files, a resource of nodes.
+# Settings whose names or texts sound like files but are not paths: a list of kinds, an AWS profile, a resource of nodes.
 NO_PATHS = {
     *(f"RawConfig.{name}" for name in ("kind", "labeled", "pattern", "splits")),
     "StorageConfig.profile",
@@ -79,7 +79,7 @@ def schemas(schema: type):
 
 @pytest.mark.parametrize("program", sorted(SCHEMAS))
 def test_a_setting_that_speaks_of_files_is_declared_as_a_path(program):
-    """A new field that names a file or folder: InputPath or OutputPath, or list[...] of them."""
+    """A field that names a file or folder must have the type InputPath or OutputPath, or a list of them."""
     for schema in schemas(schema_of(program)):
         hints, meanings = get_type_hints(schema, include_extras=True), field_docs(schema)
         for each in fields(schema):
@@ -117,7 +117,7 @@ def test_every_path_of_every_program_counts_from_the_users_folder(program, tmp_p
 
 
 def test_no_stored_path_is_relative_and_empty_ones_stay_empty(tmp_path, monkeypatch):
-    """Defaults and files below configs/ as well."""
+    """This includes defaults and the files below configs/."""
     monkeypatch.chdir(tmp_path)
     for program in SCHEMAS:
         text = str(to_plain(load_config(schema_of(program), program)))
@@ -176,7 +176,7 @@ def test_a_run_goes_on_from_another_folder_in_another_spelling(tmp_path, monkeyp
 
 @pytest.fixture
 def job_folder(tmp_path, monkeypatch) -> Path:
-    """As in `ray job submit --working-dir .`: the process stands in Ray's copy of what was submitted."""
+    """Like `ray job submit --working-dir .`: the current folder is Ray's copy of the submitted folder."""
     folder = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
     (folder / "sets" / "a").mkdir(parents=True)
     monkeypatch.chdir(folder)
@@ -197,11 +197,11 @@ def test_in_a_submitted_job_relative_outputs_are_refused_and_inputs_must_be_ther
     with pytest.raises(ConfigError, match=r"tracking\.mlflow: 'sqlite:///m\.db' would be lost"):
         compose("output=/m/out", "data.uri=sets/a", "tracking.mlflow=sqlite:///m.db")
     assert compose("output=s3://bucket/x", "raw.kind=synthetic", program="ingest").output == "s3://bucket/x"
-    assert compose("output=/m/out", program="pipeline").output == "/m/out"  # what its stages write goes below it
+    assert compose("output=/m/out", program="pipeline").output == "/m/out"  # the outputs of its stages are below it
     assert compose("output=/m/out", "finetune.target_set=sets/a", program="tune").output == "/m/out"
     with pytest.raises(UserError, match=r"output is empty, and the folder of this job, where the page would go"):
         report(compose("run=sets/a", program="report"))
-    monkeypatch.chdir(tmp_path)  # the entrypoint went to a folder that stays
+    monkeypatch.chdir(tmp_path)  # the entrypoint changed to a permanent folder
     assert compose("output=out/x", "data.uri=sets/b").output == f"{tmp_path}/out/x"
 
 

@@ -1,4 +1,4 @@
-"""Parts of a result: published shard by shard, whole or not at all."""
+"""Parts of a result are published shard by shard, completely or not at all."""
 
 import numpy as np
 import pyarrow as pa

@@ -1,4 +1,4 @@
-"""Images that cannot be decoded: counted, said, listed; too many of them stop the pass."""
+"""Images that cannot be decoded are counted, printed and listed; too many of them stop the pass."""
 
 import numpy as np
 import pytest

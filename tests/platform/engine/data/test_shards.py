@@ -1,4 +1,4 @@
-"""Shards: what is written is what is read, the same rows give the same files, and damage is found."""
+"""Shards: rows are read as they were written, the same rows give the same files, and damage is detected."""
 
 import numpy as np
 import pyarrow as pa
@@ -98,7 +98,7 @@ def test_equal_rows_give_one_file_and_other_rows_another(tmp_path):
 
 def test_files_that_the_manifest_does_not_list_do_not_count(location):
     make_data_set(location)
-    write_shard(location, make_table(5000, 10))  # of an attempt that died
+    write_shard(location, make_table(5000, 10))  # left by an attempt that died
     assert verify(location) == []
     assert read_rows(location, ["key"]).num_rows == 900
 

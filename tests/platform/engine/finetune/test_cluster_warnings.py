@@ -1,4 +1,4 @@
-"""What is said of clusters that are none."""
+"""Warnings about useless clusters."""
 
 import re
 

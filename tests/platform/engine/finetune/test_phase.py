@@ -1,4 +1,4 @@
-"""What fine-tuning without labels does in an epoch: pseudo-labels, batches, memory."""
+"""An epoch of fine-tuning without labels: pseudo-labels, batches, memory."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def unsupervised(images, **changes) -> Unsupervised:
 
 
 def by_identity(images, outliers: int = 0):
-    """Features that tell the people apart; the first `outliers` images resemble nobody, nor each other."""
+    """Features that separate the people; the first `outliers` images are far from all others and from each other."""
     identities = np.unique(images.pids, return_inverse=True)[1]
     features = torch.zeros(len(images), 64)
     features[torch.arange(len(images)), torch.from_numpy(identities)] = 1.0
@@ -53,7 +53,7 @@ def test_clusters_become_labels_batches_and_memory(images):
         labels = work.labels[batch].reshape(4, 3)
         assert (labels >= 0).all() and (labels == labels[:, :1]).all() and len(set(labels[:, 0])) == 4
         cameras = images.camids[batch].reshape(4, 3)
-        assert (cameras[:, 1:] != cameras[:, :1]).all()  # the others of an identity come from other cameras than the first
+        assert (cameras[:, 1:] != cameras[:, :1]).all()  # further images of an identity come from other cameras than the first
     for label in range(6):
         mean = features[torch.from_numpy(work.labels == label)].mean(0)
         assert torch.allclose(phase.memory.centroids[label], mean / mean.norm(), atol=1e-6)
@@ -88,7 +88,7 @@ def test_features_that_are_no_numbers_are_said(images):
 
 
 def test_labels_are_judged_never_trained_on(images):
-    """The same batches whatever the identities say, as long as there are some."""
+    """The batches do not depend on the true identities, as long as there are some."""
     features = by_identity(images)
     pids, first = images.pids, unsupervised(images).begin(3, lambda _: features)
     try:
@@ -108,7 +108,7 @@ ARC = torch.linspace(0, 0.5, 36)
 
 @pytest.mark.parametrize(("features", "clusters"), [(torch.stack([ARC.cos(), ARC.sin()], 1), 1), (torch.eye(36), 0)])
 def test_fewer_than_two_clusters_are_nothing_to_learn_from(images, features, clusters):
-    """A chain in which everybody is a neighbor's neighbor, and images of which none resembles another."""
+    """Two cases: a chain in which all images are connected, and images without any similarity."""
     phase = unsupervised(images)
     phase.config.cluster = ClusterConfig(k1=6, k2=2, eps=0.95 if clusters else 0.3, min_samples=3)
     work = phase.begin(0, lambda _: features)
@@ -130,7 +130,7 @@ def test_the_memory_moves_once_a_step_with_all_its_features(images):
     phase.after_step(features, labels)
     for label in range(6):
         mine = features[labels == label]
-        if len(mine):  # the least similar of the whole step, not one of each micro-batch
+        if len(mine):  # the least similar of the whole step, not of each micro-batch
             hardest = mine[(mine @ before[label]).argmin()]
             expected = F.normalize(0.2 * before[label] + 0.8 * hardest, dim=0)
             assert torch.allclose(phase.memory.centroids[label], expected, atol=1e-6)
@@ -139,7 +139,7 @@ def test_the_memory_moves_once_a_step_with_all_its_features(images):
     twice = ClusterMemory(before, 0.05, 0.2, True)
     for part in (slice(0, 4), slice(4, 8)):
         twice.update(features[part], labels[part])
-    assert not torch.allclose(twice.centroids, phase.memory.centroids, atol=1e-3)  # updating per micro-batch would show
+    assert not torch.allclose(twice.centroids, phase.memory.centroids, atol=1e-3)  # an update per micro-batch would differ
 
 
 def test_unsupervised_learning_rate_falls_in_steps(images):

@@ -1,4 +1,4 @@
-"""One step over several pieces: the gradients of the whole batch."""
+"""One step over several pieces has the gradients of the whole batch."""
 
 from functools import partial
 
@@ -62,7 +62,7 @@ def step(pieces: int, rate: float = 0.3) -> tuple[torch.Tensor, torch.Tensor, di
 
 @pytest.mark.parametrize("pieces", [2, 3, 8, 11])
 def test_a_cut_step_has_the_loss_and_gradients_of_the_whole(pieces):
-    """8 images in pieces of 4, of 3 and 2, of 1, and with three empty ones; drop path is on."""
+    """8 images are cut into pieces of 4, of 3 and 2, of 1, and with three empty pieces; drop path is on."""
     (loss, after, gradients), (expected_loss, expected_after, expected) = step(pieces), step(1)
     assert float(loss) == pytest.approx(float(expected_loss), rel=1e-12)
     torch.testing.assert_close(after, expected_after, rtol=1e-9, atol=1e-9)
@@ -73,6 +73,6 @@ def test_a_cut_step_has_the_loss_and_gradients_of_the_whole(pieces):
 
 
 def test_an_uncut_batch_is_left_as_it_is():
-    """To the bit: not even its layout in memory, on which sums depend in their last digits, is touched."""
+    """The result is bit-identical. The memory layout stays the same too, because the last digits of sums depend on it."""
     features = torch.randn(6, 4, requires_grad=True)
     assert StepFeatures(cut(6, 1)).among_all(slice(0, 6), features) is features

@@ -1,4 +1,4 @@
-"""What fine-tuning with identity labels does in an epoch: batches, losses, centers."""
+"""An epoch of fine-tuning with identity labels: batches, losses, centers."""
 
 import itertools
 
@@ -34,7 +34,7 @@ def test_supervised_batches_hold_whole_identities(images):
         pids = images.pids[batch].reshape(3, 2)
         assert (pids[:, 0] == pids[:, 1]).all() and len(set(pids[:, 0])) == 3
     used = np.concatenate(work.batches)
-    assert len(set(used.tolist())) == len(used) > 24  # no image twice; a rest that fills no batch waits
+    assert len(set(used.tolist())) == len(used) > 24  # no image twice; an incomplete last batch is left out
     again, other = supervised(images).begin(0, features=None), supervised(images).begin(1, features=None)
     assert all((a == b).all() for a, b in zip(work.batches, again.batches, strict=True))
     assert not all((a == b).all() for a, b in zip(work.batches, other.batches, strict=False))
@@ -84,7 +84,7 @@ LABELS = torch.tensor([0, 0, 4, 4, 2, 2])
 
 
 def output_of(model: ReidModel, seed: int = 0) -> ReidOutput:
-    """Of 6 random features, through the model's neck and classifier."""
+    """Output for 6 random features, through the model's neck and classifier."""
     before = torch.randn(6, 32, generator=torch.Generator().manual_seed(seed)).requires_grad_()
     after = model.bottleneck(before)
     return ReidOutput(before, after, model.classifier(after))
@@ -127,7 +127,7 @@ def test_triplet_with_a_margin_and_without(images):
 
 
 def test_no_triplet_loss_without_a_weight(images):
-    """One identity in a batch would be an error of the triplet loss."""
+    """The batch has one identity, for which the triplet loss would raise an error."""
     phase = supervised(images, triplet_weight=0.0)
     logits = torch.randn(4, 6)
     loss, terms = phase.loss(ReidOutput(torch.randn(4, 8), torch.randn(4, 8), logits), torch.zeros(4, dtype=torch.int64))

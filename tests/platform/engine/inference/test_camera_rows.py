@@ -1,4 +1,4 @@
-"""Camera numbers of data sets as rows of camera embeddings; which model may see which images."""
+"""Camera numbers of data sets as rows of camera embeddings, and the refusal of models whose cameras do not fit."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ SIE = replace(TINY_VIT, num_cameras=3)
 
 @pytest.fixture
 def sie(tmp_path):
-    """A model with embeddings of cameras 3, 1 and 2, in this order, after the neck."""
+    """A model with embeddings of cameras 3, 1 and 2, in this order, that uses the feature after the neck."""
     model = ReidModel(build_vit(SIE, seed=1), num_classes=3).eval()
     metadata = {"cameras": [3, 1, 2], "neck": "before", "mean": [0.5] * 3, "std": [0.5] * 3}
     save_model(model, metadata, tmp_path / "model.safetensors")

@@ -62,7 +62,7 @@ def test_rankings_are_those_of_the_features(sets):
             i
             for i in similarity.argsort(descending=True).tolist()
             if gallery.pids[i] != query.pids[row] or gallery.camids[i] != query.camids[row]
-        ]  # without junk
+        ]  # junk is left out
         assert matches == kept[:10]
         assert entry["correct"] == [bool(gallery.pids[i] == query.pids[row]) for i in matches]
     assert any(any(entry["correct"]) for entry in found["rankings"])
@@ -153,7 +153,7 @@ def test_what_cannot_be_judged_is_known_from_the_labels(tiny_labeled, tmp_path, 
     ],
 )
 def test_what_can_be_judged_passes(tiny_labeled, tmp_path, change):
-    """And agrees with the ranking, for as little as a single query."""
+    """The check agrees with the ranking, even for a single query."""
     location = relabeled(tiny_labeled, open_storage(str(tmp_path / "set")), change)
     require_judgeable(location)
     query, gallery = Labels(location, "query"), Labels(location, "gallery")

@@ -1,4 +1,4 @@
-"""Parts of features read into one array, or refused."""
+"""Parts of features are read into one array, or refused."""
 
 import numpy as np
 import pyarrow as pa

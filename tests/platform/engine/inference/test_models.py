@@ -1,4 +1,4 @@
-"""Finding a model by its run, and using it the way it was trained."""
+"""A model is found by its run and used as it was trained."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ STORAGE = StorageConfig()
 
 @pytest.fixture
 def reid(tmp_path):
-    """A re-ID model with a neck that does something, saved for retrieval after it."""
+    """A re-ID model whose neck changes the features, saved for retrieval with the feature after the neck."""
     model = ReidModel(build_vit(TINY_VIT, seed=1), num_classes=3).eval()
     with torch.no_grad():
         model.bottleneck.running_mean.uniform_(-1, 1)
@@ -33,7 +33,7 @@ def test_a_run_is_found_by_its_folder_and_by_its_file(tmp_path, tiny_backbone, r
     assert model_file(str(tiny_backbone), STORAGE).name == "backbone.safetensors"
     assert model_file(str(tiny_backbone / "backbone.safetensors"), STORAGE).name == "backbone.safetensors"
     (tmp_path / "backbone.safetensors").write_bytes((tiny_backbone / "backbone.safetensors").read_bytes())
-    assert model_file(str(tmp_path), STORAGE).name == "model.safetensors"  # the more finished of two
+    assert model_file(str(tmp_path), STORAGE).name == "model.safetensors"  # the fine-tuned model rather than the backbone
 
 
 def test_nothing_there_says_what_was_looked_for(tmp_path):
@@ -62,7 +62,7 @@ def test_images_go_in_as_they_did_in_training(tmp_path, reid):
 
 @pytest.mark.parametrize(("layout", "neck", "mean"), [("reid", "before", 0.5), ("cluster_contrast", "after", 0.485)])
 def test_released_models_are_used_as_their_authors_do(tmp_path, reid, layout, neck, mean):
-    """Which side of the neck and which normalization stands in the code that published them, not in the file."""
+    """Side of the neck and normalization are those of the published code, because the files lack them."""
     torch.save(released_checkpoint(reid.state_dict(), layout), tmp_path / "released.pth")
     loaded = load_model(str(tmp_path / "released.pth"), STORAGE, heads=2)
     assert (loaded.neck, loaded.mean[0], loaded.image_size) == (neck, mean, (64, 32)) and loaded.reid is not None

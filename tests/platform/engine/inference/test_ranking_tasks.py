@@ -1,4 +1,4 @@
-"""Ranking shared among Ray tasks: the same numbers as one process, however the queries are cut."""
+"""Ranking in Ray tasks gives the same numbers as one process, for any split of the queries."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_any_number_of_tasks_and_pieces_gives_what_one_process_gives(tasks, gall
     assert found.as_dict() == expected.as_dict()
     np.testing.assert_array_equal(found.cmc, expected.cmc)
     np.testing.assert_array_equal(found.average_precision, expected.average_precision)
-    assert np.isnan(expected.average_precision[:5]).all()  # a task of such queries alone is no error
+    assert np.isnan(expected.average_precision[:5]).all()  # a task with only such queries is not an error
 
 
 def test_ties_and_order(ray_session):

@@ -1,4 +1,4 @@
-"""JSON files of other programs: taken when they hold what is needed, named when they do not."""
+"""JSON files of other programs are read if they have the needed keys; otherwise the error names the file."""
 
 import pytest
 

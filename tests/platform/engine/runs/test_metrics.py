@@ -1,4 +1,4 @@
-"""Where metrics go."""
+"""The destinations of metrics: metrics.jsonl and trackers."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ def test_rows_are_published_and_continued_up_to_the_checkpoint(tmp_path):
     tracker = Tracker(root, TrackingConfig(), labels="run")
     for position in (10, 20, 30):
         tracker.add(position, {"loss": position / 7, "probe_mAP": 0.1})
-    assert read_metrics(root) == []  # nothing half-written is ever there
+    assert read_metrics(root) == []  # a half-written file never exists
     tracker.publish()
     rows = read_metrics(root)
     assert [row["position"] for row in rows] == [10, 20, 30] and rows[0]["loss"] == 10 / 7 and rows[0]["time"] > 0
@@ -25,11 +25,11 @@ def test_rows_are_published_and_continued_up_to_the_checkpoint(tmp_path):
     again.publish()
     assert [(row["position"], row["loss"]) for row in read_metrics(root)] == [(10, 10 / 7), (20, 20 / 7), (30, 1.0)]
     fresh = Tracker(root, TrackingConfig())
-    assert fresh.rows == []  # started over: the old log belongs to nothing
+    assert fresh.rows == []  # started over: the old log is dropped
 
 
 def test_a_log_that_was_cut_or_is_somebody_elses(tmp_path):
-    """A cut last line is left out, also by the run that goes on; anything else that is no row is named."""
+    """A cut last line is ignored, also by the resumed run; the error for any other bad line names it."""
     root, file = open_storage(str(tmp_path)), tmp_path / "metrics.jsonl"
     rows = b'{"position": 10, "loss": 0.5}\n{"position": 20, "loss": 0.25}\n'
     for cut in (b'{"position": 30, "lo', b"{", b'{"name": "\xc3', b"3"):
@@ -70,7 +70,7 @@ def test_mlflow_continues_the_entry_of_the_same_run(tmp_path):
     from mlflow.tracking import MlflowClient
 
     root, uri = open_storage(str(tmp_path / "it's a run")), f"sqlite:///{tmp_path}/mlflow.db"
-    for position in (10, 20):  # the second is the run started again
+    for position in (10, 20):  # the second is the resumed run
         tracker = Tracker(root, TrackingConfig(mlflow=uri, experiment="street"))
         tracker.add(position, {"loss": position / 7, "probe_mAP": 0.5})
         tracker.publish()
@@ -90,7 +90,7 @@ def test_weights_and_biases_offline(tmp_path, monkeypatch):
     tracker.publish()
     tracker.close()
     (record,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    until = time.monotonic() + 30  # its service process writes on after finish() has returned
+    until = time.monotonic() + 30  # its service process still writes after finish() has returned
     while b"loss" not in record.read_bytes():
         assert time.monotonic() < until, record.read_bytes()
         time.sleep(0.1)

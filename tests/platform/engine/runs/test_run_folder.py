@@ -28,7 +28,7 @@ class OuterConfig:
 
 @pytest.fixture(params=["local", "s3"])
 def place(request, tmp_path):
-    """(output, storage configuration)"""
+    """(output, storage configuration), on this machine and on S3."""
     if request.param == "local":
         return str(tmp_path / "run"), StorageConfig()
     server = request.getfixturevalue("s3")
@@ -88,7 +88,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path, content, message):
 
 
 def test_a_setting_that_came_later_has_its_default_in_older_runs(tmp_path):
-    """An unfinished run of an earlier version goes on, unless the new setting is used."""
+    """An unfinished run of an earlier version continues, unless a new setting is used."""
     open_run("pretrain", str(tmp_path), OuterConfig(), StorageConfig())
     stored = json.loads((tmp_path / "config.json").read_text())
     for older in ({"size": [4, 2]}, {"rate": 0.5}):

@@ -1,4 +1,4 @@
-"""The one place that knows about devices, as far as a CPU shows it."""
+"""The device module, as far as it can be tested on a CPU."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Lean imports: the heavy libraries are there, what they need not is not, and nothing stays hidden afterwards."""
+"""Lean imports: heavy libraries import without their optional dependencies, which stay importable afterwards."""
 
 import subprocess
 import sys

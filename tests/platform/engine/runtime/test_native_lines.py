@@ -1,4 +1,4 @@
-"""The terminal is for our own lines: native ones of a real scoring go to Ray's logs, and Ctrl-C is one line."""
+"""The terminal shows only the program's lines: native output of a real scoring goes to Ray's logs, Ctrl-C gives one line."""
 
 import os
 import signal
@@ -89,7 +89,7 @@ def start_scoring(arguments: list[str], log: Path, temporary: Path) -> subproces
 
 
 def test_a_scoring_interrupted_and_run_again_says_nothing_that_is_not_its_own(tmp_path, tiny_shards, tiny_backbone):
-    """Ray Data's actors make Ray's core report an error that is none, at every start. TMPDIR is too long for Ray's sockets."""
+    """Ray's core reports a false error at every start of Ray Data's actors. TMPDIR is too long for Ray's sockets."""
     from reidssl.models.vit import build_vit
     from reidssl.models.weights import save_model
 
@@ -135,7 +135,7 @@ def test_ctrl_c_while_libraries_are_imported_is_one_line():
     time.sleep(0.8)
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    if process.returncode != 0:  # it may have been faster
+    if process.returncode != 0:  # it may have finished before the interrupt
         assert said.splitlines() in ([], ["interrupted; run the same command again to continue"]), said
         assert process.returncode in (130, -signal.SIGINT)
 
@@ -157,5 +157,5 @@ except UserError as error:
 
 
 def test_an_address_given_to_a_process_that_is_connected_changes_nothing(ray_session):
-    connect(RuntimeConfig(address="127.0.0.1:1"))  # the tests' own Ray stays
+    connect(RuntimeConfig(address="127.0.0.1:1"))  # the Ray of the tests keeps running
     assert ray_session.is_initialized()

@@ -1,4 +1,4 @@
-"""Whether a cluster answers: each way in which an address can be wrong, in one line and within seconds."""
+"""The check of a cluster's address: each kind of wrong address gives one line within seconds."""
 
 import ast
 import json
@@ -19,7 +19,7 @@ ALLOWED = ["platform/engine/runtime/ray_internals.py", "platform/engine/train/el
 
 
 def private_names(code: str) -> list[str]:
-    """What a module takes from Ray that Ray does not promise to keep."""
+    """Names that a module uses from Ray and that are not public."""
     named = []
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
@@ -29,7 +29,7 @@ def private_names(code: str) -> list[str]:
         elif isinstance(node, ast.Attribute):
             named.append(ast.unparse(node))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value:
-            named.append(node.value)  # importlib.import_module, patches by name
+            named.append(node.value)  # names for importlib.import_module and patches
     named = [name for name in named if name.startswith("ray.")]
     return [name for name in named if name.startswith("ray.core.generated") or re.search(r"\._(?!_)", name)]
 
@@ -59,7 +59,7 @@ def test_private_names_of_ray_are_taken_in_two_files_only():
 
 @contextmanager
 def listening(answer=None):
-    """A port on loopback that takes every connection; `answer`: what it sends back, else it is silent."""
+    """A port on loopback that accepts every connection and sends `answer`; without an answer it is silent."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         taken = []
 
@@ -81,7 +81,7 @@ def listening(answer=None):
 
 
 def refusal(address: str) -> str:
-    """What is said of `address`: one line, well within 15 seconds."""
+    """The error message for `address`; asserts that it is one line and comes within 12 seconds."""
     started = time.monotonic()
     with pytest.raises(UserError) as found:
         check_cluster(address)

@@ -1,8 +1,8 @@
 """Storage: one suite on a local folder and on an S3 server.
 
-The S3 server is moto's, in this process: a real HTTP server that both clients (pyarrow's C++ one and boto3) reach
-over a socket, with buckets, listings, multipart uploads and S3's own error codes. Of the small servers that install
-as a Python package, it is the one that passed listing, directory markers and checksums.
+The S3 server is moto, in this process: a real HTTP server that both clients (pyarrow's C++ client and boto3) reach
+over a socket, with buckets, listings, multipart uploads and S3's own error codes. Among the small servers that install
+as a Python package, it is the only one that passed listing, directory markers and checksums.
 """
 
 import http.server
@@ -181,7 +181,7 @@ def test_other_uris_are_refused(uri, text):
     assert "secret@" not in str(caught.value)
 
 
-# ---- S3 only: what goes wrong at a server
+# ---- S3 only: errors of a server
 
 
 def test_missing_bucket(s3):
@@ -236,7 +236,7 @@ def test_a_profile_is_used_and_not_pickled(s3, tmp_path, monkeypatch):
 
 
 def test_denied(s3, monkeypatch):
-    """moto checks signatures and policies when asked to; the server then knows no such user."""
+    """moto checks signatures and policies on request; the server then does not know the user."""
     root = open_storage(s3.uri, StorageConfig(endpoint_url=s3.endpoint_url, max_attempts=1))
     (root / "f").write_bytes(b"1")
 
@@ -261,7 +261,7 @@ def test_incomplete_uploads_are_aborted(s3):
     server = boto3.client("s3", endpoint_url=s3.endpoint_url)
     for key in ("run/a", "run/b", "other/c"):
         server.create_multipart_upload(Bucket=s3.bucket, Key=key)
-    years_h = 100 * 365 * 24.0  # moto says of every upload that it began in 2010
+    years_h = 100 * 365 * 24.0  # moto dates every upload to 2010
     assert abort_incomplete_uploads(f"{s3.uri}/run", config, older_than_h=years_h) == 0
     assert abort_incomplete_uploads(f"{s3.uri}/run", config, older_than_h=24) == 2
     left = server.list_multipart_uploads(Bucket=s3.bucket).get("Uploads", [])
@@ -329,7 +329,7 @@ def test_a_full_and_a_read_only_disk_are_outputs_that_cannot_be_written(tmp_path
 
 
 class ReadOnlyBucket(http.server.BaseHTTPRequestHandler):
-    """A bucket that is there and takes nothing."""
+    """A bucket that exists and refuses writes."""
 
     def do_HEAD(self) -> None:
         self.send_response(200 if self.path.strip("/").count("/") == 0 else 404)
@@ -385,7 +385,7 @@ def test_bad_settings(values, text):
 
 
 class fresh_clients:
-    """Forgets the cached clients before and after, for tests that change the credentials."""
+    """Clear the cached clients before and after, for tests that change the credentials."""
 
     def __enter__(self):
         self._forget()
@@ -400,11 +400,11 @@ class fresh_clients:
             cached.cache_clear()
 
 
-# ---- patience
+# ---- retries
 
 
 class Fails:
-    """Raises so many times, then returns 7."""
+    """Raises a given number of times, then returns 7."""
 
     def __init__(self, times: int, transient: bool = True) -> None:
         self.left, self.transient, self.calls = times, transient, 0

@@ -1,4 +1,4 @@
-"""Unreadable samples: counted once, named once, too many of them stop the run; carried over a restart."""
+"""Unreadable samples are counted once and reported once; too many of them stop the run; counts survive a restart."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_counted_and_named_once():
 def test_the_limit_is_a_share_of_an_epoch():
     samples = CorruptSamples(0.02, 100)
     step(samples, [["a", "a"]], epoch=0)
-    step(samples, [["a", "a"]], epoch=1)  # counted afresh
+    step(samples, [["a", "a"]], epoch=1)  # the count starts again in a new epoch
     with pytest.raises(
         UserError,
         match=r"3 of the 100 samples of epoch 1 cannot be read, more than "

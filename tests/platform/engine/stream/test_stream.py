@@ -1,4 +1,4 @@
-"""The sample stream: order, exactly-once, resuming, sharing between workers, and what Ray Data must keep doing."""
+"""The sample stream: order, exactly-once, resuming, sharing between workers, and the required behavior of Ray Data."""
 
 import io
 import shutil
@@ -52,7 +52,7 @@ def test_every_sample_exactly_once_per_epoch(tiny_shards):
 
 def test_order_is_a_function_of_seed_and_epoch_alone(tiny_shards):
     rows = order(plan_of(tiny_shards), tiny_shards, 0, 180)
-    assert order(plan_of(tiny_shards, epochs=9), tiny_shards, 0, 180) == rows  # how long the run is does not matter
+    assert order(plan_of(tiny_shards, epochs=9), tiny_shards, 0, 180) == rows  # the length of the run does not matter
     first, second = [key for _, key in rows[:90]], [key for _, key in rows[90:]]
     assert first != second and sorted(first) == sorted(second)
     assert [key for _, key in order(plan_of(tiny_shards, seed=6), tiny_shards, 0, 90)] != first
@@ -125,12 +125,12 @@ def test_an_image_that_broke_is_replaced_by_the_next_and_named():
     assert found["image"].max((1, 2, 3)).tolist() == [1, 2, 1] and found["key"].tolist() == ["a", "b", "a"]
     assert found["problem"][0] == found["problem"][1] == "" and "image 'c' cannot be decoded" in found["problem"][2]
     batch["image"] = np.array([b"x", b"y", b"z"], object)
-    found = Decoder(SIZE)(batch)  # how many are too many is CorruptSamples' to say
+    found = Decoder(SIZE)(batch)  # CorruptSamples checks the limit
     assert (found["image"] == 128).all() and found["key"].tolist() == ["a", "b", "c"] and all(found["problem"])
 
 
 def test_the_limit_of_the_data_set_holds_in_the_stream(tmp_path, tiny_shards):
-    """64 x 32 pixels are too many for a manifest that says so."""
+    """64 x 32 pixels are above the limit of the manifest."""
     shutil.copytree(tiny_shards.path, tmp_path / "small")
     location = open_storage(str(tmp_path / "small"))
     write_manifest(location, replace(read_manifest(location), arguments={"max_pixels": 64 * 32 - 1}))
@@ -155,9 +155,9 @@ def test_a_torn_shard_is_set_aside_without_moving_anything_else(damaged, tiny_sh
     assert sum(kept) == 2 * 55
     found = list(zip(tables["epoch"].to_pylist(), tables["key"].to_pylist(), strict=True))
     assert all(found[index] == whole[index] for index in range(180) if kept[index])
-    assert {key for _, key in found} == set(read_keys(tiny_shards)[:55])  # readable samples stand in
+    assert {key for _, key in found} == set(read_keys(tiny_shards)[:55])  # readable samples replace unreadable ones
     assert plan.units[-1].file in next(filter(None, tables["problem"].to_pylist()))
-    assert order(plan, damaged, 37, 180) == found[37:]  # and always the same ones
+    assert order(plan, damaged, 37, 180) == found[37:]  # always the same replacements
     (Path(damaged.path) / plan.units[-1].file).unlink()
     problems = pa.concat_tables(read_window(plan, task, damaged) for task in plan.tasks(0, 90))["problem"].to_pylist()
     assert sum("does not exist" in problem for problem in problems) == 35
@@ -197,7 +197,7 @@ def test_augmentation_seeds_follow_key_and_epoch_not_place_in_the_batch():
 
 @ray.remote(num_cpus=0)
 class Worker:
-    """Stands for a training worker: reads its share to the end."""
+    """A stand-in for a training worker that reads its share to the end."""
 
     def read(self, iterator, config):
         return [
@@ -207,7 +207,7 @@ class Worker:
 
 
 def shares(location, world: int, position: int, end: int, config=CONFIG) -> list[list]:
-    """Micro-batches of each worker, as Ray Train hands them out."""
+    """Micro-batches of each worker, as Ray Train distributes them."""
     dataset = build_dataset(plan_of(location), config, location, SIZE, position, end)
     workers = [Worker.remote() for _ in range(world)]
     iterators = dataset.streaming_split(world, equal=True, locality_hints=None)

@@ -1,4 +1,4 @@
-"""Checkpoints: published atomically, kept, passed over when torn; on this machine and on S3."""
+"""Checkpoints: published atomically, kept, skipped when incomplete; on this machine and on S3."""
 
 import threading
 
@@ -102,7 +102,7 @@ def test_a_torn_one_ahead_does_not_cost_the_new_one(root):
     store = CheckpointStore(root, keep=1)
     store.save(300, payload(3), {})
     (root / "position-000000000300" / STATE).write_bytes(b"torn")
-    store.save(250, payload(2), {})  # continued from an older one, checkpoints now more often
+    store.save(250, payload(2), {})  # continued from an older checkpoint, with checkpoints more often
     assert positions(root) == ["position-000000000250"]
     assert store.newest().position == 250
 
@@ -123,7 +123,7 @@ def test_a_store_that_does_not_answer_is_no_torn_checkpoint(tmp_path, monkeypatc
     store.save(100, payload(1), {})
     state = tmp_path / "position-000000000100" / STATE
     state.unlink()
-    state.mkdir()  # cannot be read, and is not absent
+    state.mkdir()  # exists but cannot be read
     with pytest.raises(StorageError, match="cannot read"):
         store.newest()
 
@@ -139,7 +139,7 @@ def test_multiples_are_kept_for_good(root):
 
 
 class Gate:
-    """A store whose writes wait until they are let through, and that can be made to fail."""
+    """A store whose writes wait until the test releases them, and that can be made to fail."""
 
     def __init__(self, store: CheckpointStore) -> None:
         self.store, self.open, self.failures = store, threading.Event(), 0
@@ -158,7 +158,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(root):
     gate = Gate(CheckpointStore(root))
     writer, log = BackgroundWriter(gate), []  # type: ignore[arg-type]
     writer.submit(100, payload(1), {"x": 1}, before=lambda: log.append("log"))
-    assert gate.writing.wait(20) and log == ["log"]  # the log first
+    assert gate.writing.wait(20) and log == ["log"]  # the log is written first
     assert writer.take() == {} and positions(root) == []
     writer.check()
     gate.open.set()
@@ -175,7 +175,7 @@ def test_one_at_a_time(root):
     second = threading.Thread(target=writer.submit, args=(200, payload(2), {}))
     second.start()
     second.join(0.3)
-    assert second.is_alive()  # waits for the first
+    assert second.is_alive()  # the second save waits for the first
     gate.open.set()
     second.join(20)
     writer.flush()
@@ -203,7 +203,7 @@ def test_storage_that_goes_on_failing_surfaces_at_the_next_step(root):
     writer._thread.join(20)
     with pytest.raises(UserError, match=r"position-000000000200 could not be written: .*No space.*one before it"):
         writer.check()
-    writer.check()  # told once
+    writer.check()  # the error is raised once only
     assert gate.store.newest().position == 100
 
 
@@ -218,7 +218,7 @@ def test_a_full_disk_is_said_and_costs_no_checkpoint_that_is_there(tmp_path):
                 writer.flush()
                 written += 1
         assert 0 < written < 9 and store.newest().position == written
-        # Room again: the same checkpoint is written.
+        # With free space again the same checkpoint is written.
         store.keep = 1
         (store.root / f"position-{1:012d}").delete()
         writer.submit(written + 1, state, {})
@@ -227,7 +227,7 @@ def test_a_full_disk_is_said_and_costs_no_checkpoint_that_is_there(tmp_path):
 
 
 def test_plain_torch_restores_a_checkpoint(tmp_path):
-    """The code shown in docs/reliability.md, run as it stands there."""
+    """Runs the code of docs/reliability.md."""
     from pathlib import Path
 
     page = (Path(__file__).parents[4] / "docs" / "reliability.md").read_text()

@@ -1,4 +1,4 @@
-"""The elastic policy inside Ray Train: allowed sizes only, counted on nodes that stay."""
+"""The elastic policy inside Ray Train: only allowed sizes, counted on nodes that are not being drained."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,7 @@ def test_the_largest_allowed_number(count, expected):
 
 
 def policy(monkeypatch, reserved: dict[str, dict[str, float]], staying: set[str]) -> AllowedSizesPolicy:
-    """A policy of 2, 4 or 8 one-CPU workers that sees these nodes."""
+    """A policy for 2, 4 or 8 one-CPU workers that sees these nodes."""
     made = AllowedSizesPolicy(RayScalingConfig(num_workers=(2, 8), resources_per_worker={"CPU": 1}), [2, 4, 8])
     monkeypatch.setattr(made, "_maybe_send_resource_request", lambda: None)
     monkeypatch.setattr(made, "_get_reserved_resources", lambda: reserved)
@@ -34,7 +34,7 @@ def test_a_group_starts_with_an_allowed_number_on_nodes_that_stay(monkeypatch):
     for staying, expected in (({"a", "b", "c"}, 8), ({"a", "b"}, 4), ({"b"}, 2)):
         decision = policy(monkeypatch, nodes, staying).make_decision_for_non_running_worker_group()
         assert isinstance(decision, ResizeDecision) and decision.num_workers == expected
-    # Too little for the smallest group: wait, do not start with fewer.
+    # Too few resources for the smallest group: wait, do not start with fewer workers.
     assert isinstance(policy(monkeypatch, nodes, set()).make_decision_for_non_running_worker_group(), NoopDecision)
 
 
@@ -48,19 +48,19 @@ def test_a_resize_waits_for_a_checkpoint(monkeypatch, ray_session):
         return made.make_decision_for_running_worker_group(state, None)
 
     assert isinstance(decide(), NoopDecision) and ray_session.get(board.order.remote()) == "resize"
-    assert isinstance(decide(), NoopDecision)  # asked, not done yet
-    ray_session.get(board.carried_out.remote("resize"))  # what the workers say after the checkpoint
+    assert isinstance(decide(), NoopDecision)  # the checkpoint is requested, not yet written
+    ray_session.get(board.carried_out.remote("resize"))  # sent by the workers after the checkpoint
     decision = decide()
     assert isinstance(decision, ResizeDecision) and decision.num_workers == 8
     made._latest_monitor_time, made.patience_s = float("-inf"), 0.0
     assert isinstance(decide(), NoopDecision)
-    assert isinstance(decide(), ResizeDecision)  # workers that do not answer are not waited for without end
+    assert isinstance(decide(), ResizeDecision)  # the wait for workers that do not answer is limited
     made.make_decision_for_non_running_worker_group()
     assert made._pending is None
 
 
 def test_train_runs_an_elastic_group_with_an_allowed_number(tmp_path, ray_session):
-    """4 logical CPUs have room for 3 workers at the most; 4 micro-batches a step can be shared by 2."""
+    """4 logical CPUs have room for at most 3 workers, and 2 is the largest number of them that shares 4 micro-batches evenly."""
 
     def loop(arguments):
         import ray.train

@@ -1,4 +1,4 @@
-"""The edges of a launch: what fails on a worker is said once, in words."""
+"""Launches that fail: an error on a worker is reported once, as one line."""
 
 import pytest
 
@@ -32,7 +32,7 @@ def test_a_user_error_of_a_worker_is_raised_once_in_its_own_words(tmp_path, ray_
             storage=open_storage(str(tmp_path)),
             scaling=ScalingConfig(threads=1, max_failures=3),
         )
-    assert attempts.read_text() == "x"  # trying again would not have mended it
+    assert attempts.read_text() == "x"  # a user's error is not retried
 
 
 def test_a_crash_is_tried_again_and_then_reported(tmp_path, ray_session, capsys):

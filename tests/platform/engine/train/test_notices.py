@@ -1,4 +1,4 @@
-"""Notices: what each kind makes all workers do, and the orders that the board passes on."""
+"""Notices: the reaction of all workers to each kind, and the orders that the board forwards."""
 
 import time
 
@@ -10,7 +10,7 @@ from platform.engine.train.notices import Notices
 
 
 class Info:
-    """A preemption notice as Ray Train hands it to a worker."""
+    """A preemption notice as Ray Train gives it to a worker."""
 
     def __init__(self, seconds_left: float | None) -> None:
         self.deadline_ms = None if seconds_left is None else int(1000 * (time.time() + seconds_left))
@@ -34,7 +34,7 @@ def test_a_drain_notice_asks_for_one_checkpoint_now_and_one_near_the_deadline(mo
     monkeypatch.setattr(notices, "LONGEST_WAIT_S", 0.0)
     monkeypatch.setattr(notices.time, "time", lambda: now + 30)
     notice.wait()
-    assert decisions(notice, 2) == ["", ""]  # nobody restarted the workers: train on
+    assert decisions(notice, 2) == ["", ""]  # the workers were not restarted: training continues
     info = Info(20)  # another node is taken away
     assert decisions(notice, 2) == ["save", ""]
     monkeypatch.setattr(notices.time, "time", lambda: now + 46)
@@ -71,7 +71,7 @@ def test_orders_of_the_board():
     board.give("stop")
     board.give("resize")
     board.carried_out("stop")
-    assert board.order() == "stop"  # once asked to stop, whoever starts next stops too
+    assert board.order() == "stop"  # after an order to stop, workers that start later stop too
 
 
 def test_rank_0_hears_the_board(ray_session):

@@ -1,4 +1,4 @@
-"""Numbers of workers: those that share a step evenly, and what is refused before anything starts."""
+"""Numbers of workers: those that share a step evenly, and refusals before anything starts."""
 
 import pytest
 

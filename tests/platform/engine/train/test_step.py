@@ -1,4 +1,4 @@
-"""What makes a step's numbers independent of who computed its micro-batches."""
+"""The numbers of a step do not depend on which worker computed its micro-batches."""
 
 import copy
 import itertools
@@ -17,7 +17,7 @@ def batches(count: int = 4, size: int = 6) -> list[torch.Tensor]:
 
 
 class FakeReduce:
-    """Stands for torch.distributed: adds what the other workers put in."""
+    """A stand-in for torch.distributed that adds the given contributions of the other workers."""
 
     def __init__(self, monkeypatch, others):
         import torch.distributed as dist
@@ -55,7 +55,7 @@ def test_step_means_keep_no_gradient_and_do_not_change_what_is_added():
 
 
 def test_step_means_with_two_workers(monkeypatch):
-    """Names are summed in one order and the counts too: uneven shares still give the mean."""
+    """Sums are in one order of names, and counts are summed too, so uneven shares still give the mean."""
     FakeReduce(monkeypatch, [torch.tensor([10.0, 20.0, 5.0, 3.0])])  # b (2), c, then a count of 3
     means = StepMeans()
     means.add({"c": torch.tensor(1.0), "b": torch.tensor([2.0, 4.0])})
@@ -99,7 +99,7 @@ def test_step_rows_of_two_workers_come_in_the_order_of_the_micro_batches(monkeyp
 
 
 def run_step(order, momentum=0.1):
-    """Layer after one step in which the micro-batches come in `order`."""
+    """The layer after one step in which the micro-batches come in `order`."""
     layer = nn.BatchNorm1d(3, momentum=momentum)
     norms, means = StepBatchNorm(layer), StepMeans()
     outputs = {}
@@ -132,7 +132,7 @@ def test_batch_norm_does_not_depend_on_the_order():
 def test_batch_norm_does_not_depend_on_the_sharing(monkeypatch):
     reference, _ = run_step(range(4))
     sums = []
-    for batch in batches()[1::2]:  # what the other worker, with micro-batches 1 and 3, brings to the sum
+    for batch in batches()[1::2]:  # contribution of the other worker, which has micro-batches 1 and 3
         sums.append(torch.cat([batch.mean(0), batch.var(0)]))
     FakeReduce(monkeypatch, [torch.cat([sum(sums), torch.tensor([2.0])])])  # ..., count
     layer, _ = run_step((0, 2))

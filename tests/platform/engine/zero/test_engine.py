@@ -1,4 +1,4 @@
-"""DeepSpeed state without a world size: one and two real processes over gloo exchange what they consolidated."""
+"""DeepSpeed state is independent of the world size: one and two processes over gloo exchange consolidated states."""
 
 import json
 import os
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[4]
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory) -> dict[int, dict]:
-    """What the runs with 1 and with 2 processes wrote. Three processes go through every setting."""
+    """Results of the runs with 1 and with 2 processes. Each of the three processes runs every setting."""
     folder = tmp_path_factory.mktemp("zero")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     processes = [
@@ -47,7 +47,7 @@ def seen(tmp_path_factory) -> dict[int, dict]:
 
 
 def plain_losses(optimizer_name: str, clip: float, per_tensor: bool) -> list[float]:
-    """The same training in ordinary PyTorch, without DeepSpeed: the mean of the micro-batches' losses, clipped, stepped."""
+    """Losses of the same training in ordinary PyTorch: the mean over micro-batches, clipping, and the optimizer step."""
     model = worker.Model()
     optimizer = worker.optimizer_for(model, optimizer_name)
     losses = []
@@ -59,7 +59,7 @@ def plain_losses(optimizer_name: str, clip: float, per_tensor: bool) -> list[flo
         optimizer.zero_grad()
         loss.backward()
         if step < worker.RESTS_UNTIL:
-            model.late.weight.grad = None  # as released: the optimizer passes over it
+            model.late.weight.grad = None  # as released: the optimizer skips it
         if per_tensor:
             clip_per_tensor_(model.parameters(), clip)
         else:
@@ -148,7 +148,7 @@ def test_biases_follow_the_released_supervised_schedule_and_not_twice_that_of_we
 
 @pytest.mark.parametrize("stage", range(4))
 def test_gradients_that_are_not_finite_stop_before_the_update(seen, stage):
-    """Though the loss is finite, and only one process has them."""
+    """This holds even if the loss is finite and only one process has such gradients."""
     for world in (1, 2):
         assert seen[world][f"zero{stage} refusal of gradients"].startswith("the gradients are not finite at step 2 (norm ")
         assert seen[world][f"zero{stage} moved by them"] == 0.0

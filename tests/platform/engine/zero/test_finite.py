@@ -1,4 +1,4 @@
-"""Nothing broken reaches the weights: with an optimizer that is masked on the device, and without one."""
+"""Losses and gradients that are not finite never reach the weights, with and without an optimizer masked on the device."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[4]
-# In a process of its own: DeepSpeed wants a process group. Fused AdamW is what GPUs get; on a CPU it is asked for here.
+# In its own process, because DeepSpeed needs a process group. GPUs use fused AdamW; here a CPU uses it explicitly.
 PROGRAM = """
 import json, os, sys, tempfile
 import torch, torch.distributed as dist
