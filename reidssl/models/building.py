@@ -4,7 +4,7 @@ import json
 from dataclasses import fields, replace
 from typing import Any
 
-from reidssl.models.given import LoadConfig
+from reidssl.models.given import LoadConfig, Unsaid
 from reidssl.models.knowledge import About, Answer, heads_of, reading_of
 from reidssl.models.model_config import VitConfig
 from reidssl.models.reading import Checkpoint
@@ -80,6 +80,14 @@ def _learned_config(
     own_grid = bool(given.image_size or given.stride)
     size = (given.image_size[0], given.image_size[1]) if given.image_size else changes.get("image_size")
     stride = given.stride or (0 if given.image_size else changes.get("stride", 0))
+    if given.stride and not size:
+        patches = tensors["pos_embed"].shape[1] - 1 if "pos_embed" in tensors else "its"
+        raise Unsaid(
+            name,
+            f"has {patches} patches at stride {given.stride} and does not say of which image size",
+            "image_size",
+            ["[256,128]", "[384,128]"],
+        )
     config = infer_vit_config(tensors, name, heads=1, image_size=size, stride=stride, hw_ratio=hw_ratio, own_grid=own_grid)
     heads = heads_of(checkpoint.origin, config.width, config.depth, given.heads, checkpoint.described, name)
     try:
@@ -125,6 +133,12 @@ def _cameras(checkpoint: Checkpoint, config: VitConfig, given: LoadConfig) -> di
     found, told, given = {}, given.as_dict(), _completed(checkpoint, given)
     if "cameras" in checkpoint.metadata:
         found["cameras"] = Answer(json.loads(checkpoint.metadata["cameras"]), "said")
+        known = [-1 if camera is None else camera for camera in found["cameras"].value]
+        if given.cameras and list(given.cameras) != known:
+            raise ValueError(
+                f"{checkpoint.name} says cameras {known}, and cameras={list(given.cameras)} was given: leave it out, the file is "
+                "a model of ours and says what it was trained with"
+            )
     elif given.cameras:
         found["cameras"] = Answer(list(given.cameras), "given" if "cameras" in told else "said")
     if found and len(found["cameras"].value) != config.num_cameras:

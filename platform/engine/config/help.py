@@ -4,6 +4,7 @@ import ast
 import inspect
 import itertools
 import json
+import re
 import shutil
 import textwrap
 from collections.abc import Sequence
@@ -93,7 +94,10 @@ def _wrapped_doc(doc: str, width: int) -> list[str]:
     for indented, group in itertools.groupby(doc.strip().splitlines(), lambda line: line[:1] == " " if line else None):
         block = list(group)
         if indented:
-            for line in block:
+            if all(len(line) <= width for line in block):
+                lines += block
+                continue
+            for line in re.sub(r"\s*\\\n\s*", " ", "\n".join(block)).split("\n"):  # a command of several lines is folded as one
                 lines += [line] if len(line) <= width else _folded(line, width)
         else:
             lines += textwrap.wrap(" ".join(block), width, break_on_hyphens=False) or block

@@ -36,7 +36,7 @@ class ScalingConfig:
 
     def __post_init__(self) -> None:
         at_least(1, workers=self.workers)
-        at_least(0, "(those of its CPUs)", threads=self.threads)
+        at_least(0, "(its machine's cores)", threads=self.threads)
         at_least(-1, "(no limit)", max_failures=self.max_failures, max_preemptions=self.max_preemptions)
         positive(cpus_per_worker=self.cpus_per_worker, resize_check_s=self.resize_check_s)
         if self.gpus_per_worker < 0 or (self.gpus_per_worker > 1 and self.gpus_per_worker % 1):

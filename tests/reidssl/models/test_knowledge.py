@@ -114,6 +114,8 @@ def test_overlapping_patches_are_given_or_refused(tmp_path):
     assert torch.equal(load_vit(data, given=given)(images(64, 28)), vit.eval()(images(64, 28)))
     with pytest.raises(ValueError, match=r"position embeddings of 40 patches, and images of \(64, 64\) with stride 6 give 100"):
         load_vit(data, given=LoadConfig(heads=1, image_size=[64, 64], stride=6))
+    with pytest.raises(Unsaid, match=r"40 patches at stride 6 and does not say of which image size\. Give load\.image_size="):
+        load_vit(data, given=LoadConfig(heads=1, stride=6))  # not: another grid that happens to fit
 
 
 def test_gem_pooling_is_given(tmp_path):
@@ -137,6 +139,10 @@ def test_cameras_of_a_released_file_are_given_and_those_of_ours_said(tmp_path):
     torch.testing.assert_close(load_reid(data)(images(32, 16), rows).before, model(images(32, 16), rows).before)
     with pytest.raises(ValueError, match="embeddings of 2 cameras, and 3 camera numbers are given"):
         known(data, given=LoadConfig(cameras=[1, 2, 3]))
+    ours = model_bytes(model.backbone, {"cameras": [4, 7]})
+    assert known(ours, given=LoadConfig(cameras=[4, 7]))[0]["cameras"][:2] == ([4, 7], "said")
+    with pytest.raises(ValueError, match=r"says cameras \[4, 7\], and cameras=\[7, 4\] was given: leave it out"):
+        known(ours, given=LoadConfig(cameras=[7, 4]))
     with pytest.raises(ValueError, match=r"no camera embeddings, so cameras=\[1\] means nothing"):
         known(model_bytes(build_vit(SMALL)), given=LoadConfig(cameras=[1]))
 

@@ -152,3 +152,10 @@ def test_meanings_of_an_inherited_schema():
 
     meanings = field_docs(DinoMimConfig)
     assert meanings["patch_weight"].startswith("Weight of the patches'") and meanings["hidden"].startswith("Hidden width")
+
+
+def test_a_command_of_several_lines_is_folded_as_one():
+    doc = "Purpose.\n\n  python -m platform.x first=1 \\\n      second=2 third=" + 30 * "3"
+    shown = help_text(schema_of("report"), "report", doc, (), 60).split("usage:")[0]
+    command = [line for line in shown.splitlines() if line.startswith("  ")]
+    assert all(line.endswith(" \\") for line in command[:-1]) and not command[-1].endswith("\\") and len(command) == 2
