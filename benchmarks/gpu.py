@@ -244,19 +244,11 @@ def loader(arguments: dict[str, Any]) -> Any:
     return work, lambda found: {"images": found}
 
 
-class Ready:
-    """Decoded images with the interface of an image set."""
-
-    def __init__(self, images: Any) -> None:
-        self.images, self.camids = images, np.full(len(images), -1)
-
-    def batches(self, size: int) -> Any:
-        return self.images.split(size)
-
-
 def extraction(arguments: dict[str, Any]) -> Any:
     """Time the extraction of features of decoded images, as in all programs."""
-    from platform.engine.inference.models import LoadedModel, embed_all
+    import torch
+
+    from platform.engine.inference.models import LoadedModel
     from platform.engine.runtime.device import device
     from reidssl.models.knowledge import IMAGENET, About
     from reidssl.models.loading import LoadReport
@@ -273,11 +265,16 @@ def extraction(arguments: dict[str, Any]) -> Any:
         mean=IMAGENET[0],
         std=IMAGENET[1],
     )
-    ready = Ready(random_images(batch, config.model.image_size).repeat(count // batch, 1, 1, 1))
-    embed_all(model, Ready(ready.images[: 2 * batch]), batch)
+    ready = random_images(batch, config.model.image_size).repeat(count // batch, 1, 1, 1).split(batch)
+
+    @torch.inference_mode()
+    def embed(parts: Any) -> Any:
+        return torch.cat([model.embed(part).float().cpu() for part in parts])
+
+    embed(ready[:2])
 
     def work() -> Any:
-        return embed_all(model, ready, batch)
+        return embed(ready)
 
     return work, lambda found: {"shape": tuple(found.shape)}
 

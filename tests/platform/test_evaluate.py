@@ -10,12 +10,13 @@ from platform.engine.config.compose import load_config
 from platform.engine.data.image_set import ImageSet
 from platform.engine.data.shards import Manifest, read_manifest
 from platform.engine.errors import ConfigError, StorageError, UserError
-from platform.engine.inference.models import embed_all, load_model
+from platform.engine.inference.models import load_model
 from platform.engine.runs.run_folder import environment
 from platform.engine.storage.location import StorageConfig
 from platform.evaluate import EvaluateProgramConfig, data_set, main, matrix
 from reidssl.metrics.ranking import rank
 from reidssl.metrics.reranking import rank_reranked
+from tests.fixtures_runs import embed_all
 
 NAMES = ("mAP", "rank1", "rank5", "rank10", "mINP")
 

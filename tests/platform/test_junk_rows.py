@@ -12,14 +12,14 @@ from platform.engine.config.compose import load_config
 from platform.engine.data.image_set import ImageSet
 from platform.engine.data.shards import read_manifest, read_rows, verify
 from platform.engine.errors import UserError
-from platform.engine.inference.models import embed_all, load_model
+from platform.engine.inference.models import load_model
 from platform.engine.storage.location import Location, StorageConfig, open_storage
 from reidssl.clustering.pseudo_labels import ClusterConfig, pseudo_labels
 from reidssl.metrics.ranking import rank
 from reidssl.models.vit import build_vit
 from reidssl.models.weights import save_model
 from reidssl.selection.cfs import cfs_scores
-from tests.fixtures_runs import finetune_config
+from tests.fixtures_runs import embed_all, finetune_config
 from tests.fixtures_shards import with_images
 from tests.tiny import IMAGENET, TINY_VIT
 
