@@ -54,8 +54,8 @@ class Scorer:
 
     def __init__(
         self,
-        source: str,
-        target: str,
+        source_proxy: str,
+        target_proxy: str,
         measure: str,
         storage: StorageConfig,
         threads: int,
@@ -63,8 +63,8 @@ class Scorer:
         load_target: LoadConfig,
     ) -> None:
         use_threads(threads)
-        self.source = load_model(source, storage, load)
-        self.target = load_model(target, storage, load_target, "load_target")
+        self.source = load_model(source_proxy, storage, load)
+        self.target = load_model(target_proxy, storage, load_target, "load_target")
         self.measure = measure
 
     @torch.inference_mode()
