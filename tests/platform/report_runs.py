@@ -253,7 +253,7 @@ def write_pipeline(
                 start,
                 seed=seed,
                 vit=vit,
-                source_set=str(root / "data" / "source"),
+                source=str(root / "data" / "source"),
             )
             finetuned.append({"setting": setting, "init": init, **{name: (run.summary or {})[name] for name in ("mAP", "rank1")}})
     stages = {"data": {"status": "done", "seconds": 3.2}, "pretrain/full": {"status": "done", "seconds": 252.0}}

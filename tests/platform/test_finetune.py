@@ -129,6 +129,7 @@ def _state_of(folder: Path, tmp_path: Path) -> Path:
 # ---- the same numbers on any number of workers
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_same_losses_as_one(tmp_path, ray_session, tiny_backbone, tiny_labeled, tiny_source):
     outputs = [tmp_path / f"workers-{workers}" for workers in (1, 2)]
     for workers, output in enumerate(outputs, 1):
@@ -362,7 +363,7 @@ def _without_labels(origin, location) -> None:
 
 
 def test_settings_that_contradict_each_other(tmp_path, tiny_labeled):
-    with pytest.raises(ConfigError, match=r"source must name the labeled source set for setting=uda: got ''"):
+    with pytest.raises(ConfigError, match=r"source_set must name the labeled source set for setting=uda: got ''"):
         finetune_config(tiny_labeled, tmp_path, "setting=uda")
     with pytest.raises(ConfigError, match=r"setting must be one of supervised, uda, usl: got 'semi'"):
         finetune_config(tiny_labeled, tmp_path, "setting=semi")

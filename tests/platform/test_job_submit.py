@@ -100,6 +100,7 @@ def _free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_submitted_pre_training_is_readable_and_succeeds(cluster, tiny_shards, tmp_path):
     output = tmp_path / "run"

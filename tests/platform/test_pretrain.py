@@ -128,7 +128,8 @@ def test_another_configuration_is_refused(alone, tiny_shards):
 # ---- the same numbers on any number of workers
 
 
-@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
 def test_two_workers_give_the_same_losses(stage, alone, tiny_shards, tmp_path, ray_session):
     main(config_of(tiny_shards, tmp_path / "run", "scaling.workers=2", f"deepspeed.zero_stage={stage}"))
     assert losses(tmp_path / "run") == pytest.approx(losses(alone[0]), rel=1e-4)
@@ -194,6 +195,7 @@ def start(tiny_shards, output, log) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(alone, tiny_shards, tmp_path):
     output = tmp_path / "killed"
     with open(tmp_path / "first.log", "wb") as log:

@@ -148,7 +148,9 @@ def test_a_complete_run_is_only_reported(scored, tiny_shards, tiny_backbone, sup
 
 def test_wrong_inputs_are_said_and_bind_nothing(tmp_path, tiny_shards, tiny_backbone, supervised_run):
     output = tmp_path / "scores"
-    with pytest.raises(UserError, match=r"target is empty: name the target proxy's run folder"):
+    with pytest.raises(
+        UserError, match=r"target_proxy is empty: name that proxy's run folder, e\.g\. target_proxy=runs/demo/proxy/target"
+    ):
         main(config_of(tiny_shards, tiny_backbone, "", output))
     with pytest.raises(UserError, match=r"there is no model at .*nowhere"):
         main(config_of(tiny_shards, tiny_backbone, tmp_path / "nowhere", output))

@@ -128,6 +128,7 @@ def test_folders_have_names_that_file_systems_take(tmp_path):
     assert name_of({"a.eps": 0.4, "k1": 20}) == "eps=0.4-k1=20"
 
 
+@pytest.mark.slow
 def test_one_trial_that_fails_does_not_hide_the_others(tmp_path, ray_session, tiny_backbone, tiny_labeled, capsys):
     """The trial diverges every time, because its learning rate is huge. The results of the other trial are kept."""
     output = tmp_path / "sweep"

@@ -20,6 +20,11 @@ from reidssl.data.decode import (
     decode_whole,
 )
 
+# Pillow warns of some of the files that are broken on purpose here.
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{text}:UserWarning") for text in ("Truncated File Read", "Corrupt EXIF data")
+] + [pytest.mark.filterwarnings("ignore:Image size:PIL.Image.DecompressionBombWarning")]
+
 RNG = np.random.default_rng(0)
 SMOOTH = np.asarray(Image.fromarray(RNG.integers(0, 256, (8, 5, 3), np.uint8)).resize((40, 64), Image.Resampling.BICUBIC))
 # EXIF orientation (CIPA DC-008) -> how to turn the stored picture upright.
@@ -171,7 +176,7 @@ def test_a_bomb_beside_the_pixels_is_not_unpacked(extra):
     ],
 )
 def test_what_cannot_be_decoded_says_why_in_one_line(data, text):
-    with pytest.raises(DecodeError, match=text) as caught:
+    with pytest.raises(DecodeError, match=text or None) as caught:
         check_image(data)
     assert "\n" not in str(caught.value) and str(caught.value)
 

@@ -3,6 +3,8 @@ import pytest
 from reidssl.data import folder
 from reidssl.data.records import LayoutError, LayoutWarning, Record
 
+pytestmark = pytest.mark.filterwarnings("always::reidssl.data.records.LayoutWarning")
+
 
 def test_unlabeled_images_at_any_depth():
     files = ["b.jpg", "x/y/z/a.JPEG", "x/notes.txt", "x/.hidden.jpg", "__MACOSX/x/._a.jpg", "c.webp"]

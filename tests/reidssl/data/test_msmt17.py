@@ -3,6 +3,8 @@ import pytest
 from reidssl.data import msmt17
 from reidssl.data.records import LayoutError, LayoutWarning, Record
 
+pytestmark = pytest.mark.filterwarnings("always::reidssl.data.records.LayoutWarning")
+
 LISTS = {
     "list_train.txt": "0000/0000_000_01_0303morning_0015_0.jpg 0\n0001/0001_000_15_0303noon_0015_0.jpg 1\n",
     "list_val.txt": "0000/0000_004_02_0303morning_0019_1.jpg 0\n",

@@ -31,7 +31,7 @@ def test_cosine_looks_at_each_image_by_itself():
 def test_a_broken_feature_scores_nan_and_only_that():
     a, b = features(seed=0), features(seed=1)
     b[4, 2] = np.nan
-    assert np.flatnonzero(np.isnan(cfs_scores(a, b))).tolist() == [4]
+    assert cfs_scores(a, b).isnan().nonzero().flatten().tolist() == [4]
     with pytest.raises(ValueError, match="row 4"):
         cfs_scores(a, b, "neighborhood")
 

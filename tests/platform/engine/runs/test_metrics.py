@@ -66,6 +66,7 @@ def test_impossible_settings():
         TrackingConfig(every_steps=0)
 
 
+@pytest.mark.filterwarnings("ignore")  # of mlflow and its database
 def test_mlflow_continues_the_entry_of_the_same_run(tmp_path):
     from mlflow.tracking import MlflowClient
 

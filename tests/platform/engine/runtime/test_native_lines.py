@@ -88,6 +88,7 @@ def start_scoring(arguments: list[str], log: Path, temporary: Path) -> subproces
         )
 
 
+@pytest.mark.slow
 def test_a_scoring_interrupted_and_run_again_says_nothing_that_is_not_its_own(tmp_path, tiny_shards, tiny_backbone):
     """Ray's core reports a false error at every start of Ray Data's actors. TMPDIR is too long for Ray's sockets."""
     from reidssl.models.vit import build_vit
