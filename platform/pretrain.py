@@ -5,9 +5,9 @@
   python -m platform.pretrain data.uri=... data.selection=runs/demo/selection output=runs/half   (a selected subset)
   ray job submit --working-dir . -- python -m platform.pretrain output=s3://bucket/runs/vit-s ...
 
-Running the same command again continues an interrupted run from its newest checkpoint and prints its position. On SIGTERM
-(`ray job stop`, `kill`) the run writes a checkpoint before it stops. docs/reliability.md lists the failures that a run survives
-and what each of them costs.
+Running the same command again continues an interrupted run from its newest checkpoint and prints its position. On Ctrl-C or
+SIGTERM (`ray job stop`, `kill`) the run writes a checkpoint before it stops. docs/reliability.md lists the failures that a run
+survives and what each of them costs.
 Results in the output folder: backbone.safetensors (the EMA teacher), metrics.jsonl, summary.json, checkpoints/.
 """
 
@@ -50,7 +50,7 @@ OpenStream = Callable[..., Iterator[dict[str, Any]]]
 
 
 def main(config: PretrainConfig) -> dict[str, Any]:
-    """Train to the end. Returns the summary; a complete run is not repeated. Raises UserError, StoppedError after SIGTERM."""
+    """Train to the end. Returns the summary; a complete run is not repeated. Raises UserError, StoppedError after a signal."""
     complete = (open_storage(config.output, config.storage) / SUMMARY).exists()
     if not complete:  # check first: a mistyped path or number must not become the configuration of the output folder
         plan, total = plan_of(config)

@@ -1,6 +1,7 @@
 """The errors whose messages are written for the user."""
 
 import re
+import signal
 
 
 class UserError(Exception):
@@ -13,9 +14,11 @@ class UserError(Exception):
 
 
 class StoppedError(UserError):
-    """The run was stopped on request (SIGTERM), after a checkpoint."""
+    """The run was stopped by a signal, after a checkpoint. Its exit status is that of the signal: 143 SIGTERM, 130 Ctrl-C."""
 
-    status = 143
+    def __init__(self, text: str, number: int = signal.SIGTERM) -> None:
+        super().__init__(text)
+        self.status = 128 + number
 
 
 class ConfigError(UserError):

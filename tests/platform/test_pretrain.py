@@ -174,7 +174,7 @@ def test_each_objective_resumes_on_two_workers_with_the_same_losses(name, tiny_s
         torch.testing.assert_close(newest[1][key], value, atol=1e-4, rtol=1e-3)
 
 
-def start(tiny_shards, output, log) -> subprocess.Popen:
+def start(tiny_shards, output, log, *overrides) -> subprocess.Popen:
     """Start the command as a user types it, in its own process group."""
     command = [
         sys.executable,
@@ -184,6 +184,7 @@ def start(tiny_shards, output, log) -> subprocess.Popen:
         f"output={output}",
         *TINY,
         "runtime.object_store_gib=0.2",
+        *overrides,
     ]
     return subprocess.Popen(
         command,
@@ -223,6 +224,23 @@ def test_killed_and_started_again(alone, tiny_shards, tmp_path):
     assert foreign_lines(said) == []
     assert (output / "summary.json").exists()
     assert losses(output) == pytest.approx(losses(alone[0]), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_ctrl_c_writes_a_checkpoint_and_says_so(alone, tiny_shards, tmp_path):
+    output, log = tmp_path / "interrupted", tmp_path / "log"
+    with open(log, "wb") as opened:
+        process = start(tiny_shards, output, opened, "checkpoint.every_steps=1000")
+        deadline = time.monotonic() + 200
+        while b" step 5/" not in log.read_bytes():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everything in the foreground
+        assert process.wait(timeout=100) == 130, log.read_text()
+    said = log.read_text()
+    assert "Ctrl-C: the workers write a checkpoint and stop" in said and "stopped after a checkpoint; run the same" in said
+    assert foreign_lines(said) == []
+    assert CheckpointStore(open_storage(str(output / "checkpoints"))).newest().position >= 16 * 5
 
 
 # ---- selections

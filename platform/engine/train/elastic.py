@@ -159,6 +159,9 @@ class ElasticTrainer(TorchTrainer):
         asyncio.run(controller.run())
         return controller.get_result()
 
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave Ctrl-C to the program: Train would abort the run without a checkpoint and end with status 0."""
+
     def _create_default_callbacks(self) -> list[Any]:
         """Train's callbacks without those that start unused processes.
 

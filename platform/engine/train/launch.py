@@ -44,9 +44,9 @@ def launch(
         storage: folder for the files of Ray Train.
         scaling: the workers and their resources.
         micro_batches_per_step: the number of workers of an elastic group always divides it.
-        heeds_notices: whether the loop checks `notices()` at every step, so that resizing and SIGTERM lose no step.
+        heeds_notices: whether the loop checks `notices()` at every step, so that resizing, SIGTERM and Ctrl-C lose no step.
 
-    Raises UserError with the message of the loop if it fails, and StoppedError after SIGTERM.
+    Raises UserError with the message of the loop if it fails, and StoppedError after SIGTERM or Ctrl-C.
     """
     import ray
     from ray import cloudpickle
@@ -60,7 +60,7 @@ def launch(
     resources = {"CPU": scaling.cpus_per_worker}
     if scaling.gpus_per_worker:
         resources["GPU"] = scaling.gpus_per_worker
-    with relayed_lines() as board, stop_on_sigterm(board if heeds_notices else None) as stopping:
+    with relayed_lines() as board, stop_on_signals(board if heeds_notices else None) as stopping:
         # The types are ignored because Ray annotates version 1 of Train and runs version 2.
         trainer = ElasticTrainer(
             _guarded,
@@ -93,35 +93,41 @@ def launch(
         fatal = ray.get(board.fatal.remote())
         if fatal:
             raise UserError(fatal)
-        if stopping.is_set():
-            raise StoppedError("stopped after a checkpoint; run the same command again to continue")
+        if stopping.number:
+            raise StoppedError("stopped after a checkpoint; run the same command again to continue", stopping.number)
+
+
+class Stopping:
+    """Whether a signal has asked the run to stop, and which: `number` is 0 or that of the signal."""
+
+    number = 0
 
 
 @contextmanager
-def stop_on_sigterm(board: Any) -> Iterator[threading.Event]:
-    """Context manager: SIGTERM becomes the order "stop" on the board; a second SIGTERM ends the program at once.
+def stop_on_signals(board: Any) -> Iterator[Stopping]:
+    """Context manager: SIGTERM and Ctrl-C become the order "stop" on the board; a second signal ends the program at once.
 
-    Yields an event that is set when SIGTERM arrives. Does nothing without a board, or outside the main thread (a Tune trial),
-    where signals cannot be handled.
+    Does nothing without a board, or outside the main thread (a Tune trial), where signals cannot be handled.
     """
-    stopping, ended = threading.Event(), threading.Event()
+    stopping, ended = Stopping(), threading.Event()
     if board is None or threading.current_thread() is not threading.main_thread():
         yield stopping
         return
 
     def on_signal(number: int, frame: Any) -> None:
-        if stopping.is_set():
+        if stopping.number:
             sys.exit(128 + number)
-        stopping.set()
+        stopping.number = number
 
     def pass_on() -> None:  # not in the signal handler, which may interrupt Ray in the middle of a call
         while not ended.wait(0.1):
-            if stopping.is_set():
-                say("SIGTERM: the workers write a checkpoint and stop")
+            if stopping.number:
+                name = "Ctrl-C" if stopping.number == signal.SIGINT else "SIGTERM"
+                say(f"{name}: the workers write a checkpoint and stop; once more: stop at once")
                 board.give.remote("stop")
                 return
 
-    before = signal.signal(signal.SIGTERM, on_signal)
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     thread = threading.Thread(target=pass_on, daemon=True)
     thread.start()
     try:
@@ -129,7 +135,8 @@ def stop_on_sigterm(board: Any) -> Iterator[threading.Event]:
     finally:
         ended.set()
         thread.join(timeout=10)
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _guarded(config: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
     drain          a checkpoint at once; another one just before the deadline, after which the workers wait for the restart
     resize         a checkpoint, then the workers wait for the restart
-    stop           a checkpoint, then the loop ends (SIGTERM to the driver)
+    stop           a checkpoint, then the loop ends (SIGTERM or Ctrl-C to the driver)
 
 Each worker sees only its own notices, at its own time. They are added to the sums that every step exchanges anyway, so all
 workers act on them after the same step, and no extra synchronization is needed.
