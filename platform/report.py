@@ -1,4 +1,4 @@
-"""Report a run folder as one self-contained HTML page: results, curves, scores, rankings, attention, configuration.
+"""Write a run folder as one HTML page: results, curves, scores, rankings, attention, settings.
 
   python -m platform.report run=runs/demo                       -> runs/demo/report.html
   python -m platform.report run=s3://bucket/runs/first storage=s3
