@@ -56,10 +56,16 @@ def main(config: TuneConfig) -> dict[str, Any]:
     if run.summary:
         say(f"tune: {run.location.uri} is complete already")
     else:
-        connect(config.runtime)
-        check_concurrency(config, trials)
+        left = [point for point in trials if row_of(config, point, "")["state"] != FINISHED]
         say(f"tune: {len(trials)} trials, {config.concurrent} at a time; output {run.location.uri}")
-        conclude(config, run, sweep(config, trials, run.location))
+        if len(left) < len(trials):
+            say(f"tune: finished already: {len(trials) - len(left)}; left: {len(left)}")
+        reasons = {}
+        if left:
+            connect(config.runtime)
+            check_concurrency(config, left)
+            reasons = sweep(config, left, run.location)
+        conclude(config, run, [row_of(config, point, reasons.get(json.dumps(point), "")) for point in trials])
     summary = run.summary or {}
     print(table(summary["trials"], config.metric))
     return summary
@@ -133,8 +139,8 @@ def check_trials(config: TuneConfig, trials: list[Point]) -> None:
         seen.add(inputs)
 
 
-def sweep(config: TuneConfig, trials: list[Point], location: Location) -> list[dict[str, Any]]:
-    """Run the trials with Ray Tune. Returns a row for each, in order.
+def sweep(config: TuneConfig, trials: list[Point], location: Location) -> dict[str, str]:
+    """Run the trials with Ray Tune. Returns the reason of each failure ("" for none), by the point as JSON.
 
     A Tune trial is a light function that starts its own Ray Train run.
     """
@@ -150,8 +156,7 @@ def sweep(config: TuneConfig, trials: list[Point], location: Location) -> list[d
 
     with relayed_lines() as board:
         outcome = _run(trial, trials, config, location)
-    reasons = {result.config["point"]: (result.metrics or {}).get("reason") or reason_of(result.error) for result in outcome}
-    return [row_of(config, point, reasons.get(json.dumps(point), "")) for point in trials]
+    return {result.config["point"]: (result.metrics or {}).get("reason") or reason_of(result.error) for result in outcome}
 
 
 def reason_of(error: BaseException | None) -> str:

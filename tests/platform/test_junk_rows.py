@@ -100,6 +100,7 @@ def test_scores_and_the_selection(tmp_path, ray_session, junk_shards, tiny_backb
     assert set(index["key"].to_pylist()) < set(images.keys)
 
 
+@pytest.mark.slow
 def test_neighborhoods(tmp_path, ray_session, junk_shards, tiny_backbone, proxy):
     location, bad = junk_shards
     output = tmp_path / "scores"

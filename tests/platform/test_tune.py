@@ -49,6 +49,7 @@ def test_a_sweep_runs_every_point_and_is_read_the_second_time(tmp_path, ray_sess
     # After an interruption finished trials are read, not trained again.
     (output / "summary.json").unlink()
     assert main(config_of(tiny_labeled.uri, tiny_backbone, output, SPACE, "metric=rank1"))["best"] == found["best"]
+    assert "finished already: 2; left: 0" in capsys.readouterr().out
     assert when == {eps: (folder / "summary.json").stat().st_mtime_ns for eps, folder in folders.items()}
 
 
@@ -159,7 +160,7 @@ def test_one_trial_that_fails_does_not_hide_the_others(tmp_path, ray_session, ti
     with pytest.raises(FailedTrialsError):  # repeated: the finished trial is read, the failed one runs again
         main(config_of(*arguments))
     assert (Path(good["folder"]) / "summary.json").stat().st_mtime_ns == when
-    assert capsys.readouterr().out.count("is complete already") == 1
+    assert "finished already: 1; left: 1" in capsys.readouterr().out
 
 
 def test_wrong_paths_are_refused_before_anything_runs(tmp_path, tiny_labeled, tiny_backbone):
