@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import augmentation, dense
+from benchmarks import augmentation, dense, ivf
 from benchmarks.measure import measure
 from benchmarks.people import query_and_gallery, unlabeled
 from reidssl.clustering.pseudo_labels import ClusterConfig, pseudo_labels
@@ -30,6 +30,12 @@ def test_ranking_and_reranking_equal_the_other_side():
         cmc, m_ap = dense.sorted_ranking(distances, q_pids, g_pids, q_camids, g_camids)
         assert ours.mAP == pytest.approx(m_ap, abs=3e-4) and 0.2 < m_ap < 0.99  # the other side has float16 weights
         np.testing.assert_allclose(ours.cmc, cmc, atol=1 / 60)
+
+
+@pytest.mark.parametrize("side", [ivf.ours, ivf.faiss])
+def test_both_inverted_files_find_the_neighbors(side):
+    work, check = side(3000)
+    assert check(work())["recall"] > 0.9
 
 
 def test_augmentation_of_this_side():
