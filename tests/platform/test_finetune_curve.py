@@ -52,7 +52,7 @@ def work(folder: Path, world: int, data: str, kinds: list[tuple[str, str]], piec
 def check_alike(one: Path, other: Path, exact: float) -> None:
     """Assert equal losses and terms to a relative 1e-4, and equal weights and batch-norm statistics to `exact` of their norm.
 
-    An epoch whose pseudo-labels differ ends the comparison: an image at the edge of a cluster changes sides by rounding alone. The
+    An epoch with other pseudo-labels ends the comparison, because rounding alone can move an image at the edge of a cluster. The
     first epoch is always compared.
     """
     rows, reference = (
