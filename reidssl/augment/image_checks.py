@@ -1,7 +1,5 @@
 """Validation of the inputs of augmentations."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def check_images(images: Tensor, seeds: NDArray[np.uint64] | None = None) -> None:
+def check_images(images: "Tensor", seeds: NDArray[np.uint64] | None = None) -> None:
     """Raise ValueError unless `images` is uint8 (B, 3, H, W) and `seeds`, if given, uint64 (B,)."""
     import torch  # imported here, because settings are checked without torch
 
