@@ -15,6 +15,7 @@ import tempfile
 import time
 
 from benchmarks.measure import print_machine
+from benchmarks.people import write_shards
 
 TINY = [
     "model.image_size=[64,32]",
@@ -68,20 +69,7 @@ def main() -> None:
     runs = parser.parse_args().runs
     print_machine()
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "platform.ingest",
-                "raw.kind=synthetic",
-                "raw.part=pretrain",
-                f"output={folder}/data",
-                "raw.synthetic.image_size=[64,32]",
-                "raw.synthetic.num_pretrain=256",
-            ],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+        write_shards(f"{folder}/data", "[64,32]", 256)
         found = [start(f"{folder}/data", f"{folder}/run{number}") for number in range(runs)]
     alone = min(imports() for _ in range(runs))
     print(

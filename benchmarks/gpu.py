@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks import first_step
 from benchmarks.measure import measure, print_machine
+from benchmarks.people import write_shards
 from platform.engine.schemas.pretrain_settings import PretrainConfig
 
 TINY_MODEL = [*first_step.TINY[:-2], "stream.micro_batch=8"]
@@ -357,20 +358,7 @@ def parts(sizes: Sizes) -> None:
     """Run all parts and print the table."""
     with tempfile.TemporaryDirectory() as folder:
         tiny = sizes is TINY
-        subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "platform.ingest",
-                "raw.kind=synthetic",
-                "raw.part=pretrain",
-                f"output={folder}/data",
-                f"raw.synthetic.image_size={'[64,32]' if tiny else '[256,128]'}",
-                f"raw.synthetic.num_pretrain={sizes.images}",
-            ],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+        write_shards(f"{folder}/data", "[64,32]" if tiny else "[256,128]", sizes.images)
         for stem in ("ics", "patch"):
             pretraining(folder, sizes, stem)
         count = sizes.crop_batch

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import arguments_of, measure, print_machine
+from benchmarks.people import write_shards
 
 BATCH, GLOBAL = 64, (256, 128)
 QUICK, FULL = {"num": 1024, "local": 16, "s3": 2}, {"num": 8192, "local": 4, "s3": 1}
@@ -192,21 +193,7 @@ def make_data(folder: str, num: int, put: Any) -> list[str]:
     from platform.engine.data.shards import read_rows
     from platform.engine.storage.location import open_storage
 
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "platform.ingest",
-            "raw.kind=synthetic",
-            "raw.part=pretrain",
-            f"output={folder}/shards",
-            "raw.synthetic.image_size=[256,128]",
-            f"raw.synthetic.num_pretrain={num}",
-            "row_group_rows=64",
-        ],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    write_shards(f"{folder}/shards", "[256,128]", num, "row_group_rows=64")
     table = read_rows(open_storage(f"{folder}/shards"), ["key", "image"])
     return [put(f"{number:06d}.jpg", data) for number, data in enumerate(table["image"].to_pylist())]
 

@@ -1,4 +1,7 @@
-"""Random features with the structure of a re-ID model's features: identities, cameras and noise."""
+"""Synthetic inputs: random features with the structure of a re-ID model's features, and shards of drawn people."""
+
+import subprocess
+import sys
 
 import numpy as np
 
@@ -42,3 +45,10 @@ def query_and_gallery(
     features = features_of(identities, cameras, seed, noise=noise)
     parts = slice(None, num_query), slice(num_query, None)
     return [array[part] for part in parts for array in (features, identities, cameras)]
+
+
+def write_shards(uri: str, image_size: str, num: int, *overrides: str) -> None:
+    """Write `num` unlabeled synthetic people of `image_size` ("[height,width]") with platform.ingest, in a process of its own."""
+    settings = ["raw.kind=synthetic", "raw.part=pretrain", f"raw.synthetic.image_size={image_size}"]
+    settings += [f"raw.synthetic.num_pretrain={num}", f"output={uri}", *overrides]
+    subprocess.run([sys.executable, "-m", "platform.ingest", *settings], check=True, stdout=subprocess.DEVNULL)

@@ -12,8 +12,6 @@ both sides; "the rest" is the time outside of them.
 import argparse
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -25,6 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure import print_machine
+from benchmarks.people import write_shards
 from platform.engine.schemas.pretrain_settings import PretrainConfig
 
 WARM_UP = 5
@@ -141,7 +140,7 @@ def main() -> None:
     steps = WARM_UP + (arguments.steps or (12 if arguments.full else 60))
     print_machine()
     with tempfile.TemporaryDirectory() as folder:
-        make_shards(f"{folder}/data", arguments.full)
+        write_shards(f"{folder}/data", "[256,128]" if arguments.full else "[64,32]", 256)
         clock = Clock()
         ours, bare, losses, log = take_turns(folder, FULL if arguments.full else SMALL, steps, clock)
     own, other = statistics.median(ours), statistics.median(bare)
@@ -156,25 +155,6 @@ def main() -> None:
     print(
         f"  a checkpoint of {log['checkpoint_mebibytes']:,.0f} MiB stops the loop for {stall:.2f} s and is written in "
         f"{write:.2f} s beside it: {stall / (500 * own):.2%} of 500 steps, the default interval"
-    )
-
-
-def make_shards(uri: str, full: bool) -> None:
-    """Write synthetic people with platform.ingest in its own process."""
-    size = "[256,128]" if full else "[64,32]"
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "platform.ingest",
-            "raw.kind=synthetic",
-            "raw.part=pretrain",
-            f"output={uri}",
-            f"raw.synthetic.image_size={size}",
-            "raw.synthetic.num_pretrain=256",
-        ],
-        check=True,
-        stdout=subprocess.DEVNULL,
     )
 
 
