@@ -165,11 +165,12 @@ def take_turns(
     import torch.distributed as dist
 
     from platform.engine.config.compose import load_config
+    from platform.engine.pretrain.loop import train
+    from platform.engine.pretrain.plan import plan_of
     from platform.engine.runs.metrics import read_metrics
     from platform.engine.storage.location import open_storage
     from platform.engine.stream.order import stream_seeds
     from platform.engine.stream.stream import local_stream
-    from platform.pretrain import plan_of, train
 
     config = load_config(
         PretrainConfig,

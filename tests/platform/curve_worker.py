@@ -16,8 +16,9 @@ import torch
 import torch.distributed as dist
 
 from platform.engine.config.compose import load_config
+from platform.engine.pretrain.loop import train
+from platform.engine.schemas.pretrain_settings import PretrainConfig
 from platform.engine.stream.stream import local_stream
-from platform.pretrain import PretrainConfig, train
 from tests.tiny import PRETRAIN
 
 TINY = [

@@ -9,13 +9,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import platform.pretrain as program
 from platform.engine.config.program import run_program
 from platform.engine.schemas.pretrain_settings import PretrainConfig
 from platform.engine.stream.stream import stream
 
 SECONDS_PER_MICRO_BATCH = 0.1
-train_of_program = program.train
 
 
 def paced(*arguments: Any) -> Iterator[dict[str, Any]]:
@@ -25,11 +23,13 @@ def paced(*arguments: Any) -> Iterator[dict[str, Any]]:
 
 
 def train(config: PretrainConfig) -> None:
+    from platform.engine.pretrain.loop import train as train_of_program
+
     train_of_program(config, paced)
 
 
 if __name__ == "__main__":
-    from tests.platform import paced_pretrain  # workers know this module by its name
+    import platform.pretrain as program
 
-    program.train = paced_pretrain.train
+    program.LOOP = "tests.platform.paced_pretrain:train"
     run_program("pretrain")

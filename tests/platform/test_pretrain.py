@@ -19,6 +19,7 @@ import torch
 from platform.engine.config.compose import load_config
 from platform.engine.data.shards import read_manifest
 from platform.engine.errors import ConfigError, StorageError, UserError
+from platform.engine.pretrain.plan import plan_of
 from platform.engine.runs.metrics import read_metrics
 from platform.engine.storage.location import open_storage
 from platform.engine.stream.order import StreamPlan
@@ -26,7 +27,7 @@ from platform.engine.stream.units import read_units
 from platform.engine.stream.windows import read_window
 from platform.engine.train.checkpoints import CheckpointStore
 from platform.engine.train.optimizers import Schedules
-from platform.pretrain import PretrainConfig, main, plan_of, workers_text
+from platform.pretrain import PretrainConfig, main, workers_text
 from reidssl.models.weights import load_vit
 from tests.platform.own_lines import foreign_lines
 from tests.tiny import RESUMED as TINY

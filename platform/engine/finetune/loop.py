@@ -17,10 +17,10 @@ from platform.engine.finetune.pieces import StepFeatures, cut, rows_to_compute
 from platform.engine.runs.metrics import Tracker, format_row
 from platform.engine.runtime.device import upload
 from platform.engine.train.checkpoints import CheckpointStore, LoadedCheckpoint
-from platform.engine.train.launch import report_line
 from platform.engine.train.optimizers import finetuning_optimizer
 from platform.engine.train.scaling import check_size
 from platform.engine.train.step import StepBatchNorm, StepMeans, check_finite
+from platform.engine.train.worker import report_line
 from platform.engine.zero import engine as zero
 from platform.engine.zero.consolidation import consolidate, restore
 from reidssl.augment.augment_config import ReidAugmentConfig

@@ -11,10 +11,10 @@ from platform.engine.runs.metrics import record_keys
 from platform.engine.runtime.device import device, keep_compiled_code, precision
 from platform.engine.schemas.pretrain_settings import PretrainConfig
 from platform.engine.stream.corrupt import CorruptSamples
-from platform.engine.train.launch import report_line
 from platform.engine.train.optimizers import Schedules, pretraining_optimizer
 from platform.engine.train.resume import ResumePoint, restore
 from platform.engine.train.step import StepBatchNorm, StepExchange, StepResult
+from platform.engine.train.worker import report_line
 from platform.engine.zero import engine as zero
 from platform.engine.zero.finite import Finite
 from platform.engine.zero.partitions import full_parameters

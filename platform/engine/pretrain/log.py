@@ -9,8 +9,8 @@ from platform.engine.runs.metrics import Tracker, format_row
 from platform.engine.runs.run_folder import Run
 from platform.engine.storage.retry import patiently
 from platform.engine.train.checkpoints import BackgroundWriter
-from platform.engine.train.launch import report_line
 from platform.engine.train.step import StepResult
+from platform.engine.train.worker import report_line
 from reidssl.objectives.collapse import CollapseMonitor
 
 

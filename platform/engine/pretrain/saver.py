@@ -7,7 +7,7 @@ from platform.engine.pretrain.learner import Learner
 from platform.engine.runs.metrics import Tracker
 from platform.engine.runs.run_folder import environment
 from platform.engine.train.checkpoints import BackgroundWriter, CheckpointStore
-from platform.engine.train.launch import report_line
+from platform.engine.train.worker import report_line
 from platform.engine.zero.consolidation import consolidate
 
 

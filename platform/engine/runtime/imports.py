@@ -1,5 +1,6 @@
-"""Faster imports of heavy libraries in workers: hide optional packages that these libraries import only if installed."""
+"""Faster imports of heavy libraries: without their optional packages, and without garbage collection meanwhile."""
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,15 +12,27 @@ UNUSED = ("mlflow", "wandb", "torchvision.models.feature_extraction")
 
 def import_models() -> None:
     """Import timm, twice as fast as the plain import. Only for processes of this platform, such as Ray workers."""
-    with _without(*UNUSED):
+    with without_collection(), _without(*UNUSED):
         import timm.models.vision_transformer  # noqa: F401
 
 
 def import_engine() -> None:
     """Import timm and DeepSpeed. Only for processes of this platform, such as Ray workers."""
     import_models()
-    with _without(*UNUSED):
+    with without_collection(), _without(*UNUSED):
         import deepspeed  # noqa: F401
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Context manager: no garbage collection, which takes a sixth of the time of large imports and finds nothing there."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @contextmanager

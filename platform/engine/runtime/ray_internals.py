@@ -8,6 +8,9 @@ this.
 import json
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from platform.engine.errors import UserError
@@ -15,6 +18,29 @@ from platform.engine.errors import UserError
 CONNECT_S, ANSWER_S = 4.0, 6.0
 DASHBOARD_PORT = 8265
 REMEDY = "Start one with `ray start --head`, correct runtime.address / RAY_ADDRESS, or leave both empty to start a local Ray"
+
+
+def train_worker() -> type:
+    """The class of the actors in which Ray Train runs a loop. This import does not import torch, `ray.train.torch` does."""
+    from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
+
+    return RayTrainWorker
+
+
+@contextmanager
+def any_agent_port() -> Iterator[None]:
+    """Context manager for `ray.init`: the agent of the node listens on any free port.
+
+    `ray.init` has no argument for it, and Ray's fixed port costs the second Ray on a machine 3.4 s of attempts to bind it.
+    """
+    from ray._private import parameter
+
+    given = parameter.RayParams
+    parameter.RayParams = partial(given, dashboard_agent_listen_port=0)
+    try:
+        yield
+    finally:
+        parameter.RayParams = given
 
 
 def check_cluster(address: str) -> str:

@@ -6,9 +6,11 @@
 - otherwise: a local Ray on this machine, which ends with the program.
 """
 
+import importlib
 import logging
 import os
 import tempfile
+import threading
 import warnings
 from typing import Any
 
@@ -17,7 +19,14 @@ import ray
 from platform.engine.config.compose import ROOT
 from platform.engine.errors import UserError
 from platform.engine.runtime.native_lines import set_native_lines_aside
-from platform.engine.runtime.ray_internals import REMEDY, check_cluster, log_folder, longest_socket_path, session_path_length
+from platform.engine.runtime.ray_internals import (
+    REMEDY,
+    any_agent_port,
+    check_cluster,
+    log_folder,
+    longest_socket_path,
+    session_path_length,
+)
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.runtime_settings import RuntimeConfig
 
@@ -35,8 +44,10 @@ SHIPPED_EXCLUDES = [".git", ".venv", "runs", "tests/.cache", "*.parquet", "*.ckp
 _own = False  # whether `connect` started the Ray that this process uses
 
 
-def connect(config: RuntimeConfig) -> None:
+def connect(config: RuntimeConfig, meanwhile: str = "") -> None:
     """Connect to Ray or start it. Does nothing if this process is connected already.
+
+    meanwhile: a module to import while Ray's own processes start, most of which this process only waits for.
 
     Raises UserError if the address does not answer, or Ray cannot start on this machine.
     """
@@ -46,10 +57,15 @@ def connect(config: RuntimeConfig) -> None:
     address = (config.address or os.environ.get("RAY_ADDRESS", "")).strip()
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     set_native_lines_aside()
+    imports = threading.Thread(target=importlib.import_module, args=(meanwhile,)) if meanwhile else None
+    if imports:
+        imports.start()
     if address not in ("", "local") or in_job:
         _join(address or "auto", in_job)
     else:
         _start(config)
+    if imports:
+        imports.join()
     set_native_lines_aside(log_folder())
     _quiet_ray_data()
 
@@ -81,15 +97,16 @@ def _start(config: RuntimeConfig) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), before]))
     gib = config.object_store_gib or 2.0
     try:
-        ray.init(
-            address="local",  # otherwise Ray joins the last cluster started on this machine and rejects the numbers below
-            num_cpus=config.num_cpus or max(4, os.cpu_count() or 1),
-            num_gpus=None if config.num_gpus < 0 else config.num_gpus,
-            include_dashboard=config.dashboard,
-            dashboard_host="127.0.0.1",
-            object_store_memory=int(gib * 2**30),
-            **INIT,
-        )
+        with any_agent_port():
+            ray.init(
+                address="local",  # otherwise Ray joins the last cluster started on this machine and rejects the numbers below
+                num_cpus=config.num_cpus or max(4, os.cpu_count() or 1),
+                num_gpus=None if config.num_gpus < 0 else config.num_gpus,
+                include_dashboard=config.dashboard,
+                dashboard_host="127.0.0.1",
+                object_store_memory=int(gib * 2**30),
+                **INIT,
+            )
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"Ray cannot start on this machine: {_first_line(error)}. Its logs lie in {_temporary_folder()}/ray; "

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -20,11 +21,12 @@ from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallb
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
 from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import AUTOSCALING_REQUESTS_GET_TIMEOUT_S
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group import Worker, WorkerGroup
 from ray.train.v2.api.config import ScalingConfig
 
 from platform.engine.runtime.ray_internals import draining_nodes
 from platform.engine.runtime.ray_session import is_own
+from platform.engine.train.prepared import take_workers
 
 
 def largest_allowed(count: int, allowed: Sequence[int]) -> int:
@@ -103,7 +105,27 @@ class AllowedSizesPolicy(ElasticScalingPolicy):
 
 
 class OwnWorkerGroup(WorkerGroup):
-    """Worker group without a controller actor. Workers need that actor only for `ray.train.report`, which we do not use."""
+    """Worker group of prepared processes, without a controller actor.
+
+    Workers need a controller actor only for `ray.train.report`, which we do not use.
+    """
+
+    def _create_workers(
+        self, num_workers: int, placement_group: Any, resources_per_worker: dict[str, float], **options: Any
+    ) -> list[Worker]:
+        """The prepared workers if there are enough, e.g. not after a crash. The placement group reserves their CPUs."""
+        actors = [] if resources_per_worker.get("GPU") else take_workers(num_workers)
+        try:
+            found = ray.get([actor.get_metadata.remote() for actor in actors])
+        except RayActorError:  # killed while it waited
+            found = []
+        if not found:
+            return super()._create_workers(num_workers, placement_group, resources_per_worker, **options)
+        workers = [
+            Worker(actor, about, resources_per_worker, placement_group_bundle_index=index)
+            for index, (actor, about) in enumerate(zip(actors, found, strict=True))
+        ]
+        return WorkerGroup._assign_worker_ranks(workers)
 
     def _init_train_context_on_workers(self, workers: Any, sync_actor: Any, train_context_args: dict[str, list[Any]]) -> None:
         ray.get(

@@ -13,22 +13,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import torch.distributed as dist
-
-from platform.engine.errors import StoppedError, UserError, user_error_of
-from platform.engine.runtime import device as devices
-from platform.engine.runtime.imports import import_engine
-from platform.engine.runtime.ray_session import quiet
+from platform.engine.errors import StoppedError, UserError
 from platform.engine.runtime.terminal import relayed_lines, say
 from platform.engine.storage.location import Location
-from platform.engine.train.notices import Notices
+from platform.engine.train.prepared import prepare_next, prepare_readers, prepare_workers
 from platform.engine.train.scaling import ScalingConfig
 
 Settings = TypeVar("Settings")
 
 
 def launch(
-    loop: Callable[[Settings], None],
+    loop: Callable[[Settings], None] | str,
     config: Settings,
     *,
     name: str,
@@ -36,34 +31,43 @@ def launch(
     scaling: ScalingConfig,
     micro_batches_per_step: int = 1,
     heeds_notices: bool = False,
+    reads_shards: bool = False,
 ) -> None:
     """Run `loop(config)` on Ray Train workers until it ends, and print its lines on this terminal.
 
     Args:
+        loop: the function, or its name as "module:function". With a name, this process need not import what the loop imports.
         name: name of the Ray Train run.
         storage: folder for the files of Ray Train.
         scaling: the workers and their resources.
         micro_batches_per_step: the number of workers of an elastic group always divides it.
         heeds_notices: whether the loop checks `notices()` at every step, so that resizing, SIGTERM and Ctrl-C lose no step.
+        reads_shards: whether the loop reads through Ray Data, in processes that then start while the workers do.
 
     Raises UserError with the message of the loop if it fails, and StoppedError after SIGTERM or Ctrl-C.
     """
     import ray
-    from ray import cloudpickle
-    from ray.train import FailureConfig, LoggingConfig, RunConfig
-    from ray.train import ScalingConfig as RayScalingConfig
-    from ray.train.torch import TorchConfig
-
-    from platform.engine.train.elastic import ElasticTrainer
 
     _check_resources(scaling)
     resources = {"CPU": scaling.cpus_per_worker}
     if scaling.gpus_per_worker:
         resources["GPU"] = scaling.gpus_per_worker
+    if not scaling.gpus_per_worker:  # Train's own group assigns the GPUs
+        prepare_workers(scaling.workers, loop.partition(":")[0] if isinstance(loop, str) else "")
     with relayed_lines() as board, stop_on_signals(board if heeds_notices else None) as stopping:
+        # Imported here, while the workers start: these modules import torch.
+        from ray import cloudpickle
+        from ray.train import FailureConfig, LoggingConfig, RunConfig
+        from ray.train import ScalingConfig as RayScalingConfig
+        from ray.train.torch import TorchConfig
+
+        from platform.engine.runtime import device as devices
+        from platform.engine.train.elastic import ElasticTrainer
+        from platform.engine.train.worker import run_loop
+
         # The types are ignored because Ray annotates version 1 of Train and runs version 2.
         trainer = ElasticTrainer(
-            _guarded,
+            run_loop,
             allowed=scaling.sizes(micro_batches_per_step),
             board=board if heeds_notices else None,
             # Pickled to bytes, because Train's controller unpickles this dict and must not need the imports of the loop.
@@ -86,10 +90,14 @@ def launch(
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
         )
+        if reads_shards:
+            prepare_readers()
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise UserError(ray.get(board.fatal.remote()) or _unexpected(error)) from None
+        if not scaling.gpus_per_worker:
+            prepare_next()
         fatal = ray.get(board.fatal.remote())
         if fatal:
             raise UserError(fatal)
@@ -139,49 +147,6 @@ def stop_on_signals(board: Any) -> Iterator[Stopping]:
             signal.signal(number, handler)
 
 
-def _guarded(config: dict[str, Any]) -> None:
-    """Entry point of every worker: silences libraries, sets the threads, connects the board and runs the loop.
-
-    Ray Train restarts the workers after any exception. A user error would recur at every restart, so it is stored on the board.
-    A single worker then just returns. With several workers, others may be waiting in a collective, so the error is raised, and
-    the restarted workers return at once.
-    """
-    quiet()
-    import ray
-    import ray.train
-    from ray import cloudpickle
-
-    context = ray.train.get_context()
-    threads = config["threads"] or max(1, (os.cpu_count() or 1) // context.get_local_world_size())
-    devices.use_threads(threads)
-    devices.claim()
-    global _board
-    _board = config["board"]
-    if ray.get(_board.fatal.remote()):
-        return
-    try:
-        import_engine()
-        loop, settings = cloudpickle.loads(config["work"])  # made by `launch` in this job, never read from a file
-        loop(settings)
-        ray.get(_board.fatal.remote())  # calls arrive in order: this waits until all pushed lines are on the board
-    except Exception as error:
-        found = user_error_of(error)
-        if found is None:
-            raise
-        ray.get(_board.fail.remote(str(found)))
-        if context.get_world_size() > 1:
-            raise
-
-
-_board: Any = None
-
-
-def notices() -> Notices:
-    """The notices of this worker. Rank 0 also receives the orders of the driver and of Train's controller."""
-    first = not dist.is_initialized() or dist.get_rank() == 0
-    return Notices(_board if first else None)
-
-
 def _unexpected(error: BaseException) -> str:
     """Message with the last line of an unexpected error. Prints the whole trace to stderr."""
     failures = getattr(error, "worker_failures", {})
@@ -189,14 +154,6 @@ def _unexpected(error: BaseException) -> str:
     print(text, file=sys.stderr)
     last = [line for line in text.strip().splitlines() if line.strip()][-1]
     return f"training failed on a worker: {last.strip()}"
-
-
-def report_line(line: str) -> None:
-    """Print one line on the driver's terminal; called by rank 0 of a loop."""
-    if _board is not None:
-        _board.push.remote(line)
-    else:
-        print(line, flush=True)
 
 
 def _check_resources(scaling: ScalingConfig) -> None:

@@ -10,8 +10,8 @@ from platform.engine.storage.location import open_storage
 from platform.engine.storage.retry import patiently
 from platform.engine.stream.order import StreamPlan
 from platform.engine.train.checkpoints import CheckpointConfig, CheckpointStore, LoadedCheckpoint
-from platform.engine.train.launch import report_line
 from platform.engine.train.step import StepBatchNorm
+from platform.engine.train.worker import report_line
 from platform.engine.zero.consolidation import restore as restore_engine
 from reidssl.objectives.base import Objective
 

@@ -1,0 +1,82 @@
+"""Processes of a local Ray that start and import before they are needed.
+
+Starting a process and importing torch, timm and DeepSpeed takes seconds. On a local Ray, whose workers run on this machine and
+inherit its environment, that can be done while this program still imports Ray Train itself, or works after the launch before.
+"""
+
+import importlib
+from typing import Any
+
+from platform.engine.runtime.ray_internals import train_worker
+from platform.engine.runtime.ray_session import is_own
+
+_workers: list[Any] = []
+_readers: list[Any] = []
+_session = ""
+_launches = 0
+
+
+def prepare_workers(count: int, module: str = "") -> None:
+    """Start workers until `count` are prepared; they import the engine and `module`. Does nothing on a joined cluster."""
+    if not is_own():
+        return
+    import ray
+
+    _forget_other_sessions()
+    remote: Any = ray.remote(num_cpus=0)  # its CPUs are those of Train's placement group
+    while len(_workers) < count:
+        actor = remote(train_worker()).remote()
+        actor.execute.remote(_import_engine, module)
+        _workers.append(actor)
+
+
+def prepare_readers(count: int = 2) -> None:
+    """Start processes that read and decode. Ray keeps the processes of finished tasks for later ones."""
+    if is_own():
+        import ray
+
+        task: Any = ray.remote(num_cpus=0)(_import_reading)
+        _readers[:] = [task.remote() for _ in range(count)]  # keeps the references: without them, Ray may drop the tasks
+
+
+def take_workers(count: int) -> list[Any]:
+    """`count` prepared workers, or [] if there are fewer. They belong to the caller."""
+    _forget_other_sessions()
+    if len(_workers) < count:
+        return []
+    taken = _workers[:count]
+    del _workers[:count]
+    return taken
+
+
+def prepare_next() -> None:
+    """After a launch: prepare a worker for the next one, if this program has launched before (a pipeline, not one training)."""
+    global _launches
+    _launches += 1
+    if _launches > 1:
+        prepare_workers(1)
+
+
+def _forget_other_sessions() -> None:
+    """Drop the workers of a Ray that this process has left."""
+    import ray
+
+    global _session
+    current = ray.get_runtime_context().get_worker_id()
+    if current != _session:
+        _workers.clear()
+        _session = current
+
+
+def _import_engine(module: str) -> None:
+    from platform.engine.runtime.imports import import_engine, without_collection
+
+    import_engine()
+    if module:
+        with without_collection():
+            importlib.import_module(module)
+
+
+def _import_reading() -> None:
+    for name in ("ray.data", "platform.engine.stream.windows"):
+        importlib.import_module(name)
