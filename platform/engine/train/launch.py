@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from platform.engine.errors import StoppedError, UserError
 from platform.engine.runtime.terminal import relayed_lines, say
 from platform.engine.storage.location import Location
-from platform.engine.train.prepared import prepare_next, prepare_readers, prepare_workers
+from platform.engine.train.prepared import prepare_next, prepare_reader, prepare_workers
 from platform.engine.train.scaling import ScalingConfig
 
 Settings = TypeVar("Settings")
@@ -91,7 +91,7 @@ def launch(
             ),
         )
         if reads_shards:
-            prepare_readers()
+            prepare_reader()
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:

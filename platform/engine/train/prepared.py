@@ -30,13 +30,13 @@ def prepare_workers(count: int, module: str = "") -> None:
         _workers.append(actor)
 
 
-def prepare_readers(count: int = 2) -> None:
-    """Start processes that read and decode. Ray keeps the processes of finished tasks for later ones."""
+def prepare_reader() -> None:
+    """Start a process that reads and decodes. Ray keeps the process of a finished task for later ones."""
     if is_own():
         import ray
 
         task: Any = ray.remote(num_cpus=0)(_import_reading)
-        _readers[:] = [task.remote() for _ in range(count)]  # keeps the references: without them, Ray may drop the tasks
+        _readers[:] = [task.remote()]  # keeps the reference: without it, Ray may drop the task
 
 
 def take_workers(count: int) -> list[Any]:
