@@ -58,7 +58,7 @@ def main(config: ClusterProgramConfig) -> dict[str, Any]:
         manifest = read_manifest(root)
         model.require_cameras(root, ())
         say(f"cluster: {config.checkpoint}: {model.report}")
-    run = open_run("cluster", config.output, config, config.storage, volatile=(*VOLATILE, "pool", "neighbors"))
+    run = open_run("cluster", config.output, config, config.storage, volatile=(*VOLATILE, "neighbors"))
     if run.summary:
         say(f"cluster: {run.location.uri} is complete already")
         return run.summary
@@ -122,6 +122,8 @@ def extract(config: ClusterProgramConfig, run: Run, root: Location, manifest: Ma
         "model": config.checkpoint,
         "storage": config.storage,
         "threads": max(1, int(config.pool.cpus_per_actor)),
+        "precision": config.pool.precision,
+        "compiling": config.pool.compiling(manifest.num_rows),
         "given": config.load,
     }
     batches = stream_through_actors(root, pending, FeatureActor, arguments, size, config.pool)

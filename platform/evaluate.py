@@ -96,14 +96,16 @@ def evaluate(uri: str, image_size: tuple[int, int], location: Location, config: 
 
     Returns a JSON-compatible dict of metrics and data set facts. image_size: (height, width).
     """
+    manifest = read_manifest(location)
     arguments = {
         "model": uri,
         "storage": config.storage,
         "threads": max(1, int(config.pool.cpus_per_actor)),
+        "precision": config.pool.precision,
+        "compiling": config.pool.compiling(manifest.num_rows),
         "given": config.load,
         "changes": config.overrides,
     }
-    manifest = read_manifest(location)
     set_aside = SetAside(
         location.uri, sum(manifest.splits[split] for split in SPLITS), config.pool.max_corrupt_share, "pool.max_corrupt_share"
     )

@@ -44,9 +44,12 @@ from platform.engine.runtime.terminal import say
 from platform.engine.schemas.finetune_settings import FinetuneConfig
 from platform.engine.storage.location import Location, open_storage
 from platform.engine.train.checkpoints import CheckpointStore, LoadedCheckpoint
-from platform.engine.train.launch import launch, report_line
+from platform.engine.train.launch import launch
+from platform.engine.train.worker import report_line
 from reidssl.models.reid import ReidModel
 from reidssl.models.weights import model_bytes, weights_hash
+
+LOOP = "platform.finetune:finetune"
 
 
 def main(config: FinetuneConfig) -> dict[str, Any]:
@@ -64,7 +67,7 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
     start = config.checkpoint or "random weights"
     say(f"finetune: {config.setting} from {start} on {config.target_set}; output {run.location.uri}")
     launch(
-        finetune,
+        LOOP,
         config,
         name="ray_train",
         storage=run.location,
@@ -162,7 +165,9 @@ def finetune(config: FinetuneConfig) -> None:
         report_line(f"set aside: {problem}")
 
     def judge(phase: Phase) -> dict[str, Any]:
-        of_query, of_gallery = (extract(model, images, phase.config.neck, config.augment) for images in (query, gallery))
+        of_query, of_gallery = (
+            extract(model, images, phase.config.neck, config.augment, config.engine) for images in (query, gallery)
+        )
         return evaluate_features(query, gallery, of_query, of_gallery, config.evaluate)
 
     trainer = PhaseTrainer(

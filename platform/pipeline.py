@@ -36,7 +36,7 @@ from platform.engine.inference.evaluation import require_splits
 from platform.engine.pipeline.results import INITS, Results, table
 from platform.engine.pipeline.sets import check_sets, is_given, of_set, parts_of
 from platform.engine.runs.metrics import TrackingConfig
-from platform.engine.runs.run_folder import VOLATILE, open_run
+from platform.engine.runs.run_folder import open_run
 from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.pipeline_settings import PipelineConfig
@@ -63,7 +63,7 @@ def main(config: PipelineConfig) -> dict[str, Any]:
     Raises UserError for data sets that are not named or do not exist, and the error of the first stage that fails.
     """
     check_sets(config)  # check first: a forgotten set must not become the configuration of the output folder
-    run = open_run("pipeline", config.output, config, config.storage, volatile=(*VOLATILE, "pool"))
+    run = open_run("pipeline", config.output, config, config.storage)
     root = run.location
     story = stages(config, root)
     if not is_given(config, "target"):

@@ -59,12 +59,15 @@ class Scorer:
         measure: str,
         storage: StorageConfig,
         threads: int,
+        precision: str,
+        compiling: str,
         load: LoadConfig,
         load_target: LoadConfig,
     ) -> None:
         use_threads(threads)
-        self.source = load_model(source_proxy, storage, load)
-        self.target = load_model(target_proxy, storage, load_target, "load_target")
+        how = {"precision": precision, "compiling": compiling}
+        self.source = load_model(source_proxy, storage, load, **how)
+        self.target = load_model(target_proxy, storage, load_target, "load_target", **how)
         self.measure = measure
 
     @torch.inference_mode()
@@ -88,7 +91,7 @@ def main(config: ScoreConfig) -> dict[str, Any]:
     if not (open_storage(config.output, config.storage) / SUMMARY).exists():  # check first: a wrong path must not be stored
         manifest = read_manifest(root)
         proxies = load_proxies(config, root)
-    run = open_run("score", config.output, config, config.storage, volatile=(*VOLATILE, "pool", "neighbors"))
+    run = open_run("score", config.output, config, config.storage, volatile=(*VOLATILE, "neighbors"))
     if run.summary:
         say(f"score: {run.location.uri} is complete already")
         return run.summary
@@ -105,6 +108,8 @@ def main(config: ScoreConfig) -> dict[str, Any]:
         "measure": config.measure,
         "storage": config.storage,
         "threads": max(1, int(config.pool.cpus_per_actor)),
+        "precision": config.pool.precision,
+        "compiling": config.pool.compiling(manifest.num_rows),
         "load": config.load,
         "load_target": config.load_target,
     }
@@ -170,9 +175,9 @@ def load_proxies(config: ScoreConfig, root: Location) -> dict[str, LoadedModel]:
 
 
 def measure_of(config: ScoreConfig) -> dict[str, Any]:
-    """The measure and the settings that it uses, for the summary."""
+    """The measure, the precision of the features and the settings that the measure uses, for the summary."""
     used = {"k": config.k, "search": config.search} if config.measure == "neighborhood" else {}
-    return {"measure": config.measure, **used}
+    return {"measure": config.measure, "precision": config.pool.precision, **used}
 
 
 def set_aside_of(config: ScoreConfig, root: Location, manifest: Manifest) -> SetAside:

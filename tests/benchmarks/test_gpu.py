@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_sides
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {
@@ -22,7 +22,7 @@ TINY = {
 
 @pytest.mark.parametrize("side", ["bare", "crops", "loader", "extraction", "forward", "arithmetic"])
 def test_every_side_works(side):
-    work, check = getattr(gpu, side)(TINY | {"compiled": False})
+    work, check = getattr(gpu_sides, side)(TINY | {"compiled": False})
     numbers = check(work())
     if side == "loader":
         assert numbers == {"images": 8}
@@ -36,7 +36,7 @@ def test_every_side_works(side):
 def test_the_pil_crops_have_the_shapes_of_ours():
     from PIL import Image
 
-    made = gpu.PilCrops(gpu.config_of(gpu.TINY.overrides).augment)(Image.new("RGB", (32, 64), (200, 30, 60)))
+    made = gpu_sides.PilCrops(gpu_sides.config_of(gpu.TINY.overrides).augment)(Image.new("RGB", (32, 64), (200, 30, 60)))
     assert [tuple(crop.shape) for crop in made] == [(3, 64, 32), (3, 64, 32), (3, 32, 16)]
 
 

@@ -116,7 +116,7 @@ class PhaseTrainer:
             first = found.payload["epoch"]
         for epoch in range(first, phase.config.epochs):
             started = time.perf_counter()
-            work = phase.begin(epoch, lambda images: extract(model, images, phase.config.neck, self.augment))
+            work = phase.begin(epoch, lambda images: extract(model, images, phase.config.neck, self.augment, self.engine))
             row = self._epoch(trained, epoch, work) | work.log
             seen = sum(map(len, work.batches))
             self.images_seen += seen
@@ -197,10 +197,14 @@ def batch_seeds(seed: int, images: ImageSet, epoch: int, step: int, positions: n
 
 
 @torch.no_grad()
-def extract(model: ReidModel, images: ImageSet, neck: str, augment: ReidAugmentConfig) -> Tensor:
+def extract(model: ReidModel, images: ImageSet, neck: str, augment: ReidAugmentConfig, engine: zero.EngineSettings) -> Tensor:
     """L2-normalized features float32 (N, D) of all images, on the CPU of every worker. Collective; each computes its share.
 
-    neck: "before" or "after", the side of the neck to read. The model keeps its train or eval mode.
+    Args:
+        neck: "before" or "after", the side of the neck to read.
+        engine: the pass has the precision of training.
+
+    The model keeps its train or eval mode.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
     training = model.training
@@ -210,7 +214,9 @@ def extract(model: ReidModel, images: ImageSet, neck: str, augment: ReidAugmentC
     for start in starts[rank::world]:
         positions = np.arange(start, min(start + EXTRACTION_BATCH, len(images)))
         inputs = normalize(upload(images.batch(positions)), augment.mean, augment.std).to(next(model.parameters()).dtype)
-        own.append(model(inputs, images.cameras(positions)).embedding(neck).float().cpu())
+        with zero.autocast(engine):
+            output = model(inputs, images.cameras(positions))
+        own.append(output.embedding(neck).float().cpu())
     model.train(training)
     parts: list[Any] = [own]
     if world > 1:

@@ -28,10 +28,18 @@ class FeatureActor:
         model: URI of a run folder or checkpoint file.
         given: LoadConfig, what the file does not say.
         changes: overrides of the configuration of the backbone.
+        precision, compiling: how the model computes, as in `Forward`.
     """
 
     def __init__(
-        self, model: str, storage: StorageConfig, threads: int, given: Any = None, changes: dict[str, Any] | None = None
+        self,
+        model: str,
+        storage: StorageConfig,
+        threads: int,
+        given: Any = None,
+        changes: dict[str, Any] | None = None,
+        precision: str = "auto",
+        compiling: str = "off",
     ) -> None:
         # Imported here: the tasks that read and decode import this file too, and importing torch takes long.
         from platform.engine.runtime.device import use_threads
@@ -41,7 +49,7 @@ class FeatureActor:
         from platform.engine.inference.models import load_model
 
         use_threads(threads)
-        self.model = load_model(model, storage, given, **(changes or {}))
+        self.model = load_model(model, storage, given, precision=precision, compiling=compiling, **(changes or {}))
 
     def __call__(self, batch: Batch) -> Batch:
         import torch

@@ -10,12 +10,13 @@ from torch.nn import functional as F
 
 from platform.engine.errors import UserError
 from platform.engine.inference.camera_rows import Table, require_cameras, rows_of
+from platform.engine.inference.forward import Forward
 from platform.engine.runtime.device import device, upload
 from platform.engine.schemas.phases_settings import BackboneOverrides as BackboneOverrides
 from platform.engine.storage.location import Location, StorageConfig, open_storage
 from reidssl.augment.reid_augment import normalize
 from reidssl.models.knowledge import About
-from reidssl.models.reid import ReidModel
+from reidssl.models.reid import ReidModel, ReidOutput
 from reidssl.models.vit import Vit
 from reidssl.models.weight_files import MODEL_FILES, SHARD_INDEX, refuse_part
 from reidssl.models.weights import (
@@ -48,6 +49,8 @@ class LoadedModel:
     metadata: dict[str, str]
     report: LoadReport
     """The tensors that were loaded, skipped and resized, and the known facts about the file."""
+    forward: Forward
+    """Forward pass of `backbone`."""
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -81,18 +84,18 @@ class LoadedModel:
         require_cameras(self.cameras, self.backbone.config.num_cameras, self.uri, location, splits, section)
 
     def features(self, images: Tensor, camids: np.ndarray | None = None) -> Tensor:
-        """Features of the backbone, float (B, D).
+        """Features of the backbone, float32 (B, D).
 
         images: uint8 (B, 3, H, W); camids: int (B,), camera numbers of the data, used by a model with camera embeddings.
         """
-        return self.backbone(normalize(upload(images), self.mean, self.std), self.camera_rows(camids))
+        return self.forward(normalize(upload(images), self.mean, self.std), self.camera_rows(camids))
 
     def embed(self, images: Tensor, camids: np.ndarray | None = None) -> Tensor:
-        """L2-normalized features used for retrieval, float (B, D). Arguments as in `features`."""
+        """L2-normalized features used for retrieval, float32 (B, D). Arguments as in `features`."""
+        before = self.features(images, camids)
         if self.reid is None:
-            return F.normalize(self.features(images, camids), dim=-1)
-        inputs = normalize(upload(images), self.mean, self.std)
-        return self.reid(inputs, self.camera_rows(camids)).embedding(self.neck)
+            return F.normalize(before, dim=-1)
+        return ReidOutput(before, self.reid.bottleneck(before), None).embedding(self.neck)
 
     def camera_rows(self, camids: np.ndarray | None) -> Tensor | None:
         """Rows int64 (B,) of the camera embeddings, on the device; None for a model without cameras or without `camids`."""
@@ -125,12 +128,20 @@ def model_file(uri: str, storage: StorageConfig) -> Location:
 
 
 def load_model(
-    uri: str, storage: StorageConfig, given: LoadConfig | None = None, section: str = "load", **changes: Any
+    uri: str,
+    storage: StorageConfig,
+    given: LoadConfig | None = None,
+    section: str = "load",
+    *,
+    precision: str = "fp32",
+    compiling: str = "off",
+    **changes: Any,
 ) -> LoadedModel:
     """Load a checkpoint, written by this platform or released by others.
 
     Args:
         given: what the file does not say, from the options `section` of the command line.
+        precision, compiling: how the model computes, as in `Forward`.
         changes: overrides of the configuration of the backbone, e.g. drop_path.
 
     Raises UserError if there is no model, or it cannot be loaded.
@@ -167,4 +178,5 @@ def load_model(
         mean=known["mean"].value,
         std=known["std"].value,
         neck=known["neck"].value if reid else "before",
+        forward=Forward(backbone, precision, compiling),
     )

@@ -37,6 +37,12 @@ VOLATILE = (
     "checkpoint.resume_position",
     "stream.segment_windows",
     "stream.max_corrupt_share",
+    "pool.actors",
+    "pool.batch",
+    "pool.cpus_per_actor",
+    "pool.gpus_per_actor",
+    "pool.compile",
+    "pool.max_corrupt_share",
     "max_corrupt_share",
 )
 PACKAGES = ("torch", "timm", "ray", "deepspeed", "faiss-cpu", "faiss-gpu", "pyarrow", "numpy")

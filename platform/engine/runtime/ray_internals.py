@@ -5,6 +5,7 @@ the classes that it extends, in platform/engine/train/elastic.py; tests/platform
 this.
 """
 
+import importlib
 import json
 import socket
 import threading
@@ -33,8 +34,7 @@ def any_agent_port() -> Iterator[None]:
 
     `ray.init` has no argument for it, and Ray's fixed port costs the second Ray on a machine 3.4 s of attempts to bind it.
     """
-    from ray._private import parameter
-
+    parameter: Any = importlib.import_module("ray._private.parameter")
     given = parameter.RayParams
     parameter.RayParams = partial(given, dashboard_agent_listen_port=0)
     try:

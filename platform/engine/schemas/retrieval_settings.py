@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from reidssl.checks import at_least, positive, within
-from reidssl.choices import GALLERY_BLOCK
+from reidssl.checks import at_least, one_of, positive, within
+from reidssl.choices import COMPILE_CHOICES, GALLERY_BLOCK, PRECISIONS
 from reidssl.clustering.cluster_config import ClusterConfig
 
 
@@ -69,6 +69,9 @@ def check_shared(cluster: ClusterConfig, config: NeighborActorsConfig) -> None:
         )
 
 
+WORTH_COMPILING = 100_000
+
+
 @dataclass(kw_only=True)
 class PoolConfig:
     """Actors that hold the models and compute features."""
@@ -81,6 +84,10 @@ class PoolConfig:
     """CPUs reserved for an actor."""
     gpus_per_actor: float = 0.0
     """GPUs reserved for an actor; with a fraction, several actors share a GPU."""
+    precision: str = "auto"
+    """fp32, bf16 (autocast; the features stay fp32), or auto: bf16 on GPUs, fp32 on CPUs."""
+    compile: str = "auto"
+    """Compile the model: on, off, or auto: on GPUs with Triton, for at least 100,000 images, which repay the minute it takes."""
     max_corrupt_share: float = 0.01
     """Largest share of undecodable images. Such images are skipped and listed; the program stops if there are more than this
     share and more than one."""
@@ -88,4 +95,10 @@ class PoolConfig:
     def __post_init__(self) -> None:
         at_least(1, actors=self.actors, batch=self.batch)
         at_least(0, cpus_per_actor=self.cpus_per_actor, gpus_per_actor=self.gpus_per_actor)
+        one_of(PRECISIONS, precision=self.precision)
+        one_of(COMPILE_CHOICES, compile=self.compile)
         within("[0, 1]", max_corrupt_share=self.max_corrupt_share)
+
+    def compiling(self, num_images: int) -> str:
+        """The choice to compile (auto, on or off) for a number of images."""
+        return "off" if self.compile == "auto" and num_images < WORTH_COMPILING else self.compile

@@ -110,7 +110,7 @@ class OwnWorkerGroup(WorkerGroup):
     Workers need a controller actor only for `ray.train.report`, which we do not use.
     """
 
-    def _create_workers(
+    def _create_workers(  # type: ignore[override]
         self, num_workers: int, placement_group: Any, resources_per_worker: dict[str, float], **options: Any
     ) -> list[Worker]:
         """The prepared workers if there are enough, e.g. not after a crash. The placement group reserves their CPUs."""

@@ -1,0 +1,50 @@
+"""Forward passes of a backbone for extraction: the precision of training, compiled where that pays."""
+
+import torch
+from torch import Tensor
+
+from platform.engine.runtime.device import allow_fast_products, device, keep_compiled_code
+from platform.engine.runtime.device import precision as resolved
+from reidssl.accelerator import wants_compiling
+from reidssl.models.vit import Vit
+
+
+class Forward:
+    """The forward pass of a backbone in eval mode, whose features are fp32 whatever the precision of the pass.
+
+    A compiled backbone has one graph for one batch size. Smaller batches, such as the last one of a shard, are therefore padded
+    to the largest batch so far.
+
+    Args:
+        backbone: the model, on the device of this process.
+        precision: fp32, bf16 (autocast), or auto: bf16 on GPUs, fp32 on CPUs.
+        compiling: auto, on or off, as in `wants_compiling`.
+    """
+
+    def __init__(self, backbone: Vit, precision: str = "fp32", compiling: str = "off") -> None:
+        self.backbone = backbone
+        self.precision = resolved(precision)
+        self.is_compiled = wants_compiling(compiling, device())
+        self._rows = 0
+        if self.is_compiled:
+            keep_compiled_code()
+            backbone.compile(dynamic=False)
+
+    def __call__(self, images: Tensor, cameras: Tensor | None = None) -> Tensor:
+        """Features float32 (B, D). images: float (B, 3, H, W), normalized; cameras: int64 (B,), rows of the embeddings."""
+        rows = len(images)
+        if self.is_compiled:
+            self._rows = max(self._rows, rows)
+            images = _padded(images, self._rows)
+            cameras = None if cameras is None else _padded(cameras, self._rows)
+        allow_fast_products(self.precision)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            features = self.backbone(images, cameras)
+        return features[:rows].float()
+
+
+def _padded(tensor: Tensor, rows: int) -> Tensor:
+    """`tensor` with zeros below, (rows, ...)."""
+    if len(tensor) == rows:
+        return tensor
+    return torch.cat([tensor, tensor.new_zeros(rows - len(tensor), *tensor.shape[1:])])
