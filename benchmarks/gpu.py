@@ -18,6 +18,7 @@ import tempfile
 from dataclasses import dataclass
 
 from benchmarks import first_step
+from benchmarks.goodput import IMAGES
 from benchmarks.measure import measure, print_machine
 from benchmarks.people import write_shards
 
@@ -108,6 +109,12 @@ def pretraining(folder: str, sizes: Sizes, stem: str) -> None:
             "images/s",
             f"{platform / loop:.2f} of the bare loop, {platform * operations / matrix_rate:.1%} of the card's product rate",
         )
+    show(
+        f"{stem}: 100 epochs of LUPerson at the last rate",
+        IMAGES / platform / 3600,
+        "hours",
+        "of one GPU; half for half the data",
+    )
     show(f"{stem}: operations of one image", operations / 1e9, "GFLOP", f"products reach {matrix_rate / 1e12:.2f} TFLOP/s here")
 
 

@@ -8,11 +8,13 @@ import os
 import pytest
 import torch
 
+from platform.engine.inference.forward import Forward
 from platform.engine.runtime import device as devices
 from platform.engine.train.step import StepBatchNorm
 from reidssl.accelerator import wants_compiling
 from reidssl.augment.multicrop import MultiCrop, MultiCropConfig
 from reidssl.models.model_config import VitConfig
+from reidssl.models.vit import build_vit
 from reidssl.objectives.base import Progress
 from reidssl.objectives.dino import Dino, DinoConfig
 from reidssl.optim import build_optimizer, can_mask, clip_global_, masked
@@ -120,3 +122,15 @@ def test_compiled_backbones_train_as_plain_ones():
 def test_bf16_follows_fp32():
     """Every loss of 20 steps is within 5 %."""
     assert losses(compiled=False, bf16=True) == pytest.approx(losses(compiled=False, bf16=False), rel=5e-2)
+
+
+def test_extraction_compiled_and_in_bf16_gives_the_features_of_fp32():
+    """Full and smaller batches, whose padding does not show."""
+    images = torch.randn(24, 3, 32, 16, generator=torch.Generator().manual_seed(3)).to(devices.device())
+    exact = Forward(build_vit(CONFIG).to(devices.device()).eval())
+    fast = Forward(build_vit(CONFIG).to(devices.device()).eval(), "bf16", "auto")
+    with torch.inference_mode():
+        expected = exact(images)
+        found = torch.cat([fast(images[:16]), fast(images[16:])])
+    assert found.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.99

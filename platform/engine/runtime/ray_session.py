@@ -21,8 +21,8 @@ from platform.engine.errors import UserError
 from platform.engine.runtime.native_lines import set_native_lines_aside
 from platform.engine.runtime.ray_internals import (
     REMEDY,
-    any_agent_port,
     check_cluster,
+    lean_start,
     log_folder,
     longest_socket_path,
     session_path_length,
@@ -97,7 +97,7 @@ def _start(config: RuntimeConfig) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), before]))
     gib = config.object_store_gib or 2.0
     try:
-        with any_agent_port():
+        with lean_start(config.dashboard):
             ray.init(
                 address="local",  # otherwise Ray joins the last cluster started on this machine and rejects the numbers below
                 num_cpus=config.num_cpus or max(4, os.cpu_count() or 1),

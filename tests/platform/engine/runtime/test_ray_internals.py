@@ -1,6 +1,8 @@
 """The check of a cluster's address: each kind of wrong address gives one line within seconds."""
 
 import ast
+import importlib
+import inspect
 import json
 import re
 import socket
@@ -9,10 +11,11 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from platform.engine.errors import UserError
-from platform.engine.runtime.ray_internals import check_cluster, draining_nodes, log_folder
+from platform.engine.runtime.ray_internals import check_cluster, draining_nodes, lean_start, log_folder
 
 ROOT = Path(__file__).resolve().parents[4]
 ALLOWED = ["platform/engine/runtime/ray_internals.py", "platform/engine/train/elastic.py"]
@@ -164,3 +167,20 @@ def test_a_cluster_that_answers_and_one_of_another_version(ray_session):
         _internal_kv_put(CLUSTER_METADATA_KEY, known, overwrite=True, namespace=b"cluster")
     assert "runs Ray 2.9.3 with Python 3.8.1, this program Ray 2." in said
     assert check_cluster(address) == address
+
+
+def test_a_local_ray_starts_without_the_processes_of_clusters(ray_session):
+    commands = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
+    assert re.findall(r"--listen-port=\d+", next(one for one in commands if "raylet/raylet" in one)) == ["--listen-port=0"]
+    assert not [one for one in commands if "dashboard/dashboard.py" in one or "monitor.py" in one]
+
+
+def test_what_a_lean_start_changes_in_ray_is_there_and_comes_back():
+    node, parameter = importlib.import_module("ray._private.node"), importlib.import_module("ray._private.parameter")
+    before = node.Node.start_api_server, parameter.RayParams
+    assert {"no_monitor", "include_log_monitor", "dashboard_agent_listen_port"} <= set(inspect.signature(before[1]).parameters)
+    with lean_start(dashboard=True):
+        assert node.Node.start_api_server is before[0] and parameter.RayParams().no_monitor
+    with lean_start(dashboard=False):
+        assert node.Node.start_api_server is not before[0]
+    assert (node.Node.start_api_server, parameter.RayParams) == before

@@ -1,13 +1,10 @@
 """Prepared processes: a launch uses them, does without dead ones, and a second launch finds one ready."""
 
 import os
-import re
 import signal
 
-import psutil
 import pytest
 
-from platform.engine.runtime.ray_internals import any_agent_port
 from platform.engine.storage.location import open_storage
 from platform.engine.train import prepared
 from platform.engine.train.launch import launch
@@ -71,15 +68,3 @@ def test_workers_of_another_ray_are_forgotten(ray_session, monkeypatch):
     monkeypatch.setattr(prepared, "_workers", ["worker"])
     monkeypatch.setattr(prepared, "_session", "another")
     assert prepared.take_workers(1) == []
-
-
-def test_the_agent_of_a_local_ray_takes_any_port(ray_session):
-    from ray._private.parameter import RayParams
-
-    with any_agent_port():
-        from ray._private import parameter
-
-        assert parameter.RayParams().dashboard_agent_listen_port == 0
-    assert RayParams().dashboard_agent_listen_port  # Ray's fixed port again
-    commands = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
-    assert re.findall(r"--listen-port=\d+", next(one for one in commands if "raylet/raylet" in one)) == ["--listen-port=0"]
