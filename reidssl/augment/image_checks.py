@@ -13,10 +13,16 @@ def check_images(images: "Tensor", seeds: NDArray[np.uint64] | None = None) -> N
     """Raise ValueError unless `images` is uint8 (B, 3, H, W) and `seeds`, if given, uint64 (B,)."""
     import torch  # imported here, because settings are checked without torch
 
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
+    if (
+        not isinstance(images, torch.Tensor)
+        or images.dtype != torch.uint8
+        or images.ndim != 4
+        or images.shape[1] != 3
+        or 0 in images.shape[2:]
+    ):
         raise ValueError(
             "images must be uint8 RGB of the shape (B, 3, H, W), as decoded, neither scaled nor normalized: "
-            f"got {images.dtype} {tuple(images.shape)}"
+            f"got {'' if isinstance(images, torch.Tensor) else 'no tensor but '}{images.dtype} {tuple(images.shape)}"
         )
     if seeds is None:
         return

@@ -7,8 +7,11 @@ from torch.nn import functional as F
 from reidssl.models.model_config import VitConfig
 
 
-def plain_stem(state: dict[str, Tensor], images: Tensor, config: VitConfig) -> Tensor:
-    """Patch projection, or conv - IBN - ReLU - conv - IBN - ReLU - conv - BN - ReLU - conv in eval mode."""
+def plain_stem(state: dict[str, Tensor], images: Tensor, config: VitConfig, training: bool = False) -> Tensor:
+    """Patch projection, or conv - IBN - ReLU - conv - IBN - ReLU - conv - BN - ReLU - conv.
+
+    training: batch norms use the statistics of `images`, as in train mode.
+    """
     stride = config.stride or config.patch_size
     s = {name.removeprefix("patch_embed."): value for name, value in state.items() if name.startswith("patch_embed.")}
     if config.stem == "patch":
@@ -17,6 +20,8 @@ def plain_stem(state: dict[str, Tensor], images: Tensor, config: VitConfig) -> T
     def batch_norm(x: Tensor, name: str) -> Tensor:
         parts = ("running_mean", "running_var", "weight", "bias")
         mean, var, weight, bias = (s[f"{name}.{part}"][:, None, None] for part in parts)
+        if training:
+            mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), correction=0, keepdim=True)
         return (x - mean) / (var + 1e-5).sqrt() * weight + bias
 
     def instance_norm(x: Tensor, name: str) -> Tensor:
@@ -33,8 +38,8 @@ def plain_stem(state: dict[str, Tensor], images: Tensor, config: VitConfig) -> T
     return F.conv2d(x, s["proj.weight"], s["proj.bias"], stride // 2)
 
 
-def plain_vit(state: dict[str, Tensor], images: Tensor, config: VitConfig) -> Tensor:
-    """Features (B, D) of float (B, 3, H, W) images in eval mode, without cameras."""
+def plain_vit(state: dict[str, Tensor], images: Tensor, config: VitConfig, training: bool = False) -> Tensor:
+    """Features (B, D) of float (B, 3, H, W) images, without cameras and drop path. training: see `plain_stem`."""
 
     def norm(x: Tensor, name: str) -> Tensor:
         centered = x - x.mean(-1, keepdim=True)
@@ -47,7 +52,7 @@ def plain_vit(state: dict[str, Tensor], images: Tensor, config: VitConfig) -> Te
     def scaled(x: Tensor, name: str) -> Tensor:
         return x * state[f"{name}.gamma"] if config.layer_scale else x
 
-    maps = plain_stem(state, images, config)
+    maps = plain_stem(state, images, config, training)
     rows, columns = maps.shape[2:]
     own_rows, own_columns = config.grid(*config.image_size)
     positions = state["pos_embed"]
