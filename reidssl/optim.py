@@ -72,10 +72,11 @@ def parameter_groups(
 def sgd_groups(
     named_parameters: NamedParameters, lr: float, weight_decay: float, bias_lr_factor: float = 2.0
 ) -> list[dict[str, Any]]:
-    """SGD groups for supervised fine-tuning: [weights, biases], the biases with `bias_lr_factor` times the base rate.
+    """SGD groups for fine-tuning: [weights, biases], the biases with `bias_lr_factor` times the base rate.
 
-    Both are decayed, as in the released code. The factor is kept as "base_factor" for schedules: in the released one the biases'
-    rate is not a multiple of the weights' (`schedules.ReidCosine`). Frozen parameters are left out.
+    The released code uses 2 in supervised fine-tuning and 1 in Cluster Contrast, and decays both groups. The factor is kept as
+    "base_factor" for schedules: in the released one the biases' rate is not a multiple of the weights' (`schedules.ReidCosine`).
+    Frozen parameters are left out.
     """
     weights: list[torch.nn.Parameter] = []
     biases: list[torch.nn.Parameter] = []

@@ -64,7 +64,7 @@ class PhaseConfig:
     epochs: int
     """Number of epochs."""
     optimizer: str = "sgd"
-    """sgd (momentum 0.9, twice the learning rate for biases) or adamw."""
+    """sgd (momentum 0.9; in the supervised phase, biases have twice the learning rate) or adamw."""
     learning_rate: float
     """Largest learning rate."""
     layer_decay: float = 1.0
@@ -84,6 +84,11 @@ class PhaseConfig:
         within("(0, 1]", layer_decay=self.layer_decay)
         within("[0, 1)", drop_path=self.drop_path)
         one_of(NECKS, neck=self.neck)
+
+    @property
+    def bias_rate_factor(self) -> float:
+        """Factor of the learning rate for biases with SGD."""
+        return 1.0
 
 
 @dataclass(kw_only=True)
@@ -154,6 +159,10 @@ class SupervisedConfig(PhaseConfig):
     """Step size of a center toward its features at each update, in [0, 1]."""
     drop_path: float = 0.1
     neck: str = "before"
+
+    @property
+    def bias_rate_factor(self) -> float:
+        return 2.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

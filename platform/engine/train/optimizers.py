@@ -50,7 +50,7 @@ def finetuning_optimizer(config: PhaseConfig, model: ReidModel) -> torch.optim.O
         return decay_by_layer(groups, model.named_parameters(), model.backbone.config.depth, config.layer_decay)
 
     if config.optimizer == "sgd":
-        groups = sgd_groups(model.named_parameters(), config.learning_rate, config.weight_decay)
+        groups = sgd_groups(model.named_parameters(), config.learning_rate, config.weight_decay, config.bias_rate_factor)
     else:
         groups = parameter_groups(model.named_parameters(), config.weight_decay)
     return build_optimizer(config.optimizer, layered(groups), config.learning_rate)
