@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from platform.engine.secrets import hide
+
 
 class LineBoard:
     """Actor that passes messages between the driver, Train's controller and the workers.
@@ -111,8 +113,8 @@ def forward_lines(board: Any) -> None:
 
 
 def say(line: str) -> None:
-    """Print one line on the terminal at once, with the time of day."""
+    """Print one line on the terminal at once, with the time of day and without secrets."""
     if _forward_to is not None:
-        _forward_to.push.remote(line)
+        _forward_to.push.remote(hide(line))
     else:
-        print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True)
+        print(f"{time.strftime('%H:%M:%S')}  {hide(line)}", flush=True)

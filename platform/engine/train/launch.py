@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from platform.engine.errors import StoppedError, UserError
 from platform.engine.runtime.terminal import relayed_lines, say
+from platform.engine.secrets import hide, remembered
 from platform.engine.storage.location import Location
 from platform.engine.train.prepared import prepare_next, prepare_reader, prepare_workers
 from platform.engine.train.scaling import ScalingConfig
@@ -71,7 +72,11 @@ def launch(
             allowed=scaling.sizes(micro_batches_per_step),
             board=board if heeds_notices else None,
             # Pickled to bytes, because Train's controller unpickles this dict and must not need the imports of the loop.
-            train_loop_config={"work": cloudpickle.dumps((loop, config)), "board": board, "threads": scaling.threads},
+            train_loop_config={
+                "work": cloudpickle.dumps((loop, config, remembered())),
+                "board": board,
+                "threads": scaling.threads,
+            },
             torch_config=TorchConfig(backend=devices.backend(scaling.gpus_per_worker)),
             scaling_config=RayScalingConfig(
                 num_workers=scaling.num_workers,  # type: ignore[arg-type]
@@ -151,7 +156,7 @@ def _unexpected(error: BaseException) -> str:
     """Message with the last line of an unexpected error. Prints the whole trace to stderr."""
     failures = getattr(error, "worker_failures", {})
     text = "\n".join(str(failure) for failure in failures.values()) or "".join(traceback.format_exception(error))
-    print(text, file=sys.stderr)
+    print(hide(text), file=sys.stderr)
     last = [line for line in text.strip().splitlines() if line.strip()][-1]
     return f"training failed on a worker: {last.strip()}"
 

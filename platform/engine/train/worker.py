@@ -10,6 +10,7 @@ from platform.engine.errors import user_error_of
 from platform.engine.runtime import device as devices
 from platform.engine.runtime.imports import import_engine
 from platform.engine.runtime.ray_session import quiet
+from platform.engine.secrets import hide, take_over
 from platform.engine.train.notices import Notices
 
 
@@ -35,14 +36,15 @@ def run_loop(config: dict[str, Any]) -> None:
         return
     try:
         import_engine()
-        loop, settings = cloudpickle.loads(config["work"])  # made by `launch` in this job, never read from a file
+        loop, settings, secrets = cloudpickle.loads(config["work"])  # made by `launch` in this job, never read from a file
+        take_over(secrets)
         (pkgutil.resolve_name(loop) if isinstance(loop, str) else loop)(settings)
         ray.get(_board.fatal.remote())  # calls arrive in order: this waits until all pushed lines are on the board
     except Exception as error:
         found = user_error_of(error)
         if found is None:
             raise
-        ray.get(_board.fail.remote(str(found)))
+        ray.get(_board.fail.remote(hide(str(found))))
         if context.get_world_size() > 1:
             raise
 
@@ -59,6 +61,6 @@ def notices() -> Notices:
 def report_line(line: str) -> None:
     """Print one line on the driver's terminal; called by rank 0 of a loop."""
     if _board is not None:
-        _board.push.remote(line)
+        _board.push.remote(hide(line))
     else:
-        print(line, flush=True)
+        print(hide(line), flush=True)
