@@ -40,12 +40,13 @@ from platform.engine.data.shards import (
     write_rejected,
 )
 from platform.engine.errors import UserError, user_error_of
-from platform.engine.ingest.sources import Source, open_source
+from platform.engine.ingest.sources import ReadingPlan, Source, open_source
 from platform.engine.ingest.tasks import ReadUnits, shard_sink
 from platform.engine.runtime.progress import progress
 from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.ingest_settings import IngestConfig
+from platform.engine.secrets import hidden
 from platform.engine.storage.location import Location, abort_incomplete_uploads, open_storage
 from reidssl.data.color_modes import CONVERSIONS
 from reidssl.data.decode import MAX_PIXELS
@@ -60,9 +61,9 @@ def main(config: IngestConfig) -> Manifest:
     """
     if not config.output:
         raise UserError("output is empty: say where the shards go, e.g. output=runs/photos or output=s3://bucket/photos")
-    output = open_storage(config.output, config.storage).prepare_output()
+    output = open_storage(config.output, config.storage)
     arguments = {
-        "raw": config.raw.arguments(),
+        "raw": hidden(config.raw.arguments()),
         "limit": config.limit,
         "shard_mb": config.shard_mb,
         "row_group_rows": config.row_group_rows,
@@ -73,8 +74,10 @@ def main(config: IngestConfig) -> Manifest:
         say(f"{output} is complete already: {summary(existing)}; nothing to do (overwrite=true makes it anew)")
         return existing
     source = open_source(config.raw, config.storage)
+    plan = source.plan(config.limit)
+    output.prepare_output()
     connect(config.runtime)
-    manifest = ingest(source, output, config, arguments)
+    manifest = ingest(source, plan, output, config, arguments)
     say(f"{output}: {summary(manifest)}")
     return manifest
 
@@ -100,14 +103,13 @@ def existing_data_set(output: Location, arguments: Mapping[str, Any], overwrite:
     )
 
 
-def ingest(source: Source, output: Location, config: IngestConfig, arguments: dict[str, Any]) -> Manifest:
-    """The whole job: plan, read, check, write, publish. Returns the published manifest.
+def ingest(source: Source, plan: ReadingPlan, output: Location, config: IngestConfig, arguments: dict[str, Any]) -> Manifest:
+    """The whole job after the plan: read, check, write, publish. Returns the published manifest.
 
     Raises UserError if the source has no usable images; then nothing is published.
     """
     import ray.data
 
-    plan = source.plan(config.limit)
     if not plan.units:
         raise UserError(
             f"nothing to ingest: {config.raw.path or config.raw.kind} holds no images that this kind "

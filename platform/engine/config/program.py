@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,7 +20,10 @@ from platform.engine.config.compose import load_config, to_plain
 from platform.engine.config.groups import ROOT
 from platform.engine.config.help import help_text
 from platform.engine.errors import UserError
+from platform.engine.runtime.terminal import say
 from platform.engine.schemas import schema_of
+from platform.engine.secrets import hidden, hide
+from platform.engine.storage.first_answer import wait_for_silent_stores
 
 
 def run_program(name: str) -> NoReturn:
@@ -36,12 +40,13 @@ def run_program(name: str) -> NoReturn:
         if {"-h", "--help"} & set(arguments):
             print_text(help_text(schema, name, docstring(name), overrides))
         elif "--show-config" in arguments:
-            print_text(OmegaConf.to_yaml(OmegaConf.create(to_plain(load_config(schema, name, overrides)))))
+            print_text(OmegaConf.to_yaml(OmegaConf.create(hidden(to_plain(load_config(schema, name, overrides))))))
         else:
             config = load_config(schema, name, overrides)
+            wait_for_silent_stores(say)
             importlib.import_module(f"platform.{name}").main(config)
     except UserError as error:
-        print(f"error: {error}" if error.status == 2 else str(error), file=sys.stderr)
+        print(hide(f"error: {error}" if error.status == 2 else str(error)), file=sys.stderr)
         sys.exit(error.status)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
@@ -49,6 +54,9 @@ def run_program(name: str) -> NoReturn:
     except BrokenPipeError:  # the reader has closed the pipe; the rest of Python's buffer would raise again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+    except Exception:  # a bug, or a fault of the machine; printed here only because other libraries' texts may hold secrets
+        print(hide(traceback.format_exc()), end="", file=sys.stderr)
+        sys.exit(1)
     sys.exit(0)
 
 
