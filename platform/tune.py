@@ -25,6 +25,7 @@ from typing import Any
 from platform.engine.config.compose import to_dataclass, to_plain
 from platform.engine.errors import ConfigError, FailedTrialsError, UserError, user_error_of
 from platform.engine.runs.run_folder import SUMMARY, VOLATILE, Run, open_run
+from platform.engine.runtime.growth import autoscales
 from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import forward_lines, relayed_lines, say
 from platform.engine.schemas.tune_settings import METRICS, TuneConfig
@@ -63,7 +64,7 @@ def main(config: TuneConfig) -> dict[str, Any]:
             say(f"tune: finished already: {len(trials) - len(left)}; left: {len(left)}")
         reasons = {}
         if left:
-            connect(config.runtime)
+            connect(config.runtime, "tune", run.location.uri)
             check_concurrency(config, left)
             reasons = sweep(config, left, run.location)
         conclude(config, run, [row_of(config, point, reasons.get(json.dumps(point), "")) for point in trials])
@@ -216,7 +217,7 @@ def check_concurrency(config: TuneConfig, trials: list[Point]) -> None:
     """
     import ray
 
-    if "RAY_CLUSTER_AUTOSCALES" in os.environ:
+    if autoscales():
         return  # more nodes may come
     together = min(config.concurrent, len(trials))
     scalings = [trial_config(config, point).scaling for point in trials]
