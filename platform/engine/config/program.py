@@ -46,7 +46,7 @@ def run_program(name: str) -> NoReturn:
             wait_for_silent_stores(say)
             importlib.import_module(f"platform.{name}").main(config)
     except UserError as error:
-        print(hide(f"error: {error}" if error.status == 2 else str(error)), file=sys.stderr)
+        print(as_typed(hide(f"error: {error}" if error.status == 2 else str(error))), file=sys.stderr)
         sys.exit(error.status)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
@@ -63,8 +63,14 @@ def run_program(name: str) -> NoReturn:
 def print_text(text: str) -> None:
     """Print the whole output of a process. Like `cat`, it ends quietly if the reader (e.g. `head`) closes the pipe."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    sys.stdout.write(text.rstrip("\n") + "\n")
+    sys.stdout.write(as_typed(text).rstrip("\n") + "\n")
     sys.stdout.flush()
+
+
+def as_typed(text: str) -> str:
+    """The text with the commands in it as the user types them: `reidssl ingest` for `python -m platform.ingest` if installed."""
+    command = os.environ.get("REIDSSL_COMMAND")
+    return text.replace("python -m platform.", f"{command} ") if command else text
 
 
 def docstring(name: str) -> str:
