@@ -63,7 +63,7 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
             model.require_cameras(location, SPLITS)
     if config.output:
         open_storage(config.output, config.storage).prepare_output()
-    connect(config.runtime)
+    connect(config.runtime, "evaluate", config.output or ",".join(config.checkpoints))
     rows = []
     for uri, model in zip(config.checkpoints, loaded, strict=True):
         for location in sets:

@@ -31,6 +31,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from platform.engine.config.compose import flat
 from platform.engine.data.shards import (
     MANIFEST,
     REJECTED,
@@ -44,6 +45,7 @@ from platform.engine.ingest.sources import ReadingPlan, Source, open_source
 from platform.engine.ingest.tasks import ReadUnits, shard_sink
 from platform.engine.runtime.progress import progress
 from platform.engine.runtime.ray_session import connect
+from platform.engine.runtime.run_name import run_name
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.ingest_settings import IngestConfig
 from platform.engine.secrets import hidden
@@ -76,7 +78,7 @@ def main(config: IngestConfig) -> Manifest:
     source = open_source(config.raw, config.storage)
     plan = source.plan(config.limit)
     output.prepare_output()
-    connect(config.runtime)
+    connect(config.runtime, "ingest", output.uri)
     manifest = ingest(source, plan, output, config, arguments)
     say(f"{output}: {summary(manifest)}")
     return manifest
@@ -93,7 +95,7 @@ def existing_data_set(output: Location, arguments: Mapping[str, Any], overwrite:
     known = {"max_pixels": MAX_PIXELS} | manifest.arguments  # older data sets have no max_pixels
     if known == arguments:
         return manifest
-    old, new = _flat(known), _flat(arguments)
+    old, new = flat(known), flat(arguments)
     changed = ", ".join(
         f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in sorted(old | new) if old.get(key) != new.get(key)
     )
@@ -121,6 +123,7 @@ def ingest(source: Source, plan: ReadingPlan, output: Location, config: IngestCo
         items = ray.data.from_items(units, override_num_blocks=len(units))
         read = ReadUnits(source, counter, config.max_pixels)
         dataset = items.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=1)
+        dataset.set_name(run_name())
         dataset.context.execution_options.preserve_order = True  # shards must not depend on which task is faster
         sink = shard_sink(output, config.shard_mb << 20, config.row_group_rows)
         try:
@@ -193,10 +196,3 @@ def summary(manifest: Manifest) -> str:
         f"{manifest.num_rows:,} images ({splits}) in {count} shard{'s' * (count != 1)}, "
         f"{manifest.num_bytes / 1e6:,.1f} MB, {manifest.num_rejected:,} rejected" + f"; when used: {converted}" * bool(converted)
     )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

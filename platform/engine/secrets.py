@@ -42,7 +42,7 @@ def hide(text: str) -> str:
 
 def _hide(text: str) -> str:
     for name, value in os.environ.items():
-        if len(value) >= SHORTEST and value in text and is_secret_name(name):
+        if len(value) >= SHORTEST and value in text and is_secret_name(name) and not os.path.exists(value):  # PWD is a folder
             text = text.replace(value, HIDDEN)
     return _NAMED.sub(rf"\1{HIDDEN}", _USER.sub(f"{HIDDEN}@", text))
 

@@ -163,6 +163,14 @@ def to_plain(config: "DataclassInstance") -> dict[str, Any]:
     return json.loads(json.dumps(asdict(config)))
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as {"model.width": 384, ...}."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
 def _keys(schema: type, prefix: str = "") -> list[str]:
     found = []
     for name, hint in get_type_hints(schema).items():

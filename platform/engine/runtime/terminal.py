@@ -20,6 +20,18 @@ class LineBoard:
         self._lines: list[str] = []
         self._fatal = ""
         self._order = ""
+        self._starts, self._furthest, self._lost = 0, 0, 0
+
+    def started(self, position: int) -> tuple[int, int]:
+        """Note that the workers start at `position`. Returns (restarts so far, positions lost by them)."""
+        if self._starts:
+            self._lost += max(0, self._furthest - position)
+        self._starts, self._furthest = self._starts + 1, position
+        return self._starts - 1, self._lost
+
+    def reached(self, position: int) -> None:
+        """Note the position of the run."""
+        self._furthest = max(self._furthest, position)
 
     def give(self, order: str) -> None:
         """Give an order to the workers. "stop" has priority over "resize" and is never revoked."""
@@ -38,6 +50,7 @@ class LineBoard:
     def clear(self) -> None:
         """Reset the board for the next run."""
         self._lines, self._fatal, self._order = [], "", ""
+        self._starts, self._furthest, self._lost = 0, 0, 0
 
     def fail(self, text: str) -> None:
         """Store a fatal error; only the first one is kept."""

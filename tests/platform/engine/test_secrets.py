@@ -47,11 +47,14 @@ def test_ordinary_texts_stay(text):
     assert hide(text) == text
 
 
-def test_values_of_secret_variables(monkeypatch):
+def test_values_of_secret_variables(monkeypatch, tmp_path):
     monkeypatch.setenv("SOME_API_KEY", "correct-horse")
     monkeypatch.setenv("SHORT_TOKEN", "true")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/home/joe/token")
     assert hide("sent correct-horse: true, /home/joe/token") == "sent ***: true, /home/joe/token"
+    monkeypatch.setenv("PWD", str(tmp_path))  # the shell's working folder
+    monkeypatch.setenv("DEPLOY_KEY", __file__)
+    assert hide(f"output {tmp_path}/run, {__file__}") == f"output {tmp_path}/run, {__file__}"
 
 
 def test_names_of_secrets():
@@ -84,6 +87,6 @@ def test_the_environment_is_stored_as_it_was_written(monkeypatch):
     assert config.tracking.experiment == "our-phrase" and config.tracking.mlflow == "http://joe:hunter2@host"
     stored = hidden(to_plain(config))
     assert stored["tracking"]["experiment"] == "${oc.env:TEAM}"
-    assert stored["tracking"]["mlflow"] == "http://joe:${oc.env:DB_PW}@host"
+    assert stored["tracking"]["mlflow"] == "http://***@host"
     assert stored["tracking"]["tensorboard"] == "/data/people/board" and stored["data"]["uri"] == "/data/people"
     assert stored["optimizer"]["name"] == "sgd"
