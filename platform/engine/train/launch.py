@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 from platform.engine.config.compose import flat, to_plain
 from platform.engine.errors import StoppedError, UserError
 from platform.engine.runtime.growth import may_grow
-from platform.engine.runtime.ray_session import is_own
 from platform.engine.runtime.run_name import run_name
 from platform.engine.runtime.terminal import relayed_lines, say
 from platform.engine.secrets import hidden, hide, remembered
@@ -78,7 +77,7 @@ def launch(
                 threads=scaling.threads,
                 name=run_name(),
                 run=storage.uri,
-                last_report_s=0 if is_own() else METRICS_S,
+                last_report_s=METRICS_S if may_grow() else 0,
             ),
             allowed=scaling.sizes(micro_batches_per_step),
             board=board,
