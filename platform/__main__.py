@@ -1,10 +1,12 @@
 """`python -m platform`: prints the table of programs."""
 
 import ast
+import os
 import pathlib
 import signal
 
 FOLDER = pathlib.Path(__file__).parent
+PREFIX = "reidssl " if os.environ.get("REIDSSL_COMMAND") else "python -m platform."  # as the user types it
 ORDER = ("pipeline", "ingest", "pretrain", "score", "select", "finetune", "cluster", "tune", "evaluate", "export", "report")
 
 
@@ -21,7 +23,7 @@ def main() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when a reader such as `head` closes the pipe
     print("Programs (each has --help):\n")
     for name, summary in programs().items():
-        print(f"  python -m platform.{name:<10} {summary}")
+        print(f"  {PREFIX}{name:<10} {summary}")
 
 
 if __name__ == "__main__":

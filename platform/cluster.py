@@ -32,6 +32,7 @@ from platform.engine.errors import UserError, user_error_of
 from platform.engine.inference.actors import Batch, FeatureActor, stream_through_actors
 from platform.engine.inference.features import FEATURE, ParquetPart, read_all, stored_parts
 from platform.engine.inference.models import load_model
+from platform.engine.runs.gauges import show
 from platform.engine.runs.run_folder import SUMMARY, VOLATILE, Run, open_run
 from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import say
@@ -63,7 +64,7 @@ def main(config: ClusterProgramConfig) -> dict[str, Any]:
         say(f"cluster: {run.location.uri} is complete already")
         return run.summary
     run.pin({"data_checksum": manifest.checksum, "weights": model.weights})
-    connect(config.runtime)
+    connect(config.runtime, "cluster", run.location.uri)
     extract(config, run, root, manifest, model.image_size)
     started = time.perf_counter()
     set_aside = set_aside_of(config, root, manifest)
@@ -74,6 +75,7 @@ def main(config: ClusterProgramConfig) -> dict[str, Any]:
     labels = np.full(len(problems), -1, np.int32)
     labels[good] = found.labels
     write_table(run.location / LABELS, pa.table({"key": known["key"], "label": labels, PROBLEM: problems.tolist()}))
+    show(run.location.uri, {"clusters": found.num_clusters, "outliers": found.num_outliers})
     recall = "" if found.recall is None else f"; recall of the search {found.recall:.3f}"
     say(
         f"cluster: {found.num_clusters:,} clusters, {found.num_outliers:,} outliers of {int(good.sum()):,} images in "
@@ -135,7 +137,8 @@ def extract(config: ClusterProgramConfig, run: Run, root: Location, manifest: Ma
         write_table(run.location / PARTS / name, table)
 
     try:
-        write_parts(pending, set_aside_of(config, root, manifest).watch(batches), publish, done, manifest.num_rows)
+        watched = set_aside_of(config, root, manifest).watch(batches)
+        write_parts(pending, watched, publish, done, manifest.num_rows, run.location.uri)
     except Exception as error:
         raise user_error_of(error) or error from None
 

@@ -50,8 +50,6 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
             "evaluate.per_query=true gives a number for every query, which only evaluation.json holds: give "
             "output=<folder>, or leave per_query out"
         )
-    if config.output:
-        open_storage(config.output, config.storage).prepare_output()
     sets = [open_storage(uri, config.storage) for uri in config.test_sets]
     _refuse_repeated("checkpoints", [uri.rstrip("/") for uri in config.checkpoints])
     _refuse_repeated("test_sets", [location.uri for location in sets])
@@ -63,7 +61,9 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
         say(f"evaluate: {uri}: {model.report}")
         for location in sets:
             model.require_cameras(location, SPLITS)
-    connect(config.runtime)
+    if config.output:
+        open_storage(config.output, config.storage).prepare_output()
+    connect(config.runtime, "evaluate", config.output or ",".join(config.checkpoints))
     rows = []
     for uri, model in zip(config.checkpoints, loaded, strict=True):
         for location in sets:

@@ -63,13 +63,12 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
     if run.summary:
         say(f"finetune: {run.location.uri} is complete already")
         return run.summary
-    connect(config.runtime)
+    connect(config.runtime, "finetune", run.location.uri)
     start = config.checkpoint or "random weights"
     say(f"finetune: {config.setting} from {start} on {config.target_set}; output {run.location.uri}")
     launch(
         LOOP,
         config,
-        name="ray_train",
         storage=run.location,
         scaling=config.scaling,
         micro_batches_per_step=shared_micro_batches(config),

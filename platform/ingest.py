@@ -31,6 +31,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from platform.engine.config.compose import flat
 from platform.engine.data.shards import (
     MANIFEST,
     REJECTED,
@@ -40,12 +41,14 @@ from platform.engine.data.shards import (
     write_rejected,
 )
 from platform.engine.errors import UserError, user_error_of
-from platform.engine.ingest.sources import Source, open_source
+from platform.engine.ingest.sources import ReadingPlan, Source, open_source
 from platform.engine.ingest.tasks import ReadUnits, shard_sink
 from platform.engine.runtime.progress import progress
 from platform.engine.runtime.ray_session import connect
+from platform.engine.runtime.run_name import run_name
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.ingest_settings import IngestConfig
+from platform.engine.secrets import hidden
 from platform.engine.storage.location import Location, abort_incomplete_uploads, open_storage
 from reidssl.data.color_modes import CONVERSIONS
 from reidssl.data.decode import MAX_PIXELS
@@ -60,9 +63,9 @@ def main(config: IngestConfig) -> Manifest:
     """
     if not config.output:
         raise UserError("output is empty: say where the shards go, e.g. output=runs/photos or output=s3://bucket/photos")
-    output = open_storage(config.output, config.storage).prepare_output()
+    output = open_storage(config.output, config.storage)
     arguments = {
-        "raw": config.raw.arguments(),
+        "raw": hidden(config.raw.arguments()),
         "limit": config.limit,
         "shard_mb": config.shard_mb,
         "row_group_rows": config.row_group_rows,
@@ -73,8 +76,10 @@ def main(config: IngestConfig) -> Manifest:
         say(f"{output} is complete already: {summary(existing)}; nothing to do (overwrite=true makes it anew)")
         return existing
     source = open_source(config.raw, config.storage)
-    connect(config.runtime)
-    manifest = ingest(source, output, config, arguments)
+    plan = source.plan(config.limit)
+    output.prepare_output()
+    connect(config.runtime, "ingest", output.uri)
+    manifest = ingest(source, plan, output, config, arguments)
     say(f"{output}: {summary(manifest)}")
     return manifest
 
@@ -90,7 +95,7 @@ def existing_data_set(output: Location, arguments: Mapping[str, Any], overwrite:
     known = {"max_pixels": MAX_PIXELS} | manifest.arguments  # older data sets have no max_pixels
     if known == arguments:
         return manifest
-    old, new = _flat(known), _flat(arguments)
+    old, new = flat(known), flat(arguments)
     changed = ", ".join(
         f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in sorted(old | new) if old.get(key) != new.get(key)
     )
@@ -100,14 +105,13 @@ def existing_data_set(output: Location, arguments: Mapping[str, Any], overwrite:
     )
 
 
-def ingest(source: Source, output: Location, config: IngestConfig, arguments: dict[str, Any]) -> Manifest:
-    """The whole job: plan, read, check, write, publish. Returns the published manifest.
+def ingest(source: Source, plan: ReadingPlan, output: Location, config: IngestConfig, arguments: dict[str, Any]) -> Manifest:
+    """The whole job after the plan: read, check, write, publish. Returns the published manifest.
 
     Raises UserError if the source has no usable images; then nothing is published.
     """
     import ray.data
 
-    plan = source.plan(config.limit)
     if not plan.units:
         raise UserError(
             f"nothing to ingest: {config.raw.path or config.raw.kind} holds no images that this kind "
@@ -119,6 +123,7 @@ def ingest(source: Source, output: Location, config: IngestConfig, arguments: di
         items = ray.data.from_items(units, override_num_blocks=len(units))
         read = ReadUnits(source, counter, config.max_pixels)
         dataset = items.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=1)
+        dataset.set_name(run_name())
         dataset.context.execution_options.preserve_order = True  # shards must not depend on which task is faster
         sink = shard_sink(output, config.shard_mb << 20, config.row_group_rows)
         try:
@@ -191,10 +196,3 @@ def summary(manifest: Manifest) -> str:
         f"{manifest.num_rows:,} images ({splits}) in {count} shard{'s' * (count != 1)}, "
         f"{manifest.num_bytes / 1e6:,.1f} MB, {manifest.num_rejected:,} rejected" + f"; when used: {converted}" * bool(converted)
     )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

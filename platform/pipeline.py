@@ -71,7 +71,7 @@ def main(config: PipelineConfig) -> dict[str, Any]:
     if is_given(config, "source") and "uda" not in config.settings:
         say("pipeline: source_set is not read: settings has no uda")
     results = Results(root)
-    connect(config.runtime)
+    connect(config.runtime, "pipeline", root.uri)
     for number, (name, stage) in enumerate(story, 1):
         say(f"--- stage {number}/{len(story)}: {name}")
         with results.stage(name):

@@ -41,7 +41,7 @@ def main(config: PretrainConfig) -> dict[str, Any]:
     if complete and run.summary:
         say(f"pretrain: {run.location.uri} is complete already")
         return run.summary
-    connect(config.runtime, meanwhile="torch")
+    connect(config.runtime, "pretrain", run.location.uri, meanwhile="torch")
     say(
         f"pretrain: {plan.samples_per_epoch:,} images, {total:,} to see in {total // config.stream.global_batch:,} "
         f"steps of {config.stream.global_batch}; {workers_text(sizes, config.stream.micro_batches_per_step)}; "
@@ -50,7 +50,6 @@ def main(config: PretrainConfig) -> dict[str, Any]:
     launch(
         LOOP,
         config,
-        name="ray_train",
         storage=run.location,
         scaling=config.scaling,
         micro_batches_per_step=config.stream.micro_batches_per_step,

@@ -3,6 +3,7 @@
   python -m platform.report run=runs/demo                       -> runs/demo/report.html
   python -m platform.report run=s3://bucket/runs/first storage=s3
   python -m platform.report run=runs/first output=first.html    (one pre-training or fine-tuning run)
+  python -m platform.report run=runs/first every_s=60           (anew every minute while it runs; the page reloads itself)
 
 The page needs no network and no other file. It can be made from the folder of a pipeline, finished or not, or of a single run.
 It has a section for every result that exists and lists what is missing.
@@ -33,6 +34,7 @@ from platform.engine.storage.location import Location, open_storage
 from platform.score import read_scores
 
 TEMPLATES, TEMPLATE, PAGE = ROOT / "platform" / "engine" / "report", "report.html.j2", "report.html"
+RELOAD_S = 60
 
 
 def main(config: ReportConfig) -> Location:
@@ -46,10 +48,24 @@ def main(config: ReportConfig) -> Location:
         )
     folder = read_folder(config.run, config.storage)
     target = page_location(config)
-    page = render(folder).encode("utf-8")
-    target.write_bytes(page)
-    say(f"report: {target.uri} ({len(page) / 1e6:.1f} MB)")
+    while True:
+        running = is_running(folder)
+        page = render(folder, reload_s=(config.every_s or RELOAD_S) if running else 0).encode("utf-8")
+        target.write_bytes(page)
+        if not (running and config.every_s):
+            break
+        say(f"report: {target.uri} ({len(page) / 1e6:.1f} MB); again in {config.every_s:g} s, until the run is complete")
+        time.sleep(config.every_s)
+        folder = read_folder(config.run, config.storage)
+    say(f"report: {target.uri} ({len(page) / 1e6:.1f} MB)" + f"; it reloads itself every {RELOAD_S} s" * running)
     return target
+
+
+def is_running(folder: RunFolder) -> bool:
+    """Whether a run in the folder is not complete. The report of a pipeline is its last stage, so that one does not count."""
+    if folder.is_pipeline and folder.results:
+        return any(stage["status"] == "running" for name, stage in folder.results["stages"].items() if name != "report")
+    return any(one.summary is None for one in folder.members)
 
 
 def page_location(config: ReportConfig) -> Location:
@@ -63,13 +79,17 @@ def page_location(config: ReportConfig) -> Location:
     return target
 
 
-def render(folder: RunFolder) -> str:
-    """The page as HTML. The template escapes all text that comes from files."""
+def render(folder: RunFolder, reload_s: float = 0) -> str:
+    """The page as HTML. The template escapes all text that comes from files.
+
+    reload_s: seconds after which a browser loads the page again; 0: never.
+    """
     setting, queries = pictures.galleries(folder)
     models, hashes = pictures.attention_models(folder, setting)
     results = tables.result_rows(folder)
     context: dict[str, Any] = {
         "title": folder.location.name,
+        "reload_s": round(reload_s),
         "uri": folder.location.uri,
         "kind": kind_of(folder),
         "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),

@@ -101,7 +101,7 @@ def main(config: ScoreConfig) -> dict[str, Any]:
     pending = [entry for entry in manifest.files if not any((folder / entry.name).exists() for folder in done_in)]
     done = manifest.num_rows - sum(entry.rows for entry in pending)
     say(f"score: {manifest.num_rows:,} images in {len(manifest.files)} shards, {done:,} scored before")
-    connect(config.runtime)
+    connect(config.runtime, "score", run.location.uri)
     arguments = {
         "source_proxy": config.source_proxy,
         "target_proxy": config.target_proxy,
@@ -117,7 +117,7 @@ def main(config: ScoreConfig) -> dict[str, Any]:
         if pending:
             batches = stream_through_actors(root, pending, Scorer, arguments, proxies["source"].image_size, config.pool)
             batches = set_aside_of(config, root, manifest).watch(batches)
-            write_parts(pending, batches, partial(publish, run.location), done, manifest.num_rows)
+            write_parts(pending, batches, partial(publish, run.location), done, manifest.num_rows, run.location.uri)
         if config.measure == "neighborhood":
             compare_neighborhoods(config, run.location, root, manifest)
     except Exception as error:

@@ -47,6 +47,7 @@ def main(config: SelectConfig) -> dict[str, Any]:
     output = open_storage(config.output, config.storage)
     complete = (output / SUMMARY).exists()
     if not complete:
+        read_manifest(open_storage(config.data, config.storage))
         output.prepare_output()
     # Select first: refused input must not become the configuration of the output folder.
     index, summary = (None, {}) if complete else select(config)

@@ -25,9 +25,11 @@ from typing import Any
 from platform.engine.config.compose import to_dataclass, to_plain
 from platform.engine.errors import ConfigError, FailedTrialsError, UserError, user_error_of
 from platform.engine.runs.run_folder import SUMMARY, VOLATILE, Run, open_run
+from platform.engine.runtime.growth import autoscales
 from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import forward_lines, relayed_lines, say
 from platform.engine.schemas.tune_settings import METRICS, TuneConfig
+from platform.engine.secrets import hidden, hide, remembered, take_over
 from platform.engine.storage.location import Location, open_storage
 from platform.engine.sweep.space import Point, name_of, points, text_of, with_point
 from platform.finetune import FinetuneConfig, check_inputs, shared_micro_batches, with_micro_batches
@@ -62,7 +64,7 @@ def main(config: TuneConfig) -> dict[str, Any]:
             say(f"tune: finished already: {len(trials) - len(left)}; left: {len(left)}")
         reasons = {}
         if left:
-            connect(config.runtime)
+            connect(config.runtime, "tune", run.location.uri)
             check_concurrency(config, left)
             reasons = sweep(config, left, run.location)
         conclude(config, run, [row_of(config, point, reasons.get(json.dumps(point), "")) for point in trials])
@@ -146,7 +148,10 @@ def sweep(config: TuneConfig, trials: list[Point], location: Location) -> dict[s
     """
     import ray.tune
 
+    known = remembered()
+
     def trial(parameters: dict[str, Any]) -> None:
+        take_over(known)
         forward_lines(board)
         try:
             run_finetune(trial_config(config, json.loads(parameters["point"])))
@@ -164,14 +169,20 @@ def reason_of(error: BaseException | None) -> str:
     if error is None:
         return ""
     lines = [line.strip() for line in str(user_error_of(error) or error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return hide(lines[-1]) if lines else type(error).__name__
 
 
 def row_of(config: TuneConfig, point: Point, reason: str) -> dict[str, Any]:
     """Record of one trial: its point, settings, state, reason of a failure and, if finished, metrics."""
     settings = trial_config(config, point)
     folder = open_storage(settings.output, config.storage)
-    row: dict[str, Any] = {**point, "point": point, "folder": folder.uri, "seed": settings.seed, "config": to_plain(settings)}
+    row: dict[str, Any] = {
+        **point,
+        "point": point,
+        "folder": folder.uri,
+        "seed": settings.seed,
+        "config": hidden(to_plain(settings)),
+    }
     if not (folder / SUMMARY).exists():
         return row | {"state": FAILED if reason else UNFINISHED, "reason": reason or "it was stopped before its end"}
     summary = (folder / SUMMARY).read_json()
@@ -206,7 +217,7 @@ def check_concurrency(config: TuneConfig, trials: list[Point]) -> None:
     """
     import ray
 
-    if "RAY_CLUSTER_AUTOSCALES" in os.environ:
+    if autoscales():
         return  # more nodes may come
     together = min(config.concurrent, len(trials))
     scalings = [trial_config(config, point).scaling for point in trials]

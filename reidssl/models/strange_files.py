@@ -1,6 +1,7 @@
 """Recognition of files that are not readable models, by their first bytes, and advice for the user."""
 
 import io
+import pickletools
 import zipfile
 
 _BEGINNINGS = (
@@ -55,6 +56,30 @@ def what_instead(data: bytes) -> str:
             " but an old pickle, which can run code and is refused as dangerous: save the weights alone with "
             "torch.save(model.state_dict(), ...)"
         )
+    return ""
+
+
+def foreign_object(data: bytes) -> str:
+    """Name ("os.system") of the first object in a torch file or pickle that belongs to neither torch, NumPy nor OrderedDict.
+
+    "" if there is none. The pickle is read as a list of instructions, and nothing of it is run.
+    """
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(data)) if data[:4] == b"PK\x03\x04" else None
+        pickled = archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl"))) if archive else data
+        rest, texts = io.BytesIO(pickled), ["", ""]
+        while rest.tell() < len(pickled):  # files before torch 1.6 hold several pickles
+            for instruction, argument, _ in pickletools.genops(rest):
+                if instruction.name in ("GLOBAL", "INST"):
+                    texts = str(argument).split(" ", 1)
+                elif "UNICODE" in instruction.name or "STRING" in instruction.name:
+                    texts = [texts[-1], str(argument)]
+                if instruction.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
+                    name = ".".join(texts)
+                    if not name.startswith(("torch.", "numpy.", "collections.OrderedDict")):
+                        return name
+    except (zipfile.BadZipFile, StopIteration, ValueError, NotImplementedError, OSError, IndexError):
+        return ""
     return ""
 
 

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from reidssl.models.strange_files import what_instead
+from reidssl.models.strange_files import foreign_object, what_instead
 
 Source = bytes | str | os.PathLike[str]
 
@@ -126,9 +126,10 @@ def read_content(file: ModelFile) -> Any:
     except _DAMAGES as error:
         # "Unsupported global: GLOBAL some.module.Class was not ..." or "Unsupported class some.module.Class"
         wanted = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error))
-        if wanted:
+        foreign = wanted[1] if wanted else foreign_object(data)
+        if foreign:
             raise ValueError(
-                f"{name} holds an object of {wanted[1]} and is refused as dangerous: unpickling anything but plain tensors can "
+                f"{name} holds an object of {foreign} and is refused as dangerous: unpickling anything but plain tensors can "
                 "run code. Where you trust it, load it with the code that wrote it and save the weights alone: "
                 "torch.save(checkpoint['state_dict'], 'weights.pth'), with the key under which they are"
             ) from error

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import yaml
 
+from platform.engine.runs.gauges import OPERATION
 from reidssl.augment.multicrop import MultiCrop, MultiCropConfig
 from reidssl.models.model_config import VitConfig
 from reidssl.objectives import ObjectiveConfig, build_objective
@@ -34,7 +35,8 @@ def logged_by_a_run() -> set[str]:
         VitConfig(width=16, depth=1, heads=2, patch_size=8, image_size=size, stem_width=4), ObjectiveConfig(name="dino")
     )
     terms = objective(objective.student, crops, Progress(0, 8, 16)).terms
-    return {*terms, "images_per_second", "learning_rate", "probe_map"}
+    shown = {"failed", "not_finite"}  # when a run stops with an error (platform/engine/train/worker.py)
+    return {*terms, *OPERATION, *shown, "images_per_second", "learning_rate", "probe_map"}
 
 
 def test_every_metric_of_ours_is_logged():
@@ -47,6 +49,24 @@ def test_every_metric_of_a_node_is_exported_by_ray():
 
     named = set(re.findall(r"\bray_(node_\w+)", " ".join(expressions())))
     assert named and named <= set(METRICS_GAUGES)
+
+
+def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not():
+    """promtool runs the cases (alerts_test.yaml); here, none is missing and the texts are those of the rules."""
+    rules = {r["alert"]: r for group in yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"] for r in group["rules"]}
+    assert {"InputStalled", "NotFinite", "Collapse", "RestartsRepeat", "RunFailed", "RunSilent"} <= rules.keys()
+    fires, rests = set(), set()
+    for test in yaml.safe_load((FOLDER / "alerts_test.yaml").read_text())["tests"]:
+        for case in test["alert_rule_test"]:
+            rule = rules[case["alertname"]]
+            (fires if case["exp_alerts"] else rests).add(case["alertname"])
+            for alert in case["exp_alerts"]:
+                label = next(name for name in ("run", "instance") if name in alert["exp_labels"])
+                assert alert["exp_labels"] == {**rule["labels"], label: alert["exp_labels"][label]}
+                written = rule["annotations"].items()
+                texts = {name: re.sub(r"{{ \$labels\.\w+ }}", alert["exp_labels"][label], text) for name, text in written}
+                assert alert["exp_annotations"] == texts
+    assert fires == rules.keys() and rests >= rules.keys() - {"NodeDiskFilling", "ObjectStoreSpilling"}
 
 
 def test_prometheus_reads_the_alerts():

@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import inspect
 import json
 import re
 import shlex
@@ -19,6 +20,7 @@ import yaml
 from moto import mock_aws
 from ray.autoscaler._private.kuberay.autoscaling_config import _get_custom_resources
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.dashboard.modules.job.job_supervisor import JobSupervisor
 from ray.scripts.scripts import cli
 
 from platform.engine.config.compose import load_config
@@ -153,6 +155,28 @@ def test_ray_start_knows_the_options_and_the_dashboard_stays_local(name):
     assert head["autoscaling_config"] == "~/ray_bootstrap_config.yaml"
     assert worker["address"] == f"$RAY_HEAD_IP:{head['port']}"
     assert any(local == "~/.ray/auth_token" for local in recipe["file_mounts"].values())
+
+
+def head_environment(name: str) -> dict[str, str]:
+    """The environment variables that a recipe sets where the head's Ray starts."""
+    if name in LAUNCHER:
+        before, start, _ = next(text for text in launcher(name)["head_start_ray_commands"] if "--head" in text).partition(
+            "ray start"
+        )
+        assert start
+        exports = re.findall(r"\bexport ([^;]+);", before)
+        return dict(word.split("=", 1) for export in exports for word in export.split())
+    spec = documents(name)[-1]["spec"]
+    head = spec.get("rayClusterSpec", spec)["headGroupSpec"]["template"]["spec"]["containers"][0]
+    return {each["name"]: each["value"] for each in head["env"]}
+
+
+@pytest.mark.parametrize("name", (*LAUNCHER, *KUBERAY))
+def test_a_stopped_job_has_time_for_its_checkpoint(name):
+    """The head's processes inherit the variable; Ray's job supervisor, which kills the job, runs on the head."""
+    wait_s = float(head_environment(name)["RAY_JOB_STOP_WAIT_TIME_S"])
+    assert wait_s > JobSupervisor.DEFAULT_RAY_JOB_STOP_WAIT_TIME_S and 60 <= wait_s <= 300
+    assert "RAY_JOB_STOP_WAIT_TIME_S" in inspect.getsource(JobSupervisor)
 
 
 def test_a_misspelled_option_of_ray_start_is_refused():

@@ -164,7 +164,10 @@ def test_bad_paths(tmp_path, tiny_backbone, tiny_labeled):
         main(config_of([tiny_backbone], [tiny_labeled.uri], "evaluate.per_query=true"))
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match=rf"cannot write to {tmp_path}/file/below: {tmp_path}/file is a file"):
-        main(config_of([tmp_path / "nowhere"], [tiny_labeled.uri], f"output={tmp_path}/file/below"))  # reported first
+        main(config_of([tiny_backbone], [tiny_labeled.uri], f"output={tmp_path}/file/below"))
+    with pytest.raises(UserError, match=r"there is no model at .*nowhere"):  # before the output is touched
+        main(config_of([tmp_path / "nowhere"], [tiny_labeled.uri], f"output={tmp_path}/new"))
+    assert not (tmp_path / "new").exists()
     with pytest.raises(ConfigError, match=r"image_size must be \[height, width\] or \[\]: got \[64\]"):
         config_of([tiny_backbone], [tiny_labeled.uri], "image_size=[64]")
 

@@ -326,7 +326,7 @@ def test_trouble_inside_a_task_is_one_clear_line(tmp_path, ray_session):
             raise StorageError("cannot read s3://bucket/x: permission denied. Check the policy")
 
     with pytest.raises(UserError) as caught:
-        ingest(Broken(), open_storage(str(tmp_path / "out")), IngestConfig(), {"raw": {}})
+        ingest(Broken(), Broken().plan(0), open_storage(str(tmp_path / "out")), IngestConfig(), {"raw": {}})
     assert str(caught.value) == "cannot read s3://bucket/x: permission denied. Check the policy"
 
 

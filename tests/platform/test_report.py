@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import threading
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,7 +22,7 @@ from platform.engine.report.contents import read_folder
 from platform.engine.runs.run_folder import open_run
 from platform.engine.storage.location import StorageConfig, open_storage
 from platform.pipeline import PipelineConfig
-from platform.report import ReportConfig, main, render
+from platform.report import ReportConfig, is_running, main, render
 from platform.select import SelectConfig
 from platform.select import main as select
 from tests.platform.report_runs import (
@@ -337,6 +338,33 @@ def test_a_pipeline_in_the_middle_says_what_is_missing(pipeline: Path, tmp_path:
     ):
         assert note in notes
     assert "proxy/target" not in notes
+
+
+def test_the_page_of_a_running_run_reloads_itself(pipeline: Path, page: str, tmp_path: Path, capsys) -> None:
+    assert 'http-equiv="refresh"' not in page  # complete
+    run = tmp_path / "run"
+    shutil.copytree(pipeline / "pretrain" / "full", run)
+    summary = (run / "summary.json").read_bytes()
+    (run / "summary.json").unlink()
+    assert '<meta http-equiv="refresh" content="60">' in Path(main(ReportConfig(run=str(run))).path).read_text()
+    threading.Timer(0.5, (run / "summary.json").write_bytes, [summary]).start()
+    page = Path(main(ReportConfig(run=str(run), every_s=0.2)).path).read_text()  # ends by itself
+    printed = capsys.readouterr().out
+    assert "refresh" not in page and "again in 0.2 s" in printed and "it reloads itself every 60 s" in printed
+
+
+def test_the_report_of_a_pipeline_does_not_wait_for_its_own_stage(pipeline: Path, tmp_path: Path) -> None:
+    """The report is the last stage of a pipeline: when it is made, the pipeline has no summary yet."""
+    root = tmp_path / "run"
+    shutil.copytree(pipeline, root)
+    (root / "summary.json").unlink(missing_ok=True)
+    stages = json.loads((root / "results.json").read_text())
+    stages["stages"]["report"] = {"status": "running", "seconds": 0.0}
+    (root / "results.json").write_text(json.dumps(stages))
+    assert not is_running(read_folder(str(root), StorageConfig()))
+    stages["stages"]["score"] = {"status": "running", "seconds": 0.0}
+    (root / "results.json").write_text(json.dumps(stages))
+    assert is_running(read_folder(str(root), StorageConfig()))
 
 
 def test_broken_parts_are_noted_and_the_rest_is_shown(pipeline: Path, tmp_path: Path) -> None:

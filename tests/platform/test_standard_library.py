@@ -91,7 +91,6 @@ def test_train_workers_import_programs(tmp_path, ray_session):
     launch(
         loop,
         {"file": str(tmp_path / "said")},
-        name="train",
         storage=open_storage(str(tmp_path)),
         scaling=ScalingConfig(threads=1),
     )

@@ -8,7 +8,6 @@ for the similarities of chosen pairs (sharded_labels.py). Ray restarts a lost ac
 """
 
 import itertools
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import numpy as np
 from platform.engine.clustering.shard_actor import Shard
 from platform.engine.errors import UserError, user_error_of
 from platform.engine.inference.features import Part
+from platform.engine.runtime.growth import may_grow
 from platform.engine.schemas.retrieval_settings import NeighborActorsConfig
 from reidssl.clustering.index import in_order
 from reidssl.clustering.neighbors import Neighbors
@@ -193,7 +193,7 @@ def _check_resources(config: NeighborActorsConfig, count: int) -> None:
     """Raise UserError if a single machine has too few CPUs or GPUs. Clusters are not checked, because they may grow."""
     import ray
 
-    if "RAY_CLUSTER_AUTOSCALES" in os.environ or len(ray.nodes()) > 1:
+    if may_grow():
         return
     total = ray.cluster_resources()
     for kind, each in (("CPU", config.cpus_per_actor), ("GPU", config.gpus_per_actor)):

@@ -7,22 +7,25 @@ uses only dataclasses: no program passes a Hydra object to the engine or the lib
 import difflib
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from platform.engine.config.groups import CONFIG_FOLDER, ROOT, no_such_choice
+from platform.engine.config.groups import CONFIG_FOLDER, ROOT, in_one_line, no_such_choice
 from platform.engine.config.overrides import OverrideError, read_overrides
-from platform.engine.config.paths import map_paths, resolve
+from platform.engine.config.paths import Role, hint_of, map_paths, mark_of, resolve
 from platform.engine.errors import ConfigError
+from platform.engine.secrets import is_secret_name, remember
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["CONFIG_FOLDER", "ROOT", "ConfigError", "build", "composed_values", "load_config", "to_dataclass", "to_plain"]
 
 Schema = TypeVar("Schema")
+ENVIRONMENT = re.compile(r"\$\{oc\.env:\s*(\w+)")
+NO_RESULTS = {"tracking", "storage", "runtime"}
+"""Sections whose settings do not change results: what they take from the environment is stored as it was written."""
 
 
 def load_config(schema: type[Schema], name: str, overrides: Sequence[str] = ()) -> Schema:
@@ -57,6 +63,8 @@ def composed_values(schema: type, name: str, overrides: Sequence[str] = ()) -> d
         for each in given:
             if not each.text:
                 OmegaConf.update(composed, each.key, each.value, merge=False)
+    except yaml.YAMLError as error:
+        raise ConfigError(in_one_line(error)) from None
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(no_such_choice(schema, for_hydra) or _explain(error, schema)) from None
     values = _checked(schema, composed)
@@ -76,9 +84,31 @@ def _checked(schema: type, values: Any) -> dict[str, Any]:
     _refuse_unknown(schema, plain)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
-        return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+        values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error, schema)) from None
+    _remember_environment(schema, OmegaConf.to_container(merged, resolve=False), values)
+    return values  # type: ignore[return-value]
+
+
+def _remember_environment(schema: type, written: Any, value: Any, key: str = "") -> None:
+    """Remember the texts `${oc.env:NAME}` behind values that may be secrets: they are stored in place of the values.
+
+    Paths are no secrets, and neither are settings that change results, unless the name of the setting or the variable says so.
+    """
+    if isinstance(written, dict):
+        for name, each in written.items():
+            _remember_environment(schema, each, value[name], f"{key}.{name}" if key else str(name))
+    elif isinstance(written, list):
+        for each, found in zip(written, value, strict=True):
+            _remember_environment(schema, each, found, key)
+    elif isinstance(written, str) and isinstance(value, str) and value:
+        variables, parts = ENVIRONMENT.findall(written), key.split(".")
+        path = mark_of(hint_of(schema, key), Role) in (Role.INPUT, Role.OUTPUT)
+        if variables and (any(map(is_secret_name, [*variables, parts[-1]])) or (NO_RESULTS & set(parts) and not path)):
+            remember(value, written)
+            for name in filter(is_secret_name, variables):
+                remember(os.environ.get(name, value), f"${{oc.env:{name}}}")
 
 
 def _refuse_unknown(schema: type, values: Any, prefix: str = "") -> None:
@@ -129,8 +159,16 @@ def _refuse_non_finite(value: Any, key: str) -> None:
 
 
 def to_plain(config: "DataclassInstance") -> dict[str, Any]:
-    """The dataclass as JSON-compatible nested dicts and lists, as stored in a run folder."""
+    """The dataclass as JSON-compatible nested dicts and lists. Before they are stored or printed, `hidden` must hide secrets."""
     return json.loads(json.dumps(asdict(config)))
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as {"model.width": 384, ...}."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 def _keys(schema: type, prefix: str = "") -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from platform.engine.config.paths import hint_of
+from platform.engine.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG_FOLDER = ROOT / "configs"
@@ -24,8 +25,25 @@ def choices_of_groups() -> dict[str, list[str]]:
 def groups_of(program: str) -> set[str]:
     """The groups in the defaults list of `configs/<program>.yaml`; empty if there is no such file."""
     file = CONFIG_FOLDER / f"{program}.yaml"
-    loaded = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
+    loaded = _read(file) if file.exists() else {}
     return {group for entry in loaded.get("defaults", []) if isinstance(entry, dict) for group in entry}
+
+
+def _read(file: Path) -> Any:
+    """The content of a YAML file. Raises ConfigError if it is not YAML of plain values."""
+    try:
+        return yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise ConfigError(in_one_line(error, file)) from None
+
+
+def in_one_line(error: yaml.YAMLError, file: Path | str = "configs/") -> str:
+    """A message in one line about a file that is not YAML of plain values. file: used if the error does not name it."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+    named = mark and not mark.name.startswith("<")
+    place = f"{mark.name if named else file}{f', line {mark.line + 1}' if mark else ''}"
+    advice = "tags such as !!python/... are not allowed, only plain values" if "tag" in str(problem) else "correct the file"
+    return f"configuration: {place}: {' '.join(str(problem).split())}; {advice}"
 
 
 def experiments_of(program: str, schema: type) -> list[str]:
@@ -35,7 +53,7 @@ def experiments_of(program: str, schema: type) -> list[str]:
 
 
 def _fits(file: Path, groups: set[str], schema: type) -> bool:
-    loaded: Any = yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    loaded = _read(file)
     for entry in loaded.pop("defaults", []):
         if isinstance(entry, str):
             if entry != "_self_" and not _fits(file.with_name(f"{entry}.yaml"), groups, schema):

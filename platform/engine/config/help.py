@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 from platform.engine.config.compose import build, composed_values, to_plain
 from platform.engine.config.groups import choices_of_groups, experiments_of, groups_of
 from platform.engine.errors import ConfigError
+from platform.engine.secrets import hidden
 
 INDENT = "      "
 
@@ -33,6 +34,7 @@ def help_text(schema: type, name: str, doc: str, overrides: Sequence[str] = (), 
     values = composed_values(schema, name, overrides)
     with suppress(ConfigError):  # required settings may still be missing when help is requested
         values = to_plain(build(schema, values))
+    values = hidden(values)
     choices = choices_of_groups() | {"experiment": experiments_of(name, schema)}
     offered = {group: choices[group.partition("@")[0]] for group in sorted(groups_of(name))}  # model@pretrain.model: below a key
     own = {group: names for group, names in offered.items() if names}

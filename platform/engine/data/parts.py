@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from platform.engine.data.shards import FileEntry
 from platform.engine.errors import UserError
 from platform.engine.inference.actors import Batch
+from platform.engine.runs.gauges import show
 from platform.engine.runtime.terminal import say
 from platform.engine.storage.location import Location
 
@@ -22,19 +23,25 @@ PROBLEM = "problem"
 
 
 def write_parts(
-    pending: Sequence[FileEntry], batches: Iterable[Batch], publish: Callable[[str, Batch], None], done: int, total: int
+    pending: Sequence[FileEntry],
+    batches: Iterable[Batch],
+    publish: Callable[[str, Batch], None],
+    done: int,
+    total: int,
+    run: str = "",
 ) -> None:
     """Collect batches (with "key", "file" and values) and call `publish(name, columns)` for each shard when it is complete.
 
     Args:
         pending: the shards that the batches come from.
         done, total: number of images with results before, and of all images; for the lines on the terminal.
+        run: URI of the run folder, for the Prometheus port.
 
     Raises UserError if the batches of a shard are incomplete.
     """
     rows_of = {entry.name: entry.rows for entry in pending}
     waiting: dict[str, list[Batch]] = {}
-    started, spoken, first = time.perf_counter(), time.perf_counter(), done
+    started, spoken, first, rejected = time.perf_counter(), time.perf_counter(), done, 0
     for batch in batches:
         for name in dict.fromkeys(batch["file"].tolist()):
             chosen = batch["file"] == name
@@ -43,9 +50,12 @@ def write_parts(
                 parts = waiting.pop(name)
                 publish(name, {column: np.concatenate([part[column] for part in parts]) for column in batch})
         done += len(batch["key"])
+        rejected += int((batch[PROBLEM] != "").sum())
         if time.perf_counter() - spoken > 5 or done == total:
             spoken = time.perf_counter()
-            say(f"computed {done:,}/{total:,}  {(done - first) / (spoken - started):,.0f} images/s")
+            rate = (done - first) / (spoken - started)
+            say(f"computed {done:,}/{total:,}  {rate:,.0f} images/s")
+            show(run, {"extracted_images": done, "extraction_images_per_second": rate, "extraction_rejected": rejected})
     if waiting:
         raise UserError(f"{len(waiting)} shards came back incomplete; run the same command again")
 

@@ -155,6 +155,8 @@ def read_manifest(location: Location) -> Manifest:
         manifest = Manifest(files=entries, **{name: values[name] for name in names})
     except (KeyError, TypeError) as error:
         raise StorageError(f"{file} is not a shard manifest ({error}): ingest the data again") from None
+    for entry in entries:
+        location.joinpath(entry.name)  # the names come from a file and must not lead out of the data set
     if manifest.checksum != values.get("checksum"):
         raise StorageError(f"{file} was changed after it was written (its checksum does not match): ingest the data again")
     return manifest

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 from platform.engine.data.set_aside import problems_of
 from platform.engine.data.shards import FileEntry, read_manifest
 from platform.engine.errors import UserError
+from platform.engine.runtime.growth import autoscales
+from platform.engine.runtime.run_name import run_name
 from platform.engine.schemas.retrieval_settings import PoolConfig
 from platform.engine.storage.location import Location, StorageConfig
 from reidssl.data.decode import decode_batch
@@ -98,10 +100,11 @@ def stream_through_actors(
         fn_constructor_kwargs=arguments,
         batch_size=pool.batch,
         zero_copy_batch=True,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
+        compute=ray.data.ActorPoolStrategy(min_size=min(pool.min_actors, actors), max_size=actors),
         num_cpus=pool.cpus_per_actor,
         num_gpus=pool.gpus_per_actor or None,
     )
+    dataset.set_name(run_name())
     dataset.context.execution_options.preserve_order = True
     yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
 
@@ -131,8 +134,11 @@ def _read_and_decode(
 
 
 def _pool_size(pool: PoolConfig, num_units: int) -> int:
+    """Largest number of actors: what a cluster that cannot grow has room for beside reading, and no more than there is work."""
     import ray
 
+    if autoscales():  # the pool asks for its actors, and the cluster grows with it
+        return min(pool.actors, num_units)
     cpus = ray.cluster_resources().get("CPU", 0)
     if pool.cpus_per_actor > cpus - 1:
         raise UserError(

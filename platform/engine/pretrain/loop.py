@@ -22,6 +22,7 @@ from platform.engine.stream.order import stream_seeds
 from platform.engine.stream.stream import stream
 from platform.engine.train.checkpoints import CheckpointStore
 from platform.engine.train.notices import STOP, WAIT, Notices
+from platform.engine.train.step_clock import StepClock
 from platform.engine.train.worker import notices, report_line
 from reidssl.augment.multicrop import MultiCrop
 from reidssl.models.weights import model_bytes, weights_hash
@@ -40,22 +41,27 @@ def train(config: PretrainConfig, open_stream: OpenStream = stream) -> None:
         run.location / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_every_steps * config.stream.global_batch
     )
     place, resume_point = find_place(config, store)
-    batches = load(config, place, open_stream)  # reading starts now and overlaps with building the model
+    clock = StepClock()
+    batches = load(config, place, open_stream, clock)  # reading starts now and overlaps with building the model
     learner = Learner(config, place, resume_point)
     del resume_point  # frees memory: on rank 0 it holds the whole training state
-    log = StepLog(learner, run)
+    log = StepLog(learner, run, clock)
     saver = Saver(learner, store, log.tracker)
     notice = notices()
 
     while not place.is_complete:
         step = learner.begin_step()
         for _ in range(place.own_micro_batches):
-            step.learn(*next(batches))
-        result = step.end(notice.seen())
+            batch = next(batches)
+            with clock.measure("compute"):
+                step.learn(*batch)
+        with clock.measure("exchange"):  # waits for the slowest worker, and on a GPU for the device
+            result = step.end(notice.seen())
         told = notice.decide(result.notices)
         log.write(result, saver.writer)
         if saver.is_due() or told:
-            notice.checkpoint_took(saver.save(wait=bool(told)))
+            with clock.measure("saving"):
+                notice.checkpoint_took(saver.save(wait=bool(told)))
         if told and not place.is_complete and heed(told, notice, place):
             return
     publish(learner, run, log.tracker)
@@ -63,8 +69,13 @@ def train(config: PretrainConfig, open_stream: OpenStream = stream) -> None:
     dist.barrier()
 
 
-def load(config: PretrainConfig, place: Place, open_stream: OpenStream) -> Iterator[tuple[dict[str, Any], Sequence[Tensor]]]:
-    """Yields (micro-batch, crops on the device) of this worker, from the current position to the end of the run."""
+def load(
+    config: PretrainConfig, place: Place, open_stream: OpenStream, clock: StepClock
+) -> Iterator[tuple[dict[str, Any], Sequence[Tensor]]]:
+    """Yields (micro-batch, crops on the device) of this worker, from the current position to the end of the run.
+
+    clock: measures the wait for input and the making of crops.
+    """
     if place.is_complete:
         return iter(())
     crop = MultiCrop(config.augment)
@@ -79,9 +90,10 @@ def load(config: PretrainConfig, place: Place, open_stream: OpenStream) -> Itera
     )
 
     def crops_of(batch: dict[str, Any]) -> list[Tensor]:
-        return crop(upload(batch["image"]), stream_seeds(config.seed, batch["epoch"], batch["key"]))
+        with clock.measure("crops"):
+            return crop(upload(batch["image"]), stream_seeds(config.seed, batch["epoch"], batch["key"]))
 
-    return ahead(batches, crops_of)
+    return ahead(clock.waiting("input_wait", batches), crops_of)
 
 
 def heed(told: str, notice: Notices, place: Place) -> bool:

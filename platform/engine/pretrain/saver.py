@@ -6,6 +6,7 @@ from platform.engine.config.compose import to_plain
 from platform.engine.pretrain.learner import Learner
 from platform.engine.runs.metrics import Tracker
 from platform.engine.runs.run_folder import environment
+from platform.engine.secrets import hidden
 from platform.engine.train.checkpoints import BackgroundWriter, CheckpointStore
 from platform.engine.train.worker import report_line
 from platform.engine.zero.consolidation import consolidate
@@ -37,7 +38,7 @@ class Saver:
             assert self.tracker is not None
             objective = {name: value.detach().to("cpu", copy=True) for name, value in learner.objective.state_tensors().items()}
             metadata = {
-                "config": to_plain(learner.config),
+                "config": hidden(to_plain(learner.config)),
                 "data": learner.place.plan.checksum,
                 "environment": environment(),
                 "corrupt": learner.corrupt.state(),

@@ -13,6 +13,7 @@ from platform.engine.report.contents import RunFolder, RunMember
 from platform.engine.report.plots.bars import grouped_bars, histogram
 from platform.engine.report.plots.curves import Series, line_chart
 from platform.engine.report.tables import SETTINGS, result_rows, setting_title
+from platform.engine.runs.gauges import OPERATION
 
 STYLES = {"random": 0, "full": 1, "selected": 2, "proxy": 3, "control": 4}
 PRETRAIN_METRICS = [
@@ -30,11 +31,12 @@ PRETRAIN_METRICS = [
     ("center_norm", "Norm of the center"),
     ("logit_norm", "Norm of the teacher's logits"),
     ("images_per_second", "Images per second"),
+    ("input_wait_seconds", "Wait for input (seconds of a step)"),
     ("learning_rate", "Learning rate"),
     ("teacher_momentum", "Teacher momentum"),
     ("weight_decay", "Weight decay"),
 ]
-NO_METRICS = {"position", "time"}
+NO_METRICS = {"position", "time", *OPERATION}
 ENTROPIES = ("teacher_entropy", "patch_entropy")
 CLUSTER_METRICS = [
     ("clusters", "Clusters"),

@@ -16,6 +16,7 @@ from typing import Any
 
 from platform.engine.config.paths import OutputPath, ServiceAddress
 from platform.engine.errors import UserError
+from platform.engine.runs.gauges import show
 from platform.engine.runs.trackers import open_trackers
 from platform.engine.storage.location import Location
 from reidssl.checks import at_least
@@ -71,15 +72,13 @@ class Tracker:
         if (resume_position or resumed) and self.file.exists():
             resumed = resumed or (lambda row: bool(row["position"] <= resume_position))
             self.rows = [row for row in read_metrics(root) if resumed(row)]
-        self._gauges: dict[str, Any] = {}
         self._run = labels
         self._trackers = open_trackers(config, labels or root.uri)
 
     def add(self, position: int, metrics: dict[str, float]) -> None:
         """Add one row, and report it to the Prometheus port as `ray_reidssl_<name>` and to the trackers."""
         self.rows.append({"position": position, "time": time.time(), **metrics})
-        for name, value in metrics.items():
-            self._gauge(name).set(value, {"run": self._run})
+        show(self._run or self.file.parent.uri, metrics)
         for tracker in self._trackers:
             tracker.add(position, metrics)
 
@@ -93,14 +92,6 @@ class Tracker:
         """Close the trackers; call it when the run is complete."""
         for tracker in self._trackers:
             tracker.close()
-
-    def _gauge(self, name: str) -> Any:
-        from ray.util.metrics import Gauge
-
-        if name not in self._gauges:
-            safe = "".join(char if char.isalnum() else "_" for char in name)
-            self._gauges[name] = Gauge(f"reidssl_{safe}", description=f"re-ID training: {name}", tag_keys=("run",))
-        return self._gauges[name]
 
 
 def read_metrics(root: Location) -> list[dict[str, Any]]:

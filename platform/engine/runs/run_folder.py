@@ -17,6 +17,7 @@ from platform.engine.config.compose import ROOT, to_plain
 from platform.engine.config.paths import map_paths, same_place
 from platform.engine.errors import UserError
 from platform.engine.runs.json_records import read_record
+from platform.engine.secrets import hidden
 from platform.engine.storage.location import Location, StorageConfig, open_storage
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Run:
 def open_run(
     program: str, output: str, config: "DataclassInstance", storage: StorageConfig, volatile: Iterable[str] = VOLATILE
 ) -> Run:
-    """Create or re-open the run folder `output` for `config` (the dataclass of a program).
+    """Create or re-open the run folder `output` for `config` (the dataclass of a program). Secrets are not stored.
 
     volatile: keys of the settings that may differ from the stored configuration.
 
@@ -98,13 +99,13 @@ def open_run(
     if not output:
         raise UserError("output is empty: name the folder or bucket path of the run, e.g. output=runs/my-run")
     location = open_storage(output, storage)
-    plain = to_plain(config)
+    plain = hidden(to_plain(config))
     file = location / CONFIG
     if not (location / SUMMARY).exists():  # a complete run is only read, so its folder may be read-only
         location.prepare_output()
     if file.exists():
         stored = read_record(file, "config", dict, "that folder is not a run of this program; choose another output")
-        stored = _completed(config, stored["config"])
+        stored = hidden(_completed(config, stored["config"]))  # older versions stored secrets
         same = partial(map_paths, type(config), change=lambda text, key, role: same_place(text))
         ignored = [f".{name}." for name in volatile]
         differences = [

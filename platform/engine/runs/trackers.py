@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from platform.engine.errors import UserError
+from platform.engine.secrets import hide
 
 if TYPE_CHECKING:
     from platform.engine.runs.metrics import TrackingConfig
@@ -47,11 +48,12 @@ def open_trackers(config: "TrackingConfig", run: str) -> list[ExperimentTracker]
             trackers.append(build(where, run))
         except ImportError:
             raise UserError(
-                f"tracking.{name}={where} needs the package {name}, which is not installed on the worker's node: "
+                f"tracking.{name}={hide(where)} needs the package {name}, which is not installed on the worker's node: "
                 "pip install 'reidssl[tracking]' there, or leave the option out"
             ) from None
         except Exception as error:
-            raise UserError(f"tracking.{name}={where} cannot be used: {type(error).__name__}: {error}") from None
+            text = hide(f"tracking.{name}={where} cannot be used: {type(error).__name__}: {error}")
+            raise UserError(text) from None
     return trackers
 
 

@@ -88,6 +88,11 @@ def _taken_over(batch: Batch, made: Sequence[Tensor], event: torch.cuda.Event) -
     return batch, made
 
 
+def most_gpu_memory_gib() -> float:
+    """Largest memory in GiB that tensors of this process have taken on its GPU; 0 without a GPU."""
+    return torch.cuda.max_memory_allocated() / 2**30 if device().type == "cuda" else 0.0
+
+
 def claim() -> None:
     """Make the GPU that Ray Train assigned to this worker the current device. Call it in a Train worker only."""
     if torch.cuda.is_available():

@@ -15,7 +15,9 @@ import warnings
 from typing import Any
 
 import ray
+from ray.job_config import JobConfig
 
+import reidssl
 from platform.engine.config.compose import ROOT
 from platform.engine.errors import UserError
 from platform.engine.runtime.native_lines import set_native_lines_aside
@@ -27,8 +29,11 @@ from platform.engine.runtime.ray_internals import (
     longest_socket_path,
     session_path_length,
 )
+from platform.engine.runtime.ray_names import check_ray
+from platform.engine.runtime.run_name import name_of_run, run_name, set_run_name
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.runtime_settings import RuntimeConfig
+from platform.engine.secrets import hide
 
 # Environment of the workers. PYTHONWARNINGS silences other libraries.
 WORKER_ENVIRONMENT = {"PYTHONWARNINGS": "ignore", "DS_IGNORE_CUDA_DETECTION": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -44,16 +49,21 @@ SHIPPED_EXCLUDES = [".git", ".venv", "runs", "tests/.cache", "*.parquet", "*.ckp
 _own = False  # whether `connect` started the Ray that this process uses
 
 
-def connect(config: RuntimeConfig, meanwhile: str = "") -> None:
-    """Connect to Ray or start it. Does nothing if this process is connected already.
+def connect(config: RuntimeConfig, program: str = "", folder: str = "", meanwhile: str = "") -> None:
+    """Connect to Ray or start it. A process that is connected already only gets its new name.
 
-    meanwhile: a module to import while Ray's own processes start, most of which this process only waits for.
+    Args:
+        program, folder: name of the program and URI of its output, shown in the dashboard.
+        meanwhile: a module to import while Ray's own processes start, most of which this process only waits for.
 
-    Raises UserError if the address does not answer, or Ray cannot start on this machine.
+    Raises UserError if the address does not answer, Ray cannot start on this machine, or another version of Ray lacks what the
+    programs use.
     """
     quiet()
+    set_run_name(name_of_run(program, folder) if program else "")
     if ray.is_initialized():
         return
+    check_ray()
     address = (config.address or os.environ.get("RAY_ADDRESS", "")).strip()
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     set_native_lines_aside()
@@ -61,16 +71,22 @@ def connect(config: RuntimeConfig, meanwhile: str = "") -> None:
     if imports:
         imports.start()
     if address not in ("", "local") or in_job:
-        _join(address or "auto", in_job)
+        _join(address or "auto", in_job, job_metadata(program, folder))
     else:
-        _start(config)
+        _start(config, job_metadata(program, folder))
     if imports:
         imports.join()
     set_native_lines_aside(log_folder())
     _quiet_ray_data()
 
 
-def _join(address: str, in_job: bool) -> None:
+def job_metadata(program: str, folder: str) -> JobConfig:
+    """Settings of this driver's job, with what the dashboard and `ray list jobs` show of it."""
+    shown = {"name": run_name(), "program": program, "run": hide(folder)}
+    return JobConfig(metadata={key: value for key, value in shown.items() if value})
+
+
+def _join(address: str, in_job: bool, job: JobConfig) -> None:
     global _own
     _own = False
     found = check_cluster(address)
@@ -78,13 +94,15 @@ def _join(address: str, in_job: bool) -> None:
     environment: dict[str, Any] = {"env_vars": CLUSTER_ENVIRONMENT}
     if not in_job:
         environment |= {"working_dir": str(ROOT), "excludes": SHIPPED_EXCLUDES}
+        if not (ROOT / "reidssl").is_dir():  # installed: the library is elsewhere
+            environment["py_modules"] = [os.path.dirname(reidssl.__file__)]
     try:
-        ray.init(address=found, runtime_env=environment, **INIT)
+        ray.init(address=found, runtime_env=environment, job_config=job, **INIT)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"the Ray cluster at '{address}' cannot be used: {_first_line(error)}. {REMEDY}") from None
 
 
-def _start(config: RuntimeConfig) -> None:
+def _start(config: RuntimeConfig, job: JobConfig) -> None:
     """Start a local Ray. Its workers inherit the environment of this process during the start.
 
     A Ray runtime environment is not used, because the workers that Ray starts in advance have none and would stay idle.
@@ -105,6 +123,7 @@ def _start(config: RuntimeConfig) -> None:
                 include_dashboard=config.dashboard,
                 dashboard_host="127.0.0.1",
                 object_store_memory=int(gib * 2**30),
+                job_config=job,
                 **INIT,
             )
     except (OSError, RuntimeError, ValueError) as error:

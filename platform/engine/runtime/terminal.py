@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from platform.engine.secrets import hide
+
 
 class LineBoard:
     """Actor that passes messages between the driver, Train's controller and the workers.
@@ -18,6 +20,18 @@ class LineBoard:
         self._lines: list[str] = []
         self._fatal = ""
         self._order = ""
+        self._starts, self._furthest, self._lost = 0, 0, 0
+
+    def started(self, position: int) -> tuple[int, int]:
+        """Note that the workers start at `position`. Returns (restarts so far, positions lost by them)."""
+        if self._starts:
+            self._lost += max(0, self._furthest - position)
+        self._starts, self._furthest = self._starts + 1, position
+        return self._starts - 1, self._lost
+
+    def reached(self, position: int) -> None:
+        """Note the position of the run."""
+        self._furthest = max(self._furthest, position)
 
     def give(self, order: str) -> None:
         """Give an order to the workers. "stop" has priority over "resize" and is never revoked."""
@@ -36,6 +50,7 @@ class LineBoard:
     def clear(self) -> None:
         """Reset the board for the next run."""
         self._lines, self._fatal, self._order = [], "", ""
+        self._starts, self._furthest, self._lost = 0, 0, 0
 
     def fail(self, text: str) -> None:
         """Store a fatal error; only the first one is kept."""
@@ -111,8 +126,8 @@ def forward_lines(board: Any) -> None:
 
 
 def say(line: str) -> None:
-    """Print one line on the terminal at once, with the time of day."""
+    """Print one line on the terminal at once, with the time of day and without secrets."""
     if _forward_to is not None:
-        _forward_to.push.remote(line)
+        _forward_to.push.remote(hide(line))
     else:
-        print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True)
+        print(f"{time.strftime('%H:%M:%S')}  {hide(line)}", flush=True)

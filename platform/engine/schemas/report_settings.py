@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from platform.engine.config.paths import InputPath, OutputPath
 from platform.engine.storage.location import StorageConfig
+from reidssl.checks import at_least
 
 
 @dataclass(kw_only=True)
@@ -14,4 +15,10 @@ class ReportConfig:
     """Run folder of platform.pipeline, or of a single program; local or s3://."""
     output: OutputPath = ""
     """A .html file, or a folder for report.html; empty: report.html in the run folder."""
+    every_s: float = 0.0
+    """While the run is running, make the page anew after so many seconds; 0: make it once. The page of a running run reloads
+    itself."""
     storage: StorageConfig = field(default_factory=StorageConfig)
+
+    def __post_init__(self) -> None:
+        at_least(0, "(once)", every_s=self.every_s)

@@ -77,7 +77,9 @@ class PoolConfig:
     """Actors that hold the models and compute features."""
 
     actors: int = 2
-    """Largest number of actors. The pool grows to it while there is work."""
+    """Largest number of actors. The pool grows to it while there is work, and a cluster that autoscales grows with it."""
+    min_actors: int = 1
+    """Number of actors that the pool starts with and never goes below; at most `actors`."""
     batch: int = 256
     """Images in one forward pass."""
     cpus_per_actor: float = 1.0
@@ -93,7 +95,9 @@ class PoolConfig:
     share and more than one."""
 
     def __post_init__(self) -> None:
-        at_least(1, actors=self.actors, batch=self.batch)
+        at_least(1, actors=self.actors, min_actors=self.min_actors, batch=self.batch)
+        if self.min_actors > self.actors:
+            raise ValueError(f"min_actors must be between 1 and actors ({self.actors}): got {self.min_actors}")
         at_least(0, cpus_per_actor=self.cpus_per_actor, gpus_per_actor=self.gpus_per_actor)
         one_of(PRECISIONS, precision=self.precision)
         one_of(COMPILE_CHOICES, compile=self.compile)

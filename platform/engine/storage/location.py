@@ -26,6 +26,7 @@ from boto3.s3.transfer import TransferConfig
 
 from platform.engine.config.paths import absolute
 from platform.engine.errors import NotFoundError, StorageError
+from platform.engine.storage.first_answer import await_answer
 from platform.engine.storage.s3 import (
     StorageConfig,
     abort_uploads,
@@ -125,6 +126,8 @@ class Location:
     @contextmanager
     def errors(self, action: str) -> Iterator[None]:
         """Context manager: turns storage errors into a StorageError with the text "cannot <action> <uri>: <reason>"."""
+        if self.is_s3:
+            await_answer(f"cannot {action} {self.uri}", self.config, self.bucket)
         try:
             yield
         except (*S3_ERRORS, pa.ArrowException) as error:

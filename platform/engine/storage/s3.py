@@ -45,10 +45,11 @@ class StorageConfig:
     """Attempts of one request, with growing pauses between them."""
     connect_timeout_s: float = 5.0
     """Seconds to wait for a connection."""
-    request_timeout_s: float = 60.0
-    """Seconds to wait for a response."""
+    request_timeout_s: float = 20.0
+    """Seconds to wait for a response, or for the next bytes of it."""
     retry_timeout_s: float = 300.0
-    """Seconds for which a training run retries while storage fails, does not answer or is full. After that it stops."""
+    """Seconds for which a program waits for storage that does not answer, and a training run also retries while storage fails or
+    is full. After that it stops."""
 
     def __post_init__(self) -> None:
         if self.endpoint_url:

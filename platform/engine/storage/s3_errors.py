@@ -1,9 +1,11 @@
 """Explain failed requests to an object store.
 
 pyarrow reports the same text for many causes (a missing bucket, a missing object and a wrong endpoint look alike). So the
-cause is determined by a second, simple request: HeadBucket through boto3, whose errors have types.
+cause is determined by a second, simple request: HeadBucket through boto3, whose errors have types. It is made once, with short
+timeouts, because the failed request has waited long enough.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import botocore.exceptions as boto_errors
@@ -12,8 +14,18 @@ from boto3.exceptions import Boto3Error
 from platform.engine.errors import NotFoundError, StorageError
 from platform.engine.storage.s3 import StorageConfig, client
 
+HEAD_CONNECT_S, HEAD_ANSWER_S = 4.0, 8.0
 S3_ERRORS = (OSError, boto_errors.BotoCoreError, boto_errors.ClientError, Boto3Error)
 UNREACHABLE = (boto_errors.ConnectionError, boto_errors.HTTPClientError, boto_errors.ProxyConnectionError)
+SILENT = (boto_errors.ConnectTimeoutError, boto_errors.ReadTimeoutError)
+WRONG_KEYS = {
+    "InvalidAccessKeyId": "it does not know the access key",
+    "SignatureDoesNotMatch": "the secret key is not that of the access key",
+    "InvalidToken": "the session token is not valid",
+    "ExpiredToken": "the session token has expired",
+    "InvalidClientTokenId": "it does not know the access key",
+    "RequestTimeTooSkewed": "the clock of this machine is wrong",
+}
 NO_CREDENTIALS = (
     boto_errors.NoCredentialsError, boto_errors.PartialCredentialsError, boto_errors.CredentialRetrievalError,
     boto_errors.TokenRetrievalError, boto_errors.SSOError, boto_errors.UnauthorizedSSOTokenError,
@@ -25,10 +37,9 @@ def explain(uri: str, bucket: str, config: StorageConfig, action: str, error: Ex
 
     action, uri: the request, e.g. "write" and "s3://bucket/key"; error: its exception.
     """
-    where = config.endpoint or "AWS"
     failed = f"cannot {action} {uri}"
     try:
-        client(config).head_bucket(Bucket=bucket)
+        head_bucket(config, bucket)
     except NO_CREDENTIALS as cause:
         detail = "" if isinstance(cause, boto_errors.NoCredentialsError) else f" ({_first_line(cause)})"
         return StorageError(
@@ -41,13 +52,9 @@ def explain(uri: str, bucket: str, config: StorageConfig, action: str, error: Ex
             f"{failed}: the AWS configuration files have no profile '{config.profile}'. Correct storage.profile or AWS_PROFILE"
         )
     except UNREACHABLE as cause:
-        return StorageError(
-            f"{failed}: nothing answers at {where} ({type(cause).__name__}). "
-            "Check storage.endpoint_url (AWS_ENDPOINT_URL) and the network",
-            transient=True,
-        )
+        return unreachable(failed, config, type(cause).__name__)
     except boto_errors.ClientError as cause:
-        return _explain_bucket(cause, failed, bucket, where)
+        return _explain_bucket(cause, failed, bucket, config)
     except boto_errors.BotoCoreError as cause:
         return StorageError(f"{failed}: {_first_line(cause)}", transient=True)
     if isinstance(error, FileNotFoundError) or _code(error) in ("404", "NoSuchKey"):
@@ -57,8 +64,28 @@ def explain(uri: str, bucket: str, config: StorageConfig, action: str, error: Ex
     return StorageError(f"{failed}: {_first_line(error)}", transient=not _code(error).startswith("4"))
 
 
-def _explain_bucket(cause: Any, failed: str, bucket: str, where: str) -> StorageError:
-    code = _code(cause)
+def head_bucket(config: StorageConfig, bucket: str) -> None:
+    """Ask for a bucket once, with short timeouts. Raises the errors of boto3."""
+    quick = replace(
+        config,
+        max_attempts=1,
+        connect_timeout_s=min(config.connect_timeout_s, HEAD_CONNECT_S),
+        request_timeout_s=min(config.request_timeout_s, HEAD_ANSWER_S),
+    )
+    client(quick).head_bucket(Bucket=bucket)
+
+
+def unreachable(failed: str, config: StorageConfig, detail: str) -> StorageError:
+    """The error, to be raised, for a store that does not answer. failed: "cannot <action> <uri>"."""
+    return StorageError(
+        f"{failed}: nothing answers at {config.endpoint or 'AWS'} ({detail}). "
+        "Check storage.endpoint_url (AWS_ENDPOINT_URL) and the network",
+        transient=True,
+    )
+
+
+def _explain_bucket(cause: Any, failed: str, bucket: str, config: StorageConfig) -> StorageError:
+    code, where = _code(cause), config.endpoint or "AWS"
     if code in ("404", "NoSuchBucket"):
         return StorageError(
             f"{failed}: there is no bucket '{bucket}' at {where}. Correct the URI or "
@@ -70,8 +97,23 @@ def _explain_bucket(cause: Any, failed: str, bucket: str, where: str) -> Storage
             "in another region, or the credentials are of another account. Set storage.region"
         )
     if code in ("403", "AccessDenied"):
+        wrong = WRONG_KEYS.get(_reason_of_denial(config, bucket))
+        if wrong:
+            return StorageError(
+                f"{failed}: {where} refuses the credentials: {wrong}. Correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
+                "(AWS_SESSION_TOKEN), or choose another profile with storage.profile"
+            )
         return _denied(failed, f"bucket '{bucket}'")
     return StorageError(f"{failed}: {where} answered {_first_line(cause)}", transient=True)
+
+
+def _reason_of_denial(config: StorageConfig, bucket: str) -> str:
+    """The error code with which a request is denied. An answer to HeadBucket has no body, and so no code."""
+    try:
+        client(replace(config, max_attempts=1)).list_objects_v2(Bucket=bucket, MaxKeys=1)
+    except S3_ERRORS as error:
+        return _code(error)
+    return ""
 
 
 def _denied(failed: str, what: str) -> StorageError:

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from platform.engine.data.shards import read_manifest
 from platform.engine.errors import UserError
+from platform.engine.runtime.run_name import run_name
 from platform.engine.storage.location import Location
 from platform.engine.storage.retry import patiently
 from platform.engine.stream.order import StreamConfig, StreamPlan
@@ -64,6 +65,7 @@ def build_dataset(
     dataset = dataset.map_batches(
         Decoder(image_size, _max_pixels(root)).__call__, batch_size=config.micro_batch, zero_copy_batch=True, num_cpus=1, **where
     )
+    dataset.set_name(run_name())
     dataset.context.execution_options.preserve_order = True
     return dataset
 

@@ -16,6 +16,7 @@ from platform.engine.errors import NotFoundError, UserError
 from platform.engine.schemas.training_settings import CheckpointConfig as CheckpointConfig
 from platform.engine.storage.location import Location
 from platform.engine.storage.retry import patiently
+from reidssl.models.weight_files import ModelFile, read_content
 
 STATE, MANIFEST = "state.pt", "manifest.json"
 
@@ -73,7 +74,8 @@ class CheckpointStore:
     def newest(self, at_most: int = 0) -> LoadedCheckpoint | None:
         """The newest checkpoint whose bytes match its manifest; None if there is no checkpoint.
 
-        at_most: largest position to consider; 0: any. Raises UserError if there are checkpoints and all are torn.
+        at_most: largest position to consider; 0: any. Raises UserError if there are checkpoints and all are torn, and for
+        a checkpoint that holds code.
         """
         torn, complete = [], self._complete()
         for position in complete:
@@ -84,7 +86,10 @@ class CheckpointStore:
                 torn.append(position)
                 continue
             manifest, data = read
-            payload = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            try:
+                payload = read_content(ModelFile(data, (self.root / _folder(position) / STATE).uri))
+            except ValueError as error:  # its checksum is right, so it is not torn: another program wrote it
+                raise UserError(str(error)) from None
             torn += [unfinished for unfinished in self.unfinished() if unfinished > position]
             return LoadedCheckpoint(position, payload, manifest["metadata"], tuple(map(_folder, sorted(torn, reverse=True))))
         if torn:

@@ -8,6 +8,7 @@ tests/platform/engine/train/test_elastic.py and test_launch.py detect changes of
 """
 
 import asyncio
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -19,10 +20,12 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
 from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import AUTOSCALING_REQUESTS_GET_TIMEOUT_S
 from ray.train.v2._internal.execution.worker_group import Worker, WorkerGroup
-from ray.train.v2.api.config import ScalingConfig
+from ray.train.v2.api.config import FailureConfig, ScalingConfig
 
 from platform.engine.runtime.ray_internals import draining_nodes
 from platform.engine.runtime.ray_session import is_own
@@ -104,6 +107,22 @@ class AllowedSizesPolicy(ElasticScalingPolicy):
         return self._latest_reserved_resources
 
 
+class UserErrorsEndTheRun(DefaultFailurePolicy):
+    """Ray Train's failure policy, except that an error of the user, which would recur, ends the run at once as failed.
+
+    board: handle of the LineBoard actor that knows this error.
+    """
+
+    def __init__(self, failure_config: FailureConfig, board: Any) -> None:
+        super().__init__(failure_config)
+        self.board = board
+
+    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        if ray.get(self.board.fatal.remote(), timeout=AUTOSCALING_REQUESTS_GET_TIMEOUT_S):
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
+
+
 class OwnWorkerGroup(WorkerGroup):
     """Worker group of prepared processes, without a controller actor.
 
@@ -164,22 +183,38 @@ class OwnController(TrainController):
 
 
 class ElasticTrainer(TorchTrainer):
-    """TorchTrainer with only allowed numbers of workers, which starts no unused processes."""
+    """TorchTrainer with only allowed numbers of workers, which starts no unused processes.
 
-    def __init__(self, *arguments: Any, allowed: Sequence[int], board: Any = None, **options: Any) -> None:
+    Args:
+        allowed: the allowed numbers of workers.
+        board: handle of a LineBoard actor, on which workers store errors that no restart can fix.
+        heeds_notices: whether the workers are asked for a checkpoint, over the board, before a resize restarts them.
+    """
+
+    def __init__(
+        self, *arguments: Any, allowed: Sequence[int], board: Any = None, heeds_notices: bool = False, **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
         self.allowed = tuple(allowed)
         self.board = board
+        self.heeds_notices = heeds_notices
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         if isinstance(options["scaling_policy"], ElasticScalingPolicy):
             # The types are ignored because Ray annotates version 1 of Train and runs version 2.
-            options["scaling_policy"] = AllowedSizesPolicy(self.scaling_config, self.allowed, self.board)  # type: ignore[arg-type]
-        if not is_own():
+            asked = self.board if self.heeds_notices else None
+            options["scaling_policy"] = AllowedSizesPolicy(self.scaling_config, self.allowed, asked)  # type: ignore[arg-type]
+        if self.board is not None:
+            options["failure_policy"] = UserErrorsEndTheRun(self.run_config.failure_config, self.board)
+        if not self.controlled_here():
             return super()._initialize_and_run_controller(**options)  # type: ignore[misc]
         controller = OwnController(**options)
         asyncio.run(controller.run())
         return controller.get_result()
+
+    def controlled_here(self) -> bool:
+        """Whether the controller runs in this process: on a local Ray, unless the dashboard shows it, which needs an actor."""
+        return is_own() and os.environ.get("RAY_TRAIN_ENABLE_STATE_TRACKING") != "1"
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Leave Ctrl-C to the program: Train would abort the run without a checkpoint and end with status 0."""
@@ -190,5 +225,5 @@ class ElasticTrainer(TorchTrainer):
         These are the callback for Train's own data sets (ours come from the stream) and, on a local Ray, the one with the actor
         that frees the resources of a dead controller.
         """
-        unused = (DatasetsCallback, PlacementGroupCleanerCallback) if is_own() else (DatasetsCallback,)
+        unused = (DatasetsCallback, PlacementGroupCleanerCallback) if self.controlled_here() else (DatasetsCallback,)
         return [one for one in super()._create_default_callbacks() if not isinstance(one, unused)]  # type: ignore[misc]

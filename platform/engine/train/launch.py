@@ -4,29 +4,33 @@ A loop is a plain function of its configuration that runs on every worker. It fi
 preemption, a resize and running the same command again are therefore handled alike: start, restore, continue.
 """
 
-import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
+from platform.engine.config.compose import flat, to_plain
 from platform.engine.errors import StoppedError, UserError
+from platform.engine.runtime.growth import may_grow
+from platform.engine.runtime.run_name import run_name
 from platform.engine.runtime.terminal import relayed_lines, say
+from platform.engine.secrets import hidden, hide, remembered
 from platform.engine.storage.location import Location
 from platform.engine.train.prepared import prepare_next, prepare_reader, prepare_workers
 from platform.engine.train.scaling import ScalingConfig
 
 Settings = TypeVar("Settings")
+METRICS_S = 11.0  # Ray's processes report their metrics every 10 s
 
 
 def launch(
     loop: Callable[[Settings], None] | str,
     config: Settings,
     *,
-    name: str,
     storage: Location,
     scaling: ScalingConfig,
     micro_batches_per_step: int = 1,
@@ -37,8 +41,7 @@ def launch(
 
     Args:
         loop: the function, or its name as "module:function". With a name, this process need not import what the loop imports.
-        name: name of the Ray Train run.
-        storage: folder for the files of Ray Train.
+        storage: run folder; the files of Ray Train are in its folder ray_train. The Train run has the name of this process's run.
         scaling: the workers and their resources.
         micro_batches_per_step: the number of workers of an elastic group always divides it.
         heeds_notices: whether the loop checks `notices()` at every step, so that resizing, SIGTERM and Ctrl-C lose no step.
@@ -63,15 +66,23 @@ def launch(
 
         from platform.engine.runtime import device as devices
         from platform.engine.train.elastic import ElasticTrainer
-        from platform.engine.train.worker import run_loop
+        from platform.engine.train.worker import GuardedLoop
 
         # The types are ignored because Ray annotates version 1 of Train and runs version 2.
         trainer = ElasticTrainer(
-            run_loop,
+            # Pickled to bytes, because Train's controller unpickles the loop and must not need its imports.
+            GuardedLoop(
+                work=cloudpickle.dumps((loop, config, remembered())),
+                board=board,
+                threads=scaling.threads,
+                name=run_name(),
+                run=storage.uri,
+                last_report_s=METRICS_S if may_grow() else 0,
+            ),
             allowed=scaling.sizes(micro_batches_per_step),
-            board=board if heeds_notices else None,
-            # Pickled to bytes, because Train's controller unpickles this dict and must not need the imports of the loop.
-            train_loop_config={"work": cloudpickle.dumps((loop, config)), "board": board, "threads": scaling.threads},
+            board=board,
+            heeds_notices=heeds_notices,
+            train_loop_config=shown_settings(config),
             torch_config=TorchConfig(backend=devices.backend(scaling.gpus_per_worker)),
             scaling_config=RayScalingConfig(
                 num_workers=scaling.num_workers,  # type: ignore[arg-type]
@@ -80,8 +91,8 @@ def launch(
                 resources_per_worker=resources,
             ),
             run_config=RunConfig(  # type: ignore[call-arg]
-                name=name,
-                storage_path=storage.path,
+                name=run_name() or "train",
+                storage_path=(storage / "ray_train").path,
                 storage_filesystem=storage.filesystem,
                 failure_config=FailureConfig(
                     max_failures=scaling.max_failures,  # type: ignore[call-arg]
@@ -147,11 +158,20 @@ def stop_on_signals(board: Any) -> Iterator[Stopping]:
             signal.signal(number, handler)
 
 
+def shown_settings(config: Any) -> dict[str, Any]:
+    """The settings for the Train page of the dashboard: {"model.width": 384, ...}, without secrets.
+
+    Flat, because the page cuts off what is nested deeper than three levels.
+    """
+    values = to_plain(config) if is_dataclass(config) and not isinstance(config, type) else config
+    return flat(hidden(values)) if isinstance(values, Mapping) else {}
+
+
 def _unexpected(error: BaseException) -> str:
     """Message with the last line of an unexpected error. Prints the whole trace to stderr."""
     failures = getattr(error, "worker_failures", {})
     text = "\n".join(str(failure) for failure in failures.values()) or "".join(traceback.format_exception(error))
-    print(text, file=sys.stderr)
+    print(hide(text), file=sys.stderr)
     last = [line for line in text.strip().splitlines() if line.strip()][-1]
     return f"training failed on a worker: {last.strip()}"
 
@@ -163,14 +183,14 @@ def _check_resources(scaling: ScalingConfig) -> None:
     total = ray.cluster_resources()
     fewest = scaling.fewest
     needed = {"CPU": fewest * scaling.cpus_per_worker, "GPU": fewest * scaling.gpus_per_worker}
-    autoscaling = "RAY_CLUSTER_AUTOSCALES" in os.environ or len(ray.nodes()) > 1
+    growing = may_grow()
     for kind, amount in needed.items():
-        if amount > total.get(kind, 0) and not autoscaling:
+        if amount > total.get(kind, 0) and not growing:
             raise UserError(
                 f"{fewest} workers need {amount:g} {kind}, this Ray has {total.get(kind, 0):g}: lower "
                 "scaling.workers or scaling.cpus_per_worker/gpus_per_worker, or connect to a larger cluster"
             )
-    if scaling.decode_resource and not total.get(scaling.decode_resource) and not autoscaling:
+    if scaling.decode_resource and not total.get(scaling.decode_resource) and not growing:
         raise UserError(
             f"no node offers the resource '{scaling.decode_resource}' of scaling.decode_resource: start decode nodes "
             f"with `ray start --resources='{{\"{scaling.decode_resource}\": 1}}'`, or leave it empty"

@@ -77,6 +77,27 @@ def test_a_folder_with_what_is_no_file(odd_folder, capsys):
     assert "1 .tga" in capsys.readouterr().out
 
 
+def test_links_that_lead_out_of_the_folder(tmp_path):
+    """They are listed and only followed if asked for. Links within the folder, and a link to the folder itself, are followed."""
+    root, outside = tmp_path / "real", tmp_path / "real-other/own.d"
+    for file in (root / "7/a.jpg", outside / "secret.jpg"):
+        file.parent.mkdir(parents=True)
+        file.write_bytes(picture())
+    (tmp_path / "in").symlink_to("real")
+    (root / "b.jpg").symlink_to("7/a.jpg")
+    (root / "c.jpg").symlink_to(outside / "secret.jpg")
+    (root / "7/more").symlink_to(outside)
+    good, aside = read(source_of("folder", tmp_path / "in"))
+    assert good.keys() == {"7/a.jpg", "b.jpg"} and aside.keys() == {"c.jpg", "7/more"}
+    assert all(reason.startswith("not followed: a link that leads out of the folder") for reason in aside.values())
+    good, aside = read(source_of("folder", tmp_path / "in", follow_links=True))
+    assert good.keys() == {"7/a.jpg", "b.jpg", "c.jpg", "7/more/secret.jpg"} and not aside
+    assert (
+        "follow_links" not in RawConfig(path="x").arguments()
+        and RawConfig(path="x", follow_links=True).arguments()["follow_links"]
+    )
+
+
 def test_an_empty_folder_is_no_source(tmp_path):
     (tmp_path / "empty.d/sub").mkdir(parents=True)
     with pytest.raises(UserError, match=r"does not exist or holds no files"):
@@ -252,6 +273,9 @@ def test_members_that_are_no_files_and_odd_names(tmp_path):
                 ("./x.jpg", picture()),
                 ("l.jpg", picture()),
                 special("l.json", tarfile.SYMTYPE, "x.json"),
+                special("dev/null", tarfile.CHRTYPE),
+                special("notes", tarfile.SYMTYPE, "/etc/passwd"),
+                ("../../root/.profile", b"x"),
             ]
         )
     )
@@ -264,6 +288,9 @@ def test_members_that_are_no_files_and_odd_names(tmp_path):
         "a/f.jpg": "not a file",
         "a/x.jpg": "unsafe name",
         "a/l.jpg": "labels not understood",
+        "a/dev/null": "not a file",
+        "a/notes": "not a file",
+        "a/.profile": "unsafe name",
     }
 
 

@@ -1,6 +1,7 @@
 """Files that are damaged, dangerous or not models are refused with an error that says what they are."""
 
 import io
+import os
 import pickle
 import random
 
@@ -20,6 +21,15 @@ class Harmful:
         return (print, ("code ran",))
 
 
+class Blocked:
+    """As Harmful, but with a function that torch knows to be harmful and reports with another text."""
+
+    def __reduce__(self):
+        return (os.system, ("echo code ran",))
+
+
+DANGEROUS = r"bad\.pth holds an object of \S*(print|system) and is refused as dangerous"
+
 NOTHING = r"bad\.pth is neither a safetensors nor a torch file"
 BAD_FILES = {
     "empty": (b"", NOTHING + ": it is empty"),
@@ -32,19 +42,21 @@ BAD_FILES = {
     "half-pickle": (b"\x80\x02}", NOTHING + " of plain tensors, or it is damaged"),
     "zip-stub": (torch_bytes({"a": torch.zeros(9)})[:40], NOTHING + " of plain tensors, or it is damaged"),
     "torch-code": (torch_bytes({"a": Harmful()}), r"bad\.pth holds an object of \S*print and is refused"),
-    "pickle-code": (pickle.dumps(Harmful()), NOTHING + r" of plain tensors|bad\.pth holds an object of \S*print and is refused"),
+    **{f"pickle-code-{protocol}": (pickle.dumps(Harmful(), protocol), DANGEROUS) for protocol in range(2, 6)},
+    **{f"pickle-system-{protocol}": (pickle.dumps(Blocked(), protocol), DANGEROUS) for protocol in range(2, 6)},
+    "torch-system": (torch_bytes({"a": Blocked()}), DANGEROUS),
     "cut": (model_bytes(VIT)[:-100], r"bad\.pth is a damaged safetensors file"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD_FILES)
-def test_damaged_and_dangerous_files_are_refused(kind, tmp_path, capsys):
+def test_damaged_and_dangerous_files_are_refused(kind, tmp_path, capfd):
     data, words = BAD_FILES[kind]
     path = tmp_path / "bad.pth"
     path.write_bytes(data)
     with pytest.raises(ValueError, match=words):
         read_state_dict(path)
-    assert "code ran" not in capsys.readouterr().out
+    assert "code ran" not in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("legacy", [True, False])

@@ -33,7 +33,7 @@ LAYOUTS: dict[str, Indexer] = {
 KINDS = (*LAYOUTS, "luperson_lmdb", "webdataset", "video", "synthetic")
 PARTS = ("pretrain", "source", "target")
 FORMATS = ("jpeg", "png")
-NEWER = ("pattern", "splits", "tar")
+NEWER = ("pattern", "splits", "tar", "follow_links")
 
 
 @dataclass(kw_only=True)
@@ -45,6 +45,8 @@ class RawConfig:
     or synthetic."""
     path: InputPath = ""
     """Folder, file or s3:// prefix; not for synthetic."""
+    follow_links: bool = False
+    """Follow links that lead out of the folder. Otherwise they are rejected: a foreign data set must not name other files."""
     labeled: bool = False
     """folder: read labels from paths <identity>/<image> or <split>/<identity>/<image>."""
     pattern: str = ""
@@ -97,11 +99,11 @@ class RawConfig:
         """The settings that determine the images of this kind, as JSON-compatible values."""
         names = {
             "synthetic": ("kind", "part", "synthetic", "image_format", "jpeg_quality"),
-            "video": ("kind", "path", "detections", "crops", "image_format", "jpeg_quality"),
-            "folder": ("kind", "path", "labeled", "pattern", "splits"),
-            "webdataset": ("kind", "path", "tar", "splits"),
-            "cuhk03": ("kind", "path", "boxes"),
-        }.get(self.kind, ("kind", "path"))
+            "video": ("kind", "path", "follow_links", "detections", "crops", "image_format", "jpeg_quality"),
+            "folder": ("kind", "path", "follow_links", "labeled", "pattern", "splits"),
+            "webdataset": ("kind", "path", "follow_links", "tar", "splits"),
+            "cuhk03": ("kind", "path", "follow_links", "boxes"),
+        }.get(self.kind, ("kind", "path", "follow_links"))
         values = {name: value for name, value in to_plain(self).items() if name in names}
         for name in NEWER:  # left out at their defaults, so that the arguments of older data sets still match
             if values.get(name) == to_plain(RawConfig())[name]:
@@ -134,17 +136,19 @@ def open_source(config: RawConfig, storage: StorageConfig) -> Source:
                 "raw.detections is empty: a video needs person detections in MOTChallenge form "
                 "(frame, track, left, top, width, height, score)"
             )
-        return VideoSource(root, open_storage(config.detections, storage), config.crops, **common)
+        return VideoSource(
+            root, open_storage(config.detections, storage), config.crops, follow_links=config.follow_links, **common
+        )
     if config.kind == "luperson_lmdb":
         return LmdbSource(root, config.unit_images)
     if config.kind == "webdataset":
-        return TarSource(root, config.tar, config.split_names)
+        return TarSource(root, config.tar, config.split_names, config.follow_links)
     index: Callable[..., Any] = LAYOUTS[config.kind]
     if config.kind == "folder":
         index = partial(index, labeled=config.labeled, pattern=config.pattern, splits=config.split_names)
     if config.kind == "cuhk03":
         index = partial(index, boxes=config.boxes)
-    return FileSource(root, index, config.unit_images)
+    return FileSource(root, index, config.unit_images, config.follow_links)
 
 
 def _finite(value: Any) -> Any:

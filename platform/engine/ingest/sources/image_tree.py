@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from platform.engine.errors import UserError
-from platform.engine.ingest.sources.items import Listing, fault_of, list_items, read_item
+from platform.engine.ingest.sources.items import LEADS_OUT, Listing, fault_of, list_items, read_item
 from platform.engine.ingest.sources.source import Candidate, ReadingPlan, in_units
 from platform.engine.storage.location import Location
 from reidssl.data.names import unspelled
@@ -27,6 +27,7 @@ class FileSource:
     root: Location
     index: Indexer
     unit_images: int
+    follow_links: bool = False
     extra_columns: dict[str, pa.DataType] = field(default_factory=lambda: {"split": pa.string()})
 
     def plan(self, limit: int) -> ReadingPlan:
@@ -35,7 +36,7 @@ class FileSource:
 
         if self.root.is_file():
             raise UserError(f"raw.path {self.root} is a file; this kind of source wants the folder with the images")
-        listing = list_items(self.root)
+        listing = list_items(self.root, self.follow_links)
         if not listing.names and not listing.aside:
             raise UserError(f"raw.path {self.root} does not exist or holds no files")
         aside: dict[str, str] = {}
@@ -50,7 +51,9 @@ class FileSource:
                 say(f"note: {remark.message}")
         _other_formats(listing.names, say)
         aside |= {
-            name: reason for name, reason in listing.aside.items() if is_image(name) or reason.startswith("cannot be listed")
+            name: reason
+            for name, reason in listing.aside.items()
+            if is_image(name) or reason.startswith("cannot be listed") or reason == LEADS_OUT
         }
         items: list[Any] = list(records)
         if aside:

@@ -18,6 +18,7 @@ from platform.engine.storage.location import PARTIAL, Location
 from platform.engine.storage.s3 import client
 from reidssl.data.names import spelled, unspelled
 
+LEADS_OUT = "not followed: a link that leads out of the folder (raw.follow_links=true follows it)"
 MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # errors of the machine, not of an item
 
 
@@ -30,13 +31,16 @@ class Listing(NamedTuple):
     """Name of each item that is not a readable file -> the reason."""
 
 
-def list_items(root: Location) -> Listing:
-    """All items below `root`. Raises StorageError if the root itself cannot be listed."""
+def list_items(root: Location, follow_links: bool = False) -> Listing:
+    """All items below `root`. Raises StorageError if the root itself cannot be listed.
+
+    follow_links: also follow links that lead out of the root. Otherwise they are set aside.
+    """
     if root.is_s3:
         return Listing(sorted(spelled(item.name) for item in root.list()), {})
     names: list[str] = []
     aside: dict[str, str] = {}
-    for path, reason in _walk(root):
+    for path, reason in _walk(root, follow_links):
         name = spelled(os.path.relpath(path, root.path))
         if reason:
             aside[name] = reason
@@ -45,10 +49,10 @@ def list_items(root: Location) -> Listing:
     return Listing(sorted(names), aside)
 
 
-def _walk(root: Location) -> Iterator[tuple[str, str]]:
+def _walk(root: Location, follow_links: bool) -> Iterator[tuple[str, str]]:
     """Yields (path, "" or the reason why it is not a readable file) below a local folder.
 
-    Links to folders are followed; each folder is visited once.
+    Links to folders are followed, with `follow_links` also out of the root; each folder is visited once.
     """
     unlisted: list[tuple[str, str]] = []
 
@@ -58,19 +62,28 @@ def _walk(root: Location) -> Iterator[tuple[str, str]]:
                 raise error
         unlisted.append((str(error.filename), f"cannot be listed: {error.strerror}"))
 
-    visited = set()
+    visited, real_root = set(), os.path.realpath(root.path)
+
+    def leads_out(path: str) -> bool:
+        if follow_links or not os.path.islink(path):
+            return False
+        return os.path.commonpath([real_root, os.path.realpath(path)]) != real_root
+
     for folder, folders, files in os.walk(root.path, followlinks=True, onerror=note):
         real = os.path.realpath(folder)
         if real in visited:  # a link to a parent folder must not cause an endless loop
             folders.clear()
             continue
         visited.add(real)
+        outside = [name for name in folders if leads_out(os.path.join(folder, name))]
+        folders[:] = [name for name in folders if name not in outside]
+        yield from ((os.path.join(folder, name), LEADS_OUT) for name in outside)
         if not folders and not files and folder != root.path and "." in os.path.basename(folder):  # named like a file
             yield folder, "not a file: it is an empty folder"
         for name in files:
             if not name.endswith(PARTIAL):
                 path = os.path.join(folder, name)
-                yield path, _why_no_file(path)
+                yield path, LEADS_OUT if leads_out(path) and os.path.exists(path) else _why_no_file(path)
     yield from ((path, reason) for path, reason in unlisted if path != root.path)
 
 

@@ -55,6 +55,7 @@ class TarSource:
     root: Location
     fields: FieldConfig = field(default_factory=FieldConfig)
     splits: Mapping[str, str] = field(default_factory=dict)
+    follow_links: bool = False
     extra_columns: dict[str, pa.DataType] = field(default_factory=lambda: {"split": pa.string()})
 
     def plan(self, limit: int) -> ReadingPlan:
@@ -75,7 +76,7 @@ class TarSource:
     def _tars(self) -> list[TarUnit]:
         if self.root.is_file():
             return [TarUnit("", _without_suffix(spelled(self.root.name)), 0)]
-        names, aside = list_items(self.root)
+        names, aside = list_items(self.root, self.follow_links)
         tars = [name for name in names if name.endswith(TAR_SUFFIXES)]
         stems = [_without_suffix(name) for name in tars]
         times = Counter(stems)  # a.tar and a.tgz would give equal keys
@@ -122,12 +123,12 @@ class TarSource:
         if name.startswith("/") or ".." in parts:
             return TarMember(posixpath.basename(name), b"", f"unsafe name: it leads out of the tar: {name!r}")
         name = "/".join(parts)
-        sidecar = is_sidecar(name, self.fields)
-        if not (sidecar or _is_image(name)):
-            return TarMember(name, b"", "")
         if not member.isreg():
             kind = "a link" if member.issym() or member.islnk() else "a device or a pipe"
             return TarMember(name, b"", f"not a file: it is {kind} in the tar")
+        sidecar = is_sidecar(name, self.fields)
+        if not (sidecar or _is_image(name)):
+            return TarMember(name, b"", "")
         most, what = (LARGEST_SIDECAR, "labels") if sidecar else (LARGEST_IMAGE, "a person image")
         if member.size > most:
             return TarMember(name, b"", f"too large: {member.size:,} bytes are too many for {what}")
@@ -146,6 +147,9 @@ class TarSource:
                     or "labels without an image: none of that name stands directly before or behind it in the tar",
                 )
         used = {member.name for member in (*images, *sidecars)}
+        yield from (
+            Candidate(f"{prefix}/{each.name}", error=each.error) for each in group if each.error and each.name not in used
+        )
         others = sorted({f".{suffix_of(member.name)}" for member in group if member.name not in used and "." in member.name})
         wrong = next((f"labels not understood: {member.name}: {member.error}" for member in sidecars if member.error), "")
         beside = [(member.name, member.data) for member in sidecars]

@@ -51,6 +51,7 @@ class VideoSource:
     crops: CropConfig
     image_format: str
     jpeg_quality: int
+    follow_links: bool = False
     extra_columns: dict[str, pa.DataType] = field(
         default_factory=lambda: {"split": pa.string(), "frame": pa.int32(), "track": pa.int64(), "score": pa.float32()}
     )
@@ -85,7 +86,7 @@ class VideoSource:
         if single:
             file = spelled(self.detections.name)
             return [("", posixpath.splitext(spelled(self.root.name))[0], file, self.detections.read_text(), "")]
-        names, unread = list_items(self.root)
+        names, unread = list_items(self.root, self.follow_links)
         videos = sorted(name for name in (*names, *unread) if name.lower().endswith(VIDEO_SUFFIXES))
         if not videos:
             raise UserError(f"raw.path {self.root} is no video and holds none ({', '.join(VIDEO_SUFFIXES)})")

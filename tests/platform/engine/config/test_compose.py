@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 
 from platform.__main__ import programs
 from platform.engine.config.compose import CONFIG_FOLDER, load_config, to_dataclass, to_plain
+from platform.engine.config.groups import experiments_of
 from platform.engine.errors import ConfigError
 from platform.engine.schemas import SCHEMAS, schema_of
 from platform.engine.schemas.finetune_settings import FinetuneConfig
@@ -263,6 +265,22 @@ class LeafConfig:
 class RootConfig:
     leaf: LeafConfig = field(default_factory=LeafConfig)
     on: bool = False
+
+
+def test_a_tag_in_a_file_is_one_line(monkeypatch, tmp_path):
+    """YAML tags can name Python objects. They are refused where a file is composed, and where --help only looks at it."""
+    monkeypatch.setattr("platform.engine.config.groups.CONFIG_FOLDER", tmp_path / "configs")
+    monkeypatch.setattr("platform.engine.config.compose.CONFIG_FOLDER", tmp_path / "configs")
+    shutil.copytree(CONFIG_FOLDER, tmp_path / "configs")
+    (tmp_path / "configs/experiment/evil.yaml").write_text(f"seed: !!python/object/apply:os.system ['touch {tmp_path}/owned']")
+    line = r"evil\.yaml, line 1: .*python/object/apply:os\.system'; tags such as !!python/\.\.\. are not allowed"
+    with pytest.raises(ConfigError, match=line):
+        load_config(PretrainConfig, "pretrain", ["experiment=evil"])
+    with pytest.raises(ConfigError, match=line):
+        experiments_of("pretrain", PretrainConfig)
+    with pytest.raises(ConfigError, match=r"^configuration: seed: '!!python/name:os\.system' is not a value"):
+        load_config(PretrainConfig, "pretrain", ["seed=!!python/name:os.system"])
+    assert not (tmp_path / "owned").exists()
 
 
 def test_mappings_are_checked_like_files():

@@ -148,6 +148,10 @@ def test_a_changed_or_foreign_manifest_is_refused(tmp_path):
         (location / MANIFEST).write_json(good | change)
         with pytest.raises(StorageError, match=text):
             read_manifest(location)
+    for name in ("../shard-0.parquet", "/etc/passwd", "a/../../b", ""):
+        (location / MANIFEST).write_json(good | {"files": [good["files"][0] | {"name": name}]})
+        with pytest.raises(StorageError, match=r"is not a name below .*'\.\.', '\.', empty and absolute parts are refused"):
+            read_manifest(location)
     (location / MANIFEST).write_json([1])
     with pytest.raises(StorageError, match="version None"):
         read_manifest(location)

@@ -56,8 +56,10 @@ def test_what_counts_as_private(code):
 
 
 def test_private_names_of_ray_are_taken_in_two_files_only():
+    """And listed in a third, which checks them."""
     files = [path for folder in ("platform", "reidssl", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
-    assert [str(path.relative_to(ROOT)) for path in files if private_names(path.read_text(encoding="utf-8"))] == ALLOWED
+    users = [str(path.relative_to(ROOT)) for path in files if private_names(path.read_text(encoding="utf-8"))]
+    assert sorted({*users} - {"platform/engine/runtime/ray_names.py"}) == ALLOWED
 
 
 @contextmanager

@@ -236,7 +236,7 @@ def test_a_profile_is_used_and_not_pickled(s3, tmp_path, monkeypatch):
 
 
 def test_denied(s3, monkeypatch):
-    """moto checks signatures and policies on request; the server then does not know the user."""
+    """moto checks signatures and policies on request; the server then does not know the access key."""
     root = open_storage(s3.uri, StorageConfig(endpoint_url=s3.endpoint_url, max_attempts=1))
     (root / "f").write_bytes(b"1")
 
@@ -249,7 +249,7 @@ def test_denied(s3, monkeypatch):
     require_permission("0")
     try:
         for attempt in ((root / "f").read_bytes, lambda: (root / "f").write_bytes(b"2")):
-            with pytest.raises(StorageError, match="permission denied") as caught:
+            with pytest.raises(StorageError, match="refuses the credentials: it does not know the access key") as caught:
                 attempt()
             assert "testing" not in str(caught.value)
     finally:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from platform.engine.data.shards import read_manifest, write_manifest
 from platform.engine.errors import UserError
+from platform.engine.runtime.run_name import set_run_name
 from platform.engine.storage.location import open_storage
 from platform.engine.stream.order import StreamConfig, StreamPlan, Task, Unit, stream_seeds
 from platform.engine.stream.stream import build_dataset, local_stream, micro_batches, segments
@@ -236,7 +237,9 @@ def test_no_stream_beyond_the_end(tiny_shards):
 
 
 def test_other_block_sizes_are_noticed(tiny_shards, ray_session):
+    set_run_name("pretrain-first")
     dataset = build_dataset(plan_of(tiny_shards), CONFIG, tiny_shards, SIZE, 0, 8)
+    assert dataset.name == "pretrain-first"  # on the Data page
     with pytest.raises(RuntimeError, match="block of 4 samples instead of 8"):
         list(micro_batches(dataset, StreamConfig(micro_batch=8)))
 

@@ -1,5 +1,6 @@
 """Checkpoints: published atomically, kept, skipped when incomplete; on this machine and on S3."""
 
+import os
 import threading
 
 import pytest
@@ -47,6 +48,23 @@ def test_round_trip_and_keep(root):
     assert found.metadata == {"config": {"x": 1}} and found.torn == ()
     assert torch.equal(found.payload["student"]["parameters"]["weight"], payload(1000 / 7)["student"]["parameters"]["weight"])
     assert found.payload["names"] == ["a", "b"] and found.payload["student"]["step"] == 4.0
+
+
+def test_a_checkpoint_with_code_is_dangerous_not_torn(tmp_path):
+    """Its checksum is right, so another program has written it: an older checkpoint must not silently take its place."""
+
+    class Harmful:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path}/owned",)
+
+    store = CheckpointStore(open_storage(str(tmp_path / "checkpoints")))
+    store.save(100, payload(1), {})
+    store.save(200, {"student": Harmful()}, {})
+    with pytest.raises(
+        UserError, match=r"position-000000000200/state\.pt holds an object of \w+\.system and is refused as dangerous"
+    ):
+        store.newest()
+    assert not (tmp_path / "owned").exists()
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "bad manifest"])

@@ -72,7 +72,6 @@ def test_train_runs_an_elastic_group_with_an_allowed_number(tmp_path, ray_sessio
     launch(
         loop,
         {"seen": str(seen)},
-        name="train",
         storage=open_storage(str(tmp_path)),
         micro_batches_per_step=4,
         scaling=ScalingConfig(workers=4, min_workers=1, cpus_per_worker=1.2, threads=1, max_failures=0),

@@ -26,7 +26,7 @@ def launch_and_tell_pid(folder):
         with open(arguments["file"], "w") as file:
             file.write(str(os.getpid()))
 
-    launch(loop, {"file": str(folder / "pid")}, name="train", storage=open_storage(str(folder)), scaling=ScalingConfig(threads=1))
+    launch(loop, {"file": str(folder / "pid")}, storage=open_storage(str(folder)), scaling=ScalingConfig(threads=1))
     return int((folder / "pid").read_text())
 
 
