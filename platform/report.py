@@ -29,8 +29,8 @@ from platform.engine.report import selections as selections
 from platform.engine.report.contents import RunFolder, read_folder
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.report_settings import ReportConfig
+from platform.engine.selection.scores import read_scores
 from platform.engine.storage.location import Location, open_storage
-from platform.score import read_scores
 
 TEMPLATES, TEMPLATE, PAGE = ROOT / "platform" / "engine" / "report", "report.html.j2", "report.html"
 

@@ -31,11 +31,11 @@ from platform.engine.runs.json_records import read_record
 from platform.engine.runs.run_folder import SUMMARY, open_run
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.select_settings import SelectConfig
+from platform.engine.selection.scores import read_scores
 from platform.engine.storage.location import StorageConfig, open_storage
 from platform.engine.stream.units import INDEX
-from platform.score import read_scores
 from reidssl.seeding import sample_seeds, uniforms
-from reidssl.selection.cfs import agreement
+from reidssl.selection.agreement import agreement
 from reidssl.selection.matching import match_entries
 from reidssl.selection.subset import load_published_list, select_top
 

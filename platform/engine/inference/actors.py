@@ -51,6 +51,22 @@ class FeatureActor:
         return {name: batch[name] for name in ("key", "split", "file", "problem")} | {"feature": features.float().cpu().numpy()}
 
 
+class InPieces:
+    """Actor around another one, which gets the rows of a row group in even pieces of at most `batch` rows.
+
+    A piece never spans two row groups. So the images of a forward pass, and with them the last bits of its results, do not depend
+    on the number of actors or on what an interrupted run had finished.
+    """
+
+    def __init__(self, actor: type, arguments: dict[str, Any], batch: int) -> None:
+        self.actor, self.batch = actor(**arguments), batch
+
+    def __call__(self, rows: Batch) -> Iterator[Batch]:
+        for piece in np.array_split(np.arange(len(rows["key"])), max(1, -(-len(rows["key"]) // self.batch))):
+            if len(piece):
+                yield self.actor({name: values[piece[0] : piece[-1] + 1] for name, values in rows.items()})
+
+
 def stream_through_actors(
     root: Location,
     files: Sequence[FileEntry],
@@ -86,9 +102,9 @@ def stream_through_actors(
     dataset = ray.data.range(len(units), override_num_blocks=len(units))
     dataset = dataset.map_batches(read, batch_size=1, num_cpus=0.5)
     dataset = dataset.map_batches(
-        actor,
-        fn_constructor_kwargs=arguments,
-        batch_size=pool.batch,
+        InPieces,
+        fn_constructor_kwargs={"actor": actor, "arguments": arguments, "batch": pool.batch},
+        batch_size=None,
         zero_copy_batch=True,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
         num_cpus=pool.cpus_per_actor,

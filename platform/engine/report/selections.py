@@ -12,6 +12,14 @@ MEASURES = {
         "share of the {k} nearest images that the two proxies agree on",
         "whose nearest images stay the same in that tuning",
     ),
+    "group_neighborhood": (
+        "share of the {k} nearest images, in random groups of up to {group}, that the two proxies agree on",
+        "whose nearest images stay the same in that tuning",
+    ),
+    "group_cka": (
+        "part of the image in the linear CKA of the two proxies, in random groups of up to {group}",
+        "whose similarities to other images stay the same in that tuning",
+    ),
 }
 
 
@@ -19,8 +27,8 @@ def measure_name(scores: RunMember) -> str:
     """The measure of the scores in words."""
     about = scores.summary or {}
     measure = str(about.get("measure") or scores.setting_of("measure") or "unknown measure")
-    k = about.get("k") or scores.setting_of("k") or "k"
-    return MEASURES[measure][0].format(k=k) if measure in MEASURES else measure
+    used = {name: about.get(name) or scores.setting_of(name) or name for name in ("k", "group")}
+    return MEASURES[measure][0].format(**used) if measure in MEASURES else measure
 
 
 def kept_images(scores: RunMember) -> str:

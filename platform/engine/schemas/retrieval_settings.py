@@ -76,7 +76,7 @@ class PoolConfig:
     actors: int = 2
     """Largest number of actors. The pool grows to it while there is work."""
     batch: int = 256
-    """Images in one forward pass."""
+    """Largest number of images in one forward pass. A pass never spans two row groups of a shard."""
     cpus_per_actor: float = 1.0
     """CPUs reserved for an actor."""
     gpus_per_actor: float = 0.0
