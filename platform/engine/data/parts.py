@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from platform.engine.data.shards import FileEntry
 from platform.engine.errors import UserError
 from platform.engine.inference.actors import Batch
+from platform.engine.runtime.rate import Rate
 from platform.engine.runtime.terminal import say
 from platform.engine.storage.location import Location
 
@@ -26,6 +27,8 @@ def write_parts(
 ) -> None:
     """Collect batches (with "key", "file" and values) and call `publish(name, columns)` for each shard when it is complete.
 
+    The memory is that of the shards whose batches have begun to come, one or two if the batches are in the order of the shards.
+
     Args:
         pending: the shards that the batches come from.
         done, total: number of images with results before, and of all images; for the lines on the terminal.
@@ -34,7 +37,7 @@ def write_parts(
     """
     rows_of = {entry.name: entry.rows for entry in pending}
     waiting: dict[str, list[Batch]] = {}
-    started, spoken, first = time.perf_counter(), time.perf_counter(), done
+    spoken, rate = time.perf_counter(), Rate(total)
     for batch in batches:
         for name in dict.fromkeys(batch["file"].tolist()):
             chosen = batch["file"] == name
@@ -43,9 +46,10 @@ def write_parts(
                 parts = waiting.pop(name)
                 publish(name, {column: np.concatenate([part[column] for part in parts]) for column in batch})
         done += len(batch["key"])
+        rate.update(done)
         if time.perf_counter() - spoken > 5 or done == total:
             spoken = time.perf_counter()
-            say(f"computed {done:,}/{total:,}  {(done - first) / (spoken - started):,.0f} images/s")
+            say(f"computed {done:,}/{total:,}  {rate}".rstrip())
     if waiting:
         raise UserError(f"{len(waiting)} shards came back incomplete; run the same command again")
 
