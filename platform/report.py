@@ -27,6 +27,7 @@ from platform.engine.errors import StorageError, UserError
 from platform.engine.report import charts, pictures, tables
 from platform.engine.report import selections as selections
 from platform.engine.report.contents import RunFolder, read_folder
+from platform.engine.runtime.rate import duration
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.report_settings import ReportConfig
 from platform.engine.selection.scores import read_scores
@@ -105,7 +106,7 @@ def render(folder: RunFolder) -> str:
         "percent": lambda share: f"{100 * share:.1f}",
         "points": _points,
         "number": lambda count: f"{count:,}",
-        "duration": tables.duration,
+        "duration": duration,
     }
     return environment.get_template(TEMPLATE).render(context)
 
@@ -178,6 +179,7 @@ def cfs_section(folder: RunFolder) -> dict[str, Any] | None:
         "selection": select,
         "histogram": None,
         "samples": None,
+        "agreement": charts.agreement_curve(select),
         "measure": selections.measure_name(run),
         "kept": selections.kept_images(run),
         "selections": selections.selection_rows(folder),

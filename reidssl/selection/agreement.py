@@ -1,11 +1,12 @@
 """Agreement of scores: with known labels (AUC) and with another order of the same images (rank correlation, common top)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
 
-from reidssl.selection.subset import count_of, select_top
+from reidssl.selection.subset import count_of, select_best
 
 Array = np.ndarray
 
@@ -50,43 +51,41 @@ def spearman(first: Array, second: Array) -> float:
     return float(np.clip(ranks[0] @ ranks[1] / (norms[0] * norms[1]), -1.0, 1.0))
 
 
-def agreement(keys: Sequence[str], scores: Array, reference: Sequence[str], fraction: float = 0.5) -> dict[str, float | int]:
-    """Agreement of scores with a reference order of the same images, such as the published list.
+def agreement(keys: Sequence[str], first: Array, second: Array, fractions: Sequence[float]) -> dict[str, Any]:
+    """Agreement of two rankings of the same images, such as scores and the published list.
 
     Args:
-        keys, scores: keys and scores (B,) of the images.
-        reference: keys, best first. A leading "images/" is ignored in both lists. Only common keys are compared.
-        fraction: top fraction of the images to compare, in (0, 1].
+        keys: unique strings (B,).
+        first, second: scores (B,), higher is better; NaN: the image is not in this ranking. Only images that both rank
+            are ordered and compared.
+        fractions: top fractions of the compared images, in (0, 1].
 
     Returns:
-        {"spearman": rank correlation in [-1, 1]; "top_overlap": common share of the two top fractions, in [0, 1], expected value
-        `fraction` for random scores; "fraction"; "num_compared": number of common keys}.
+        {"num_first", "num_second": ranked images; "num_compared": images that both rank; "common": their share of the shorter
+        ranking; "spearman": rank correlation in [-1, 1]; "overlaps": {fraction: common share of the two top fractions, in [0, 1],
+        whose expected value for unrelated scores is the fraction}}. Without two images to compare, or with equal scores,
+        "spearman" is None and "overlaps" is empty.
 
     Raises:
-        ValueError: there are fewer than two common keys or a repeated key, or scores are NaN or all equal.
+        ValueError: lengths differ, or a ranking is empty.
     """
-    if len(keys) != len(scores):
-        raise ValueError(f"keys and scores must be of one length: got {len(keys)} and {len(scores)}")
-    position = {key.removeprefix("images/"): place for place, key in enumerate(reference)}
-    if len(position) != len(reference):
-        raise ValueError(f"the reference names {len(reference) - len(position)} images twice")
-    names = [key.removeprefix("images/") for key in keys]
-    common = [place for place, name in enumerate(names) if name in position]
-    if len(common) < 2:
-        raise ValueError(
-            f"the reference shares {len(common)} of {len(keys)} images (first key '{names[0] if names else ''}', first "
-            f"entry '{reference[0] if reference else ''}'): it belongs to another data set"
-        )
-    names = [names[place] for place in common]
-    ours = np.asarray(scores, np.float64)[common]
-    theirs = -np.asarray([position[name] for name in names], np.float64)
-    top = [set(select_top(names, each, fraction).tolist()) for each in (ours, theirs)]
-    return {
-        "spearman": spearman(ours, theirs),
-        "top_overlap": len(top[0] & top[1]) / count_of(len(names), fraction),
-        "fraction": fraction,
-        "num_compared": len(names),
-    }
+    if not len(keys) == len(first) == len(second):
+        raise ValueError(f"keys and scores must be of one length: got {len(keys)}, {len(first)} and {len(second)}")
+    ranked = [~np.isnan(np.asarray(each, np.float64)) for each in (first, second)]
+    if not all(each.any() for each in ranked):
+        raise ValueError("a ranking without images cannot be compared")
+    both = np.flatnonzero(ranked[0] & ranked[1])
+    names = [keys[place] for place in both]
+    ours, theirs = (np.asarray(each, np.float64)[both] for each in (first, second))
+    found: dict[str, Any] = {f"num_{name}": int(each.sum()) for name, each in zip(("first", "second"), ranked, strict=True)}
+    found |= {"num_compared": len(both), "common": len(both) / min(found.values()), "spearman": None, "overlaps": {}}
+    if len(both) > 1 and np.ptp(ours) > 0 and np.ptp(theirs) > 0:
+        found["spearman"] = spearman(ours, theirs)
+        orders = [select_best(names, each, len(names)) for each in (ours, theirs)]
+        for fraction in fractions:
+            count = count_of(len(names), fraction)
+            found["overlaps"][f"{fraction:g}"] = len(np.intersect1d(*(order[:count] for order in orders))) / count
+    return found
 
 
 def _check_scores(name: str, values: Array) -> None:

@@ -19,9 +19,10 @@ from platform.engine.inference.actors import Batch
 from platform.engine.inference.features import FEATURE, ParquetPart, stored_parts
 from platform.engine.runs.json_records import read_record
 from platform.engine.runs.run_folder import SUMMARY
-from platform.engine.storage.location import Location
+from platform.engine.storage.location import Location, open_storage
 
 FEATURES = "features"
+ADVICE = "give a folder that platform.score wrote with features=true"
 PROXIES = ("source", "target")
 LOADED = ("heads", "stride", "mean", "std", "cameras")
 """Facts beside weights and image size on which the features of a proxy depend; load.* may supply them."""
@@ -81,14 +82,22 @@ class KeptFeatures:
 
 def kept_record(folder: Location) -> dict[str, Any]:
     """The summary of a finished run of platform.score that kept its features. Raises UserError if the folder is none."""
-    if not (folder / SUMMARY).exists():
-        raise UserError(f"{folder.uri} holds no finished scores: run platform.score with features=true to its end first")
-    advice = "give a folder that platform.score wrote with features=true"
-    about = read_record(folder / SUMMARY, "data_checksum", str, advice)
+    about = _scores_record(folder)
     if not (folder / FEATURES).exists():
         elsewhere = f", its measure was computed from those of {about['features']}" if about.get("features") else ""
-        raise UserError(f"{folder.uri} keeps no features{elsewhere}: {advice}")
+        raise UserError(f"{folder.uri} keeps no features{elsewhere}: {ADVICE}")
     return about
+
+
+def features_behind(folder: Location) -> KeptFeatures:
+    """The features that the scores in `folder` were computed from. Raises UserError if they were not kept."""
+    about = _scores_record(folder)
+    if not (folder / FEATURES).exists() and about.get("features"):
+        folder = open_storage(about["features"], folder.config)
+        if kept_record(folder)["data_checksum"] != about["data_checksum"]:
+            raise UserError(f"the features in {folder.uri} are of other data by now: {ADVICE}")
+    kept_record(folder)
+    return KeptFeatures(folder)
 
 
 def require_same(folder: Location, about: dict[str, Any], checksum: str, proxies: dict[str, dict[str, Any]]) -> None:
@@ -117,3 +126,9 @@ def _facts(record: dict[str, Any]) -> dict[str, str]:
     loaded = record.get("loaded", {})
     facts = {name: record.get(name) for name in ("weights", "image_size")} | {name: loaded.get(name) for name in LOADED}
     return {name: json.dumps(value).strip('"') for name, value in facts.items()}  # as stored: a tuple is a list
+
+
+def _scores_record(folder: Location) -> dict[str, Any]:
+    if not (folder / SUMMARY).exists():
+        raise UserError(f"{folder.uri} holds no finished scores: run platform.score with features=true to its end first")
+    return read_record(folder / SUMMARY, "data_checksum", str, ADVICE)

@@ -39,22 +39,27 @@ def test_spearman_equals_scipy(levels):
         spearman(a, np.ones(150))
 
 
-def test_agreement_with_a_list():
-    keys = [f"{place}.jpg" for place in range(10)]
-    scores = -np.arange(10.0)
-    same = agreement(keys, scores, [f"images/{key}" for key in keys])
-    assert same == {"spearman": pytest.approx(1.0), "top_overlap": 1.0, "fraction": 0.5, "num_compared": 10}
-    opposite = agreement(keys, scores, keys[::-1])
-    assert opposite["spearman"] == pytest.approx(-1.0) and opposite["top_overlap"] == 0.0
-    swapped = agreement(keys, scores, [*keys[:4], keys[5], keys[4], *keys[6:]])
-    assert swapped["top_overlap"] == pytest.approx(0.8) and 0.9 < swapped["spearman"] < 1.0
+def test_agreement_of_two_orders():
+    keys, scores = [f"{place}.jpg" for place in range(10)], -np.arange(10.0)
+    same = agreement(keys, scores, 3 * scores, [0.2, 0.5])
+    counts = {"num_first": 10, "num_second": 10, "num_compared": 10, "common": 1.0}
+    assert same == {**counts, "spearman": pytest.approx(1.0), "overlaps": {"0.2": 1.0, "0.5": 1.0}}
+    opposite = agreement(keys, scores, -scores, [0.5, 0.8])
+    assert opposite["spearman"] == pytest.approx(-1.0) and opposite["overlaps"] == {"0.5": 0.0, "0.8": 0.75}
+    swapped = scores.copy()
+    swapped[[4, 5]] = scores[[5, 4]]
+    found = agreement(keys, scores, swapped, [0.5])
+    assert found["overlaps"]["0.5"] == pytest.approx(0.8) and 0.9 < found["spearman"] < 1.0
 
 
-def test_agreement_compares_common_images_only():
+def test_agreement_compares_the_images_that_both_rank():
     keys = ["a", "x", "b", "c", "y", "d"]
-    found = agreement(keys, [6, 9, 5, 4, 8, 3], ["a", "other", "b", "c", "d"])
-    assert found["num_compared"] == 4 and found["spearman"] == pytest.approx(1.0) and found["top_overlap"] == 1.0
-    with pytest.raises(ValueError, match=r"shares 1 of 6 images .*another data set"):
-        agreement(keys, np.arange(6), ["a", "z"])
-    with pytest.raises(ValueError, match="names 1 images twice"):
-        agreement(keys, np.arange(6), ["a", "a", "b"])
+    found = agreement(keys, np.asarray([6, 9, 5, 4, 8, 3]), np.asarray([6, np.nan, 5, 4, np.nan, 3]), [0.5])
+    assert (found["num_first"], found["num_second"], found["num_compared"], found["common"]) == (6, 4, 4, 1.0)
+    assert found["spearman"] == pytest.approx(1.0) and found["overlaps"] == {"0.5": 1.0}
+    disjoint = agreement(keys[:2], np.asarray([1, np.nan]), np.asarray([np.nan, 1]), [0.5])
+    assert disjoint["common"] == 0.0 and disjoint["spearman"] is None and disjoint["overlaps"] == {}
+    with pytest.raises(ValueError, match="a ranking without images"):
+        agreement(["a"], np.asarray([np.nan]), np.asarray([1.0]), [0.5])
+    with pytest.raises(ValueError, match="one length: got 6, 1 and 1"):
+        agreement(keys, np.ones(1), np.ones(1), [0.5])
