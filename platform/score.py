@@ -25,13 +25,11 @@ if __name__ == "__main__":  # before the imports below: --help and a misspelled 
     run_program("score")
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from platform.engine.clustering.sharded_neighbors import sharded_neighbors
 from platform.engine.data.parts import PARTS, problems_in, write_parts
 from platform.engine.data.set_aside import SetAside
 from platform.engine.data.shards import FileEntry, Manifest, read_manifest
@@ -44,10 +42,12 @@ from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.score_settings import ScoreConfig
 from platform.engine.selection.kept_features import FEATURES, PROXIES, KeptFeatures, kept_record, require_same
-from platform.engine.selection.scores import summarize, write_scores
+from platform.engine.selection.measuring import compare_neighborhoods, measure_of, publish
+from platform.engine.selection.scores import summarize
 from platform.engine.storage.location import Location, StorageConfig, open_storage
+from platform.engine.storage.retry import patiently
 from reidssl.models.given import LoadConfig
-from reidssl.selection.cfs import MEASURE_OF, cfs_scores, group_scores, neighborhood_overlap
+from reidssl.selection.cfs import MEASURE_OF, cfs_scores
 
 
 class Scorer:
@@ -134,7 +134,11 @@ def score(config: ScoreConfig, output: Location, root: Location, manifest: Manif
     if pending:
         batches = kept.batches(pending) if config.features_from else forward(config, root, pending, image_size)
         batches = set_aside_of(config, root, manifest).watch(batches)
-        write_parts(pending, batches, partial(publish, config, output), done, manifest.num_rows)
+
+        def write(name: str, columns: Batch) -> None:
+            patiently(lambda: publish(config, output, name, columns), config.storage.retry_timeout_s, say)
+
+        write_parts(pending, batches, write, done, manifest.num_rows)
     if whole:
         compare_neighborhoods(config, output, kept, manifest)
         if not (config.features or config.features_from):
@@ -206,55 +210,6 @@ def load_proxies(config: ScoreConfig, root: Location) -> dict[str, LoadedModel]:
     return proxies
 
 
-def measure_of(config: ScoreConfig) -> dict[str, Any]:
-    """The measure and the settings that it uses, for the summary."""
-    used = {"neighborhood": ("k", "search"), "group_neighborhood": ("k", "group", "seed"), "group_cka": ("group", "seed")}
-    return {"measure": config.measure} | {name: getattr(config, name) for name in used.get(config.measure, ())}
-
-
 def set_aside_of(config: ScoreConfig, root: Location, manifest: Manifest) -> SetAside:
     """An empty counter of undecodable images, with the limit of pool.max_corrupt_share."""
     return SetAside(root.uri, manifest.num_rows, config.pool.max_corrupt_share, "pool.max_corrupt_share")
-
-
-def publish(config: ScoreConfig, output: Location, name: str, columns: Batch) -> None:
-    """Write what is known of a shard: its features if they are kept, and its scores unless they need all images."""
-    scope, keys, problems = MEASURE_OF[config.measure].scope, columns["key"].tolist(), columns["problem"]
-    if "score" in columns:
-        write_scores(output, name, keys, columns["score"], problems)
-        return
-    if config.features or (scope == "set" and not config.features_from):
-        KeptFeatures(output).write(name, columns)
-    if scope == "set":
-        return
-    good = np.flatnonzero(problems == "")
-    if scope == "group" and len(good) == 1:
-        alone = f"image '{keys[good[0]]}' is alone in its shard: {config.measure} has nothing to compare it with"
-        problems[good], good = alone, good[:0]
-    scores = np.zeros(len(keys), np.float32)
-    if len(good):
-        features = [columns[proxy][good] for proxy in PROXIES]
-        if scope == "group":
-            named = [keys[place] for place in good]
-            scores[good] = group_scores(named, *features, config.measure, config.k, config.group, config.seed)
-        else:
-            scores[good] = cfs_scores(*features, config.measure).numpy()
-    write_scores(output, name, keys, scores, problems)
-
-
-def compare_neighborhoods(config: ScoreConfig, output: Location, kept: KeptFeatures, manifest: Manifest) -> None:
-    """Compute the neighborhood scores of all images from their features."""
-    if all((output / PARTS / entry.name).exists() for entry in manifest.files):
-        return
-    tables: list[np.ndarray] = []
-    for proxy in PROXIES:
-        say(f"score: {config.k} neighbors of {manifest.num_rows:,} images by the {proxy} proxy")
-        tables.append(sharded_neighbors(kept.parts(proxy, manifest.files), config.k + 1, config.neighbors, config.search)[0])
-    scores, used = neighborhood_overlap(tables[0], tables[1]), 0
-    for entry in manifest.files:
-        keys, problems = kept.rows(entry)
-        good = problems == ""
-        values = np.zeros(entry.rows, scores.dtype)
-        values[good] = scores[used : used + int(good.sum())]
-        write_scores(output, entry.name, keys, values, problems)
-        used += int(good.sum())

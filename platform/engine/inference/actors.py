@@ -13,12 +13,14 @@ import pyarrow.parquet as pq
 
 from platform.engine.data.set_aside import problems_of
 from platform.engine.data.shards import FileEntry, read_manifest
-from platform.engine.errors import UserError
+from platform.engine.errors import NotFoundError, UserError
 from platform.engine.schemas.retrieval_settings import PoolConfig
 from platform.engine.storage.location import Location, StorageConfig
+from platform.engine.storage.retry import patiently
 from reidssl.data.decode import decode_batch
 
 Batch = dict[str, np.ndarray]
+LABELS = ("key", "pid", "camid", "split")
 
 
 class FeatureActor:
@@ -117,12 +119,8 @@ def stream_through_actors(
 def _read_and_decode(
     root: Location, name: str, group: int, image_size: tuple[int, int], splits: Sequence[str], max_pixels: int
 ) -> Batch:
-    columns = ["key", "image", "pid", "camid"]
-    shard = root.joinpath(name)
-    with shard.open_input() as opened, shard.errors("read"):
-        file = pq.ParquetFile(opened)
-        has_split = "split" in file.schema_arrow.names
-        table = file.read_row_group(group, columns=columns + (["split"] if has_split else []))
+    table = patiently(lambda: _read_row_group(root / name, group), root.config.retry_timeout_s)
+    has_split = "split" in table.schema.names
     if splits:
         table = table.filter(pa.compute.is_in(table["split"], value_set=pa.array(list(splits))))
     keys = table["key"].to_pylist()
@@ -136,6 +134,16 @@ def _read_and_decode(
         "split": np.asarray(table["split"].to_pylist() if has_split else [""] * table.num_rows, dtype=object),
         "file": np.full(table.num_rows, name, dtype=object),
     }
+
+
+def _read_row_group(shard: Location, group: int) -> pa.Table:
+    try:
+        with shard.open_input() as opened, shard.errors("read"):
+            file = pq.ParquetFile(opened)
+            known = file.schema_arrow.names
+            return file.read_row_group(group, columns=[name for name in known if name in (*LABELS, "image")])
+    except NotFoundError as error:
+        raise UserError(f"{error}. The data set names this shard: bring it back, or ingest the data set again") from None
 
 
 def _pool_size(pool: PoolConfig, num_units: int) -> int:

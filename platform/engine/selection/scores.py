@@ -1,5 +1,6 @@
 """The scores of a data set in storage: one Parquet file (key, score, problem) for each shard, and their summary."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,18 +21,18 @@ def write_scores(output: Location, name: str, keys: list[str], scores: np.ndarra
     )
 
 
-def read_scores(output: Location, manifest: Manifest) -> pa.Table:
-    """Table (key, score) of every image in the order of the shards; the score is null for images that cannot be decoded."""
+def read_scores(output: Location, manifest: Manifest, columns: Sequence[str] = ("key", "score")) -> pa.Table:
+    """Table of these columns of every image in the order of the shards; the score is null for images that cannot be decoded."""
     tables = []
     for entry in manifest.files:
         with (output / PARTS / entry.name).open_input() as file:
-            tables.append(pq.read_table(file, columns=["key", "score"]))
+            tables.append(pq.read_table(file, columns=list(columns)))
     return pa.concat_tables(tables)
 
 
 def summarize(output: Location, root: Location, manifest: Manifest) -> dict[str, Any]:
     """Distribution of the scores. If the data has a `planted` column, also the AUC with which they rank planted images low."""
-    column = read_scores(output, manifest)["score"]
+    column = read_scores(output, manifest, ["score"])["score"]
     scored = column.is_valid().to_numpy()
     scores = column.drop_null().to_numpy()
     summary: dict[str, Any] = {

@@ -48,7 +48,7 @@ class StorageConfig:
     request_timeout_s: float = 60.0
     """Seconds to wait for a response."""
     retry_timeout_s: float = 300.0
-    """Seconds for which a training run retries while storage fails, does not answer or is full. After that it stops."""
+    """Seconds for which training and scoring retry while storage fails, does not answer or is full. After that they stop."""
 
     def __post_init__(self) -> None:
         if self.endpoint_url:

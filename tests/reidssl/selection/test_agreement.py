@@ -50,6 +50,7 @@ def test_agreement_of_two_orders():
     swapped[[4, 5]] = scores[[5, 4]]
     found = agreement(keys, scores, swapped, [0.5])
     assert found["overlaps"]["0.5"] == pytest.approx(0.8) and 0.9 < found["spearman"] < 1.0
+    assert agreement(keys, scores, np.append([-1.0, 0.0], scores[2:]), [0.1])["overlaps"]["0.1"] == 0.0
 
 
 def test_agreement_compares_the_images_that_both_rank():
