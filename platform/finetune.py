@@ -214,6 +214,7 @@ def publish_model(run: Run, config: FinetuneConfig, model: ReidModel, phase: Pha
         "setting": config.setting,
         "checkpoint": config.checkpoint,
         "target_set": config.target_set,
+        "target_manifest": read_manifest(open_storage(config.target_set, config.storage)).checksum,
         "source_set": config.source_set,
     }
     metadata |= {name: json.dumps(value) for name, value in record.items() if value is not None}

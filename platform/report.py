@@ -28,10 +28,11 @@ from platform.engine.errors import StorageError, UserError
 from platform.engine.report import charts, pictures, tables
 from platform.engine.report import selections as selections
 from platform.engine.report.contents import RunFolder, read_folder
+from platform.engine.runtime.rate import duration
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.report_settings import ReportConfig
+from platform.engine.selection.scores import read_scores
 from platform.engine.storage.location import Location, open_storage
-from platform.score import read_scores
 
 TEMPLATES, TEMPLATE, PAGE = ROOT / "platform" / "engine" / "report", "report.html.j2", "report.html"
 RELOAD_S = 60
@@ -125,7 +126,7 @@ def render(folder: RunFolder, reload_s: float = 0) -> str:
         "percent": lambda share: f"{100 * share:.1f}",
         "points": _points,
         "number": lambda count: f"{count:,}",
-        "duration": tables.duration,
+        "duration": duration,
     }
     return environment.get_template(TEMPLATE).render(context)
 
@@ -198,6 +199,7 @@ def cfs_section(folder: RunFolder) -> dict[str, Any] | None:
         "selection": select,
         "histogram": None,
         "samples": None,
+        "agreement": charts.agreement_curve(select),
         "measure": selections.measure_name(run),
         "kept": selections.kept_images(run),
         "selections": selections.selection_rows(folder),

@@ -1,9 +1,14 @@
-"""Select a subset of a data set: the share with the best scores, or a random one. Writes an index, copies no images.
+"""Select a subset of a data set: the images with the best scores, or a random part. Writes an index, copies no images.
 
   python -m platform.select data=runs/demo/data/pretrain scores=runs/scores output=runs/selection fraction=0.5
   python -m platform.select data=s3://bucket/luperson list=cfs_list.pkl fraction=0.5 output=s3://bucket/selection
-  python -m platform.select ... reference=cfs_list.pkl      (also: how far the scores agree with a published order)
-  python -m platform.select data=runs/demo/data/pretrain random=true output=runs/control      (the control of any selection)
+  python -m platform.select data=runs/demo/data/pretrain random=true output=runs/control     (the control of any selection)
+  python -m platform.select ... count=20000          (or threshold=0.9; inverse=true keeps the worst instead)
+  python -m platform.select ... stratify=camid floor=0.25          (at least the best quarter of every camera)
+  python -m platform.select ... duplicates.similarity=0.98         (scores of platform.score features=true)
+  python -m platform.select ... materialize=true write_list=true   (also new shards, and a list in the published format)
+  python -m platform.select ... reference=cfs_list.pkl             (also: how far the scores agree with another ranking)
+  python -m platform.select data=runs/demo/data/pretrain compare=[runs/scores,cfs_list.pkl,runs/control] output=runs/agreement
 
 list: a published ranking to use instead of scores: a pickled list of paths, best first. It is read without executing any code.
 Its paths may be absolute, begin with ./ or contain backslashes. It must name as many images of the data set as the fraction asks
@@ -16,33 +21,43 @@ from platform.engine.config.program import run_program
 if __name__ == "__main__":  # before the imports below: --help and a misspelled key are answered at once
     run_program("select")
 
-import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from platform.engine.clustering.sharded_neighbors import sharded_neighbors
 from platform.engine.data.parts import write_table
 from platform.engine.data.shards import Manifest, read_manifest, read_rows
 from platform.engine.errors import UserError
-from platform.engine.runs.json_records import read_record
-from platform.engine.runs.run_folder import SUMMARY, open_run
+from platform.engine.runs.run_folder import SUMMARY, VOLATILE, open_run
+from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.select_settings import SelectConfig
-from platform.engine.storage.location import StorageConfig, open_storage
+from platform.engine.selection.comparison import compared, comparison
+from platform.engine.selection.kept_features import features_behind
+from platform.engine.selection.materialize import materialize, row_groups_of
+from platform.engine.selection.rankings import (
+    SELECTION,
+    Ranking,
+    any_ranking,
+    listed_ranking,
+    random_ranking,
+    refused_as_user_error,
+    scored_ranking,
+)
+from platform.engine.storage.location import Location, open_storage
 from platform.engine.stream.units import INDEX
-from platform.score import read_scores
-from reidssl.seeding import sample_seeds, uniforms
-from reidssl.selection.cfs import agreement
-from reidssl.selection.matching import match_entries
-from reidssl.selection.subset import load_published_list, select_top
+from reidssl.selection.distinct import without_duplicates
+from reidssl.selection.published import published_list
+from reidssl.selection.subset import count_of, select_best, select_stratified
+
+LIST, SHARDS = "list.pkl", "data"
 
 
 def main(config: SelectConfig) -> dict[str, Any]:
-    """Write the index and its manifest. Returns the summary. Raises UserError for input that cannot be used."""
-    if not (config.scores or config.list or config.random):
+    """Write the selection, or the comparison. Returns the summary. Raises UserError for input that cannot be used."""
+    if not (config.scores or config.list or config.random or config.compare):
         raise UserError("nothing to select by: give scores=<folder of platform.score>, list=<published order> or random=true")
     output = open_storage(config.output, config.storage)
     complete = (output / SUMMARY).exists()
@@ -50,162 +65,164 @@ def main(config: SelectConfig) -> dict[str, Any]:
         read_manifest(open_storage(config.data, config.storage))
         output.prepare_output()
     # Select first: refused input must not become the configuration of the output folder.
-    index, summary = (None, {}) if complete else select(config)
-    run = open_run("select", config.output, config, config.storage)
-    if index is None:
+    root = open_storage(config.data, config.storage)
+    index, summary = (None, {}) if complete else comparison(config, root) if config.compare else select(config, root)
+    run = open_run("select", config.output, config, config.storage, volatile=(*VOLATILE, "neighbors"))
+    if complete:
         say(f"select: {run.location.uri} is complete already")
         return run.summary or {}
-    write_table(run.location / INDEX, index)
-    (run.location / "manifest.json").write_json(summary)
+    if index is not None:
+        publish(config, root, run.location, index, summary)
     run.finish(summary)
-    say(f"select: kept {summary['selected']:,} of {summary['total']:,} images ({config.fraction:.0%}) in {run.location.uri}")
     return run.summary or {}
 
 
-def select(config: SelectConfig) -> tuple[pa.Table, dict[str, Any]]:
+def publish(config: SelectConfig, root: Location, output: Location, index: pa.Table, summary: dict[str, Any]) -> None:
+    """Write the index, and the list and the shards if they are asked for."""
+    write_table(output / INDEX, index)
+    if config.write_list:
+        keys, scores = index["key"].to_pylist(), index["score"].to_numpy() * (-1 if config.inverse else 1)
+        (output / LIST).write_bytes(published_list([keys[place] for place in select_best(keys, scores, len(keys))]))
+    if config.materialize:
+        connect(config.runtime)
+        made = materialize(root, read_manifest(root), index, output / SHARDS, config.shard_mb << 20)
+        summary["shards"] = {"uri": (output / SHARDS).uri, "data_checksum": made.checksum, "bytes": made.num_bytes}
+    (output / SELECTION).write_json(summary)
+    say(
+        f"select: kept {summary['selected']:,} of {summary['total']:,} images "
+        f"({summary['selected'] / summary['total']:.0%}) in {output.uri}"
+    )
+    if not config.materialize and summary["read_share"] > 1.2 * summary["selected"] / summary["total"]:
+        say(
+            f"select: they are scattered: an epoch reads {summary['read_share']:.0%} of the data set's row groups; "
+            "materialize=true writes the images as shards of their own"
+        )
+
+
+def select(config: SelectConfig, root: Location) -> tuple[pa.Table, dict[str, Any]]:
     """(index, summary) of the selection. Raises UserError for input that belongs to another data set or is broken."""
-    root = open_storage(config.data, config.storage)
     manifest = read_manifest(root)
     keys = read_rows(root, ["key"])["key"].to_pylist()
-    scores, listed, by = scored(config, manifest, keys)
-    places = np.flatnonzero(~np.isnan(scores))
-    if not len(places):
-        raise UserError(f"none of the {len(keys):,} images of {root.uri} has a score: none of them could be decoded")
-    candidates = [keys[place] for place in places]
-    summary: dict[str, Any] = {"by": by}
+    ranking = ranking_of(config, manifest, keys)
+    summary: dict[str, Any] = {"by": ranking.record, "inverse": config.inverse}
     if config.reference:
-        summary |= compared(config, candidates, scores[places])
-    with refused_as_user_error(config.scores or config.list or config.data):
-        chosen = places[select_top(candidates, scores[places], config.fraction)]
-    if listed is not None:
-        chosen = listed_only(config, chosen, listed)
+        other = any_ranking(open_storage(config.reference, config.storage), config.data, manifest, keys)
+        summary["agreement"] = compared(config, keys, ranking, other, f"with {config.reference}")
+        summary["reference"] = other.record
+    better = -ranking.values if config.inverse else ranking.values
+    places = ranking.ranked
+    undecodable = len(keys) - len(places) if ranking.kind == "scores" else 0
+    wanted = count_of(len(keys) - undecodable, config.fraction)
+    if config.duplicates.similarity:
+        places = distinct(config, manifest, places, keys, better)
+        summary["near_duplicates"] = len(ranking.ranked) - len(places)
+    if config.threshold is not None:
+        wanted = passing(config, ranking.values[places])
+    wanted = enough(config, len(places), config.count or wanted, len(keys) - undecodable)
+    chosen = places[best_of(config, root, [keys[place] for place in places], better[places], places, wanted)]
+    index = locate(manifest, keys, ranking.values, chosen)
+    touched = {(file, group) for file, group, _ in row_groups_of(index)}
+    rows = {(entry.name, group): count for entry in manifest.files for group, count in enumerate(entry.row_groups)}
     summary |= {
         "data": config.data,
         "data_checksum": manifest.checksum,
         "total": len(keys),
-        "corrupt_images": len(keys) - len(places),
+        "corrupt_images": undecodable,
         "selected": len(chosen),
-        "fraction": config.fraction,
+        "fraction": config.fraction if not (config.count or config.threshold is not None) else len(chosen) / len(keys),
+        "read_share": sum(rows[group] for group in touched) / len(keys),
     }
     if config.scores:  # ranks of a list and random numbers have no meaningful threshold
-        summary["threshold"] = float(np.min(scores[chosen]))
+        summary["threshold"] = float((np.max if config.inverse else np.min)(ranking.values[chosen]))
     if "planted" in manifest.extra_columns:
         planted = read_rows(root, ["planted"])["planted"].to_numpy().astype(bool)
         summary["planted_share"] = {"all": float(planted.mean()), "selected": float(planted[chosen].mean())}
-    return locate(manifest, keys, scores, chosen), summary
+    return index, summary
 
 
-def compared(config: SelectConfig, keys: list[str], scores: np.ndarray) -> dict[str, Any]:
-    """Agreement of the scores with the reference ranking, over the images that it names."""
-    found, about = matched(config.reference, config.storage, keys)
-    order = [keys[place] for place in np.argsort(found, kind="stable") if found[place] >= 0]
-    with refused_as_user_error(config.reference):
-        agreed = agreement(keys, scores, order, config.fraction)
-    say(f"agreement with {config.reference}: {agreed}")
-    return {"agreement": agreed, "reference": about}
+def ranking_of(config: SelectConfig, manifest: Manifest, keys: list[str]) -> Ranking:
+    """The ranking that decides: scores, a list or chance."""
+    if config.random:
+        return random_ranking(config.seed, keys)
+    if config.list:
+        return listed_ranking(open_storage(config.list, config.storage), keys)
+    return scored_ranking(open_storage(config.scores, config.storage), config.data, manifest, keys)
 
 
-def listed_only(config: SelectConfig, chosen: np.ndarray, listed: np.ndarray) -> np.ndarray:
-    """`chosen` without the images that the list does not name.
+def passing(config: SelectConfig, scores: np.ndarray) -> int:
+    """Number of `scores` that pass the threshold. Raises UserError if there is none."""
+    limit = float(config.threshold or 0.0)
+    count = int((scores <= limit).sum() if config.inverse else (scores >= limit).sum())
+    if not count:
+        raise UserError(
+            f"threshold={limit:g} keeps no image: the scores in {config.scores} are from {scores.min():g} to {scores.max():g}"
+        )
+    return count
 
-    Raises UserError if images are left out, unless config.allow_short.
+
+def enough(config: SelectConfig, found: int, wanted: int, total: int) -> int:
+    """`wanted`, or `found` if there are fewer and config.allow_short. Raises UserError if there are fewer.
 
     Args:
-        chosen: int (M,) indices of the selected images.
-        listed: bool (N,), whether the list names an image.
+        found: images that can be selected; wanted: images asked for; total: all images that can be decoded.
     """
-    kept = chosen[listed[chosen]]
-    if len(kept) < len(chosen):
-        share = np.floor(1e4 * len(kept) / len(listed)) / 1e4
-        short = (
-            f"{config.list} names {len(kept):,} of the {len(listed):,} images of {config.data}, "
-            f"fraction={config.fraction:g} asks for {len(chosen):,}"
-        )
-        if not config.allow_short:
-            raise UserError(
-                f"{short}: set fraction={share:g} or less, allow_short=true to keep the {len(kept):,}, or give "
-                "the list of this data set"
-            )
-        say(f"select: {short}; the {len(kept):,} are kept (allow_short)")
-    return kept
-
-
-def matched(uri: str, storage: StorageConfig, keys: list[str]) -> tuple[np.ndarray, dict[str, Any]]:
-    """(ranks, record) of a published list: the rank of each key in it, -1 if it is not named, and facts for the summary.
-
-    Raises UserError if the file is anything but a pickled list of strings (in particular if the pickle holds code), if it names
-    an image twice, or if it names no image of this data set.
-    """
-    file = open_storage(uri, storage)
-    content = file.read_bytes()
-    with refused_as_user_error(file.uri):
-        entries = load_published_list(content)
-        found = match_entries(entries, keys)
-    unlisted = int((found.places < 0).sum())
-    if unlisted == len(keys):
-        raise UserError(
-            f"none of the {len(keys):,} keys is in {uri} (first key '{keys[0]}', first entry '{entries[0]}'): the "
-            "list belongs to another data set"
-        )
-    for side, prefix in (("list has", found.entry_prefix), ("keys have", found.key_prefix)):
-        if prefix:
-            say(f"select: the {side} '{prefix}' before the paths; it is left out")
-    if found.absent:
-        shown = ", ".join(f"'{entry}'" for entry in found.absent[:3])
-        say(f"select: {len(found.absent):,} of {len(entries):,} entries of the list name no image of the data set, e.g. {shown}")
-    return found.places, {
-        "uri": uri,
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "entries": len(entries),
-        "absent_from_data": len(found.absent),
-        "absent_from_list": unlisted,
-    }
-
-
-@contextmanager
-def refused_as_user_error(name: str) -> Iterator[None]:
-    """Context manager: turns a ValueError of the library into a UserError that names the input file `name`."""
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(f"{name}: {error}") from None
-
-
-def scored(config: SelectConfig, manifest: Manifest, keys: list[str]) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
-    """(scores, listed, record): a score for each key, which keys the list names (None: no list), and facts for the summary.
-
-    With a published list, the score is minus the rank in it. For a random subset it is uniform in [0, 1). NaN marks an image that
-    could not be decoded and is never selected. Raises UserError for missing, foreign or non-finite scores.
-    """
-    if config.random:
-        return uniforms(sample_seeds(config.seed, 0, keys), 1)[:, 0], None, {"kind": "random", "seed": config.seed}
+    if found >= wanted:
+        return wanted
+    asked = f"count={config.count}" if config.count else f"fraction={config.fraction:g}"
     if config.list:
-        places, about = matched(config.list, config.storage, keys)
-        return np.where(places < 0, -float(about["entries"]), -places.astype(float)), places >= 0, {"kind": "list", **about}
-    folder = open_storage(config.scores, config.storage)
-    if not (folder / SUMMARY).exists():
-        raise UserError(f"{folder.uri} holds no finished scores: run platform.score to its end first")
-    about = read_record(folder / SUMMARY, "data_checksum", str, "give the folder that platform.score wrote as scores")
-    if about["data_checksum"] != manifest.checksum:
-        raise UserError(
-            f"the scores in {folder.uri} belong to another data set than {config.data}: score this one (their "
-            f"checksum {about['data_checksum'][:12]}, this one's {manifest.checksum[:12]})"
+        short, advice = (
+            f"{config.list} names {found:,} of the {total:,} images of {config.data}",
+            "give the list of this data set",
         )
-    with folder.errors("read the scores in"):
-        table = read_scores(folder, manifest)
-    if table["key"].to_pylist() != keys:
-        raise UserError(f"the keys in {folder.uri} are not those of {config.data}: score this data set again")
-    scores = table["score"].to_numpy()
-    missing = np.isnan(scores) & table["score"].is_valid().to_numpy()  # null is an undecodable image, NaN is an error
-    if missing.any():
-        raise UserError(
-            f"{config.scores}: {int(missing.sum())} of {len(keys)} scores are NaN, the first that of "
-            f"'{keys[int(missing.argmax())]}': the proxies gave no finite feature there; score again with "
-            "other proxies"
-        )
-    names = ("measure", "k", "search", "source_proxy", "target_proxy", "proxies")
-    taken: dict[str, Any] = {name: about[name] for name in names if name in about}
-    return scores, None, {"kind": "scores", "uri": config.scores, **taken}
+    else:
+        short = f"{found:,} of the {total:,} images of {config.data} can be selected"
+        advice = "raise duplicates.similarity" if config.duplicates.similarity else "score them first"
+    short += f", {asked} asks for {wanted:,}"
+    lower = f"count={found}" if config.count else f"fraction={np.floor(1e4 * found / total) / 1e4:g}"
+    if not config.allow_short:
+        raise UserError(f"{short}: set {lower} or less, allow_short=true to keep the {found:,}, or {advice}")
+    say(f"select: {short}; the {found:,} are kept (allow_short)")
+    return found
+
+
+def distinct(config: SelectConfig, manifest: Manifest, places: np.ndarray, keys: list[str], better: np.ndarray) -> np.ndarray:
+    """`places` (ascending positions of all images with a score) without near duplicates of better images.
+
+    Raises UserError if the features were not kept, or do not fit the scores.
+    """
+    how, folder = config.duplicates, open_storage(config.scores, config.storage)
+    kept = features_behind(folder)
+    connect(config.runtime)
+    parts = kept.parts("source", manifest.files)
+    if sum(part.rows for part in parts) != len(places):
+        raise UserError(f"the features in {kept.folder.uri} are not those of the scores in {folder.uri}: score again")
+    say(f"select: {how.k} neighbors of {len(places):,} images, to find near duplicates")
+    near, similarities = sharded_neighbors(parts, how.k + 1, how.neighbors, how.search)
+    order = select_best([keys[place] for place in places], better[places], len(places))
+    full = int((similarities[:, -1] >= how.similarity).sum()) if how.k + 1 < len(places) else 0
+    if full:
+        say(f"select: {full:,} images have more than {how.k} near duplicates; a larger duplicates.k finds more of them")
+    with refused_as_user_error(folder.uri):
+        found = places[without_duplicates(order, near, similarities, how.similarity)]
+    say(f"select: {len(places) - len(found):,} near duplicates of better images are left out")
+    return found
+
+
+def best_of(
+    config: SelectConfig, root: Location, keys: list[str], better: np.ndarray, places: np.ndarray, wanted: int
+) -> np.ndarray:
+    """Positions in `keys` of the images to keep.
+
+    keys, better: keys and scores of the candidates; places: their positions in the data set.
+    """
+    with refused_as_user_error(config.scores or config.list or config.data):
+        if not config.stratify:
+            return select_best(keys, better, wanted)
+        if config.stratify == "folder":
+            strata = np.asarray([key.rpartition("/")[0] for key in keys])
+        else:
+            strata = np.asarray(read_rows(root, [config.stratify])[config.stratify].take(places).to_pylist()).astype(str)
+        return select_stratified(keys, better, wanted, strata, config.floor)
 
 
 def locate(manifest: Manifest, keys: list[str], scores: np.ndarray, chosen: np.ndarray) -> pa.Table:

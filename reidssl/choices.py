@@ -5,7 +5,7 @@ import math
 OPTIMIZERS = ("adamw", "sgd", "lars")
 LARGEST_MARGIN = {"arcface": math.pi, "cosface": 2.0, "circle": 1.0}
 """Margin loss -> upper bound of its margin (exclusive)."""
-MEASURES = ("cosine", "neighborhood")
+MEASURES = ("cosine", "neighborhood", "group_neighborhood", "group_cka")
 """Measures of the Catastrophic Forgetting Score (reidssl/selection/cfs.py)."""
 PRECISIONS = ("auto", "fp32", "bf16")
 COMPILE_CHOICES = ("auto", "on", "off")

@@ -4,25 +4,38 @@ A source proxy is a model pre-trained on the images. The target proxy is the sou
 of an image measures how much of its representation is retained. A high score means that little was forgotten, and that the image
 is close to the target domain.
 
-The authors published the order of the images but no code, and the paper does not define the measure. Two are available:
+The authors published the order of the images but no code, and the paper does not define the measure. A measure is a function of
+the two features x and y of an image and, except for the cosine, of the images that it is compared with:
 
-    cosine          score(x) = cos(source feature of x, target feature of x); the default
-    neighborhood    score(x) = |A(x) & B(x)| / k, with A and B the k nearest other images of x for each of the proxies
+    cosine              cos(x, y); the default, and by all accounts the authors' measure
+    neighborhood        |A & B| / k, with A and B the k nearest other images for each of the proxies, in the whole set
+    group_neighborhood  the same, but only among the images of the image's group
+    group_cka           the image's part of the linear CKA of its group: the cosine of its rows in the two Gram matrices
 
-"neighborhood" does not need common coordinates (features that are only rotated have score 1), but needs all images at once.
+All but "cosine" need no common coordinates: features that are only rotated have the highest score. The groups are random, of a
+fixed size and within one shard, so these measures take one pass, constant memory and a time linear in the number of images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn import functional as F
 
 from reidssl.choices import MEASURES
 from reidssl.clustering.neighbors import Array, knn
-from reidssl.selection.subset import count_of, select_top
+from reidssl.seeding import sample_seeds, uniforms
+
+
+class Measure(NamedTuple):
+    """A measure of the CFS."""
+
+    scope: str
+    """The images that are compared: "image" (each one alone), "group" (those of a group) or "set" (all images)."""
+    score: Callable[[Tensor, Tensor, int, int], Tensor]
+    """(source (B, D), target (B, E), k, block) -> scores float32 (B,) of the images of one scope."""
 
 
 @torch.no_grad()
@@ -30,31 +43,110 @@ def cfs_scores(source: Tensor | Array, target: Tensor | Array, measure: str = "c
     """Scores of B images from the features of both proxies (256 x 128, eval mode, before the BNNeck).
 
     Args:
-        source, target: float (B, D), features of the same images in the same order. For "neighborhood" the widths may differ.
-        measure: "cosine", in [-1, 1], for each image alone; or "neighborhood", in [0, 1], among the B images, which must be the
-            whole set and not a batch of it.
-        k: number of neighbors for "neighborhood"; all other images if there are fewer.
-        block: number of rows that "neighborhood" compares at a time; memory is block x B.
+        source, target: float (B, D), features of the same images in the same order. Only "cosine" needs equal widths.
+        measure: a key of MEASURE_OF. Except for "cosine", the B images must be the whole set or group and not a batch of it.
+        k: number of neighbors of the neighborhoods; all other images if there are fewer.
+        block: number of rows that a neighborhood compares at a time; memory is block x B.
 
     Returns:
         float32 (B,) on the source's device. With "cosine", a feature with NaN has score NaN, which `select_top` rejects.
 
     Raises:
-        ValueError: shapes do not fit, the measure is unknown, or (neighborhood) features are not finite.
+        ValueError: shapes do not fit, the measure is unknown, or (all but cosine) features are not finite or of fewer than two
+            images.
     """
     first, second = torch.as_tensor(source), torch.as_tensor(target)
     if first.ndim != 2 or second.ndim != 2 or len(first) != len(second):
         raise ValueError(f"source and target must be (B, D), same images: got {tuple(first.shape)}, {tuple(second.shape)}")
-    if measure == "cosine":
-        if first.shape != second.shape:
-            raise ValueError(f"cosine needs features of one width: got {first.shape[1]} and {second.shape[1]}")
-        return (F.normalize(first.float(), dim=1) * F.normalize(second.float().to(first.device), dim=1)).sum(dim=1)
-    if measure != "neighborhood":
+    if measure not in MEASURES:
         raise ValueError(f"measure must be one of {', '.join(MEASURES)}: got '{measure}'")
-    if k < 1 or len(first) < 2:
-        raise ValueError(f"neighborhood needs k of at least 1 and two images: got k {k}, {len(first)} images")
-    near_source, near_target = (knn(each, k + 1, block)[0] for each in (first, second))
-    return torch.from_numpy(neighborhood_overlap(near_source, near_target, block)).to(first.device)
+    if MEASURE_OF[measure].scope != "image" and (k < 1 or len(first) < 2):
+        raise ValueError(f"{measure} needs k of at least 1 and two images: got k {k}, {len(first)} images")
+    return MEASURE_OF[measure].score(first, second.to(first.device), k, block)
+
+
+def group_scores(
+    keys: Sequence[str],
+    source: Tensor | Array,
+    target: Tensor | Array,
+    measure: str = "group_neighborhood",
+    k: int = 20,
+    group: int = 4096,
+    seed: int = 0,
+) -> Array:
+    """Scores of the images of one shard by a measure of groups. Memory is that of one group.
+
+    Args:
+        keys: unique strings (B,); source, target, measure, k: see `cfs_scores`.
+        group, seed: see `groups_of`.
+
+    Returns:
+        float32 (B,).
+
+    Raises:
+        ValueError: as `cfs_scores`.
+    """
+    first, second = torch.as_tensor(source), torch.as_tensor(target)
+    scores = np.empty(len(keys), np.float32)
+    for members in groups_of(keys, group, seed):
+        rows = torch.from_numpy(members)
+        scores[members] = cfs_scores(first[rows], second[rows], measure, k).cpu().numpy()
+    return scores
+
+
+def groups_of(keys: Sequence[str], group: int, seed: int) -> list[Array]:
+    """Random groups of the images of a shard: ascending positions int64 in `keys`, of each group.
+
+    The images are ordered by a random number that is a function of (seed, key), and this order is cut into the fewest groups of
+    at most `group` images, whose sizes differ by one at most. Therefore the groups depend only on the seed and the keys.
+    """
+    if group < 2:
+        raise ValueError(f"group must be at least 2: got {group}")
+    order = np.argsort(uniforms(sample_seeds(seed, 0, keys), 1)[:, 0], kind="stable")
+    return [np.sort(members) for members in np.array_split(order, max(1, -(-len(keys) // group)))]
+
+
+def _cosine(source: Tensor, target: Tensor, k: int, block: int) -> Tensor:
+    """cos(x, y), in [-1, 1]. Cost: B x D."""
+    if source.shape != target.shape:
+        raise ValueError(f"cosine needs features of one width: got {source.shape[1]} and {target.shape[1]}")
+    return (F.normalize(source.float(), dim=1) * F.normalize(target.float(), dim=1)).sum(dim=1)
+
+
+def _neighborhood(source: Tensor, target: Tensor, k: int, block: int) -> Tensor:
+    """|A & B| / k, in [0, 1]; k / (B - 1) on average for unrelated features. Cost: B x B x D, memory block x B."""
+    near_source, near_target = (knn(each, k + 1, block)[0] for each in (source, target))
+    return torch.from_numpy(neighborhood_overlap(near_source, near_target, block)).to(source.device)
+
+
+def _cka(source: Tensor, target: Tensor, k: int, block: int) -> Tensor:
+    """The part of each image in the linear CKA of the B images, in [-1, 1]; around 0 for unrelated features.
+
+    With X (B, D) and Y (B, E) the features minus their means, and K = X X', L = Y Y' (Kornblith et al., arXiv 1905.00414):
+
+        CKA = <K, L> / (|K| |L|)       score_i = <K_i, L_i> / (|K_i| |L_i|), with K_i and L_i the rows of image i
+
+    CKA is the mean of the scores with the weights |K_i| |L_i| / (|K| |L|), so the score is the image's part without the weight
+    that long features have. Dropping that weight keeps images from a low score only because they lie near the mean. An image that
+    lies exactly at the mean has score 0. Computed in float64 as x'(X'Y)y / sqrt(x'(X'X)x y'(Y'Y)y): no B x B array. Cost:
+    B x D x E.
+    """
+    x, y = (each.double() - each.double().mean(dim=0) for each in (source, target))
+    for name, each in (("source", x), ("target", y)):
+        if not torch.isfinite(each).all():
+            raise ValueError(f"{name} must be finite: look for a diverged model or a broken image")
+    shared, own, others = (((a @ (a.T @ b)) * b).sum(dim=1) for a, b in ((x, y), (x, x), (y, y)))
+    lengths = (own * others).clamp_min(0).sqrt()
+    return torch.where(lengths > 0, shared / lengths, 0.0).clamp(-1.0, 1.0).float()
+
+
+MEASURE_OF = {
+    "cosine": Measure("image", _cosine),
+    "neighborhood": Measure("set", _neighborhood),
+    "group_neighborhood": Measure("group", _neighborhood),
+    "group_cka": Measure("group", _cka),
+}
+"""Every measure in reidssl.choices.MEASURES."""
 
 
 def neighborhood_overlap(near_source: Array, near_target: Array, block: int = 1024) -> Array:
@@ -81,89 +173,3 @@ def neighborhood_overlap(near_source: Array, near_target: Array, block: int = 10
                                  for start in range(0, len(near_source), block))]  # fmt: skip
     overlaps: np.ndarray = np.concatenate(shared) / (near_source.shape[1] - 1)
     return overlaps.astype(np.float32)
-
-
-def auc(scores: Array | Sequence[float], positives: Array | Sequence[bool]) -> float:
-    """Area under the ROC curve: the probability that a positive has a higher score than a negative; ties count one half.
-
-    Args:
-        scores: numbers (B,).
-        positives: bool (B,), with at least one positive and one negative.
-
-    Raises:
-        ValueError: lengths differ, a score is NaN, or there are no positives or no negatives.
-    """
-    values, truth = np.asarray(scores, np.float64), np.asarray(positives, bool)
-    _check_scores("scores", values)
-    if values.shape != truth.shape:
-        raise ValueError(f"scores and positives must be of one length: got {values.shape} and {truth.shape}")
-    num_positive = int(truth.sum())
-    num_negative = len(truth) - num_positive
-    if not num_positive or not num_negative:
-        raise ValueError(f"auc needs both kinds: got {num_positive} positives and {num_negative} negatives")
-    rank_sum = float(rankdata(values)[truth].sum())
-    return (rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
-
-
-def spearman(first: Array, second: Array) -> float:
-    """Spearman's rank correlation of two arrays of scores (B,), in [-1, 1]. Equal scores have their average rank.
-
-    Raises:
-        ValueError: lengths differ, a score is NaN, or all scores of an array are equal, so that it defines no order.
-    """
-    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    _check_scores("first", a)
-    _check_scores("second", b)
-    if a.shape != b.shape:
-        raise ValueError(f"both score arrays must be of one length: got {a.shape} and {b.shape}")
-    ranks = [rankdata(each) - (len(each) + 1) / 2 for each in (a, b)]
-    norms = [float(np.sqrt(each @ each)) for each in ranks]
-    if not all(norms):
-        raise ValueError("a rank correlation needs scores that differ: all of one array are equal")
-    return float(np.clip(ranks[0] @ ranks[1] / (norms[0] * norms[1]), -1.0, 1.0))
-
-
-def agreement(keys: Sequence[str], scores: Array, reference: Sequence[str], fraction: float = 0.5) -> dict[str, float | int]:
-    """Agreement of scores with a reference order of the same images, such as the published list.
-
-    Args:
-        keys, scores: keys and scores (B,) of the images.
-        reference: keys, best first. A leading "images/" is ignored in both lists. Only common keys are compared.
-        fraction: top fraction of the images to compare, in (0, 1].
-
-    Returns:
-        {"spearman": rank correlation in [-1, 1]; "top_overlap": common share of the two top fractions, in [0, 1], expected value
-        `fraction` for random scores; "fraction"; "num_compared": number of common keys}.
-
-    Raises:
-        ValueError: there are fewer than two common keys or a repeated key, or scores are NaN or all equal.
-    """
-    if len(keys) != len(scores):
-        raise ValueError(f"keys and scores must be of one length: got {len(keys)} and {len(scores)}")
-    position = {key.removeprefix("images/"): place for place, key in enumerate(reference)}
-    if len(position) != len(reference):
-        raise ValueError(f"the reference names {len(reference) - len(position)} images twice")
-    names = [key.removeprefix("images/") for key in keys]
-    common = [place for place, name in enumerate(names) if name in position]
-    if len(common) < 2:
-        raise ValueError(
-            f"the reference shares {len(common)} of {len(keys)} images (first key '{names[0] if names else ''}', first "
-            f"entry '{reference[0] if reference else ''}'): it belongs to another data set"
-        )
-    names = [names[place] for place in common]
-    ours = np.asarray(scores, np.float64)[common]
-    theirs = -np.asarray([position[name] for name in names], np.float64)
-    top = [set(select_top(names, each, fraction).tolist()) for each in (ours, theirs)]
-    return {
-        "spearman": spearman(ours, theirs),
-        "top_overlap": len(top[0] & top[1]) / count_of(len(names), fraction),
-        "fraction": fraction,
-        "num_compared": len(names),
-    }
-
-
-def _check_scores(name: str, values: Array) -> None:
-    if values.ndim != 1 or not len(values):
-        raise ValueError(f"{name} must be one-dimensional and not empty: got shape {values.shape}")
-    if np.isnan(values).any():
-        raise ValueError(f"{name} must be numbers: entry {int(np.isnan(values).argmax())} is NaN")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from reidssl.selection.published import PUBLISHED_FOLDER
+
 DRIVE = re.compile(r"^[A-Za-z]:")
-PUBLISHED_FOLDER = "images/"
-"""Folder to which the paths in the authors' lists are relative."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,7 @@
-"""Choice of a subset: the fraction of the images with the best scores, or a published list, which is read safely."""
+"""Choice of a subset: the images with the best scores, of all images or with a floor for each stratum."""
 
-import io
 import math
-import pickle
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,6 +19,11 @@ def count_of(num_images: int, fraction: float) -> int:
 
 
 def select_top(keys: Sequence[str], scores: Array | Sequence[float], fraction: float) -> Array:
+    """The best `count_of(B, fraction)` images, see `select_best`. fraction: in (0, 1]."""
+    return select_best(keys, scores, count_of(len(keys), fraction))
+
+
+def select_best(keys: Sequence[str], scores: Array | Sequence[float], count: int) -> Array:
     """Positions of the images with the best scores, best first. Equal scores are in ascending order of their keys.
 
     The selected keys do not depend on the order of the input.
@@ -30,19 +31,20 @@ def select_top(keys: Sequence[str], scores: Array | Sequence[float], fraction: f
     Args:
         keys: unique strings (B,).
         scores: numbers (B,), higher is better.
-        fraction: fraction of the images to select, in (0, 1].
+        count: number of images to select, at least 1; B if there are fewer.
 
     Returns:
-        int64 (`count_of(B, fraction)`,), positions in `keys`.
+        int64 (min(count, B),), positions in `keys`.
 
     Raises:
         ValueError: there are no images, lengths differ, a key is repeated, a score is NaN (the message names its key), or the
-            fraction is out of range.
+            count is below 1.
     """
     values = np.asarray(scores, np.float64)
     if values.shape != (len(keys),) or not len(keys):
         raise ValueError(f"keys and scores must be of one length, at least 1: got {len(keys)} and {values.shape}")
-    count = count_of(len(keys), fraction)
+    if count < 1:
+        raise ValueError(f"count must be at least 1: got {count}")
     missing = np.isnan(values)
     if missing.any():
         first = keys[int(missing.argmax())]
@@ -65,42 +67,38 @@ def select_top(keys: Sequence[str], scores: Array | Sequence[float], fraction: f
     return order[:count].astype(np.int64)
 
 
-def load_published_list(source: bytes | str | Path) -> list[str]:
-    """Image paths, best first, from a pickled list of strings such as the authors' (paths relative to `images/`).
+def select_stratified(
+    keys: Sequence[str], scores: Array | Sequence[float], count: int, strata: Sequence[str] | Array, floor: float
+) -> Array:
+    """The best images with a floor for each stratum: first the best `floor` of each stratum, then the best of all others.
 
-    A pickle can run any code when it is loaded. Therefore every pickle that refers to a class or a function is rejected.
+    With `floor` equal to the share that is selected, every stratum keeps this share; with 0 it is `select_best`.
 
     Args:
-        source: content of the file, or its path.
+        keys, scores, count: as in `select_best`.
+        strata: the stratum of each image (B,), such as its camera.
+        floor: share of the images of a stratum, in [0, 1]; its number of images is rounded down.
+
+    Returns:
+        int64 (min(count, B),), positions in `keys`, best first.
 
     Raises:
-        ValueError: the file is not a pickle of a list of strings, the list is empty, or the pickle tries to load code.
-        OSError: the path cannot be read.
+        ValueError: as `select_best`; or the floor is out of range, or the floors of all strata exceed the count.
     """
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    name = "the list" if isinstance(source, bytes) else f"the list {source}"
-    try:
-        entries = _DataOnly(io.BytesIO(data)).load()
-    except _RefusedError as error:
-        raise ValueError(f"{name} was refused: its pickle loads {error}, a list of paths needs no code") from None
-    except Exception as error:  # the unpickler raises nearly any exception on broken input
+    if not 0.0 <= floor <= 1.0:
+        raise ValueError(f"floor must be in [0, 1]: got {floor}")
+    order = select_best(keys, scores, len(keys))
+    _, numbers, sizes = np.unique(np.asarray(strata)[order], return_inverse=True, return_counts=True)
+    by_stratum = np.argsort(numbers, kind="stable")  # best first within each stratum
+    place = np.empty(len(order), np.int64)
+    place[by_stratum] = np.concatenate([np.arange(size) for size in sizes])
+    protected = place < np.floor(sizes * floor + 1e-9).astype(np.int64)[numbers]
+    needed, count = int(protected.sum()), min(count, len(keys))
+    if needed > count:
         raise ValueError(
-            f"{name} is not a readable pickle ({type(error).__name__}: {error}); expected a pickled list of image paths"
-        ) from None
-    if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{name} must hold a non-empty list of image paths: got {type(entries).__name__}")
-    wrong = next((place for place, entry in enumerate(entries) if type(entry) is not str), None)
-    if wrong is not None:
-        raise ValueError(f"{name} must hold strings only: entry {wrong} is {type(entries[wrong]).__name__}")
-    return entries
-
-
-class _RefusedError(Exception):
-    """The pickle refers to a class or function, which is not allowed."""
-
-
-class _DataOnly(pickle.Unpickler):
-    """Unpickler for numbers, strings and containers, which never imports anything."""
-
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        raise _RefusedError(f"{module_name}.{global_name}")
+            f"a floor of {floor:g} keeps {needed:,} images of {len(sizes):,} strata, more than the {count:,} asked for: lower "
+            "the floor or select more"
+        )
+    others = np.flatnonzero(~protected)[: count - needed]
+    chosen: Array = order[np.sort(np.concatenate([np.flatnonzero(protected), others]))]
+    return chosen

@@ -28,28 +28,14 @@ from tests.platform.curve_worker import BATCH, TINY
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Driver:
-    """A paced `python -m platform.pretrain ...` with the tiny configuration of curve_worker."""
+class Process:
+    """A program in a process group of its own, whose lines are stored with their time."""
 
-    def __init__(self, data: str, output: Path | str, steps: int, audit: Path, *overrides: str) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "tests.platform.paced_pretrain",
-            f"data.uri={data}",
-            f"output={output}",
-            *TINY,
-            f"length.samples={steps * BATCH}",
-            f"tracking.audit={audit}",
-            "scaling.threads=1",
-            "scaling.max_failures=3",
-            *overrides,
-        ]
+    def __init__(self, module: str, *arguments: str) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": "", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "40"}
-        self.output, self.audit, self.steps = output, audit, steps
         self.lines: list[tuple[float, str]] = []
         self.process = subprocess.Popen(
-            command,
+            [sys.executable, "-m", module, *arguments],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
@@ -81,20 +67,11 @@ class Driver:
             assert not ended and time.monotonic() < deadline, f"no line matches {pattern!r}:\n{self.text[-6000:]}"
             time.sleep(0.05)
 
-    def newest_step(self) -> int:
-        return max((int(found.group(1)) for _, line in list(self.lines) if (found := re.search(r"step (\d+)/", line))), default=0)
-
     def wait(self, timeout_s: float = 240) -> int:
         """Wait for the end; returns the exit status."""
         code = self.process.wait(timeout_s)
         self._reader.join(timeout=30)
         return code
-
-    def continued(self, after: float) -> tuple[int, int, float]:
-        """(step at which training continued, workers, time of its first line) of the first restart after a moment."""
-        when, found = self.wait_for(r"continuing from ([\d,]+) samples seen.* with (\d+) worker", after=after)
-        first, _ = self.wait_for(r"\bstep \d+/", after=when)
-        return int(found.group(1).replace(",", "")) // BATCH, int(found.group(2)), first
 
     def kill(self) -> None:
         """Kill the driver and the processes that it started; a cluster that it only uses keeps running."""
@@ -108,6 +85,33 @@ class Driver:
                 member.kill()
         psutil.wait_procs(family, timeout=20)
         self.process.wait(30)
+
+
+class Driver(Process):
+    """A paced `python -m platform.pretrain ...` with the tiny configuration of curve_worker."""
+
+    def __init__(self, data: str, output: Path | str, steps: int, audit: Path, *overrides: str) -> None:
+        self.output, self.audit, self.steps = output, audit, steps
+        super().__init__(
+            "tests.platform.paced_pretrain",
+            f"data.uri={data}",
+            f"output={output}",
+            *TINY,
+            f"length.samples={steps * BATCH}",
+            f"tracking.audit={audit}",
+            "scaling.threads=1",
+            "scaling.max_failures=3",
+            *overrides,
+        )
+
+    def newest_step(self) -> int:
+        return max((int(found.group(1)) for _, line in list(self.lines) if (found := re.search(r"step (\d+)/", line))), default=0)
+
+    def continued(self, after: float) -> tuple[int, int, float]:
+        """(step at which training continued, workers, time of its first line) of the first restart after a moment."""
+        when, found = self.wait_for(r"continuing from ([\d,]+) samples seen.* with (\d+) worker", after=after)
+        first, _ = self.wait_for(r"\bstep \d+/", after=when)
+        return int(found.group(1).replace(",", "")) // BATCH, int(found.group(2)), first
 
 
 class Nodes:

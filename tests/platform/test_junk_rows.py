@@ -13,6 +13,7 @@ from platform.engine.data.image_set import ImageSet
 from platform.engine.data.shards import read_manifest, read_rows, verify
 from platform.engine.errors import UserError
 from platform.engine.inference.models import load_model
+from platform.engine.selection.scores import read_scores
 from platform.engine.storage.location import Location, StorageConfig, open_storage
 from reidssl.clustering.pseudo_labels import ClusterConfig, pseudo_labels
 from reidssl.metrics.ranking import rank
@@ -65,7 +66,7 @@ def select_config(data: Location, scores, output, *overrides: str):
 
 def check_scores(output, location: Location, bad: list[str], expected: np.ndarray, summary: dict) -> None:
     keys = read_rows(location, ["key"])["key"].to_pylist()
-    table = score.read_scores(open_storage(str(output)), read_manifest(location))
+    table = read_scores(open_storage(str(output)), read_manifest(location))
     assert table["key"].to_pylist() == keys  # a row for each key
     assert [key for key, value in zip(keys, table["score"].to_pylist(), strict=True) if value is None] == bad
     assert (np.abs(table["score"].drop_null().to_numpy() - expected) < 2e-5).mean() > 0.97

@@ -312,14 +312,6 @@ def test_stages_have_their_times(page: str) -> None:
     assert "4 min 12 s" in stages and "3.2 s" in stages and "4 min 15 s" in stages
 
 
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [(0.04, "0.0 s"), (9.97, "10 s"), (59.7, "1 min 0 s"), (252, "4 min 12 s"), (3599.6, "1 h 0 min"), (7500, "2 h 5 min")],
-)
-def test_duration(seconds: float, expected: str) -> None:
-    assert tables.duration(seconds) == expected
-
-
 def test_a_pipeline_in_the_middle_says_what_is_missing(pipeline: Path, tmp_path: Path) -> None:
     root = tmp_path / "part"
     shutil.copytree(pipeline, root)

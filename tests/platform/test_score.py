@@ -11,33 +11,24 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from platform.engine.config.compose import load_config
+from platform.engine.data.parts import as_array
 from platform.engine.data.shards import read_manifest, read_rows
 from platform.engine.errors import ConfigError, StorageError, UserError
 from platform.engine.inference.models import load_model
+from platform.engine.selection.scores import read_scores
 from platform.engine.storage.location import StorageConfig, open_storage
-from platform.score import ScoreConfig, main, read_scores
+from platform.score import ScoreConfig, main
 from reidssl.augment.reid_augment import normalize
 from reidssl.data.decode import decode_image
 from reidssl.models.vit import build_vit
 from reidssl.models.weights import load_reid, load_vit, save_model
-from reidssl.selection.cfs import cfs_scores
+from reidssl.selection.cfs import cfs_scores, group_scores
 from tests.tiny import IMAGENET, TINY_VIT
 
 
 def config_of(data, source, target, output, *overrides: str) -> ScoreConfig:
-    return load_config(
-        ScoreConfig,
-        "score",
-        [
-            f"data={data.uri}",
-            f"source_proxy={source}",
-            f"target_proxy={target}",
-            f"output={output}",
-            "pool.actors=1",
-            "pool.batch=32",
-            *overrides,
-        ],
-    )
+    given = [f"data={data.uri}", f"source_proxy={source}", f"target_proxy={target}", f"output={output}"]
+    return load_config(ScoreConfig, "score", [*given, "pool.actors=1", "pool.batch=32", *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +61,7 @@ def by_hand(data, source, target) -> dict[str, float]:
     return found
 
 
-def test_scores_equal_a_direct_computation(scored, tiny_shards, tiny_backbone, supervised_run):
+def test_scores_equal_a_direct_computation(scored, tiny_shards, tiny_labeled, tiny_backbone, supervised_run):
     output, summary = scored
     found, expected = scores_in(output, tiny_shards), by_hand(tiny_shards, tiny_backbone, supervised_run[0])
     assert list(found) == list(expected)  # all images, in the order of the shards
@@ -87,6 +78,7 @@ def test_scores_equal_a_direct_computation(scored, tiny_shards, tiny_backbone, s
     assert proxies["source"]["loaded"]["kind"] == "a model of ours"
     told = {name: value for name, value in proxies["source"].items() if name != "loaded"}
     assert told == {"weights": load_model(str(tiny_backbone), StorageConfig()).weights, "image_size": [64, 32]}
+    assert proxies["target"]["target_manifest"] == read_manifest(tiny_labeled).checksum and summary["environment"]["code"]
     assert proxies["target"]["weights"] == supervised_run[1]["weights"] != proxies["source"]["weights"]
     assert proxies["target"]["setting"] == "supervised" and proxies["target"]["checkpoint"] == str(tiny_backbone)
 
@@ -110,6 +102,83 @@ def embed(data, run) -> torch.Tensor:
     images = [decode_image(image, (64, 32)) for image in read_rows(data, ["image"])["image"].to_pylist()]
     with torch.no_grad():
         return model.backbone(normalize(torch.from_numpy(np.stack(images)), model.mean, model.std))
+
+
+# ---- kept features, and measures from them
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory, ray_session, tiny_shards, tiny_backbone, supervised_run):
+    """(folder, summary) of scores of the tiny data set that kept their features, computed by three actors."""
+    output = tmp_path_factory.mktemp("score") / "kept"
+    return output, main(config_of(tiny_shards, tiny_backbone, supervised_run[0], output, "features=true", "pool.actors=3"))
+
+
+def from_kept(data, kept, output, *overrides: str):
+    return main(config_of(data, "", "", output, f"features_from={kept[0]}", *overrides))
+
+
+def test_kept_features_are_those_of_the_proxies(kept, scored, tiny_shards, tiny_backbone, supervised_run):
+    """And keeping them, or more actors, changes no bit of the scores."""
+    assert scores_in(kept[0], tiny_shards) == scores_in(scored[0], tiny_shards)
+    for proxy, run in (("source", tiny_backbone), ("target", supervised_run[0])):
+        tables = [pq.read_table(kept[0] / "features" / proxy / entry.name) for entry in read_manifest(tiny_shards).files]
+        keys = [key for table in tables for key in table["key"].to_pylist()]
+        assert keys == read_rows(tiny_shards, ["key"])["key"].to_pylist()
+        features = np.concatenate([as_array(table["feature"]) for table in tables])
+        np.testing.assert_allclose(features, embed(tiny_shards, run), atol=2e-5)
+    assert kept[1]["features"] == str(kept[0]) and scored[1]["features"] == ""
+
+
+def test_another_measure_needs_no_second_pass(kept, tiny_shards, tiny_backbone, supervised_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("platform.score.stream_through_actors", None)  # a pass through the models would fail
+    cosine = from_kept(tiny_shards, kept, tmp_path / "cosine")
+    assert scores_in(tmp_path / "cosine", tiny_shards) == scores_in(kept[0], tiny_shards)
+    assert cosine["proxies"] == kept[1]["proxies"] and cosine["source_proxy"] == str(tiny_backbone)
+    near = from_kept(tiny_shards, kept, tmp_path / "near", "measure=group_neighborhood", "k=7", "group=30", "seed=2")
+    assert {name: near[name] for name in ("k", "group", "seed")} == {"k": 7, "group": 30, "seed": 2} and "search" not in near
+    main(config_of(tiny_shards, tiny_backbone, supervised_run[0], tmp_path / "whole", f"features_from={kept[0]}",
+                   "measure=neighborhood", "k=7"))  # proxies may be named, too  # fmt: skip
+    assert (kept[0] / "features" / "target").exists()
+
+
+def test_groups_are_scored_as_by_the_library(kept, tiny_shards, tiny_backbone, supervised_run, tmp_path):
+    """Group measures, directly and from kept features: equal to the library on the features of each shard."""
+    for measure in ("group_neighborhood", "group_cka"):
+        options = (f"measure={measure}", "k=7", "group=30", "seed=2")
+        main(config_of(tiny_shards, tiny_backbone, supervised_run[0], tmp_path / measure, *options))
+        from_kept(tiny_shards, kept, tmp_path / f"{measure}-again", *options)
+        found = scores_in(tmp_path / measure, tiny_shards)
+        assert found == scores_in(tmp_path / f"{measure}-again", tiny_shards)
+        expected = {}
+        for entry in read_manifest(tiny_shards).files:
+            tables = [pq.read_table(kept[0] / "features" / proxy / entry.name) for proxy in ("source", "target")]
+            keys = tables[0]["key"].to_pylist()
+            scores = group_scores(keys, *(as_array(table["feature"]) for table in tables), measure, 7, 30, 2)
+            expected |= dict(zip(keys, scores.tolist(), strict=True))
+        assert found == expected and np.std(list(found.values())) > 0.01
+
+
+def test_features_of_other_data_or_proxies_are_refused(kept, scored, tiny_shards, tiny_labeled, tiny_backbone, tmp_path):
+    other = [f"features_from={kept[0]}", "measure=group_cka"]
+    weights = load_model(str(tiny_backbone), StorageConfig()).weights
+    with pytest.raises(UserError, match=rf"(?s)are not those asked for: weights of the target proxy \w+ there, {weights} here;.*"
+                                        r"Leave features_from out"):  # fmt: skip
+        main(config_of(tiny_shards, tiny_backbone, tiny_backbone, tmp_path / "a", *other))
+    with pytest.raises(UserError, match=r"are not those asked for: data checksum \w+ there, \w+ here\. Leave"):
+        main(config_of(tiny_labeled, "", "", tmp_path / "a", *other))
+    with pytest.raises(UserError, match=r"scores keeps no features: give a folder that platform\.score wrote with features=true"):
+        from_kept(tiny_shards, scored, tmp_path / "a")
+    with pytest.raises(UserError, match=r"holds no finished scores: run platform\.score with features=true to its end"):
+        from_kept(tiny_shards, (tmp_path / "nowhere",), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(ConfigError, match="features and features_from exclude each other"):
+        config_of(tiny_shards, "", "", tmp_path / "a", "features=true", *other)
+    copy = tmp_path / "torn"
+    shutil.copytree(kept[0], copy)
+    next((copy / "features" / "source").iterdir()).unlink()
+    with pytest.raises(UserError, match=r"source/shard-.* does not exist: the features are not whole"):
+        from_kept(tiny_shards, (copy,), tmp_path / "b")
 
 
 def copied(scored, tmp_path):
@@ -157,7 +226,7 @@ def test_wrong_inputs_are_said_and_bind_nothing(tmp_path, tiny_shards, tiny_back
     with pytest.raises(StorageError, match=r"there is no data set at .*empty"):
         main(config_of(open_storage(str(tmp_path / "empty")), tiny_backbone, supervised_run[0], output))
     assert not output.exists()  # the corrected command must not find the configuration of the wrong one
-    with pytest.raises(ConfigError, match=r"measure must be one of cosine, neighborhood: got 'euclidean'"):
+    with pytest.raises(ConfigError, match=r"measure must be one of cosine, .*, group_cka: got 'euclidean'"):
         config_of(tiny_shards, tiny_backbone, supervised_run[0], output, "measure=euclidean")
 
 

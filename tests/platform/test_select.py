@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from platform.engine.config.compose import load_config
 from platform.engine.data.parts import write_table
-from platform.engine.data.shards import read_manifest, read_rows
+from platform.engine.data.shards import read_manifest, read_rows, verify
 from platform.engine.errors import ConfigError, UserError
+from platform.engine.selection.kept_features import KeptFeatures
+from platform.engine.selection.materialize import materialize
 from platform.engine.storage.location import open_storage
 from platform.engine.stream.units import read_units
 from platform.select import SelectConfig, main
@@ -161,7 +164,7 @@ def test_a_list_that_is_too_short_is_never_filled_up(tiny_shards, keys, tmp_path
     assert pq.read_table(tmp_path / "a" / "index.parquet")["key"].to_pylist() == keys[:30] and summary["selected"] == 30
     assert "the 30 are kept (allow_short)" in capsys.readouterr().out
     assert main(config_of(tiny_shards, tmp_path / "b", f"list={file}", "fraction=0.3333"))["selected"] == 30
-    with pytest.raises(ConfigError, match="allow_short is for a list"):
+    with pytest.raises(ConfigError, match="allow_short is for a list or"):
         config_of(tiny_shards, tmp_path / "c", "random=true", "allow_short=true")
 
 
@@ -218,18 +221,161 @@ def test_a_list_that_is_no_pickle_or_not_there(tiny_shards, tmp_path):
             main(config_of(tiny_shards, tmp_path / "selection", f"list={tmp_path / name}"))
 
 
+# ---- agreement
+
+
 def test_agreement_with_a_reference(tiny_shards, keys, tmp_path):
     distinct = np.random.default_rng(2).permutation(len(keys)).astype(np.float32)
     folder = write_scores(tmp_path / "scores", tiny_shards, distinct, keys)
     order = [keys[place] for place in np.argsort(-distinct)]
     for name, entries, spearman, overlap in (("same", order, 1.0, 1.0), ("opposite", order[::-1], -1.0, 0.0)):
         file = published(tmp_path, entries)
-        summary = main(config_of(tiny_shards, tmp_path / name, f"scores={folder}", f"reference={file}"))
+        summary = main(config_of(tiny_shards, tmp_path / name, f"scores={folder}", f"reference={file}", "compare_at=[0.1]"))
         assert summary["agreement"]["spearman"] == pytest.approx(spearman)
-        assert summary["agreement"]["top_overlap"] == overlap and summary["agreement"]["num_compared"] == 90
+        assert summary["agreement"]["overlaps"] == {"0.1": overlap, "0.5": overlap} and summary["agreement"]["num_compared"] == 90
     file = published(tmp_path, ["of/another.jpg", "data/set.jpg"])
     with pytest.raises(UserError, match=r"none of the 90 keys is in .*list.pkl"):
         main(config_of(tiny_shards, tmp_path / "other", f"scores={folder}", f"reference={file}"))
+
+
+def test_any_two_rankings_are_compared(scored, tiny_shards, keys, scores, tmp_path, capsys):
+    """Scores, a list of a third of the images, the better half and the worse half."""
+    order = sorted(range(90), key=lambda place: (-scores[place], keys[place]))
+    places = {"scores": scored, "list": published(tmp_path, [keys[place] for place in order[:30]])}
+    for name, more in (("half", ()), ("worse", ("inverse=true",))):
+        places[name] = tmp_path / name
+        main(config_of(tiny_shards, places[name], f"scores={scored}", *more))
+    output = tmp_path / "agreement"
+    summary = main(config_of(tiny_shards, output, f"compare=[{','.join(str(place) for place in places.values())}]"))
+    names = {str(place): name for name, place in places.items()}
+    found = {(names[pair["first"]], names[pair["second"]]): pair for pair in summary["pairs"]}
+    assert len(found) == 6 and summary["compared"][str(tmp_path / "half")]["kind"] == "selection"
+    counts = {" ".join(pair): one["num_compared"] for pair, one in found.items()}
+    halves = {"scores half": 45, "scores worse": 45, "half worse": 0}
+    assert counts == {**halves, "scores list": 30, "list half": 30, "list worse": 0}
+    assert found["scores", "half"]["spearman"] == pytest.approx(1.0) == -found["scores", "worse"]["spearman"]
+    assert found["scores", "list"]["overlaps"]["0.5"] == 1.0 and found["half", "worse"]["spearman"] is None
+    assert "0 images in common, too few or too equal" in capsys.readouterr().out and not (output / "index.parquet").exists()
+    with pytest.raises(UserError, match=r"it is neither a published list \(a file\), nor a folder written by"):
+        main(config_of(tiny_shards, tmp_path / "b", f"compare=[{scored},{tiny_shards.uri}]"))
+    with pytest.raises(ConfigError, match="compare needs two rankings or more"):
+        config_of(tiny_shards, tmp_path / "b", f"compare=[{scored}]")
+
+
+# ---- other choices than the best fraction
+
+
+def kept_keys(folder) -> set[str]:
+    return set(pq.read_table(folder / "index.parquet")["key"].to_pylist())
+
+
+def test_count_threshold_and_inverse(scored, tiny_shards, keys, scores, tmp_path):
+    summary = main(config_of(tiny_shards, tmp_path / "count", f"scores={scored}", "count=20"))
+    assert kept_keys(tmp_path / "count") == best(keys, scores, 20) and summary["fraction"] == pytest.approx(20 / 90)
+    limit = float(np.sort(scores)[60])
+    main(config_of(tiny_shards, tmp_path / "threshold", f"scores={scored}", f"threshold={limit!r}"))
+    assert kept_keys(tmp_path / "threshold") == {key for key, score in zip(keys, scores, strict=True) if score >= limit}
+    summary = main(config_of(tiny_shards, tmp_path / "worst", f"scores={scored}", "inverse=true", "fraction=0.3"))
+    assert kept_keys(tmp_path / "worst") == best(keys, -scores, 27)
+    assert summary["threshold"] == max(row["score"] for row in pq.read_table(tmp_path / "worst" / "index.parquet").to_pylist())
+    main(config_of(tiny_shards, tmp_path / "below", f"scores={scored}", "inverse=true", f"threshold={limit!r}"))
+    assert kept_keys(tmp_path / "below") == {key for key, score in zip(keys, scores, strict=True) if score <= limit}
+    file = published(tmp_path, keys[:30])
+    main(config_of(tiny_shards, tmp_path / "end", f"list={file}", "inverse=true", "count=10"))
+    assert kept_keys(tmp_path / "end") == set(keys[20:30])  # the end of the list, and not the images that it does not name
+
+
+def test_choices_that_cannot_be(scored, tiny_shards, tmp_path):
+    output = tmp_path / "selection"
+    with pytest.raises(UserError, match=r"threshold=9 keeps no image: the scores in .* are from -\d\S* to \d"):
+        main(config_of(tiny_shards, output, f"scores={scored}", "threshold=9"))
+    with pytest.raises(UserError, match=r"90 of the 90 images of .* can be selected, count=91 asks for 91: set count=90 or less"):
+        main(config_of(tiny_shards, output, f"scores={scored}", "count=91"))
+    for said, overrides in (
+        ("count and threshold exclude each other: got 5 and 0.5", [f"scores={scored}", "count=5", "threshold=0.5"]),
+        ("threshold is for scores", ["random=true", "threshold=0.5"]),
+        ("inverse is for scores and lists", ["random=true", "inverse=true"]),
+        ("floor is the share of a stratum: give stratify=", [f"scores={scored}", "floor=0.5"]),
+        ("similarity needs features: give scores=", ["random=true", "duplicates.similarity=0.5"]),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            config_of(tiny_shards, output, *overrides)
+    assert not output.exists()
+
+
+def test_every_folder_keeps_its_floor(scored, tiny_shards, keys, scores, tmp_path):
+    folders = np.asarray([key.rpartition("/")[0] for key in keys])
+    uneven = write_scores(tmp_path / "scores", tiny_shards, scores - 10 * (folders == folders[0]).astype(np.float32), keys)
+    main(config_of(tiny_shards, tmp_path / "plain", f"scores={uneven}"))
+    assert not any(key.startswith(f"{folders[0]}/") for key in kept_keys(tmp_path / "plain"))
+    main(config_of(tiny_shards, tmp_path / "even", f"scores={uneven}", "stratify=folder", "floor=0.5"))
+    kept = kept_keys(tmp_path / "even")
+    assert len(kept) == 45 and len(set(folders)) > 4
+    for name in set(folders):
+        assert sum(key.startswith(f"{name}/") for key in kept) >= (folders == name).sum() // 2
+    by_column = main(config_of(tiny_shards, tmp_path / "column", f"scores={uneven}", "stratify=planted", "floor=0.5"))
+    assert by_column["planted_share"]["selected"] == pytest.approx(by_column["planted_share"]["all"], abs=0.02)
+    with pytest.raises(UserError, match=r"has no column video; its columns are key, "):
+        main(config_of(tiny_shards, tmp_path / "a", f"scores={scored}", "stratify=video", "floor=0.5"))
+    with pytest.raises(UserError, match=r"scores: a floor of 0\.6 keeps 5\d images of \d strata, more than the 45 asked for"):
+        main(config_of(tiny_shards, tmp_path / "a", f"scores={scored}", "stratify=planted", "floor=0.6"))
+
+
+@pytest.fixture(scope="module")
+def with_features(tmp_path_factory, tiny_shards, keys) -> Path:
+    """Scores with kept features: image i + 1 looks like image i for every even i below 40."""
+    features = np.random.default_rng(0).normal(size=(90, 16)).astype(np.float32)
+    features[1:40:2] = features[0:40:2] + 0.01
+    folder = write_scores(tmp_path_factory.mktemp("select") / "scores", tiny_shards, np.arange(90, dtype=np.float32), keys)
+    start = 0
+    for entry in read_manifest(tiny_shards).files:
+        rows = slice(start, start + entry.rows)
+        columns = {"key": np.asarray(keys[rows], object), "problem": np.full(entry.rows, "", object)}
+        KeptFeatures(open_storage(str(folder))).write(entry.name, columns | {"source": features[rows], "target": features[rows]})
+        start += entry.rows
+    return folder
+
+
+def test_near_duplicates_of_better_images_are_left_out(ray_session, with_features, scored, tiny_shards, keys, tmp_path, capsys):
+    options = ("duplicates.similarity=0.99", "duplicates.k=3")
+    summary = main(config_of(tiny_shards, tmp_path / "a", f"scores={with_features}", "count=70", *options))
+    assert kept_keys(tmp_path / "a") == {*keys[1:40:2], *keys[40:]} and summary["near_duplicates"] == 20
+    assert "20 near duplicates of better images are left out" in capsys.readouterr().out
+    short = r"70 of the 90 images of .* can be selected, fraction=0.8 asks for 72: set fraction=0.7777 or less, allow_short"
+    with pytest.raises(UserError, match=short):
+        main(config_of(tiny_shards, tmp_path / "b", f"scores={with_features}", "fraction=0.8", *options))
+    more = ("fraction=0.8", "allow_short=true", "inverse=true")
+    main(config_of(tiny_shards, tmp_path / "b", f"scores={with_features}", *more, *options))
+    assert kept_keys(tmp_path / "b") == {*keys[:40:2], *keys[40:]}  # of a pair the worse one, which is now the better choice
+    with pytest.raises(UserError, match=r"keeps no features: give a folder that platform\.score wrote with features=true"):
+        main(config_of(tiny_shards, tmp_path / "c", f"scores={scored}", *options))
+
+
+def test_a_written_list_selects_the_same_images_in_the_same_order(scored, tiny_shards, keys, scores, tmp_path):
+    main(config_of(tiny_shards, tmp_path / "a", f"scores={scored}", "write_list=true"))
+    entries = pickle.loads((tmp_path / "a" / "list.pkl").read_bytes())
+    order = [key for _, key in sorted(zip(-scores, keys, strict=True))][:45]
+    assert [f"images/{entry}" for entry in entries] == order
+    main(config_of(tiny_shards, tmp_path / "b", f"list={tmp_path / 'a' / 'list.pkl'}"))
+    assert kept_keys(tmp_path / "b") == kept_keys(tmp_path / "a")
+
+
+def test_materialized_shards_hold_exactly_the_selected_rows(ray_session, scored, tiny_shards, tmp_path, capsys):
+    options = (f"scores={scored}", "fraction=0.4")
+    summary = main(config_of(tiny_shards, tmp_path / "a", *options, "materialize=true"))
+    made = open_storage(str(tmp_path / "a" / "data"))
+    assert verify(made) == [] and summary["shards"]["data_checksum"] == read_manifest(made).checksum
+    columns = ["key", "image", "height", "width", "pid", "camid", "split", "planted"]
+    found, everything = read_rows(made, columns), read_rows(tiny_shards, columns)
+    table = pq.read_table(tmp_path / "a" / "index.parquet")
+    assert found == everything.filter(pc.is_in(everything["key"], table["key"])) and table.num_rows == 36
+    assert read_manifest(made).splits == {"train": 36} and sum(unit.num_rows for unit in read_units(made)) == 36
+    small = open_storage(str(tmp_path / "small"))
+    again = materialize(tiny_shards, read_manifest(tiny_shards), table, small, 8 << 10)
+    assert len(again.files) > 2 and read_rows(small, columns) == found
+    capsys.readouterr()
+    assert main(config_of(tiny_shards, tmp_path / "b", *options))["read_share"] == 1.0  # each row group has some of them
+    assert "an epoch reads 100% of the data set's row groups; materialize=true" in capsys.readouterr().out
 
 
 # ---- scores that do not fit
@@ -250,7 +396,7 @@ def test_scores_that_do_not_fit_are_refused(tiny_shards, tiny_labeled, scored, k
     renamed = write_scores(tmp_path / "renamed", tiny_shards, scores, [key + "x" for key in keys])
     with pytest.raises(UserError, match=r"the keys in .*renamed are not those of"):
         main(config_of(tiny_shards, tmp_path / "b", f"scores={renamed}"))
-    with pytest.raises(ConfigError, match=r"scores, list and random exclude each other"):
+    with pytest.raises(ConfigError, match=r"scores, list, random and compare exclude each other"):
         config_of(tiny_shards, output, f"scores={scored}", "list=x.pkl")
     with pytest.raises(ConfigError, match=r"fraction must be in \(0, 1\]: got 0.0"):
         config_of(tiny_shards, output, "fraction=0")
@@ -277,5 +423,5 @@ def test_a_random_subset_is_the_control(tiny_shards, keys, tmp_path):
         runs[name] = set(pq.read_table(tmp_path / name / "index.parquet")["key"].to_pylist())
     assert runs["a"] == runs["again"] != runs["b"] and len(runs["a"]) == 45
     assert 10 <= len(runs["a"] & set(keys[:45])) <= 35  # neither the first half nor the second
-    with pytest.raises(ConfigError, match="scores, list and random exclude each other: got scores and random"):
+    with pytest.raises(ConfigError, match="scores, list, random and compare exclude each other: got scores and random"):
         config_of(tiny_shards, tmp_path / "c", "random=true", "scores=x")

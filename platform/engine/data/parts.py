@@ -14,6 +14,7 @@ from platform.engine.data.shards import FileEntry
 from platform.engine.errors import UserError
 from platform.engine.inference.actors import Batch
 from platform.engine.runs.gauges import show
+from platform.engine.runtime.rate import Rate
 from platform.engine.runtime.terminal import say
 from platform.engine.storage.location import Location
 
@@ -32,6 +33,8 @@ def write_parts(
 ) -> None:
     """Collect batches (with "key", "file" and values) and call `publish(name, columns)` for each shard when it is complete.
 
+    The memory is that of the shards whose batches have begun to come, one or two if the batches are in the order of the shards.
+
     Args:
         pending: the shards that the batches come from.
         done, total: number of images with results before, and of all images; for the lines on the terminal.
@@ -41,7 +44,7 @@ def write_parts(
     """
     rows_of = {entry.name: entry.rows for entry in pending}
     waiting: dict[str, list[Batch]] = {}
-    started, spoken, first, rejected = time.perf_counter(), time.perf_counter(), done, 0
+    spoken, rate, rejected = time.perf_counter(), Rate(total), 0
     for batch in batches:
         for name in dict.fromkeys(batch["file"].tolist()):
             chosen = batch["file"] == name
@@ -51,11 +54,12 @@ def write_parts(
                 publish(name, {column: np.concatenate([part[column] for part in parts]) for column in batch})
         done += len(batch["key"])
         rejected += int((batch[PROBLEM] != "").sum())
+        rate.update(done)
         if time.perf_counter() - spoken > 5 or done == total:
             spoken = time.perf_counter()
-            rate = (done - first) / (spoken - started)
-            say(f"computed {done:,}/{total:,}  {rate:,.0f} images/s")
-            show(run, {"extracted_images": done, "extraction_images_per_second": rate, "extraction_rejected": rejected})
+            say(f"computed {done:,}/{total:,}  {rate}".rstrip())
+            gauges = {"extracted_images": done, "extraction_rejected": rejected}
+            show(run, gauges | ({"extraction_images_per_second": rate.per_second} if rate.per_second else {}))
     if waiting:
         raise UserError(f"{len(waiting)} shards came back incomplete; run the same command again")
 

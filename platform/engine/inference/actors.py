@@ -13,14 +13,16 @@ import pyarrow.parquet as pq
 
 from platform.engine.data.set_aside import problems_of
 from platform.engine.data.shards import FileEntry, read_manifest
-from platform.engine.errors import UserError
+from platform.engine.errors import NotFoundError, UserError
 from platform.engine.runtime.growth import autoscales
 from platform.engine.runtime.run_name import run_name
 from platform.engine.schemas.retrieval_settings import PoolConfig
 from platform.engine.storage.location import Location, StorageConfig
+from platform.engine.storage.retry import patiently
 from reidssl.data.decode import decode_batch
 
 Batch = dict[str, np.ndarray]
+LABELS = ("key", "pid", "camid", "split")
 
 
 class FeatureActor:
@@ -61,6 +63,22 @@ class FeatureActor:
         return {name: batch[name] for name in ("key", "split", "file", "problem")} | {"feature": features.float().cpu().numpy()}
 
 
+class InPieces:
+    """Actor around another one, which gets the rows of a row group in even pieces of at most `batch` rows.
+
+    A piece never spans two row groups. So the images of a forward pass, and with them the last bits of its results, do not depend
+    on the number of actors or on what an interrupted run had finished.
+    """
+
+    def __init__(self, actor: type, arguments: dict[str, Any], batch: int) -> None:
+        self.actor, self.batch = actor(**arguments), batch
+
+    def __call__(self, rows: Batch) -> Iterator[Batch]:
+        for piece in np.array_split(np.arange(len(rows["key"])), max(1, -(-len(rows["key"]) // self.batch))):
+            if len(piece):
+                yield self.actor({name: values[piece[0] : piece[-1] + 1] for name, values in rows.items()})
+
+
 def stream_through_actors(
     root: Location,
     files: Sequence[FileEntry],
@@ -96,9 +114,9 @@ def stream_through_actors(
     dataset = ray.data.range(len(units), override_num_blocks=len(units))
     dataset = dataset.map_batches(read, batch_size=1, num_cpus=0.5)
     dataset = dataset.map_batches(
-        actor,
-        fn_constructor_kwargs=arguments,
-        batch_size=pool.batch,
+        InPieces,
+        fn_constructor_kwargs={"actor": actor, "arguments": arguments, "batch": pool.batch},
+        batch_size=None,
         zero_copy_batch=True,
         compute=ray.data.ActorPoolStrategy(min_size=min(pool.min_actors, actors), max_size=actors),
         num_cpus=pool.cpus_per_actor,
@@ -112,12 +130,8 @@ def stream_through_actors(
 def _read_and_decode(
     root: Location, name: str, group: int, image_size: tuple[int, int], splits: Sequence[str], max_pixels: int
 ) -> Batch:
-    columns = ["key", "image", "pid", "camid"]
-    shard = root.joinpath(name)
-    with shard.open_input() as opened, shard.errors("read"):
-        file = pq.ParquetFile(opened)
-        has_split = "split" in file.schema_arrow.names
-        table = file.read_row_group(group, columns=columns + (["split"] if has_split else []))
+    table = patiently(lambda: _read_row_group(root / name, group), root.config.retry_timeout_s)
+    has_split = "split" in table.schema.names
     if splits:
         table = table.filter(pa.compute.is_in(table["split"], value_set=pa.array(list(splits))))
     keys = table["key"].to_pylist()
@@ -131,6 +145,16 @@ def _read_and_decode(
         "split": np.asarray(table["split"].to_pylist() if has_split else [""] * table.num_rows, dtype=object),
         "file": np.full(table.num_rows, name, dtype=object),
     }
+
+
+def _read_row_group(shard: Location, group: int) -> pa.Table:
+    try:
+        with shard.open_input() as opened, shard.errors("read"):
+            file = pq.ParquetFile(opened)
+            known = file.schema_arrow.names
+            return file.read_row_group(group, columns=[name for name in known if name in (*LABELS, "image")])
+    except NotFoundError as error:
+        raise UserError(f"{error}. The data set names this shard: bring it back, or ingest the data set again") from None
 
 
 def _pool_size(pool: PoolConfig, num_units: int) -> int:

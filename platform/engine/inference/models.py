@@ -31,7 +31,17 @@ from reidssl.models.weights import (
 )
 
 BACKBONE, REID = "backbone.safetensors", "model.safetensors"
-ORIGIN = ("setting", "checkpoint", "source_set", "target_set", "data", "selection", "samples_seen")
+ORIGIN = (
+    "setting",
+    "checkpoint",
+    "source_set",
+    "target_set",
+    "target_manifest",
+    "data",
+    "manifest",
+    "selection",
+    "samples_seen",
+)
 
 
 @dataclass(frozen=True)

@@ -201,3 +201,21 @@ def score_histogram(scores: np.ndarray, planted: np.ndarray | None, selection: d
             threshold_label=label,
         )
     )
+
+
+def agreement_curve(selection: dict[str, Any] | None) -> Markup | None:
+    """Overlap of the top fractions with the selection's reference ranking; None if it was compared with none."""
+    overlaps = ((selection or {}).get("agreement") or {}).get("overlaps")
+    if not overlaps:
+        return None
+    x = sorted(float(fraction) for fraction in overlaps)
+    shared = Series("shared with the reference", x, [overlaps[f"{fraction:g}"] for fraction in x])
+    return Markup(
+        line_chart(
+            [shared, Series("by chance", x, x, 0)],
+            title="Overlap with the reference ranking",
+            x_label="top fraction of both rankings",
+            x_low=0.0,
+            y_low=0.0,
+        )
+    )

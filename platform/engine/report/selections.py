@@ -12,6 +12,14 @@ MEASURES = {
         "share of the {k} nearest images that the two proxies agree on",
         "whose nearest images stay the same in that tuning",
     ),
+    "group_neighborhood": (
+        "share of the {k} nearest images, in random groups of up to {group}, that the two proxies agree on",
+        "whose nearest images stay the same in that tuning",
+    ),
+    "group_cka": (
+        "part of the image in the linear CKA of the two proxies, in random groups of up to {group}",
+        "whose similarities to other images stay the same in that tuning",
+    ),
 }
 
 
@@ -19,8 +27,8 @@ def measure_name(scores: RunMember) -> str:
     """The measure of the scores in words."""
     about = scores.summary or {}
     measure = str(about.get("measure") or scores.setting_of("measure") or "unknown measure")
-    k = about.get("k") or scores.setting_of("k") or "k"
-    return MEASURES[measure][0].format(k=k) if measure in MEASURES else measure
+    used = {name: about.get(name) or scores.setting_of(name) or name for name in ("k", "group")}
+    return MEASURES[measure][0].format(**used) if measure in MEASURES else measure
 
 
 def kept_images(scores: RunMember) -> str:
@@ -31,7 +39,7 @@ def kept_images(scores: RunMember) -> str:
 
 def selection_by(folder: RunFolder, scores: RunMember) -> dict[str, Any] | None:
     """The summary of a finished selection that was made from these scores, whose threshold applies to them; None if none was."""
-    made = [one for one in folder.of("select") if one.summary and one.config.get("scores")]
+    made = [one for one in folder.of("select") if one.summary and one.config.get("scores") and not one.config.get("inverse")]
     alone = len(folder.of("score")) == 1
     return next((one.summary for one in made if alone or _same_place(str(one.config["scores"]), scores)), None)
 
@@ -44,7 +52,7 @@ def selection_rows(folder: RunFolder) -> list[dict[str, Any]]:
     """{"run", "by", "selected", "total", "threshold", "planted"} of every finished selection."""
     rows = []
     for one in folder.of("select"):
-        if one.summary:
+        if one.summary and "selected" in one.summary:  # not a comparison
             planted = one.summary.get("planted_share") or {}
             by_score = bool(one.config.get("scores"))
             rows.append(
@@ -69,7 +77,7 @@ def _by(selection: RunMember, scores: Sequence[RunMember]) -> str:
         return f"the list {str(selection.config['list']).rpartition('/')[2]}{count}"
     own = next((one for one in scores if len(scores) == 1 or _same_place(str(selection.config.get("scores")), one)), None)
     named = about.get("measure") or (own.summary or {}).get("measure") if own else about.get("measure")
-    return f"score ({named or 'unknown measure'})"
+    return f"score ({named or 'unknown measure'}{', worst first' * bool(selection.config.get('inverse'))})"
 
 
 def target_proxy_text(folder: RunFolder, scores: RunMember) -> str:

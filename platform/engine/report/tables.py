@@ -236,15 +236,3 @@ def environments(folder: RunFolder) -> dict[str, list[str]]:
             if str(version) not in found.setdefault(str(name), []):
                 found[str(name)].append(str(version))
     return found
-
-
-def duration(seconds: float) -> str:
-    """A duration as text: '3.2 s', '12 s', '4 min 12 s', '2 h 5 min'."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

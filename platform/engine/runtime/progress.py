@@ -2,7 +2,6 @@
 
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import ray
 from tqdm import tqdm
 
+from platform.engine.runtime.rate import Rate
 from platform.engine.runtime.terminal import say
 
 
@@ -36,7 +36,7 @@ def progress(label: str, unit: str, total: int | None, every_s: float = 5.0) -> 
     """
     counter: Any = ray.remote(num_cpus=0)(Counter).remote()
     bar = tqdm(desc=label, unit=f" {unit}", total=total, disable=not sys.stderr.isatty(), leave=False)
-    stop, start = threading.Event(), time.monotonic()
+    stop, rate = threading.Event(), Rate(total, unit)
 
     def show() -> None:
         while not stop.wait(0.5 if not bar.disable else every_s):
@@ -45,10 +45,12 @@ def progress(label: str, unit: str, total: int | None, every_s: float = 5.0) -> 
             except Exception:  # the counter died with the cluster; the job reports the error
                 return
             done, others = counts.pop(unit, 0), {name: value for name, value in counts.items() if value}
+            if done:
+                rate.update(done)
             if bar.disable:
                 of = f" of {total:,}" if total else ""
                 rest = "".join(f", {value:,} {name}" for name, value in others.items())
-                say(f"{label}: {done:,}{of} {unit}, {done / (time.monotonic() - start):,.0f} {unit}/s{rest}")
+                say(f"{label}: {done:,}{of} {unit}{f', {rate}' * bool(str(rate))}{rest}")
             else:
                 bar.set_postfix(others, refresh=False)
                 bar.update(done - bar.n)

@@ -81,7 +81,7 @@ class PoolConfig:
     min_actors: int = 1
     """Number of actors that the pool starts with and never goes below; at most `actors`."""
     batch: int = 256
-    """Images in one forward pass."""
+    """Largest number of images in one forward pass. A pass never spans two row groups of a shard."""
     cpus_per_actor: float = 1.0
     """CPUs reserved for an actor."""
     gpus_per_actor: float = 0.0

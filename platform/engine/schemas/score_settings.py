@@ -23,11 +23,21 @@ class ScoreConfig:
     target_proxy: InputPath = ""
     """Target proxy: the run folder of a platform.finetune run that started from the source proxy, or a checkpoint file."""
     measure: str = "cosine"
-    """Similarity of the two proxies' features: cosine or neighborhood."""
+    """Similarity of the two proxies' features: cosine (the paper's), neighborhood, group_neighborhood or group_cka."""
     k: int = 20
-    """Number of neighbors (measure=neighborhood only)."""
+    """Number of neighbors (neighborhood and group_neighborhood only)."""
     search: str = "exact"
     """Neighbor search (measure=neighborhood only): exact, ivf or hnsw."""
+    group: int = 4096
+    """Largest number of images that are compared with each other (group_neighborhood and group_cka only)."""
+    seed: int = 0
+    """Seed of the random groups (group_neighborhood and group_cka only)."""
+    features: bool = False
+    """Keep the features of both proxies below output. Another measure can then use them, and platform.select can find near
+    duplicates."""
+    features_from: InputPath = ""
+    """Folder of finished scores with features=true: use its features instead of computing them. They must be of the same data and
+    proxies. Proxies that are not named are those of the folder."""
     neighbors: NeighborActorsConfig = field(default_factory=lambda: NeighborActorsConfig(actors=2))
     """Actors that share the neighbor search."""
     data: InputPath = "runs/demo/data/pretrain"
@@ -42,5 +52,9 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         one_of(MEASURES, measure=self.measure)
+        at_least(2, group=self.group)
+        at_least(0, seed=self.seed)
         at_least(1, k=self.k, **{"neighbors.actors": self.neighbors.actors})
         check_search(self.search, 0)
+        if self.features and self.features_from:
+            raise ValueError("features and features_from exclude each other: the features are kept in features_from already")

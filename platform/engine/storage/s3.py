@@ -48,8 +48,8 @@ class StorageConfig:
     request_timeout_s: float = 20.0
     """Seconds to wait for a response, or for the next bytes of it."""
     retry_timeout_s: float = 300.0
-    """Seconds for which a program waits for storage that does not answer, and a training run also retries while storage fails or
-    is full. After that it stops."""
+    """Seconds for which a program waits for storage that does not answer. Training and scoring retry as long while storage fails
+    or is full. After that they stop."""
 
     def __post_init__(self) -> None:
         if self.endpoint_url:

@@ -1,11 +1,12 @@
 """The rows of a data set to train on: all of them, or those of a selection. No image is copied."""
 
 from collections import defaultdict
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from platform.engine.data.shards import read_manifest
+from platform.engine.data.shards import Manifest, read_manifest
 from platform.engine.errors import StorageError, UserError
 from platform.engine.runs.json_records import read_record
 from platform.engine.storage.location import Location
@@ -24,18 +25,7 @@ def read_units(root: Location, selection: Location | None = None) -> list[Unit]:
     units = [Unit(entry.name, group, rows) for entry in manifest.files for group, rows in enumerate(entry.row_groups)]
     if selection is None:
         return units
-    about = read_record(
-        selection / "manifest.json",
-        "data_checksum",
-        str,
-        "give the folder that platform.select wrote as data.selection, and the data set as data.uri",
-    )
-    if about["data_checksum"] != manifest.checksum:
-        raise UserError(
-            f"the selection {selection.uri} was made from {about.get('data', 'other data')} as it was then (checksum "
-            f"{about['data_checksum'][:12]}), not from {root.uri} (checksum {manifest.checksum[:12]}); "
-            "run platform.select on this data set"
-        )
+    selection_record(selection, root.uri, manifest)
     index = selection / INDEX
     try:
         with index.errors("read"), index.open_input() as file:
@@ -57,3 +47,20 @@ def read_units(root: Location, selection: Location | None = None) -> list[Unit]:
         for unit in units
         if (unit.file, unit.row_group) in rows
     ]
+
+
+def selection_record(selection: Location, data: str, manifest: Manifest) -> dict[str, Any]:
+    """What platform.select recorded about a selection. Raises UserError if it was made from another data set, or is none."""
+    about = read_record(
+        selection / "manifest.json",
+        "data_checksum",
+        str,
+        "give the folder that platform.select wrote as data.selection, and the data set as data.uri",
+    )
+    if about["data_checksum"] != manifest.checksum:
+        raise UserError(
+            f"the selection {selection.uri} was made from {about.get('data', 'other data')} as it was then (checksum "
+            f"{about['data_checksum'][:12]}), not from {data} (checksum {manifest.checksum[:12]}); "
+            "run platform.select on this data set"
+        )
+    return about

@@ -1,12 +1,11 @@
-"""Scores, area under the curve and agreement: against plain definitions and an independent library."""
+"""The measures of the score, against plain definitions."""
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
-from sklearn.metrics import roc_auc_score
 
-from reidssl.selection.cfs import agreement, auc, cfs_scores, spearman
+from reidssl.choices import MEASURES
+from reidssl.selection.cfs import MEASURE_OF, cfs_scores, group_scores, groups_of
 
 
 def features(num=60, width=10, seed=0):
@@ -56,60 +55,8 @@ def test_neighborhood_ignores_a_rotation_and_cosine_does_not():
     assert abs(float(cfs_scores(a, a @ rotation).mean())) < 0.5
 
 
-@pytest.mark.parametrize("levels", [2, 5, 10**6])
-def test_auc_equals_scikit_learn_and_the_pairs(levels):
-    random = np.random.default_rng(levels)
-    scores, truth = random.integers(levels, size=200) / 7.0, random.random(200) < 0.3
-    pairs = np.sign(scores[truth][:, None] - scores[~truth])
-    assert auc(scores, truth) == pytest.approx((pairs + 1).mean() / 2, abs=1e-12)
-    assert auc(scores, truth) == pytest.approx(roc_auc_score(truth, scores), abs=1e-12)
-    assert auc(-scores, truth) == pytest.approx(1 - auc(scores, truth), abs=1e-12)
-
-
-def test_auc_extremes_and_refusals():
-    assert auc([3, 2, 1, 0], [True, True, False, False]) == 1.0
-    assert auc([1, 1, 1], [True, False, False]) == 0.5
-    with pytest.raises(ValueError, match="0 positives and 2 negatives"):
-        auc([1, 2], [False, False])
-    with pytest.raises(ValueError, match="entry 1 is NaN"):
-        auc([1, np.nan], [True, False])
-    with pytest.raises(ValueError, match="one length"):
-        auc([1, 2, 3], [True, False])
-
-
-@pytest.mark.parametrize("levels", [4, 10**6])
-def test_spearman_equals_scipy(levels):
-    random = np.random.default_rng(levels)
-    a = random.integers(levels, size=150)
-    b = a + random.integers(levels, size=150)
-    assert spearman(a, b) == pytest.approx(spearmanr(a, b).statistic, abs=1e-12)
-    with pytest.raises(ValueError, match="all of one array are equal"):
-        spearman(a, np.ones(150))
-
-
-def test_agreement_with_a_list():
-    keys = [f"{place}.jpg" for place in range(10)]
-    scores = -np.arange(10.0)
-    same = agreement(keys, scores, [f"images/{key}" for key in keys])
-    assert same == {"spearman": pytest.approx(1.0), "top_overlap": 1.0, "fraction": 0.5, "num_compared": 10}
-    opposite = agreement(keys, scores, keys[::-1])
-    assert opposite["spearman"] == pytest.approx(-1.0) and opposite["top_overlap"] == 0.0
-    swapped = agreement(keys, scores, [*keys[:4], keys[5], keys[4], *keys[6:]])
-    assert swapped["top_overlap"] == pytest.approx(0.8) and 0.9 < swapped["spearman"] < 1.0
-
-
-def test_agreement_compares_common_images_only():
-    keys = ["a", "x", "b", "c", "y", "d"]
-    found = agreement(keys, [6, 9, 5, 4, 8, 3], ["a", "other", "b", "c", "d"])
-    assert found["num_compared"] == 4 and found["spearman"] == pytest.approx(1.0) and found["top_overlap"] == 1.0
-    with pytest.raises(ValueError, match=r"shares 1 of 6 images .*another data set"):
-        agreement(keys, np.arange(6), ["a", "z"])
-    with pytest.raises(ValueError, match="names 1 images twice"):
-        agreement(keys, np.arange(6), ["a", "a", "b"])
-
-
 def test_refusals():
-    with pytest.raises(ValueError, match="measure must be one of cosine, neighborhood: got 'l2'"):
+    with pytest.raises(ValueError, match="measure must be one of cosine, neighborhood, group_neighborhood, group_cka: got 'l2'"):
         cfs_scores(features(), features(), "l2")
     with pytest.raises(ValueError, match="one width: got 10 and 9"):
         cfs_scores(features(), features(width=9))
@@ -117,3 +64,78 @@ def test_refusals():
         cfs_scores(features(), features(num=9))
     with pytest.raises(ValueError, match="got k 0"):
         cfs_scores(features(), features(), "neighborhood", k=0)
+
+
+# ---- measures of groups
+
+
+def gram(values):
+    centered = values.astype(np.float64) - values.astype(np.float64).mean(axis=0)
+    return centered @ centered.T
+
+
+def test_cka_is_the_part_of_an_image_in_the_cka_of_its_group():
+    a = features(num=40, seed=1)
+    b = np.concatenate([a[:, :4], features(num=40, width=3, seed=2)], axis=1)
+    own, other = gram(a), gram(b)
+    rows = [x @ y / np.linalg.norm(x) / np.linalg.norm(y) for x, y in zip(own, other, strict=True)]
+    found = cfs_scores(a, b, "group_cka").numpy()
+    np.testing.assert_allclose(found, rows, atol=1e-6)
+    whole = np.linalg.norm(own) * np.linalg.norm(other)
+    weights = np.linalg.norm(own, axis=1) * np.linalg.norm(other, axis=1) / whole
+    assert weights @ found == pytest.approx((own * other).sum() / whole, abs=1e-6)
+    assert found.std() > 0.05 and 0.3 < found.mean() < 0.95  # the features are neither equal nor unrelated
+
+
+def test_cka_ignores_rotation_shift_and_scale_and_sees_a_moved_image():
+    a = features(num=80)
+    rotation = np.linalg.qr(features(10, 10, seed=5))[0].astype(np.float32)
+    np.testing.assert_allclose(cfs_scores(a, 3 * a @ rotation + 2, "group_cka"), 1.0, atol=1e-6)
+    moved = a.copy()
+    moved[7] = -3 * a[7]
+    assert int(cfs_scores(a, moved, "group_cka").argmin()) == 7
+    same = np.ones((5, 4), np.float32)
+    assert cfs_scores(same, features(5, 4), "group_cka").tolist() == [0.0] * 5  # no image differs from the mean
+    a[3, 1] = np.inf
+    with pytest.raises(ValueError, match="source must be finite"):
+        cfs_scores(a, moved, "group_cka")
+
+
+@pytest.mark.parametrize("measure", ["group_neighborhood", "group_cka"])
+def test_groups_are_scored_alone_whatever_the_order_of_the_rows(measure):
+    keys = [f"{number}.jpg" for number in range(50)]
+    a, b = features(num=50, seed=1), features(num=50, seed=1) + features(num=50, seed=2)
+    found = group_scores(keys, a, b, measure, k=5, group=20, seed=3)
+    groups = groups_of(keys, 20, 3)
+    assert sorted(np.concatenate(groups).tolist()) == list(range(50)) and [len(one) for one in groups] == [17, 17, 16]
+    for members in groups:
+        kind = measure.removeprefix("group_")
+        np.testing.assert_array_equal(found[members], cfs_scores(a[members], b[members], measure, 5))
+        if kind in MEASURE_OF:  # over the whole set or within a group: one definition
+            np.testing.assert_array_equal(found[members], cfs_scores(a[members], b[members], kind, 5))
+    mixed = np.random.default_rng(0).permutation(50)
+    again = group_scores([keys[place] for place in mixed], a[mixed], b[mixed], measure, k=5, group=20, seed=3)
+    np.testing.assert_allclose(again, found[mixed], atol=1e-6)
+    assert (group_scores(keys, a, b, measure, k=5, group=20, seed=4) != found).any()
+
+
+def test_groups_are_random_and_even():
+    keys = [f"{number:05d}" for number in range(1000)]
+    groups = groups_of(keys, 300, 0)
+    assert [len(one) for one in groups] == [250] * 4
+    assert all(90 < (one < 500).sum() < 160 for one in groups)  # not consecutive rows
+    assert [len(one) for one in groups_of(keys, 1000, 0)] == [1000]
+    with pytest.raises(ValueError, match="group must be at least 2: got 1"):
+        groups_of(keys, 1, 0)
+    with pytest.raises(ValueError, match="group_cka needs k of at least 1 and two images: got k 20, 1 images"):
+        group_scores(["a"], features(1), features(1), "group_cka")
+
+
+def test_every_measure_that_a_user_can_choose_is_there():
+    assert tuple(MEASURE_OF) == MEASURES
+    assert {name: one.scope for name, one in MEASURE_OF.items()} == {
+        "cosine": "image",
+        "neighborhood": "set",
+        "group_neighborhood": "group",
+        "group_cka": "group",
+    }

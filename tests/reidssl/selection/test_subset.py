@@ -1,13 +1,9 @@
-"""The top fraction, deterministically; published lists, safely."""
-
-import os
-import pickle
-from pathlib import Path
+"""The best images, deterministically, and with a floor for each stratum."""
 
 import numpy as np
 import pytest
 
-from reidssl.selection.subset import count_of, load_published_list, select_top
+from reidssl.selection.subset import count_of, select_best, select_stratified, select_top
 
 
 def test_published_counts():
@@ -48,47 +44,19 @@ def test_select_top_refuses():
         select_top(["a", "b"], [1.0], 0.5)
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_a_list_of_paths_is_read(tmp_path, protocol):
-    paths = ["images/7/é.jpg", "images/1/b.jpg"]
-    data = pickle.dumps(paths, protocol)
-    (tmp_path / "order.pkl").write_bytes(data)
-    assert load_published_list(data) == paths
-    assert load_published_list(tmp_path / "order.pkl") == load_published_list(str(tmp_path / "order.pkl")) == paths
-
-
-class Harmful:
-    """An object whose unpickling creates a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_code_in_a_list_is_refused_and_not_run(tmp_path, protocol):
-    harmful = pickle.dumps(["images/a.jpg", Harmful(tmp_path / "made")], protocol)
-    with pytest.raises(ValueError, match=r"refused: its pickle loads .*mkdir"):
-        load_published_list(harmful)
-    assert not (tmp_path / "made").exists()
-    pickle.loads(harmful)  # plain pickle does create the file
-    assert (tmp_path / "made").exists()
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (pickle.dumps({"a": 1}), "non-empty list of image paths: got dict"),
-        (pickle.dumps([]), "non-empty list of image paths: got list"),
-        (pickle.dumps(["a", 3]), "strings only: entry 1 is int"),
-        (pickle.dumps(np.arange(3)), "refused: its pickle loads numpy"),
-        (pickle.dumps(["a", "b"])[:-4], "not a readable pickle"),
-        (b"images/a.jpg\nimages/b.jpg\n", "not a readable pickle"),
-        (b"", "not a readable pickle"),
-    ],
-)
-def test_other_content_is_refused(data, message):
-    with pytest.raises(ValueError, match=message):
-        load_published_list(data)
+@pytest.mark.parametrize(("count", "floor"), [(40, 0.0), (40, 0.2), (40, 0.4), (100, 0.9), (7, 0.05)])
+def test_every_stratum_keeps_its_floor_and_the_rest_are_the_best(count, floor):
+    random = np.random.default_rng(count)
+    keys, strata = [f"{number}.jpg" for number in range(100)], random.choice(["a", "b", "c"], 100, p=[0.6, 0.3, 0.1])
+    scores = np.round(random.normal(size=100) + (strata == "a"), 1)
+    chosen = select_stratified(keys, scores, count, strata, floor)
+    order = sorted(range(100), key=lambda place: (-scores[place], keys[place]))
+    floors = {place for name in "abc" for place in [p for p in order if strata[p] == name][: int((strata == name).sum() * floor)]}
+    expected = floors | set([place for place in order if place not in floors][: count - len(floors)])
+    assert chosen.tolist() == [place for place in order if place in expected] and len(chosen) == count
+    if floor == 0.0:
+        np.testing.assert_array_equal(chosen, select_best(keys, scores, count))
+    with pytest.raises(ValueError, match=r"a floor of 0\.9 keeps \d+ images of 3 strata, more than the 7 asked for"):
+        select_stratified(keys, scores, 7, strata, 0.9)
+    with pytest.raises(ValueError, match=r"floor must be in \[0, 1\]: got 1.5"):
+        select_stratified(keys, scores, 7, strata, 1.5)

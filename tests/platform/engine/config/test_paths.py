@@ -51,8 +51,8 @@ RELATIVE = {  # every path of every program: key -> what a user writes
         "tracking.mlflow",
     ],
     "report": ["run", "output"],
-    "score": ["output", "source_proxy", "target_proxy", "data"],
-    "select": ["output", "scores", "reference", "data"],
+    "score": ["output", "source_proxy", "target_proxy", "features_from", "data"],
+    "select": ["output", "scores", "reference", "compare", "data"],
     "tune": [
         "output",
         "finetune.checkpoint",
@@ -108,7 +108,7 @@ def test_every_path_of_every_program_counts_from_the_users_folder(program, tmp_p
         given = []
         for key in RELATIVE[program]:
             if not (text.startswith("s3") and key in ("tracking.audit", "tracking.mlflow")):
-                listed = key in ("checkpoints", "test_sets", "space.checkpoint", "space.target_set")
+                listed = key in ("checkpoints", "test_sets", "compare", "space.checkpoint", "space.target_set")
                 given.append(f"{key}=[{text},s3://bucket/y]" if listed else f"{key}={text}")
         plain = to_plain(load_config(schema_of(program), program, given))
         for key in (entry.partition("=")[0] for entry in given):

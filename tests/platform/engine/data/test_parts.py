@@ -1,10 +1,13 @@
 """Parts of a result are published shard by shard, completely or not at all."""
 
+import tracemalloc
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from platform.engine.data.parts import as_array, as_column, write_parts
+from platform.engine.data.set_aside import SetAside
 from platform.engine.data.shards import FileEntry
 from platform.engine.errors import UserError
 
@@ -43,3 +46,35 @@ def test_features_survive_the_column():
     table = pa.table({"feature": as_column(values)})
     np.testing.assert_array_equal(as_array(table["feature"]), values)
     np.testing.assert_array_equal(as_array(table.slice(1, 2)["feature"]), values[1:3])
+
+
+def peak_mib(num_shards: int, rows: int = 256, batch: int = 64) -> float:
+    """Peak of the memory while features of this many shards are collected and published, one batch in ten with a bad image."""
+    pending = [FileEntry(f"{number}.parquet", rows, 0, "", [rows]) for number in range(num_shards)]
+    total = num_shards * rows
+
+    def computed():
+        for entry in pending:
+            for start in range(0, rows, batch):
+                problem = np.full(batch, "", object)
+                problem[0] = f"image '{entry.name}/{start}' cannot be decoded" if start == 0 else ""
+                yield {
+                    "key": np.asarray([f"{entry.name}/{start + row}" for row in range(batch)], object),
+                    "file": np.full(batch, entry.name, object),
+                    "problem": problem,
+                    "source": np.ones((batch, 384), np.float32),
+                }
+
+    published = []
+    tracemalloc.start()
+    set_aside = SetAside("data", total, 0.5, "share")
+    write_parts(pending, set_aside.watch(computed()), lambda name, columns: published.append(len(columns["key"])), 0, total)
+    peak = tracemalloc.get_traced_memory()[1] / 2**20
+    tracemalloc.stop()
+    assert published == [rows] * num_shards and set_aside.count == num_shards
+    return peak
+
+
+def test_the_memory_does_not_grow_with_the_number_of_images():
+    small, large = peak_mib(8), peak_mib(160)
+    assert large < 1.25 * small, f"{small:.1f} MiB for 2,048 images, {large:.1f} MiB for 40,960"

@@ -1,0 +1,210 @@
+"""The rate of platform.score: against the tightest loop with the same models, two proxies against one, and two sizes.
+
+  python -m benchmarks.scoring            4,096 images of 64 x 32 and a tiny ViT
+  python -m benchmarks.scoring --full     2,048 images of 256 x 128 and ViT-S
+
+Both sides read the same shards from local files and compute the cosine of the features of both models for every image. This
+project runs platform.score with one actor of one thread for each core, and reads and decodes in Ray tasks beside them. The loop
+is ordinary PyTorch in one process with all cores: it reads and decodes a row group, then runs both models on it. A second loop
+runs the models alone, on images that are decoded beforehand. Rates are those after the first shards, so neither the start of Ray
+nor the loading of the models counts; the time before them is reported beside them. The rate of one proxy is that of the same
+actors with one model. The measures of groups are timed on random features, at two sizes.
+"""
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.measure import arguments_of, measure, print_machine
+from benchmarks.people import write_shards
+
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+QUICK = {"num": 4096, "size": (64, 32), "width": 128, "depth": 3, "heads": 4, "patch_size": 8, "rows": 64, "features": 16384}
+FULL = {"num": 2048, "size": (256, 128), "width": 384, "depth": 12, "heads": 6, "patch_size": 16, "rows": 64, "features": 65536}
+
+
+def make_shards(folder: str, size: dict[str, Any]) -> None:
+    """Shards of `num` and of twice as many images below `folder`."""
+    height, width = size["size"]
+    for name, num in (("shards", size["num"]), ("twice", 2 * size["num"])):
+        write_shards(f"{folder}/{name}", f"[{height},{width}]", num, f"row_group_rows={size['rows']}", "shard_mb=1")
+
+
+def make_models(folder: str, size: dict[str, Any]) -> None:
+    """Two models of different weights below `folder`."""
+    from reidssl.models.model_config import VitConfig
+    from reidssl.models.vit import build_vit
+    from reidssl.models.weights import save_model
+
+    model = VitConfig(
+        image_size=size["size"], stem="patch", **{key: size[key] for key in ("width", "depth", "heads", "patch_size")}
+    )
+    for seed, name in enumerate(("source", "target")):
+        Path(folder, name).mkdir()
+        save_model(build_vit(model, seed=seed), {"kind": "backbone", **IMAGENET}, Path(folder, name, "backbone.safetensors"))
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def ours(arguments: dict[str, Any]) -> Any:
+    """platform.score from its command line on. The rate comes from the times at which it wrote the parts of the scores."""
+    from platform.engine.config.compose import load_config
+    from platform.engine.data.parts import PARTS
+    from platform.engine.data.shards import read_manifest
+    from platform.engine.schemas.score_settings import ScoreConfig
+    from platform.engine.storage.location import open_storage
+    from platform.score import main
+
+    folder, output = arguments["folder"], tempfile.mkdtemp(dir=arguments["folder"])
+    given = [f"data={folder}/{arguments['data']}", f"source_proxy={folder}/source", f"target_proxy={folder}/target"]
+    pool = [f"pool.actors={cores()}", f"pool.batch={arguments['rows']}", f"runtime.num_cpus={cores() + 2}"]
+    config = load_config(ScoreConfig, "score", [*given, *pool, f"output={output}"])
+
+    def work() -> dict[str, Any]:
+        started = time.time()
+        summary = main(config)
+        entries = read_manifest(open_storage(config.data)).files
+        written = sorted((Path(output, PARTS, entry.name).stat().st_mtime, entry.rows) for entry in entries)
+        return {"mean": summary["mean"], "first": written[0][0] - started} | rate_of([*written])
+
+    return work, lambda found: found
+
+
+def rate_of(finished: list[tuple[float, int]]) -> dict[str, Any]:
+    """{"rate": images per second after the first eighth of the pieces (None for a single one), "seconds", "images"}.
+
+    finished: (time, images) of each piece, in order of time.
+    """
+    warm = max(1, len(finished) // 8)
+    seconds, counted = finished[-1][0] - finished[warm - 1][0], sum(count for _, count in finished[warm:])
+    return {"rate": counted / seconds if counted else None, "seconds": seconds, "images": sum(count for _, count in finished)}
+
+
+def loop(arguments: dict[str, Any]) -> Any:
+    """The other side: one process with all cores. decoded: the images are read and decoded before the timing."""
+    import pyarrow.parquet as pq
+    import torch
+
+    from platform.engine.data.shards import read_manifest
+    from platform.engine.inference.models import load_model
+    from platform.engine.storage.location import StorageConfig, open_storage
+    from reidssl.data.decode import decode_batch
+
+    torch.set_num_threads(cores())
+    root = open_storage(f"{arguments['folder']}/{arguments['data']}")
+    models = [load_model(f"{arguments['folder']}/{name}", StorageConfig()) for name in ("source", "target")]
+    units = [(entry.name, group) for entry in read_manifest(root).files for group in range(len(entry.row_groups))]
+
+    def images_of(unit: tuple[str, int]) -> np.ndarray:
+        table = pq.ParquetFile(f"{arguments['folder']}/{arguments['data']}/{unit[0]}").read_row_group(unit[1], columns=["image"])
+        return decode_batch(table["image"].to_pylist(), models[0].image_size, threads=cores())[0]
+
+    ready = [images_of(unit) for unit in units] if arguments["decoded"] else None
+
+    @torch.inference_mode()
+    def work() -> dict[str, Any]:
+        scores, finished = [], []
+        for number, unit in enumerate(units):
+            images = torch.from_numpy(ready[number] if ready else images_of(unit))
+            source, target = (model.features(images) for model in models)
+            scores.append(torch.nn.functional.cosine_similarity(source, target).numpy())
+            finished.append((time.time(), len(images)))
+        return {"mean": float(np.concatenate(scores).mean())} | rate_of(finished)
+
+    return work, lambda found: found
+
+
+def actors(arguments: dict[str, Any]) -> Any:
+    """The actors of platform.score alone, with one model or with two."""
+    from platform.engine.data.shards import read_manifest
+    from platform.engine.inference.actors import FeatureActor, stream_through_actors
+    from platform.engine.runtime.ray_session import connect
+    from platform.engine.schemas.retrieval_settings import PoolConfig
+    from platform.engine.schemas.runtime_settings import RuntimeConfig
+    from platform.engine.storage.location import StorageConfig, open_storage
+    from platform.score import Scorer
+    from reidssl.models.given import LoadConfig
+
+    folder, size = arguments["folder"], tuple(arguments["size"])
+    root = open_storage(f"{folder}/{arguments['data']}")
+    connect(RuntimeConfig(num_cpus=cores() + 2))
+    given: dict[str, Any] = {"storage": StorageConfig(), "threads": 1}
+    kind: type = FeatureActor
+    if arguments["models"] == 1:
+        given["model"] = f"{folder}/source"
+    else:
+        kind, loads = Scorer, {"load": LoadConfig(), "load_target": LoadConfig()}
+        given |= {"source_proxy": f"{folder}/source", "target_proxy": f"{folder}/target", "measure": "cosine", **loads}
+    pool = PoolConfig(actors=cores(), batch=arguments["rows"])
+
+    def work() -> dict[str, Any]:
+        batches = stream_through_actors(root, read_manifest(root).files, kind, given, size, pool)
+        return rate_of([(time.time(), len(batch["key"])) for batch in batches])
+
+    return work, lambda found: found
+
+
+def groups(arguments: dict[str, Any]) -> Any:
+    """A measure of groups on random features, shard by shard."""
+    from reidssl.selection.cfs import group_scores
+
+    random, rows = np.random.default_rng(0), 4096
+    keys = [f"{number}.jpg" for number in range(rows)]
+    source = random.standard_normal((rows, 384), np.float32)
+    target = source + random.standard_normal((rows, 384), np.float32)
+    group_scores(keys, source, target, arguments["measure"])
+
+    def work() -> float:
+        return sum(
+            float(group_scores(keys, source, target, arguments["measure"]).mean()) for _ in range(arguments["num"] // rows)
+        )
+
+    return work, lambda found: {"sum": found}
+
+
+def main() -> None:
+    size: dict[str, Any] = FULL if arguments_of(__doc__).full else QUICK
+    print_machine()
+    with tempfile.TemporaryDirectory() as folder:
+        make_shards(folder, size)
+        make_models(folder, size)
+        common = {"folder": folder, "data": "shards", "rows": size["rows"], "size": list(size["size"])}
+
+        def run(side: str, **more: Any) -> dict[str, Any]:
+            return measure(__spec__.name, side, common | more).numbers
+
+        whole, tight, alone = run("ours"), run("loop", decoded=False), run("loop", decoded=True)
+        print(
+            f"\n{size['num']:,} images of {size['size'][0]} x {size['size'][1]}, "
+            f"two models of width {size['width']}, {cores()} cores"
+        )
+        print(f"  {'platform.score':<42}{whole['rate']:8.1f} images/s   first shard after {whole['first']:.1f} s")
+        print(
+            f"  {'loop, with reading and decoding':<42}{tight['rate']:8.1f} images/s   ratio {whole['rate'] / tight['rate']:.2f}"
+        )
+        print(
+            f"  {'loop, images decoded beforehand':<42}{alone['rate']:8.1f} images/s   ratio {whole['rate'] / alone['rate']:.2f}"
+        )
+        print(f"  mean score: {whole['mean']:.6f} against {tight['mean']:.6f}")
+        two, one = run("actors", models=2), run("actors", models=1)
+        print(f"  two proxies {two['rate']:.1f}, one proxy {one['rate']:.1f} images/s: ratio {two['rate'] / one['rate']:.2f}")
+        twice = run("ours", data="twice")
+        print(
+            f"  {2 * size['num']:,} images: {twice['rate']:.1f} images/s, ratio {twice['rate'] / whole['rate']:.2f} (linear: 1)"
+        )
+    for measured in ("group_neighborhood", "group_cka"):
+        seconds = [
+            measure(__spec__.name, "groups", {"measure": measured, "num": size["features"] * times}).seconds for times in (1, 2)
+        ]
+        rate = size["features"] / seconds[0]
+        print(f"  {measured:<42}{rate:8.0f} images/s; twice as many take {seconds[1] / seconds[0]:.2f} times as long")
+
+
+if __name__ == "__main__":
+    main()

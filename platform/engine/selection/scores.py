@@ -1,0 +1,48 @@
+"""The scores of a data set in storage: one Parquet file (key, score, problem) for each shard, and their summary."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from platform.engine.data.parts import PARTS, PROBLEM, write_table
+from platform.engine.data.shards import Manifest, read_rows
+from platform.engine.storage.location import Location
+from reidssl.selection.agreement import auc
+
+
+def write_scores(output: Location, name: str, keys: list[str], scores: np.ndarray, problems: np.ndarray) -> None:
+    """Write one row for every key of the shard; the score is null for keys with a problem."""
+    write_table(
+        output / PARTS / name,
+        pa.table({"key": keys, "score": pa.array(scores, mask=(problems != "").astype(bool)), PROBLEM: problems.tolist()}),
+    )
+
+
+def read_scores(output: Location, manifest: Manifest, columns: Sequence[str] = ("key", "score")) -> pa.Table:
+    """Table of these columns of every image in the order of the shards; the score is null for images that cannot be decoded."""
+    tables = []
+    for entry in manifest.files:
+        with (output / PARTS / entry.name).open_input() as file:
+            tables.append(pq.read_table(file, columns=list(columns)))
+    return pa.concat_tables(tables)
+
+
+def summarize(output: Location, root: Location, manifest: Manifest) -> dict[str, Any]:
+    """Distribution of the scores. If the data has a `planted` column, also the AUC with which they rank planted images low."""
+    column = read_scores(output, manifest, ["score"])["score"]
+    scored = column.is_valid().to_numpy()
+    scores = column.drop_null().to_numpy()
+    summary: dict[str, Any] = {
+        "total": len(column),
+        "mean": float(scores.mean()),
+        "std": float(scores.std()),
+        "quantiles": [float(q) for q in np.quantile(scores, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1])],
+    }
+    if "planted" in manifest.extra_columns:
+        planted = read_rows(root, ["planted"])["planted"].to_numpy().astype(bool)[scored]
+        if planted.any() and not planted.all():
+            summary["auc_planted"] = float(auc(scores, ~planted))
+    return summary
