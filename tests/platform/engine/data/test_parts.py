@@ -20,7 +20,7 @@ def batches(values: np.ndarray, sizes: list[int]):
     start = 0
     for size in sizes:
         rows = slice(start, start + size)
-        yield {"key": keys[rows], "file": files[rows], "value": values[rows]}
+        yield {"key": keys[rows], "file": files[rows], "problem": np.full(size, "", object), "value": values[rows]}
         start += size
 
 
