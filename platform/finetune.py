@@ -30,7 +30,8 @@ from platform.engine.data.shards import read_manifest, read_rows
 from platform.engine.errors import UserError
 from platform.engine.finetune.camera_plan import plan_cameras
 from platform.engine.finetune.cluster_warnings import run_warnings, untrained
-from platform.engine.finetune.loop import PhaseTrainer, extract
+from platform.engine.finetune.fraction import chosen_images
+from platform.engine.finetune.loop import PhaseTrainer, extract, retrieval_metrics
 from platform.engine.finetune.phase import Phase, UnsupervisedConfig
 from platform.engine.finetune.start import image_set, initial_model, load_init, model_for, phases_of, record_of
 from platform.engine.finetune.supervised import SupervisedConfig, check_identities
@@ -42,6 +43,7 @@ from platform.engine.runs.run_folder import CONFIG, SUMMARY, Run, open_run
 from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.finetune_settings import FinetuneConfig
+from platform.engine.schemas.retrieval_settings import EvaluateConfig
 from platform.engine.storage.location import Location, open_storage
 from platform.engine.train.checkpoints import CheckpointStore, LoadedCheckpoint
 from platform.engine.train.launch import launch, report_line
@@ -61,8 +63,8 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
         say(f"finetune: {run.location.uri} is complete already")
         return run.summary
     connect(config.runtime)
-    start = config.checkpoint or "random weights"
-    say(f"finetune: {config.setting} from {start} on {config.target_set}; output {run.location.uri}")
+    origin = config.checkpoint or "random weights"
+    say(f"finetune: {config.setting} from {origin} on {config.target_set}; output {run.location.uri}")
     launch(
         finetune,
         config,
@@ -74,8 +76,10 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
     summary = run.summary
     if summary is None:
         raise UserError("fine-tuning ended without a summary; run the same command again to continue")
+    start = summary.get("start")
+    before = f"  (before fine-tuning: {start['mAP']:.1%}, {start['rank1']:.1%})" if start else ""
     say(
-        f"finetune: {config.setting}  mAP {summary['mAP']:.1%}  Rank-1 {summary['rank1']:.1%}"
+        f"finetune: {config.setting}  mAP {summary['mAP']:.1%}  Rank-1 {summary['rank1']:.1%}{before}"
         + "".join(f"  warning: {warning}" for warning in summary["warnings"])
     )
     return summary
@@ -89,7 +93,10 @@ def check_inputs(config: FinetuneConfig) -> None:
     if config.setting != "usl":
         labeled = open_storage(config.source_set, config.storage) if config.setting == "uda" else target
         require_splits(labeled, ["train"])
-        check_identities(labeled.uri, read_rows(labeled, ["pid"], split="train")["pid"].to_numpy(), config.supervised.batch)
+        pids = read_rows(labeled, ["pid"], split="train")["pid"].to_numpy()
+        if config.setting == "supervised":
+            pids = pids[chosen_images(pids, config.train_fraction, config.seed)]
+        check_identities(labeled.uri, pids, config.supervised.batch)
     init = load_init(config)
     plan = plan_cameras(config, init)
     if init:
@@ -161,9 +168,9 @@ def finetune(config: FinetuneConfig) -> None:
     for problem in corrupt[:SAID] if tracker else []:
         report_line(f"set aside: {problem}")
 
-    def judge(phase: Phase) -> dict[str, Any]:
+    def judge(phase: Phase, options: EvaluateConfig) -> dict[str, Any]:
         of_query, of_gallery = (extract(model, images, phase.config.neck, config.augment) for images in (query, gallery))
-        return evaluate_features(query, gallery, of_query, of_gallery, config.evaluate)
+        return evaluate_features(query, gallery, of_query, of_gallery, options)
 
     trainer = PhaseTrainer(
         setting=config.setting,
@@ -173,9 +180,11 @@ def finetune(config: FinetuneConfig) -> None:
         evaluate_every=config.evaluate_every,
         store=store,
         tracker=tracker,
-        judge=judge,
+        judge=lambda phase: judge(phase, config.evaluate.fast),
         images_seen=found.payload["images_seen"] if found else 0,
     )
+    if config.evaluate_start and not found:
+        trainer.evaluate_start(phases[0])
     for number, phase in enumerate(phases):
         model = model_for(phase, model)
         if not found or number >= found.payload["phase"]:
@@ -183,7 +192,7 @@ def finetune(config: FinetuneConfig) -> None:
     record = record_of(init, plan)
     if tracker:
         publish_model(run, config, model, phases[-1], record)  # first: an error in the evaluation must not lose the model
-    result = judge(phases[-1]) | {"corrupt_images": len(corrupt), "corrupt": corrupt[:LISTED]}
+    result = judge(phases[-1], config.evaluate) | {"corrupt_images": len(corrupt), "corrupt": corrupt[:LISTED]}
     if tracker:
         finish(run, config, model, phases[-1], tracker, result, trainer.images_seen, record)
     dist.barrier()
@@ -246,6 +255,7 @@ def finish(
             "data_checksum": read_manifest(open_storage(config.target_set, config.storage)).checksum,
             "clusters": int(clusters[-1]) if clusters else None,
             "images_seen": images_seen,
+            "start": next((retrieval_metrics(row) for row in tracker.rows if row["epoch"] == 0), None),
             "epochs_without_training": untrained(tracker.rows),
             "warnings": run_warnings(tracker.rows, len(phase.images)),
             **record,

@@ -27,6 +27,7 @@ from platform.engine.errors import StorageError, UserError
 from platform.engine.report import charts, pictures, tables
 from platform.engine.report import selections as selections
 from platform.engine.report.contents import RunFolder, read_folder
+from platform.engine.report.sweeps import sweep_section
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.report_settings import ReportConfig
 from platform.engine.storage.location import Location, open_storage
@@ -75,6 +76,7 @@ def render(folder: RunFolder) -> str:
         "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "results": results,
         "result_bars": charts.result_bars(folder) if len(results) > 1 else None,
+        "has_seeds": any(row.seeds > 1 for row in results),
         "has_expansion": any(row.expansion for row in results),
         "has_reranked": any(row.reranked is not None for row in results),
         "has_clusters": any(row.clusters is not None for row in results),
@@ -85,6 +87,7 @@ def render(folder: RunFolder) -> str:
         "has_proxy": folder.named("proxy/source") is not None,
         "cluster_charts": charts.cluster_charts(folder),
         "finetune_charts": charts.finetune_charts(folder),
+        "sweep": sweep_section(folder),
         "gallery_setting": tables.setting_title(setting),
         "queries": queries,
         "attention": pictures.attention_maps(folder, models),
@@ -112,6 +115,8 @@ def render(folder: RunFolder) -> str:
 
 def kind_of(folder: RunFolder) -> str:
     """The kind of the run folder as a subtitle, e.g. "Self-supervised pre-training"."""
+    if folder.trials:
+        return f"Sweep over fine-tuning, {len(folder.sweep_rows)} trials"
     if not folder.is_pipeline:
         if len(folder.members) > 1:
             return f"{len(folder.members)} runs"
@@ -139,8 +144,9 @@ def facts(folder: RunFolder, results: list[tables.ResultRow]) -> list[tuple[str,
         own = [row for row in results if row.setting == setting]
         best = max(own, key=lambda row: row.values["mAP"])
         gain = f", {_points(best.gain)} against random" if best.gain is not None else ""
-        label = f"{tables.setting_title(setting)}: {'best ' if len(own) > 1 else ''}mAP"
-        found.append((f"{100 * best.values['mAP']:.1f} %", label, f"from {best.init}{gain}"))
+        seeds = f"; mean of {best.seeds} seeds ± {100 * best.spread:.1f}" if best.spread is not None else "; one seed"
+        label = f"{tables.setting_title(setting)}: {'highest ' if len(own) > 1 else ''}mAP"
+        found.append((f"{100 * best.values['mAP']:.1f} %", label, f"from {best.init}{gain}{seeds}"))
     score = next(iter(folder.of("score")), None)
     if score and score.summary and "auc_planted" in score.summary:
         found.append((f"{score.summary['auc_planted']:.3f}", "AUC of the scores", "people against planted useless images"))

@@ -1,7 +1,7 @@
 """The training loop of fine-tuning: the epochs and steps of a phase on every worker, with a checkpoint after each epoch."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,11 +25,13 @@ from platform.engine.zero import engine as zero
 from platform.engine.zero.consolidation import consolidate, restore
 from reidssl.augment.augment_config import ReidAugmentConfig
 from reidssl.augment.reid_augment import ReidAugment, normalize
+from reidssl.choices import RETRIEVAL_METRICS
 from reidssl.models.drop_path import StepDropPath, draw_by_step
 from reidssl.models.reid import ReidModel
 from reidssl.seeding import mix, sample_seeds
 
 EXTRACTION_BATCH = 128
+NOT_SHOWN = ("rank5", "rank10", "mINP")  # metrics that are logged but not printed after each epoch
 Judge = Callable[[Phase], dict[str, Any]]
 
 
@@ -84,6 +86,14 @@ class PhaseTrainer:
     images_seen: int = 0
     """Training images seen so far, over all phases."""
 
+    def evaluate_start(self, phase: Phase) -> None:
+        """Log an evaluation of the initial weights as epoch 0 of the first phase. Collective."""
+        row = retrieval_metrics(self.judge(phase))
+        if self.tracker:
+            self.tracker.add(0, {"phase": 0, "epoch": 0, **row})
+            report_line(f"{self.setting} before fine-tuning  mAP {row['mAP']:.4g}  rank1 {row['rank1']:.4g}")
+            self.tracker.publish()
+
     def train(self, model: ReidModel, phase: Phase, number: int, found: LoadedCheckpoint | None) -> None:
         """Train the remaining epochs of a phase. Collective.
 
@@ -122,7 +132,7 @@ class PhaseTrainer:
             self.images_seen += seen
             row |= {"learning_rate": phase.learning_rate(epoch), "images_per_second": seen / (time.perf_counter() - started)}
             if self.evaluate_every and (epoch + 1) % self.evaluate_every == 0:
-                row |= {key: value for key, value in self.judge(phase).items() if key in ("mAP", "rank1")}
+                row |= retrieval_metrics(self.judge(phase))
             self._keep(trained, epoch, row, work.warnings)
 
     def _epoch(self, trained: Trained, epoch: int, work: Epoch) -> dict[str, float]:
@@ -176,8 +186,9 @@ class PhaseTrainer:
         student = consolidate(trained.engine)
         if self.tracker:
             self.tracker.add(self.images_seen, {"phase": number, "epoch": epoch + 1, **row})
+            shown = {name: value for name, value in row.items() if name not in NOT_SHOWN}
             report_line(
-                f"{self.setting} {phase.name} epoch {epoch + 1}/{phase.config.epochs}  {format_row(row)}"
+                f"{self.setting} {phase.name} epoch {epoch + 1}/{phase.config.epochs}  {format_row(shown)}"
                 + "".join(f"  warning: {warning}" for warning in warnings)
             )
             self.tracker.publish()
@@ -188,6 +199,11 @@ class PhaseTrainer:
                 {"student": student, "phase": number, "epoch": epoch + 1, "images_seen": self.images_seen, "phase_state": state},
                 {},
             )
+
+
+def retrieval_metrics(result: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of an evaluation that are logged."""
+    return {name: float(result[name]) for name in RETRIEVAL_METRICS}
 
 
 def batch_seeds(seed: int, images: ImageSet, epoch: int, step: int, positions: np.ndarray) -> Any:

@@ -21,6 +21,7 @@ from platform.engine.runtime.collectives import broadcast_object
 from platform.engine.runtime.device import device
 from platform.engine.schemas.phases_settings import BatchConfig as BatchConfig
 from platform.engine.schemas.phases_settings import PhaseConfig, UnsupervisedConfig
+from reidssl.clustering.agreement import purity, stability
 from reidssl.clustering.camera_proxies import camera_proxies
 from reidssl.clustering.memory import ClusterMemory
 from reidssl.clustering.pseudo_labels import PseudoLabels, cluster_centroids, pseudo_labels
@@ -89,6 +90,8 @@ class Unsupervised:
     def __init__(self, config: UnsupervisedConfig, images: ImageSet, seed: int) -> None:
         self.config, self.images, self.seed = config, images, seed
         self.schedule = Steps(config.learning_rate, config.decay_epochs)
+        self.before: np.ndarray | None = None
+        """Labels of the epoch before, int64 (N,); None in the first epoch."""
 
     def prepare(self, model: ReidModel) -> None:
         model.reset_classifier(0)
@@ -105,6 +108,15 @@ class Unsupervised:
             log["largest_cluster"] = int(np.bincount(found.labels[found.labels >= 0]).max())
         if found.recall is not None:
             log["search_recall"] = found.recall
+        known = self.images.pids.min() >= 0  # evaluate the clusters with the identities, never train on them
+        if known and found.num_clusters:
+            from sklearn.metrics import adjusted_rand_score
+
+            log["adjusted_rand_index"] = float(adjusted_rand_score(self.images.pids, found.labels))
+            log["purity"] = purity(found.labels, self.images.pids)
+        if self.before is not None and not np.isnan(same := stability(found.labels, self.before)):
+            log["label_stability"] = same
+        self.before = found.labels
         if found.num_clusters < 2:  # the contrastive loss needs two clusters; the features do not separate images (yet)
             return Epoch([], found.labels, log, cluster_warnings(log, len(self.images)))
         labels, groups = found.labels, None
@@ -128,10 +140,6 @@ class Unsupervised:
             cross_camera=True,
             allow_fewer=True,
         )
-        if self.images.pids.min() >= 0:  # identities are known: evaluate the clusters with them, never train on them
-            from sklearn.metrics import adjusted_rand_score
-
-            log["adjusted_rand_index"] = float(adjusted_rand_score(self.images.pids, found.labels))
         return Epoch(batches, labels, log, cluster_warnings(log, len(self.images)))
 
     def _cluster(self, epoch: int, features: Tensor) -> PseudoLabels:
@@ -155,10 +163,12 @@ class Unsupervised:
         self.memory.update(features, labels)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        return {}  # every epoch starts with a new clustering and a new memory
+        """The labels of the last epoch, to compare with; everything else is new in every epoch."""
+        return {} if self.before is None else {"labels": torch.from_numpy(self.before)}
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Nothing to restore."""
+        labels = tensors.get("labels")
+        self.before = None if labels is None or len(labels) != len(self.images) else labels.cpu().numpy()
 
 
 def _is_first() -> bool:

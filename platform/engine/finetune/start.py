@@ -5,6 +5,7 @@ from typing import Any
 
 from platform.engine.data.image_set import ImageSet
 from platform.engine.finetune.camera_plan import CameraPlan
+from platform.engine.finetune.fraction import chosen_images
 from platform.engine.finetune.phase import Phase, Unsupervised
 from platform.engine.finetune.supervised import Supervised
 from platform.engine.inference.models import LoadedModel, load_model
@@ -63,11 +64,19 @@ def phases_of(config: FinetuneConfig, backbone: Vit, plan: CameraPlan | None = N
     phases: list[Phase] = []
     if config.setting != "usl":
         labeled = config.source_set if config.setting == "uda" else config.target_set
-        phases.append(Supervised(config.supervised, image_set(config, labeled, "train", backbone, plan), config.seed))
+        phases.append(Supervised(config.supervised, train_set(config, labeled, backbone, plan), config.seed))
     if config.setting != "supervised":
-        images = image_set(config, config.target_set, "train", backbone, plan)
+        images = train_set(config, config.target_set, backbone, plan)
         phases.append(Unsupervised(config.unsupervised, images, config.seed))
     return phases
+
+
+def train_set(config: FinetuneConfig, uri: str, backbone: Vit, plan: CameraPlan | None = None) -> ImageSet:
+    """The training images of a data set; of the target, the part that config.train_fraction keeps."""
+    images = image_set(config, uri, "train", backbone, plan)
+    if uri == config.target_set and config.train_fraction < 1:
+        images.keep(chosen_images(images.pids, config.train_fraction, config.seed))
+    return images
 
 
 def image_set(config: FinetuneConfig, uri: str, split: str, backbone: Vit, plan: CameraPlan | None = None) -> ImageSet:

@@ -68,7 +68,7 @@ class Results:
                     found["finetune"].append(
                         {"setting": setting, "init": init}
                         | {n: summary[n] for n in names}
-                        | {n: summary[n] for n in ("evaluation", "warnings") if n in summary}
+                        | {n: summary[n] for n in ("evaluation", "warnings", "start") if n in summary}
                     )  # summaries of older versions do not have these
         return found
 

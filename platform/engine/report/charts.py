@@ -40,6 +40,8 @@ CLUSTER_METRICS = [
     ("clusters", "Clusters"),
     ("outliers", "Images in no cluster"),
     ("adjusted_rand_index", "Agreement with the true identities (adjusted Rand index)"),
+    ("purity", "Purity: images with the main identity of their cluster"),
+    ("label_stability", "Agreement with the labels of the epoch before"),
 ]
 FINETUNE_METRICS = [
     ("loss", "Loss"),
@@ -47,7 +49,7 @@ FINETUNE_METRICS = [
     ("mAP", "mAP on the test set"),
     ("images_per_second", "Images per second"),
 ]
-FROM_ZERO = {"images_per_second", "outliers", "clusters", "probe_mAP", "accuracy", "mAP"}
+FROM_ZERO = {"adjusted_rand_index", "purity", "label_stability", "images_per_second", "outliers", "clusters", "probe_mAP", "accuracy", "mAP"}
 
 
 def style_of(name: str, others: Sequence[str]) -> int:

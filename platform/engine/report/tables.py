@@ -1,7 +1,9 @@
 """The tables of the report as plain rows: results, data sets, stages, provenance, configurations."""
 
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,10 @@ from omegaconf import OmegaConf
 from platform.engine.data.shards import read_rows
 from platform.engine.errors import StorageError
 from platform.engine.report.contents import INITS, SETTINGS, DataSet, RunFolder, RunMember
+from platform.engine.runs.run_folder import VOLATILE
+from reidssl.choices import RETRIEVAL_METRICS
 
 TITLES = {"supervised": "Supervised", "uda": "UDA", "usl": "USL"}
-SHARES = ("mAP", "rank1", "rank5", "rank10", "mINP")
 
 
 def setting_title(setting: str) -> str:
@@ -34,7 +37,13 @@ class ResultRow:
     """Gallery images of the query expansion that all metrics include; 0: no expansion."""
     gain: float | None = None
     """mAP minus the mAP from random weights in the same setting; None if that is not known."""
-    is_best: bool = False
+    start: float | None = None
+    """mAP of the start, before fine-tuning; None if it was not evaluated."""
+    spread: float | None = None
+    """Sample standard deviation of the mAP over the seeds; None for one run. All values of the row are means over the seeds."""
+    seeds: int = 1
+    doubtful: bool = False
+    """Whether the run has warnings, e.g. clusters near chance."""
     first_of: int = 0
     """In the first row of a setting: number of rows of this setting; 0 in the others."""
 
@@ -42,9 +51,14 @@ class ResultRow:
 def result_rows(folder: RunFolder) -> list[ResultRow]:
     """A row for every evaluated run except the proxies, ordered by setting and initialization."""
     rows = [
-        _row(one.setting, one.init, one.name, one.summary)
-        for one in folder.members
-        if one.program == "finetune" and one.summary and "mAP" in one.summary and not one.name.startswith("proxy/")
+        _over_seeds([_row(one.setting, one.init, one.name, one.summary or {}) for one in own])
+        for own in _same_but_seed(
+            [
+                one
+                for one in folder.members
+                if one.program == "finetune" and one.summary and "mAP" in one.summary and not one.name.startswith("proxy/")
+            ]
+        )
     ]
     known = {(row.setting, row.init) for row in rows}
     rows += [
@@ -56,14 +70,38 @@ def result_rows(folder: RunFolder) -> list[ResultRow]:
     for setting in dict.fromkeys(row.setting for row in rows):
         own = [row for row in rows if row.setting == setting]
         own[0].first_of = len(own)
-        if len(own) > 1:
-            best = max(row.values["mAP"] for row in own)
-            for row in own:
-                row.is_best = row.values["mAP"] == best
         baseline = next((row.values["mAP"] for row in own if row.init == "random"), None)
         for row in own:
             row.gain = None if baseline is None or row.init == "random" else row.values["mAP"] - baseline
     return rows
+
+
+def _same_but_seed(members: list[RunMember]) -> list[list[RunMember]]:
+    """The runs in groups of equal settings: only the seed, and what does not change results, may differ."""
+    found: dict[str, list[RunMember]] = {}
+    for one in members:
+        settings = {key: value for key, value in one.config.items() if key not in ("seed", *VOLATILE)}
+        found.setdefault(json.dumps([one.setting, one.init, settings], sort_keys=True, default=str), []).append(one)
+    return list(found.values())
+
+
+def _over_seeds(rows: list[ResultRow]) -> ResultRow:
+    """One row with the means of `rows`."""
+    if len(rows) == 1:
+        return rows[0]
+    first, starts = rows[0], [row.start for row in rows if row.start is not None]
+    clusters = [row.clusters for row in rows if row.clusters is not None]
+    reranked = [row.reranked for row in rows if row.reranked is not None]
+    return replace(
+        first,
+        values={name: fmean(row.values[name] for row in rows) for name in first.values},
+        clusters=round(fmean(clusters)) if clusters else None,
+        reranked=fmean(reranked) if reranked else None,
+        start=fmean(starts) if starts else None,
+        spread=stdev(row.values["mAP"] for row in rows),
+        seeds=len(rows),
+        doubtful=any(row.doubtful for row in rows),
+    )
 
 
 RESULTS_ONLY = "results.json"
@@ -71,7 +109,7 @@ RESULTS_ONLY = "results.json"
 
 def _row(setting: str, init: str, run: str, values: dict[str, Any]) -> ResultRow:
     clusters = values.get("clusters")
-    shares = {name: float(values[name]) for name in SHARES if values.get(name) is not None}
+    shares = {name: float(values[name]) for name in RETRIEVAL_METRICS if values.get(name) is not None}
     return ResultRow(
         setting,
         init,
@@ -80,6 +118,8 @@ def _row(setting: str, init: str, run: str, values: dict[str, Any]) -> ResultRow
         None if clusters is None else int(clusters),
         (values.get("reranked") or {}).get("mAP"),
         expansion_of(values),
+        start=(values.get("start") or {}).get("mAP"),
+        doubtful=bool(values.get("warnings")),
     )
 
 

@@ -33,6 +33,8 @@ class FinetuneConfig:
     """Labeled shards of the source set (uda only)."""
     target_set: InputPath = "runs/demo/data/target"
     """Shards of the target set with splits train, query and gallery."""
+    train_fraction: float = 1.0
+    """Share of the target's training identities that is used (of its images, if some have no identity), drawn with `seed`."""
     seed: int = 0
     """Seed of batches, augmentation, drop path and the initial values of new layers."""
     max_corrupt_share: float = 0.01
@@ -40,6 +42,8 @@ class FinetuneConfig:
     this share and more than one image."""
     evaluate_every: int = 0
     """Epochs between evaluations; 0: evaluate only at the end."""
+    evaluate_start: bool = True
+    """Also evaluate the weights before the first epoch, to show what fine-tuning adds."""
     model: VitConfig = field(default_factory=VitConfig)
     """Backbone when starting from random weights. With a checkpoint, only num_cameras and camera_weight are used: num_cameras
     above 0 (the number of cameras of the training images) learns new camera embeddings."""
@@ -63,6 +67,7 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         one_of(SETTINGS, setting=self.setting)
         within("[0, 1]", max_corrupt_share=self.max_corrupt_share)
+        within("(0, 1]", train_fraction=self.train_fraction)
         one_of(PRECISIONS, precision=self.precision)
         at_least(0, seed=self.seed)
         at_least(0, "(end only)", evaluate_every=self.evaluate_every)

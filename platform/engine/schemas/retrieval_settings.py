@@ -1,6 +1,6 @@
 """Settings of evaluation, of the actors that share a neighbor search, and of the actors that compute features."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reidssl.checks import at_least, positive, within
 from reidssl.choices import GALLERY_BLOCK
@@ -35,6 +35,11 @@ class EvaluateConfig:
         at_least(0, expansion=self.expansion, expansion_alpha=self.expansion_alpha, tasks=self.tasks)
         at_least(1, "query", block=self.block)
         at_least(1, "image", gallery_block=self.gallery_block)
+
+    @property
+    def fast(self) -> "EvaluateConfig":
+        """The same figures of mAP and CMC, without the further results: for evaluations during training."""
+        return replace(self, reranking=False, roc=False, cameras=False, per_query=False)
 
 
 @dataclass(kw_only=True)

@@ -59,6 +59,19 @@ def test_clusters_become_labels_batches_and_memory(images):
         assert torch.allclose(phase.memory.centroids[label], mean / mean.norm(), atol=1e-6)
 
 
+def test_labels_are_compared_with_those_of_the_epoch_before_also_after_a_restart(images):
+    phase, good = unsupervised(images), by_identity(images, outliers=2)
+    first = phase.begin(0, lambda _: good)
+    assert "label_stability" not in first.log and first.log["purity"] == 1.0
+    restarted = unsupervised(images)
+    restarted.load_state_tensors(phase.state_tensors())
+    other = torch.roll(good, 3, 0)  # the same clusters, with other images in them
+    found = [one.begin(1, lambda _: other).log for one in (phase, restarted)]
+    assert found[0]["label_stability"] == found[1]["label_stability"] < 0.5 and found[0]["purity"] < 1
+    assert phase.begin(2, lambda _: other).log["label_stability"] == 1.0
+    assert "label_stability" not in unsupervised(images).begin(1, lambda _: good).log
+
+
 def test_camera_proxies_share_the_batches_of_their_clusters(images):
     features = by_identity(images)
     plain, phase = unsupervised(images).begin(1, lambda _: features), unsupervised(images, camera_proxies=True)
