@@ -102,6 +102,7 @@ def evaluate(uri: str, image_size: tuple[int, int], location: Location, config: 
         "threads": max(1, int(config.pool.cpus_per_actor)),
         "given": config.load,
         "changes": config.overrides,
+        "flip": config.evaluate.flip,
     }
     manifest = read_manifest(location)
     set_aside = SetAside(
@@ -165,6 +166,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append(
             f"  {row['data_set']} (checksum {row['data_checksum'][:12]}), {' and '.join(row['splits'])}, images "
             f"{'x'.join(map(str, row['image_size']))}, {expansion_text(row['query_expansion'])}, "
+            f"{'mirror images averaged, ' if row['evaluation']['flip'] else ''}"
             f"{'also' if row['reranking'] else 'no'} re-ranking, weights {row['weights']}"
         )
         if row["corrupt_images"]:

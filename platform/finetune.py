@@ -36,7 +36,7 @@ from platform.engine.finetune.phase import Phase, UnsupervisedConfig
 from platform.engine.finetune.start import image_set, initial_model, load_init, model_for, phases_of, record_of
 from platform.engine.finetune.supervised import SupervisedConfig, check_identities
 from platform.engine.inference.evaluation import evaluate_features, require_judgeable, require_splits
-from platform.engine.inference.models import REID
+from platform.engine.inference.models import BEST, REID
 from platform.engine.runs.json_records import read_record
 from platform.engine.runs.metrics import Tracker
 from platform.engine.runs.run_folder import CONFIG, SUMMARY, Run, open_run
@@ -97,8 +97,24 @@ def check_inputs(config: FinetuneConfig) -> None:
         if config.setting == "supervised":
             pids = pids[chosen_images(pids, config.train_fraction, config.seed)]
         check_identities(labeled.uri, pids, config.supervised.batch)
+        for uri in config.train_sets:
+            further = open_storage(uri, config.storage)
+            require_splits(further, ["train"])
+            check_identities(further.uri, read_rows(further, ["pid"], split="train")["pid"].to_numpy(), None)
     init = load_init(config)
+    depth = init.backbone.config.depth if init else config.model.depth
+    for name, section in phase_sections(config).items():
+        if section.freeze_layers > depth + 1:
+            raise UserError(
+                f"{name}.freeze_layers must be at most {depth + 1}, the {depth} blocks and the patch embedding: got "
+                f"{section.freeze_layers}"
+            )
     plan = plan_cameras(config, init)
+    if config.train_sets and plan:
+        raise UserError(
+            f"{config.checkpoint} has embeddings of cameras, which are those of one data set: train_sets must be empty, got "
+            f"{config.train_sets}"
+        )
     if init:
         about = init.about.without("mean", "std", "neck")
         say(
@@ -169,9 +185,12 @@ def finetune(config: FinetuneConfig) -> None:
         report_line(f"set aside: {problem}")
 
     def judge(phase: Phase, options: EvaluateConfig) -> dict[str, Any]:
-        of_query, of_gallery = (extract(model, images, phase.config.neck, config.augment) for images in (query, gallery))
+        of_query, of_gallery = (
+            extract(model, images, phase.config.neck, config.augment, options.flip) for images in (query, gallery)
+        )
         return evaluate_features(query, gallery, of_query, of_gallery, options)
 
+    record = record_of(init, plan)
     trainer = PhaseTrainer(
         setting=config.setting,
         seed=config.seed,
@@ -181,6 +200,9 @@ def finetune(config: FinetuneConfig) -> None:
         store=store,
         tracker=tracker,
         judge=lambda phase: judge(phase, config.evaluate.fast),
+        best_metric=config.keep_best,
+        best=best_row(config, tracker),
+        publish_best=lambda phase: publish_model(run, config, model, phase, record, BEST),
         images_seen=found.payload["images_seen"] if found else 0,
     )
     if config.evaluate_start and not found:
@@ -189,12 +211,15 @@ def finetune(config: FinetuneConfig) -> None:
         model = model_for(phase, model)
         if not found or number >= found.payload["phase"]:
             trainer.train(model, phase, number, found)
-    record = record_of(init, plan)
     if tracker:
         publish_model(run, config, model, phases[-1], record)  # first: an error in the evaluation must not lose the model
     result = judge(phases[-1], config.evaluate) | {"corrupt_images": len(corrupt), "corrupt": corrupt[:LISTED]}
     if tracker:
-        finish(run, config, model, phases[-1], tracker, result, trainer.images_seen, record)
+        best = trainer.best
+        if config.keep_best and (best is None or result[config.keep_best] >= best[config.keep_best]):
+            best = {"phase": len(phases) - 1, "epoch": phases[-1].config.epochs, **retrieval_metrics(result)}
+            publish_model(run, config, model, phases[-1], record, BEST)
+        finish(run, config, model, phases[-1], tracker, result | {"best": best}, trainer.images_seen, record)
     dist.barrier()
 
 
@@ -210,8 +235,17 @@ def open_tracker(run: Run, config: FinetuneConfig, found: LoadedCheckpoint | Non
     return Tracker(run.location, config.tracking, labels=run.location.uri, resumed=held)
 
 
-def publish_model(run: Run, config: FinetuneConfig, model: ReidModel, phase: Phase, record: dict[str, Any]) -> None:
-    """Write model.safetensors with the metadata that `load_model` reads."""
+def best_row(config: FinetuneConfig, tracker: Tracker | None) -> dict[str, Any] | None:
+    """{"phase", "epoch", metrics} of the best evaluation that a resumed run has logged; None if there is none."""
+    rows = [row for row in tracker.rows if config.keep_best in row and row["epoch"]] if tracker and config.keep_best else []
+    best = max(rows, key=lambda row: row[config.keep_best], default=None)
+    return None if best is None else {"phase": best["phase"], "epoch": best["epoch"], **retrieval_metrics(best)}
+
+
+def publish_model(
+    run: Run, config: FinetuneConfig, model: ReidModel, phase: Phase, record: dict[str, Any], name: str = REID
+) -> None:
+    """Write model.safetensors (or `name`) with the metadata that `load_model` reads."""
     metadata = {
         "mean": config.augment.mean,
         "std": config.augment.std,
@@ -220,9 +254,10 @@ def publish_model(run: Run, config: FinetuneConfig, model: ReidModel, phase: Pha
         "checkpoint": config.checkpoint,
         "target_set": config.target_set,
         "source_set": config.source_set,
+        "train_sets": ", ".join(config.train_sets),
     }
     metadata |= {name: json.dumps(value) for name, value in record.items() if value is not None}
-    (run.location / REID).write_bytes(model_bytes(model, metadata))
+    (run.location / name).write_bytes(model_bytes(model, metadata))
 
 
 def finish(

@@ -3,29 +3,28 @@
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from platform.engine.config.compose import load_config
-from platform.engine.data.shards import read_manifest, write_manifest, write_shard
+from platform.engine.data.shards import read_manifest, read_rows, write_manifest, write_shard
 from platform.engine.errors import ConfigError, StorageError, UserError
 from platform.engine.runs.metrics import read_metrics
+from platform.engine.schemas.evaluate_settings import EvaluateProgramConfig
 from platform.engine.schemas.finetune_settings import SETTINGS
 from platform.engine.storage.location import open_storage
 from platform.engine.train.scaling import ScalingConfig
+from platform.evaluate import main as evaluate
 from platform.finetune import FinetuneConfig, main, shared_micro_batches, with_micro_batches
 from reidssl.models.vit import build_vit
-from reidssl.models.weights import load_reid, save_model, weights_hash
+from reidssl.models.weights import load_reid, load_vit, save_model, weights_hash
 from tests.fixtures_runs import finetune_config
+from tests.platform.processes import kill, start
 from tests.tiny import FINETUNE, FITTING, IMAGENET, TINY_VIT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +48,7 @@ def test_supervised_learns_and_leaves_its_results(supervised_run, tiny_labeled):
     assert [row["epoch"] for row in rows] == list(range(1, 31)) and {row["phase"] for row in rows} == {0}
     assert [row["position"] for row in rows] == [36 * epoch for epoch in range(1, 31)] and summary["images_seen"] == 1080
     assert summary["warnings"] == [] and summary["epochs_without_training"] == 0
-    assert summary["evaluation"] == {"expansion": None, "reranking": None}
+    assert summary["evaluation"] == {"expansion": None, "flip": None, "reranking": None}
     assert rows[-1]["accuracy"] > 0.9 and rows[0]["accuracy"] < 0.6  # of 6 identities, randomly cropped
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
     assert summary["mAP"] > CHANCE_MAP and 0 < summary["mINP"] <= summary["mAP"] <= 1
@@ -155,29 +154,6 @@ def test_two_workers_give_the_same_losses_as_one(tmp_path, ray_session, tiny_bac
         assert [row.get(name) for row in one] == [row.get(name) for row in two]
 
 
-def start(overrides: list[str], log) -> subprocess.Popen:
-    """Start the command as a user types it, in its own process group."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "platform.finetune", *overrides, "runtime.object_store_gib=0.2"],
-        cwd=ROOT,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": ""},
-    )
-
-
-def kill(process: subprocess.Popen) -> None:
-    """Kill the process and its Ray at once."""
-    family = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for member in family:
-        if member.is_running():
-            member.kill()
-    psutil.wait_procs(family, timeout=30)
-
-
 @pytest.mark.slow
 def test_uda_killed_in_its_second_phase_and_continued(tmp_path, ray_session, tiny_backbone, tiny_labeled, tiny_source):
     """The result equals that of an uninterrupted run, in which both phases run in the same process."""
@@ -194,7 +170,7 @@ def test_uda_killed_in_its_second_phase_and_continued(tmp_path, ray_session, tin
     command = [f"target_set={tiny_labeled.uri}", f"output={killed}", *FINETUNE, *overrides]
     log = tmp_path / "first.log"
     with log.open("wb") as stream:
-        process = start(command, stream)
+        process = start("finetune", command, stream)
         try:
             deadline = time.monotonic() + 150
             while not list(killed.glob("checkpoints/position-0000020000*/manifest.json")):  # phase 2 has finished an epoch
@@ -246,6 +222,73 @@ def test_the_model_is_there_before_it_is_judged(tmp_path, ray_session, tiny_labe
         main(finetune_config(tiny_labeled, tmp_path / "run", f"checkpoint={tmp_path}/init", "supervised.epochs=0"))
     assert load_reid(tmp_path / "run" / "model.safetensors").num_classes == 6
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+# ---- the optional recipes
+
+
+def test_the_recipes_on_one_and_two_workers_and_after_a_restart(
+    tmp_path, ray_session, tiny_backbone, tiny_labeled, tiny_source, capsys
+):
+    """Averaged weights, frozen layers, mirror images, a second training set, the best model, and the evaluation of the start."""
+    given = [
+        f"checkpoint={tiny_backbone}",
+        f"train_sets=[{tiny_source.uri}]",
+        "supervised.epochs=2",
+        "supervised.learning_rate=1e-4",
+    ]
+    given += ["supervised.ema_momentum=0.5", "supervised.freeze_layers=2", "supervised.batch.micro_batches=2"]
+    given += ["keep_best=mAP", "evaluate_every=1", "evaluate_start=true", "evaluate.flip=true"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    summary = main(finetune_config(tiny_labeled, one, *given))
+    assert f"before fine-tuning: {summary['start']['mAP']:.1%}" in capsys.readouterr().out
+    other = main(finetune_config(tiny_labeled, two, *given, "scaling.workers=2"))
+    model, before = load_reid(one / "model.safetensors"), load_vit(tiny_backbone / "backbone.safetensors").state_dict()
+    state, beside = model.state_dict(), load_reid(two / "model.safetensors").state_dict()
+    assert all(torch.allclose(state[name].float(), beside[name].float(), atol=1e-4) for name in state)
+    people = len(set(read_rows(tiny_source, ["pid"], split="train")["pid"].to_pylist()))
+    assert other["mAP"] == pytest.approx(summary["mAP"], abs=1e-3) and model.num_classes == 6 + people
+    same = {name for name, value in model.backbone.state_dict().items() if torch.equal(value, before[name])}
+    assert {name for name in before if "patch_embed" in name or "blocks.0." in name or name in ("cls_token", "pos_embed")} == same
+    rows = rows_of(one)
+    assert [row["epoch"] for row in rows] == [0, 1, 2] and rows[0]["mAP"] == summary["start"]["mAP"]
+    assert summary["mAP"] == pytest.approx(rows[-1]["mAP"]) and summary["evaluation"]["flip"] is True
+    assert summary["best"]["mAP"] == max(row["mAP"] for row in rows[1:])
+    # The same figures from the files.
+    files = [one / "model.safetensors", one / "best.safetensors"]
+    judged = evaluate(
+        load_config(
+            EvaluateProgramConfig,
+            "evaluate",
+            [f"checkpoints=[{','.join(map(str, files))}]", f"test_sets={tiny_labeled.uri}", "evaluate.flip=true"],
+        )
+    )
+    assert [row["mAP"] for row in judged] == pytest.approx([summary["mAP"], summary["best"]["mAP"]], abs=1e-5)
+    assert "mirror images averaged" in capsys.readouterr().out
+    (one / "summary.json").unlink()  # the average comes from the checkpoint
+    (one / "model.safetensors").unlink()
+    again = main(finetune_config(tiny_labeled, one, *given))
+    assert (again["weights"], again["best"]) == (summary["weights"], summary["best"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("keep_best=mAP", r"keep_best=mAP needs evaluations during training"),
+        ("keep_best=map", r"keep_best must be one of mAP, rank1"),
+        (
+            "supervised.freeze_layers=4",
+            r"supervised.freeze_layers must be at most 3, the 2 blocks and the patch embedding: got 4",
+        ),
+        ("train_sets=[/nowhere]", r"there is no data set at .*nowhere"),
+        ("train_fraction=0", r"train_fraction must be in \(0, 1\]: got 0"),
+        ("train_fraction=0.3", r"has 2 people in split train, a batch needs 3"),
+    ],
+)
+def test_recipes_that_cannot_be(tmp_path, tiny_labeled, tiny_backbone, override, message):
+    with pytest.raises(UserError, match=message):
+        main(finetune_config(tiny_labeled, tmp_path / "run", f"checkpoint={tiny_backbone}", override))
+    assert not (tmp_path / "run").exists()
 
 
 # ---- refusals before anything starts

@@ -18,6 +18,7 @@ from platform.engine.sweep.space import name_of, read_space
 from platform.engine.sweep.trials import planned
 from platform.evaluate import main as evaluate
 from platform.tune import TuneConfig, main
+from tests.platform.processes import kill, start
 from tests.tiny import FINETUNE
 
 
@@ -206,6 +207,33 @@ def test_settings_that_cannot_be(tmp_path):
         config_of("shards", "model", tmp_path, "scheduler.name=asha")
     with pytest.raises(ConfigError, match=r"search must be one of grid, optuna: got 'bayes'"):
         config_of("shards", "model", tmp_path, "search=bayes")
+
+
+@pytest.mark.slow
+def test_the_driver_is_killed_and_started_again(tmp_path, ray_session, tiny_backbone, tiny_labeled, capsys):
+    """It is killed when the first of two random trials is finished. Slow: a second Ray, which is killed."""
+    output = tmp_path / "sweep"
+    overrides = [f"finetune.{each}" for each in (f"target_set={tiny_labeled.uri}", f"checkpoint={tiny_backbone}", *FINETUNE)]
+    overrides += [f"output={output}", "finetune.setting=supervised", "finetune.supervised.epochs=2", "samples=2"]
+    overrides += ["space.supervised.learning_rate={log_uniform:[1e-5,1e-3]}"]
+    log = tmp_path / "first.log"
+    with log.open("wb") as stream:
+        process = start("tune", overrides, stream)
+        try:
+            until = time.monotonic() + 150
+            while not list(output.glob("trials/*/summary.json")):
+                assert process.poll() is None and time.monotonic() < until, log.read_text()
+                time.sleep(0.05)
+        finally:
+            kill(process)
+    points = json.loads((output / "points.json").read_text())
+    [finished] = output.glob("trials/*/summary.json")
+    when = finished.stat().st_mtime_ns
+    assert len(points) == 2 and not (output / "summary.json").exists()
+    found = main(load_config(TuneConfig, "tune", overrides))
+    assert "finished already: 1; left: 1" in capsys.readouterr().out
+    assert [row["point"] for row in found["trials"]] == points and {row["state"] for row in found["trials"]} == {"finished"}
+    assert finished.stat().st_mtime_ns == when
 
 
 def cpus_are_free(ray, seconds: float = 20) -> bool:

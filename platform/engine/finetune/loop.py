@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,10 +11,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from platform.engine.data.image_set import ImageSet
+from platform.engine.data.joined import Images
 from platform.engine.finetune.phase import Epoch, Phase
 from platform.engine.finetune.pieces import StepFeatures, cut, rows_to_compute
+from platform.engine.finetune.weight_average import WeightAverage
 from platform.engine.runs.metrics import Tracker, format_row
 from platform.engine.runtime.device import upload
 from platform.engine.train.checkpoints import CheckpointStore, LoadedCheckpoint
@@ -27,6 +31,7 @@ from reidssl.augment.augment_config import ReidAugmentConfig
 from reidssl.augment.reid_augment import ReidAugment, normalize
 from reidssl.choices import RETRIEVAL_METRICS
 from reidssl.models.drop_path import StepDropPath, draw_by_step
+from reidssl.models.mirror import mirrored_mean
 from reidssl.models.reid import ReidModel
 from reidssl.seeding import mix, sample_seeds
 
@@ -83,6 +88,12 @@ class PhaseTrainer:
     """The metrics log on rank 0; None on the other ranks."""
     judge: Judge
     """Evaluates the current model of a phase and returns its metrics. Collective."""
+    best_metric: str = ""
+    """Metric by which the best model is kept; "": it is not kept."""
+    best: dict[str, Any] | None = None
+    """{"phase", "epoch", metrics} of the best evaluation so far, on rank 0."""
+    publish_best: Callable[[Phase], None]
+    """Writes the current model as the best one; called on rank 0."""
     images_seen: int = 0
     """Training images seen so far, over all phases."""
 
@@ -118,33 +129,50 @@ class PhaseTrainer:
                 accumulation=batch.micro_batches // world,
             ),
         )
-        first = 0
+        first, momentum = 0, phase.config.ema_momentum
+        average = WeightAverage(model, momentum) if momentum else None
         if found and found.payload["phase"] == number:
             restore(trained.engine, found.payload["student"])
             phase.load_state_tensors(found.payload["phase_state"])
+            if average:
+                average.load(found.payload["average"])
             trained.norms.reload()
             first = found.payload["epoch"]
         for epoch in range(first, phase.config.epochs):
             started = time.perf_counter()
             work = phase.begin(epoch, lambda images: extract(model, images, phase.config.neck, self.augment))
-            row = self._epoch(trained, epoch, work) | work.log
+            row = self._epoch(trained, epoch, work, average) | work.log
             seen = sum(map(len, work.batches))
             self.images_seen += seen
             row |= {"learning_rate": phase.learning_rate(epoch), "images_per_second": seen / (time.perf_counter() - started)}
             if self.evaluate_every and (epoch + 1) % self.evaluate_every == 0:
-                row |= retrieval_metrics(self.judge(phase))
-            self._keep(trained, epoch, row, work.warnings)
+                with average.applied() if average else nullcontext():
+                    row |= retrieval_metrics(self.judge(phase))
+                    self._keep_best(phase, number, epoch, row)
+            self._keep(trained, epoch, row, work.warnings, average)
+        if average:
+            average.write()
 
-    def _epoch(self, trained: Trained, epoch: int, work: Epoch) -> dict[str, float]:
+    def _keep_best(self, phase: Phase, number: int, epoch: int, row: dict[str, Any]) -> None:
+        if not self.tracker or not self.best_metric or (self.best and row[self.best_metric] <= self.best[self.best_metric]):
+            return
+        self.best = {"phase": number, "epoch": epoch + 1, **retrieval_metrics(row)}
+        self.publish_best(phase)
+
+    def _epoch(self, trained: Trained, epoch: int, work: Epoch, average: WeightAverage | None) -> dict[str, float]:
         """Train one epoch. Returns the means of the loss and its terms; {} if there are no batches. Collective."""
         phase, means = trained.phase, StepMeans[str]()
         trained.engine.module.train()
+        for norm in frozen_norms(trained.model):
+            norm.eval()
         zero.set_schedules(trained.engine, partial(phase.learning_rate, epoch))
         for step, positions in enumerate(work.batches):
             labels = upload(work.labels[positions])
             remembered = self._step(trained, epoch, step, positions, labels, means)
             if remembered is not None:
                 phase.after_step(remembered, labels)
+            if average:
+                average.update()
         return {key: float(value) for key, value in means.reduce().items()} if work.batches else {}
 
     def _step(
@@ -177,7 +205,9 @@ class PhaseTrainer:
         remembered = phase.remembered(output)
         return None if remembered is None else remembered.detach()
 
-    def _keep(self, trained: Trained, epoch: int, row: dict[str, Any], warnings: list[str]) -> None:
+    def _keep(
+        self, trained: Trained, epoch: int, row: dict[str, Any], warnings: list[str], average: WeightAverage | None
+    ) -> None:
         """Log the epoch and write its checkpoint. Collective.
 
         The log is written first: it may be ahead of the checkpoint, but never behind it.
@@ -196,7 +226,14 @@ class PhaseTrainer:
             # The position is not the images seen: an epoch without training sees none, and positions must increase.
             self.store.save(
                 (number + 1) * 1_000_000 + epoch + 1,
-                {"student": student, "phase": number, "epoch": epoch + 1, "images_seen": self.images_seen, "phase_state": state},
+                {
+                    "student": student,
+                    "phase": number,
+                    "epoch": epoch + 1,
+                    "images_seen": self.images_seen,
+                    "phase_state": state,
+                    "average": average.state() if average else {},
+                },
                 {},
             )
 
@@ -206,17 +243,29 @@ def retrieval_metrics(result: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(result[name]) for name in RETRIEVAL_METRICS}
 
 
-def batch_seeds(seed: int, images: ImageSet, epoch: int, step: int, positions: np.ndarray) -> Any:
+def frozen_norms(model: ReidModel) -> list[_BatchNorm]:
+    """The batch norms of frozen layers: they normalize with their stored statistics in training, too."""
+    norms = [layer for layer in model.backbone.modules() if isinstance(layer, _BatchNorm)]
+    return [layer for layer in norms if not any(parameter.requires_grad for parameter in layer.parameters())]
+
+
+def batch_seeds(seed: int, images: Images, epoch: int, step: int, positions: np.ndarray) -> Any:
     """Augmentation seeds uint64 (B,) of a step. An image that occurs twice in a batch gets two different seeds."""
     keys = [f"{images.keys[position]}#{step}.{place}" for place, position in enumerate(positions)]
     return sample_seeds(seed, epoch, keys)
 
 
+def _features(model: ReidModel, neck: str, cameras: Tensor | None, inputs: Tensor) -> Tensor:
+    found: Tensor = model(inputs, cameras).feature(neck)
+    return found
+
+
 @torch.no_grad()
-def extract(model: ReidModel, images: ImageSet, neck: str, augment: ReidAugmentConfig) -> Tensor:
+def extract(model: ReidModel, images: Images, neck: str, augment: ReidAugmentConfig, flip: bool = False) -> Tensor:
     """L2-normalized features float32 (N, D) of all images, on the CPU of every worker. Collective; each computes its share.
 
-    neck: "before" or "after", the side of the neck to read. The model keeps its train or eval mode.
+    neck: "before" or "after", the side of the neck to read; flip: average image and mirror image. The model keeps its train or
+    eval mode.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
     training = model.training
@@ -226,7 +275,8 @@ def extract(model: ReidModel, images: ImageSet, neck: str, augment: ReidAugmentC
     for start in starts[rank::world]:
         positions = np.arange(start, min(start + EXTRACTION_BATCH, len(images)))
         inputs = normalize(upload(images.batch(positions)), augment.mean, augment.std).to(next(model.parameters()).dtype)
-        own.append(model(inputs, images.cameras(positions)).embedding(neck).float().cpu())
+        features = partial(_features, model, neck, images.cameras(positions))
+        own.append(F.normalize(mirrored_mean(features, inputs) if flip else features(inputs), dim=-1).float().cpu())
     model.train(training)
     parts: list[Any] = [own]
     if world > 1:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from platform.engine.clustering.sharded_labels import sharded_labels
-from platform.engine.data.image_set import ImageSet
+from platform.engine.data.joined import Images
 from platform.engine.errors import UserError
 from platform.engine.finetune.cluster_warnings import cluster_warnings
 from platform.engine.inference.features import array_parts
@@ -29,7 +29,7 @@ from reidssl.data.samplers import identity_batches
 from reidssl.models.reid import ReidModel, ReidOutput
 from reidssl.schedules import Steps
 
-Features = Callable[[ImageSet], Tensor]
+Features = Callable[[Images], Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Phase(Protocol):
     """Interface of a part of a fine-tuning run with its own batches, loss and optimizer."""
 
     name: str
-    images: ImageSet
+    images: Images
 
     @property
     def config(self) -> PhaseConfig:
@@ -87,7 +87,7 @@ class Unsupervised:
     name = "unsupervised"
     memory: ClusterMemory
 
-    def __init__(self, config: UnsupervisedConfig, images: ImageSet, seed: int) -> None:
+    def __init__(self, config: UnsupervisedConfig, images: Images, seed: int) -> None:
         self.config, self.images, self.seed = config, images, seed
         self.schedule = Steps(config.learning_rate, config.decay_epochs)
         self.before: np.ndarray | None = None

@@ -28,10 +28,17 @@ class FeatureActor:
         model: URI of a run folder or checkpoint file.
         given: LoadConfig, what the file does not say.
         changes: overrides of the configuration of the backbone.
+        flip: average the features of image and mirror image.
     """
 
     def __init__(
-        self, model: str, storage: StorageConfig, threads: int, given: Any = None, changes: dict[str, Any] | None = None
+        self,
+        model: str,
+        storage: StorageConfig,
+        threads: int,
+        given: Any = None,
+        changes: dict[str, Any] | None = None,
+        flip: bool = False,
     ) -> None:
         # Imported here: the tasks that read and decode import this file too, and importing torch takes long.
         from platform.engine.runtime.device import use_threads
@@ -42,12 +49,14 @@ class FeatureActor:
 
         use_threads(threads)
         self.model = load_model(model, storage, given, **(changes or {}))
+        self.flip = flip
 
     def __call__(self, batch: Batch) -> Batch:
         import torch
 
         with torch.inference_mode():
-            features = self.model.embed(torch.from_numpy(np.ascontiguousarray(batch["image"])), batch["camid"])
+            images = torch.from_numpy(np.ascontiguousarray(batch["image"]))
+            features = self.model.embed(images, batch["camid"], self.flip)
         return {name: batch[name] for name in ("key", "split", "file", "problem")} | {"feature": features.float().cpu().numpy()}
 
 

@@ -15,6 +15,7 @@ from platform.engine.schemas.phases_settings import BackboneOverrides as Backbon
 from platform.engine.storage.location import Location, StorageConfig, open_storage
 from reidssl.augment.reid_augment import normalize
 from reidssl.models.knowledge import About
+from reidssl.models.mirror import mirrored_mean
 from reidssl.models.reid import ReidModel
 from reidssl.models.vit import Vit
 from reidssl.models.weight_files import MODEL_FILES, SHARD_INDEX, refuse_part
@@ -29,7 +30,7 @@ from reidssl.models.weights import (
     weights_hash,
 )
 
-BACKBONE, REID = "backbone.safetensors", "model.safetensors"
+BACKBONE, REID, BEST = "backbone.safetensors", "model.safetensors", "best.safetensors"
 ORIGIN = ("setting", "checkpoint", "source_set", "target_set", "data", "selection", "samples_seen")
 
 
@@ -87,12 +88,18 @@ class LoadedModel:
         """
         return self.backbone(normalize(upload(images), self.mean, self.std), self.camera_rows(camids))
 
-    def embed(self, images: Tensor, camids: np.ndarray | None = None) -> Tensor:
-        """L2-normalized features used for retrieval, float (B, D). Arguments as in `features`."""
-        if self.reid is None:
-            return F.normalize(self.features(images, camids), dim=-1)
+    def embed(self, images: Tensor, camids: np.ndarray | None = None, flip: bool = False) -> Tensor:
+        """L2-normalized features used for retrieval, float (B, D). Arguments as in `features`.
+
+        flip: average the features of image and mirror image before the normalization.
+        """
+        rows = self.camera_rows(camids)
+
+        def features(inputs: Tensor) -> Tensor:
+            return self.backbone(inputs, rows) if self.reid is None else self.reid(inputs, rows).feature(self.neck)
+
         inputs = normalize(upload(images), self.mean, self.std)
-        return self.reid(inputs, self.camera_rows(camids)).embedding(self.neck)
+        return F.normalize(mirrored_mean(features, inputs) if flip else features(inputs), dim=-1)
 
     def camera_rows(self, camids: np.ndarray | None) -> Tensor | None:
         """Rows int64 (B,) of the camera embeddings, on the device; None for a model without cameras or without `camids`."""

@@ -49,7 +49,17 @@ FINETUNE_METRICS = [
     ("mAP", "mAP on the test set"),
     ("images_per_second", "Images per second"),
 ]
-FROM_ZERO = {"adjusted_rand_index", "purity", "label_stability", "images_per_second", "outliers", "clusters", "probe_mAP", "accuracy", "mAP"}
+FROM_ZERO = {
+    "adjusted_rand_index",
+    "purity",
+    "label_stability",
+    "images_per_second",
+    "outliers",
+    "clusters",
+    "probe_mAP",
+    "accuracy",
+    "mAP",
+}
 
 
 def style_of(name: str, others: Sequence[str]) -> int:

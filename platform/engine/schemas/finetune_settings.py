@@ -12,7 +12,7 @@ from platform.engine.storage.location import StorageConfig
 from platform.engine.train.scaling import ScalingConfig
 from reidssl.augment.augment_config import ReidAugmentConfig
 from reidssl.checks import at_least, one_of, within
-from reidssl.choices import PRECISIONS
+from reidssl.choices import PRECISIONS, RETRIEVAL_METRICS
 from reidssl.models.given import LoadConfig
 from reidssl.models.model_config import VitConfig
 
@@ -44,6 +44,12 @@ class FinetuneConfig:
     """Epochs between evaluations; 0: evaluate only at the end."""
     evaluate_start: bool = True
     """Also evaluate the weights before the first epoch, to show what fine-tuning adds."""
+    keep_best: str = ""
+    """Metric (mAP, rank1, rank5, rank10 or mINP) by which the model of the best evaluation is kept as best.safetensors beside the
+    last one, model.safetensors; empty: keep the last only. The evaluation is on the test images, so the figure is optimistic."""
+    train_sets: list[InputPath] = field(default_factory=list)
+    """Further labeled shards whose train splits are joined to the labeled set: the target (supervised) or the source (uda).
+    Identities and cameras are kept apart. The paper's target proxy is trained on Market-1501 and MSMT17."""
     model: VitConfig = field(default_factory=VitConfig)
     """Backbone when starting from random weights. With a checkpoint, only num_cameras and camera_weight are used: num_cameras
     above 0 (the number of cameras of the training images) learns new camera embeddings."""
@@ -78,6 +84,14 @@ class FinetuneConfig:
                 f"augment.image_size must equal model.image_size {tuple(self.model.image_size)}: "
                 f"got {tuple(self.augment.image_size)}"
             )
+        if self.keep_best:
+            one_of(RETRIEVAL_METRICS, keep_best=self.keep_best)
+            if not self.evaluate_every:
+                raise ValueError(f"keep_best={self.keep_best} needs evaluations during training: give evaluate_every=1 or more")
+        if self.train_sets and self.setting == "usl":
+            raise ValueError(f"train_sets are labeled, setting=usl has no labels: got {self.train_sets}")
+        if self.train_sets and self.model.num_cameras:
+            raise ValueError("train_sets must be empty with camera embeddings (model.num_cameras), which are those of one set")
         if self.deepspeed.zero_stage == 3:
             raise ValueError(
                 "deepspeed.zero_stage must be 0, 1 or 2: got 3. Fine-tuning evaluates and exports the model between "

@@ -13,6 +13,9 @@ class EvaluateConfig:
 
     reranking: bool = False
     """Also report results with k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)."""
+    flip: bool = False
+    """Average the features of each image and its mirror image before they are normalized, as in the Bag of Tricks baseline
+    (arXiv 1903.07071); takes twice the time. Published results of this method are without."""
     expansion: int = 0
     """Gallery images used to expand each query before ranking (alpha-QE); 0: no expansion, as in published results."""
     expansion_alpha: float = 3.0

@@ -8,12 +8,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from platform.engine.inference.models import REID
+from platform.engine.inference.models import BEST, REID
 from platform.engine.schemas.tune_settings import METRICS
 from platform.engine.storage.location import Location
 from platform.engine.sweep.trials import FINISHED, STOPPED, is_done
 
-TRIALS, PARQUET, BEST = "trials.json", "trials.parquet", "best.safetensors"
+TRIALS, PARQUET = "trials.json", "trials.parquet"
 SHOWN = 20
 Row = dict[str, Any]
 

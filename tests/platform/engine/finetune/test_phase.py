@@ -1,5 +1,8 @@
 """An epoch of fine-tuning without labels: pseudo-labels, batches, memory."""
 
+from copy import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -70,6 +73,23 @@ def test_labels_are_compared_with_those_of_the_epoch_before_also_after_a_restart
     assert found[0]["label_stability"] == found[1]["label_stability"] < 0.5 and found[0]["purity"] < 1
     assert phase.begin(2, lambda _: other).log["label_stability"] == 1.0
     assert "label_stability" not in unsupervised(images).begin(1, lambda _: good).log
+
+
+def test_images_of_one_camera_still_make_batches(images):
+    """An identity's further images are preferred from other cameras, of which there are none."""
+    alone = copy(images)
+    alone.camids = np.zeros_like(images.camids)
+    work = unsupervised(alone).begin(0, lambda _: by_identity(images))
+    assert len(work.batches) == 5 and all(len(batch) == 12 for batch in work.batches)
+    proxies = unsupervised(alone, camera_proxies=True)
+    assert proxies.begin(0, lambda _: by_identity(images)).log["proxies"] == 6
+
+
+def test_fewer_images_than_a_batch_make_smaller_batches(images):
+    phase = unsupervised(images)
+    phase.config = replace(phase.config, batch=BatchConfig(identities=32, instances=8))
+    work = phase.begin(0, lambda _: by_identity(images))
+    assert len(work.batches) == 5 and all(len(batch) == 6 * 8 for batch in work.batches)  # six clusters, images repeated
 
 
 def test_camera_proxies_share_the_batches_of_their_clusters(images):
