@@ -271,6 +271,20 @@ def test_the_recipes_on_one_and_two_workers_and_after_a_restart(
     assert (again["weights"], again["best"]) == (summary["weights"], summary["best"])
 
 
+def test_a_mean_teacher_that_hardly_moves_keeps_its_pseudo_labels(tmp_path, ray_session, tiny_backbone, tiny_labeled):
+    """The labels come from the averaged weights, the exported model too; only the student learns fast. The stem is frozen, whose
+    batch norms would change the teacher."""
+    given = ["setting=usl", f"checkpoint={tiny_backbone}", "unsupervised.learning_rate=0.05", "unsupervised.freeze_layers=1"]
+    given += ["unsupervised.neck=before", "unsupervised.ema_momentum=0.9999999", "unsupervised.teacher_clusters=true"]
+    main(finetune_config(tiny_labeled, tmp_path / "usl", *given))
+    first, second = rows_of(tmp_path / "usl")
+    assert second["label_stability"] == 1.0 and second["clusters"] == first["clusters"] > 1
+    assert second["loss"] < 0.9 * first["loss"]
+    after = load_reid(tmp_path / "usl" / "model.safetensors").backbone.state_dict()
+    before = load_vit(tiny_backbone / "backbone.safetensors").state_dict()
+    assert all(torch.allclose(after[name], before[name], atol=1e-4) for name in before)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -281,6 +295,7 @@ def test_the_recipes_on_one_and_two_workers_and_after_a_restart(
             r"supervised.freeze_layers must be at most 3, the 2 blocks and the patch embedding: got 4",
         ),
         ("train_sets=[/nowhere]", r"there is no data set at .*nowhere"),
+        ("unsupervised.teacher_clusters=true", r"unsupervised.teacher_clusters needs averaged weights: give ema_momentum"),
         ("train_fraction=0", r"train_fraction must be in \(0, 1\]: got 0"),
         ("train_fraction=0.3", r"has 2 people in split train, a batch needs 3"),
     ],

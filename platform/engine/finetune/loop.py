@@ -140,7 +140,8 @@ class PhaseTrainer:
             first = found.payload["epoch"]
         for epoch in range(first, phase.config.epochs):
             started = time.perf_counter()
-            work = phase.begin(epoch, lambda images: extract(model, images, phase.config.neck, self.augment))
+            with average.applied() if average and phase.uses_teacher else nullcontext():
+                work = phase.begin(epoch, lambda images: extract(model, images, phase.config.neck, self.augment))
             row = self._epoch(trained, epoch, work, average) | work.log
             seen = sum(map(len, work.batches))
             self.images_seen += seen

@@ -53,6 +53,10 @@ class Phase(Protocol):
     images: Images
 
     @property
+    def uses_teacher(self) -> bool:
+        """Whether `begin` gets the features of the averaged weights, if there are any."""
+
+    @property
     def config(self) -> PhaseConfig:
         """The settings of the phase."""
 
@@ -92,6 +96,10 @@ class Unsupervised:
         self.schedule = Steps(config.learning_rate, config.decay_epochs)
         self.before: np.ndarray | None = None
         """Labels of the epoch before, int64 (N,); None in the first epoch."""
+
+    @property
+    def uses_teacher(self) -> bool:
+        return self.config.teacher_clusters
 
     def prepare(self, model: ReidModel) -> None:
         model.reset_classifier(0)

@@ -39,6 +39,7 @@ class Supervised:
     """The supervised phase: identity, triplet and center loss on labeled images."""
 
     name = "supervised"
+    uses_teacher = False
     centers: CenterLoss | None = None
 
     def __init__(self, config: SupervisedConfig, images: Images, seed: int) -> None:

@@ -117,6 +117,9 @@ class UnsupervisedConfig(PhaseConfig):
     """Feature that is clustered and used for retrieval: before or after the neck."""
     camera_proxies: bool = False
     """Keep one memory vector for each camera of a cluster. The loss pulls an image toward all vectors of its cluster."""
+    teacher_clusters: bool = False
+    """Cluster the features of the averaged weights (ema_momentum), a mean teacher whose pseudo-labels change less from epoch to
+    epoch (its role in MMT, arXiv 2001.01526, here with hard labels and one network)."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     neighbors: NeighborActorsConfig = field(default_factory=NeighborActorsConfig)
     batch: BatchConfig = field(default_factory=lambda: BatchConfig(identities=32, instances=8))
@@ -124,6 +127,8 @@ class UnsupervisedConfig(PhaseConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(temperature=self.temperature)
+        if self.teacher_clusters and not self.ema_momentum:
+            raise ValueError("teacher_clusters needs averaged weights: give ema_momentum, e.g. 0.999")
         within("[0, 1]", momentum=self.momentum)
         at_least(1, iterations=self.iterations, decay_epochs=self.decay_epochs)
         check_shared(self.cluster, self.neighbors)
