@@ -13,7 +13,7 @@ from markupsafe import Markup
 from platform.engine.report.contents import RunFolder, RunMember
 from platform.engine.report.plots.curves import Series, line_chart
 from platform.engine.report.plots.heat import heat_map
-from platform.engine.report.plots.parallel import parallel_coordinates
+from platform.engine.report.plots.parallel import is_logarithmic, parallel_coordinates
 from platform.engine.sweep.results import groups_of, short_names
 from platform.engine.sweep.trials import is_done
 
@@ -104,14 +104,13 @@ def heat_maps(rows: list[dict[str, Any]], names: dict[str, str], metric: str) ->
 def binned(values: Sequence[Any]) -> list[Any]:
     """The values; if they are more than MOST_VALUES different numbers, the interval of each, named by its lower end.
 
-    The intervals are equally wide, on a logarithmic scale if the values span more than a factor of 50.
+    The intervals are equally wide, on the same scale as in the parallel coordinates.
     """
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     if not numeric or len(set(values)) <= MOST_VALUES:
         return list(values)
     low, high = float(min(values)), float(max(values))
-    wide = low > 0 and high / low > 50
-    edges = np.geomspace(low, high, BINS + 1) if wide else np.linspace(low, high, BINS + 1)
+    edges = np.geomspace(low, high, BINS + 1) if is_logarithmic(values) else np.linspace(low, high, BINS + 1)
     places = np.clip(np.searchsorted(edges, np.asarray(values, float), "right") - 1, 0, BINS - 1)
     return [float(f"{edges[place]:.2g}") for place in places]
 

@@ -2,6 +2,7 @@
 
 import html
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,15 +12,21 @@ LOG_SPAN = 50
 LABEL_ROOM = 13.0  # smallest distance of two labels on an axis, in pixels
 
 
+def is_logarithmic(values: Sequence[float]) -> bool:
+    """Whether positive numbers span more than a factor of LOG_SPAN, and most of them lie in the lowest fifth of their range."""
+    low, high = min(values), max(values)
+    return low > 0 and high / low > LOG_SPAN and statistics.median(values) < high / 5
+
+
 def positions(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
     """Place of each value on an axis from 0 to 1, and the axis labels [(place, label)].
 
-    Numbers of many different values are linear, or logarithmic if they span more than a factor of LOG_SPAN. Anything else has a
-    place for each value, in order.
+    Numbers of many different values are linear or logarithmic (`is_logarithmic`). Anything else has a place for each value, in
+    order.
     """
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     distinct = sorted(set(values)) if numeric else sorted({str(value) for value in values})
-    if numeric and len(distinct) > 8 and distinct[0] > 0 and distinct[-1] / distinct[0] > LOG_SPAN:
+    if numeric and len(distinct) > 8 and is_logarithmic(distinct):
         low, high = math.log10(distinct[0]), math.log10(distinct[-1])
         powers = [10.0**power for power in range(math.ceil(low), math.floor(high) + 1)]
         labels = [((math.log10(value) - low) / (high - low), short_number(value)) for value in powers]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from platform.engine.report.contents import read_folder
+from platform.engine.report.plots.bars import grouped_bars
 from platform.engine.report.plots.svg import text_width
 from platform.engine.report.sweeps import binned, heat_maps, parallel_chart, table_rows
 from platform.engine.storage.location import StorageConfig
@@ -90,6 +91,13 @@ def test_fifty_trials_are_drawn_without_overlapping_labels(tmp_path):
         assert all(left >= 0 and right <= width + 1 for left, _, right, _, _ in boxes(svg))
 
 
+def test_bars_that_are_too_narrow_for_their_labels_have_turned_ones():
+    few = grouped_bars([("USL", [(f"a_rather_long_name_{n}", 0.5, 1) for n in range(3)])], title="x", size=(400, 290))
+    many = grouped_bars([("USL", [(f"name {n}", 0.5, 1) for n in range(30)])], title="x", size=(880, 290))
+    assert overlaps(few) == [] and "rotate" not in few and "a_rather_long_name_2: 50.0" in few
+    assert many.count("rotate(-90") == 60
+
+
 def test_the_page_of_a_sweep(tmp_path):
     rows = write_sweep(tmp_path, 50, hostile="<script>")
     folder = read_folder(str(tmp_path), StorageConfig())
@@ -120,4 +128,6 @@ def test_many_numbers_are_binned():
     found = binned(values)
     assert len(set(found)) == 6 and found == sorted(found) and found[0] == 1e-5
     assert max(found.count(each) for each in set(found)) <= 10  # logarithmic: evenly filled
+    even = binned([number / 49 + 0.001 for number in range(50)])
+    assert max(even.count(each) for each in set(even)) <= 10  # linear, though the largest is 1,000 times the smallest
     assert binned([1, 2, 3]) == [1, 2, 3] and binned(["b", "a"]) == ["b", "a"]
