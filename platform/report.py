@@ -27,6 +27,7 @@ from platform.engine.errors import StorageError, UserError
 from platform.engine.report import charts, pictures, tables
 from platform.engine.report import selections as selections
 from platform.engine.report.contents import RunFolder, read_folder
+from platform.engine.report.results import ResultRow, result_rows, setting_title
 from platform.engine.report.sweeps import sweep_section
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.report_settings import ReportConfig
@@ -68,7 +69,7 @@ def render(folder: RunFolder) -> str:
     """The page as HTML. The template escapes all text that comes from files."""
     setting, queries = pictures.galleries(folder)
     models, hashes = pictures.attention_models(folder, setting)
-    results = tables.result_rows(folder)
+    results = result_rows(folder)
     context: dict[str, Any] = {
         "title": folder.location.name,
         "uri": folder.location.uri,
@@ -88,7 +89,7 @@ def render(folder: RunFolder) -> str:
         "cluster_charts": charts.cluster_charts(folder),
         "finetune_charts": charts.finetune_charts(folder),
         "sweep": sweep_section(folder),
-        "gallery_setting": tables.setting_title(setting),
+        "gallery_setting": setting_title(setting),
         "queries": queries,
         "attention": pictures.attention_maps(folder, models),
         "data": tables.data_rows(folder),
@@ -127,7 +128,7 @@ def kind_of(folder: RunFolder) -> str:
             "select": "Selection",
             "cluster": "Pseudo-identities",
         }
-        return names.get(one.program, f"Fine-tuning: {tables.setting_title(one.setting)}" if one.setting else one.program)
+        return names.get(one.program, f"Fine-tuning: {setting_title(one.setting)}" if one.setting else one.program)
     if not folder.has_target:
         return "Pre-training and pseudo-identities"
     return "Pre-training, image selection, fine-tuning and evaluation"
@@ -137,7 +138,7 @@ def _points(share: float) -> str:
     return f"{100 * share:+.1f}".replace("-", "−")
 
 
-def facts(folder: RunFolder, results: list[tables.ResultRow]) -> list[tuple[str, str, str]]:
+def facts(folder: RunFolder, results: list[ResultRow]) -> list[tuple[str, str, str]]:
     """(value, label, detail) of the key figures at the top of the page."""
     found = []
     for setting in dict.fromkeys(row.setting for row in results):
@@ -145,7 +146,7 @@ def facts(folder: RunFolder, results: list[tables.ResultRow]) -> list[tuple[str,
         best = max(own, key=lambda row: row.values["mAP"])
         gain = f", {_points(best.gain)} against random" if best.gain is not None else ""
         seeds = f"; mean of {best.seeds} seeds ± {100 * best.spread:.1f}" if best.spread is not None else "; one seed"
-        label = f"{tables.setting_title(setting)}: {'highest ' if len(own) > 1 else ''}mAP"
+        label = f"{setting_title(setting)}: {'highest ' if len(own) > 1 else ''}mAP"
         found.append((f"{100 * best.values['mAP']:.1f} %", label, f"from {best.init}{gain}{seeds}"))
     score = next(iter(folder.of("score")), None)
     if score and score.summary and "auc_planted" in score.summary:

@@ -112,8 +112,9 @@ def check_trials(config: TuneConfig, trials: list[Point]) -> None:
             trial.target_set,
             tuple(trial.augment.image_size),
             str(trial.overrides),
-            trial.train_fraction,
-            trial.seed,
+            str(trial.train_sets),
+            (trial.train_fraction, trial.seed) if trial.train_fraction < 1 else None,
+            (trial.supervised.freeze_layers, trial.unsupervised.freeze_layers),
         )
         try:
             cut = with_micro_batches(trial, open_storage(trial.output, trial.storage))

@@ -19,6 +19,7 @@ from platform.engine.errors import UserError
 from platform.engine.ingest.sources import RawConfig
 from platform.engine.report import charts, pictures, tables
 from platform.engine.report.contents import read_folder
+from platform.engine.report.results import result_rows
 from platform.engine.runs.run_folder import open_run
 from platform.engine.storage.location import StorageConfig, open_storage
 from platform.pipeline import PipelineConfig
@@ -156,7 +157,7 @@ def test_what_fine_tuning_adds_and_the_spread_over_seeds(pipeline: Path) -> None
         for seed, value in enumerate(values)
     ]
     other = replace(one, config=one.config | {"evaluate_every": 7})
-    rows = tables.result_rows(replace(folder, members=[*runs, other], results={}))
+    rows = result_rows(replace(folder, members=[*runs, other], results={}))
     assert [row.seeds for row in rows] == [3, 1] and rows[0].values["mAP"] == pytest.approx(0.6)
     assert (rows[0].spread, rows[0].start) == (pytest.approx(np.std(values, ddof=1)), pytest.approx(0.1))
     assert rows[0].doubtful and rows[1].spread is None and rows[0].first_of == 2

@@ -1,7 +1,7 @@
 """The training loop of fine-tuning: the epochs and steps of a phase on every worker, with a checkpoint after each epoch."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -11,13 +11,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from platform.engine.data.joined import Images
+from platform.engine.finetune.extraction import extract
 from platform.engine.finetune.phase import Epoch, Phase
 from platform.engine.finetune.pieces import StepFeatures, cut, rows_to_compute
 from platform.engine.finetune.weight_average import WeightAverage
+from platform.engine.inference.evaluation import retrieval_metrics
 from platform.engine.runs.metrics import Tracker, format_row
 from platform.engine.runtime.device import upload
 from platform.engine.train.checkpoints import CheckpointStore, LoadedCheckpoint
@@ -28,14 +29,11 @@ from platform.engine.train.step import StepBatchNorm, StepMeans, check_finite
 from platform.engine.zero import engine as zero
 from platform.engine.zero.consolidation import consolidate, restore
 from reidssl.augment.augment_config import ReidAugmentConfig
-from reidssl.augment.reid_augment import ReidAugment, normalize
-from reidssl.choices import RETRIEVAL_METRICS
+from reidssl.augment.reid_augment import ReidAugment
 from reidssl.models.drop_path import StepDropPath, draw_by_step
-from reidssl.models.mirror import mirrored_mean
 from reidssl.models.reid import ReidModel
 from reidssl.seeding import mix, sample_seeds
 
-EXTRACTION_BATCH = 128
 NOT_SHOWN = ("rank5", "rank10", "mINP")  # metrics that are logged but not printed after each epoch
 Judge = Callable[[Phase], dict[str, Any]]
 
@@ -239,11 +237,6 @@ class PhaseTrainer:
             )
 
 
-def retrieval_metrics(result: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of an evaluation that are logged."""
-    return {name: float(result[name]) for name in RETRIEVAL_METRICS}
-
-
 def frozen_norms(model: ReidModel) -> list[_BatchNorm]:
     """The batch norms of frozen layers: they normalize with their stored statistics in training, too."""
     norms = [layer for layer in model.backbone.modules() if isinstance(layer, _BatchNorm)]
@@ -254,33 +247,3 @@ def batch_seeds(seed: int, images: Images, epoch: int, step: int, positions: np.
     """Augmentation seeds uint64 (B,) of a step. An image that occurs twice in a batch gets two different seeds."""
     keys = [f"{images.keys[position]}#{step}.{place}" for place, position in enumerate(positions)]
     return sample_seeds(seed, epoch, keys)
-
-
-def _features(model: ReidModel, neck: str, cameras: Tensor | None, inputs: Tensor) -> Tensor:
-    found: Tensor = model(inputs, cameras).feature(neck)
-    return found
-
-
-@torch.no_grad()
-def extract(model: ReidModel, images: Images, neck: str, augment: ReidAugmentConfig, flip: bool = False) -> Tensor:
-    """L2-normalized features float32 (N, D) of all images, on the CPU of every worker. Collective; each computes its share.
-
-    neck: "before" or "after", the side of the neck to read; flip: average image and mirror image. The model keeps its train or
-    eval mode.
-    """
-    rank, world = dist.get_rank(), dist.get_world_size()
-    training = model.training
-    model.eval()
-    starts = list(range(0, len(images), EXTRACTION_BATCH))
-    own = []
-    for start in starts[rank::world]:
-        positions = np.arange(start, min(start + EXTRACTION_BATCH, len(images)))
-        inputs = normalize(upload(images.batch(positions)), augment.mean, augment.std).to(next(model.parameters()).dtype)
-        features = partial(_features, model, neck, images.cameras(positions))
-        own.append(F.normalize(mirrored_mean(features, inputs) if flip else features(inputs), dim=-1).float().cpu())
-    model.train(training)
-    parts: list[Any] = [own]
-    if world > 1:
-        parts = [None] * world
-        dist.all_gather_object(parts, own)
-    return torch.cat([parts[number % world][number // world] for number in range(len(starts))])

@@ -9,10 +9,10 @@ from markupsafe import Markup
 
 from platform.engine.data.shards import read_rows
 from platform.engine.errors import StorageError
-from platform.engine.report.contents import RunFolder, RunMember
+from platform.engine.report.contents import SETTINGS, RunFolder, RunMember
 from platform.engine.report.plots.bars import grouped_bars, histogram
 from platform.engine.report.plots.curves import Series, line_chart
-from platform.engine.report.tables import SETTINGS, result_rows, setting_title
+from platform.engine.report.results import result_rows, setting_title
 
 STYLES = {"random": 0, "full": 1, "selected": 2, "proxy": 3, "control": 4}
 PRETRAIN_METRICS = [
