@@ -8,8 +8,9 @@ checkpoint: a pre-training run, or a checkpoint file written by this platform or
 load.* supplies what the file does not say, e.g. load.heads=12; the program prints what it assumes. model.num_cameras=6 learns an
 embedding for each of the 6 cameras of the training set (TransReID's SIE); query and gallery must come from these cameras.
 UDA is supervised training on the train split of the source, then unsupervised training on that of the target. Running the same
-command again continues after the last finished epoch. A batch is shared by all workers, and the results do not depend on their
-number. Results: model.safetensors (written before the evaluation), metrics.jsonl, rankings.json, summary.json.
+command again continues after the last finished epoch, or inside it with save_every_steps. A batch is shared by all workers, and
+the results do not depend on their number. Results: model.safetensors (written before the evaluation), metrics.jsonl,
+rankings.json, summary.json.
 """
 
 from platform.engine.config.program import run_program
@@ -170,7 +171,11 @@ def finetune(config: FinetuneConfig) -> None:
     store = CheckpointStore(run.location / "checkpoints", keep=1)
     found = store.newest()
     if found and dist.get_rank() == 0:
-        report_line(f"continuing after phase {found.payload['phase'] + 1}, epoch {found.payload['epoch']}")
+        inside = found.payload.get("inside")
+        report_line(
+            f"continuing after phase {found.payload['phase'] + 1}, epoch {found.payload['epoch']}"
+            + (f" and {inside['step']} of {len(inside['batches'])} steps" if inside else "")
+        )
     init = load_init(config)
     plan = plan_cameras(config, init)
     model = initial_model(config, init, plan)
@@ -200,6 +205,7 @@ def finetune(config: FinetuneConfig) -> None:
         best_metric=config.keep_best,
         best=best_row(config, tracker),
         publish_best=lambda phase: publish_model(run, config, model, phase, record, BEST),
+        save_every_steps=config.save_every_steps,
         images_seen=found.payload["images_seen"] if found else 0,
     )
     if config.evaluate_start and not found:

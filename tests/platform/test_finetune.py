@@ -154,8 +154,14 @@ def test_two_workers_give_the_same_losses_as_one(tmp_path, ray_session, tiny_bac
         assert [row.get(name) for row in one] == [row.get(name) for row in two]
 
 
+def inside_an_epoch(run: Path, phase: int) -> bool:
+    """Whether the run has a checkpoint inside an epoch of this phase (from 1), after the first one."""
+    positions = [int(path.parent.name.rpartition("-")[2]) for path in run.glob("checkpoints/position-*/manifest.json")]
+    return any(position // 10**9 == phase and position % 10**5 and position % 10**9 > 10**5 for position in positions)
+
+
 @pytest.mark.slow
-def test_uda_killed_in_its_second_phase_and_continued(tmp_path, ray_session, tiny_backbone, tiny_labeled, tiny_source):
+def test_uda_killed_inside_an_epoch_of_its_second_phase(tmp_path, ray_session, tiny_backbone, tiny_labeled, tiny_source, capsys):
     """The result equals that of an uninterrupted run, in which both phases run in the same process."""
     overrides = [
         "setting=uda",
@@ -163,7 +169,10 @@ def test_uda_killed_in_its_second_phase_and_continued(tmp_path, ray_session, tin
         f"source_set={tiny_source.uri}",
         "supervised.drop_path=0.1",
         "unsupervised.epochs=4",
+        "unsupervised.iterations=6",
+        "unsupervised.ema_momentum=0.9",
         "unsupervised.drop_path=0.3",
+        "save_every_steps=2",
     ]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     expected = main(finetune_config(tiny_labeled, whole, *overrides))
@@ -173,13 +182,15 @@ def test_uda_killed_in_its_second_phase_and_continued(tmp_path, ray_session, tin
         process = start("finetune", command, stream)
         try:
             deadline = time.monotonic() + 150
-            while not list(killed.glob("checkpoints/position-0000020000*/manifest.json")):  # phase 2 has finished an epoch
+            while not inside_an_epoch(killed, phase=2):
                 assert process.poll() is None and time.monotonic() < deadline, log.read_text()
                 time.sleep(0.02)
         finally:
             kill(process)
     assert not (killed / "summary.json").exists()
+    capsys.readouterr()
     found = main(finetune_config(tiny_labeled, killed, *overrides))
+    assert re.search(r"continuing after phase 2, epoch [1-3] and [24] of 6 steps", capsys.readouterr().out)
     rows = rows_of(killed)
     assert [(row["phase"], row["epoch"]) for row in rows] == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3), (1, 4)]
     assert losses(killed) == [(place, pytest.approx(loss, rel=1e-4)) for place, loss in losses(whole)]

@@ -89,7 +89,8 @@ class Unsupervised:
     """The unsupervised phase: each epoch clusters the images anew and trains with the contrastive loss on a cluster memory."""
 
     name = "unsupervised"
-    memory: ClusterMemory
+    memory: ClusterMemory | None = None
+    """The memory of the current epoch; None before the first clusters."""
 
     def __init__(self, config: UnsupervisedConfig, images: Images, seed: int) -> None:
         self.config, self.images, self.seed = config, images, seed
@@ -133,9 +134,7 @@ class Unsupervised:
             groups = torch.from_numpy(clusters)
             log["proxies"] = len(clusters)
         centroids = cluster_centroids(everything, labels)
-        self.memory = ClusterMemory(centroids, self.config.temperature, self.config.momentum, self.config.hard, groups).to(
-            device()
-        )
+        self.memory = self._memory_of(centroids, groups)
         batch = self.config.batch
         batches = identity_batches(
             found.labels,
@@ -161,6 +160,7 @@ class Unsupervised:
             raise UserError(f"{self.images.location.uri} cannot be clustered: {error}") from None
 
     def loss(self, output: ReidOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        assert self.memory is not None
         loss = self.memory(output.embedding(self.config.neck), labels)
         return loss, {"contrast": loss}
 
@@ -168,15 +168,25 @@ class Unsupervised:
         return output.embedding(self.config.neck)
 
     def after_step(self, features: Tensor, labels: Tensor) -> None:
+        assert self.memory is not None
         self.memory.update(features, labels)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """The labels of the last epoch, to compare with; everything else is new in every epoch."""
-        return {} if self.before is None else {"labels": torch.from_numpy(self.before)}
+        """The labels of the newest clustering, to compare the next ones with, and its memory, to continue inside its epoch."""
+        found = {} if self.before is None else {"labels": torch.from_numpy(self.before)}
+        memory = {} if self.memory is None else {name: value for name, value in self.memory.named_buffers()}
+        return found | memory
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         labels = tensors.get("labels")
         self.before = None if labels is None or len(labels) != len(self.images) else labels.cpu().numpy()
+        if "centroids" in tensors:
+            self.memory = self._memory_of(tensors["centroids"], tensors.get("groups"))
+            self.memory.centroids.copy_(tensors["centroids"])  # exactly: normalizing again would round
+
+    def _memory_of(self, centroids: Tensor, groups: Tensor | None) -> ClusterMemory:
+        config = self.config
+        return ClusterMemory(centroids, config.temperature, config.momentum, config.hard, groups).to(device())
 
 
 def _is_first() -> bool:

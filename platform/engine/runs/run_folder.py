@@ -38,6 +38,7 @@ VOLATILE = (
     "stream.segment_windows",
     "stream.max_corrupt_share",
     "max_corrupt_share",
+    "save_every_steps",
 )
 PACKAGES = ("torch", "timm", "ray", "deepspeed", "faiss-cpu", "faiss-gpu", "pyarrow", "numpy")
 

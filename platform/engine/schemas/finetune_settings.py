@@ -42,6 +42,8 @@ class FinetuneConfig:
     this share and more than one image."""
     evaluate_every: int = 0
     """Epochs between evaluations; 0: evaluate only at the end."""
+    save_every_steps: int = 0
+    """Optimizer steps between checkpoints inside an epoch, for long epochs; 0: a checkpoint after each epoch only."""
     evaluate_start: bool = True
     """Also evaluate the weights before the first epoch, to show what fine-tuning adds."""
     keep_best: str = ""
@@ -77,6 +79,7 @@ class FinetuneConfig:
         one_of(PRECISIONS, precision=self.precision)
         at_least(0, seed=self.seed)
         at_least(0, "(end only)", evaluate_every=self.evaluate_every)
+        at_least(0, "(after epochs only)", save_every_steps=self.save_every_steps)
         if self.setting == "uda" and not self.source_set:
             raise ValueError("source_set must name the labeled source set for setting=uda: got ''")
         if not self.checkpoint and tuple(self.augment.image_size) != tuple(self.model.image_size):

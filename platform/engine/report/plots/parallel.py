@@ -25,7 +25,7 @@ def positions(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str
     order.
     """
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    distinct = sorted(set(values)) if numeric else sorted({str(value) for value in values})
+    distinct: list[Any] = sorted(set(values)) if numeric else sorted({str(value) for value in values})
     if numeric and len(distinct) > 8 and is_logarithmic(distinct):
         low, high = math.log10(distinct[0]), math.log10(distinct[-1])
         powers = [10.0**power for power in range(math.ceil(low), math.floor(high) + 1)]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from platform.engine.finetune.loop import frozen_norms
 from platform.engine.finetune.start import freeze_layers
+from platform.engine.finetune.trained import frozen_norms
 from reidssl.models.reid import ReidModel
 from reidssl.models.vit import build_vit
 from reidssl.optim import sgd_groups

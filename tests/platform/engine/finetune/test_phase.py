@@ -75,6 +75,19 @@ def test_labels_are_compared_with_those_of_the_epoch_before_also_after_a_restart
     assert "label_stability" not in unsupervised(images).begin(1, lambda _: good).log
 
 
+@pytest.mark.parametrize("proxies", [False, True])
+def test_the_memory_of_an_epoch_survives_a_restart(images, proxies):
+    phase, features = unsupervised(images, camera_proxies=proxies), by_identity(images)
+    work = phase.begin(0, lambda _: features)
+    batch = work.batches[0]
+    phase.after_step(torch.randn(len(batch), 64), torch.from_numpy(work.labels[batch]))
+    again = unsupervised(images, camera_proxies=proxies)
+    again.load_state_tensors({name: value.clone() for name, value in phase.state_tensors().items()})
+    assert torch.equal(again.memory.centroids, phase.memory.centroids)
+    given = torch.randn(len(batch), 64), torch.from_numpy(work.labels[batch])
+    assert torch.equal(again.memory(*given), phase.memory(*given))
+
+
 def test_images_of_one_camera_still_make_batches(images):
     """An identity's further images are preferred from other cameras, of which there are none."""
     alone = copy(images)
