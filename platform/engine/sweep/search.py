@@ -68,7 +68,7 @@ def run_trials(
         outcome = tuner.fit()
     return {
         result.config["point"]: (result.metrics or {}).get("reason") or reason_of(result.error)
-        for result in outcome
+        for result in (outcome[number] for number in range(len(outcome)))
         if result.config
     }
 

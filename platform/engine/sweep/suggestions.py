@@ -46,10 +46,11 @@ class Suggestions(Searcher):
             self._optuna.add_evaluated_point(self._parameters(json.loads(text)), value)
         self._unstarted = {json.dumps(point) for point in self.waiting}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> Any:
+        """{"point": the next point as JSON}, or Searcher.FINISHED."""
         for number in range(TRIES):
             name = f"{trial_id}.{number}"
-            given = self._optuna.suggest(name)
+            given: Any = self._optuna.suggest(name)
             point = {key: draw.from_optuna(given[key]) for key, draw in self.draws.items()}
             text = json.dumps(point)
             if text not in self._unstarted and point in self.book.points:
