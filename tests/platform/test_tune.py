@@ -1,6 +1,7 @@
 """Sweeps: the grid, and one sweep with real Ray Tune and real Ray Train runs."""
 
 import json
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from platform.engine.runs.metrics import read_metrics
 from platform.engine.schemas.evaluate_settings import EvaluateProgramConfig
 from platform.engine.storage.location import open_storage
 from platform.engine.sweep.space import name_of, read_space
-from platform.engine.sweep.trials import planned
+from platform.engine.sweep.trials import folder_of, planned
 from platform.evaluate import main as evaluate
 from platform.tune import TuneConfig, main
 from tests.platform.processes import kill, start
@@ -247,28 +248,27 @@ def cpus_are_free(ray, seconds: float = 20) -> bool:
 SUPERVISED = ["finetune.setting=supervised", "finetune.evaluate_start=false", "finetune.supervised.learning_rate=1e-6"]
 
 
-def test_an_interrupted_search_with_optuna_goes_on(tmp_path, ray_session, tiny_backbone, tiny_labeled, capsys):
+def test_an_interrupted_search_with_optuna_goes_on(tmp_path, ray_session, supervised_run, tiny_backbone, tiny_labeled, capsys):
     """It was interrupted when one trial of three was finished and another one was drawn."""
-    given = [*SUPERVISED, "finetune.supervised.epochs=1", "search=optuna"]
+    output = tmp_path / "sweep"
+    given = [*SUPERVISED, "finetune.supervised.epochs=1", "search=optuna", "samples=3"]
     given += ["space.supervised.learning_rate={log_uniform:[1e-6,1e-2]}"]
-    before, output = tmp_path / "before", tmp_path / "sweep"
-    [done] = main(config_of(tiny_labeled.uri, tiny_backbone, before, *given, "samples=1"))["trials"]
-    drawn = {"supervised.learning_rate": 0.00123}
-    output.mkdir()
-    (before / "trials").rename(output / "trials")
-    (output / "points.json").write_text(json.dumps([done["point"], drawn]))
-    [finished] = output.glob("trials/*/summary.json")
-    when = finished.stat().st_mtime_ns
-    found = main(config_of(tiny_labeled.uri, tiny_backbone, output, *given, "samples=3"))
+    config = config_of(tiny_labeled.uri, tiny_backbone, output, *given)
+    done, drawn = {"supervised.learning_rate": 3e-3}, {"supervised.learning_rate": 0.00123}
+    finished = Path(folder_of(config, done).uri)
+    shutil.copytree(supervised_run[0], finished)  # a finished run; that of this point is not needed
+    (output / "points.json").write_text(json.dumps([done, drawn]))
+    when = (finished / "summary.json").stat().st_mtime_ns
+    found = main(config)
     printed = capsys.readouterr().out
     assert "finished already: 1; left: 2" in printed and "tune: 3/3  " in printed and "4/3" not in printed
     points = [row["point"] for row in found["trials"]]
-    assert points[:2] == [done["point"], drawn] and len({json.dumps(point) for point in points}) == 3
+    assert points[:2] == [done, drawn] and len({json.dumps(point) for point in points}) == 3
     assert json.loads((output / "points.json").read_text()) == points
-    assert finished.stat().st_mtime_ns == when and {row["state"] for row in found["trials"]} == {"finished"}
+    assert (finished / "summary.json").stat().st_mtime_ns == when and {row["state"] for row in found["trials"]} == {"finished"}
 
 
-@pytest.mark.parametrize("name", ["median", "asha"])
+@pytest.mark.parametrize("name", ["asha", pytest.param("median", marks=pytest.mark.slow)])  # slow: the same with another rule
 def test_a_trial_far_below_the_others_is_stopped(
     name, tmp_path, ray_session, supervised_run, tiny_backbone, tiny_labeled, capsys
 ):
