@@ -257,7 +257,8 @@ def test_the_recipes_on_one_and_two_workers_and_after_a_restart(
     other = main(finetune_config(tiny_labeled, two, *given, "scaling.workers=2"))
     model, before = load_reid(one / "model.safetensors"), load_vit(tiny_backbone / "backbone.safetensors").state_dict()
     state, beside = model.state_dict(), load_reid(two / "model.safetensors").state_dict()
-    assert all(torch.allclose(state[name].float(), beside[name].float(), atol=1e-5) for name in state)
+    # Batch norms also count their forward passes, which are those of one worker.
+    assert all(torch.allclose(state[name], beside[name], atol=1e-5) for name in state if state[name].is_floating_point())
     people = len(set(read_rows(tiny_source, ["pid"], split="train")["pid"].to_pylist()))
     assert other["mAP"] == pytest.approx(summary["mAP"], abs=1e-3) and model.num_classes == 6 + people
     same = {name for name, value in model.backbone.state_dict().items() if torch.equal(value, before[name])}

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from platform.engine.data.image_set import ImageSet
-from platform.engine.data.joined import Images, JoinedImages
+from platform.engine.data.joined import JoinedImages
 from platform.engine.finetune.camera_plan import CameraPlan
 from platform.engine.finetune.fraction import chosen_images
 from platform.engine.finetune.phase import Phase, Unsupervised
@@ -74,10 +74,9 @@ def phases_of(config: FinetuneConfig, backbone: Vit, plan: CameraPlan | None = N
     phases: list[Phase] = []
     if config.setting != "usl":
         labeled = config.source_set if config.setting == "uda" else config.target_set
-        images: Images = train_set(config, labeled, backbone, plan)
-        if config.train_sets:
-            images = JoinedImages([images, *(image_set(config, uri, "train", backbone) for uri in config.train_sets)])
-        phases.append(Supervised(config.supervised, images, config.seed))
+        own = train_set(config, labeled, backbone, plan)
+        further = [image_set(config, uri, "train", backbone) for uri in config.train_sets]
+        phases.append(Supervised(config.supervised, JoinedImages([own, *further]) if further else own, config.seed))
     if config.setting != "supervised":
         images = train_set(config, config.target_set, backbone, plan)
         phases.append(Unsupervised(config.unsupervised, images, config.seed))
