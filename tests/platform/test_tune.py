@@ -268,10 +268,12 @@ def test_an_interrupted_search_with_optuna_goes_on(tmp_path, ray_session, superv
     assert (finished / "summary.json").stat().st_mtime_ns == when and {row["state"] for row in found["trials"]} == {"finished"}
 
 
-@pytest.mark.parametrize("name", ["asha", pytest.param("median", marks=pytest.mark.slow)])  # slow: the same with another rule
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["asha", "median"])
 def test_a_trial_far_below_the_others_is_stopped(
     name, tmp_path, ray_session, supervised_run, tiny_backbone, tiny_labeled, capsys
 ):
+    """Slow: forty epochs, each with an evaluation."""
     output = tmp_path / "sweep"
     given = [*SUPERVISED, "finetune.supervised.epochs=40", "finetune.evaluate_every=1", f"scheduler.name={name}"]
     given += ["scheduler.min_trials=1", "scheduler.reduction=2"]
