@@ -32,10 +32,10 @@ from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.evaluate_settings import EvaluateProgramConfig
 from platform.engine.storage.location import Location, open_storage
+from reidssl.choices import RETRIEVAL_METRICS
 from reidssl.data.msmt17 import IMAGE_FOLDERS
 
 SPLITS = ("query", "gallery")
-COLUMNS = ("mAP", "rank1", "rank5", "rank10", "mINP")
 
 
 def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
@@ -105,6 +105,7 @@ def evaluate(uri: str, image_size: tuple[int, int], location: Location, config: 
         "compiling": config.pool.compiling(manifest.num_rows),
         "given": config.load,
         "changes": config.overrides,
+        "flip": config.evaluate.flip,
     }
     set_aside = SetAside(
         location.uri, sum(manifest.splits[split] for split in SPLITS), config.pool.max_corrupt_share, "pool.max_corrupt_share"
@@ -158,14 +159,16 @@ def table(rows: list[dict[str, Any]]) -> str:
     """The results as fixed-width text, metrics in per cent."""
     width = max(len(row["model"]) for row in rows)
     data_width = max(len(row["data"]) for row in rows)
-    lines = [f"{'model':<{width}}  {'test set':<{data_width}}  " + "  ".join(f"{name:>7}" for name in COLUMNS)]
+    lines = [f"{'model':<{width}}  {'test set':<{data_width}}  " + "  ".join(f"{name:>7}" for name in RETRIEVAL_METRICS)]
     for row in rows:
         lines.append(
-            f"{row['model']:<{width}}  {row['data']:<{data_width}}  " + "  ".join(f"{100 * row[name]:7.1f}" for name in COLUMNS)
+            f"{row['model']:<{width}}  {row['data']:<{data_width}}  "
+            + "  ".join(f"{100 * row[name]:7.1f}" for name in RETRIEVAL_METRICS)
         )
         lines.append(
             f"  {row['data_set']} (checksum {row['data_checksum'][:12]}), {' and '.join(row['splits'])}, images "
             f"{'x'.join(map(str, row['image_size']))}, {expansion_text(row['query_expansion'])}, "
+            f"{'mirror images averaged, ' if row['evaluation']['flip'] else ''}"
             f"{'also' if row['reranking'] else 'no'} re-ranking, weights {row['weights']}"
         )
         if row["corrupt_images"]:

@@ -8,8 +8,9 @@ checkpoint: a pre-training run, or a checkpoint file written by this platform or
 load.* supplies what the file does not say, e.g. load.heads=12; the program prints what it assumes. model.num_cameras=6 learns an
 embedding for each of the 6 cameras of the training set (TransReID's SIE); query and gallery must come from these cameras.
 UDA is supervised training on the train split of the source, then unsupervised training on that of the target. Running the same
-command again continues after the last finished epoch. A batch is shared by all workers, and the results do not depend on their
-number. Results: model.safetensors (written before the evaluation), metrics.jsonl, rankings.json, summary.json.
+command again continues after the last finished epoch, or inside it with save_every_steps. A batch is shared by all workers, and
+the results do not depend on their number. Results: model.safetensors (written before the evaluation), metrics.jsonl,
+rankings.json, summary.json.
 """
 
 from platform.engine.config.program import run_program
@@ -17,7 +18,6 @@ from platform.engine.config.program import run_program
 if __name__ == "__main__":  # before the imports below: --help and a misspelled key are answered at once
     run_program("finetune")
 
-import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -26,28 +26,28 @@ import torch.distributed as dist
 
 from platform.engine.config.compose import to_plain
 from platform.engine.data.set_aside import LISTED, SAID
-from platform.engine.data.shards import read_manifest, read_rows
+from platform.engine.data.shards import read_rows
 from platform.engine.errors import UserError
 from platform.engine.finetune.camera_plan import plan_cameras
-from platform.engine.finetune.cluster_warnings import run_warnings, untrained
-from platform.engine.finetune.loop import PhaseTrainer, extract
+from platform.engine.finetune.extraction import extract
+from platform.engine.finetune.fraction import chosen_images
+from platform.engine.finetune.loop import PhaseTrainer
 from platform.engine.finetune.phase import Phase, UnsupervisedConfig
+from platform.engine.finetune.results import best_row, finish, open_tracker, publish_model
 from platform.engine.finetune.start import image_set, initial_model, load_init, model_for, phases_of, record_of
 from platform.engine.finetune.supervised import SupervisedConfig, check_identities
-from platform.engine.inference.evaluation import evaluate_features, require_judgeable, require_splits
-from platform.engine.inference.models import REID
+from platform.engine.inference.evaluation import evaluate_features, require_judgeable, require_splits, retrieval_metrics
+from platform.engine.inference.models import BEST
 from platform.engine.runs.json_records import read_record
-from platform.engine.runs.metrics import Tracker
 from platform.engine.runs.run_folder import CONFIG, SUMMARY, Run, open_run
 from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.finetune_settings import FinetuneConfig
+from platform.engine.schemas.retrieval_settings import EvaluateConfig
 from platform.engine.storage.location import Location, open_storage
-from platform.engine.train.checkpoints import CheckpointStore, LoadedCheckpoint
+from platform.engine.train.checkpoints import CheckpointStore
 from platform.engine.train.launch import launch
 from platform.engine.train.worker import report_line
-from reidssl.models.reid import ReidModel
-from reidssl.models.weights import model_bytes, weights_hash
 
 LOOP = "platform.finetune:finetune"
 
@@ -64,8 +64,8 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
         say(f"finetune: {run.location.uri} is complete already")
         return run.summary
     connect(config.runtime, "finetune", run.location.uri)
-    start = config.checkpoint or "random weights"
-    say(f"finetune: {config.setting} from {start} on {config.target_set}; output {run.location.uri}")
+    origin = config.checkpoint or "random weights"
+    say(f"finetune: {config.setting} from {origin} on {config.target_set}; output {run.location.uri}")
     launch(
         LOOP,
         config,
@@ -76,8 +76,10 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
     summary = run.summary
     if summary is None:
         raise UserError("fine-tuning ended without a summary; run the same command again to continue")
+    start = summary.get("start")
+    before = f"  (before fine-tuning: {start['mAP']:.1%}, {start['rank1']:.1%})" if start else ""
     say(
-        f"finetune: {config.setting}  mAP {summary['mAP']:.1%}  Rank-1 {summary['rank1']:.1%}"
+        f"finetune: {config.setting}  mAP {summary['mAP']:.1%}  Rank-1 {summary['rank1']:.1%}{before}"
         + "".join(f"  warning: {warning}" for warning in summary["warnings"])
     )
     return summary
@@ -91,9 +93,28 @@ def check_inputs(config: FinetuneConfig) -> None:
     if config.setting != "usl":
         labeled = open_storage(config.source_set, config.storage) if config.setting == "uda" else target
         require_splits(labeled, ["train"])
-        check_identities(labeled.uri, read_rows(labeled, ["pid"], split="train")["pid"].to_numpy(), config.supervised.batch)
+        pids = read_rows(labeled, ["pid"], split="train")["pid"].to_numpy()
+        if config.setting == "supervised":
+            pids = pids[chosen_images(pids, config.train_fraction, config.seed)]
+        check_identities(labeled.uri, pids, config.supervised.batch)
+        for uri in config.train_sets:
+            further = open_storage(uri, config.storage)
+            require_splits(further, ["train"])
+            check_identities(further.uri, read_rows(further, ["pid"], split="train")["pid"].to_numpy(), None)
     init = load_init(config)
+    depth = init.backbone.config.depth if init else config.model.depth
+    for name, section in phase_sections(config).items():
+        if section.freeze_layers > depth + 1:
+            raise UserError(
+                f"{name}.freeze_layers must be at most {depth + 1}, the {depth} blocks and the patch embedding: got "
+                f"{section.freeze_layers}"
+            )
     plan = plan_cameras(config, init)
+    if config.train_sets and plan:
+        raise UserError(
+            f"{config.checkpoint} has embeddings of cameras, which are those of one data set: train_sets must be empty, got "
+            f"{config.train_sets}"
+        )
     if init:
         about = init.about.without("mean", "std", "neck")
         say(
@@ -152,7 +173,11 @@ def finetune(config: FinetuneConfig) -> None:
     store = CheckpointStore(run.location / "checkpoints", keep=1)
     found = store.newest()
     if found and dist.get_rank() == 0:
-        report_line(f"continuing after phase {found.payload['phase'] + 1}, epoch {found.payload['epoch']}")
+        inside = found.payload.get("inside")
+        report_line(
+            f"continuing after phase {found.payload['phase'] + 1}, epoch {found.payload['epoch']}"
+            + (f" and {inside['step']} of {len(inside['batches'])} steps" if inside else "")
+        )
     init = load_init(config)
     plan = plan_cameras(config, init)
     model = initial_model(config, init, plan)
@@ -163,12 +188,13 @@ def finetune(config: FinetuneConfig) -> None:
     for problem in corrupt[:SAID] if tracker else []:
         report_line(f"set aside: {problem}")
 
-    def judge(phase: Phase) -> dict[str, Any]:
+    def judge(phase: Phase, options: EvaluateConfig) -> dict[str, Any]:
         of_query, of_gallery = (
-            extract(model, images, phase.config.neck, config.augment, config.engine) for images in (query, gallery)
+            extract(model, images, phase.config.neck, config.augment, config.engine, options.flip) for images in (query, gallery)
         )
-        return evaluate_features(query, gallery, of_query, of_gallery, config.evaluate)
+        return evaluate_features(query, gallery, of_query, of_gallery, options)
 
+    record = record_of(init, plan)
     trainer = PhaseTrainer(
         setting=config.setting,
         seed=config.seed,
@@ -177,83 +203,26 @@ def finetune(config: FinetuneConfig) -> None:
         evaluate_every=config.evaluate_every,
         store=store,
         tracker=tracker,
-        judge=judge,
+        judge=lambda phase: judge(phase, config.evaluate.fast),
+        best_metric=config.keep_best,
+        best=best_row(config, tracker),
+        publish_best=lambda phase: publish_model(run, config, model, phase, record, BEST),
+        save_every_steps=config.save_every_steps,
         images_seen=found.payload["images_seen"] if found else 0,
     )
+    if config.evaluate_start and not found:
+        trainer.evaluate_start(phases[0])
     for number, phase in enumerate(phases):
         model = model_for(phase, model)
         if not found or number >= found.payload["phase"]:
             trainer.train(model, phase, number, found)
-    record = record_of(init, plan)
     if tracker:
         publish_model(run, config, model, phases[-1], record)  # first: an error in the evaluation must not lose the model
-    result = judge(phases[-1]) | {"corrupt_images": len(corrupt), "corrupt": corrupt[:LISTED]}
+    result = judge(phases[-1], config.evaluate) | {"corrupt_images": len(corrupt), "corrupt": corrupt[:LISTED]}
     if tracker:
-        finish(run, config, model, phases[-1], tracker, result, trainer.images_seen, record)
+        best = trainer.best
+        if config.keep_best and (best is None or result[config.keep_best] >= best[config.keep_best]):
+            best = {"phase": len(phases) - 1, "epoch": phases[-1].config.epochs, **retrieval_metrics(result)}
+            publish_model(run, config, model, phases[-1], record, BEST)
+        finish(run, config, model, phases[-1], tracker, result | {"best": best}, trainer.images_seen, record)
     dist.barrier()
-
-
-def open_tracker(run: Run, config: FinetuneConfig, found: LoadedCheckpoint | None) -> Tracker:
-    """The run's log, with the rows of the epochs that the newest checkpoint contains.
-
-    Rows are matched by phase and epoch: an epoch without training has no position of its own.
-    """
-
-    def held(row: dict[str, Any]) -> bool:
-        return found is not None and (row["phase"], row["epoch"]) <= (found.payload["phase"], found.payload["epoch"])
-
-    return Tracker(run.location, config.tracking, labels=run.location.uri, resumed=held)
-
-
-def publish_model(run: Run, config: FinetuneConfig, model: ReidModel, phase: Phase, record: dict[str, Any]) -> None:
-    """Write model.safetensors with the metadata that `load_model` reads."""
-    metadata = {
-        "mean": config.augment.mean,
-        "std": config.augment.std,
-        "neck": phase.config.neck,
-        "setting": config.setting,
-        "checkpoint": config.checkpoint,
-        "target_set": config.target_set,
-        "target_manifest": read_manifest(open_storage(config.target_set, config.storage)).checksum,
-        "source_set": config.source_set,
-    }
-    metadata |= {name: json.dumps(value) for name, value in record.items() if value is not None}
-    (run.location / REID).write_bytes(model_bytes(model, metadata))
-
-
-def finish(
-    run: Run,
-    config: FinetuneConfig,
-    model: ReidModel,
-    phase: Phase,
-    tracker: Tracker,
-    result: dict[str, Any],
-    images_seen: int,
-    record: dict[str, Any],
-) -> None:
-    """Publish the rankings, the log and the summary. The summary marks the run complete."""
-    (run.location / "rankings.json").write_json(result.pop("rankings"))
-    clusters = [row["clusters"] for row in tracker.rows if "clusters" in row]
-    tracker.publish()
-    tracker.close()
-    if "camera_note" in result:
-        report_line(f"note: {config.target_set}: {result['camera_note']}")
-    run.finish(
-        {
-            "setting": config.setting,
-            "checkpoint": config.checkpoint,
-            "target_set": config.target_set,
-            "source_set": config.source_set,
-            "image_size": list(model.backbone.config.image_size),
-            "seed": config.seed,
-            "neck": phase.config.neck,
-            "weights": weights_hash(model)[:12],
-            "data_checksum": read_manifest(open_storage(config.target_set, config.storage)).checksum,
-            "clusters": int(clusters[-1]) if clusters else None,
-            "images_seen": images_seen,
-            "epochs_without_training": untrained(tracker.rows),
-            "warnings": run_warnings(tracker.rows, len(phase.images)),
-            **record,
-            **result,
-        }
-    )

@@ -28,6 +28,8 @@ from platform.engine.errors import StorageError, UserError
 from platform.engine.report import charts, pictures, tables
 from platform.engine.report import selections as selections
 from platform.engine.report.contents import RunFolder, read_folder
+from platform.engine.report.results import ResultRow, result_rows, setting_title
+from platform.engine.report.sweeps import sweep_section
 from platform.engine.runtime.rate import duration
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.report_settings import ReportConfig
@@ -87,7 +89,7 @@ def render(folder: RunFolder, reload_s: float = 0) -> str:
     """
     setting, queries = pictures.galleries(folder)
     models, hashes = pictures.attention_models(folder, setting)
-    results = tables.result_rows(folder)
+    results = result_rows(folder)
     context: dict[str, Any] = {
         "title": folder.location.name,
         "reload_s": round(reload_s),
@@ -96,6 +98,7 @@ def render(folder: RunFolder, reload_s: float = 0) -> str:
         "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "results": results,
         "result_bars": charts.result_bars(folder) if len(results) > 1 else None,
+        "has_seeds": any(row.seeds > 1 for row in results),
         "has_expansion": any(row.expansion for row in results),
         "has_reranked": any(row.reranked is not None for row in results),
         "has_clusters": any(row.clusters is not None for row in results),
@@ -106,7 +109,8 @@ def render(folder: RunFolder, reload_s: float = 0) -> str:
         "has_proxy": folder.named("proxy/source") is not None,
         "cluster_charts": charts.cluster_charts(folder),
         "finetune_charts": charts.finetune_charts(folder),
-        "gallery_setting": tables.setting_title(setting),
+        "sweep": sweep_section(folder),
+        "gallery_setting": setting_title(setting),
         "queries": queries,
         "attention": pictures.attention_maps(folder, models),
         "data": tables.data_rows(folder),
@@ -133,6 +137,8 @@ def render(folder: RunFolder, reload_s: float = 0) -> str:
 
 def kind_of(folder: RunFolder) -> str:
     """The kind of the run folder as a subtitle, e.g. "Self-supervised pre-training"."""
+    if folder.trials:
+        return f"Sweep over fine-tuning, {len(folder.sweep_rows)} trials"
     if not folder.is_pipeline:
         if len(folder.members) > 1:
             return f"{len(folder.members)} runs"
@@ -143,7 +149,7 @@ def kind_of(folder: RunFolder) -> str:
             "select": "Selection",
             "cluster": "Pseudo-identities",
         }
-        return names.get(one.program, f"Fine-tuning: {tables.setting_title(one.setting)}" if one.setting else one.program)
+        return names.get(one.program, f"Fine-tuning: {setting_title(one.setting)}" if one.setting else one.program)
     if not folder.has_target:
         return "Pre-training and pseudo-identities"
     return "Pre-training, image selection, fine-tuning and evaluation"
@@ -153,15 +159,16 @@ def _points(share: float) -> str:
     return f"{100 * share:+.1f}".replace("-", "−")
 
 
-def facts(folder: RunFolder, results: list[tables.ResultRow]) -> list[tuple[str, str, str]]:
+def facts(folder: RunFolder, results: list[ResultRow]) -> list[tuple[str, str, str]]:
     """(value, label, detail) of the key figures at the top of the page."""
     found = []
     for setting in dict.fromkeys(row.setting for row in results):
         own = [row for row in results if row.setting == setting]
         best = max(own, key=lambda row: row.values["mAP"])
         gain = f", {_points(best.gain)} against random" if best.gain is not None else ""
-        label = f"{tables.setting_title(setting)}: {'best ' if len(own) > 1 else ''}mAP"
-        found.append((f"{100 * best.values['mAP']:.1f} %", label, f"from {best.init}{gain}"))
+        seeds = f"; mean of {best.seeds} seeds ± {100 * best.spread:.1f}" if best.spread is not None else "; one seed"
+        label = f"{setting_title(setting)}: {'highest ' if len(own) > 1 else ''}mAP"
+        found.append((f"{100 * best.values['mAP']:.1f} %", label, f"from {best.init}{gain}{seeds}"))
     score = next(iter(folder.of("score")), None)
     if score and score.summary and "auc_planted" in score.summary:
         found.append((f"{score.summary['auc_planted']:.3f}", "AUC of the scores", "people against planted useless images"))

@@ -13,3 +13,4 @@ NECKS = ("before", "after")
 """Sides of the batch-norm neck of a re-ID model."""
 GALLERY_BLOCK = 131072
 """Default number of gallery images compared at a time."""
+RETRIEVAL_METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")

@@ -111,11 +111,11 @@ def decay_by_layer(
         raise ValueError(f"layer_decay must be in (0, 1]: got {decay}")
     if decay == 1.0:
         return groups
-    layer_of = {id(parameter): _layer_of(name, depth) for name, parameter in named_parameters}
+    layers = {id(parameter): layer_of(name, depth) for name, parameter in named_parameters}
     split = []
     for group in groups:
         for layer in range(depth + 2):
-            members = [parameter for parameter in group["params"] if layer_of[id(parameter)] == layer]
+            members = [parameter for parameter in group["params"] if layers[id(parameter)] == layer]
             factor = decay ** (depth + 1 - layer)
             scaled = {key: group[key] * factor for key in ("lr",) if key in group}
             if members:
@@ -126,7 +126,7 @@ def decay_by_layer(
 _BEFORE_THE_BLOCKS = ("patch_embed", "cls_token", "pos_embed", "camera_embed")
 
 
-def _layer_of(name: str, depth: int) -> int:
+def layer_of(name: str, depth: int) -> int:
     """Layer of a parameter: 0 before the blocks, i + 1 in block i, depth + 1 after the blocks."""
     block = re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
     if block:

@@ -45,6 +45,7 @@ FINETUNE = [
     "augment.image_size=[64,32]",
     "augment.pad=2",
     "augment.erasing=0.2",
+    "evaluate_start=false",
     "scaling.threads=1",
     "scaling.max_failures=0",
     "supervised.epochs=3",

@@ -25,11 +25,15 @@ class ReidOutput(NamedTuple):
     logits: Tensor | None
     """(B, C) identity scores of `after` (cosines with a cosine classifier); None for a model without classes."""
 
-    def embedding(self, neck: str = "before") -> Tensor:
-        """The L2-normalized feature (B, D) on the chosen side of the neck, "before" or "after"."""
+    def feature(self, neck: str = "before") -> Tensor:
+        """The feature (B, D) on the chosen side of the neck, "before" or "after"."""
         if neck not in NECKS:
             raise ValueError(f"neck must be one of {', '.join(NECKS)}: got {neck!r}")
-        return F.normalize(self.before if neck == "before" else self.after, dim=-1)
+        return self.before if neck == "before" else self.after
+
+    def embedding(self, neck: str = "before") -> Tensor:
+        """The L2-normalized feature (B, D) on the chosen side of the neck, "before" or "after"."""
+        return F.normalize(self.feature(neck), dim=-1)
 
 
 class CosineClassifier(nn.Linear):

@@ -9,10 +9,13 @@ from typing import get_type_hints
 import pytest
 
 from platform.engine.config.compose import load_config
+from platform.engine.sweep.trials import planned
 from platform.pipeline import PipelineConfig
+from platform.tune import TuneConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+SWEEPS = sorted(f"configs/sweep/{path.name}" for path in (ROOT / "configs" / "sweep").glob("*.yaml"))
 EXPERIMENTS = sorted(f"configs/experiment/{path.name}" for path in (ROOT / "configs" / "experiment").glob("*.yaml"))
 
 
@@ -24,7 +27,7 @@ def commands(guide: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("guide", "command"), [(guide, command) for guide in [*GUIDES, *EXPERIMENTS] for command in commands(guide)]
+    ("guide", "command"), [(guide, command) for guide in [*GUIDES, *EXPERIMENTS, *SWEEPS] for command in commands(guide)]
 )
 def test_the_commands_of_the_guides_compose(guide, command):
     program, *overrides = shlex.split(command)
@@ -37,6 +40,15 @@ def test_the_commands_of_the_guides_compose(guide, command):
 def test_an_experiment_shows_its_own_command(experiment):
     """Each experiment file has the command that runs it."""
     assert any(f" experiment={Path(experiment).stem} " in f"{command} " for command in commands(experiment))
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_a_sweep_shows_its_own_command_and_is_a_space(sweep):
+    """Each file of configs/sweep has the command that runs it, and all its points are valid configurations."""
+    [command] = commands(sweep)
+    assert f" sweep={Path(sweep).stem} " in command
+    config = load_config(TuneConfig, "tune", shlex.split(command)[1:])
+    assert len(planned(config)) > 1 and all(isinstance(path, str) for path in config.space.get("checkpoint", [""]))
 
 
 def test_the_rows_of_the_demo_guide_have_a_command_each():

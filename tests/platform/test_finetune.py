@@ -3,29 +3,28 @@
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from platform.engine.config.compose import load_config
-from platform.engine.data.shards import read_manifest, write_manifest, write_shard
+from platform.engine.data.shards import read_manifest, read_rows, write_manifest, write_shard
 from platform.engine.errors import ConfigError, StorageError, UserError
 from platform.engine.runs.metrics import read_metrics
+from platform.engine.schemas.evaluate_settings import EvaluateProgramConfig
 from platform.engine.schemas.finetune_settings import SETTINGS
 from platform.engine.storage.location import open_storage
 from platform.engine.train.scaling import ScalingConfig
+from platform.evaluate import main as evaluate
 from platform.finetune import FinetuneConfig, main, shared_micro_batches, with_micro_batches
 from reidssl.models.vit import build_vit
-from reidssl.models.weights import load_reid, save_model, weights_hash
+from reidssl.models.weights import load_reid, load_vit, save_model, weights_hash
 from tests.fixtures_runs import finetune_config
+from tests.platform.processes import kill, start
 from tests.tiny import FINETUNE, FITTING, IMAGENET, TINY_VIT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +48,7 @@ def test_supervised_learns_and_leaves_its_results(supervised_run, tiny_labeled):
     assert [row["epoch"] for row in rows] == list(range(1, 31)) and {row["phase"] for row in rows} == {0}
     assert [row["position"] for row in rows] == [36 * epoch for epoch in range(1, 31)] and summary["images_seen"] == 1080
     assert summary["warnings"] == [] and summary["epochs_without_training"] == 0
-    assert summary["evaluation"] == {"expansion": None, "reranking": None}
+    assert summary["evaluation"] == {"expansion": None, "flip": None, "reranking": None}
     assert rows[-1]["accuracy"] > 0.9 and rows[0]["accuracy"] < 0.6  # of 6 identities, randomly cropped
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
     assert summary["mAP"] > CHANCE_MAP and 0 < summary["mINP"] <= summary["mAP"] <= 1
@@ -155,31 +154,14 @@ def test_two_workers_give_the_same_losses_as_one(tmp_path, ray_session, tiny_bac
         assert [row.get(name) for row in one] == [row.get(name) for row in two]
 
 
-def start(overrides: list[str], log) -> subprocess.Popen:
-    """Start the command as a user types it, in its own process group."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "platform.finetune", *overrides, "runtime.object_store_gib=0.2"],
-        cwd=ROOT,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": ""},
-    )
-
-
-def kill(process: subprocess.Popen) -> None:
-    """Kill the process and its Ray at once."""
-    family = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for member in family:
-        if member.is_running():
-            member.kill()
-    psutil.wait_procs(family, timeout=30)
+def inside_an_epoch(run: Path, phase: int) -> bool:
+    """Whether the run has a checkpoint inside an epoch of this phase (from 1), after the first one."""
+    positions = [int(path.parent.name.rpartition("-")[2]) for path in run.glob("checkpoints/position-*/manifest.json")]
+    return any(position // 10**9 == phase and position % 10**5 and position % 10**9 > 10**5 for position in positions)
 
 
 @pytest.mark.slow
-def test_uda_killed_in_its_second_phase_and_continued(tmp_path, ray_session, tiny_backbone, tiny_labeled, tiny_source):
+def test_uda_killed_inside_an_epoch_of_its_second_phase(tmp_path, ray_session, tiny_backbone, tiny_labeled, tiny_source, capsys):
     """The result equals that of an uninterrupted run, in which both phases run in the same process."""
     overrides = [
         "setting=uda",
@@ -187,23 +169,28 @@ def test_uda_killed_in_its_second_phase_and_continued(tmp_path, ray_session, tin
         f"source_set={tiny_source.uri}",
         "supervised.drop_path=0.1",
         "unsupervised.epochs=4",
+        "unsupervised.iterations=6",
+        "unsupervised.ema_momentum=0.9",
         "unsupervised.drop_path=0.3",
+        "save_every_steps=2",
     ]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     expected = main(finetune_config(tiny_labeled, whole, *overrides))
     command = [f"target_set={tiny_labeled.uri}", f"output={killed}", *FINETUNE, *overrides]
     log = tmp_path / "first.log"
     with log.open("wb") as stream:
-        process = start(command, stream)
+        process = start("finetune", command, stream)
         try:
             deadline = time.monotonic() + 150
-            while not list(killed.glob("checkpoints/position-0000020000*/manifest.json")):  # phase 2 has finished an epoch
+            while not inside_an_epoch(killed, phase=2):
                 assert process.poll() is None and time.monotonic() < deadline, log.read_text()
                 time.sleep(0.02)
         finally:
             kill(process)
     assert not (killed / "summary.json").exists()
+    capsys.readouterr()
     found = main(finetune_config(tiny_labeled, killed, *overrides))
+    assert re.search(r"continuing after phase 2, epoch [1-3] and [24] of 6 steps", capsys.readouterr().out)
     rows = rows_of(killed)
     assert [(row["phase"], row["epoch"]) for row in rows] == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3), (1, 4)]
     assert losses(killed) == [(place, pytest.approx(loss, rel=1e-4)) for place, loss in losses(whole)]
@@ -246,6 +233,90 @@ def test_the_model_is_there_before_it_is_judged(tmp_path, ray_session, tiny_labe
         main(finetune_config(tiny_labeled, tmp_path / "run", f"checkpoint={tmp_path}/init", "supervised.epochs=0"))
     assert load_reid(tmp_path / "run" / "model.safetensors").num_classes == 6
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+# ---- the optional recipes
+
+
+def test_the_recipes_on_one_and_two_workers_and_after_a_restart(
+    tmp_path, ray_session, tiny_backbone, tiny_labeled, tiny_source, capsys
+):
+    """Averaged weights, frozen layers, mirror images, a second training set, the best model, and the evaluation of the start."""
+    given = [
+        f"checkpoint={tiny_backbone}",
+        f"train_sets=[{tiny_source.uri}]",
+        "supervised.epochs=2",
+        "supervised.learning_rate=1e-3",
+        "supervised.optimizer=sgd",
+    ]
+    given += ["supervised.ema_momentum=0.5", "supervised.freeze_layers=2", "supervised.batch.micro_batches=2"]
+    given += ["keep_best=mAP", "evaluate_every=1", "evaluate_start=true", "evaluate.flip=true"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    summary = main(finetune_config(tiny_labeled, one, *given))
+    assert f"before fine-tuning: {summary['start']['mAP']:.1%}" in capsys.readouterr().out
+    other = main(finetune_config(tiny_labeled, two, *given, "scaling.workers=2"))
+    model, before = load_reid(one / "model.safetensors"), load_vit(tiny_backbone / "backbone.safetensors").state_dict()
+    state, beside = model.state_dict(), load_reid(two / "model.safetensors").state_dict()
+    # Batch norms also count their forward passes, which are those of one worker.
+    assert all(torch.allclose(state[name], beside[name], atol=1e-5) for name in state if state[name].is_floating_point())
+    people = len(set(read_rows(tiny_source, ["pid"], split="train")["pid"].to_pylist()))
+    assert other["mAP"] == pytest.approx(summary["mAP"], abs=1e-3) and model.num_classes == 6 + people
+    same = {name for name, value in model.backbone.state_dict().items() if torch.equal(value, before[name])}
+    assert {name for name in before if "patch_embed" in name or "blocks.0." in name or name in ("cls_token", "pos_embed")} == same
+    rows = rows_of(one)
+    assert [row["epoch"] for row in rows] == [0, 1, 2] and rows[0]["mAP"] == summary["start"]["mAP"]
+    assert summary["mAP"] == pytest.approx(rows[-1]["mAP"]) and summary["evaluation"]["flip"] is True
+    assert summary["best"]["mAP"] == max(row["mAP"] for row in rows[1:])
+    # The same figures from the files.
+    files = [one / "model.safetensors", one / "best.safetensors"]
+    judged = evaluate(
+        load_config(
+            EvaluateProgramConfig,
+            "evaluate",
+            [f"checkpoints=[{','.join(map(str, files))}]", f"test_sets={tiny_labeled.uri}", "evaluate.flip=true"],
+        )
+    )
+    assert [row["mAP"] for row in judged] == pytest.approx([summary["mAP"], summary["best"]["mAP"]], abs=1e-5)
+    assert "mirror images averaged" in capsys.readouterr().out
+    (one / "summary.json").unlink()  # the average comes from the checkpoint
+    (one / "model.safetensors").unlink()
+    again = main(finetune_config(tiny_labeled, one, *given))
+    assert (again["weights"], again["best"]) == (summary["weights"], summary["best"])
+
+
+def test_a_mean_teacher_that_hardly_moves_keeps_its_pseudo_labels(tmp_path, ray_session, tiny_backbone, tiny_labeled):
+    """The labels come from the averaged weights, the exported model too; only the student learns fast. The stem is frozen, whose
+    batch norms would change the teacher."""
+    given = ["setting=usl", f"checkpoint={tiny_backbone}", "unsupervised.learning_rate=0.05", "unsupervised.freeze_layers=1"]
+    given += ["unsupervised.neck=before", "unsupervised.ema_momentum=0.9999999", "unsupervised.teacher_clusters=true"]
+    main(finetune_config(tiny_labeled, tmp_path / "usl", *given))
+    first, second = rows_of(tmp_path / "usl")
+    assert second["label_stability"] == 1.0 and second["clusters"] == first["clusters"] > 1
+    assert second["loss"] < 0.9 * first["loss"]
+    after = load_reid(tmp_path / "usl" / "model.safetensors").backbone.state_dict()
+    before = load_vit(tiny_backbone / "backbone.safetensors").state_dict()
+    assert all(torch.allclose(after[name], before[name], atol=1e-4) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("keep_best=mAP", r"keep_best=mAP needs evaluations during training"),
+        ("keep_best=map", r"keep_best must be one of mAP, rank1"),
+        (
+            "supervised.freeze_layers=4",
+            r"supervised.freeze_layers must be at most 3, the 2 blocks and the patch embedding: got 4",
+        ),
+        ("train_sets=[/nowhere]", r"there is no data set at .*nowhere"),
+        ("unsupervised.teacher_clusters=true", r"unsupervised.teacher_clusters needs averaged weights: give ema_momentum"),
+        ("train_fraction=0", r"train_fraction must be in \(0, 1\]: got 0"),
+        ("train_fraction=0.3", r"has 2 people in split train, a batch needs 3"),
+    ],
+)
+def test_recipes_that_cannot_be(tmp_path, tiny_labeled, tiny_backbone, override, message):
+    with pytest.raises(UserError, match=message):
+        main(finetune_config(tiny_labeled, tmp_path / "run", f"checkpoint={tiny_backbone}", override))
+    assert not (tmp_path / "run").exists()
 
 
 # ---- refusals before anything starts

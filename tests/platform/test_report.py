@@ -7,6 +7,7 @@ import re
 import shutil
 import threading
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from PIL import Image
 from platform.engine.config.compose import load_config
 from platform.engine.errors import UserError
 from platform.engine.ingest.sources import RawConfig
-from platform.engine.report import charts, pictures, tables
+from platform.engine.report import charts, pictures
 from platform.engine.report.contents import read_folder
+from platform.engine.report.results import result_rows
 from platform.engine.runs.run_folder import open_run
 from platform.engine.storage.location import StorageConfig, open_storage
 from platform.pipeline import PipelineConfig
@@ -137,13 +139,29 @@ def test_every_result_is_in_the_table(pipeline: Path, page: str) -> None:
             assert row[-1] == str(values["clusters"])
 
 
-def test_the_best_of_each_setting_is_marked(pipeline: Path) -> None:
-    rows = tables.result_rows(read_folder(str(pipeline), StorageConfig()))
-    for setting in ("supervised", "uda", "usl"):
-        own = [row for row in rows if row.setting == setting]
-        best = max(summary(pipeline, f"finetune/{setting}-{row.init}")["mAP"] for row in own)
-        assert [row.is_best for row in own] == [row.values["mAP"] == best for row in own]
-        assert own[0].first_of == 3
+def test_no_single_run_is_called_the_best(page: str) -> None:
+    results = section(page, "results")
+    assert "badge" not in page and "best" not in results and "one seed" in page
+
+
+def test_what_fine_tuning_adds_and_the_spread_over_seeds(pipeline: Path) -> None:
+    """Three runs that differ in their seed are one row; another setting is another row."""
+    folder = read_folder(str(pipeline), StorageConfig())
+    one = next(member for member in folder.members if member.name == "finetune/usl-full")
+    values = [0.4, 0.5, 0.9]
+    runs = [
+        replace(
+            one,
+            config=one.config | {"seed": seed},
+            summary=one.summary | {"mAP": value, "start": {"mAP": 0.1 * seed}, "warnings": ["x"] * (seed == 2)},
+        )
+        for seed, value in enumerate(values)
+    ]
+    other = replace(one, config=one.config | {"evaluate_every": 7})
+    rows = result_rows(replace(folder, members=[*runs, other], results={}))
+    assert [row.seeds for row in rows] == [3, 1] and rows[0].values["mAP"] == pytest.approx(0.6)
+    assert (rows[0].spread, rows[0].start) == (pytest.approx(np.std(values, ddof=1)), pytest.approx(0.1))
+    assert rows[0].doubtful and rows[1].spread is None and rows[0].first_of == 2
 
 
 def test_pictures_decode_and_every_ranking_is_shown(pipeline: Path, page: str) -> None:

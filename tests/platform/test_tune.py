@@ -1,16 +1,25 @@
 """Sweeps: the grid, and one sweep with real Ray Tune and real Ray Train runs."""
 
 import json
+import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from platform.engine.config.compose import load_config
 from platform.engine.errors import ConfigError, FailedTrialsError, UserError
-from platform.engine.sweep.space import flat, name_of, points
-from platform.tune import TuneConfig, grid, main
+from platform.engine.runs.metrics import read_metrics
+from platform.engine.schemas.evaluate_settings import EvaluateProgramConfig
+from platform.engine.storage.location import open_storage
+from platform.engine.sweep.space import name_of, read_space
+from platform.engine.sweep.trials import folder_of, planned
+from platform.evaluate import main as evaluate
+from platform.tune import TuneConfig, main
+from tests.platform.processes import kill, start
 from tests.tiny import FINETUNE
 
 
@@ -28,7 +37,7 @@ SPACE = "+space.unsupervised.cluster={eps:[0.5,0.8]}"
 
 def test_a_sweep_runs_every_point_and_is_read_the_second_time(tmp_path, ray_session, tiny_backbone, tiny_labeled, capsys):
     output = tmp_path / "sweep"
-    config = config_of(tiny_labeled.uri, tiny_backbone, output, SPACE, "metric=rank1")
+    config = config_of(tiny_labeled.uri, tiny_backbone, output, SPACE, "metric=rank1", "verbose=true")
     found = main(config)
     assert sorted(row["unsupervised.cluster.eps"] for row in found["trials"]) == [0.5, 0.8]
     assert found["best"] in found["trials"] and found["best"]["rank1"] == max(row["rank1"] for row in found["trials"])
@@ -43,6 +52,10 @@ def test_a_sweep_runs_every_point_and_is_read_the_second_time(tmp_path, ray_sess
         assert {name: summary[name] for name in ("mAP", "rank1", "mINP")} == {n: row[n] for n in ("mAP", "rank1", "mINP")}
     printed = capsys.readouterr().out
     assert "2 trials, 1 at a time" in printed and printed.count("usl unsupervised epoch 1/1") == 2
+    assert "tune: 2/2  unsupervised.cluster.eps=0.8: rank1 " in printed and "╭" not in printed and "ray_tune" not in printed
+    assert pq.read_table(output / "trials.parquet")["rank1"].to_pylist() == [row["rank1"] for row in found["trials"]]
+    given = [f"checkpoints={output}/best.safetensors", f"test_sets={tiny_labeled.uri}"]
+    assert evaluate(load_config(EvaluateProgramConfig, "evaluate", given))[0]["weights"] == found["best"]["weights"]
     when = {eps: (folder / "summary.json").stat().st_mtime_ns for eps, folder in folders.items()}
     assert main(config_of(tiny_labeled.uri, tiny_backbone, output, SPACE, "metric=rank1")) == found
     assert "is complete already" in capsys.readouterr().out
@@ -55,7 +68,7 @@ def test_a_sweep_runs_every_point_and_is_read_the_second_time(tmp_path, ray_sess
 
 def test_the_grid_is_every_combination(tmp_path):
     config = config_of("shards", "model", tmp_path, "+space={unsupervised:{cluster:{eps:[0.4,0.5],k1:[20,30]},epochs:[3]}}")
-    found = grid(config)
+    found = planned(config)
     assert len(found) == 4 and {tuple(sorted(point)) for point in found} == {
         ("unsupervised.cluster.eps", "unsupervised.cluster.k1", "unsupervised.epochs")
     }
@@ -65,7 +78,7 @@ def test_the_grid_is_every_combination(tmp_path):
         (0.5, 20),
         (0.5, 30),
     }
-    assert len(grid(config_of("shards", "model", tmp_path))) == 4  # the default: eps of the clustering
+    assert len(planned(config_of("shards", "model", tmp_path))) == 4  # the default: eps of the clustering
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +99,8 @@ def base(tiny_labeled, tiny_backbone) -> TuneConfig:
         ("{unsupervised:{}}", r"space.unsupervised must be a list"),
         ("{unsupervised:{cluster:[1]}}", r"space.unsupervised.cluster is a group of settings \(.*eps"),
         (
-            "{unsupervised:{cluster:{eps:{uniform:[0.4,0.6]}}}}",
-            r"space.unsupervised.cluster.eps must be a list of values .*got "
-            r"'uniform' below it\. A sweep is a grid: distributions",
+            "{unsupervised:{cluster:{eps:{normal:[0.4,0.6]}}}}",
+            r"space.unsupervised.cluster.eps must be a list of values .*\{uniform:\[0.4,0.7\]\}.*got 'normal' below it",
         ),
         (
             "{unsupervised:{cluster:{eps:{grid_search:[0.4,0.6]}}}}",
@@ -108,6 +120,7 @@ def base(tiny_labeled, tiny_backbone) -> TuneConfig:
         ("{output:[a,b]}", r"space.output cannot be swept: every trial has a folder of its own"),
         ("{storage:{profile:[a,b]}}", r"space.storage.profile cannot be swept"),
         ("{scaling:{workers:[1,700]}}", r"space: scaling.workers=700 cannot be: 700 workers cannot share"),
+        ("{unsupervised:{cluster:{eps:{uniform:[0.5,1.5]}}}}", r"space: unsupervised.cluster.eps=1\.\d+ cannot be: .*\(0, 1\)"),
     ],
 )
 def test_a_wrong_space_is_refused_before_anything_runs(tmp_path, base, space, message):
@@ -119,7 +132,7 @@ def test_a_wrong_space_is_refused_before_anything_runs(tmp_path, base, space, me
 def test_a_space_that_is_too_large_is_counted_not_made(tmp_path):
     values = list(range(100))
     with pytest.raises(UserError, match=r"space has 1,000,000 combinations \(100 x 100 x 100\), at most 10,000"):
-        points({"a": values, "b": values, "c": values}, {"a": 1, "b": 1, "c": 1}, {})
+        read_space({"a": values, "b": values, "c": values}, {"a": 1, "b": 1, "c": 1}, {}).points(1, 0)
 
 
 def test_folders_have_names_that_file_systems_take(tmp_path):
@@ -189,4 +202,89 @@ def test_settings_that_cannot_be(tmp_path):
         config_of("shards", "model", tmp_path, "concurrent=0")
     with pytest.raises(ConfigError, match=r"finetune.storage is that of the sweep: give storage instead"):
         config_of("shards", "model", tmp_path, "finetune.storage.profile=mine")
-    assert flat({"a": {"b.c": [1]}, "d": [2, 3]}) == {"a.b.c": [1], "d": [2, 3]}
+    with pytest.raises(
+        ConfigError, match=r"scheduler.name=asha compares trials after their evaluations.*evaluate_every=1 or more"
+    ):
+        config_of("shards", "model", tmp_path, "scheduler.name=asha")
+    with pytest.raises(ConfigError, match=r"search must be one of grid, optuna: got 'bayes'"):
+        config_of("shards", "model", tmp_path, "search=bayes")
+
+
+@pytest.mark.slow
+def test_the_driver_is_killed_and_started_again(tmp_path, ray_session, tiny_backbone, tiny_labeled, capsys):
+    """It is killed when the first of two random trials is finished. Slow: a second Ray, which is killed."""
+    output = tmp_path / "sweep"
+    overrides = [f"finetune.{each}" for each in (f"target_set={tiny_labeled.uri}", f"checkpoint={tiny_backbone}", *FINETUNE)]
+    overrides += [f"output={output}", "finetune.setting=supervised", "finetune.supervised.epochs=2", "samples=2"]
+    overrides += ["space.supervised.learning_rate={log_uniform:[1e-5,1e-3]}"]
+    log = tmp_path / "first.log"
+    with log.open("wb") as stream:
+        process = start("tune", overrides, stream)
+        try:
+            until = time.monotonic() + 150
+            while not list(output.glob("trials/*/summary.json")):
+                assert process.poll() is None and time.monotonic() < until, log.read_text()
+                time.sleep(0.05)
+        finally:
+            kill(process)
+    points = json.loads((output / "points.json").read_text())
+    [finished] = output.glob("trials/*/summary.json")
+    when = finished.stat().st_mtime_ns
+    assert len(points) == 2 and not (output / "summary.json").exists()
+    found = main(load_config(TuneConfig, "tune", overrides))
+    assert "finished already: 1; left: 1" in capsys.readouterr().out
+    assert [row["point"] for row in found["trials"]] == points and {row["state"] for row in found["trials"]} == {"finished"}
+    assert finished.stat().st_mtime_ns == when
+
+
+def cpus_are_free(ray, seconds: float = 20) -> bool:
+    """Whether all logical CPUs are free again soon: no worker of a trial goes on."""
+    until = time.monotonic() + seconds
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"] and time.monotonic() < until:
+        time.sleep(0.2)
+    return ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]
+
+
+SUPERVISED = ["finetune.setting=supervised", "finetune.evaluate_start=false", "finetune.supervised.learning_rate=1e-6"]
+
+
+def test_an_interrupted_search_with_optuna_goes_on(tmp_path, ray_session, supervised_run, tiny_backbone, tiny_labeled, capsys):
+    """It was interrupted when one trial of three was finished and another one was drawn."""
+    output = tmp_path / "sweep"
+    given = [*SUPERVISED, "finetune.supervised.epochs=1", "search=optuna", "samples=3"]
+    given += ["space.supervised.learning_rate={log_uniform:[1e-6,1e-2]}"]
+    config = config_of(tiny_labeled.uri, tiny_backbone, output, *given)
+    done, drawn = {"supervised.learning_rate": 3e-3}, {"supervised.learning_rate": 0.00123}
+    finished = Path(folder_of(config, done).uri)
+    shutil.copytree(supervised_run[0], finished)  # a finished run; that of this point is not needed
+    (output / "points.json").write_text(json.dumps([done, drawn]))
+    when = (finished / "summary.json").stat().st_mtime_ns
+    found = main(config)
+    printed = capsys.readouterr().out
+    assert "finished already: 1; left: 2" in printed and "tune: 3/3  " in printed and "4/3" not in printed
+    points = [row["point"] for row in found["trials"]]
+    assert points[:2] == [done, drawn] and len({json.dumps(point) for point in points}) == 3
+    assert json.loads((output / "points.json").read_text()) == points
+    assert (finished / "summary.json").stat().st_mtime_ns == when and {row["state"] for row in found["trials"]} == {"finished"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_a_trial_far_below_the_others_is_stopped(
+    name, tmp_path, ray_session, supervised_run, tiny_backbone, tiny_labeled, capsys
+):
+    """Slow: forty epochs, each with an evaluation."""
+    output = tmp_path / "sweep"
+    given = [*SUPERVISED, "finetune.supervised.epochs=40", "finetune.evaluate_every=1", f"scheduler.name={name}"]
+    given += ["scheduler.min_trials=1", "scheduler.reduction=2"]
+    given += [f"space.checkpoint=[{supervised_run[0]},{tiny_backbone}]"]
+    config = config_of(tiny_labeled.uri, tiny_backbone, output, *given)
+    good, bad = main(config)["trials"]
+    assert (good["state"], bad["state"]) == ("finished", "stopped early") and bad["mAP"] < good["mAP"]
+    rows = [row for row in read_metrics(open_storage(bad["folder"])) if "mINP" in row]
+    assert bad["mAP"] == rows[bad["epochs"] - 1]["mAP"] and bad["epochs"] < 40
+    assert cpus_are_free(ray_session)
+    assert f"stopped after epoch {bad['epochs']}" in capsys.readouterr().out
+    (output / "summary.json").unlink()
+    assert main(config)["trials"] == [good, bad]  # it stays stopped
+    assert "finished already: 2; left: 0" in capsys.readouterr().out

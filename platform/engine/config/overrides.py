@@ -85,7 +85,8 @@ def _read(schema: type, groups: set[str], text: str, unknown: Any) -> Override:
         above = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
         raise OverrideError(unknown(next(each for each in above if hint_of(schema, each) is None)))
     kind = bare(hint)
-    if is_dataclass(kind) and value[:1] != "{":
+    choices = value[:1] == "[" and not _is_there(schema, key)  # a sweep over a config group: space.model=[vit_small,vit_base]
+    if is_dataclass(kind) and value[:1] != "{" and not choices:
         names = [item.name for item in fields(kind)]
         raise OverrideError(f"'{text}': {key} has settings of its own, e.g. {key}.{names[0]}=...: {', '.join(names)}")
     if get_origin(kind) is dict:  # keys may be added to a dict, with or without a plus

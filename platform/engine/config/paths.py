@@ -39,9 +39,18 @@ ServiceAddress = Annotated[str, Role.SERVICE]
 
 @dataclass(frozen=True)
 class SettingsOf:
-    """Annotation of a dict whose keys are settings of `schema`, nested or dotted, and whose values are lists of values."""
+    """Annotation of a dict whose keys are settings of `schema`, nested or dotted, and whose values are lists of values.
+
+    One of `words` may follow the key of a setting and says how its list is meant, e.g. space.seed.choice=[0,1].
+    """
 
     schema: type
+    words: tuple[str, ...] = ()
+
+    def setting(self, key: str) -> str:
+        """The key without such a word at its end."""
+        above, dot, last = key.rpartition(".")
+        return above if dot and last in self.words else key
 
 
 def absolute(text: str) -> str:
@@ -124,7 +133,7 @@ def hint_of(schema: Any, key: str) -> Any:
     name, _, rest = key.partition(".")
     settings = mark_of(schema, SettingsOf)
     if settings:
-        inner = hint_of(settings.schema, key)
+        inner = hint_of(settings.schema, settings.setting(key))
         return None if inner is None else GenericAlias(list, (inner,)) if not is_dataclass(bare(inner)) else inner
     schema = bare(schema)
     if not is_dataclass(schema):
@@ -144,7 +153,7 @@ def map_paths(hint: Any, value: Any, change: Change, key: str = "") -> Any:
         return change(value, key, role) if value else value
     settings = mark_of(hint, SettingsOf)
     if settings and isinstance(value, Mapping):
-        return _map_space(settings.schema, value, change, key, "")
+        return _map_space(settings, value, change, key, "")
     hint = bare(hint)
     below = f"{key}." if key else ""
     if is_dataclass(hint) and isinstance(value, Mapping):
@@ -158,12 +167,12 @@ def map_paths(hint: Any, value: Any, change: Change, key: str = "") -> Any:
     return value
 
 
-def _map_space(schema: type, values: Mapping[str, Any], change: Change, key: str, prefix: str) -> dict[str, Any]:
+def _map_space(settings: SettingsOf, values: Mapping[str, Any], change: Change, key: str, prefix: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in values.items():
-        hint, full = hint_of(schema, prefix + name), f"{key}.{name}"
+        hint, full = hint_of(settings.schema, settings.setting(prefix + name)), f"{key}.{name}"
         if isinstance(value, Mapping):
-            found[name] = _map_space(schema, value, change, full, f"{prefix}{name}.")
+            found[name] = _map_space(settings, value, change, full, f"{prefix}{name}.")
         elif isinstance(value, list):
             found[name] = map_paths(GenericAlias(list, (hint,)) if hint else None, value, change, full)
         else:

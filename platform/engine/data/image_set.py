@@ -61,6 +61,13 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def keep(self, chosen: np.ndarray) -> None:
+        """Leave out the images that `chosen`, bool (N,), does not select."""
+        self.keys = [key for key, kept in zip(self.keys, chosen, strict=True) if kept]
+        self._rows, self.pids, self.camids = self._rows[chosen], self.pids[chosen], self.camids[chosen]
+        self.split = self.split[chosen]
+        self.camera_rows = None if self.camera_rows is None else self.camera_rows[chosen]
+
     def encoded(self, index: int) -> bytes:
         """The original bytes of an image."""
         return self._encoded[int(self._rows[index])].as_py()

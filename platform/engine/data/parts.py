@@ -31,7 +31,7 @@ def write_parts(
     total: int,
     run: str = "",
 ) -> None:
-    """Collect batches (with "key", "file", "problem" and values) and call `publish(name, columns)` for each shard when it is complete.
+    """Collect batches, with "key", "file", "problem" and values, and call `publish(name, columns)` for each complete shard.
 
     The memory is that of the shards whose batches have begun to come, one or two if the batches are in the order of the shards.
 

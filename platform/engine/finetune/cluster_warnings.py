@@ -9,6 +9,8 @@ LARGEST_CLUSTER = 0.8
 """Warn if one cluster holds a larger share of the clustered images."""
 NEAR_CHANCE = 0.05
 """Warn if the adjusted Rand index with the identities is smaller; 0 is chance level, 1 is perfect agreement."""
+UNSTABLE = 0.3
+"""Warn if the labels agree less with those of the epoch before, where the identities are not known; 1 is the same clusters."""
 ADVICE = "another unsupervised.cluster.eps or a better checkpoint may help"
 
 
@@ -16,7 +18,8 @@ def cluster_warnings(row: Mapping[str, Any], images: int) -> list[str]:
     """Warnings about the clusters of one epoch, each a clause of text.
 
     Args:
-        row: log of the epoch: "clusters", "outliers" and, if known, "largest_cluster" (in images) and "adjusted_rand_index".
+        row: log of the epoch: "clusters", "outliers" and, if known, "largest_cluster" (in images), "adjusted_rand_index"
+            and "label_stability".
         images: number of images, outliers included.
     """
     clusters, clustered = int(row["clusters"]), images - int(row["outliers"])
@@ -33,12 +36,17 @@ def cluster_warnings(row: Mapping[str, Any], images: int) -> list[str]:
             f"the clusters agree with the identities hardly better than chance (adjusted Rand index "
             f"{row['adjusted_rand_index']:.3f}); {ADVICE}"
         )
+    if "adjusted_rand_index" not in row and row.get("label_stability", 1.0) < UNSTABLE:
+        found.append(
+            f"the clusters have little in common with those of the epoch before (label stability "
+            f"{row['label_stability']:.3f}); {ADVICE}"
+        )
     return found
 
 
 def untrained(rows: Sequence[Mapping[str, Any]]) -> int:
-    """Number of epochs without training among the rows of `metrics.jsonl`."""
-    return sum("loss" not in row for row in rows)
+    """Number of epochs without training among the rows of `metrics.jsonl`. Epoch 0, the evaluation of the start, is none."""
+    return sum("loss" not in row for row in rows if row.get("epoch") != 0)
 
 
 def run_warnings(rows: Sequence[Mapping[str, Any]], images: int) -> list[str]:
@@ -46,6 +54,7 @@ def run_warnings(rows: Sequence[Mapping[str, Any]], images: int) -> list[str]:
 
     images: number of images in the train split of the target.
     """
+    rows = [row for row in rows if row.get("epoch") != 0]
     clustered = [row for row in rows if "clusters" in row]
     without, found = untrained(rows), []
     if without == len(rows):

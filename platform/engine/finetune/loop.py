@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,9 +12,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from platform.engine.data.image_set import ImageSet
-from platform.engine.finetune.phase import Epoch, Phase
+from platform.engine.finetune.extraction import extract
+from platform.engine.finetune.inside_epoch import Progress
+from platform.engine.finetune.phase import Phase
 from platform.engine.finetune.pieces import StepFeatures, cut, rows_to_compute
+from platform.engine.finetune.trained import Trained, frozen_norms
+from platform.engine.finetune.weight_average import WeightAverage
+from platform.engine.inference.evaluation import retrieval_metrics
 from platform.engine.runs.metrics import Tracker, format_row
 from platform.engine.runtime.device import upload
 from platform.engine.train.checkpoints import CheckpointStore, LoadedCheckpoint
@@ -24,47 +29,13 @@ from platform.engine.train.worker import report_line
 from platform.engine.zero import engine as zero
 from platform.engine.zero.consolidation import consolidate, restore
 from reidssl.augment.augment_config import ReidAugmentConfig
-from reidssl.augment.reid_augment import ReidAugment, normalize
-from reidssl.models.drop_path import StepDropPath, draw_by_step
+from reidssl.augment.reid_augment import ReidAugment
+from reidssl.models.drop_path import draw_by_step
 from reidssl.models.reid import ReidModel
-from reidssl.seeding import mix, sample_seeds
+from reidssl.seeding import mix
 
-EXTRACTION_BATCH = 128
+NOT_SHOWN = ("rank5", "rank10", "mINP")  # metrics that are logged but not printed after each epoch
 Judge = Callable[[Phase], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A model in the training engine of its phase."""
-
-    model: ReidModel
-    phase: Phase
-    number: int
-    drop_paths: list[StepDropPath]
-    norms: StepBatchNorm
-    augment: ReidAugment
-    engine: Any
-
-    def inputs(self, seed: int, epoch: int, step: int, positions: np.ndarray, rows: slice) -> tuple[Tensor, Tensor | None]:
-        """(augmented images float (b, 3, H, W), camera rows int64 (b,) or None) of `rows` of a step.
-
-        positions: int (B,), the images of the whole step. Camera rows are None for a model without cameras.
-        """
-        seeds = batch_seeds(seed, self.phase.images, epoch, step, positions)[rows]
-        images = self.augment(upload(self.phase.images.batch(positions[rows])), seeds)
-        return images, self.phase.images.cameras(positions[rows])
-
-    def seed(self, seed: int, piece: slice, batch: int) -> None:
-        """Seed the drop path before a forward pass of a piece, so that each row gets the mask of its place in the whole batch."""
-        torch.manual_seed(seed)
-        for layer in self.drop_paths:
-            layer.place = rows_to_compute(piece).start, batch
-
-    def backbone(self, seed: int, piece: slice, batch: int, inputs: tuple[Tensor, Tensor | None]) -> Tensor:
-        """Features (b, D) of a piece, equal to those inside its forward pass through the engine."""
-        self.seed(seed, piece, batch)
-        features: Tensor = self.model.backbone(*inputs)
-        return features
 
 
 @dataclass(kw_only=True)
@@ -81,8 +52,24 @@ class PhaseTrainer:
     """The metrics log on rank 0; None on the other ranks."""
     judge: Judge
     """Evaluates the current model of a phase and returns its metrics. Collective."""
+    best_metric: str = ""
+    """Metric by which the best model is kept; "": it is not kept."""
+    best: dict[str, Any] | None = None
+    """{"phase", "epoch", metrics} of the best evaluation so far, on rank 0."""
+    publish_best: Callable[[Phase], None]
+    """Writes the current model as the best one; called on rank 0."""
+    save_every_steps: int = 0
+    """Steps between checkpoints inside an epoch; 0: only after each epoch."""
     images_seen: int = 0
     """Training images seen so far, over all phases."""
+
+    def evaluate_start(self, phase: Phase) -> None:
+        """Log an evaluation of the initial weights as epoch 0 of the first phase. Collective."""
+        row = retrieval_metrics(self.judge(phase))
+        if self.tracker:
+            self.tracker.add(0, {"phase": 0, "epoch": 0, **row})
+            report_line(f"{self.setting} before fine-tuning  mAP {row['mAP']:.4g}  rank1 {row['rank1']:.4g}")
+            self.tracker.publish()
 
     def train(self, model: ReidModel, phase: Phase, number: int, found: LoadedCheckpoint | None) -> None:
         """Train the remaining epochs of a phase. Collective.
@@ -108,34 +95,62 @@ class PhaseTrainer:
                 accumulation=batch.micro_batches // world,
             ),
         )
-        first = 0
+        first, inside, momentum = 0, None, phase.config.ema_momentum
+        average = WeightAverage(model, momentum) if momentum else None
         if found and found.payload["phase"] == number:
             restore(trained.engine, found.payload["student"])
             phase.load_state_tensors(found.payload["phase_state"])
+            if average:
+                average.load(found.payload["average"])
             trained.norms.reload()
-            first = found.payload["epoch"]
+            first, inside = found.payload["epoch"], found.payload.get("inside")
         for epoch in range(first, phase.config.epochs):
             started = time.perf_counter()
-            work = phase.begin(epoch, lambda images: extract(model, images, phase.config.neck, self.augment, self.engine))
-            row = self._epoch(trained, epoch, work) | work.log
-            seen = sum(map(len, work.batches))
-            self.images_seen += seen
-            row |= {"learning_rate": phase.learning_rate(epoch), "images_per_second": seen / (time.perf_counter() - started)}
+            if inside and epoch == first:
+                progress = Progress.of(inside)
+            else:
+                with average.applied() if average and phase.uses_teacher else nullcontext():
+                    progress = Progress(
+                        phase.begin(epoch, lambda images: extract(model, images, phase.config.neck, self.augment, self.engine))
+                    )
+            work, before = progress.work, progress.step
+            row = self._epoch(trained, epoch, progress, average) | work.log
+            self.images_seen += sum(map(len, work.batches))
+            speed = sum(map(len, work.batches[before:])) / (time.perf_counter() - started)
+            row |= {"learning_rate": phase.learning_rate(epoch), "images_per_second": speed}
             if self.evaluate_every and (epoch + 1) % self.evaluate_every == 0:
-                row |= {key: value for key, value in self.judge(phase).items() if key in ("mAP", "rank1")}
-            self._keep(trained, epoch, row, work.warnings)
+                with average.applied() if average else nullcontext():
+                    row |= retrieval_metrics(self.judge(phase))
+                    self._keep_best(phase, number, epoch, row)
+            self._keep(trained, epoch, row, work.warnings, average)
+        if average:
+            average.write()
 
-    def _epoch(self, trained: Trained, epoch: int, work: Epoch) -> dict[str, float]:
-        """Train one epoch. Returns the means of the loss and its terms; {} if there are no batches. Collective."""
-        phase, means = trained.phase, StepMeans[str]()
+    def _keep_best(self, phase: Phase, number: int, epoch: int, row: dict[str, Any]) -> None:
+        if not self.tracker or not self.best_metric or (self.best and row[self.best_metric] <= self.best[self.best_metric]):
+            return
+        self.best = {"phase": number, "epoch": epoch + 1, **retrieval_metrics(row)}
+        self.publish_best(phase)
+
+    def _epoch(self, trained: Trained, epoch: int, progress: Progress, average: WeightAverage | None) -> dict[str, float]:
+        """Train the rest of an epoch. Returns the means of the loss and its terms; {} if it has no batches. Collective."""
+        phase, work, means = trained.phase, progress.work, StepMeans[str]()
         trained.engine.module.train()
+        for norm in frozen_norms(trained.model):
+            norm.eval()
         zero.set_schedules(trained.engine, partial(phase.learning_rate, epoch))
-        for step, positions in enumerate(work.batches):
+        for step, positions in enumerate(work.batches[progress.step :], progress.step):
             labels = upload(work.labels[positions])
             remembered = self._step(trained, epoch, step, positions, labels, means)
             if remembered is not None:
                 phase.after_step(remembered, labels)
-        return {key: float(value) for key, value in means.reduce().items()} if work.batches else {}
+            if average:
+                average.update()
+            if self.save_every_steps and (step + 1) % self.save_every_steps == 0 and step + 1 < len(work.batches):
+                progress.add(means, step + 1)
+                self._save(trained, epoch, average, progress)
+        progress.add(means, len(work.batches))
+        return progress.means()
 
     def _step(
         self, trained: Trained, epoch: int, step: int, positions: np.ndarray, labels: Tensor, means: StepMeans[str]
@@ -167,59 +182,41 @@ class PhaseTrainer:
         remembered = phase.remembered(output)
         return None if remembered is None else remembered.detach()
 
-    def _keep(self, trained: Trained, epoch: int, row: dict[str, Any], warnings: list[str]) -> None:
+    def _keep(
+        self, trained: Trained, epoch: int, row: dict[str, Any], warnings: list[str], average: WeightAverage | None
+    ) -> None:
         """Log the epoch and write its checkpoint. Collective.
 
         The log is written first: it may be ahead of the checkpoint, but never behind it.
         """
         phase, number = trained.phase, trained.number
-        student = consolidate(trained.engine)
         if self.tracker:
             self.tracker.add(self.images_seen, {"phase": number, "epoch": epoch + 1, **row})
+            shown = {name: value for name, value in row.items() if name not in NOT_SHOWN}
             report_line(
-                f"{self.setting} {phase.name} epoch {epoch + 1}/{phase.config.epochs}  {format_row(row)}"
+                f"{self.setting} {phase.name} epoch {epoch + 1}/{phase.config.epochs}  {format_row(shown)}"
                 + "".join(f"  warning: {warning}" for warning in warnings)
             )
             self.tracker.publish()
+        self._save(trained, epoch + 1, average)
+
+    def _save(self, trained: Trained, epochs: int, average: WeightAverage | None, progress: Progress | None = None) -> None:
+        """Write a checkpoint after `epochs` epochs, or inside the next one. Collective."""
+        phase, number = trained.phase, trained.number
+        student = consolidate(trained.engine)
+        if self.tracker:
             state = {name: value.cpu() for name, value in phase.state_tensors().items()}
             # The position is not the images seen: an epoch without training sees none, and positions must increase.
             self.store.save(
-                (number + 1) * 1_000_000 + epoch + 1,
-                {"student": student, "phase": number, "epoch": epoch + 1, "images_seen": self.images_seen, "phase_state": state},
+                (number + 1) * 10**9 + epochs * 10**5 + (progress.step if progress else 0),
+                {
+                    "student": student,
+                    "phase": number,
+                    "epoch": epochs,
+                    "images_seen": self.images_seen,
+                    "phase_state": state,
+                    "average": average.state() if average else {},
+                    "inside": progress.state() if progress else None,
+                },
                 {},
             )
-
-
-def batch_seeds(seed: int, images: ImageSet, epoch: int, step: int, positions: np.ndarray) -> Any:
-    """Augmentation seeds uint64 (B,) of a step. An image that occurs twice in a batch gets two different seeds."""
-    keys = [f"{images.keys[position]}#{step}.{place}" for place, position in enumerate(positions)]
-    return sample_seeds(seed, epoch, keys)
-
-
-@torch.no_grad()
-def extract(model: ReidModel, images: ImageSet, neck: str, augment: ReidAugmentConfig, engine: zero.EngineSettings) -> Tensor:
-    """L2-normalized features float32 (N, D) of all images, on the CPU of every worker. Collective; each computes its share.
-
-    Args:
-        neck: "before" or "after", the side of the neck to read.
-        engine: the pass has the precision of training.
-
-    The model keeps its train or eval mode.
-    """
-    rank, world = dist.get_rank(), dist.get_world_size()
-    training = model.training
-    model.eval()
-    starts = list(range(0, len(images), EXTRACTION_BATCH))
-    own = []
-    for start in starts[rank::world]:
-        positions = np.arange(start, min(start + EXTRACTION_BATCH, len(images)))
-        inputs = normalize(upload(images.batch(positions)), augment.mean, augment.std).to(next(model.parameters()).dtype)
-        with zero.autocast(engine):
-            output = model(inputs, images.cameras(positions))
-        own.append(output.embedding(neck).float().cpu())
-    model.train(training)
-    parts: list[Any] = [own]
-    if world > 1:
-        parts = [None] * world
-        dist.all_gather_object(parts, own)
-    return torch.cat([parts[number % world][number // world] for number in range(len(starts))])

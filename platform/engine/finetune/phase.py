@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from platform.engine.clustering.sharded_labels import sharded_labels
-from platform.engine.data.image_set import ImageSet
+from platform.engine.data.joined import Images
 from platform.engine.errors import UserError
 from platform.engine.finetune.cluster_warnings import cluster_warnings
 from platform.engine.inference.features import array_parts
@@ -21,6 +21,7 @@ from platform.engine.runtime.collectives import broadcast_object
 from platform.engine.runtime.device import device
 from platform.engine.schemas.phases_settings import BatchConfig as BatchConfig
 from platform.engine.schemas.phases_settings import PhaseConfig, UnsupervisedConfig
+from reidssl.clustering.agreement import purity, stability
 from reidssl.clustering.camera_proxies import camera_proxies
 from reidssl.clustering.memory import ClusterMemory
 from reidssl.clustering.pseudo_labels import PseudoLabels, cluster_centroids, pseudo_labels
@@ -28,7 +29,7 @@ from reidssl.data.samplers import identity_batches
 from reidssl.models.reid import ReidModel, ReidOutput
 from reidssl.schedules import Steps
 
-Features = Callable[[ImageSet], Tensor]
+Features = Callable[[Images], Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,11 @@ class Phase(Protocol):
     """Interface of a part of a fine-tuning run with its own batches, loss and optimizer."""
 
     name: str
-    images: ImageSet
+    images: Images
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether `begin` gets the features of the averaged weights, if there are any."""
 
     @property
     def config(self) -> PhaseConfig:
@@ -84,11 +89,18 @@ class Unsupervised:
     """The unsupervised phase: each epoch clusters the images anew and trains with the contrastive loss on a cluster memory."""
 
     name = "unsupervised"
-    memory: ClusterMemory
+    memory: ClusterMemory | None = None
+    """The memory of the current epoch; None before the first clusters."""
 
-    def __init__(self, config: UnsupervisedConfig, images: ImageSet, seed: int) -> None:
+    def __init__(self, config: UnsupervisedConfig, images: Images, seed: int) -> None:
         self.config, self.images, self.seed = config, images, seed
         self.schedule = Steps(config.learning_rate, config.decay_epochs)
+        self.before: np.ndarray | None = None
+        """Labels of the epoch before, int64 (N,); None in the first epoch."""
+
+    @property
+    def uses_teacher(self) -> bool:
+        return self.config.teacher_clusters
 
     def prepare(self, model: ReidModel) -> None:
         model.reset_classifier(0)
@@ -105,6 +117,15 @@ class Unsupervised:
             log["largest_cluster"] = int(np.bincount(found.labels[found.labels >= 0]).max())
         if found.recall is not None:
             log["search_recall"] = found.recall
+        known = self.images.pids.min() >= 0  # evaluate the clusters with the identities, never train on them
+        if known and found.num_clusters:
+            from sklearn.metrics import adjusted_rand_score
+
+            log["adjusted_rand_index"] = float(adjusted_rand_score(self.images.pids, found.labels))
+            log["purity"] = purity(found.labels, self.images.pids)
+        if self.before is not None and not np.isnan(same := stability(found.labels, self.before)):
+            log["label_stability"] = same
+        self.before = found.labels
         if found.num_clusters < 2:  # the contrastive loss needs two clusters; the features do not separate images (yet)
             return Epoch([], found.labels, log, cluster_warnings(log, len(self.images)))
         labels, groups = found.labels, None
@@ -113,9 +134,7 @@ class Unsupervised:
             groups = torch.from_numpy(clusters)
             log["proxies"] = len(clusters)
         centroids = cluster_centroids(everything, labels)
-        self.memory = ClusterMemory(centroids, self.config.temperature, self.config.momentum, self.config.hard, groups).to(
-            device()
-        )
+        self.memory = self._memory_of(centroids, groups)
         batch = self.config.batch
         batches = identity_batches(
             found.labels,
@@ -128,10 +147,6 @@ class Unsupervised:
             cross_camera=True,
             allow_fewer=True,
         )
-        if self.images.pids.min() >= 0:  # identities are known: evaluate the clusters with them, never train on them
-            from sklearn.metrics import adjusted_rand_score
-
-            log["adjusted_rand_index"] = float(adjusted_rand_score(self.images.pids, found.labels))
         return Epoch(batches, labels, log, cluster_warnings(log, len(self.images)))
 
     def _cluster(self, epoch: int, features: Tensor) -> PseudoLabels:
@@ -145,6 +160,7 @@ class Unsupervised:
             raise UserError(f"{self.images.location.uri} cannot be clustered: {error}") from None
 
     def loss(self, output: ReidOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        assert self.memory is not None
         loss = self.memory(output.embedding(self.config.neck), labels)
         return loss, {"contrast": loss}
 
@@ -152,13 +168,25 @@ class Unsupervised:
         return output.embedding(self.config.neck)
 
     def after_step(self, features: Tensor, labels: Tensor) -> None:
+        assert self.memory is not None
         self.memory.update(features, labels)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        return {}  # every epoch starts with a new clustering and a new memory
+        """The labels of the newest clustering, to compare the next ones with, and its memory, to continue inside its epoch."""
+        found = {} if self.before is None else {"labels": torch.from_numpy(self.before)}
+        memory = {} if self.memory is None else {name: value for name, value in self.memory.named_buffers()}
+        return found | memory
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Nothing to restore."""
+        labels = tensors.get("labels")
+        self.before = None if labels is None or len(labels) != len(self.images) else labels.cpu().numpy()
+        if "centroids" in tensors:
+            self.memory = self._memory_of(tensors["centroids"], tensors.get("groups"))
+            self.memory.centroids.copy_(tensors["centroids"])  # exactly: normalizing again would round
+
+    def _memory_of(self, centroids: Tensor, groups: Tensor | None) -> ClusterMemory:
+        config = self.config
+        return ClusterMemory(centroids, config.temperature, config.momentum, config.hard, groups).to(device())
 
 
 def _is_first() -> bool:

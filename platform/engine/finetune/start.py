@@ -4,7 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 from platform.engine.data.image_set import ImageSet
+from platform.engine.data.joined import JoinedImages
 from platform.engine.finetune.camera_plan import CameraPlan
+from platform.engine.finetune.fraction import chosen_images
 from platform.engine.finetune.phase import Phase, Unsupervised
 from platform.engine.finetune.supervised import Supervised
 from platform.engine.inference.models import LoadedModel, load_model
@@ -13,6 +15,7 @@ from platform.engine.schemas.finetune_settings import FinetuneConfig
 from platform.engine.storage.location import open_storage
 from reidssl.models.reid import ReidModel
 from reidssl.models.vit import Vit, build_vit
+from reidssl.optim import layer_of
 
 
 def initial_model(config: FinetuneConfig, init: LoadedModel | None, plan: CameraPlan | None) -> ReidModel:
@@ -55,7 +58,15 @@ def model_for(phase: Phase, before: ReidModel) -> ReidModel:
     model = ReidModel(backbone)
     model.bottleneck.load_state_dict(before.bottleneck.state_dict())
     phase.prepare(model)
+    freeze_layers(model, phase.config.freeze_layers)
     return model.to(device())
+
+
+def freeze_layers(model: ReidModel, number: int) -> None:
+    """Stop training the first `number` layers of the backbone; new camera embeddings are trained all the same."""
+    for name, parameter in model.backbone.named_parameters():
+        if layer_of(name, model.backbone.config.depth) < number and "camera_embed" not in name:
+            parameter.requires_grad_(False)
 
 
 def phases_of(config: FinetuneConfig, backbone: Vit, plan: CameraPlan | None = None) -> list[Phase]:
@@ -63,11 +74,21 @@ def phases_of(config: FinetuneConfig, backbone: Vit, plan: CameraPlan | None = N
     phases: list[Phase] = []
     if config.setting != "usl":
         labeled = config.source_set if config.setting == "uda" else config.target_set
-        phases.append(Supervised(config.supervised, image_set(config, labeled, "train", backbone, plan), config.seed))
+        own = train_set(config, labeled, backbone, plan)
+        further = [image_set(config, uri, "train", backbone) for uri in config.train_sets]
+        phases.append(Supervised(config.supervised, JoinedImages([own, *further]) if further else own, config.seed))
     if config.setting != "supervised":
-        images = image_set(config, config.target_set, "train", backbone, plan)
+        images = train_set(config, config.target_set, backbone, plan)
         phases.append(Unsupervised(config.unsupervised, images, config.seed))
     return phases
+
+
+def train_set(config: FinetuneConfig, uri: str, backbone: Vit, plan: CameraPlan | None = None) -> ImageSet:
+    """The training images of a data set; of the target, the part that config.train_fraction keeps."""
+    images = image_set(config, uri, "train", backbone, plan)
+    if uri == config.target_set and config.train_fraction < 1:
+        images.keep(chosen_images(images.pids, config.train_fraction, config.seed))
+    return images
 
 
 def image_set(config: FinetuneConfig, uri: str, split: str, backbone: Vit, plan: CameraPlan | None = None) -> ImageSet:

@@ -3,7 +3,7 @@
 import numpy as np
 from torch import Tensor
 
-from platform.engine.data.image_set import ImageSet
+from platform.engine.data.joined import Images
 from platform.engine.errors import UserError
 from platform.engine.finetune.phase import Epoch, Features
 from platform.engine.runtime.device import device
@@ -17,8 +17,8 @@ from reidssl.models.reid import ReidModel, ReidOutput
 from reidssl.schedules import ReidCosine
 
 
-def check_identities(uri: str, pids: np.ndarray, batch: BatchConfig) -> None:
-    """Check that a train split is labeled and has enough identities for a batch. Raises UserError.
+def check_identities(uri: str, pids: np.ndarray, batch: BatchConfig | None) -> None:
+    """Check that a train split is labeled and has enough identities for a batch (None: any number). Raises UserError.
 
     uri: of the data set, for messages; pids: int (N,), -1 for unlabeled images.
     """
@@ -28,7 +28,7 @@ def check_identities(uri: str, pids: np.ndarray, batch: BatchConfig) -> None:
             f"{uri} has unlabeled images in split train: {unlabeled:,} of {len(pids):,}, and supervised "
             "fine-tuning needs identities; use setting=usl"
         )
-    if identities < batch.identities:
+    if batch and identities < batch.identities:
         raise UserError(
             f"{uri} has {identities} {'person' if identities == 1 else 'people'} in split train, a batch needs "
             f"{batch.identities}: lower supervised.batch.identities"
@@ -39,9 +39,10 @@ class Supervised:
     """The supervised phase: identity, triplet and center loss on labeled images."""
 
     name = "supervised"
+    uses_teacher = False
     centers: CenterLoss | None = None
 
-    def __init__(self, config: SupervisedConfig, images: ImageSet, seed: int) -> None:
+    def __init__(self, config: SupervisedConfig, images: Images, seed: int) -> None:
         self.config, self.images, self.seed = config, images, seed
         check_identities(images.location.uri, images.pids, config.batch)
         identities, self.classes = np.unique(images.pids, return_inverse=True)

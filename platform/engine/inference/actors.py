@@ -33,6 +33,7 @@ class FeatureActor:
         given: LoadConfig, what the file does not say.
         changes: overrides of the configuration of the backbone.
         precision, compiling: how the model computes, as in `Forward`.
+        flip: average the features of image and mirror image.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class FeatureActor:
         changes: dict[str, Any] | None = None,
         precision: str = "auto",
         compiling: str = "off",
+        flip: bool = False,
     ) -> None:
         # Imported here: the tasks that read and decode import this file too, and importing torch takes long.
         from platform.engine.runtime.device import use_threads
@@ -54,12 +56,14 @@ class FeatureActor:
 
         use_threads(threads)
         self.model = load_model(model, storage, given, precision=precision, compiling=compiling, **(changes or {}))
+        self.flip = flip
 
     def __call__(self, batch: Batch) -> Batch:
         import torch
 
         with torch.inference_mode():
-            features = self.model.embed(torch.from_numpy(np.ascontiguousarray(batch["image"])), batch["camid"])
+            images = torch.from_numpy(np.ascontiguousarray(batch["image"]))
+            features = self.model.embed(images, batch["camid"], self.flip)
         return {name: batch[name] for name in ("key", "split", "file", "problem")} | {"feature": features.float().cpu().numpy()}
 
 

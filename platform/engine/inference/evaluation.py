@@ -1,6 +1,6 @@
 """Retrieval metrics from features, and the rankings that the report shows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from inspect import signature
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from platform.engine.inference.ranking_tasks import rank_shared
 from platform.engine.runtime.device import device
 from platform.engine.schemas.retrieval_settings import EvaluateConfig
 from platform.engine.storage.location import Location
+from reidssl.choices import RETRIEVAL_METRICS
 from reidssl.metrics.camera_pairs import camera_pairs
 from reidssl.metrics.expansion import expand_queries
 from reidssl.metrics.ranking import best_matches, rank
@@ -166,14 +167,20 @@ def evaluate_features(
     return found
 
 
+def retrieval_metrics(result: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of an evaluation that are logged."""
+    return {name: float(result[name]) for name in RETRIEVAL_METRICS}
+
+
 def options_of(config: EvaluateConfig) -> dict[str, Any]:
     """The options that the metrics depend on, to be stored with them; None for an option that was not used.
 
-    "expansion" {"images", "alpha"} applies to all metrics, "reranking" {"k1", "k2", "weight"} only to "reranked".
+    "expansion" {"images", "alpha"} and "flip" (true) apply to all metrics, "reranking" {"k1", "k2", "weight"} only to "reranked".
     """
     defaults = {name: parameter.default for name, parameter in signature(rank_reranked).parameters.items()}
     return {
         "expansion": {"images": config.expansion, "alpha": config.expansion_alpha} if config.expansion else None,
+        "flip": True if config.flip else None,
         "reranking": {name: defaults[name] for name in ("k1", "k2", "weight")} if config.reranking else None,
     }
 

@@ -16,6 +16,7 @@ from platform.engine.schemas.phases_settings import BackboneOverrides as Backbon
 from platform.engine.storage.location import Location, StorageConfig, open_storage
 from reidssl.augment.reid_augment import normalize
 from reidssl.models.knowledge import About
+from reidssl.models.mirror import mirrored_mean
 from reidssl.models.reid import ReidModel, ReidOutput
 from reidssl.models.vit import Vit
 from reidssl.models.weight_files import MODEL_FILES, SHARD_INDEX, refuse_part
@@ -30,7 +31,7 @@ from reidssl.models.weights import (
     weights_hash,
 )
 
-BACKBONE, REID = "backbone.safetensors", "model.safetensors"
+BACKBONE, REID, BEST = "backbone.safetensors", "model.safetensors", "best.safetensors"
 ORIGIN = (
     "setting",
     "checkpoint",
@@ -100,12 +101,19 @@ class LoadedModel:
         """
         return self.forward(normalize(upload(images), self.mean, self.std), self.camera_rows(camids))
 
-    def embed(self, images: Tensor, camids: np.ndarray | None = None) -> Tensor:
-        """L2-normalized features used for retrieval, float32 (B, D). Arguments as in `features`."""
-        before = self.features(images, camids)
-        if self.reid is None:
-            return F.normalize(before, dim=-1)
-        return ReidOutput(before, self.reid.bottleneck(before), None).embedding(self.neck)
+    def embed(self, images: Tensor, camids: np.ndarray | None = None, flip: bool = False) -> Tensor:
+        """L2-normalized features used for retrieval, float32 (B, D). Arguments as in `features`.
+
+        flip: average the features of image and mirror image before the normalization.
+        """
+        rows = self.camera_rows(camids)
+
+        def features(inputs: Tensor) -> Tensor:
+            before = self.forward(inputs, rows)
+            return before if self.reid is None else ReidOutput(before, self.reid.bottleneck(before), None).feature(self.neck)
+
+        inputs = normalize(upload(images), self.mean, self.std)
+        return F.normalize(mirrored_mean(features, inputs) if flip else features(inputs), dim=-1)
 
     def camera_rows(self, camids: np.ndarray | None) -> Tensor | None:
         """Rows int64 (B,) of the camera embeddings, on the device; None for a model without cameras or without `camids`."""

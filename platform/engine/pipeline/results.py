@@ -68,7 +68,7 @@ class Results:
                     found["finetune"].append(
                         {"setting": setting, "init": init}
                         | {n: summary[n] for n in names}
-                        | {n: summary[n] for n in ("evaluation", "warnings") if n in summary}
+                        | {n: summary[n] for n in ("evaluation", "warnings", "start") if n in summary}
                     )  # summaries of older versions do not have these
         return found
 
@@ -89,11 +89,20 @@ def table(results: dict[str, Any]) -> str:
         auc = "" if cfs["auc_planted"] is None else f", AUC against planted images {cfs['auc_planted']:.3f}"
         lines.append(f"CFS kept {cfs['selected']:,} of {cfs['total']:,} images{auc}")
     if results["finetune"]:
-        lines += ["", f"{'setting':<12}{'init':<10}{'mAP':>7}{'Rank-1':>8}{'Rank-5':>8}{'Rank-10':>9}{'mINP':>7}{'clusters':>10}"]
+        lines += [
+            "",
+            f"{'setting':<12}{'init':<10}{'before':>8}{'mAP':>7}{'Rank-1':>8}{'Rank-5':>8}{'Rank-10':>9}{'mINP':>7}{'clusters':>10}",
+        ]
     for row in results["finetune"]:
         lines.append(
-            f"{row['setting']:<12}{row['init']:<10}{100 * row['mAP']:>7.1f}{100 * row['rank1']:>8.1f}"
+            f"{row['setting']:<12}{row['init']:<10}{_before(row):>8}{100 * row['mAP']:>7.1f}{100 * row['rank1']:>8.1f}"
             f"{100 * row['rank5']:>8.1f}{100 * row['rank10']:>9.1f}{100 * row['mINP']:>7.1f}"
             f"{row['clusters'] or '-':>10}"
         )
     return "\n".join(lines)
+
+
+def _before(row: dict[str, Any]) -> str:
+    """mAP of the start in per cent; "-" for runs without this evaluation."""
+    start = row.get("start")
+    return f"{100 * start['mAP']:.1f}" if start else "-"

@@ -9,10 +9,10 @@ from markupsafe import Markup
 
 from platform.engine.data.shards import read_rows
 from platform.engine.errors import StorageError
-from platform.engine.report.contents import RunFolder, RunMember
+from platform.engine.report.contents import SETTINGS, RunFolder, RunMember
 from platform.engine.report.plots.bars import grouped_bars, histogram
 from platform.engine.report.plots.curves import Series, line_chart
-from platform.engine.report.tables import SETTINGS, result_rows, setting_title
+from platform.engine.report.results import result_rows, setting_title
 from platform.engine.runs.gauges import OPERATION
 
 STYLES = {"random": 0, "full": 1, "selected": 2, "proxy": 3, "control": 4}
@@ -42,6 +42,8 @@ CLUSTER_METRICS = [
     ("clusters", "Clusters"),
     ("outliers", "Images in no cluster"),
     ("adjusted_rand_index", "Agreement with the true identities (adjusted Rand index)"),
+    ("purity", "Purity: images with the main identity of their cluster"),
+    ("label_stability", "Agreement with the labels of the epoch before"),
 ]
 FINETUNE_METRICS = [
     ("loss", "Loss"),
@@ -49,7 +51,17 @@ FINETUNE_METRICS = [
     ("mAP", "mAP on the test set"),
     ("images_per_second", "Images per second"),
 ]
-FROM_ZERO = {"images_per_second", "outliers", "clusters", "probe_mAP", "accuracy", "mAP"}
+FROM_ZERO = {
+    "adjusted_rand_index",
+    "purity",
+    "label_stability",
+    "images_per_second",
+    "outliers",
+    "clusters",
+    "probe_mAP",
+    "accuracy",
+    "mAP",
+}
 
 
 def style_of(name: str, others: Sequence[str]) -> int:

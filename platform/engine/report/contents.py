@@ -11,6 +11,7 @@ from platform.engine.data.shards import MANIFEST, Manifest, read_manifest
 from platform.engine.errors import StorageError, UserError
 from platform.engine.runs.metrics import read_metrics
 from platform.engine.storage.location import Location, StorageConfig, open_storage
+from platform.engine.sweep.results import TRIALS, best_of
 
 RESULTS, CONFIG, SUMMARY = "results.json", "config.json", "summary.json"
 INSIDE_RUNS = {"ray_train", "checkpoints", "parts", "data"}  # folders that are never runs themselves
@@ -86,6 +87,10 @@ class RunFolder:
     members: list[RunMember]
     data: dict[str, DataSet]
     results: dict[str, Any] = field(default_factory=dict)
+    trials: list[RunMember] = field(default_factory=list)
+    """The trials of a sweep with results. `members` has only the best of them."""
+    sweep_rows: list[dict[str, Any]] = field(default_factory=list)
+    """The records of trials.json."""
     is_pipeline: bool = False
     """True for the folder of a pipeline, even an incomplete one; False for single runs."""
     notes: list[str] = field(default_factory=list)
@@ -128,10 +133,30 @@ def read_folder(uri: str, storage: StorageConfig) -> RunFolder:
             f"there is no run in {location.uri}: neither {CONFIG} nor {RESULTS}, here or in its folders. Name "
             "the output of platform.pipeline, platform.pretrain or platform.finetune"
         )
+    if TRIALS in names:
+        _set_trials_apart(found)
     found.members.sort(key=_story_order)
     _find_data(found, names, storage)
     _note_missing(found)
     return found
+
+
+def _set_trials_apart(found: RunFolder) -> None:
+    """Move the trials of a sweep from `members` to `trials`, except the best: the charts of single runs cannot show them all."""
+    try:
+        rows = (found.location / TRIALS).read_json()
+    except StorageError as error:
+        found.notes.append(f"The trials cannot be read: {error}")
+        return
+    found.sweep_rows = [row for row in rows if isinstance(row, dict) and isinstance(row.get("point"), dict)]
+    metric = next((str(one.setting_of("metric")) for one in found.of("tune")), "mAP")
+    best = best_of(found.sweep_rows, metric)
+    kept = best["folder"].rstrip("/").rpartition("/")[2] if best else ""
+    found.trials = [one for one in found.members if one.name.startswith("trials/")]
+    found.members = [one for one in found.members if one not in found.trials or one.short_name == kept]
+    doubtful = sum(bool(row.get("warnings")) for row in found.sweep_rows)
+    if doubtful:
+        found.notes.append(f"Doubtful: {doubtful} of {len(found.sweep_rows)} trials; the table of the sweep marks them.")
 
 
 def _story_order(member: RunMember) -> tuple[Any, ...]:

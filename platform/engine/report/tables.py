@@ -1,6 +1,5 @@
-"""The tables of the report as plain rows: results, data sets, stages, provenance, configurations."""
+"""The tables of the report as plain rows: data sets, stages, provenance, configurations."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,91 +8,8 @@ from omegaconf import OmegaConf
 
 from platform.engine.data.shards import read_rows
 from platform.engine.errors import StorageError
-from platform.engine.report.contents import INITS, SETTINGS, DataSet, RunFolder, RunMember
-
-TITLES = {"supervised": "Supervised", "uda": "UDA", "usl": "USL"}
-SHARES = ("mAP", "rank1", "rank5", "rank10", "mINP")
-
-
-def setting_title(setting: str) -> str:
-    """The setting as a title, e.g. "USL"; unknown names are unchanged."""
-    return TITLES.get(setting, setting)
-
-
-@dataclass
-class ResultRow:
-    """A row of the result table. Metrics are in [0, 1]."""
-
-    setting: str
-    init: str
-    run: str
-    values: dict[str, float]
-    clusters: int | None
-    reranked: float | None = None
-    expansion: int = 0
-    """Gallery images of the query expansion that all metrics include; 0: no expansion."""
-    gain: float | None = None
-    """mAP minus the mAP from random weights in the same setting; None if that is not known."""
-    is_best: bool = False
-    first_of: int = 0
-    """In the first row of a setting: number of rows of this setting; 0 in the others."""
-
-
-def result_rows(folder: RunFolder) -> list[ResultRow]:
-    """A row for every evaluated run except the proxies, ordered by setting and initialization."""
-    rows = [
-        _row(one.setting, one.init, one.name, one.summary)
-        for one in folder.members
-        if one.program == "finetune" and one.summary and "mAP" in one.summary and not one.name.startswith("proxy/")
-    ]
-    known = {(row.setting, row.init) for row in rows}
-    rows += [
-        _row(entry["setting"], entry["init"], RESULTS_ONLY, entry)
-        for entry in folder.results.get("finetune") or []
-        if "mAP" in entry and (entry["setting"], entry["init"]) not in known
-    ]
-    rows.sort(key=lambda row: (_place(row.setting, SETTINGS), row.setting, _place(row.init, INITS), row.init, row.run))
-    for setting in dict.fromkeys(row.setting for row in rows):
-        own = [row for row in rows if row.setting == setting]
-        own[0].first_of = len(own)
-        if len(own) > 1:
-            best = max(row.values["mAP"] for row in own)
-            for row in own:
-                row.is_best = row.values["mAP"] == best
-        baseline = next((row.values["mAP"] for row in own if row.init == "random"), None)
-        for row in own:
-            row.gain = None if baseline is None or row.init == "random" else row.values["mAP"] - baseline
-    return rows
-
-
-RESULTS_ONLY = "results.json"
-
-
-def _row(setting: str, init: str, run: str, values: dict[str, Any]) -> ResultRow:
-    clusters = values.get("clusters")
-    shares = {name: float(values[name]) for name in SHARES if values.get(name) is not None}
-    return ResultRow(
-        setting,
-        init,
-        run,
-        shares,
-        None if clusters is None else int(clusters),
-        (values.get("reranked") or {}).get("mAP"),
-        expansion_of(values),
-    )
-
-
-def expansion_of(values: dict[str, Any]) -> int:
-    """Number of images of the query expansion that the metrics in `values` include; 0: no expansion."""
-    if "query_expansion" in values:
-        return int(values["query_expansion"] or 0)
-    recorded = (values.get("evaluation") or {}).get("expansion") or {}
-    return int(recorded.get("images", 0))
-
-
-def _place(name: str, order: Iterable[str]) -> int:
-    listed = list(order)
-    return listed.index(name) if name in listed else len(listed)
+from platform.engine.report.contents import DataSet, RunFolder, RunMember
+from platform.engine.report.results import expansion_of, place
 
 
 @dataclass(frozen=True)
@@ -128,7 +44,7 @@ def _data_row(role: str, data: DataSet) -> DataRow:
     sizes, counts = np.unique(np.stack([table["height"].to_numpy(), table["width"].to_numpy()]), axis=1, return_counts=True)
     height, width = sizes[:, counts.argmax()]
     size = f"{height} × {width}" + ("" if len(counts) == 1 else " (most common)")
-    order = sorted(data.manifest.splits.items(), key=lambda item: _place(item[0], ("train", "query", "gallery")))
+    order = sorted(data.manifest.splits.items(), key=lambda item: place(item[0], ("train", "query", "gallery")))
     splits = ", ".join(f"{name} {count:,}" for name, count in order)
     return DataRow(
         role,

@@ -45,6 +45,7 @@ VOLATILE = (
     "pool.compile",
     "pool.max_corrupt_share",
     "max_corrupt_share",
+    "save_every_steps",
 )
 PACKAGES = ("torch", "timm", "ray", "deepspeed", "faiss-cpu", "faiss-gpu", "pyarrow", "numpy")
 

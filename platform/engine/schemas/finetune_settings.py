@@ -12,7 +12,7 @@ from platform.engine.storage.location import StorageConfig
 from platform.engine.train.scaling import ScalingConfig
 from reidssl.augment.augment_config import ReidAugmentConfig
 from reidssl.checks import at_least, one_of, within
-from reidssl.choices import PRECISIONS
+from reidssl.choices import PRECISIONS, RETRIEVAL_METRICS
 from reidssl.models.given import LoadConfig
 from reidssl.models.model_config import VitConfig
 
@@ -33,6 +33,8 @@ class FinetuneConfig:
     """Labeled shards of the source set (uda only)."""
     target_set: InputPath = "runs/demo/data/target"
     """Shards of the target set with splits train, query and gallery."""
+    train_fraction: float = 1.0
+    """Share of the target's training identities that is used (of its images, if some have no identity), drawn with `seed`."""
     seed: int = 0
     """Seed of batches, augmentation, drop path and the initial values of new layers."""
     max_corrupt_share: float = 0.01
@@ -40,6 +42,16 @@ class FinetuneConfig:
     this share and more than one image."""
     evaluate_every: int = 0
     """Epochs between evaluations; 0: evaluate only at the end."""
+    save_every_steps: int = 0
+    """Optimizer steps between checkpoints inside an epoch, for long epochs; 0: a checkpoint after each epoch only."""
+    evaluate_start: bool = True
+    """Also evaluate the weights before the first epoch, to show what fine-tuning adds."""
+    keep_best: str = ""
+    """Metric (mAP, rank1, rank5, rank10 or mINP) by which the model of the best evaluation is kept as best.safetensors beside the
+    last one, model.safetensors; empty: keep the last only. The evaluation is on the test images, so the figure is optimistic."""
+    train_sets: list[InputPath] = field(default_factory=list)
+    """Further labeled shards whose train splits are joined to the labeled set: the target (supervised) or the source (uda).
+    Identities and cameras are kept apart. The paper's target proxy is trained on Market-1501 and MSMT17."""
     model: VitConfig = field(default_factory=VitConfig)
     """Backbone when starting from random weights. With a checkpoint, only num_cameras and camera_weight are used: num_cameras
     above 0 (the number of cameras of the training images) learns new camera embeddings."""
@@ -63,9 +75,11 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         one_of(SETTINGS, setting=self.setting)
         within("[0, 1]", max_corrupt_share=self.max_corrupt_share)
+        within("(0, 1]", train_fraction=self.train_fraction)
         one_of(PRECISIONS, precision=self.precision)
         at_least(0, seed=self.seed)
         at_least(0, "(end only)", evaluate_every=self.evaluate_every)
+        at_least(0, "(after epochs only)", save_every_steps=self.save_every_steps)
         if self.setting == "uda" and not self.source_set:
             raise ValueError("source_set must name the labeled source set for setting=uda: got ''")
         if not self.checkpoint and tuple(self.augment.image_size) != tuple(self.model.image_size):
@@ -73,6 +87,14 @@ class FinetuneConfig:
                 f"augment.image_size must equal model.image_size {tuple(self.model.image_size)}: "
                 f"got {tuple(self.augment.image_size)}"
             )
+        if self.keep_best:
+            one_of(RETRIEVAL_METRICS, keep_best=self.keep_best)
+            if not self.evaluate_every:
+                raise ValueError(f"keep_best={self.keep_best} needs evaluations during training: give evaluate_every=1 or more")
+        if self.train_sets and self.setting == "usl":
+            raise ValueError(f"train_sets are labeled, setting=usl has no labels: got {self.train_sets}")
+        if self.train_sets and self.model.num_cameras:
+            raise ValueError("train_sets must be empty with camera embeddings (model.num_cameras), which are those of one set")
         if self.deepspeed.zero_stage == 3:
             raise ValueError(
                 "deepspeed.zero_stage must be 0, 1 or 2: got 3. Fine-tuning evaluates and exports the model between "

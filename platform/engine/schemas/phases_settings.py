@@ -71,6 +71,12 @@ class PhaseConfig:
     """Factor by which the learning rate falls from each layer to the layer below it; 0.65 to 0.9 are usual. 1: no decay."""
     weight_decay: float
     """Weight decay."""
+    freeze_layers: int = 0
+    """Layers that keep their weights, from the input: 1 is the patch embedding with its stem, class token and position embedding,
+    n + 1 also the first n blocks (as in MoCo v3, arXiv 2104.02057, which freezes the first layer). 0: train all."""
+    ema_momentum: float = 0.0
+    """Momentum of a moving average of the weights, which is evaluated, exported and passed to the next phase (Mean Teacher,
+    arXiv 1703.01780); 0.999 is usual. 0: no average."""
     drop_path: float
     """Stochastic depth rate of the backbone."""
     neck: str
@@ -82,7 +88,8 @@ class PhaseConfig:
         one_of(PHASE_OPTIMIZERS, optimizer=self.optimizer)
         positive(learning_rate=self.learning_rate)
         within("(0, 1]", layer_decay=self.layer_decay)
-        within("[0, 1)", drop_path=self.drop_path)
+        within("[0, 1)", drop_path=self.drop_path, ema_momentum=self.ema_momentum)
+        at_least(0, freeze_layers=self.freeze_layers)
         one_of(NECKS, neck=self.neck)
 
     @property
@@ -115,6 +122,9 @@ class UnsupervisedConfig(PhaseConfig):
     """Feature that is clustered and used for retrieval: before or after the neck."""
     camera_proxies: bool = False
     """Keep one memory vector for each camera of a cluster. The loss pulls an image toward all vectors of its cluster."""
+    teacher_clusters: bool = False
+    """Cluster the features of the averaged weights (ema_momentum), a mean teacher whose pseudo-labels change less from epoch to
+    epoch (its role in MMT, arXiv 2001.01526, here with hard labels and one network)."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     neighbors: NeighborActorsConfig = field(default_factory=NeighborActorsConfig)
     batch: BatchConfig = field(default_factory=lambda: BatchConfig(identities=32, instances=8))
@@ -122,6 +132,8 @@ class UnsupervisedConfig(PhaseConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(temperature=self.temperature)
+        if self.teacher_clusters and not self.ema_momentum:
+            raise ValueError("teacher_clusters needs averaged weights: give ema_momentum, e.g. 0.999")
         within("[0, 1]", momentum=self.momentum)
         at_least(1, iterations=self.iterations, decay_epochs=self.decay_epochs)
         check_shared(self.cluster, self.neighbors)

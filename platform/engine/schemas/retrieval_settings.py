@@ -1,6 +1,6 @@
 """Settings of evaluation, of the actors that share a neighbor search, and of the actors that compute features."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reidssl.checks import at_least, one_of, positive, within
 from reidssl.choices import COMPILE_CHOICES, GALLERY_BLOCK, PRECISIONS
@@ -13,6 +13,9 @@ class EvaluateConfig:
 
     reranking: bool = False
     """Also report results with k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)."""
+    flip: bool = False
+    """Average the features of each image and its mirror image before they are normalized, as in the Bag of Tricks baseline
+    (arXiv 1903.07071); takes twice the time. Published results of this method are without."""
     expansion: int = 0
     """Gallery images used to expand each query before ranking (alpha-QE); 0: no expansion, as in published results."""
     expansion_alpha: float = 3.0
@@ -35,6 +38,11 @@ class EvaluateConfig:
         at_least(0, expansion=self.expansion, expansion_alpha=self.expansion_alpha, tasks=self.tasks)
         at_least(1, "query", block=self.block)
         at_least(1, "image", gallery_block=self.gallery_block)
+
+    @property
+    def fast(self) -> "EvaluateConfig":
+        """The same figures of mAP and CMC, without the further results: for evaluations during training."""
+        return replace(self, reranking=False, roc=False, cameras=False, per_query=False)
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,21 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from platform.engine.report.plots.svg import COLORS, INK, MUTED, axes, axis, document, line, short_number, text, text_width
+from platform.engine.report.plots.svg import (
+    COLORS,
+    INK,
+    MUTED,
+    axes,
+    axis,
+    document,
+    fitted,
+    line,
+    short_number,
+    text,
+    text_width,
+)
+
+NARROW, TURNED_ROOM = 34.0, 70.0  # pixels
 
 
 def histogram(
@@ -78,7 +92,9 @@ def grouped_bars(
     if not bars:
         raise ValueError(f"nothing to draw in '{title}': there are no values")
     width, height = size
-    y_axis = axis(0.0, max(100 * max(bars), 1.0), height - 40, 44)
+    slot = (width - 60) / len(groups) * 0.8 / max(len(members) for _, members in groups)
+    turned = slot < NARROW  # too narrow for labels side by side
+    y_axis = axis(0.0, max(100 * max(bars), 1.0), height - (40 + TURNED_ROOM * turned), 44 + 12 * turned)
     left = 18 + max(text_width(short_number(value), 10.5) for value in y_axis.ticks)
     parts = [text(4, 15, title, size=13, weight=600)]
     for value in y_axis.ticks:
@@ -95,8 +111,16 @@ def grouped_bars(
                 f'<rect x="{x + 3:.1f}" y="{top:.1f}" width="{bar - 6:.1f}" height="{y_axis.start - top:.1f}" rx="2" '
                 f'style="fill:{COLORS[style % len(COLORS)]}"><title>{tip}</title></rect>'
             )
-            parts.append(text(x + bar / 2, top - 5, f"{100 * value:.1f}", anchor="middle", weight=600))
-            parts.append(text(x + bar / 2, y_axis.start + 14, name, size=10.5, anchor="middle", color=MUTED))
-        parts.append(text(left + space * (number + 0.5), y_axis.start + 32, group, size=12, anchor="middle", weight=600))
+            figure, middle = f"{100 * value:.1f}", x + bar / 2
+            if turned:
+                parts.append(text(middle + 3.5, top - 5, figure, size=9, turned=True))
+                shown = fitted(name, TURNED_ROOM + 4, 9)
+                parts.append(text(middle + 3.5, y_axis.start + 8, shown, size=9, anchor="end", color=MUTED, turned=True))
+            else:
+                parts.append(text(middle, top - 5, figure, anchor="middle", weight=600))
+                shown = fitted(name, bar - 4, 10.5)
+                parts.append(text(middle, y_axis.start + 14, shown, size=10.5, anchor="middle", color=MUTED))
+        low = y_axis.start + 32 + TURNED_ROOM * turned
+        parts.append(text(left + space * (number + 0.5), low, fitted(group, space - 6, 12), size=12, anchor="middle", weight=600))
     parts.append(line(left, y_axis.start, width - 8, y_axis.start, MUTED))
     return document(width, height, parts, f"{title}: {', '.join(group for group, _ in groups)}")

@@ -13,6 +13,7 @@ from platform.engine.report.plots.svg import (
     axes,
     axis,
     document,
+    fitted,
     line,
     short_number,
     text,
@@ -35,6 +36,8 @@ class Series:
     y: Sequence[float]
     style: int = 1
     """Index of the color and dash pattern; 0 is meant for baselines."""
+    faint: bool = False
+    """A thin gray line without a legend, for one of many."""
 
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y):
@@ -65,7 +68,7 @@ def line_chart(
     if not finite:
         raise ValueError(f"nothing to draw in '{title}': no series has a finite point")
     width, height = size
-    legend, legend_rows = _legend(series, width)
+    legend, legend_rows = _legend([one for one in series if not one.faint], width)
     values = [y for _, y in finite] + ([reference[1]] if reference else []) + ([y_low] if y_low is not None else [])
     xs = [x for x, _ in finite] + ([x_low] if x_low is not None else [])
     y_axis = axis(min(values), max(values), height - 42, 34 + 16 * legend_rows)
@@ -76,7 +79,7 @@ def line_chart(
         parts += _reference(reference, x_axis, y_axis)
     for one, own in zip(series, points, strict=True):
         parts += _draw(one, own, x_axis, y_axis)
-    return document(width, height, parts, f"{title}: {', '.join(one.name for one in series)}")
+    return document(width, height, parts, f"{title}: {', '.join(one.name for one in series if not one.faint)}")
 
 
 def thin(points: list[tuple[float, float]], most: int = MAX_POINTS) -> list[tuple[float, float]]:
@@ -108,8 +111,10 @@ def _draw(series: Series, points: list[tuple[float, float]], x_axis: Axis, y_axi
     for stretch in filter(None, stretches):
         path = " ".join(f"{x_axis(x):.1f},{y_axis(y):.1f}" for x, y in stretch)
         style = f"fill:none;stroke:{color};stroke-width:2;stroke-dasharray:{dash};stroke-linejoin:round"
-        parts.append(f'<polyline points="{path}" style="{style}"/>')
-    if len(points) <= MARKED_POINTS:
+        if series.faint:
+            style = f"fill:none;stroke:{MUTED};stroke-width:1;stroke-opacity:.45;stroke-linejoin:round"
+        parts.append(f'<polyline points="{path}" style="{style}"><title>{html.escape(series.name)}</title></polyline>')
+    if len(points) <= MARKED_POINTS and not series.faint:
         for x, y in points:
             if math.isfinite(x) and math.isfinite(y):
                 tip = html.escape(f"{series.name}: {y:.5g} at {short_number(x)}")
@@ -135,11 +140,12 @@ def _legend(series: Sequence[Series], width: float) -> tuple[list[str], int]:
         return [], 0
     parts, x, row = [], 4.0, 0
     for one in series:
-        needed = 26 + text_width(one.name, 11) + 12
+        name = fitted(one.name, width - 40)
+        needed = 26 + text_width(name, 11) + 12
         if x > 4 and x + needed > width:
             x, row = 4.0, row + 1
         y = 31 + 16 * row
         color, dash = COLORS[one.style % len(COLORS)], DASHES[one.style % len(DASHES)]
-        parts += [line(x, y - 4, x + 20, y - 4, color, 2.4, dash), text(x + 26, y, one.name)]
+        parts += [line(x, y - 4, x + 20, y - 4, color, 2.4, dash), text(x + 26, y, name)]
         x += needed
     return parts, row + 1

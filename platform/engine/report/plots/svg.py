@@ -124,6 +124,14 @@ def document(width: float, height: float, parts: list[str], description: str) ->
     )
 
 
+def fitted(content: str, room: float, size: float = 11) -> str:
+    """`content`, cut in its middle if it is wider than `room` pixels."""
+    if text_width(content, size) <= room:
+        return content
+    kept = max(int(room / (0.56 * size)) - 1, 2)
+    return f"{content[: kept // 2]}…{content[len(content) - (kept - kept // 2) :]}"
+
+
 def text_width(content: str, size: float = 11) -> float:
     """Approximate width in pixels of a sans-serif text, for legends and labels."""
     return 0.56 * size * len(content)

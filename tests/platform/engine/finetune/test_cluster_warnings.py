@@ -29,7 +29,13 @@ def test_what_makes_an_epoch_doubtful(changes, message):
 
 def test_a_good_epoch_is_not_remarked_nor_one_without_labels():
     assert cluster_warnings(GOOD, 100) == []
-    assert cluster_warnings({"clusters": 20, "outliers": 10}, 100) == []
+    assert cluster_warnings({"clusters": 20, "outliers": 10, "label_stability": 0.9}, 100) == []
+
+
+def test_labels_that_change_matter_only_where_the_identities_are_not_known():
+    row = {"clusters": 20, "outliers": 10, "label_stability": 0.1}
+    assert "label stability 0.100" in cluster_warnings(row, 100)[0]
+    assert cluster_warnings(row | {"adjusted_rand_index": 0.6}, 100) == []
 
 
 def test_a_run_that_trained_nothing_or_a_part():

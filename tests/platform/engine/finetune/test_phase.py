@@ -1,5 +1,8 @@
 """An epoch of fine-tuning without labels: pseudo-labels, batches, memory."""
 
+from copy import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -57,6 +60,49 @@ def test_clusters_become_labels_batches_and_memory(images):
     for label in range(6):
         mean = features[torch.from_numpy(work.labels == label)].mean(0)
         assert torch.allclose(phase.memory.centroids[label], mean / mean.norm(), atol=1e-6)
+
+
+def test_labels_are_compared_with_those_of_the_epoch_before_also_after_a_restart(images):
+    phase, good = unsupervised(images), by_identity(images, outliers=2)
+    first = phase.begin(0, lambda _: good)
+    assert "label_stability" not in first.log and first.log["purity"] == 1.0
+    restarted = unsupervised(images)
+    restarted.load_state_tensors(phase.state_tensors())
+    other = torch.roll(good, 3, 0)  # the same clusters, with other images in them
+    found = [one.begin(1, lambda _: other).log for one in (phase, restarted)]
+    assert found[0]["label_stability"] == found[1]["label_stability"] < 0.5 and found[0]["purity"] < 1
+    assert phase.begin(2, lambda _: other).log["label_stability"] == 1.0
+    assert "label_stability" not in unsupervised(images).begin(1, lambda _: good).log
+
+
+@pytest.mark.parametrize("proxies", [False, True])
+def test_the_memory_of_an_epoch_survives_a_restart(images, proxies):
+    phase, features = unsupervised(images, camera_proxies=proxies), by_identity(images)
+    work = phase.begin(0, lambda _: features)
+    batch = work.batches[0]
+    phase.after_step(torch.randn(len(batch), 64), torch.from_numpy(work.labels[batch]))
+    again = unsupervised(images, camera_proxies=proxies)
+    again.load_state_tensors({name: value.clone() for name, value in phase.state_tensors().items()})
+    assert torch.equal(again.memory.centroids, phase.memory.centroids)
+    given = torch.randn(len(batch), 64), torch.from_numpy(work.labels[batch])
+    assert torch.equal(again.memory(*given), phase.memory(*given))
+
+
+def test_images_of_one_camera_still_make_batches(images):
+    """An identity's further images are preferred from other cameras, of which there are none."""
+    alone = copy(images)
+    alone.camids = np.zeros_like(images.camids)
+    work = unsupervised(alone).begin(0, lambda _: by_identity(images))
+    assert len(work.batches) == 5 and all(len(batch) == 12 for batch in work.batches)
+    proxies = unsupervised(alone, camera_proxies=True)
+    assert proxies.begin(0, lambda _: by_identity(images)).log["proxies"] == 6
+
+
+def test_fewer_images_than_a_batch_make_smaller_batches(images):
+    phase = unsupervised(images)
+    phase.config = replace(phase.config, batch=BatchConfig(identities=32, instances=8))
+    work = phase.begin(0, lambda _: by_identity(images))
+    assert len(work.batches) == 5 and all(len(batch) == 6 * 8 for batch in work.batches)  # six clusters, images repeated
 
 
 def test_camera_proxies_share_the_batches_of_their_clusters(images):

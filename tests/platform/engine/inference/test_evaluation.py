@@ -99,8 +99,12 @@ def test_everything_that_can_be_asked_for(sets):
     assert np.isnan(table[same]).all() and np.isfinite(table[~same]).any()
     expanded = evaluate_features(query, gallery, *features, EvaluateConfig(expansion=2))
     assert expanded["mAP"] != found["mAP"]
-    assert expanded["evaluation"] == {"expansion": {"images": 2, "alpha": 3.0}, "reranking": None}
-    assert options_of(EvaluateConfig(reranking=True)) == {"expansion": None, "reranking": {"k1": 20, "k2": 6, "weight": 0.3}}
+    assert expanded["evaluation"] == {"expansion": {"images": 2, "alpha": 3.0}, "flip": None, "reranking": None}
+    assert options_of(EvaluateConfig(reranking=True)) == {
+        "expansion": None,
+        "flip": None,
+        "reranking": {"k1": 20, "k2": 6, "weight": 0.3},
+    }
 
 
 def test_labels_without_images_are_those_of_the_image_set(sets, tiny_labeled):
