@@ -26,6 +26,7 @@ from typing import Any
 
 from platform.engine.errors import FailedTrialsError, UserError
 from platform.engine.runs.run_folder import SUMMARY, VOLATILE, Run, open_run
+from platform.engine.runtime.growth import autoscales
 from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.tune_settings import TuneConfig

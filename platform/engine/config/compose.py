@@ -88,7 +88,7 @@ def _checked(schema: type, values: Any) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error, schema)) from None
     _remember_environment(schema, OmegaConf.to_container(merged, resolve=False), values)
-    return values  # type: ignore[return-value]
+    return values
 
 
 def _remember_environment(schema: type, written: Any, value: Any, key: str = "") -> None:

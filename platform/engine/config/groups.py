@@ -40,8 +40,8 @@ def _read(file: Path) -> Any:
 def in_one_line(error: yaml.YAMLError, file: Path | str = "configs/") -> str:
     """A message in one line about a file that is not YAML of plain values. file: used if the error does not name it."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
-    named = mark and not mark.name.startswith("<")
-    place = f"{mark.name if named else file}{f', line {mark.line + 1}' if mark else ''}"
+    name = mark.name if mark and not mark.name.startswith("<") else file
+    place = f"{name}, line {mark.line + 1}" if mark else str(name)
     advice = "tags such as !!python/... are not allowed, only plain values" if "tag" in str(problem) else "correct the file"
     return f"configuration: {place}: {' '.join(str(problem).split())}; {advice}"
 

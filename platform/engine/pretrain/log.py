@@ -66,7 +66,7 @@ class StepLog:
         found = {
             **self.clock.take(self._steps),
             "workers": self.place.world,
-            "recoveries": self._restarts.count,
+            "recoveries": self._restarts.times,
             "steps_lost": self._restarts.lost / self.place.batch,
             "collapse_signs": len(signs(row, self._collapse.name, self._collapse.choices, self._collapse.width)),
         }

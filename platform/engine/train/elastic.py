@@ -205,7 +205,7 @@ class ElasticTrainer(TorchTrainer):
             asked = self.board if self.heeds_notices else None
             options["scaling_policy"] = AllowedSizesPolicy(self.scaling_config, self.allowed, asked)  # type: ignore[arg-type]
         if self.board is not None:
-            options["failure_policy"] = UserErrorsEndTheRun(self.run_config.failure_config, self.board)
+            options["failure_policy"] = UserErrorsEndTheRun(self.run_config.failure_config, self.board)  # type: ignore[arg-type]
         if not self.controlled_here():
             return super()._initialize_and_run_controller(**options)  # type: ignore[misc]
         controller = OwnController(**options)

@@ -85,7 +85,7 @@ def notices() -> Notices:
 class Restarts(NamedTuple):
     """What restarts of the workers cost a run since its program was started."""
 
-    count: int
+    times: int
     lost: int
     """Positions that were computed again, or will be."""
 
