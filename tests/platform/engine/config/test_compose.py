@@ -313,4 +313,4 @@ def test_schemas_hold_only_what_omegaconf_checks(program):
 def test_a_users_mistake_ends_with_its_text_and_status_2():
     ended = subprocess.run([sys.executable, "-m", "platform.select", "fractoin=0.5"], cwd=ROOT, text=True, capture_output=True)
     assert ended.returncode == 2 and ended.stdout == ""
-    assert ended.stderr.strip() == "error: configuration: there is no key 'fractoin'; did you mean fraction?"
+    assert ended.stderr.strip() == "error: configuration: there is no key 'fractoin'; did you mean fraction or stratify?"
