@@ -38,12 +38,12 @@ def publish(config: ScoreConfig, output: Location, name: str, columns: Batch) ->
         problems[good], good = alone, good[:0]
     scores = np.zeros(len(keys), np.float32)
     if len(good):
-        features = [columns[proxy][good] for proxy in PROXIES]
+        source, target = (columns[proxy][good] for proxy in PROXIES)
         if scope == "group":
             named = [keys[place] for place in good]
-            scores[good] = group_scores(named, *features, config.measure, config.k, config.group, config.seed)
+            scores[good] = group_scores(named, source, target, config.measure, config.k, config.group, config.seed)
         else:
-            scores[good] = cfs_scores(*features, config.measure).numpy()
+            scores[good] = cfs_scores(source, target, config.measure).numpy()
     write_scores(output, name, keys, scores, problems)
 
 
