@@ -18,7 +18,7 @@ from platform.engine.storage.location import StorageConfig
 from platform.report import main as report
 
 PATH_WORDS = re.compile(r"(?i)\b(folders?|files?|paths?|shards|checkpoints?|page|director(y|ies))\b|s3://")
-# Settings whose names or texts sound like files but are not paths: a list of kinds, an AWS profile, a resource of nodes, a column.
+# Settings whose names or texts sound like files but are no paths: lists of kinds, an AWS profile, a resource of nodes, a column.
 NO_PATHS = {
     *(f"RawConfig.{name}" for name in ("kind", "labeled", "pattern", "splits")),
     "StorageConfig.profile",
