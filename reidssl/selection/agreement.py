@@ -74,17 +74,17 @@ def agreement(keys: Sequence[str], first: Array, second: Array, fractions: Seque
     ranked = [~np.isnan(np.asarray(each, np.float64)) for each in (first, second)]
     if not all(each.any() for each in ranked):
         raise ValueError("a ranking without images cannot be compared")
-    both = np.flatnonzero(ranked[0] & ranked[1]).tolist()
-    names = [keys[place] for place in both]
+    both = np.flatnonzero(ranked[0] & ranked[1])
+    names = [keys[int(place)] for place in both]
     ours, theirs = (np.asarray(each, np.float64)[both] for each in (first, second))
     found: dict[str, Any] = {f"num_{name}": int(each.sum()) for name, each in zip(("first", "second"), ranked, strict=True)}
     found |= {"num_compared": len(both), "common": len(both) / min(found.values()), "spearman": None, "overlaps": {}}
     if len(both) > 1 and np.ptp(ours) > 0 and np.ptp(theirs) > 0:
         found["spearman"] = spearman(ours, theirs)
-        one, other = (select_best(names, each, len(names)) for each in (ours, theirs))
+        best, reference = (select_best(names, each, len(names)) for each in (ours, theirs))
         for fraction in fractions:
             count = count_of(len(names), fraction)
-            found["overlaps"][f"{fraction:g}"] = len(np.intersect1d(one[:count], other[:count])) / count
+            found["overlaps"][f"{fraction:g}"] = len(np.intersect1d(best[:count], reference[:count])) / count
     return found
 
 

@@ -512,3 +512,9 @@ def test_a_run_in_object_storage_gives_the_same_page(pipeline: Path, page: str, 
     assert sections(found) == SECTIONS and 'id="missing"' not in found
     for name in ("results", "cfs", "rankings", "attention", "stages", "provenance"):
         assert section(found, name) == section(page, name)
+
+
+def test_the_curve_of_agreement_needs_a_comparison() -> None:
+    curve = charts.agreement_curve({"agreement": {"overlaps": {"0.5": 0.8, "0.05": 0.3, "0.9": 0.95}}})
+    assert curve is not None and "Overlap with the reference ranking" in curve and "by chance" in curve
+    assert charts.agreement_curve({"agreement": {"overlaps": {}}}) is None is charts.agreement_curve(None)

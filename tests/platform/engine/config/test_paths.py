@@ -18,12 +18,13 @@ from platform.engine.storage.location import StorageConfig
 from platform.report import main as report
 
 PATH_WORDS = re.compile(r"(?i)\b(folders?|files?|paths?|shards|checkpoints?|page|director(y|ies))\b|s3://")
-# Settings whose names or texts sound like files but are not paths: a list of kinds, an AWS profile, a resource of nodes.
+# Settings whose names or texts sound like files but are no paths: lists of kinds, an AWS profile, a resource of nodes, a column.
 NO_PATHS = {
     *(f"RawConfig.{name}" for name in ("kind", "labeled", "pattern", "splits")),
     "StorageConfig.profile",
     "CropConfig.form",
     "LoadConfig.weights",
+    "SelectConfig.stratify",
 }
 RELATIVE = {  # every path of every program: key -> what a user writes
     "cluster": ["output", "checkpoint", "data"],
@@ -52,7 +53,7 @@ RELATIVE = {  # every path of every program: key -> what a user writes
     ],
     "report": ["run", "output"],
     "score": ["output", "source_proxy", "target_proxy", "features_from", "data"],
-    "select": ["output", "scores", "reference", "compare", "data"],
+    "select": ["output", "scores", "reference", "data"],
     "tune": [
         "output",
         "finetune.checkpoint",
@@ -108,7 +109,7 @@ def test_every_path_of_every_program_counts_from_the_users_folder(program, tmp_p
         given = []
         for key in RELATIVE[program]:
             if not (text.startswith("s3") and key in ("tracking.audit", "tracking.mlflow")):
-                listed = key in ("checkpoints", "test_sets", "compare", "space.checkpoint", "space.target_set")
+                listed = key in ("checkpoints", "test_sets", "space.checkpoint", "space.target_set")
                 given.append(f"{key}=[{text},s3://bucket/y]" if listed else f"{key}={text}")
         plain = to_plain(load_config(schema_of(program), program, given))
         for key in (entry.partition("=")[0] for entry in given):
