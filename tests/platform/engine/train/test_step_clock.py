@@ -23,9 +23,8 @@ def test_times_are_those_of_the_blocks_without_inner_ones():
             with clock.measure("crops"):
                 time.sleep(0.03)
     found = clock.take(2)
-    assert found["input_wait_seconds"] == pytest.approx(0.02, abs=0.015)
-    assert found["crops_seconds"] == pytest.approx(0.03, abs=0.015)
-    assert found["compute_seconds"] == pytest.approx(0.01, abs=0.015)
+    least = {"input_wait_seconds": 0.02, "crops_seconds": 0.03, "compute_seconds": 0.01}  # a busy machine takes longer
+    assert all(found[name] >= seconds for name, seconds in least.items())
     parts = sum(found[f"{name}_seconds"] for name in ("input_wait", "crops", "compute"))
     assert parts <= found["step_seconds"] + 1e-9 and found.keys() <= {*OPERATION}
     assert clock.take(1).keys() == {"step_seconds"}  # starts anew
