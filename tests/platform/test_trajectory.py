@@ -1,7 +1,8 @@
-"""Pre-training follows the released loop: the same losses and weights over 42 steps as a plain implementation of it.
+"""Training follows the released loops: the same losses and weights over some tens of steps as plain implementations of them.
 
-All schedules move within these steps: warm-up and cosine of the rate, weight decay, teacher momentum and temperature, and the
-frozen last layer of the first epoch.
+Pre-training: all schedules move within these steps: warm-up and cosine of the rate, weight decay, teacher momentum and
+temperature, and the frozen last layer of the first epoch. Fine-tuning without labels: four epochs of features, clusters, memory
+and steps, with a fall of the learning rate.
 """
 
 import json
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.platform.test_curve import spawn
-from tests.tiny import PRETRAIN
+from tests.tiny import FINETUNE, MODEL, PRETRAIN
 
 RELEASED = [
     *PRETRAIN,
@@ -42,3 +43,29 @@ def test_forty_steps_are_those_of_the_released_loop(tmp_path, tiny_shards, stem)
     assert np.ptp(found["plain"]) > 0.05  # it trains
     assert found["ours"] == pytest.approx(found["plain"], rel=2e-4)
     assert max(found["differences"].values()) < 0.002 * found["moved"], found["differences"]
+
+
+UNLABELED = [
+    *FINETUNE,
+    *MODEL,
+    "model.stem=patch",
+    "setting=usl",
+    "unsupervised.optimizer=sgd",
+    "unsupervised.learning_rate=0.05",
+    "unsupervised.decay_epochs=2",
+    "unsupervised.epochs=4",
+    "unsupervised.iterations=6",
+    "unsupervised.drop_path=0",
+    "unsupervised.batch.micro_batches=1",
+]
+
+
+def test_four_epochs_without_labels_are_those_of_the_released_loop(tmp_path, tiny_labeled):
+    order = {"data": tiny_labeled.uri, "overrides": UNLABELED}
+    spawn("tests.platform.cluster_contrast_worker", tmp_path, 1, order)
+    found = json.loads((tmp_path / "trajectory.json").read_text())
+    assert all(found["same_labels"]) and len(found["same_labels"]) == 4 and min(found["clusters"]) > 1
+    assert len(found["ours"]) == len(found["plain"]) == 24
+    assert np.ptp(found["plain"]) > 0.05  # it trains
+    assert found["ours"] == pytest.approx(found["plain"], rel=1e-3)
+    assert found["difference"] < 0.005 * found["moved"]
