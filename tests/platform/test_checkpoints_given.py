@@ -8,7 +8,9 @@ from platform.cluster import main as cluster
 from platform.engine.config.compose import load_config
 from platform.engine.errors import ConfigError, UserError
 from platform.engine.inference.models import load_model
+from platform.engine.schemas.tune_settings import TuneConfig
 from platform.engine.storage.location import StorageConfig
+from platform.engine.sweep.trials import planned
 from platform.evaluate import EvaluateProgramConfig
 from platform.evaluate import main as evaluate
 from platform.export import ExportConfig
@@ -16,7 +18,6 @@ from platform.export import main as export
 from platform.finetune import check_inputs
 from platform.score import ScoreConfig
 from platform.score import main as score
-from platform.tune import TuneConfig, grid
 from reidssl.models.given import LoadConfig
 from reidssl.models.vit import VitConfig, build_vit
 from tests.fixtures_runs import finetune_config
@@ -105,7 +106,7 @@ def test_fine_tuning_and_sweeps_take_it(tmp_path, bare, tiny_labeled, capsys):
     config = load_config(
         TuneConfig, "tune", ["finetune.checkpoint=x", "finetune.augment.image_size=[64,32]", "finetune.load.heads=4"]
     )
-    assert grid(config) and config.finetune.load.heads == 4
+    assert planned(config) and config.finetune.load.heads == 4
     with pytest.raises(ConfigError, match=r"load.mean must be empty in fine-tuning, .*set augment.mean"):
         finetune_config(tiny_labeled, tmp_path, f"checkpoint={bare}", "load.mean=[0.5,0.5,0.5]")
     with pytest.raises(ConfigError, match=r"load.heads must be 0 .*got -1"):
