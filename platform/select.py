@@ -84,7 +84,7 @@ def publish(config: SelectConfig, root: Location, output: Location, index: pa.Ta
         keys, scores = index["key"].to_pylist(), index["score"].to_numpy() * (-1 if config.inverse else 1)
         (output / LIST).write_bytes(published_list([keys[place] for place in select_best(keys, scores, len(keys))]))
     if config.materialize:
-        connect(config.runtime)
+        connect(config.runtime, "select", config.output)
         made = materialize(root, read_manifest(root), index, output / SHARDS, config.shard_mb << 20)
         summary["shards"] = {"uri": (output / SHARDS).uri, "data_checksum": made.checksum, "bytes": made.num_bytes}
     (output / SELECTION).write_json(summary)
@@ -192,7 +192,7 @@ def distinct(config: SelectConfig, manifest: Manifest, places: np.ndarray, keys:
     """
     how, folder = config.duplicates, open_storage(config.scores, config.storage)
     kept = features_behind(folder)
-    connect(config.runtime)
+    connect(config.runtime, "select", config.output)
     parts = kept.parts("source", manifest.files)
     if sum(part.rows for part in parts) != len(places):
         raise UserError(f"the features in {kept.folder.uri} are not those of the scores in {folder.uri}: score again")
