@@ -238,6 +238,7 @@ def test_the_model_is_there_before_it_is_judged(tmp_path, ray_session, tiny_labe
 # ---- the optional recipes
 
 
+@pytest.mark.slow  # five runs; each recipe has a unit test
 def test_the_recipes_on_one_and_two_workers_and_after_a_restart(
     tmp_path, ray_session, tiny_backbone, tiny_labeled, tiny_source, capsys
 ):

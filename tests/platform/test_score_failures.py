@@ -107,6 +107,7 @@ def test_a_killed_actor(ray_session, shards, tiny_backbone, proxy, undisturbed, 
     assert not failed and scores_in(tmp_path / "scores", shards) == undisturbed
 
 
+@pytest.mark.slow  # two Rays of its own
 def test_a_killed_driver_that_is_started_again(ray_session, shards, tiny_backbone, proxy, undisturbed, tmp_path, capsys):
     output = tmp_path / "scores"
     given = [f"data={shards.uri}", f"source_proxy={tiny_backbone}", f"target_proxy={proxy}", f"output={output}"]

@@ -13,11 +13,9 @@ import pytest
 from platform.engine import secrets
 from platform.engine.config.compose import load_config
 from platform.engine.errors import UserError
-from platform.engine.runs.metrics import Tracker, TrackingConfig
 from platform.engine.runs.run_folder import open_run
 from platform.engine.runtime.ray_internals import log_folder
 from platform.engine.schemas.report_settings import ReportConfig
-from platform.engine.storage.location import open_storage
 from platform.pretrain import PretrainConfig
 from platform.pretrain import main as pretrain
 from platform.report import main as report
@@ -104,14 +102,26 @@ def test_a_new_secret_is_not_another_configuration(planted, monkeypatch, tmp_pat
         begin("http://joe:new@other")
 
 
-@pytest.mark.filterwarnings("ignore")  # of the trackers
-def test_files_of_trackers_hold_no_secret(planted, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    tracking = TrackingConfig(tensorboard=str(tmp_path / "board"), wandb="people", mlflow=f"sqlite:///{tmp_path}/mlflow.db")
-    tracker = Tracker(open_storage(str(tmp_path / "run")), tracking)
-    tracker.add(16, {"loss": 1.0})
-    tracker.publish()
-    tracker.close()
+TRACK = """
+import sys
+from platform.engine.runs.metrics import Tracker, TrackingConfig
+from platform.engine.storage.location import open_storage
+folder = sys.argv[1]
+tracking = TrackingConfig(tensorboard=f"{folder}/board", wandb="people", mlflow=f"sqlite:///{folder}/mlflow.db")
+tracker = Tracker(open_storage(f"{folder}/run"), tracking)
+tracker.add(16, {"loss": 1.0})
+tracker.publish()
+tracker.close()
+"""
+
+
+def test_files_of_trackers_hold_no_secret(planted, tmp_path):
+    """In a process of its own, because the folder of wandb is that of the first run of a process."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
+    ended = subprocess.run(
+        [sys.executable, "-c", TRACK, str(tmp_path)], cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=200
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
     assert (tmp_path / "mlflow.db").exists() and list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
     assert found_in(tmp_path) == []
 

@@ -248,6 +248,7 @@ def cpus_are_free(ray, seconds: float = 20) -> bool:
 SUPERVISED = ["finetune.setting=supervised", "finetune.evaluate_start=false", "finetune.supervised.learning_rate=1e-6"]
 
 
+@pytest.mark.slow  # two searches of several trials
 def test_an_interrupted_search_with_optuna_goes_on(tmp_path, ray_session, supervised_run, tiny_backbone, tiny_labeled, capsys):
     """It was interrupted when one trial of three was finished and another one was drawn."""
     output = tmp_path / "sweep"

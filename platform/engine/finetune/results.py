@@ -48,6 +48,7 @@ def publish_model(
         "setting": config.setting,
         "checkpoint": config.checkpoint,
         "target_set": config.target_set,
+        "target_manifest": read_manifest(open_storage(config.target_set, config.storage)).checksum,
         "source_set": config.source_set,
         "train_sets": ", ".join(config.train_sets),
     }

@@ -48,6 +48,7 @@ class Settings:
     seed: int = 7
 
 
+@pytest.mark.slow  # a controller and its state in processes of their own
 def test_the_dashboard_shows_name_settings_and_failure(tmp_path, ray_session, monkeypatch):
     """Over the actor from which the Train page takes its rows."""
     monkeypatch.setenv("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
