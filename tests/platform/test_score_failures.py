@@ -86,6 +86,7 @@ def scorers() -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.slow  # waits for Ray to notice and to start another actor
 def test_a_killed_actor(ray_session, shards, tiny_backbone, proxy, undisturbed, tmp_path):
     """One of two actors dies: Ray starts it again and it computes what it had not returned."""
     failed: list[BaseException] = []

@@ -34,7 +34,7 @@ RELEASED = [
 ]
 
 
-@pytest.mark.parametrize("stem", ["patch", "ics"])
+@pytest.mark.parametrize("stem", [pytest.param("patch", marks=pytest.mark.slow), "ics"])
 def test_forty_steps_are_those_of_the_released_loop(tmp_path, tiny_shards, stem):
     order = {"data": tiny_shards.uri, "overrides": [*RELEASED, f"model.stem={stem}"]}
     spawn("tests.platform.trajectory_worker", tmp_path, 1, order)
