@@ -24,8 +24,10 @@ def installed(tmp_path_factory) -> Path:
     """A folder with the unpacked wheel, as pip installs it. The dependencies are those of this environment."""
     built, folder = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("site")
     source = tmp_path_factory.mktemp("source") / "checkout"  # a copy, because building writes into it
-    others = shutil.ignore_patterns(".*", "tests", "docs", "benchmarks", "runs", "build", "*.egg-info", "__pycache__")
-    shutil.copytree(ROOT, source, ignore=others)
+    for name in ("platform", "reidssl", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", built, source]
     made = run(*command, cwd=built)
     (wheel,) = built.glob("reidssl-*.whl")
