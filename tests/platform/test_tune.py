@@ -237,7 +237,7 @@ def test_the_driver_is_killed_and_started_again(tmp_path, ray_session, tiny_back
     assert finished.stat().st_mtime_ns == when
 
 
-def cpus_are_free(ray, seconds: float = 20) -> bool:
+def cpus_are_free(ray, seconds: float = 10) -> bool:
     """Whether all logical CPUs are free again soon: no worker of a trial goes on."""
     until = time.monotonic() + seconds
     while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"] and time.monotonic() < until:

@@ -7,6 +7,7 @@ this.
 
 import importlib
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -26,6 +27,23 @@ def train_worker() -> type:
     from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
 
     return RayTrainWorker
+
+
+def idle_groups() -> set[str]:
+    """Ids of the placement groups whose CPUs are all reserved and all unused."""
+    import ray
+
+    total, available = ray.cluster_resources(), ray.available_resources()
+    groups = {match[1]: name for name in total if (match := re.fullmatch(r"CPU_group_([0-9a-f]{16,})", name))}
+    return {group for group, name in groups.items() if available.get(name, 0.0) == total[name]}
+
+
+def remove_group(group: str) -> None:
+    """Remove the placement group with this id. Does nothing if it is gone already."""
+    from ray._raylet import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from platform.engine.schemas.finetune_settings import FinetuneConfig
 from platform.engine.schemas.tune_settings import TuneConfig
 from platform.engine.secrets import hide, remembered, take_over
 from platform.engine.storage.location import Location
+from platform.engine.sweep.leftovers import Leftovers
 from platform.engine.sweep.space import Point, text_of
 from platform.engine.sweep.suggestions import Suggestions
 from platform.engine.sweep.trials import STOP_RECORD, PointBook, evaluated, folder_of, is_done, row_of, space_of, trial_config
@@ -67,6 +68,8 @@ def run_trials(
             ),
         )
         outcome = tuner.fit()
+    if config.scheduler.name != "none":
+        Leftovers().finish()
     return {
         result.config["point"]: (result.metrics or {}).get("reason") or reason_of(result.error)
         for result in (outcome[number] for number in range(len(outcome)))
@@ -132,6 +135,11 @@ class Progress(ray.tune.Callback):
 
     def __init__(self, config: TuneConfig, total: int, before: int) -> None:
         self.config, self.total, self.ended = config, total, before
+        self.leftovers = Leftovers()
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self.config.scheduler.name != "none":
+            self.leftovers.remove()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         point, last = json.loads(trial.config["point"]), trial.last_result or {}
