@@ -29,13 +29,20 @@ def train_worker() -> type:
     return RayTrainWorker
 
 
+def placement_groups() -> dict[str, str]:
+    """Id of each placement group with CPUs -> name of the resource that stands for all of them."""
+    import ray
+
+    found = ((re.fullmatch(r"CPU_group_([0-9a-f]{16,})", name), name) for name in ray.cluster_resources())
+    return {match[1]: name for match, name in found if match}
+
+
 def idle_groups() -> set[str]:
-    """Ids of the placement groups whose CPUs are all reserved and all unused."""
+    """Ids of the placement groups whose CPUs are all unused."""
     import ray
 
     total, available = ray.cluster_resources(), ray.available_resources()
-    groups = {match[1]: name for name in total if (match := re.fullmatch(r"CPU_group_([0-9a-f]{16,})", name))}
-    return {group for group, name in groups.items() if available.get(name, 0.0) == total[name]}
+    return {group for group, name in placement_groups().items() if available.get(name, 0.0) == total.get(name)}
 
 
 def remove_group(group: str) -> None:

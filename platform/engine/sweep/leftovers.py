@@ -8,7 +8,7 @@ that stops many trials would wait forever.
 import time
 from collections.abc import Callable
 
-from platform.engine.runtime.ray_internals import idle_groups, remove_group
+from platform.engine.runtime.ray_internals import idle_groups, placement_groups, remove_group
 from platform.engine.runtime.ray_session import is_own
 
 IDLE_S = 20.0
@@ -34,8 +34,9 @@ class Leftovers:
                 del self._since[group]
 
     def finish(self) -> None:
-        """Wait until there are no idle placement groups any more, once all trials have ended."""
+        """Once all trials have ended: wait until their workers are gone, and remove the placement groups that are left."""
         until = self.clock() + 2 * IDLE_S
-        while is_own() and idle_groups() and self.clock() < until:
-            self.remove()
+        while is_own() and placement_groups() and self.clock() < until:
+            for group in idle_groups():
+                remove_group(group)
             time.sleep(0.5)

@@ -1,6 +1,6 @@
 """A placement group that has lost its workers is removed after a while; one with a worker stays."""
 
-from platform.engine.runtime.ray_internals import idle_groups
+from platform.engine.runtime.ray_internals import idle_groups, placement_groups
 from platform.engine.sweep.leftovers import IDLE_S, Leftovers
 
 
@@ -32,6 +32,10 @@ def test_only_groups_without_workers_are_removed(ray_session):
         leftovers.remove()
         wait_for(lambda: not idle_groups())
         ray_session.get(worker.here.remote())
+        assert set(placement_groups()) == {used.id.hex()}
+        ray_session.kill(worker)
+        Leftovers().finish()
+        wait_for(lambda: not placement_groups())
     finally:
         ray_session.kill(worker)
         for group in (used, left):
