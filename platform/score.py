@@ -7,7 +7,8 @@
 source_proxy: a pre-training run, or a checkpoint file. target_proxy: the same model fine-tuned to target data. load.* and
 load_target.* supply what the files of the two proxies do not say. A high score means little forgetting and an image close to
 the target domain (TransReID-SSL, section 3.3). The measures, for N images of feature width D:
-  cosine              the paper's: cosine of the two features of the image, in [-1, 1]. Cost N x D
+  cosine              taken to be the paper's, which does not define its measure: cosine of the
+                      two features of the image, in [-1, 1]. Cost N x D
   neighborhood        share of the image's k nearest images that the proxies agree on, in [0, 1].
                       Stores the features, shares the search among actors. Cost N x N x D;
                       search=ivf for millions of images

@@ -19,8 +19,17 @@ from tests.tiny import FINETUNE, FITTING, IMAGENET, TINY_VIT
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory) -> Path:
     """A folder like that of a pre-training run, with a backbone of random weights."""
-    folder = tmp_path_factory.mktemp("backbone")
-    save_model(build_vit(TINY_VIT, seed=3), {"kind": "backbone", **IMAGENET}, folder / "backbone.safetensors")
+    return backbone_in(tmp_path_factory.mktemp("backbone"), seed=3)
+
+
+@pytest.fixture(scope="session")
+def other_backbone(tmp_path_factory) -> Path:
+    """A folder with a backbone other than `tiny_backbone`, such as the target proxy of a score."""
+    return backbone_in(tmp_path_factory.mktemp("backbone"), seed=4)
+
+
+def backbone_in(folder: Path, seed: int) -> Path:
+    save_model(build_vit(TINY_VIT, seed=seed), {"kind": "backbone", **IMAGENET}, folder / "backbone.safetensors")
     return folder
 
 

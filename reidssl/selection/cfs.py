@@ -7,7 +7,7 @@ is close to the target domain.
 The authors published the order of the images but no code, and the paper does not define the measure. A measure is a function of
 the two features x and y of an image and, except for the cosine, of the images that it is compared with:
 
-    cosine              cos(x, y); the default, and by all accounts the authors' measure
+    cosine              cos(x, y); the default: second-hand, this is the authors' measure
     neighborhood        |A & B| / k, with A and B the k nearest other images for each of the proxies, in the whole set
     group_neighborhood  the same, but only among the images of the image's group
     group_cka           the image's part of the linear CKA of its group: the cosine of its rows in the two Gram matrices

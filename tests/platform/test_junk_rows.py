@@ -1,7 +1,6 @@
 """Shards with rows that are not images, in every program: skipped, counted, reported, and limited to a share."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,12 +16,9 @@ from platform.engine.selection.scores import read_scores
 from platform.engine.storage.location import Location, StorageConfig, open_storage
 from reidssl.clustering.pseudo_labels import ClusterConfig, pseudo_labels
 from reidssl.metrics.ranking import rank
-from reidssl.models.vit import build_vit
-from reidssl.models.weights import save_model
 from reidssl.selection.cfs import cfs_scores
 from tests.fixtures_runs import embed_all, finetune_config
 from tests.fixtures_shards import with_images
-from tests.tiny import IMAGENET, TINY_VIT
 
 TINY = ["pool.actors=1", "pool.batch=32"]
 LENIENT = "pool.max_corrupt_share=0.1"
@@ -37,14 +33,6 @@ def junk_shards(tmp_path_factory, tiny_shards) -> tuple[Location, list[str]]:
     with_images(tiny_shards, location, dict(zip(bad, (b"", b"no image", b"\xff\xd8\xff cut"), strict=True)))
     assert verify(location) == []
     return location, bad
-
-
-@pytest.fixture(scope="module")
-def proxy(tmp_path_factory) -> Path:
-    """A backbone other than `tiny_backbone`."""
-    folder = tmp_path_factory.mktemp("proxy")
-    save_model(build_vit(TINY_VIT, seed=4), {"kind": "backbone", **IMAGENET}, folder / "backbone.safetensors")
-    return folder
 
 
 def features_of(model, location: Location, splits, share: float = 0.2):
@@ -75,14 +63,16 @@ def check_scores(output, location: Location, bad: list[str], expected: np.ndarra
     assert len(summary["quantiles"]) == 7 and np.isfinite(summary["quantiles"]).all() and 0 < summary["auc_planted"] < 1
 
 
-def test_scores_and_the_selection(tmp_path, ray_session, junk_shards, tiny_backbone, proxy, capsys):
+def test_scores_and_the_selection(tmp_path, ray_session, junk_shards, tiny_backbone, other_backbone, capsys):
     location, bad = junk_shards
     output = tmp_path / "scores"
     with pytest.raises(UserError, match=r"of the 90 images of .*junk cannot be decoded, more than pool.max_corrupt_share allows"):
-        score.main(score_config(location, tiny_backbone, proxy, output))
-    summary = score.main(score_config(location, tiny_backbone, proxy, output, LENIENT))  # continues where the strict run stopped
+        score.main(score_config(location, tiny_backbone, other_backbone, output))
+    summary = score.main(
+        score_config(location, tiny_backbone, other_backbone, output, LENIENT)
+    )  # continues where the strict run stopped
     images, source = features_of(tiny_backbone, location, ["train"])
-    _, target = features_of(proxy, location, ["train"])
+    _, target = features_of(other_backbone, location, ["train"])
     check_scores(output, location, bad, cfs_scores(source, target).numpy(), summary)
     assert f"set aside: image '{bad[0]}' cannot be decoded (empty file)" in capsys.readouterr().out
     # A part with bad rows counts as complete; the other is scored again.
@@ -90,7 +80,7 @@ def test_scores_and_the_selection(tmp_path, ray_session, junk_shards, tiny_backb
     kept, lost = (output / "parts" / entry.name for entry in read_manifest(location).files)
     before = kept.stat().st_mtime_ns
     lost.unlink()
-    again = score.main(score_config(location, tiny_backbone, proxy, output, LENIENT))
+    again = score.main(score_config(location, tiny_backbone, other_backbone, output, LENIENT))
     assert "55 scored before" in capsys.readouterr().out and kept.stat().st_mtime_ns == before
     assert again["corrupt"] == summary["corrupt"] and again["mean"] == pytest.approx(summary["mean"])
     for fraction, count in ((1.0, 87), (0.5, 44)):
@@ -102,11 +92,11 @@ def test_scores_and_the_selection(tmp_path, ray_session, junk_shards, tiny_backb
 
 
 @pytest.mark.slow
-def test_neighborhoods(tmp_path, ray_session, junk_shards, tiny_backbone, proxy):
+def test_neighborhoods(tmp_path, ray_session, junk_shards, tiny_backbone, other_backbone):
     location, bad = junk_shards
     output = tmp_path / "scores"
-    summary = score.main(score_config(location, tiny_backbone, proxy, output, "measure=neighborhood", "k=7", LENIENT))
-    features = [features_of(model, location, ["train"])[1] for model in (tiny_backbone, proxy)]
+    summary = score.main(score_config(location, tiny_backbone, other_backbone, output, "measure=neighborhood", "k=7", LENIENT))
+    features = [features_of(model, location, ["train"])[1] for model in (tiny_backbone, other_backbone)]
     check_scores(output, location, bad, cfs_scores(*features, "neighborhood", 7).numpy(), summary)
 
 

@@ -18,12 +18,9 @@ from platform.engine.errors import UserError
 from platform.engine.selection.scores import read_scores
 from platform.engine.storage.location import Location, StorageConfig, open_storage
 from platform.score import main
-from reidssl.models.vit import build_vit
-from reidssl.models.weights import save_model
 from tests.fixtures_shards import with_images
 from tests.platform.survival import FaultyProxy, Nodes, Process
 from tests.platform.test_score import config_of
-from tests.tiny import IMAGENET, TINY_VIT
 
 SHARDS, ROWS = 12, 40
 SLOWLY = ("pool.batch=2",)  # so that a run lasts a few seconds after its first shard
@@ -45,17 +42,9 @@ def shards(tmp_path_factory, tiny_shards) -> Location:
 
 
 @pytest.fixture(scope="module")
-def proxy(tmp_path_factory) -> Path:
-    """A backbone other than `tiny_backbone`."""
-    folder = tmp_path_factory.mktemp("proxy")
-    save_model(build_vit(TINY_VIT, seed=4), {"kind": "backbone", **IMAGENET}, folder / "backbone.safetensors")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, ray_session, shards, tiny_backbone, proxy) -> dict[str, float]:
+def undisturbed(tmp_path_factory, ray_session, shards, tiny_backbone, other_backbone) -> dict[str, float]:
     output = tmp_path_factory.mktemp("score") / "undisturbed"
-    main(config_of(shards, tiny_backbone, proxy, output, *SLOWLY))
+    main(config_of(shards, tiny_backbone, other_backbone, output, *SLOWLY))
     return scores_in(output, shards)
 
 
@@ -87,13 +76,13 @@ def scorers() -> list[psutil.Process]:
 
 
 @pytest.mark.slow  # waits for Ray to notice and to start another actor
-def test_a_killed_actor(ray_session, shards, tiny_backbone, proxy, undisturbed, tmp_path):
+def test_a_killed_actor(ray_session, shards, tiny_backbone, other_backbone, undisturbed, tmp_path):
     """One of two actors dies: Ray starts it again and it computes what it had not returned."""
     failed: list[BaseException] = []
 
     def run() -> None:
         try:
-            main(config_of(shards, tiny_backbone, proxy, tmp_path / "scores", *SLOWLY, "pool.actors=2"))
+            main(config_of(shards, tiny_backbone, other_backbone, tmp_path / "scores", *SLOWLY, "pool.actors=2"))
         except BaseException as error:
             failed.append(error)
 
@@ -109,9 +98,9 @@ def test_a_killed_actor(ray_session, shards, tiny_backbone, proxy, undisturbed, 
 
 
 @pytest.mark.slow  # two Rays of its own
-def test_a_killed_driver_that_is_started_again(ray_session, shards, tiny_backbone, proxy, undisturbed, tmp_path, capsys):
+def test_a_killed_driver_that_is_started_again(ray_session, shards, tiny_backbone, other_backbone, undisturbed, tmp_path, capsys):
     output = tmp_path / "scores"
-    given = [f"data={shards.uri}", f"source_proxy={tiny_backbone}", f"target_proxy={proxy}", f"output={output}"]
+    given = [f"data={shards.uri}", f"source_proxy={tiny_backbone}", f"target_proxy={other_backbone}", f"output={output}"]
     driver = Process("platform.score", *given, "pool.actors=1", *SLOWLY, "runtime.num_cpus=3", "runtime.object_store_gib=0.2")
     try:
         driver.wait_for(r"0 scored before")
@@ -119,14 +108,14 @@ def test_a_killed_driver_that_is_started_again(ray_session, shards, tiny_backbon
     finally:
         driver.kill()  # SIGKILL, to it and the Ray that it started
     assert not (output / "summary.json").exists()
-    summary = main(config_of(shards, tiny_backbone, proxy, output, *SLOWLY, "pool.actors=3"))
+    summary = main(config_of(shards, tiny_backbone, other_backbone, output, *SLOWLY, "pool.actors=3"))
     (before,) = [int(line.split(", ")[-1].split()[0]) for line in capsys.readouterr().out.splitlines() if "scored before" in line]
     assert done * ROWS <= before < SHARDS * ROWS and summary["total"] == SHARDS * ROWS
     assert scores_in(output, shards) == undisturbed
 
 
 @pytest.mark.slow  # scores twice through a server that answers slowly, and waits for retries
-def test_errors_of_the_storage(ray_session, shards, tiny_backbone, proxy, undisturbed, tmp_path, s3, capsys):
+def test_errors_of_the_storage(ray_session, shards, tiny_backbone, other_backbone, undisturbed, tmp_path, s3, capsys):
     """Images and scores on S3. The server fails for a moment, and then until the run gives up and is started again."""
     direct = StorageConfig(endpoint_url=s3.endpoint_url)
     data = open_storage(f"{s3.uri}/data", direct)
@@ -148,7 +137,7 @@ def test_errors_of_the_storage(ray_session, shards, tiny_backbone, proxy, undist
         thread = threading.Thread(target=disturb, args=(seconds,))
         thread.start()
         try:
-            return main(config_of(data, tiny_backbone, proxy, output, *SLOWLY, *storage))
+            return main(config_of(data, tiny_backbone, other_backbone, output, *SLOWLY, *storage))
         finally:
             fault.set()
             thread.join(30)
@@ -169,36 +158,38 @@ def test_errors_of_the_storage(ray_session, shards, tiny_backbone, proxy, undist
     assert scores_in(output, data, direct) == undisturbed
 
 
-def test_a_corrupt_image_changes_no_other_score(ray_session, shards, tiny_backbone, proxy, undisturbed, tmp_path):
+def test_a_corrupt_image_changes_no_other_score(ray_session, shards, tiny_backbone, other_backbone, undisturbed, tmp_path):
     keys = read_rows(shards, ["key"])["key"].to_pylist()
     bad = [keys[5], keys[100]]
     data = with_images(shards, open_storage(str(tmp_path / "junk")), dict.fromkeys(bad, b"no image"))
-    summary = main(config_of(data, tiny_backbone, proxy, tmp_path / "scores", *SLOWLY))
+    summary = main(config_of(data, tiny_backbone, other_backbone, tmp_path / "scores", *SLOWLY))
     assert scores_in(tmp_path / "scores", data) == undisturbed | dict.fromkeys(bad)
     assert summary["corrupt_images"] == 2 and all(key in " ".join(summary["corrupt"]) for key in bad)
 
 
-def test_a_missing_shard_is_named_and_can_be_brought_back(ray_session, shards, tiny_backbone, proxy, undisturbed, tmp_path):
+def test_a_missing_shard_is_named_and_can_be_brought_back(
+    ray_session, shards, tiny_backbone, other_backbone, undisturbed, tmp_path
+):
     shutil.copytree(shards.path, tmp_path / "data")
     data, lost = open_storage(str(tmp_path / "data")), read_manifest(shards).files[7].name
     (tmp_path / "data" / lost).rename(tmp_path / lost)
     said = rf"{lost}: it does not exist\. The data set names this shard: bring it back, or ingest the data set again"
     with pytest.raises(UserError, match=said):
-        main(config_of(data, tiny_backbone, proxy, tmp_path / "scores", *SLOWLY))
+        main(config_of(data, tiny_backbone, other_backbone, tmp_path / "scores", *SLOWLY))
     (tmp_path / lost).rename(tmp_path / "data" / lost)
-    main(config_of(data, tiny_backbone, proxy, tmp_path / "scores", *SLOWLY))
+    main(config_of(data, tiny_backbone, other_backbone, tmp_path / "scores", *SLOWLY))
     assert scores_in(tmp_path / "scores", data) == undisturbed
 
 
 @pytest.mark.slow  # starts a cluster of several nodes
 @pytest.mark.timeout(400)
-def test_a_removed_node(shards, tiny_backbone, proxy, undisturbed, tmp_path):
+def test_a_removed_node(shards, tiny_backbone, other_backbone, undisturbed, tmp_path):
     """Three actors on two nodes; one node is removed like a machine that loses power."""
     nodes = Nodes()
     try:
         nodes.have(2)
         output = tmp_path / "scores"
-        given = [f"data={shards.uri}", f"source_proxy={tiny_backbone}", f"target_proxy={proxy}", f"output={output}"]
+        given = [f"data={shards.uri}", f"source_proxy={tiny_backbone}", f"target_proxy={other_backbone}", f"output={output}"]
         address = f"runtime.address={nodes.cluster.address}"
         driver = Process("platform.score", *given, "pool.actors=3", "pool.cpus_per_actor=2", "pool.batch=1", address)
         try:
@@ -210,5 +201,5 @@ def test_a_removed_node(shards, tiny_backbone, proxy, undisturbed, tmp_path):
             driver.kill()
     finally:
         nodes.close()
-    main(config_of(shards, tiny_backbone, proxy, tmp_path / "alone", "pool.batch=1", "pool.cpus_per_actor=2"))
+    main(config_of(shards, tiny_backbone, other_backbone, tmp_path / "alone", "pool.batch=1", "pool.cpus_per_actor=2"))
     assert scores_in(output, shards) == scores_in(tmp_path / "alone", shards)

@@ -25,7 +25,7 @@ def import_engine() -> None:
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Context manager: no garbage collection, which takes a sixth of the time of large imports and finds nothing there."""
+    """Context manager: no garbage collection, which slows large imports down and finds nothing there."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -55,7 +55,7 @@ def remove_group(group: str) -> None:
 
 @contextmanager
 def lean_start(dashboard: bool) -> Iterator[None]:
-    """Context manager for `ray.init` of a local Ray: it starts without processes that serve clusters, in two thirds of the time.
+    """Context manager for `ray.init` of a local Ray: it starts without the processes that only serve clusters.
 
     These are the autoscaler's monitor, the one that sends the workers' output to the driver (log_to_driver is False) and, without
     a dashboard, its server. The node's agent listens on any free port: the fixed one costs the second Ray on a machine 3.4 s of

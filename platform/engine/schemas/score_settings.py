@@ -23,7 +23,7 @@ class ScoreConfig:
     target_proxy: InputPath = ""
     """Target proxy: the run folder of a platform.finetune run that started from the source proxy, or a checkpoint file."""
     measure: str = "cosine"
-    """Similarity of the two proxies' features: cosine (the paper's), neighborhood, group_neighborhood or group_cka."""
+    """Similarity of the two proxies' features: cosine (taken to be the paper's), neighborhood, group_neighborhood, group_cka."""
     k: int = 20
     """Number of neighbors (neighborhood and group_neighborhood only)."""
     search: str = "exact"

@@ -12,7 +12,6 @@ import pytest
 from platform.engine.runtime.ray_session import RuntimeConfig, connect, unfit_for_ray
 from tests.conftest import ROOT
 from tests.platform.own_lines import foreign_lines
-from tests.tiny import IMAGENET, TINY_VIT
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
@@ -89,19 +88,16 @@ def start_scoring(arguments: list[str], log: Path, temporary: Path) -> subproces
 
 
 @pytest.mark.slow
-def test_a_scoring_interrupted_and_run_again_says_nothing_that_is_not_its_own(tmp_path, tiny_shards, tiny_backbone):
+def test_a_scoring_interrupted_and_run_again_says_nothing_that_is_not_its_own(
+    tmp_path, tiny_shards, tiny_backbone, other_backbone
+):
     """Ray's core reports a false error at every start of Ray Data's actors. TMPDIR is too long for Ray's sockets."""
-    from reidssl.models.vit import build_vit
-    from reidssl.models.weights import save_model
-
     long = tmp_path / ("long-" * 10)
     long.mkdir()
-    (tmp_path / "target").mkdir()
-    save_model(build_vit(TINY_VIT, seed=5), {"kind": "backbone", **IMAGENET}, tmp_path / "target" / "backbone.safetensors")
     arguments = [
         f"data={tiny_shards.uri}",
         f"source_proxy={tiny_backbone}",
-        f"target_proxy={tmp_path}/target",
+        f"target_proxy={other_backbone}",
         f"output={tmp_path}/scores",
     ]
     log = tmp_path / "first.log"
