@@ -16,7 +16,10 @@ IDLE_S = 20.0
 
 
 class Leftovers:
-    """Removes placement groups in which nothing runs for IDLE_S seconds. Call `remove` again and again."""
+    """Removes placement groups in which nothing runs for IDLE_S seconds. Call `remove` again and again.
+
+    The workers of a trial run inside its group. Prepared workers, which do not, are only those of launches of this process.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
