@@ -134,7 +134,7 @@ def actors(arguments: dict[str, Any]) -> Any:
     folder, size = arguments["folder"], tuple(arguments["size"])
     root = open_storage(f"{folder}/{arguments['data']}")
     connect(RuntimeConfig(num_cpus=cores() + 2))
-    given: dict[str, Any] = {"storage": StorageConfig(), "threads": 1}
+    given: dict[str, Any] = {"storage": StorageConfig(), "threads": 1, "precision": "fp32", "compiling": "off"}
     kind: type = FeatureActor
     if arguments["models"] == 1:
         given["model"] = f"{folder}/source"
