@@ -47,8 +47,8 @@ def study_seed(config: PipelineConfig, fractions: list[float], finetune: bool) -
     root = open_storage(config.output, config.storage)
     connect(config.runtime)
     for part in ("pretrain", "target"):
-        pipeline.ingest(config, root, part)
-    pipeline.pretrain(config, root, "proxy/source")
+        pipeline.ingest(config, part)
+    pipeline.pretrain_on(config, root, "proxy/source", config.cfs.proxy_samples)
     pipeline.fine_tune(config, root, "supervised", "proxy/source", "proxy/target", supervised=config.cfs.supervised)
     pipeline.score(config, root)
     auc = (root / "scores" / "summary.json").read_json().get("auc_planted")
@@ -58,7 +58,7 @@ def study_seed(config: PipelineConfig, fractions: list[float], finetune: bool) -
         say(f"--- seed {config.seed}: {label}")
         selection = "" if name == FULL else f"selection/{label}"
         planted = select(config, root, name, fraction, selection) if selection else {}
-        pipeline.pretrain(config, root, f"pretrain/{label}", selection=selection)
+        pipeline.pretrain_on(config, root, f"pretrain/{label}", config.pretrain.length.samples, selection)
         results[label] = {"auc": auc, "mAP": frozen(config, root, label), **planted}
         if finetune:
             pipeline.fine_tune(config, root, "supervised", f"pretrain/{label}", f"finetune/{label}")

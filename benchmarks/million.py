@@ -39,7 +39,7 @@ def labels(arguments):
         return sharded_labels(array_parts(features, actors), config, shared)
 
     def check(found):
-        from sklearn.metrics import adjusted_rand_score
+        from reidssl.clustering.agreement import agreement
 
         seconds = {name: round(value, 1) for name, value in found.seconds.items()}
         return {
@@ -47,7 +47,7 @@ def labels(arguments):
             "recall at 30 (1,000 images)": round(found.recall, 4),
             "clusters": found.num_clusters,
             "outliers": found.num_outliers,
-            "adjusted Rand index": round(float(adjusted_rand_score(identities, found.labels)), 4),
+            "adjusted Rand index": round(agreement(found.labels, identities), 4),
         }
 
     return work, check

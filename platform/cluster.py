@@ -38,6 +38,7 @@ from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.cluster_settings import ClusterProgramConfig
 from platform.engine.storage.location import Location, open_storage
+from reidssl.clustering.agreement import agreement
 from reidssl.clustering.pseudo_labels import PseudoLabels, pseudo_labels
 
 LABELS = "labels.parquet"
@@ -91,9 +92,7 @@ def main(config: ClusterProgramConfig) -> dict[str, Any]:
     }
     pids = known["pid"].to_numpy()[good]
     if pids.min() >= 0:  # identities are known: evaluate the clusters against them
-        from sklearn.metrics import adjusted_rand_score
-
-        summary["adjusted_rand_index"] = float(adjusted_rand_score(pids, found.labels))
+        summary["adjusted_rand_index"] = agreement(found.labels, pids)
     run.finish(
         summary
         | set_aside.summary()

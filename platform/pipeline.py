@@ -9,9 +9,11 @@
 Stages: ingest the pre-training, source and target sets; pre-train on all images; fine-tune that model (or a shorter source
 proxy) to the target; score every image with the two models (CFS) and select the best part; pre-train on the selected part for
 the same number of images seen; fine-tune to the target (supervised, UDA and USL) from random weights, from the full and from
-the selected pre-training; report. cfs.control=true adds a pre-training on a random part of the same size, as the control that
-the selected part must beat. settings=[] skips the fine-tuning. If there is no target set either, the stages are: ingest,
-pre-train, cluster the images (pseudo-identities), report.
+the selected pre-training; report. cfs.controls=[random,inverse] adds pre-trainings on a random part of the same size and on
+the part with the lowest scores, as the controls that the selected part must beat. seeds=[0,1,2] repeats all stages but the
+first for each seed, in folders seed-0, seed-1, ...; the results are then means with their standard deviation. settings=[] skips
+the fine-tuning. If there is no target set either, the stages are: ingest, pre-train, cluster the images (pseudo-identities),
+report.
 The default sizes are those of the published recipe. model@pretrain.model=vit_base_ics, objective@pretrain.objective=moco_v3,
 scaling@pretrain.scaling=gpus8 choose others.
 Results: report.html and results.json in the output folder. During the run, results.json states for each stage whether it is
@@ -33,15 +35,15 @@ from platform.cluster import main as run_cluster
 from platform.engine.data.shards import read_manifest
 from platform.engine.finetune.supervised import SupervisedConfig
 from platform.engine.inference.evaluation import require_splits
-from platform.engine.pipeline.results import INITS, Results, table
+from platform.engine.pipeline.results import Results, seed_folder, selection_folder, table
 from platform.engine.pipeline.sets import check_sets, is_given, of_set, parts_of
 from platform.engine.runs.metrics import TrackingConfig
 from platform.engine.runs.run_folder import open_run
 from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import say
-from platform.engine.schemas.pipeline_settings import PipelineConfig
+from platform.engine.schemas.pipeline_settings import INVERSE_PART, RANDOM_PART, SELECTED, PipelineConfig
 from platform.engine.schemas.pretrain_settings import DataConfig, LengthConfig
-from platform.engine.storage.location import Location
+from platform.engine.storage.location import Location, open_storage
 from platform.finetune import FinetuneConfig
 from platform.finetune import main as run_finetune
 from platform.ingest import IngestConfig
@@ -70,7 +72,7 @@ def main(config: PipelineConfig) -> dict[str, Any]:
         say("pipeline: settings=[] and no target_set: ingest, pre-training, clusters and report only")
     if is_given(config, "source") and "uda" not in config.settings:
         say("pipeline: source_set is not read: settings has no uda")
-    results = Results(root)
+    results = Results(root, config.seeds)
     connect(config.runtime, "pipeline", root.uri)
     for number, (name, stage) in enumerate(story, 1):
         say(f"--- stage {number}/{len(story)}: {name}")
@@ -88,35 +90,38 @@ Story = list[tuple[str, Callable[[], Any]]]
 
 def stages(config: PipelineConfig, root: Location) -> Story:
     """(name, function) of every stage, in order. Each calls the main of a program, which does nothing if its run is complete."""
-    story: Story = [(f"ingest-{part}", partial(ingest, config, root, part)) for part in parts_of(config)]
-    story.append(("pretrain-full", partial(pretrain, config, root, "pretrain/full")))
-    if is_given(config, "target"):
-        story += selection_stages(config, root) + finetune_stages(config, root)
-    else:
-        story.append(("cluster", partial(cluster, config, root)))
+    story: Story = [(f"ingest-{part}", partial(ingest, config, part)) for part in parts_of(config)]
+    for seed in config.seeds:
+        own, folder = config.with_seed(seed), seed_folder(seed)
+        story += [(f"{folder}/{name}", stage) for name, stage in training_stages(own, root / folder)]
+    if not config.seeds:
+        story += training_stages(config, root)
     story.append(("report", partial(run_report, ReportConfig(run=root.uri, storage=config.storage))))
     return story
 
 
+def training_stages(config: PipelineConfig, root: Location) -> Story:
+    """The stages of one seed, from the pre-training to the last fine-tuning, with their runs below `root`."""
+    story: Story = [("pretrain-full", partial(pretrain, config, root, "full"))]
+    if not is_given(config, "target"):
+        return [*story, ("cluster", partial(cluster, config, root))]
+    return story + selection_stages(config, root) + finetune_stages(config, root)
+
+
 def selection_stages(config: PipelineConfig, root: Location) -> Story:
-    """The stages from the full pre-training to the pre-training on the selected part."""
-    proxy = source_proxy(config)
+    """The stages from the full pre-training to those on parts of the images."""
+    proxy, how = source_proxy(config), config.cfs
     story: Story = []
     if proxy != "pretrain/full":
-        story.append(("source-proxy", partial(pretrain, config, root, proxy)))
+        story.append(("source-proxy", partial(pretrain_on, config, root, proxy, samples=how.proxy_samples)))
     story += [
-        (
-            "target-proxy",
-            partial(fine_tune, config, root, config.cfs.target_proxy, proxy, "proxy/target", supervised=config.cfs.supervised),
-        ),
+        ("target-proxy", partial(fine_tune, config, root, how.target_proxy, proxy, "proxy/target", supervised=how.supervised)),
         ("score", partial(score, config, root)),
-        ("select", partial(select, config, root)),
-        ("pretrain-selected", partial(pretrain, config, root, "pretrain/selected", selection="selection")),
     ]
-    if config.cfs.control:
+    for part in how.parts:
         story += [
-            ("select-control", partial(select_control, config, root)),
-            ("pretrain-control", partial(pretrain, config, root, "pretrain/control", selection="selection-control")),
+            ("select" if part == SELECTED else f"select-{part}", partial(select, config, root, part)),
+            (f"pretrain-{part}", partial(pretrain, config, root, part)),
         ]
     return story
 
@@ -125,7 +130,7 @@ def finetune_stages(config: PipelineConfig, root: Location) -> Story:
     """A fine-tuning stage for every setting and every initialization."""
     story: Story = []
     for setting in config.settings:
-        for init in INITS if config.cfs.control else INITS[:-1]:
+        for init in ("random", "full", *config.cfs.parts):
             from_run = "" if init == "random" else f"pretrain/{init}"
             stage = partial(fine_tune, config, root, setting, from_run, f"finetune/{setting}-{init}")
             story.append((f"finetune-{setting}-{init}", stage))
@@ -137,36 +142,47 @@ def source_proxy(config: PipelineConfig) -> str:
     return "proxy/source" if config.cfs.proxy_samples else "pretrain/full"
 
 
-def ingest(config: PipelineConfig, root: Location, part: str) -> None:
+def data_of(config: PipelineConfig, part: str) -> Location:
+    """The shards of one of the data sets, the same for all seeds. part: pretrain, source or target."""
+    return open_storage(config.output, config.storage).joinpath("data", part)
+
+
+def ingest(config: PipelineConfig, part: str) -> None:
     """Ingest one of the data sets. part: pretrain, source or target."""
+    shards = data_of(config, part)
     with of_set(part):
         run_ingest(
             IngestConfig(
                 raw=getattr(config, f"{part}_set"),
-                output=(root / "data" / part).uri,
+                output=shards.uri,
                 row_group_rows=config.row_group_rows,
                 storage=config.storage,
                 runtime=config.runtime,
             )
         )
-        require_splits(root / "data" / part, SPLITS[part])  # check now, not after days of pre-training
+        require_splits(shards, SPLITS[part])  # check now, not after days of pre-training
 
 
-def pretrain(config: PipelineConfig, root: Location, name: str, selection: str = "") -> None:
-    """One of the pre-trainings. The full, selected and control runs see the same number of images."""
-    data = root / "data" / "pretrain"
+def pretrain(config: PipelineConfig, root: Location, part: str) -> None:
+    """Pre-train on all images (full) or on a part of them. All these runs see the same number of images."""
+    selection = "" if part == "full" else selection_folder(part)
     length = config.pretrain.length
-    total = length.samples or round(length.epochs * read_manifest(data).num_rows)
-    samples = config.cfs.proxy_samples if name == "proxy/source" else total
+    samples = length.samples or round(length.epochs * read_manifest(data_of(config, "pretrain")).num_rows)
+    pretrain_on(config, root, f"pretrain/{part}", samples, selection)
+
+
+def pretrain_on(config: PipelineConfig, root: Location, name: str, samples: int, selection: str = "") -> None:
+    """A pre-training in the folder `name` below `root`. selection: folder of a selection below `root`; "": all images."""
+    target = data_of(config, "target").uri if is_given(config, "target") else ""
     run_pretrain(
         replace(
             config.pretrain,
             output=(root / name).uri,
             storage=config.storage,
             runtime=config.runtime,
-            data=DataConfig(uri=data.uri, selection=(root / selection).uri if selection else ""),
-            length=LengthConfig(epochs=length.epochs, samples=samples),
-            probe=replace(config.pretrain.probe, uri=(root / "data" / "target").uri if is_given(config, "target") else ""),
+            data=DataConfig(uri=data_of(config, "pretrain").uri, selection=(root / selection).uri if selection else ""),
+            length=LengthConfig(epochs=config.pretrain.length.epochs, samples=samples),
+            probe=replace(config.pretrain.probe, uri=target),
         )
     )
 
@@ -177,7 +193,7 @@ def cluster(config: PipelineConfig, root: Location) -> None:
     run_cluster(
         ClusterProgramConfig(
             checkpoint=(root / "pretrain" / "full").uri,
-            data=(root / "data" / "pretrain").uri,
+            data=data_of(config, "pretrain").uri,
             output=(root / "clusters").uri,
             cluster=how.cluster,
             neighbors=how.neighbors,
@@ -192,7 +208,7 @@ def score(config: PipelineConfig, root: Location) -> None:
     """Compute the CFS of every pre-training image."""
     run_score(
         ScoreConfig(
-            data=(root / "data" / "pretrain").uri,
+            data=data_of(config, "pretrain").uri,
             source_proxy=(root / source_proxy(config)).uri,
             target_proxy=(root / "proxy" / "target").uri,
             output=(root / "scores").uri,
@@ -203,29 +219,20 @@ def score(config: PipelineConfig, root: Location) -> None:
     )
 
 
-def select(config: PipelineConfig, root: Location) -> None:
-    """Select the pre-training images with the highest scores."""
+def select(config: PipelineConfig, root: Location, part: str) -> None:
+    """Select a part of the pre-training images: those with the best scores (selected) or the worst, or a random part.
+
+    part: one of `CfsConfig.parts`.
+    """
+    by: dict[str, Any] = {"random": True, "seed": config.seed} if part == RANDOM_PART else {"scores": (root / "scores").uri}
     run_select(
         SelectConfig(
-            data=(root / "data" / "pretrain").uri,
-            scores=(root / "scores").uri,
-            output=(root / "selection").uri,
+            data=data_of(config, "pretrain").uri,
+            output=(root / selection_folder(part)).uri,
             fraction=config.cfs.fraction,
+            inverse=part == INVERSE_PART,
             storage=config.storage,
-        )
-    )
-
-
-def select_control(config: PipelineConfig, root: Location) -> None:
-    """Select a random subset of the same size, as control."""
-    run_select(
-        SelectConfig(
-            data=(root / "data" / "pretrain").uri,
-            random=True,
-            seed=config.pretrain.seed,
-            output=(root / "selection-control").uri,
-            fraction=config.cfs.fraction,
-            storage=config.storage,
+            **by,
         )
     )
 
@@ -247,8 +254,8 @@ def fine_tune(
             setting=setting,
             checkpoint=(root / init).uri if init else "",
             seed=stage.seed,
-            source_set=(root / "data" / "source").uri if setting == "uda" else "",
-            target_set=(root / "data" / "target").uri,
+            source_set=data_of(config, "source").uri if setting == "uda" else "",
+            target_set=data_of(config, "target").uri,
             model=replace(config.pretrain.model),
             supervised=supervised or stage.supervised,
             unsupervised=stage.unsupervised,

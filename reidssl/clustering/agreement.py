@@ -4,6 +4,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def agreement(labels: NDArray[np.int64], pids: NDArray[np.int64]) -> float:
+    """Adjusted Rand index of labels and identities: 1 for the same groups, near 0 by chance.
+
+    labels: int64 (N,), -1 for outliers, each of which counts as a cluster of its own: they are in no cluster, so no two of them
+    are taken for one person. pids: int64 (N,).
+    """
+    from sklearn.metrics import adjusted_rand_score
+
+    alone = labels.max(initial=-1) + 1 + np.arange(len(labels))
+    return float(adjusted_rand_score(pids, np.where(labels < 0, alone, labels)))
+
+
 def purity(labels: NDArray[np.int64], pids: NDArray[np.int64]) -> float:
     """Share of the clustered images that have the most frequent identity of their cluster, in (0, 1]; NaN without clusters.
 

@@ -11,6 +11,7 @@ import pytest
 from platform.engine.config.compose import load_config
 from platform.engine.data.shards import read_manifest, write_manifest
 from platform.engine.errors import ConfigError, StoppedError, UserError
+from platform.engine.pipeline.results import table
 from platform.engine.storage.location import open_storage
 from platform.finetune import FinetuneConfig
 from platform.pipeline import PipelineConfig, Results, ingest, main, of_set, source_proxy, stages
@@ -185,10 +186,45 @@ def test_without_a_run_of_its_own_the_source_proxy_is_the_full_pre_training(tmp_
     assert source_proxy(config) == "pretrain/full"
 
 
-def test_the_control_is_a_random_part_pre_trained_as_the_selected_one(tmp_path):
-    config = load_config(PipelineConfig, "pipeline", [f"output={tmp_path}", *TINY, "cfs.control=true"])
+def test_controls_are_parts_pre_trained_as_the_selected_one(tmp_path):
+    config = load_config(PipelineConfig, "pipeline", [f"output={tmp_path}", *TINY, "cfs.controls=[inverse,random]"])
     names = [name for name, _ in stages(config, open_storage(str(tmp_path)))]
-    assert [name for name in names if name not in STAGES] == ["select-control", "pretrain-control", "finetune-usl-control"]
+    assert [name for name in names if name not in STAGES] == [
+        "select-random_part",
+        "pretrain-random_part",
+        "select-inverse_part",
+        "pretrain-inverse_part",
+        "finetune-usl-random_part",
+        "finetune-usl-inverse_part",
+    ]
+
+
+def test_seeds_repeat_all_stages_but_the_ingest(tmp_path):
+    config = load_config(PipelineConfig, "pipeline", [f"output={tmp_path}", *TINY, "seeds=[3,5]"])
+    names = [name for name, _ in stages(config, open_storage(str(tmp_path)))]
+    once = [*STAGES[:2], STAGES[-1]]
+    each = [f"seed-{seed}/{name}" for seed in (3, 5) for name in STAGES if name not in once]
+    assert names == [*once[:2], *each, once[2]]
+    own = config.with_seed(5)
+    assert (own.seed, own.pretrain.seed, own.finetune.seed, own.seeds) == (5, 5, 5, [])
+    assert replace(own, seed=0, seeds=[3, 5], pretrain=config.pretrain, finetune=config.finetune) == config
+
+
+def test_the_results_of_seeds_are_means_with_their_spread(tmp_path):
+    """The runs are written here as their programs leave them."""
+    root = open_storage(str(tmp_path))
+    for seed, rate in ((3, 0.25), (5, 0.35)):
+        metrics = dict.fromkeys(("rank1", "rank5", "rank10", "mINP"), rate) | {"mAP": rate, "clusters": None}
+        summary = metrics | {"start": {"mAP": 0.1}}
+        root.joinpath(f"seed-{seed}", "finetune", "supervised-full", "summary.json").write_json(summary)
+        root.joinpath(f"seed-{seed}", "scores", "summary.json").write_json({"total": 10, "auc_planted": rate})
+        root.joinpath(f"seed-{seed}", "selection", "summary.json").write_json({"selected": 5})
+    results = Results(root, [3, 5]).collect()
+    assert [(row["seed"], row["mAP"]) for row in results["finetune"]] == [(3, 0.25), (5, 0.35)]
+    text = table(results)
+    assert "AUC against planted images 0.300 ± 0.071" in text and "over 2 seeds" in text
+    (row,) = (line for line in text.splitlines() if line.startswith("supervised"))
+    assert row.split()[:8] == ["supervised", "full", "10.0", "±", "0.0", "30.0", "±", "7.1"]
 
 
 def test_the_source_set_is_read_for_uda_alone(tmp_path):
@@ -291,6 +327,8 @@ def test_without_a_target_set_the_images_are_clustered(tmp_path, ray_session):
 
 def test_settings_that_cannot_be(tmp_path):
     for override, message in (
+        ("cfs.controls=[worst]", "controls must be some of random, inverse"),
+        ("seeds=[1,1]", "seeds must be different integers"),
         ("settings=[semi]", "settings must be some of supervised, uda, usl"),
         ("cfs.fraction=0", r"fraction must be in \(0, 1\]"),
         ("cfs.target_proxy=moco", "target_proxy must be one of supervised, usl"),

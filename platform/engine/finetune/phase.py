@@ -21,7 +21,7 @@ from platform.engine.runtime.collectives import broadcast_object
 from platform.engine.runtime.device import device
 from platform.engine.schemas.phases_settings import BatchConfig as BatchConfig
 from platform.engine.schemas.phases_settings import PhaseConfig, UnsupervisedConfig
-from reidssl.clustering.agreement import purity, stability
+from reidssl.clustering.agreement import agreement, purity, stability
 from reidssl.clustering.camera_proxies import camera_proxies
 from reidssl.clustering.memory import ClusterMemory
 from reidssl.clustering.pseudo_labels import PseudoLabels, cluster_centroids, pseudo_labels
@@ -119,9 +119,7 @@ class Unsupervised:
             log["search_recall"] = found.recall
         known = self.images.pids.min() >= 0  # evaluate the clusters with the identities, never train on them
         if known and found.num_clusters:
-            from sklearn.metrics import adjusted_rand_score
-
-            log["adjusted_rand_index"] = float(adjusted_rand_score(self.images.pids, found.labels))
+            log["adjusted_rand_index"] = agreement(found.labels, self.images.pids)
             log["purity"] = purity(found.labels, self.images.pids)
         if self.before is not None and not np.isnan(same := stability(found.labels, self.before)):
             log["label_stability"] = same

@@ -68,7 +68,7 @@ def finish(
 ) -> None:
     """Publish the rankings, the log and the summary. The summary marks the run complete."""
     (run.location / "rankings.json").write_json(result.pop("rankings"))
-    clusters = [row["clusters"] for row in tracker.rows if "clusters" in row]
+    clusters = [row for row in tracker.rows if "clusters" in row]
     tracker.publish()
     tracker.close()
     if "camera_note" in result:
@@ -84,7 +84,8 @@ def finish(
             "neck": phase.config.neck,
             "weights": weights_hash(model)[:12],
             "data_checksum": read_manifest(open_storage(config.target_set, config.storage)).checksum,
-            "clusters": int(clusters[-1]) if clusters else None,
+            "clusters": int(clusters[-1]["clusters"]) if clusters else None,
+            **{name: clusters[-1][name] for name in ("adjusted_rand_index",) if clusters and name in clusters[-1]},
             "images_seen": images_seen,
             "start": next((retrieval_metrics(row) for row in tracker.rows if row["epoch"] == 0), None),
             "epochs_without_training": untrained(tracker.rows),

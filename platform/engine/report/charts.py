@@ -9,13 +9,14 @@ from markupsafe import Markup
 
 from platform.engine.data.shards import read_rows
 from platform.engine.errors import StorageError
-from platform.engine.report.contents import SETTINGS, RunFolder, RunMember
+from platform.engine.report.contents import RunFolder, RunMember
 from platform.engine.report.plots.bars import grouped_bars, histogram
 from platform.engine.report.plots.curves import Series, line_chart
 from platform.engine.report.results import result_rows, setting_title
 from platform.engine.runs.gauges import OPERATION
+from platform.engine.schemas.finetune_settings import SETTINGS
 
-STYLES = {"random": 0, "full": 1, "selected": 2, "proxy": 3, "control": 4}
+STYLES = {"random": 0, "full": 1, "selected": 2, "proxy": 3, "random_part": 4, "inverse_part": 5}
 PRETRAIN_METRICS = [
     ("loss", "Loss"),
     ("probe_mAP", "Probe: cross-camera mAP"),

@@ -4,12 +4,15 @@ The folder may be of a pipeline (data/, proxy/, scores/, selection/, pretrain/, 
 program. Unreadable content becomes a note on the page. Only a folder without any run is an error.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from platform.engine.data.shards import MANIFEST, Manifest, read_manifest
 from platform.engine.errors import StorageError, UserError
+from platform.engine.pipeline.results import INITS, seed_folder
 from platform.engine.runs.metrics import read_metrics
+from platform.engine.schemas.finetune_settings import SETTINGS
+from platform.engine.schemas.pipeline_settings import CONTROLS, INVERSE_PART, RANDOM_PART
 from platform.engine.storage.location import Location, StorageConfig, open_storage
 from platform.engine.sweep.results import TRIALS, best_of
 
@@ -22,11 +25,11 @@ EXPECTED = {
     "selection": "the selected subset",
     "pretrain/full": "pre-training on all images",
     "pretrain/selected": "pre-training on the selected images",
-    "pretrain/control": "pre-training on a random part",
+    f"pretrain/{RANDOM_PART}": "pre-training on a random part",
+    f"pretrain/{INVERSE_PART}": "pre-training on the images with the lowest scores",
 }
 EXPECTED_WITHOUT_TARGET = {"pretrain/full": EXPECTED["pretrain/full"], "clusters": "the pseudo-identities"}
 DATA_ROLES = ("pretrain", "source", "target")
-SETTINGS, INITS = ("supervised", "uda", "usl"), ("random", "full", "selected", "control")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +90,8 @@ class RunFolder:
     members: list[RunMember]
     data: dict[str, DataSet]
     results: dict[str, Any] = field(default_factory=dict)
+    repeats: list[RunMember] = field(default_factory=list)
+    """The runs of a pipeline with several seeds, but for those of the first seed, which are in `members`."""
     trials: list[RunMember] = field(default_factory=list)
     """The trials of a sweep with results. `members` has only the best of them."""
     sweep_rows: list[dict[str, Any]] = field(default_factory=list)
@@ -135,10 +140,24 @@ def read_folder(uri: str, storage: StorageConfig) -> RunFolder:
         )
     if TRIALS in names:
         _set_trials_apart(found)
+    _set_seeds_apart(found)
     found.members.sort(key=_story_order)
     _find_data(found, names, storage)
     _note_missing(found)
     return found
+
+
+def _set_seeds_apart(found: RunFolder) -> None:
+    """Show the runs of the first seed as those of the pipeline, and move those of the others to `repeats`."""
+    seeds = next((one.setting_of("seeds") for one in found.of("pipeline")), None) or []
+    for place, seed in enumerate(seeds):
+        own = [one for one in found.members if one.name.startswith(f"{seed_folder(seed)}/")]
+        found.members = [one for one in found.members if one not in own]
+        renamed = [replace(one, name=one.name.partition("/")[2]) for one in own]
+        (found.repeats if place else found.members).extend(renamed)
+    if len(seeds) > 1:
+        rest = ", ".join(str(seed) for seed in seeds[1:])
+        found.notes.append(f"The charts show seed {seeds[0]}; the table of results has the means over this and seed {rest}.")
 
 
 def _set_trials_apart(found: RunFolder) -> None:
@@ -161,7 +180,17 @@ def _set_trials_apart(found: RunFolder) -> None:
 
 def _story_order(member: RunMember) -> tuple[Any, ...]:
     """Sort key: the order of the pipeline's stages, then of settings and initializations, then of names."""
-    order = ["", "proxy", "scores", "selection", "selection-control", "pretrain", "clusters", "finetune"]
+    order = [
+        "",
+        "proxy",
+        "scores",
+        "selection",
+        f"selection-{RANDOM_PART}",
+        f"selection-{INVERSE_PART}",
+        "pretrain",
+        "clusters",
+        "finetune",
+    ]
     place = order.index(member.name.split("/")[0]) if member.name.split("/")[0] in order else 0
     setting, init = (
         names.index(name) if name in names else len(names) for name, names in ((member.setting, SETTINGS), (member.init, INITS))
@@ -236,13 +265,14 @@ def _note_missing(found: RunFolder) -> None:
         pipeline = next(iter(found.of("pipeline")), None)
         # A pipeline without proxy samples uses the full pre-training as its source proxy.
         own_proxy = pipeline is None or pipeline.setting_of("cfs", "proxy_samples") != 0
-        control = bool(pipeline and pipeline.setting_of("cfs", "control"))
+        controls = (pipeline.setting_of("cfs", "controls") if pipeline else None) or []
+        without = {f"{name}_part" for name in CONTROLS if name not in controls}
         for name, meaning in (EXPECTED if found.has_target else EXPECTED_WITHOUT_TARGET).items():
-            wanted = {"proxy/source": own_proxy, "pretrain/control": control}.get(name, True)
+            wanted = own_proxy if name == "proxy/source" else name.removeprefix("pretrain/") not in without
             if found.named(name) is None and wanted:
                 found.notes.append(f"Not there: {meaning} ({name}).")
         for setting in pipeline.config.get("settings", SETTINGS) if pipeline else SETTINGS:
-            absent = [init for init in (INITS if control else INITS[:-1]) if found.named(f"finetune/{setting}-{init}") is None]
+            absent = [init for init in INITS if init not in without and found.named(f"finetune/{setting}-{init}") is None]
             if absent:
                 found.notes.append(f"Not there: fine-tuning, {setting}, from {', '.join(absent)}.")
     for one in found.members:

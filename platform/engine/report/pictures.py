@@ -16,11 +16,13 @@ from markupsafe import Markup
 from platform.engine.data.shards import read_rows
 from platform.engine.errors import StorageError, UserError
 from platform.engine.inference.models import LoadedModel, load_model
-from platform.engine.report.contents import INITS, SETTINGS, DataSet, RunFolder, RunMember
+from platform.engine.pipeline.results import INITS
+from platform.engine.report.contents import DataSet, RunFolder, RunMember
 from platform.engine.report.plots.picture_strip import attention_overlay, data_uri, encode, thumbnail
 from platform.engine.report.plots.strips import Match, ranking_strip
 from platform.engine.report.results import setting_title
 from platform.engine.runtime.device import device
+from platform.engine.schemas.finetune_settings import SETTINGS
 from reidssl.augment.reid_augment import normalize
 from reidssl.data.decode import DecodeError, decode_image, decode_whole
 

@@ -1,13 +1,16 @@
 """The rows of the result table: one for each evaluated run, or the mean over runs that differ in their seed."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
-from platform.engine.report.contents import INITS, SETTINGS, RunFolder, RunMember
+from platform.engine.pipeline.results import INITS
+from platform.engine.report.contents import RunFolder, RunMember
 from platform.engine.runs.run_folder import VOLATILE
+from platform.engine.schemas.finetune_settings import SETTINGS
 from reidssl.choices import RETRIEVAL_METRICS
 
 TITLES = {"supervised": "Supervised", "uda": "UDA", "usl": "USL"}
@@ -50,7 +53,7 @@ def result_rows(folder: RunFolder) -> list[ResultRow]:
         for own in _same_but_seed(
             [
                 one
-                for one in folder.members
+                for one in [*folder.members, *folder.repeats]
                 if one.program == "finetune" and one.summary and "mAP" in one.summary and not one.name.startswith("proxy/")
             ]
         )
@@ -72,10 +75,14 @@ def result_rows(folder: RunFolder) -> list[ResultRow]:
 
 
 def _same_but_seed(members: list[RunMember]) -> list[list[RunMember]]:
-    """The runs in groups of equal settings: only the seed, and what does not change results, may differ."""
+    """The runs in groups of equal settings: only the seed, and what does not change results, may differ.
+
+    The runs of a pipeline's seeds start from checkpoints of the same seed, which have the same name in its folder.
+    """
     found: dict[str, list[RunMember]] = {}
     for one in members:
         settings = {key: value for key, value in one.config.items() if key not in ("seed", *VOLATILE)}
+        settings["checkpoint"] = re.sub(r"/seed-\d+/", "/", str(settings.get("checkpoint") or ""))
         found.setdefault(json.dumps([one.setting, one.init, settings], sort_keys=True, default=str), []).append(one)
     return list(found.values())
 

@@ -131,8 +131,8 @@ def _reranking(member: RunMember) -> str:
 
 def _split(member: RunMember) -> str:
     if member.program == "pretrain":
-        if member.short_name == "control":
-            return "a random part"
+        if member.short_name in ("random_part", "inverse_part"):
+            return f"the {member.short_name.replace('_', ' ')}".replace("the random", "a random")
         selection = str(member.setting_of("data", "selection") or "")
         return f"images of {selection.rstrip('/').rpartition('/')[2]}" if selection else "all images"
     summary = member.summary or {}

@@ -1,6 +1,6 @@
 """The settings of platform.pipeline."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from platform.engine.config.paths import OutputPath
 from platform.engine.ingest.sources import RawConfig
@@ -13,6 +13,9 @@ from platform.engine.storage.location import StorageConfig
 from platform.engine.train.scaling import ScalingConfig
 from reidssl.augment.augment_config import ReidAugmentConfig
 from reidssl.checks import at_least, one_of, within
+
+CONTROLS = ("random", "inverse")
+SELECTED, RANDOM_PART, INVERSE_PART = "selected", "random_part", "inverse_part"
 
 
 @dataclass(kw_only=True)
@@ -40,8 +43,8 @@ class CfsConfig:
     source proxy."""
     fraction: float = 0.5
     """Share of the images to keep."""
-    control: bool = False
-    """Also pre-train on a random subset of the same size."""
+    controls: list[str] = field(default_factory=list)
+    """Also pre-train on other parts of the same size: random (a random part), inverse (the images with the lowest scores)."""
     target_proxy: str = "supervised"
     """Fine-tuning of the target proxy: supervised (as published; uses the target's labels) or usl (label-free)."""
     supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
@@ -51,6 +54,13 @@ class CfsConfig:
         at_least(0, "(no proxy of its own)", proxy_samples=self.proxy_samples)
         one_of(("supervised", "usl"), target_proxy=self.target_proxy)
         within("(0, 1]", fraction=self.fraction)
+        if set(self.controls) - set(CONTROLS):
+            raise ValueError(f"controls must be some of {', '.join(CONTROLS)}: got {list(self.controls)}")
+
+    @property
+    def parts(self) -> list[str]:
+        """The parts of the images to pre-train on: selected, and the controls random_part and inverse_part."""
+        return [SELECTED, *(f"{control}_part" for control in CONTROLS if control in self.controls)]
 
 
 @dataclass(kw_only=True)
@@ -67,6 +77,8 @@ class PipelineConfig:
     """Target set with identities in train, query and gallery; required unless settings=[]."""
     seed: int = 0
     """Seed of all stages, except for the generation of synthetic images."""
+    seeds: list[int] = field(default_factory=list)
+    """Run all stages after the ingest once for each of these seeds instead; the results are means over them."""
     row_group_rows: int = 256
     """Images in a row group of the shards."""
     settings: list[str] = field(default_factory=lambda: list(SETTINGS))
@@ -81,5 +93,12 @@ class PipelineConfig:
     def __post_init__(self) -> None:
         at_least(1, row_group_rows=self.row_group_rows)
         at_least(0, seed=self.seed)
+        if any(seed < 0 for seed in self.seeds) or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be different integers of at least 0: got {list(self.seeds)}")
         if set(self.settings) - set(SETTINGS):
             raise ValueError(f"settings must be some of {', '.join(SETTINGS)}: got {list(self.settings)}")
+
+    def with_seed(self, seed: int) -> "PipelineConfig":
+        """The configuration of one of the seeds."""
+        pretrain, finetune = replace(self.pretrain, seed=seed), replace(self.finetune, seed=seed)
+        return replace(self, seed=seed, seeds=[], pretrain=pretrain, finetune=finetune)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from reidssl.clustering.agreement import purity, stability
+from reidssl.clustering.agreement import agreement, purity, stability
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -31,3 +31,10 @@ def test_stability_is_over_the_images_in_clusters_of_both():
     both = (one >= 0) & (other >= 0)
     assert stability(one, other) == pytest.approx(adjusted_rand_score(one[both], other[both]))
     assert math.isnan(stability(labels, np.full(8, -1)))
+
+
+def test_each_outlier_is_a_cluster_of_its_own():
+    pids = np.array([0, 0, 1, 1, 2, 2])
+    assert agreement(np.array([0, 0, 1, 1, -1, -1]), pids) == adjusted_rand_score(pids, [0, 0, 1, 1, 2, 3])
+    assert agreement(np.array([0, 0, 1, 1, -1, 2]), pids) == adjusted_rand_score(pids, [0, 0, 1, 1, 3, 2])
+    assert agreement(pids + 4, pids) == 1.0 and agreement(np.full(6, -1), pids) == 0.0
