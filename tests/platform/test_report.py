@@ -164,6 +164,30 @@ def test_what_fine_tuning_adds_and_the_spread_over_seeds(pipeline: Path) -> None
     assert rows[0].doubtful and rows[1].spread is None and rows[0].first_of == 2
 
 
+def test_a_pipeline_of_several_seeds_shows_the_first_and_the_means(pipeline: Path, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(pipeline / "data", root / "data")
+    open_run(
+        "pipeline",
+        str(root),
+        load_config(PipelineConfig, "pipeline", [f"output={root}", "experiment=demo", "seeds=[4,7]"]),
+        STORAGE,
+    )
+    for seed in (4, 7):
+        for name in ("proxy", "scores", "selection", "pretrain", "finetune"):
+            shutil.copytree(pipeline / name, root / f"seed-{seed}" / name)
+        file = root / f"seed-{seed}" / "finetune" / "usl-full" / "config.json"
+        about = json.loads(file.read_text())
+        about["config"]["checkpoint"] = str(root / f"seed-{seed}" / "pretrain" / "full")
+        file.write_text(json.dumps(about))
+    folder = read_folder(str(root), STORAGE)
+    assert folder.named("finetune/usl-full") and len(folder.repeats) == len(folder.members) - 1  # but the pipeline itself
+    rows = result_rows(folder)
+    assert [(row.init, row.seeds) for row in rows if row.setting == "usl"] == [("random", 2), ("full", 2), ("selected", 2)]
+    text = render(folder)
+    assert "The charts show seed 4; the table of results has the means over this and seed 7" in text and "Not there" not in text
+
+
 def test_pictures_decode_and_every_ranking_is_shown(pipeline: Path, page: str) -> None:
     found = pictures_in(page)
     assert len(found) > 60
