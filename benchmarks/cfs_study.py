@@ -3,10 +3,10 @@
   python -m benchmarks.cfs_study --output runs/cfs-study               3 seeds, sized for under an hour on 2 cores
   python -m benchmarks.cfs_study --output runs/cfs-study --finetune    also fine-tunes every backbone with the target's identities
 
-For every seed: people and cameras are drawn, a source proxy is pre-trained on all images and fine-tuned to the target, and all
-images are scored. Then a backbone is pre-trained on all images, and on 25, 50 and 75 % of them: those with the best scores (cfs),
-a random part (random), and those with the worst scores (inverse). All backbones see the same number of images, so a smaller part
-is seen more often. The result is the mAP of the frozen backbone on the target's test people, as mean and standard deviation over
+For every seed: people and cameras are drawn, a backbone is pre-trained on all images and fine-tuned to the target, and all images
+are scored with the two. Then backbones are pre-trained on 25, 50 and 75 % of the images: those with the best scores (cfs), a
+random part (random), and those with the worst scores (inverse). All backbones see the same number of images, so a smaller part is
+seen more often. The result is the mAP of the frozen backbone on the target's test people, as mean and standard deviation over
 the seeds, in study.json and study.md, and as a chart in study.svg.
 
 Sizes are those of the demo but for `--samples`. Every step is a run folder, so the same command continues an interrupted study.
@@ -37,7 +37,7 @@ FULL = "full"
 def config_of(output: Path, seed: int, samples: int, overrides: list[str]) -> PipelineConfig:
     """The sizes of one seed: people, cameras, batches and weights all depend on the seed."""
     worlds = [f"{part}_set.synthetic.seed={seed}" for part in ("pretrain", "source", "target")]
-    sizes = [f"pretrain.length.samples={samples}", f"cfs.proxy_samples={samples}", "pretrain.probe.every_steps=1000000"]
+    sizes = [f"pretrain.length.samples={samples}", "pretrain.probe.every_steps=1000000"]
     given = ["experiment=demo", "settings=[]", f"seed={seed}", f"output={output}/seed-{seed}", *worlds, *sizes, *overrides]
     return load_config(PipelineConfig, "pipeline", given)
 
@@ -48,8 +48,8 @@ def study_seed(config: PipelineConfig, fractions: list[float], finetune: bool) -
     connect(config.runtime)
     for part in ("pretrain", "target"):
         pipeline.ingest(config, part)
-    pipeline.pretrain_on(config, root, "proxy/source", config.cfs.proxy_samples)
-    pipeline.fine_tune(config, root, "supervised", "proxy/source", "proxy/target", supervised=config.cfs.supervised)
+    pipeline.pretrain(config, root, FULL)  # also the source proxy
+    pipeline.fine_tune(config, root, "supervised", f"pretrain/{FULL}", "proxy/target", supervised=config.cfs.supervised)
     pipeline.score(config, root)
     auc = (root / "scores" / "summary.json").read_json().get("auc_planted")
     results = {}

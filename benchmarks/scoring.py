@@ -144,7 +144,7 @@ def actors(arguments: dict[str, Any]) -> Any:
     pool = PoolConfig(actors=cores(), batch=arguments["rows"])
 
     def work() -> dict[str, Any]:
-        batches = stream_through_actors(root, read_manifest(root).files, kind, given, size, pool)
+        batches = stream_through_actors([(root, read_manifest(root).files)], kind, given, size, pool)
         return rate_of([(time.time(), len(batch["key"])) for batch in batches])
 
     return work, lambda found: found

@@ -127,7 +127,7 @@ def extract(config: ClusterProgramConfig, run: Run, root: Location, manifest: Ma
         "compiling": config.pool.compiling(manifest.num_rows),
         "given": config.load,
     }
-    batches = stream_through_actors(root, pending, FeatureActor, arguments, size, config.pool)
+    batches = stream_through_actors([(root, pending)], FeatureActor, arguments, size, config.pool)
 
     def publish(name: str, columns: Batch) -> None:
         table = pa.table(

@@ -6,8 +6,8 @@
 
 Several models or test sets give the cross-domain matrix, with a row per model and a column per test set. A model is a run folder
 or a checkpoint file, written by this platform or released by others; load.* supplies what the file does not say. A test set is a
-folder of shards with splits query and gallery. Ray Data sends the images from the shards through a pool of actors; this process
-holds only labels and features.
+folder of shards with splits query and gallery. Ray Data sends the images of all test sets through one pool of actors, which hold
+all models of an image size; this process holds only labels, and the features of one test set at a time.
 """
 
 from platform.engine.config.program import run_program
@@ -16,6 +16,8 @@ if __name__ == "__main__":  # before the imports below: --help and a misspelled 
     run_program("evaluate")
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -24,13 +26,15 @@ import torch
 from platform.engine.data.set_aside import SetAside
 from platform.engine.data.shards import Manifest, read_manifest
 from platform.engine.errors import UserError, user_error_of
-from platform.engine.inference.actors import FeatureActor, stream_through_actors
+from platform.engine.inference.actors import Batch, FeatureActor, stream_through_actors
 from platform.engine.inference.evaluation import Labels, evaluate_features, require_judgeable
+from platform.engine.inference.features import FEATURE
 from platform.engine.inference.models import load_model
 from platform.engine.runs.run_folder import environment
 from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.evaluate_settings import EvaluateProgramConfig
+from platform.engine.schemas.retrieval_settings import EvaluateConfig
 from platform.engine.storage.location import Location, open_storage
 from reidssl.choices import RETRIEVAL_METRICS
 from reidssl.data.msmt17 import IMAGE_FOLDERS
@@ -64,23 +68,25 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
     if config.output:
         open_storage(config.output, config.storage).prepare_output()
     connect(config.runtime, "evaluate", config.output or ",".join(config.checkpoints))
+    models = dict(zip(config.checkpoints, loaded, strict=True))
     rows = []
-    for uri, model in zip(config.checkpoints, loaded, strict=True):
-        for location in sets:
-            result = evaluate(uri, model.image_size, location, config)
+    for size in dict.fromkeys(model.image_size for model in loaded):
+        for uri, location, result in evaluate([uri for uri in models if models[uri].image_size == size], size, sets, config):
             row = {
                 "model": uri,
                 "data": location.uri,
                 "splits": list(SPLITS),
-                "image_size": list(model.image_size),
+                "image_size": list(size),
                 "reranking": config.evaluate.reranking,
                 "query_expansion": config.evaluate.expansion,
-                "weights": model.weights,
-                "loaded": model.about.as_dict(),
+                "weights": models[uri].weights,
+                "loaded": models[uri].about.as_dict(),
                 **result,
             }
             rows.append(row)
             say(f"{uri} on {location.uri}: mAP {row['mAP']:.1%}  Rank-1 {row['rank1']:.1%}")
+    order = [location.uri for location in sets]
+    rows.sort(key=lambda row: (config.checkpoints.index(row["model"]), order.index(row["data"])))
     print(table(rows))
     if len(rows) > 1:
         print("\n" + matrix(rows))
@@ -91,35 +97,62 @@ def main(config: EvaluateProgramConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def evaluate(uri: str, image_size: tuple[int, int], location: Location, config: EvaluateProgramConfig) -> dict[str, Any]:
-    """Metrics of one model on one test set. The features of query and gallery come from one pass over the shards.
+class EveryModel:
+    """Actor with several models: the features of an image by each of them, in columns named by the place of the model."""
 
-    Returns a JSON-compatible dict of metrics and data set facts. image_size: (height, width).
+    def __init__(self, models: Sequence[str], **how: Any) -> None:
+        self.actors = [FeatureActor(model, **how) for model in models]
+
+    def __call__(self, batch: Batch) -> Batch:
+        names = ("key", "split", "set", "file", "problem")
+        features = {str(place): actor(batch)[FEATURE] for place, actor in enumerate(self.actors)}
+        return {name: batch[name] for name in names} | features
+
+
+def evaluate(
+    uris: Sequence[str], image_size: tuple[int, int], sets: Sequence[Location], config: EvaluateProgramConfig
+) -> Iterator[tuple[str, Location, dict[str, Any]]]:
+    """Yields (model, test set, metrics) for models of one image size, (height, width), set by set.
+
+    One pool of actors reads the query and gallery images of each set once and computes the features of all models. The features
+    of one set at a time are in memory. The metrics and data set facts are a JSON-compatible dict.
     """
-    manifest = read_manifest(location)
+    manifests = [read_manifest(location) for location in sets]
     arguments = {
-        "model": uri,
+        "models": uris,
         "storage": config.storage,
         "threads": max(1, int(config.pool.cpus_per_actor)),
         "precision": config.pool.precision,
-        "compiling": config.pool.compiling(manifest.num_rows),
+        "compiling": config.pool.compiling(sum(manifest.num_rows for manifest in manifests)),
         "given": config.load,
         "changes": config.overrides,
         "flip": config.evaluate.flip,
     }
-    set_aside = SetAside(
-        location.uri, sum(manifest.splits[split] for split in SPLITS), config.pool.max_corrupt_share, "pool.max_corrupt_share"
-    )
+    shards = [(location, manifest.files) for location, manifest in zip(sets, manifests, strict=True)]
     try:
-        batches = list(
-            set_aside.watch(
-                stream_through_actors(location, manifest.files, FeatureActor, arguments, image_size, config.pool, SPLITS)
-            )
-        )
+        stream = stream_through_actors(shards, EveryModel, arguments, image_size, config.pool, SPLITS)
+        batches = (batch for batch in stream if len(batch["key"]))
+        for place, own in groupby(batches, key=lambda batch: int(batch["set"][0])):
+            location, manifest = sets[place], manifests[place]
+            total = sum(manifest.splits[split] for split in SPLITS)
+            set_aside = SetAside(location.uri, total, config.pool.max_corrupt_share, "pool.max_corrupt_share")
+            found = list(set_aside.watch(own))
+            for number, uri in enumerate(uris):
+                rows = {name: np.concatenate([batch[name] for batch in found]) for name in ("key", "split", "problem")}
+                features = np.concatenate([batch[str(number)] for batch in found])
+                yield uri, location, set_aside.summary() | metrics_of(location, manifest, rows, features, config.evaluate)
     except Exception as error:
         raise user_error_of(error) or error from None
-    rows = {name: np.concatenate([batch[name] for batch in batches]) for name in ("key", "split", "feature", "problem")}
-    labels, features, left_out = [], [], {}
+
+
+def metrics_of(
+    location: Location, manifest: Manifest, rows: dict[str, np.ndarray], features: np.ndarray, how: EvaluateConfig
+) -> dict[str, Any]:
+    """The metrics of one model on one test set, from the features (N, D) of its query and gallery images.
+
+    rows: "key", "split" and "problem" of the images. Raises UserError if no image of a split could be decoded.
+    """
+    labels, of_split, left_out = [], [], {}
     for split in SPLITS:
         chosen = rows["split"] == split
         labels.append(Labels(location, split))
@@ -129,15 +162,13 @@ def evaluate(uri: str, image_size: tuple[int, int], location: Location, config: 
         if not good.any():
             raise UserError(f"{location.uri} cannot be judged: none of its {split} images can be decoded")
         labels[-1] = labels[-1].only(good)
-        features.append(torch.from_numpy(rows["feature"][chosen][good]))
+        of_split.append(torch.from_numpy(features[chosen][good]))
         left_out[split] = int((~good).sum())
-    found = evaluate_features(labels[0], labels[1], features[0], features[1], config.evaluate)
     return {
         "data_set": data_set(manifest, labels[1].keys[0]),
         "data_checksum": manifest.checksum,
-        **set_aside.summary(),
         "left_out": left_out,
-        **found,
+        **evaluate_features(labels[0], labels[1], of_split[0], of_split[1], how),
     }
 
 

@@ -165,7 +165,7 @@ def forward(
         "load": config.load,
         "load_target": config.load_target,
     }
-    return stream_through_actors(root, pending, Scorer, arguments, image_size, config.pool)
+    return stream_through_actors([(root, pending)], Scorer, arguments, image_size, config.pool)
 
 
 def proxies_of(config: ScoreConfig, root: Location, manifest: Manifest) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,11 @@ from platform.engine.storage.location import StorageConfig
 from platform.evaluate import EvaluateProgramConfig, data_set, main, matrix
 from reidssl.metrics.ranking import rank
 from reidssl.metrics.reranking import rank_reranked
+from reidssl.models.model_config import VitConfig
+from reidssl.models.vit import build_vit
+from reidssl.models.weights import save_model
 from tests.fixtures_runs import embed_all
+from tests.platform.report_runs import write_data
 
 NAMES = ("mAP", "rank1", "rank5", "rank10", "mINP")
 
@@ -35,10 +39,10 @@ def config_of(models, sets, *overrides: str) -> EvaluateProgramConfig:
     )
 
 
-def in_process(model, data) -> tuple:
+def in_process(model, data, size=(64, 32)) -> tuple:
     """Arguments of the metrics, with features computed in this process without Ray."""
     loaded = load_model(str(model), StorageConfig())
-    query, gallery = (ImageSet(data, [split], (64, 32)) for split in ("query", "gallery"))
+    query, gallery = (ImageSet(data, [split], size) for split in ("query", "gallery"))
     return (embed_all(loaded, query), query.pids, query.camids, embed_all(loaded, gallery), gallery.pids, gallery.camids)
 
 
@@ -81,6 +85,22 @@ def test_a_table_of_two_models(tmp_path, ray_session, tiny_backbone, supervised_
     )
     assert printed.splitlines()[-4] == "mAP / Rank-1, no query expansion"  # two models on one set also give a matrix
     assert printed.splitlines()[-2].split()[0] == str(models[0])
+
+
+def test_models_of_two_sizes_on_two_sets(tmp_path, ray_session, tiny_backbone, supervised_run, tiny_labeled):
+    """The models of one size share a pass over both sets; each result is that of the model and the set alone."""
+    other = write_data(tmp_path / "other", "target")
+    small = tmp_path / "small.safetensors"
+    vit = VitConfig(width=32, depth=1, heads=2, patch_size=8, stem="patch", image_size=(48, 24))
+    save_model(build_vit(vit, seed=3), {"kind": "backbone"}, small)
+    models, sets = [supervised_run[0], small, tiny_backbone], [other, tiny_labeled]
+    rows = main(config_of(models, [each.uri for each in sets]))
+    assert [(row["model"], row["data"]) for row in rows] == [(str(model), each.uri) for model in models for each in sets]
+    for row, (model, each) in zip(rows, [(model, each) for model in models for each in sets], strict=True):
+        size = (48, 24) if model == small else (64, 32)
+        expected = rank(*in_process(model, each, size))
+        assert [row[name] for name in NAMES] == pytest.approx([getattr(expected, name) for name in NAMES], abs=1e-6)
+        assert row["image_size"] == list(size) and row["data_checksum"] == read_manifest(each).checksum
 
 
 def test_verification_and_cameras_on_the_terminal(ray_session, tiny_backbone, tiny_labeled, capsys):

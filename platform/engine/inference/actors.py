@@ -84,19 +84,19 @@ class InPieces:
 
 
 def stream_through_actors(
-    root: Location,
-    files: Sequence[FileEntry],
+    sets: Sequence[tuple[Location, Sequence[FileEntry]]],
     actor: type,
     arguments: dict[str, Any],
     image_size: tuple[int, int],
     pool: PoolConfig,
     splits: Sequence[str] = (),
 ) -> Iterator[Batch]:
-    """Yields the batches that the actors compute from the rows of `files`, in the order of the shards.
+    """Yields the batches that the actors compute from the rows of data sets, in the order of the sets and their shards.
 
     Args:
+        sets: (data set, its shards to read). A batch has rows of one set, and one pool of actors serves all of them.
         actor: class that is built with `arguments` and called with batches {"image": uint8 (B, 3, H, W), "key", "pid", "camid",
-            "split", "file", "problem"}. It must return "key", "file" and "problem" unchanged.
+            "split", "set" (place in `sets`), "file", "problem"}. It must return "key", "file" and "problem" unchanged.
         image_size: (height, width) of the decoded images.
         splits: read only rows of these splits; empty: all rows.
 
@@ -106,14 +106,21 @@ def stream_through_actors(
     """
     import ray
 
-    units = [(entry.name, group) for entry in files for group in range(len(entry.row_groups))]
+    units = [
+        (place, entry.name, group)
+        for place, (_, files) in enumerate(sets)
+        for entry in files
+        for group in range(len(entry.row_groups))
+    ]
     actors = _pool_size(pool, len(units))
-    max_pixels = read_manifest(root).max_pixels
+    roots = [root for root, _ in sets]
+    max_pixels = [read_manifest(root).max_pixels for root in roots]
 
     def read(batch: Batch) -> Iterator[Batch]:
         for index in batch["id"]:
-            name, group = units[index]
-            yield _read_and_decode(root, name, group, image_size, splits, max_pixels)
+            place, name, group = units[index]
+            rows = _read_and_decode(roots[place], name, group, image_size, splits, max_pixels[place])
+            yield rows | {"set": np.full(len(rows["key"]), place)}
 
     dataset = ray.data.range(len(units), override_num_blocks=len(units))
     dataset = dataset.map_batches(read, batch_size=1, num_cpus=0.5)
