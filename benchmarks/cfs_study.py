@@ -2,12 +2,14 @@
 
   python -m benchmarks.cfs_study --output runs/cfs-study               3 seeds, sized for under an hour on 2 cores
   python -m benchmarks.cfs_study --output runs/cfs-study --finetune    also fine-tunes every backbone with the target's identities
+  python -m benchmarks.cfs_study --output runs/cfs-people pretrain_set.kind=folder pretrain_set.path=crops \\
+      target_set.kind=market1501 target_set.path=Market-1501-v15.09.15    the same on images of real people
 
-For every seed: people and cameras are drawn, a backbone is pre-trained on all images and fine-tuned to the target, and all images
-are scored with the two. Then backbones are pre-trained on 25, 50 and 75 % of the images: those with the best scores (cfs), a
-random part (random), and those with the worst scores (inverse). All backbones see the same number of images, so a smaller part is
-seen more often. The result is the mAP of the frozen backbone on the target's test people, as mean and standard deviation over
-the seeds, in study.json and study.md, and as a chart in study.svg.
+For every seed: people and cameras are drawn (synthetic people), a backbone is pre-trained on all images and fine-tuned to the
+target, and all images are scored with the two. Then backbones are pre-trained on 25, 50 and 75 % of the images: those with the
+best scores (cfs), a random part (random), and those with the worst scores (inverse). All backbones see the same number of
+images, so a smaller part is seen more often. The result is the mAP of the frozen backbone on the target's test people, as mean
+and standard deviation over the seeds, in study.json and study.md, and as a chart in study.svg.
 
 Sizes are those of the demo but for `--samples`. Every step is a run folder, so the same command continues an interrupted study.
 Further arguments are overrides of platform.pipeline, such as pretrain_set.synthetic.num_pretrain=4096.
@@ -21,6 +23,7 @@ import numpy as np
 
 from platform import evaluate, pipeline
 from platform.engine.config.compose import load_config
+from platform.engine.pipeline.results import spread as spread_text
 from platform.engine.report.plots.curves import Series, line_chart
 from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import say
@@ -35,8 +38,9 @@ FULL = "full"
 
 
 def config_of(output: Path, seed: int, samples: int, overrides: list[str]) -> PipelineConfig:
-    """The sizes of one seed: people, cameras, batches and weights all depend on the seed."""
-    worlds = [f"{part}_set.synthetic.seed={seed}" for part in ("pretrain", "source", "target")]
+    """The sizes of one seed: people, cameras, batches and weights all depend on the seed. Images of real people do not."""
+    real = any(text.startswith("pretrain_set.kind=") for text in overrides)
+    worlds = [] if real else [f"{part}_set.synthetic.seed={seed}" for part in ("pretrain", "source", "target")]
     sizes = [f"pretrain.length.samples={samples}", "pretrain.probe.every_steps=1000000"]
     given = ["experiment=demo", "settings=[]", f"seed={seed}", f"output={output}/seed-{seed}", *worlds, *sizes, *overrides]
     return load_config(PipelineConfig, "pipeline", given)
@@ -67,7 +71,7 @@ def study_seed(config: PipelineConfig, fractions: list[float], finetune: bool) -
 
 
 def select(config: PipelineConfig, root: Location, kind: str, fraction: float, name: str) -> dict[str, float]:
-    """Select a part of the images. Returns the share of planted images in it."""
+    """Select a part of the images. Returns the share of planted images in it, if there are such images."""
     how: dict[str, Any] = {"random": True, "seed": config.seed} if kind == "random" else {"scores": (root / "scores").uri}
     summary = run_select(
         SelectConfig(
@@ -79,7 +83,8 @@ def select(config: PipelineConfig, root: Location, kind: str, fraction: float, n
             **how,
         )
     )
-    return {"planted": summary["planted_share"]["selected"]}
+    share = summary.get("planted_share")
+    return {"planted": share["selected"]} if share else {}
 
 
 def frozen(config: PipelineConfig, root: Location, label: str) -> float:
@@ -146,10 +151,11 @@ def main() -> None:
         )
     results = open_storage(str(output))
     (results / "study.json").write_json({"samples": arguments.samples, "seeds": found})
-    auc = np.mean([one[FULL]["auc"] for one in found])
-    text = f"{arguments.seeds} seeds, {arguments.samples:,} images seen, AUC of the scores against planted images {auc:.3f}\n"
+    aucs = [one[FULL]["auc"] for one in found if one[FULL]["auc"] is not None]
+    auc = f", AUC of the scores against planted images {spread_text(aucs, '.3f')}" if aucs else ""
+    text = f"{arguments.seeds} seeds, {arguments.samples:,} images seen{auc}\n"
     titles = {"mAP": "frozen", "mAP_finetuned": "fine-tuned", "planted": "planted images in the part"}
-    for metric in ("mAP", *["mAP_finetuned"] * arguments.finetune, "planted"):
+    for metric in ("mAP", *["mAP_finetuned"] * arguments.finetune, *["planted"] * bool(aucs)):
         text += f"\n{titles[metric]}, %\n\n{table(found, arguments.fractions, metric)}\n"
     (results / "study.md").write_text(text)
     (results / "study.svg").write_text(chart(found, arguments.fractions))

@@ -1,0 +1,116 @@
+"""Overhead of a fine-tuning step: the loop of platform.finetune against a bare PyTorch loop, on one worker.
+
+  python -m benchmarks.finetune_overhead            a small model, where the overhead is largest
+  python -m benchmarks.finetune_overhead --full     ViT-S with ICS on 256 x 128
+
+Both sides train the same model on the same images with the same augmentation, losses and SGD. They take turns,
+step by step, in one process. This project adds DeepSpeed, drop path and batch norm that do not depend on the number of workers,
+means of the log, and the check for losses that are not finite. The labels are identities (supervised), then clusters (USL).
+"""
+
+import copy
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from benchmarks.measure import arguments_of, print_machine
+from benchmarks.people import write_shards
+
+WARM_UP = 3
+SMALL = ["model.image_size=[64,32]", "model.width=128", "model.depth=3", "model.heads=4", "model.patch_size=8"]
+FULL = ["model.image_size=[256,128]"]
+
+
+class Bare:
+    """The other side: the same training in ordinary PyTorch."""
+
+    def __init__(self, trained: Any, augment: Any) -> None:
+        from platform.engine.train.optimizers import finetuning_optimizer
+        from reidssl.augment.reid_augment import ReidAugment
+
+        self.model, self.phase = copy.deepcopy(trained.model), trained.phase
+        self.model.train()
+        self.augment = ReidAugment(augment)
+        self.optimizer = finetuning_optimizer(trained.phase.config, self.model)
+
+    def step(self, epoch: int, positions: np.ndarray, labels: Tensor, seeds: Any) -> float:
+        """One training step on the images at `positions` (B,); returns the loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.phase.learning_rate(epoch)
+        images = self.augment(self.phase.images.batch(positions), seeds)
+        output = self.model(images)
+        loss, _ = self.phase.loss(output, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return float(loss.detach())
+
+
+def take_turns(folder: str, setting: str, overrides: list[str], steps: int) -> tuple[list[float], list[float]]:
+    """(seconds of each step of this project, of the bare loop)."""
+    from platform.engine.config.compose import load_config
+    from platform.engine.finetune.loop import PhaseTrainer
+    from platform.engine.finetune.trained import batch_seeds
+    from platform.engine.runs.run_folder import open_run
+    from platform.engine.storage.location import open_storage
+    from platform.finetune import FinetuneConfig, finetune, with_micro_batches
+
+    section = {"supervised": "supervised", "usl": "unsupervised"}[setting]
+    given = [f"setting={setting}", f"target_set={folder}/data", f"output={folder}/{setting}", f"{section}.epochs=2", *overrides]
+    given += [f"unsupervised.iterations={steps}", f"{section}.drop_path=0"]
+    config = load_config(FinetuneConfig, "finetune", given)
+    config = with_micro_batches(config, open_storage(config.output))
+    open_run("finetune", config.output, config, config.storage)
+    ours: list[float] = []
+    others: list[float] = []
+    bare: list[Bare] = []
+    own_step = PhaseTrainer._step
+
+    def turns(trainer: Any, trained: Any, epoch: int, step: int, positions: np.ndarray, labels: Tensor, means: Any) -> Any:
+        if not bare:
+            bare.append(Bare(trained, trainer.augment))
+        started = time.perf_counter()
+        bare[0].step(epoch, positions, labels, batch_seeds(config.seed, trained.phase.images, epoch, step, positions))
+        middle = time.perf_counter()
+        found = own_step(trainer, trained, epoch, step, positions, labels, means)
+        if epoch or step >= WARM_UP:
+            ours.append(time.perf_counter() - middle)
+            others.append(middle - started)
+        return found
+
+    PhaseTrainer._step = turns  # type: ignore[method-assign, assignment]
+    try:
+        finetune(config)
+    finally:
+        PhaseTrainer._step = own_step  # type: ignore[method-assign]
+    return ours, others
+
+
+def main() -> None:
+    full = arguments_of(__doc__).full
+    print_machine()
+    os.environ |= {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        size = "[256,128]" if full else "[64,32]"
+        write_shards(f"{folder}/data", size, 1, "raw.part=target", f"raw.synthetic.target_identities={64 if full else 200}")
+        dist.init_process_group("gloo", init_method=f"file://{Path(folder) / 'rendezvous'}", rank=0, world_size=1)
+        for setting in ("supervised", "usl"):
+            ours, bare = take_turns(folder, setting, FULL if full else SMALL, 10 if full else 30)
+            own, other = statistics.median(ours), statistics.median(bare)
+            print(f"\n{setting}: one step of {'ViT-S + ICS' if full else 'a small ViT + ICS'}, {len(ours)} steps of each side")
+            print(f"  platform.finetune  {1000 * own:9.1f} ms (median)  {1000 * statistics.mean(ours):9.1f} ms (mean)")
+            print(f"  bare PyTorch       {1000 * other:9.1f} ms (median)  {1000 * statistics.mean(bare):9.1f} ms (mean)")
+            print(f"  ratio              {own / other:9.3f}              {statistics.mean(ours) / statistics.mean(bare):9.3f}")
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
