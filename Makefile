@@ -1,7 +1,8 @@
 # make demo   pre-train, select, fine-tune, evaluate and report on synthetic people (CPU; sized for 20 minutes on 2 idle cores)
 # make test   the test suite; make test-slow: the faults on a whole cluster and the rare variants, about as long again
 # make test-gpu   the tests that need a GPU, on a machine that has one
-# make bench  speed and memory against what one would install instead (make bench BENCH=--full: the published sizes, many minutes)
+# make bench  speed and memory against what one would install instead, into benchmarks/RESULTS.md (under 20 minutes on 2 idle cores;
+#             make bench BENCH=--full: the published sizes, hours)
 # make lint   ruff (rules and format) and mypy
 # make docs   the guides, the configuration reference and the library's API as a site in site/
 # make clean  remove the environment, the demo's run and the site
@@ -32,11 +33,7 @@ test-gpu: env
 	$(RUN) -m pytest -m gpu -rs
 
 bench: env
-	$(RUN) -m benchmarks.pseudo_labels $(BENCH)
-	$(RUN) -m benchmarks.ranking $(BENCH)
-	$(RUN) -m benchmarks.reranking $(BENCH)
-	$(RUN) -m benchmarks.step_overhead $(BENCH)
-	$(RUN) -m benchmarks.input_stream $(BENCH)
+	$(RUN) -m benchmarks.results $(BENCH)
 
 lint: env
 	$(RUN) -m ruff check .

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from benchmarks.measure import arguments_of, measure, print_machine, print_sides
+from benchmarks.measure import Compared, arguments_of, measure, print_machine
 
 QUICK, FULL = 256, 2048
 GLOBAL, LOCAL, NUM_LOCAL = (256, 128), (128, 64), 8
@@ -147,7 +147,7 @@ def main() -> None:
     if arguments.loops:
         print_machine()
         sides = [measure(__spec__.name, side, num, arguments.repeats) for side in ("loops", "operators")]
-        print_sides(f"2 + 8 crops of {num:,} decoded images", *sides, "batched operators")
+        Compared(f"2 + 8 crops of {num:,} decoded images", *sides, "batched operators").print()
         return
     try:
         import lightly.transforms  # noqa: F401
@@ -157,7 +157,7 @@ def main() -> None:
         ) from None
     print_machine()
     sides = [measure(__spec__.name, side, num, arguments.repeats) for side in ("ours", "lightly")]
-    print_sides(f"2 + 8 crops of {num:,} images", *sides, "lightly's DINOTransform")
+    Compared(f"2 + 8 crops of {num:,} images", *sides, "lightly's DINOTransform").print()
     print(f"  images per second: {num / sides[0].seconds:.0f} against {num / sides[1].seconds:.0f}")
 
 

@@ -13,9 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 from benchmarks.measure import print_machine
 from benchmarks.people import write_shards
+from benchmarks.table import Row
 
 TINY = [
     "model.image_size=[64,32]",
@@ -63,18 +65,32 @@ def imports() -> float:
     return time.perf_counter() - started
 
 
+def medians(runs: int) -> tuple[float, float, float]:
+    """Medians in seconds of several starts: until Ray has started, until the first step is done, and of the imports alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_shards(f"{folder}/data", "[64,32]", 256)
+        found = [start(f"{folder}/data", f"{folder}/run{number}") for number in range(runs)]
+    connected, first = (statistics.median(times) for times in zip(*found, strict=True))
+    return connected, first, min(imports() for _ in range(runs))
+
+
+def rows(size: str) -> Iterator[Row]:
+    """Rows of the table of `make bench`. size: "tiny" takes one start, others three."""
+    runs = 1 if size == "tiny" else 3
+    connected, first, alone = medians(runs)
+    note = f"median of {runs}; Ray has started after {connected:.1f} s, the imports alone take {alone:.1f} s"
+    yield Row("command to first step, a tiny model", first, "s", note)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
     runs = parser.parse_args().runs
     print_machine()
-    with tempfile.TemporaryDirectory() as folder:
-        write_shards(f"{folder}/data", "[64,32]", 256)
-        found = [start(f"{folder}/data", f"{folder}/run{number}") for number in range(runs)]
-    alone = min(imports() for _ in range(runs))
+    connected, first, alone = medians(runs)
     print(
-        f"\nmedian of {runs} starts: Ray there after {statistics.median(one for one, _ in found):.1f} s, first step done after "
-        f"{statistics.median(both for _, both in found):.1f} s; the imports alone take {alone:.1f} s"
+        f"\nmedian of {runs} starts: Ray there after {connected:.1f} s, first step done after {first:.1f} s; the imports alone "
+        f"take {alone:.1f} s"
     )
 
 

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 
 from benchmarks import first_step
 from benchmarks.goodput import IMAGES
-from benchmarks.measure import measure, print_machine
+from benchmarks.measure import measure
 from benchmarks.people import write_shards
+from benchmarks.table import environment, head, show
 
 TINY_MODEL = [*first_step.TINY[:-2], "stream.micro_batch=8"]
 SIDES = "benchmarks.gpu_sides"
@@ -82,10 +83,6 @@ def end_to_end(folder: str, overrides: list[str], batch: int, steps: int, name: 
         raise SystemExit(f"error: platform.pretrain failed:\n{ended.stdout[-2000:]}{ended.stderr[-2000:]}")
     rows = [row["images_per_second"] for row in read_metrics(open_storage(f"{folder}/{name}")) if "images_per_second" in row]
     return statistics.median(rows[1:] or rows)
-
-
-def show(label: str, value: float, unit: str, note: str = "") -> None:
-    print(f"  {label:<58}{value:>11,.1f} {unit:<10} {note}", flush=True)
 
 
 def pretraining(folder: str, sizes: Sizes, stem: str) -> None:
@@ -155,9 +152,10 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    print_machine()
-    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: these figures mean nothing"
-    print(f"{card}, torch {torch.__version__}\n")
+    print("\n".join(f"- {line}" for line in environment()))
+    if tiny:
+        print("- toy sizes: these figures mean nothing")
+    print(f"\n{head()}")
     parts(TINY if tiny else FULL)
 
 

@@ -21,15 +21,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks.measure import arguments_of, measure, print_machine
 from benchmarks.people import write_shards
+from benchmarks.table import Row
 
 BATCH, GLOBAL = 64, (256, 128)
-QUICK, FULL = {"num": 1024, "local": 16, "s3": 2}, {"num": 8192, "local": 4, "s3": 1}
+SIZES = {
+    "tiny": {"num": 192, "local": 2, "s3": 2},
+    "quick": {"num": 1024, "local": 16, "s3": 2},
+    "full": {"num": 8192, "local": 4, "s3": 1},
+}
 TUNING = [(workers, where) for where in ("workers", "main") for workers in (1, 2, 3)]
 
 
@@ -92,7 +97,7 @@ def stream(arguments: dict[str, Any]) -> Any:
 
     from platform.engine.runtime.ray_session import RuntimeConfig, connect
     from platform.engine.storage.location import StorageConfig, open_storage
-    from platform.engine.stream.order import Plan, StreamConfig
+    from platform.engine.stream.order import StreamConfig, StreamPlan
     from platform.engine.stream.stream import stream as sample_stream
     from platform.engine.stream.units import read_units
 
@@ -100,7 +105,7 @@ def stream(arguments: dict[str, Any]) -> Any:
     crops_of(np.zeros((2, 3, *GLOBAL), np.uint8), ["a", "b"])  # compiled before the timing, on either side
     root = open_storage(arguments["shards"], StorageConfig(endpoint_url=arguments["endpoint"]))
     config = StreamConfig(micro_batch=BATCH, micro_batches_per_step=1)
-    plan = Plan(tuple(read_units(root)), 0, 4, arguments["epochs"])
+    plan = StreamPlan(tuple(read_units(root)), 0, 4, arguments["epochs"])
     connect(RuntimeConfig())
     rendezvous = tempfile.mkdtemp()
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}/file", rank=0, world_size=1)
@@ -215,30 +220,61 @@ def s3_server() -> Iterator[str]:
         process.wait()
 
 
-def compare(title: str, shards: str, files: list[str], endpoint: str, epochs: int) -> None:
+class Place(NamedTuple):
+    """Where the images of a comparison are."""
+
+    title: str
+    shards: str
+    files: list[str]
+    endpoint: str
+    """Of the S3 server; "" for local files."""
+    epochs: int
+
+
+class Compared(NamedTuple):
+    """The results of `rate_of`: of this project, and of the DataLoader by (workers, where the crops are made)."""
+
+    ours: dict[str, Any]
+    loaders: dict[tuple[int, str], dict[str, Any]]
+
+    @property
+    def best(self) -> tuple[int, str]:
+        """Setting of the fastest DataLoader."""
+        return max(self.loaders, key=lambda setting: self.loaders[setting]["rate"])
+
+    @property
+    def ratio(self) -> float:
+        """Rate of this project / that of the fastest DataLoader."""
+        return float(self.ours["rate"] / self.loaders[self.best]["rate"])
+
+
+def compare(place: Place, tuning: list[tuple[int, str]]) -> Compared:
     """Run both sides, each setting in its own process."""
-    common = {"endpoint": endpoint, "epochs": epochs}
-    ours = measure(__spec__.name, "stream", common | {"shards": shards}).numbers
+    common = {"endpoint": place.endpoint, "epochs": place.epochs}
+    ours = measure(__spec__.name, "stream", common | {"shards": place.shards}).numbers
+    settings = {setting: common | {"files": place.files, "workers": setting[0], "where": setting[1]} for setting in tuning}
+    return Compared(ours, {setting: measure(__spec__.name, "loader", given).numbers for setting, given in settings.items()})
+
+
+def print_compared(title: str, found: Compared) -> None:
+    """Print all rates and the processor time."""
+    ours, best = found.ours, found.loaders[found.best]
     print(f"\n{title}")
     print(f"  {'sample stream':<37} {ours['rate']:8.1f} images/s   first batch after {ours['first_batch']:5.1f} s")
-    found = {}
-    for workers, where in TUNING:
-        setting = common | {"files": files, "workers": workers, "where": where}
-        found[workers, where] = numbers = measure(__spec__.name, "loader", setting).numbers
+    for (workers, where), numbers in found.loaders.items():
         print(
             f"  DataLoader, {workers} workers, crops in {where:<8} {numbers['rate']:8.1f} images/s   first batch after "
             f"{numbers['first_batch']:5.1f} s"
         )
-    best = max(found.values(), key=lambda numbers: numbers["rate"])
-    print(f"  ratio to the fastest DataLoader       {ours['rate'] / best['rate']:8.2f}")
+    print(f"  ratio to the fastest DataLoader       {found.ratio:8.2f}")
     for name, numbers in (("sample stream", ours), ("fastest DataLoader", best)):
         spent = ", ".join(f"{kind} {value:.2f}" for kind, value in sorted(numbers["spent"].items(), key=lambda item: -item[1]))
         print(f"    processor ms an image, {name}: {spent}")
 
 
-def main() -> None:
-    size = FULL if arguments_of(__doc__).full else QUICK
-    print_machine()
+@contextmanager
+def places(size: dict[str, Any]) -> Iterator[list[Place]]:
+    """The same images as local files and on an S3 server of this machine."""
     os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
     with tempfile.TemporaryDirectory() as folder, s3_server() as endpoint:
         import boto3
@@ -255,14 +291,40 @@ def main() -> None:
         names = make_data(folder, size["num"], put)
         for file in Path(folder, "shards").iterdir():
             client.upload_file(str(file), "benchmark", f"shards/{file.name}")
-        compare("from local files", f"{folder}/shards", [f"{folder}/files/{name}" for name in names], "", size["local"])
-        compare(
-            "from an S3 server on this machine",
-            "s3://benchmark/shards",
-            [f"s3://benchmark/files/{name}" for name in names],
-            endpoint,
-            size["s3"],
-        )
+        local, remote = ([f"{root}/files/{name}" for name in names] for root in (folder, "s3://benchmark"))
+        yield [
+            Place("from local files", f"{folder}/shards", local, "", size["local"]),
+            Place("from an S3 server on this machine", "s3://benchmark/shards", remote, endpoint, size["s3"]),
+        ]
+
+
+def rows(size: str) -> Iterator[Row]:
+    """Rows of the table of `make bench`. size: a key of SIZES."""
+    tuning = TUNING[:1] if size == "tiny" else TUNING
+    with places(SIZES[size]) as found:
+        for place in found:
+            compared = compare(place, tuning)
+            ours, best, (workers, where) = compared.ours, compared.loaders[compared.best], compared.best
+            yield Row(
+                f"input {place.title}, sample stream",
+                ours["rate"],
+                "images/s",
+                f"{compared.ratio:.2f} of the fastest DataLoader; first batch after {ours['first_batch']:.1f} s",
+            )
+            yield Row(
+                f"input {place.title}, fastest of {len(tuning)} DataLoaders",
+                best["rate"],
+                "images/s",
+                f"{workers} workers, crops in {where}; first batch after {best['first_batch']:.1f} s",
+            )
+
+
+def main() -> None:
+    size = "full" if arguments_of(__doc__).full else "quick"
+    print_machine()
+    with places(SIZES[size]) as found:
+        for place in found:
+            print_compared(place.title, compare(place, TUNING))
 
 
 if __name__ == "__main__":

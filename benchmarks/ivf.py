@@ -9,12 +9,16 @@ The recall is that of 30 neighbors on a sample.
 
 import numpy as np
 
-from benchmarks.measure import arguments_of, measure, print_machine, print_sides
+from benchmarks.measure import Comparison
 from benchmarks.people import unlabeled
 
+TINY = {"3,000 x 384": 3000}
 QUICK = {"20,000 x 384": 20_000}
 FULL = {"100,000 x 384": 100_000}
 K = 30
+COMPARISON = Comparison(
+    __spec__.name, "30 neighbors of {}", ("ours", "faiss"), "faiss.IndexIVFFlat", {"tiny": TINY, "quick": QUICK, "full": FULL}
+)
 
 
 def ours(num):
@@ -56,13 +60,5 @@ def _features(num: int) -> np.ndarray:
     return unlabeled(num, 22, 6)[0]
 
 
-def main() -> None:
-    arguments = arguments_of(__doc__)
-    print_machine()
-    for name, num in (FULL if arguments.full else QUICK).items():
-        runs = [measure(__spec__.name, side, num, arguments.repeats) for side in ("ours", "faiss")]
-        print_sides(f"{K} neighbors of {name}", *runs, "faiss.IndexIVFFlat")
-
-
 if __name__ == "__main__":
-    main()
+    COMPARISON.main(__doc__)

@@ -12,6 +12,7 @@ import importlib
 import multiprocessing
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -100,26 +101,68 @@ def arguments_of(doc: str | None, **switches: str) -> argparse.Namespace:
 
 def print_machine() -> None:
     """Print the processor and the number of cores."""
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
-        "unknown processor",
-    )
     load = os.getloadavg()[0]
-    print(f"{os.cpu_count()} cores, {model}, Python {platform.python_version()}, load before {load:.1f}")
+    print(f"{os.cpu_count()} cores, {processor()}, Python {platform.python_version()}, load before {load:.1f}")
 
 
-def print_sides(title: str, ours: Measured, theirs: Measured, name: str) -> None:
-    """Print both sides, their ratios, and the numbers that they computed."""
-    print(f"\n{title}")
-    print(f"  {'':<34}{'seconds':>9}{'peak MiB':>10}{'above its start':>17}{'with libraries':>16}")
-    for label, run in (("this project", ours), (name, theirs)):
-        print(f"  {label:<34}{run.seconds:>9.2f}{run.peak_mib:>10,.0f}{run.grown_mib:>17,.0f}{run.resident_mib:>16,.0f}")
-    print(
-        f"  ratio{'':<29}{theirs.seconds / ours.seconds:>8.1f}x{theirs.peak_mib / ours.peak_mib:>9.1f}x"
-        f"{theirs.grown_mib / ours.grown_mib:>16.1f}x{theirs.resident_mib / ours.resident_mib:>15.1f}x"
-    )
-    for key in ours.numbers:
-        print(f"  {key}: {ours.numbers[key]} against {theirs.numbers.get(key)}")
+def processor() -> str:
+    """Model name of the processor."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The measured sides of a comparison at one size."""
+
+    title: str
+    ours: Measured
+    theirs: Measured
+    other: str
+    """Name of the other side."""
+
+    def print(self) -> None:
+        """Print both sides, their ratios, and the numbers that they computed."""
+        ours, theirs = self.ours, self.theirs
+        print(f"\n{self.title}")
+        print(f"  {'':<34}{'seconds':>9}{'peak MiB':>10}{'above its start':>17}{'with libraries':>16}")
+        for label, run in (("this project", ours), (self.other, theirs)):
+            print(f"  {label:<34}{run.seconds:>9.2f}{run.peak_mib:>10,.0f}{run.grown_mib:>17,.0f}{run.resident_mib:>16,.0f}")
+        print(
+            f"  ratio{'':<29}{theirs.seconds / ours.seconds:>8.1f}x{theirs.peak_mib / ours.peak_mib:>9.1f}x"
+            f"{theirs.grown_mib / ours.grown_mib:>16.1f}x{theirs.resident_mib / ours.resident_mib:>15.1f}x"
+        )
+        for key in ours.numbers:
+            print(f"  {key}: {ours.numbers[key]} against {theirs.numbers.get(key)}")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two sides in one module, at several sizes."""
+
+    module: str
+    title: str
+    """With {} for the name of the size."""
+    sides: tuple[str, str]
+    """Names of this project's side and of the other side in the module."""
+    other: str
+    """What the other side is."""
+    sizes: dict[str, dict[str, Any]]
+    """"tiny" (tests the code), "quick" and "full": name of a size -> arguments of the sides."""
+
+    def measured(self, size: str, repeats: int = 1) -> Iterator[Compared]:
+        """Measure both sides. size: a key of `sizes`."""
+        for name, arguments in self.sizes[size].items():
+            ours, theirs = (measure(self.module, side, arguments, repeats) for side in self.sides)
+            yield Compared(self.title.format(name), ours, theirs, self.other)
+
+    def main(self, doc: str | None) -> argparse.Namespace:
+        """The program of the module: parse its command line, measure and print. Returns the parsed arguments."""
+        arguments = arguments_of(doc)
+        print_machine()
+        for compared in self.measured("full" if arguments.full else "quick", arguments.repeats):
+            compared.print()
+        return arguments
 
 
 def print_one(title: str, run: Measured) -> None:

@@ -10,9 +10,13 @@ memory is that of the clustering process alone.
 """
 
 import argparse
+from collections.abc import Iterator
 
 from benchmarks.measure import measure, print_machine, print_one
 from benchmarks.people import unlabeled
+from benchmarks.table import Row, memory_of
+
+SIZES = {"tiny": 2000, "quick": 50_000, "full": 1_000_000}
 
 
 def labels(arguments):
@@ -53,13 +57,20 @@ def labels(arguments):
     return work, check
 
 
+def rows(size: str) -> Iterator[Row]:
+    """Rows of the table of `make bench`. size: a key of SIZES."""
+    run = measure(__spec__.name, "labels", {"num": SIZES[size], "actors": 0})
+    recall = run.numbers["recall at 30 (1,000 images)"]
+    yield Row(f"{SIZES[size]:,} x 384 to labels, approximate search", run.seconds, "s", f"{memory_of(run)}; recall {recall}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="a million images")
     parser.add_argument("--num", type=int, default=0, help="images (default 50,000)")
     parser.add_argument("--actors", type=int, nargs="*", default=[], help="numbers of Ray actors to try as well")
     arguments = parser.parse_args()
-    num = arguments.num or (1_000_000 if arguments.full else 50_000)
+    num = arguments.num or SIZES["full" if arguments.full else "quick"]
     print_machine()
     for actors in [0, *arguments.actors]:
         name = f"{actors} Ray actors" if actors else "one process"

@@ -8,15 +8,23 @@
 
 import numpy as np
 
-from benchmarks.measure import arguments_of, measure, print_machine, print_sides
+from benchmarks.measure import Comparison
 from benchmarks.people import unlabeled
 
+TINY = {"300": dict(num=300, images_per_identity=17, num_cameras=6)}
 QUICK = {"4,000": dict(num=4000, images_per_identity=17, num_cameras=6)}
 FULL = {
     "12,936 (Market-1501 train)": dict(num=12936, images_per_identity=17, num_cameras=6),
     "32,621 (MSMT17 train)": dict(num=32621, images_per_identity=31, num_cameras=15),
 }
 K1, K2, EPS, MIN_SAMPLES = 30, 6, 0.6, 4
+COMPARISON = Comparison(
+    __spec__.name,
+    "pseudo-labels of {} x 384",
+    ("ours", "dense"),
+    "dense, as published",
+    {"tiny": TINY, "quick": QUICK, "full": FULL},
+)
 
 
 def ours(size):
@@ -47,13 +55,5 @@ def summary(labels):
     }
 
 
-def main() -> None:
-    arguments = arguments_of(__doc__)
-    print_machine()
-    for name, size in (FULL if arguments.full else QUICK).items():
-        runs = [measure(__spec__.name, side, size, arguments.repeats) for side in ("ours", "dense")]
-        print_sides(f"pseudo-labels of {name} x 384", *runs, "dense, as published")
-
-
 if __name__ == "__main__":
-    main()
+    COMPARISON.main(__doc__)

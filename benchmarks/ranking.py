@@ -8,13 +8,21 @@ The other side replaces torchreid's Cython evaluator, whose source distribution 
 are the same; numba compiles the loop (benchmarks/dense.py).
 """
 
-from benchmarks.measure import arguments_of, measure, print_machine, print_one, print_sides
+from benchmarks.measure import Comparison, measure, print_one
 from benchmarks.people import query_and_gallery
 
 SMALL = dict(num_query=40, num_gallery=200, num_identities=9, num_cameras=4)
+TINY = {"40 x 200": SMALL}
 QUICK = {"1,000 x 5,000": dict(num_query=1000, num_gallery=5000, num_identities=300, num_cameras=6)}
 FULL = {"3,368 x 15,913 (Market-1501)": dict(num_query=3368, num_gallery=15913, num_identities=751, num_cameras=6)}
 ALONE = {"11,659 x 82,161 (MSMT17)": dict(num_query=11659, num_gallery=82161, num_identities=3060, num_cameras=15)}
+COMPARISON = Comparison(
+    __spec__.name,
+    "ranking {} x 384",
+    ("ours", "sorting"),
+    "sort + compiled loop (torchreid's)",
+    {"tiny": TINY, "quick": QUICK, "full": FULL},
+)
 
 
 def ours(size):
@@ -48,11 +56,7 @@ def sorting(size):
 
 
 def main() -> None:
-    arguments = arguments_of(__doc__)
-    print_machine()
-    for name, size in (FULL if arguments.full else QUICK).items():
-        runs = [measure(__spec__.name, side, size, arguments.repeats) for side in ("ours", "sorting")]
-        print_sides(f"ranking {name} x 384", *runs, "sort + compiled loop (torchreid's)")
+    arguments = COMPARISON.main(__doc__)
     for name, size in ALONE.items() if arguments.full else ():
         print_one(f"ranking {name} x 384, this project", measure(__spec__.name, "ours", size, arguments.repeats))
 

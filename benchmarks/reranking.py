@@ -7,12 +7,16 @@ Both sides compute mAP and CMC from the result; the dense side does so with the 
 It keeps its weights in float16, as published, which changes mAP by about 2e-5.
 """
 
-from benchmarks.measure import arguments_of, measure, print_machine, print_sides
+from benchmarks.measure import Comparison
 from benchmarks.people import query_and_gallery
 from benchmarks.ranking import SMALL
 
+TINY = {"40 x 200": SMALL}
 QUICK = {"500 x 3,000": dict(num_query=500, num_gallery=3000, num_identities=150, num_cameras=6)}
 FULL = {"3,368 x 15,913 (Market-1501)": dict(num_query=3368, num_gallery=15913, num_identities=751, num_cameras=6)}
+COMPARISON = Comparison(
+    __spec__.name, "re-ranking {} x 384", ("ours", "dense"), "dense, as published", {"tiny": TINY, "quick": QUICK, "full": FULL}
+)
 
 
 def ours(size):
@@ -37,13 +41,5 @@ def dense(size):
     return lambda: work(arrays), lambda found: {"mAP": round(found[1], 4), "Rank-1": round(found[0][0], 4)}
 
 
-def main() -> None:
-    arguments = arguments_of(__doc__)
-    print_machine()
-    for name, size in (FULL if arguments.full else QUICK).items():
-        runs = [measure(__spec__.name, side, size, arguments.repeats) for side in ("ours", "dense")]
-        print_sides(f"re-ranking {name} x 384", *runs, "dense, as published")
-
-
 if __name__ == "__main__":
-    main()
+    COMPARISON.main(__doc__)

@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.measure import print_machine
 from benchmarks.people import write_shards
+from benchmarks.table import Row
 from platform.engine.schemas.pretrain_settings import PretrainConfig
 
 WARM_UP = 5
@@ -44,6 +45,7 @@ SMALL = [
     "stream.micro_batch=32",
 ]
 FULL = ["stream.micro_batch=4", "objective.dino.freeze_last_layer_epochs=0"]
+STEPS = {"tiny": 6, "quick": 60, "full": 12}
 
 
 class Bare:
@@ -137,12 +139,9 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="ViT-S with ICS on 2 + 8 crops instead of the small model")
     parser.add_argument("--steps", type=int, default=0, help="steps of each side (default 60; 12 with --full)")
     arguments = parser.parse_args()
-    steps = WARM_UP + (arguments.steps or (12 if arguments.full else 60))
     print_machine()
-    with tempfile.TemporaryDirectory() as folder:
-        write_shards(f"{folder}/data", "[256,128]" if arguments.full else "[64,32]", 256)
-        clock = Clock()
-        ours, bare, losses, log = take_turns(folder, FULL if arguments.full else SMALL, steps, clock)
+    clock = Clock()
+    ours, bare, losses, log = measured("full" if arguments.full else "quick", arguments.steps, clock)
     own, other = statistics.median(ours), statistics.median(bare)
     print(f"\none step of {'ViT-S + ICS' if arguments.full else 'a small ViT + ICS'}, {len(ours)} steps of each side, in turns")
     print(f"  platform.pretrain  {1000 * own:9.1f} ms (median)  {1000 * statistics.mean(ours):9.1f} ms (mean)")
@@ -156,6 +155,37 @@ def main() -> None:
         f"  a checkpoint of {log['checkpoint_mebibytes']:,.0f} MiB stops the loop for {stall:.2f} s and is written in "
         f"{write:.2f} s beside it: {stall / (500 * own):.2%} of 500 steps, the default interval"
     )
+
+
+def rows(size: str) -> Iterator[Row]:
+    """Rows of the table of `make bench`. size: a key of STEPS."""
+    ours, bare, losses, log = measured(size, 0, Clock())
+    what = "ViT-S + ICS" if size == "full" else "a small ViT + ICS"
+    own, other = (1000 * statistics.median(times) for times in (ours, bare))
+    mean, other_mean = (1000 * statistics.mean(times) for times in (ours, bare))
+    equal = f"last losses {losses[0]:.6f} and {losses[1]:.6f}"
+    yield Row(f"step of {what}, platform.pretrain", own, "ms", f"median of {len(ours)} in turns; mean {mean:.1f}")
+    yield Row(
+        f"step of {what}, bare PyTorch",
+        other,
+        "ms",
+        f"mean {other_mean:.1f}; platform.pretrain takes {own / other:.2f} of it; {equal}",
+    )
+    stall, write = log["checkpoint_stall_seconds"], log["checkpoint_seconds"]
+    yield Row(
+        f"a checkpoint of {log['checkpoint_mebibytes']:,.0f} MiB stops training for",
+        stall,
+        "s",
+        f"and is written in {write:.2f} s",
+    )
+
+
+def measured(size: str, steps: int, clock: Clock) -> tuple[list[float], list[float], list[float], dict[str, float]]:
+    """What `take_turns` returns at a size, a key of STEPS. steps: of each side; 0: those of the size."""
+    full = size == "full"
+    with tempfile.TemporaryDirectory() as folder:
+        write_shards(f"{folder}/data", "[256,128]" if full else "[64,32]", 256)
+        return take_turns(folder, FULL if full else SMALL, WARM_UP + (steps or STEPS[size]), clock)
 
 
 def take_turns(
