@@ -13,20 +13,22 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.measure import arguments_of, print_machine
 from benchmarks.people import write_shards
+from benchmarks.table import Row, show
 
 WARM_UP = 3
 SMALL = ["model.image_size=[64,32]", "model.width=128", "model.depth=3", "model.heads=4", "model.patch_size=8"]
 FULL = ["model.image_size=[256,128]"]
+STEPS = {"tiny": 5, "quick": 30, "full": 10}
 
 
 class Bare:
@@ -94,22 +96,34 @@ def take_turns(folder: str, setting: str, overrides: list[str], steps: int) -> t
     return ours, others
 
 
-def main() -> None:
-    full = arguments_of(__doc__).full
-    print_machine()
+def measured(size: str) -> Iterator[tuple[str, list[float], list[float]]]:
+    """Yields (setting, seconds of each step of this project, of the bare loop) at a size, a key of STEPS."""
+    full = size == "full"
     os.environ |= {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        size = "[256,128]" if full else "[64,32]"
-        write_shards(f"{folder}/data", size, 1, "raw.part=target", f"raw.synthetic.target_identities={64 if full else 200}")
+        people = f"raw.synthetic.target_identities={64 if full else 200}"
+        write_shards(f"{folder}/data", "[256,128]" if full else "[64,32]", 1, "raw.part=target", people)
         dist.init_process_group("gloo", init_method=f"file://{Path(folder) / 'rendezvous'}", rank=0, world_size=1)
         for setting in ("supervised", "usl"):
-            ours, bare = take_turns(folder, setting, FULL if full else SMALL, 10 if full else 30)
-            own, other = statistics.median(ours), statistics.median(bare)
-            print(f"\n{setting}: one step of {'ViT-S + ICS' if full else 'a small ViT + ICS'}, {len(ours)} steps of each side")
-            print(f"  platform.finetune  {1000 * own:9.1f} ms (median)  {1000 * statistics.mean(ours):9.1f} ms (mean)")
-            print(f"  bare PyTorch       {1000 * other:9.1f} ms (median)  {1000 * statistics.mean(bare):9.1f} ms (mean)")
-            print(f"  ratio              {own / other:9.3f}              {statistics.mean(ours) / statistics.mean(bare):9.3f}")
+            yield setting, *take_turns(folder, setting, FULL if full else SMALL, STEPS[size])
         dist.destroy_process_group()
+
+
+def rows(size: str) -> Iterator[Row]:
+    """Rows of the table of `make bench`. size: a key of STEPS."""
+    what = "ViT-S + ICS" if size == "full" else "a small ViT + ICS"
+    for setting, ours, bare in measured(size):
+        own, other = (1000 * statistics.median(times) for times in (ours, bare))
+        mean, other_mean = (1000 * statistics.mean(times) for times in (ours, bare))
+        yield Row(f"{setting} step of {what}, platform.finetune", own, "ms", f"median of {len(ours)} in turns; mean {mean:.1f}")
+        note = f"mean {other_mean:.1f}; platform.finetune takes {own / other:.2f} of it"
+        yield Row(f"{setting} step of {what}, bare PyTorch", other, "ms", note)
+
+
+def main() -> None:
+    print_machine()
+    for row in rows("full" if arguments_of(__doc__).full else "quick"):
+        show(*row)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,17 @@ from pathlib import Path
 from benchmarks.measure import Comparison
 from benchmarks.table import Row, environment, head, line, rows_of, show
 
-PARTS = ("pseudo_labels", "ranking", "reranking", "ivf", "million", "step_overhead", "input_stream", "first_step")
+PARTS = (
+    "pseudo_labels",
+    "ranking",
+    "reranking",
+    "ivf",
+    "million",
+    "step_overhead",
+    "finetune_overhead",
+    "input_stream",
+    "first_step",
+)
 COMMANDS = {"quick": "make bench", "full": "make bench BENCH=--full", "tiny": "python -m benchmarks.results --tiny"}
 RESULTS = Path(__file__).with_name("RESULTS.md")
 

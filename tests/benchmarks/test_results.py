@@ -56,7 +56,13 @@ def test_the_results_in_the_repository_are_whole():
 
 @pytest.mark.slow  # starts a program and Ray several times
 @pytest.mark.parametrize(
-    ("part", "units"), [("step_overhead", ["ms", "ms", "s"]), ("input_stream", ["images/s"] * 4), ("first_step", ["s"])]
+    ("part", "units"),
+    [
+        ("step_overhead", ["ms", "ms", "s"]),
+        ("finetune_overhead", ["ms"] * 4),
+        ("input_stream", ["images/s"] * 4),
+        ("first_step", ["s"]),
+    ],
 )
 def test_the_parts_that_run_programs(part, units):
     found = results.rows_of_part(part, "tiny")
