@@ -1,0 +1,53 @@
+"""A sweep in which the worker of a trial dies: the trial goes on from its checkpoint, and no result changes."""
+
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from platform.engine.config.compose import load_config
+from platform.tune import TuneConfig, main
+from tests.platform.processes import kill, start
+from tests.tiny import FINETUNE
+
+WORKER = "ray::RayTrainWorker"
+
+
+@pytest.mark.slow  # two sweeps, one of them with a Ray of its own
+def test_the_worker_of_a_trial_is_killed(tmp_path: Path, ray_session, tiny_backbone, tiny_labeled):
+    """It is killed after the first epochs of the first of two trials."""
+    common = [f"finetune.{each}" for each in (f"target_set={tiny_labeled.uri}", f"checkpoint={tiny_backbone}", *FINETUNE)]
+    common += ["finetune.setting=supervised", "finetune.supervised.epochs=12", "space.supervised.learning_rate=[1e-4,1e-3]"]
+    undisturbed = main(load_config(TuneConfig, "tune", [*common, f"output={tmp_path}/undisturbed"]))
+    output, log = tmp_path / "sweep", tmp_path / "sweep.log"
+    with log.open("wb") as stream:
+        process = start("tune", [*common, f"output={output}"], stream)
+        try:
+            wait_for(lambda: list(output.glob("trials/*/checkpoints/position-*")), process, log)
+            [worker] = [each for each in psutil.Process(process.pid).children(recursive=True) if is_training(each)]
+            worker.kill()
+            assert process.wait(400) == 0, log.read_text()
+        finally:
+            if process.poll() is None:
+                kill(process)
+    text = log.read_text()
+    assert "continuing after phase 1, epoch" in text, text
+    found = main(load_config(TuneConfig, "tune", [*common, f"output={output}"]))
+    assert [row["weights"] for row in found["trials"]] == [row["weights"] for row in undisturbed["trials"]]
+    assert [row["mAP"] for row in found["trials"]] == [row["mAP"] for row in undisturbed["trials"]]
+
+
+def is_training(process: psutil.Process) -> bool:
+    """Whether it is a worker of Ray Train that trains; prepared workers wait."""
+    try:
+        return WORKER in " ".join(process.cmdline()) and "execute" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def wait_for(condition, process, log: Path, seconds: float = 400) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < until, log.read_text()
+        time.sleep(0.02)
