@@ -7,6 +7,7 @@
   python -m platform.ingest raw.kind=cuhk03 raw.path=cuhk03-np raw.boxes=detected output=runs/cuhk03
   python -m platform.ingest raw.kind=luperson raw.path=LUPerson output=s3://bucket/luperson storage=s3   (images/ tree)
   python -m platform.ingest raw.kind=luperson_lmdb raw.path=LUPerson output=s3://bucket/luperson storage=s3
+  python -m platform.ingest raw.kind=luperson_videos raw.path=videos raw.listed.names=vnames.txt raw.detections=dets output=lup
   python -m platform.ingest raw.kind=webdataset raw.path=s3://bucket/tars output=s3://bucket/shards storage=s3
   python -m platform.ingest raw.kind=video raw.path=street.avi raw.detections=street.txt output=runs/street
   python -m platform.ingest raw.kind=synthetic raw.part=pretrain output=runs/synthetic
@@ -16,8 +17,8 @@ shards. Images are JPEG, PNG, WebP, BMP, TIFF, GIF or PPM. When an image is used
 16-bit levels are scaled to 8 bits, transparency is composed over white, and only the first of several frames is read
 (reidssl/data/color_modes.py lists every case). The manifest counts these conversions. Images with unusable content or labels
 are listed with a reason in rejected.parquet and never stop the job; docs/sources.md defines the labels. The manifest is
-published last: an interrupted ingest leaves no data set, and running it again starts over. Equal arguments on an unchanged
-source give equal shards, whatever the number of machines.
+published last: an interrupted ingest leaves no data set, and the same command continues after the last finished round of
+`resume_units` units. Equal arguments on an unchanged source give equal shards, whatever the number of machines.
 """
 
 from platform.engine.config.program import run_program
@@ -28,7 +29,7 @@ if __name__ == "__main__":  # before the imports below: --help and a misspelled 
 import fnmatch
 import pickle
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from platform.engine.config.compose import flat
@@ -41,8 +42,9 @@ from platform.engine.data.shards import (
     write_rejected,
 )
 from platform.engine.errors import UserError, user_error_of
+from platform.engine.ingest.rounds import Rounds
 from platform.engine.ingest.sources import ReadingPlan, Source, open_source
-from platform.engine.ingest.tasks import ReadUnits, shard_sink
+from platform.engine.ingest.tasks import ReadUnits, Written, shard_sink
 from platform.engine.runtime.progress import progress
 from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.run_name import run_name
@@ -64,13 +66,7 @@ def main(config: IngestConfig) -> Manifest:
     if not config.output:
         raise UserError("output is empty: say where the shards go, e.g. output=runs/photos or output=s3://bucket/photos")
     output = open_storage(config.output, config.storage)
-    arguments = {
-        "raw": hidden(config.raw.arguments()),
-        "limit": config.limit,
-        "shard_mb": config.shard_mb,
-        "row_group_rows": config.row_group_rows,
-        "max_pixels": config.max_pixels,
-    }
+    arguments = arguments_of(config)
     existing = existing_data_set(output, arguments, config.overwrite)
     if existing is not None:
         say(f"{output} is complete already: {summary(existing)}; nothing to do (overwrite=true makes it anew)")
@@ -84,6 +80,12 @@ def main(config: IngestConfig) -> Manifest:
     return manifest
 
 
+def arguments_of(config: IngestConfig) -> dict[str, Any]:
+    """All settings that determine the shards, as JSON-compatible values without secrets."""
+    names = ("limit", "shard_mb", "row_group_rows", "max_pixels", "resume_units")
+    return {"raw": hidden(config.raw.arguments())} | {name: getattr(config, name) for name in names}
+
+
 def existing_data_set(output: Location, arguments: Mapping[str, Any], overwrite: bool) -> Manifest | None:
     """The finished data set at `output`; None if there is none or with `overwrite`.
 
@@ -92,7 +94,8 @@ def existing_data_set(output: Location, arguments: Mapping[str, Any], overwrite:
     if overwrite or not output.joinpath(MANIFEST).exists():
         return None
     manifest = read_manifest(output)
-    known = {"max_pixels": MAX_PIXELS} | manifest.arguments  # older data sets have no max_pixels
+    # Older data sets have neither; their shards do not depend on the rounds.
+    known = {"max_pixels": MAX_PIXELS, "resume_units": arguments["resume_units"]} | manifest.arguments
     if known == arguments:
         return manifest
     old, new = flat(known), flat(arguments)
@@ -117,20 +120,29 @@ def ingest(source: Source, plan: ReadingPlan, output: Location, config: IngestCo
             f"nothing to ingest: {config.raw.path or config.raw.kind} holds no images that this kind "
             f"of source ({config.raw.kind}) takes"
         )
-    clean(output)
-    units = [{"unit": pickle.dumps(unit)} for unit in plan.units]
+    rounds = Rounds(output, arguments, plan.units, config.resume_units)
+    if not output.joinpath(MANIFEST).exists():
+        rounds.find()
+    clean(output, rounds.kept())
     with progress("ingest", "images", plan.num_images) as counter:
-        items = ray.data.from_items(units, override_num_blocks=len(units))
-        read = ReadUnits(source, counter, config.max_pixels)
-        dataset = items.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=1)
-        dataset.set_name(run_name())
-        dataset.context.execution_options.preserve_order = True  # shards must not depend on which task is faster
-        sink = shard_sink(output, config.shard_mb << 20, config.row_group_rows)
-        try:
-            dataset.write_datasink(sink, ray_remote_args={"num_cpus": 0.5})
-        except Exception as error:
-            raise user_error_of(error) or error from None
-    entries, rejected, splits, converted, labels = sink.written
+        for done in rounds.done.values():
+            found, bad = sum(entry.rows for entry in done.entries), len(done.rejected)
+            counter.add.remote(images=found + bad, rejected=bad)
+
+        def write(units: list[Any]) -> Written:
+            items = ray.data.from_items([{"unit": pickle.dumps(unit)} for unit in units], override_num_blocks=len(units))
+            read = ReadUnits(source, counter, config.max_pixels)
+            dataset = items.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=1)
+            dataset.set_name(run_name())
+            dataset.context.execution_options.preserve_order = True  # shards must not depend on which task is faster
+            sink = shard_sink(output, config.shard_mb << 20, config.row_group_rows)
+            try:
+                dataset.write_datasink(sink, ray_remote_args={"num_cpus": 0.5})
+            except Exception as error:
+                raise user_error_of(error) or error from None
+            return sink.written
+
+        entries, rejected, splits, converted, labels = rounds.run(write)
     if not entries:
         examples = "; ".join(f"{key}: {reason}" for key, reason in rejected[:3])
         raise UserError(f"none of the {len(rejected):,} images could be used ({examples}). Nothing was published")
@@ -145,6 +157,7 @@ def ingest(source: Source, plan: ReadingPlan, output: Location, config: IngestCo
         extra_columns={name: str(kind) for name, kind in source.extra_columns.items()},
     )
     write_manifest(output, manifest)
+    rounds.forget()
     for remark in remarks(manifest.num_rows, rejected, labels):
         say(remark)
     return manifest
@@ -178,10 +191,12 @@ def remarks(num_rows: int, rejected: Sequence[tuple[str, str]], labels: Mapping[
     return lines
 
 
-def clean(output: Location) -> None:
-    """Remove the files of an earlier ingest. The manifest goes first, so that a partly deleted data set is not valid."""
+def clean(output: Location, kept: Collection[str] = ()) -> None:
+    """Remove the files of an earlier ingest, except the `kept` ones. The manifest goes first: a rest is no data set."""
     output.joinpath(MANIFEST).delete()
     for item in output.list(recursive=False):
+        if item.name in kept:
+            continue
         if item.name == REJECTED or fnmatch.fnmatch(item.name, "shard-*.parquet"):
             output.joinpath(item.name).delete()
     abort_incomplete_uploads(output.uri, output.config, older_than_h=1.0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import av
 import numpy as np
@@ -15,6 +15,30 @@ class VideoError(ValueError):
     def __init__(self, message: str, frames_read: int):
         super().__init__(message)
         self.frames_read = frames_read
+
+
+class VideoFacts(NamedTuple):
+    """What the header of a video says."""
+
+    height: int
+    width: int
+    frames: int
+    """0: the container does not say."""
+
+
+def facts(source: str | Path | IO[bytes]) -> VideoFacts:
+    """The size and the number of frames of a video, without decoding it. Raises `VideoError` if it is no readable video."""
+    try:
+        with av.open(str(source) if isinstance(source, Path) else source, mode="r") as container:
+            if not container.streams.video or container.format.name == "tty":
+                raise VideoError("there is no video stream", 0)
+            stream = container.streams.video[0]
+            found = VideoFacts(stream.height, stream.width, stream.frames)
+    except (FFmpegError, OSError, EOFError) as error:
+        raise VideoError(f"it cannot be read as a video: {error}", 0) from error
+    if found.height < 1 or found.width < 1:
+        raise VideoError("its header has no size", 0)
+    return found
 
 
 def frames(source: str | Path | IO[bytes], wanted: Collection[int] | None = None) -> Iterator[tuple[int, np.ndarray]]:

@@ -21,12 +21,14 @@ from platform.engine.config.compose import load_config
 from platform.engine.config.program import docstring
 from platform.engine.data.shards import read_manifest, read_rows, verify, write_shard
 from platform.engine.errors import ConfigError, StorageError, UserError
+from platform.engine.ingest.rounds import ROUNDS
 from platform.engine.ingest.sources import KINDS, RawConfig, open_source
 from platform.engine.ingest.sources.source import Candidate, ReadingPlan
 from platform.engine.ingest.sources.tar_archives import TarSource
 from platform.engine.storage.location import StorageConfig, open_storage
-from platform.ingest import IngestConfig, ingest, main, summary
+from platform.ingest import IngestConfig, arguments_of, ingest, main, summary
 from tests.fixtures_shards import rejected_of
+from tests.platform.engine.ingest.published_videos import write_published
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -191,6 +193,44 @@ def test_video_with_detections(tmp_path, ray_session):
     reasons = [reason for _, reason in rejected_of(location)]
     assert len(reasons) == 2 and "duplicate key" in reasons and any("too small" in reason for reason in reasons)
     assert manifest.num_rejected == 2
+
+
+def test_released_lists_continue_where_they_were_interrupted(tmp_path, ray_session):
+    """The storage of the videos breaks off after the second video. Afterwards the first two are not read again."""
+    write_published(tmp_path, [f"x+y+{letter}" for letter in "abcd"])
+    (tmp_path / "videos/x/y/x+y+d.mp4").unlink()
+    settings = [
+        "raw.kind=luperson_videos",
+        f"raw.path={tmp_path}/videos",
+        f"raw.listed.names={tmp_path}/vnames.txt",
+        f"raw.detections={tmp_path}/dets",
+        "raw.listed.without_size=boxes",
+        "raw.crops.min_height=8",
+        "resume_units=1",
+    ]
+    whole = run(tmp_path, *settings, output="whole")[1]
+    assert (whole.num_rows, whole.num_rejected) == (12, 1)
+    config = load_config(IngestConfig, "ingest", [f"output={tmp_path}/broken", *settings])
+    source = BreaksOff(open_source(config.raw, config.storage), "x+y+c")
+    with pytest.raises(UserError, match="the storage is gone"):
+        ingest(source, source.plan(0), open_storage(config.output), config, arguments_of(config))
+    for letter in "ab":
+        (tmp_path / f"videos/x/y/x+y+{letter}.mp4").write_bytes(b"no video any more")
+    location, found = run(tmp_path, *settings, output="broken")
+    assert found == whole and not (tmp_path / "broken" / ROUNDS).exists()
+    assert rejected_of(location) == [("x/y/x+y+d", "not there: the video is listed, but it is not in raw.path")]
+
+
+class BreaksOff:
+    """A source whose storage is gone when it reads one of the videos."""
+
+    def __init__(self, source, name):
+        self.source, self.name, self.extra_columns, self.plan = source, name, source.extra_columns, source.plan
+
+    def read(self, unit):
+        if unit.video.name == self.name:
+            raise UserError("the storage is gone")
+        yield from self.source.read(unit)
 
 
 def write_video(path: Path, count: int) -> list[np.ndarray]:

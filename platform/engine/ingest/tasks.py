@@ -2,7 +2,7 @@
 
 import pickle
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -31,6 +31,17 @@ class Written(NamedTuple):
     """Number of images that the decoder converts, by kind of conversion."""
     labels: Counter[str]
     """Number of rows with an "identity", of those among them with "no camera", and of each note of the source."""
+
+
+def joined(parts: Sequence[Written]) -> Written:
+    """Several results as one, in order."""
+    return Written(
+        [entry for part in parts for entry in part.entries],
+        [pair for part in parts for pair in part.rejected],
+        sum((part.splits for part in parts), Counter()),
+        sum((part.converted for part in parts), Counter()),
+        sum((part.labels for part in parts), Counter()),
+    )
 
 
 class ReadUnits:
@@ -146,14 +157,7 @@ def shard_sink(output: Location, shard_bytes: int, row_group_rows: int) -> Any:
             return write_blocks(output, list(blocks), shard_bytes, row_group_rows)
 
         def on_write_complete(self, write_result: Any) -> None:
-            returns = write_result.write_returns
-            self.written = Written(
-                [entry for part in returns for entry in part.entries],
-                [pair for part in returns for pair in part.rejected],
-                sum((part.splits for part in returns), Counter()),
-                sum((part.converted for part in returns), Counter()),
-                sum((part.labels for part in returns), Counter()),
-            )
+            self.written = joined(write_result.write_returns)
 
     return ShardSink()
 

@@ -25,12 +25,15 @@ class IngestConfig:
     """Read only the first `limit` images of the source; 0: all."""
     max_pixels: int = MAX_PIXELS
     """Largest number of pixels of an image. Larger images are rejected undecoded, here and whenever the data set is read."""
+    resume_units: int = 256
+    """Units of reading (a video, a tar, `raw.unit_images` images) in a round; an interrupted ingest continues after the last
+    finished round."""
     overwrite: bool = False
     """Replace an existing data set."""
     storage: StorageConfig = field(default_factory=StorageConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
-        at_least(1, shard_mb=self.shard_mb, row_group_rows=self.row_group_rows)
+        at_least(1, shard_mb=self.shard_mb, row_group_rows=self.row_group_rows, resume_units=self.resume_units)
         within(f"[1, {LARGEST_MAX_PIXELS}]", max_pixels=self.max_pixels)
         at_least(0, "(all)", limit=self.limit)

@@ -10,6 +10,7 @@ from platform.engine.config.compose import to_plain
 from platform.engine.config.paths import InputPath
 from platform.engine.errors import UserError
 from platform.engine.ingest.sources.image_tree import FileSource, Indexer
+from platform.engine.ingest.sources.listed_config import ListedConfig
 from platform.engine.ingest.sources.source import Candidate, ReadingPlan, Source
 from platform.engine.storage.location import StorageConfig, open_storage
 from reidssl.checks import at_least, one_of, within
@@ -30,7 +31,7 @@ LAYOUTS: dict[str, Indexer] = {
     "cuhk03": cuhk03.index,
     "luperson": luperson.index,
 }
-KINDS = (*LAYOUTS, "luperson_lmdb", "webdataset", "video", "synthetic")
+KINDS = (*LAYOUTS, "luperson_lmdb", "luperson_videos", "webdataset", "video", "synthetic")
 PARTS = ("pretrain", "source", "target")
 FORMATS = ("jpeg", "png")
 NEWER = ("pattern", "splits", "tar", "follow_links")
@@ -41,8 +42,8 @@ class RawConfig:
     """The raw images to read. `kind` determines which of the other fields are used."""
 
     kind: str = "folder"
-    """folder, market1501, msmt17, dukemtmc, cuhk03 (new protocol), luperson (images/ tree), luperson_lmdb, webdataset, video
-    or synthetic."""
+    """folder, market1501, msmt17, dukemtmc, cuhk03 (new protocol), luperson (images/ tree), luperson_lmdb, luperson_videos (the
+    released lists and the downloaded videos), webdataset, video or synthetic."""
     path: InputPath = ""
     """Folder, file or s3:// prefix; not for synthetic."""
     follow_links: bool = False
@@ -59,15 +60,17 @@ class RawConfig:
     boxes: str = ""
     """cuhk03: labeled or detected. May be empty if the data set has only one of them."""
     detections: InputPath = ""
-    """video: MOTChallenge file of the video. For a folder of videos, the folder with a <video's name>.txt for each."""
+    """video: MOTChallenge file of the video. For a folder of videos, the folder with a <video's name>.txt for each.
+    luperson_videos: the folder with a <video's name>.pkl for each, or one file of all."""
+    listed: ListedConfig = field(default_factory=ListedConfig)
     crops: CropConfig = field(default_factory=CropConfig)
     part: str = "pretrain"
     """synthetic: part to generate: pretrain (unlabeled), source or target (labeled)."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     image_format: str = "jpeg"
-    """video, synthetic: jpeg or png. Other kinds keep the original bytes."""
+    """video, luperson_videos, synthetic: jpeg or png. Other kinds keep the original bytes."""
     jpeg_quality: int = 95
-    """video, synthetic: JPEG quality, 1 to 100."""
+    """video, luperson_videos, synthetic: JPEG quality, 1 to 100."""
     unit_images: int = 256
     """Images that one reading task reads."""
 
@@ -100,6 +103,7 @@ class RawConfig:
         names = {
             "synthetic": ("kind", "part", "synthetic", "image_format", "jpeg_quality"),
             "video": ("kind", "path", "follow_links", "detections", "crops", "image_format", "jpeg_quality"),
+            "luperson_videos": ("kind", "path", "follow_links", "detections", "listed", "crops", "image_format", "jpeg_quality"),
             "folder": ("kind", "path", "follow_links", "labeled", "pattern", "splits"),
             "webdataset": ("kind", "path", "follow_links", "tar", "splits"),
             "cuhk03": ("kind", "path", "follow_links", "boxes"),
@@ -110,6 +114,8 @@ class RawConfig:
                 values.pop(name)
         for name in {"path", "detections"} & set(values):
             values[name] = open_storage(values[name]).uri if values[name] else ""
+        for name in {"names", "sizes"} & set(values.get("listed", ())):
+            values["listed"][name] = open_storage(values["listed"][name]).uri if values["listed"][name] else ""
         return _finite(values)
 
 
@@ -117,6 +123,7 @@ def open_source(config: RawConfig, storage: StorageConfig) -> Source:
     """The reader for `config`. Raises UserError if a required field is empty or a path is not valid UTF-8."""
     # Imported here: the settings above must load without the libraries for videos, tars and LMDB.
     from platform.engine.ingest.sources.drawn import SyntheticSource
+    from platform.engine.ingest.sources.listed_videos import ListedVideoSource
     from platform.engine.ingest.sources.lmdb_file import LmdbSource
     from platform.engine.ingest.sources.tar_archives import TarSource
     from platform.engine.ingest.sources.video_crops import VideoSource
@@ -138,6 +145,22 @@ def open_source(config: RawConfig, storage: StorageConfig) -> Source:
             )
         return VideoSource(
             root, open_storage(config.detections, storage), config.crops, follow_links=config.follow_links, **common
+        )
+    if config.kind == "luperson_videos":
+        missing = [key for key, value in (("listed.names", config.listed.names), ("detections", config.detections)) if not value]
+        if missing:
+            raise UserError(
+                f"raw.{missing[0]} is empty: luperson_videos needs the published list and detections (docs/luperson.md)"
+            )
+        return ListedVideoSource(
+            root,
+            open_storage(config.detections, storage),
+            open_storage(config.listed.names, storage),
+            open_storage(config.listed.sizes, storage) if config.listed.sizes else None,
+            config.listed.without_size,
+            config.crops,
+            follow_links=config.follow_links,
+            **common,
         )
     if config.kind == "luperson_lmdb":
         return LmdbSource(root, config.unit_images)

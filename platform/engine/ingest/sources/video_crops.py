@@ -2,8 +2,9 @@
 
 import posixpath
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from reidssl.data.video import VideoError, frames
 
 VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".mpg", ".mpeg", ".webm", ".m4v", ".ts")
 
+NOT_TAKEN = "box not taken: it is too small or too far outside the frame (raw.crops)"
 NO_DETECTIONS = Detections(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 4)), np.empty(0))
 
 
@@ -124,38 +126,62 @@ class VideoSource:
             )
 
     def read(self, unit: VideoUnit) -> Iterator[Candidate]:
-        yield from (Candidate(key, error=reason) for key, reason in unit.aside)
-        left = {int(frame) for frame in unit.detections.frames}
-        if not left:
-            return
-        try:
-            with open_item(self.root, unit.name) as file:
-                for number, image in frames(file, wanted=set(left)):
-                    yield from self._frame(unit.detections, number, image, unit.stem)
-                    left.discard(number)
-        except Exception as error:  # of the video or of one frame: the numbers of later frames are not certain
-            reason = fault_of(self.root, error)
-            if isinstance(error, VideoError):
-                reason = f"video damaged: {error}"
-            for row in np.flatnonzero(np.isin(unit.detections.frames, list(left))):
-                yield Candidate(self._key(unit.detections, int(row), unit.stem), error=reason)
+        def described(row: int) -> Candidate:
+            _, tracks, _, scores = unit.detections
+            extras = (int(unit.detections.frames[row]), int(tracks[row]), float(scores[row]))
+            return Candidate(self._key(unit.detections, row, unit.stem), extras=extras)
 
-    def _frame(self, detections: Detections, number: int, image: np.ndarray, stem: str) -> Iterator[Candidate]:
-        rows = detections.in_frame(number)
-        cut = dict(crops_of(image, detections.boxes[rows], self.crops))
-        for place, row in enumerate(rows):
-            key = self._key(detections, row, stem)
-            if place not in cut:
-                yield Candidate(key, error="box not taken: it is too small or too far outside the frame (raw.crops)")
-                continue
-            extras = (number, int(detections.tracks[row]), float(detections.scores[row]))
-            yield Candidate(key, encode_image(cut[place], self.image_format, self.jpeg_quality), extras=extras)
+        yield from (Candidate(key, error=reason) for key, reason in unit.aside)
+        encode = partial(encode_image, image_format=self.image_format, quality=self.jpeg_quality)
+        yield from cut_out(self.root, unit.name, unit.detections, self.crops, described, encode)
 
     def _key(self, detections: Detections, row: int, stem: str) -> str:
         track = int(detections.tracks[row])
         box = "_".join(f"{value:.0f}" for value in detections.boxes[row])
         who = f"track{track:05d}" if track >= 0 else f"box{box}"
         return f"{stem}/{int(detections.frames[row]):07d}_{who}.{'jpg' if self.image_format == 'jpeg' else 'png'}"
+
+
+def cut_out(
+    root: Location,
+    name: str,
+    detections: Detections,
+    config: CropConfig,
+    described: Callable[[int], Candidate],
+    encode: Callable[[np.ndarray], bytes],
+) -> Iterator[Candidate]:
+    """The crops of a video, which is decoded once up to the last frame with a detection.
+
+    From a damaged video the frames before the damage are kept; the rest are candidates with an error.
+
+    Args:
+        name: path of the video below `root`.
+        described: the candidate of a row of `detections` without its image: key and extras.
+        encode: pixels uint8 (H, W, 3) -> file.
+
+    Raises UserError if the fault is not of this video.
+    """
+    left = {int(frame) for frame in detections.frames}
+    if not left:
+        return
+    try:
+        with open_item(root, name) as file:
+            for number, image in frames(file, wanted=set(left)):
+                rows = detections.in_frame(number)
+                cut = dict(crops_of(image, detections.boxes[rows], config))
+                for place, row in enumerate(rows):
+                    found = described(int(row))
+                    if place in cut:
+                        yield found._replace(image=encode(cut[place]))
+                    else:
+                        yield Candidate(found.key, error=NOT_TAKEN)
+                left.discard(number)
+    except Exception as error:  # of the video or of one frame: the numbers of later frames are not certain
+        reason = fault_of(root, error)
+        if isinstance(error, VideoError):
+            reason = f"video damaged: {error}"
+        for row in np.flatnonzero(np.isin(detections.frames, list(left))):
+            yield Candidate(described(int(row)).key, error=reason)
 
 
 def _say_forms(forms: Counter[str], units: list[VideoUnit]) -> None:
