@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Process:
-    """A program in a process group of its own, whose lines are stored with their time."""
+    """A program in a process group of its own, whose lines are stored with their time.
 
-    def __init__(self, module: str, *arguments: str) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": "", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "40"}
+    environment: other than that of this process, as for a cluster with a token.
+    """
+
+    def __init__(self, module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+        alone = {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": "", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "40"}
         self.lines: list[tuple[float, str]] = []
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             cwd=ROOT,
-            env=environment,
+            env=environment or os.environ | alone,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from platform.engine.errors import UserError, user_error_of
 from platform.engine.runtime.device import use_threads
+from platform.engine.runtime.growth import autoscales
 from reidssl.choices import GALLERY_BLOCK
 from reidssl.metrics.average_precision import QueryResults, judge_pieces, pieces_of
 from reidssl.metrics.inputs import check_fit, labels_of, unit_pair
@@ -40,17 +41,12 @@ def rank_shared(
         tasks: number of tasks that share the queries; they run in parallel as far as the CPUs of the cluster allow.
         cpus: CPUs of a task.
 
-    Raises UserError if a single task needs more CPUs than the cluster has, or if a task fails for good.
+    Raises UserError if a single task needs more CPUs than a cluster that cannot grow has, or if a task fails for good.
     """
     import ray
     from ray.exceptions import RayError
 
-    there = ray.cluster_resources().get("CPU", 0)
-    if cpus > there:
-        raise UserError(
-            f"a ranking task needs {cpus:g} CPU, this Ray has {there:g}: connect to a larger cluster, or rank in "
-            "one process with evaluate.tasks=0"
-        )
+    _check_resources(cpus)
     query_pids, query_camids = labels_of("query", query_pids, query_camids)
     gallery_pids, gallery_camids = labels_of("gallery", gallery_pids, gallery_camids)
     check_fit("query", query_features, query_pids)
@@ -71,6 +67,18 @@ def rank_shared(
         raise _explained(error) from None
     together = QueryResults(*(np.concatenate(values) for values in zip(*results, strict=True)))
     return summarize(together, query_pids, gallery_pids)
+
+
+def _check_resources(cpus: float) -> None:
+    """Raise UserError if a task needs more CPUs than there are, unless an autoscaler adds nodes: then the tasks wait for them."""
+    import ray
+
+    there = ray.cluster_resources().get("CPU", 0)
+    if cpus > there and not autoscales():
+        raise UserError(
+            f"a ranking task needs {cpus:g} CPU, this Ray has {there:g}: connect to a larger cluster, or rank in "
+            "one process with evaluate.tasks=0"
+        )
 
 
 def _judge(

@@ -43,7 +43,8 @@ CLUSTER_ENVIRONMENT = WORKER_ENVIRONMENT | {
 }
 INIT: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "DeepSpeed", "torch.distributed")
-SHIPPED_EXCLUDES = [".git", ".venv", "runs", "tests/.cache", "*.parquet", "*.ckpt"]
+# In the syntax of .gitignore: without its leading slash, "runs" would leave out platform/engine/runs, too.
+SHIPPED_EXCLUDES = [".git", ".venv", "/runs", "/build", "tests/.cache", "*.parquet", "*.ckpt"]
 
 
 _own = False  # whether `connect` started the Ray that this process uses

@@ -7,7 +7,7 @@ import torch
 from ray.exceptions import RayError
 
 from platform.engine.errors import UserError
-from platform.engine.inference.ranking_tasks import _explained, _tensor, rank_shared
+from platform.engine.inference.ranking_tasks import _check_resources, _explained, _tensor, rank_shared
 from reidssl.metrics.ranking import rank
 
 
@@ -63,6 +63,11 @@ def test_an_error_is_said_in_one_line(ray_session):
         ray.get(broken.remote())
     said = _explained(raised.value)
     assert isinstance(said, UserError) and str(said) == "a ranking task failed: RuntimeError: no room left"
+
+
+def test_a_cluster_that_grows_is_waited_for(ray_session, monkeypatch):
+    monkeypatch.setenv("RAY_CLUSTER_AUTOSCALES", "1")
+    _check_resources(99)
 
 
 def test_refusals(ray_session):
