@@ -127,10 +127,10 @@ def _start(config: RuntimeConfig, job: JobConfig) -> None:
                 job_config=job,
                 **INIT,
             )
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a plain Exception if its processes do not answer in time
         raise UserError(
             f"Ray cannot start on this machine: {_first_line(error)}. Its logs lie in {_temporary_folder()}/ray; "
-            "look at runtime.* and at the memory and disk that are left"
+            "look at runtime.*, at the memory and disk that are left, and at other work on this machine"
         ) from None
     finally:
         if before is None:
