@@ -18,6 +18,6 @@ def test_a_ray_that_does_not_start(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(UserError, match="Ray cannot start on this machine: .*other work on this machine") as raised:
+    with pytest.raises(UserError, match=r"Ray cannot start on this machine: .*other work on this machine") as raised:
         ray_session._start(RuntimeConfig(), ray_session.job_metadata("cluster", ""))
     assert "\n" not in str(raised.value)
