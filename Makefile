@@ -5,6 +5,7 @@
 #             make bench BENCH=--full: the published sizes, hours)
 # make lint   ruff (rules and format) and mypy
 # make docs   the guides, the configuration reference and the library's API as a site in site/
+# make lock   the locks of locks/ from requirements.lock
 # make clean  remove the environment, the demo's run and the site
 #
 # The first call makes .venv with the locked dependencies; later calls reuse it.
@@ -17,8 +18,13 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed-$(EXTRA)
 DEMO_RUN ?= runs/demo
 BENCH ?=
+LOCK := locks/$(if $(filter gpu,$(EXTRA)),dev-gpu,dev).lock
+# torch and what only torch needs come from locks/torch.txt: their wheels differ between CPUs and GPUs.
+TORCH := torch torchvision triton $(shell grep -oE '^(nvidia-[a-z0-9-]+|cuda-[a-z]+)' requirements.lock)
+compile = uv pip compile pyproject.toml $(2) --python-version 3.11 --python-platform linux --generate-hashes --no-annotate \
+	--no-header --constraint requirements.lock $(addprefix --no-emit-package ,$(TORCH)) --output-file locks/$(1).lock
 
-.PHONY: demo test test-slow test-gpu bench lint docs env clean check
+.PHONY: demo test test-slow test-gpu bench lint docs lock env clean check
 
 demo: env
 	$(RUN) -m platform.pipeline experiment=demo output=$(DEMO_RUN)
@@ -41,16 +47,23 @@ lint: env
 	$(RUN) -m mypy
 
 docs: env
-	@$(VENV)/bin/pip install --quiet --no-input --constraint requirements.lock --editable '.[docs]'
 	$(RUN) -m mkdocs build --strict
+
+# Makes the locks anew from requirements.lock, which pins every version; needs uv (pip install uv).
+lock:
+	$(call compile,run,--extra cpu)
+	$(call compile,gpu,--extra gpu)
+	$(call compile,dev,--extra cpu --extra dev --extra docs)
+	$(call compile,dev-gpu,--extra gpu --extra dev --extra docs)
 
 env: $(STAMP)
 
-$(STAMP): pyproject.toml requirements.lock | check
+$(STAMP): pyproject.toml $(LOCK) locks/torch.txt | check
 	@echo "Installing the locked dependencies into $(VENV) (once; a few minutes)"
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/pip install --quiet --no-input torch==$$(sed -n 's/^torch==//p' requirements.lock) torchvision==$$(sed -n 's/^torchvision==//p' requirements.lock)
-	@$(VENV)/bin/pip install --quiet --no-input --constraint requirements.lock --editable '.[$(EXTRA),dev]'
+	@$(VENV)/bin/pip install --quiet --no-input --require-hashes --no-deps --requirement $(LOCK)
+	@$(VENV)/bin/pip install --quiet --no-input --requirement locks/torch.txt
+	@$(VENV)/bin/pip install --quiet --no-input --no-deps --editable .
 	@touch $@
 
 check:

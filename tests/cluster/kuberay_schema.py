@@ -66,7 +66,7 @@ CONTAINER = record(
     args=items(STRING),
     workingDir=STRING,
     env=ENVIRONMENT,
-    envFrom=items(record(prefix=STRING, secretRef=record(name=STRING), configMapRef=record(name=STRING))),
+    envFrom=items(record(prefix=STRING, secretRef=record(name=STRING, optional=BOOLEAN), configMapRef=record(name=STRING))),
     ports=items(record("containerPort", containerPort=COUNT, name=STRING, protocol=choice("TCP", "UDP", "SCTP"))),
     resources=RESOURCES,
     lifecycle=record(preStop=HANDLER, postStart=HANDLER),

@@ -116,6 +116,83 @@ def test_ec2_accepts_the_node_configurations_and_they_are_spot_except_the_head()
     assert "IamInstanceProfil" in run_instances_error(kinds["gpu"]["node_config"] | {"IamInstanceProfil": {}})
 
 
+def security_group_of_the_stack(region: str) -> str:
+    """Make the stack of cluster/aws/account.yaml in the simulated account; the group that it puts out."""
+    vpc = boto3.client("ec2", region_name=region).describe_vpcs()["Vpcs"][0]["VpcId"]
+    given = {"Bucket": "my-bucket", "Vpc": vpc, "SshFrom": "203.0.113.7/32"}
+    stacks = boto3.client("cloudformation", region_name=region)
+    stacks.create_stack(
+        StackName="reidssl",
+        TemplateBody=(FOLDER / "aws" / "account.yaml").read_text(encoding="utf-8"),
+        Capabilities=["CAPABILITY_NAMED_IAM"],
+        Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in given.items()],
+    )
+    (output,) = stacks.describe_stacks(StackName="reidssl")["Stacks"][0]["Outputs"]
+    return str(output["OutputValue"])
+
+
+@pytest.mark.filterwarnings("ignore:Tried to parse AWS..S3..BucketPolicy")  # moto lacks it; cfn-lint reads it below
+@mock_aws
+def test_the_account_has_roles_and_no_ssh_from_the_world(monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    region = launcher("aws.yaml")["provider"]["region"]
+    group = security_group_of_the_stack(region)
+    (found,) = boto3.client("ec2", region_name=region).describe_security_groups(GroupIds=[group])["SecurityGroups"]
+    sources = [source["CidrIp"] for rule in found["IpPermissions"] for source in rule["IpRanges"]]
+    inside = [pair["GroupId"] for rule in found["IpPermissions"] for pair in rule["UserIdGroupPairs"]]
+    assert sources == ["203.0.113.7/32"] and inside == [group]
+    iam = boto3.client("iam")
+    wanted = {kind["node_config"]["IamInstanceProfile"]["Name"] for kind in launcher("aws.yaml")["available_node_types"].values()}
+    for name in wanted:
+        (role,) = iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"]["Roles"]
+        (policy,) = iam.list_attached_role_policies(RoleName=role["RoleName"])["AttachedPolicies"]
+        version = iam.get_policy_version(PolicyArn=policy["PolicyArn"], VersionId="v1")["PolicyVersion"]["Document"]
+        assert {"s3:ListBucket", "s3:PutObject", "s3:AbortMultipartUpload"} < {
+            action for statement in version["Statement"] for action in statement["Action"]
+        }
+    rights = iam.get_role_policy(RoleName="reidssl-ray-head", PolicyName="scale")["PolicyDocument"]["Statement"]
+    actions = {action for each in rights for action in ([each["Action"]] if isinstance(each["Action"], str) else each["Action"])}
+    assert {"ec2:RunInstances", "ec2:TerminateInstances", "iam:PassRole", "ssm:GetParameters"} <= actions and "*" not in actions
+
+
+def test_the_template_is_one_and_refuses_ssh_from_everywhere():
+    """cfn-lint, AWS's own checker, reads it; the pattern of SshFrom refuses the world."""
+    from cfnlint import lint_file
+
+    assert [str(match) for match in lint_file(FOLDER / "aws" / "account.yaml")] == []
+    text = (FOLDER / "aws" / "account.yaml").read_text(encoding="utf-8")
+    (pattern,) = re.findall(r"AllowedPattern: (\S+)", text)
+    assert re.fullmatch(pattern, "203.0.113.7/32") and re.fullmatch(pattern, "10.0.0.0/8")
+    assert not re.fullmatch(pattern, "0.0.0.0/0") and not re.fullmatch(pattern, "203.0.113.7")
+
+
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_jobs_that_bring_no_code_find_it_on_every_node(name):
+    """Ray starts in the folder of the code, which is the working folder of such a job, and with that folder on the path."""
+    recipe = launcher(name)
+    for role in ("head", "worker"):
+        (start,) = [text for text in recipe[f"{role}_start_ray_commands"] if "ray start" in text]
+        folder = re.match(r"cd (\S+); ", start)
+        assert folder and f"PYTHONPATH={folder[1].replace('~', '$HOME')} " in start
+        if name != "on-prem.yaml":
+            assert f"WORKDIR {folder[1]}\n" in (FOLDER / "Dockerfile").read_text(encoding="utf-8")
+            assert recipe["docker"]["image"] == "REGISTRY/reidssl:0.1"
+    if name == "on-prem.yaml":
+        assert recipe["file_mounts"][folder[1]] == "."
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_pods_take_the_keys_of_an_object_store_where_there_are_some(name):
+    spec = documents(name)[-1]["spec"]
+    cluster = spec.get("rayClusterSpec", spec)
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        (container,) = group["template"]["spec"]["containers"]
+        assert container["envFrom"] == [{"secretRef": {"name": "reidssl-storage", "optional": True}}]
+        assert container["image"] == "REGISTRY/reidssl:0.1"
+
+
+@pytest.mark.filterwarnings("ignore:Tried to parse AWS..S3..BucketPolicy")  # moto lacks it; cfn-lint reads it below
 @mock_aws
 def test_the_aws_launcher_completes_the_recipe(tmp_path, monkeypatch):
     """Ray's bootstrap on an empty account makes key pair, subnets and security group; resources are those of EC2."""
@@ -124,12 +201,17 @@ def test_the_aws_launcher_completes_the_recipe(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))  # the launcher writes a key to ~/.ssh
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
-    done = bootstrap_aws(prepare_config(launcher("aws.yaml")))
+    recipe = launcher("aws.yaml")
+    group = security_group_of_the_stack(recipe["provider"]["region"])
+    for kind in recipe["available_node_types"].values():
+        assert kind["node_config"]["SecurityGroupIds"] == ["sg-0123456789abcdef0"]
+        kind["node_config"]["SecurityGroupIds"] = [group]
+    done = bootstrap_aws(prepare_config(recipe))
     assert oct((next((tmp_path / ".ssh").iterdir())).stat().st_mode & 0o777) == "0o600"
     ec2 = boto3.client("ec2", region_name=done["provider"]["region"])
     for name, kind in done["available_node_types"].items():
         node = kind["node_config"]
-        assert node["SubnetIds"] and node["SecurityGroupIds"] and node["KeyName"], name
+        assert node["SubnetIds"] and node["SecurityGroupIds"] == [group] and node["KeyName"], name
         assert run_instances_error(node) == ""
         if name == "head":
             continue
@@ -149,7 +231,7 @@ def test_ray_start_knows_the_options_and_the_dashboard_stays_local(name):
         calls = [call for text in recipe[f"{role}_start_ray_commands"] for call in ray_commands(text)]
         assert [call[0] for call in calls] == ["stop", "start"]
         starts[role] = parse(calls[1]).params
-        assert "export RAY_AUTH_MODE=token" in recipe[f"{role}_start_ray_commands"][1]
+        assert "RAY_AUTH_MODE=token" in recipe[f"{role}_start_ray_commands"][1]
     head, worker = starts["head"], starts["worker"]
     assert head["head"] and head["dashboard_host"] == "127.0.0.1" and head["num_cpus"] == 0
     assert head["autoscaling_config"] == "~/ray_bootstrap_config.yaml"
@@ -280,9 +362,9 @@ def test_images_and_lock_agree_with_the_installed_ray():
         for tag in re.findall(r"rayproject/ray:(\d+\.\d+\.\d+)", path.read_text(encoding="utf-8"))
     }
     assert tags == {ray.__version__}
-    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-    assert re.search(rf"(?m)^ray(\[[\w,]+\])?=={re.escape(ray.__version__)}\b", lock)
-    pinned_torch = re.search(r"(?m)^torch==(\S+)", lock)
+    for lock in (ROOT / "locks").glob("*.lock"):
+        assert re.search(rf"(?m)^ray(\[[\w,]+\])?=={re.escape(ray.__version__)}\b", lock.read_text(encoding="utf-8")), lock
+    pinned_torch = re.search(r"(?m)^torch==(\S+)", (ROOT / "locks" / "torch.txt").read_text(encoding="utf-8"))
     assert pinned_torch and "+" not in pinned_torch[1], "a +cpu build in the lock would leave the GPUs unused"
 
 

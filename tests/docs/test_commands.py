@@ -14,7 +14,12 @@ from platform.pipeline import PipelineConfig
 from platform.tune import TuneConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-GUIDES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+GUIDES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "cluster/README.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+]
 SWEEPS = sorted(f"configs/sweep/{path.name}" for path in (ROOT / "configs" / "sweep").glob("*.yaml"))
 EXPERIMENTS = sorted(f"configs/experiment/{path.name}" for path in (ROOT / "configs" / "experiment").glob("*.yaml"))
 

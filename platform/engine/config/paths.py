@@ -20,6 +20,7 @@ from types import GenericAlias
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from urllib.parse import unquote
 
+CODE = Path(__file__).resolve().parents[3]
 BUCKET_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,254}")
 
 
@@ -184,9 +185,11 @@ def _map_space(settings: SettingsOf, values: Mapping[str, Any], change: Change, 
 
 
 def job_copy() -> str:
-    """The working folder of a submitted job, if it is Ray's temporary copy of the submitted files; else ""."""
+    """The working folder of a submitted job, if it is Ray's temporary copy of the submitted files, or the folder of the code on
+    the head (of a job that brought no files); else ""."""
     folder = Path.cwd()
-    return str(folder) if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "working_dir_files" in folder.parts else ""
+    temporary = "working_dir_files" in folder.parts or folder == CODE
+    return str(folder) if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and temporary else ""
 
 
 def in_job_copy(place: str) -> bool:
