@@ -1,103 +1,40 @@
 """`ray job submit --working-dir . -- python -m platform.pretrain ...` on a separate cluster with token authentication."""
 
-import contextlib
+import json
 import os
 import re
-import socket
-import subprocess
-import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import psutil
 import pytest
 
 from platform.engine.runs.metrics import read_metrics
 from platform.engine.storage.location import open_storage
+from tests.platform.head_node import Head, free_ports, head_node
 from tests.tiny import PRETRAIN
 
-ROOT = Path(__file__).resolve().parents[2]
-RAY = Path(sys.executable).parent / "ray"
 TINY = [*PRETRAIN, "length.epochs=2", "tracking.every_steps=2", "scaling.threads=1"]
 STEPS = 180 // 16  # 90 images, two epochs
 OTHER_LINES = 10  # the command, the plan, and Ray's unavoidable lines
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """A running head node and the environment with its token."""
-
-    environment: dict[str, str]
-
-    def ray(self, *arguments: str, timeout: int = 540, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [RAY, *arguments],
-            cwd=ROOT,
-            env=self.environment | environment,
-            text=True,
-            timeout=timeout,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-
-
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """`ray start --head` with separate ports, folder and token; at the end only its own processes are ended."""
-    folder = Path(tempfile.mkdtemp(prefix="rj"))  # short, because the paths of Ray's sockets below it are limited
-    (folder / "token").write_text("a" * 64)
-    port, dashboard, client, agent = _free_ports(4)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
-        "RAY_JOB_STOP_WAIT_TIME_S": "60",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
-        "OMP_NUM_THREADS": "1",
-        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
-        "PATH": f"{RAY.parent}:{os.environ['PATH']}",
-    }
-    command = [
-        RAY,
-        "start",
-        "--head",
-        "--block",
-        "--node-ip-address=127.0.0.1",
-        f"--port={port}",
-        "--dashboard-host=127.0.0.1",
-        f"--dashboard-port={dashboard}",
-        f"--ray-client-server-port={client}",
-        f"--dashboard-agent-listen-port={agent}",
-        f"--temp-dir={folder}",
-        "--num-cpus=4",
-        f"--object-store-memory={200 << 20}",
-        "--disable-usage-stats",
-    ]
-    with (folder / "head.log").open("wb") as log:
-        head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    try:
-        running = Cluster(environment)
-        deadline = time.monotonic() + 90
-        while running.ray("job", "list").returncode:
-            assert head.poll() is None and time.monotonic() < deadline, (folder / "head.log").read_text()
-            time.sleep(1)
-        yield running
-    finally:
-        family = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
-        for signal_of in (psutil.Process.terminate, psutil.Process.kill):
-            for process in family:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    signal_of(process)
-            psutil.wait_procs(family, timeout=5)
+def cluster() -> Iterator[Head]:
+    """A head with 4 CPUs and a token."""
+    folder = Path(tempfile.mkdtemp(prefix="rj"))
+    with head_node(folder, free_ports(1)[0], "--num-cpus=4", RAY_JOB_STOP_WAIT_TIME_S="60") as head:
+        yield head
 
 
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+def page(head: Head, path: str) -> Any:
+    """What a page of the dashboard is made from."""
+    url, token = head.environment["RAY_API_SERVER_ADDRESS"] + path, Path(head.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+    with urllib.request.urlopen(urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})) as answer:
+        return json.loads(answer.read())
 
 
 @pytest.mark.slow
@@ -137,6 +74,14 @@ def test_a_submitted_pre_training_is_readable_and_succeeds(cluster, tiny_shards,
     assert not re.search(r"(?i)warning|traceback|\berror\b", "\n".join(ours)), "\n".join(ours)
     assert [row["position"] // 16 for row in read_metrics(open_storage(str(output)))] == [2, 4, 6, 8, 10, STEPS]
     assert (output / "backbone.safetensors").exists() and (output / "summary.json").exists()
+    # The Jobs, Train and Data pages show what ran, by its program and folder.
+    (job,) = [job for job in page(cluster, "/api/jobs/") if job["submission_id"] == "tiny"]
+    assert job["status"] == "SUCCEEDED"
+    (run,) = page(cluster, "/api/train/v2/runs")["train_runs"]
+    assert (run["name"], run["status"], run["job_id"]) == ("pretrain-run", "FINISHED", job["job_id"])
+    assert run["run_settings"]["train_loop_config"]["stream.micro_batch"] == 8
+    datasets = page(cluster, f"/api/data/datasets/{job['job_id']}")["datasets"]
+    assert datasets and all(each["dataset"].startswith("pretrain-run_") for each in datasets)
 
 
 def test_relative_paths_in_a_job(cluster, tiny_shards, tmp_path):
@@ -170,6 +115,7 @@ def test_a_users_mistake_is_one_line_in_the_log_of_the_job(cluster, tmp_path):
         *TINY,
     )
     assert found.returncode != 0 and "failed" in found.stdout
+    assert "FAILED" in {job["status"] for job in page(cluster, "/api/jobs/") if str(tmp_path) in job["entrypoint"]}
     assert "error: there is no data set at" in found.stdout and "Traceback" not in found.stdout
 
 
