@@ -153,7 +153,8 @@ def test_the_account_has_roles_and_no_ssh_from_the_world(monkeypatch):
     assert {"s3:ListBucket", "s3:PutObject", "s3:AbortMultipartUpload"} < {
         action for statement in version["Statement"] for action in statement["Action"]
     }
-    rights = iam.get_role_policy(RoleName="reidssl-ray-head", PolicyName="scale")["PolicyDocument"]["Statement"]
+    document = iam.get_role_policy(RoleName="reidssl-ray-head", PolicyName="scale")["PolicyDocument"]
+    rights = (json.loads(document) if isinstance(document, str) else document)["Statement"]  # boto3 decodes URL-encoded JSON only
     actions = {action for each in rights for action in ([each["Action"]] if isinstance(each["Action"], str) else each["Action"])}
     assert {"ec2:RunInstances", "ec2:TerminateInstances", "iam:PassRole", "ssm:GetParameters"} <= actions and "*" not in actions
 
