@@ -3,6 +3,7 @@
 import copy
 import importlib
 import inspect
+import json
 import re
 import shlex
 from pathlib import Path
