@@ -16,6 +16,7 @@ Further arguments are overrides of platform.pipeline, such as pretrain_set.synth
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy as np
 
 from platform import evaluate, pipeline
 from platform.engine.config.compose import load_config
+from platform.engine.errors import UserError
 from platform.engine.pipeline.results import spread as spread_text
 from platform.engine.report.plots.curves import Series, line_chart
 from platform.engine.runtime.ray_session import connect
@@ -163,4 +165,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:  # also a stop by Ctrl-C or SIGTERM
+        sys.exit(f"error: {error}")
