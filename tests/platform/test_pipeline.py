@@ -281,12 +281,12 @@ def test_a_set_that_is_missing_is_refused_before_any_work(tmp_path, given, messa
 def test_a_target_without_a_test_split_is_refused_before_pre_training(tmp_path):
     """The data set is complete already, so nothing is read again."""
     chosen = ["experiment=demo", f"output={tmp_path}", "target_set.synthetic.target_identities=8", "row_group_rows=32"]
-    config, root = load_config(PipelineConfig, "pipeline", chosen), open_storage(str(tmp_path))
+    config = load_config(PipelineConfig, "pipeline", chosen)
     location = write_data(tmp_path / "data" / "target", "pretrain")
     arguments = {"raw": config.target_set.arguments(), "limit": 0, "shard_mb": 64, "row_group_rows": 32}
     write_manifest(location, replace(read_manifest(location), arguments=arguments))
     with pytest.raises(UserError, match=r"^target_set: .*no images of split query, gallery; its splits are train"):
-        ingest(config, root, "target")
+        ingest(config, "target")
 
 
 @pytest.mark.parametrize(
