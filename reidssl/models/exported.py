@@ -111,7 +111,7 @@ def timm_state_dict(model: Vit | ReidModel, neck: str = "before") -> dict[str, T
 
     In eval mode both are affine per channel, so the feature of the timm model is then exactly the output of the neck. Raises
     ValueError for a model with parts that timm's ViT does not have: ics stem, overlapping patches, camera embeddings, GeM
-    pooling, or a layer norm epsilon other than 1e-6.
+    pooling, a jigsaw branch, or a layer norm epsilon other than 1e-6.
     """
     vit = model if isinstance(model, Vit) else model.backbone
     config = vit.config
@@ -121,6 +121,7 @@ def timm_state_dict(model: Vit | ReidModel, neck: str = "before") -> dict[str, T
         (bool(config.num_cameras), "camera embeddings"),
         (config.gem_pooling, "GeM pooling"),
         (config.norm_eps != 1e-6, f"layer norms of epsilon {config.norm_eps:g}"),
+        (isinstance(model, ReidModel) and model.jigsaw is not None, "the local features of a jigsaw branch"),
     ]
     found = [words for there, words in own if there]
     if found:

@@ -83,3 +83,8 @@ class PipelineConfig:
         at_least(0, seed=self.seed)
         if set(self.settings) - set(SETTINGS):
             raise ValueError(f"settings must be some of {', '.join(SETTINGS)}: got {list(self.settings)}")
+        if self.finetune.supervised.jigsaw.parts and set(self.settings) - {"supervised"}:
+            raise ValueError(
+                "finetune.supervised.jigsaw.parts must be 0 unless settings=[supervised], since clusters and memory hold one "
+                f"feature of an image: got {self.finetune.supervised.jigsaw.parts} and settings {list(self.settings)}"
+            )
