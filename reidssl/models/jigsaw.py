@@ -27,14 +27,15 @@ def shuffle_patches(patches: Tensor, shift: int, groups: int) -> Tensor:
     patches = patches.roll(1 - shift, dims=1)
     if patches.shape[1] % groups:
         patches = torch.cat((patches, patches[:, -2:-1]), dim=1)
-    return patches.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+    mixed: Tensor = patches.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+    return mixed
 
 
 class JigsawBranch(nn.Module):
     """The local branch: P features of an image, each from the class token and a P-th of its shuffled patches.
 
-    All parts share one transformer block and layer norm, which begin as copies of the backbone's last ones. Every part has its own
-    neck and classifier. Raises ValueError if the backbone's patches cannot be divided so.
+    All parts share one transformer block and layer norm, which begin as copies of the backbone's last ones. Every part has its
+    own neck and classifier. Raises ValueError if the backbone's patches cannot be divided so.
     """
 
     def __init__(self, backbone: Vit, config: JigsawConfig, num_classes: int = 0, seed: int = 0, cosine: bool = False) -> None:
@@ -51,7 +52,7 @@ class JigsawBranch(nn.Module):
 
     def reset_classifiers(self, num_classes: int, seed: int = 0, cosine: bool = False) -> None:
         """Replace the classifiers by new ones for num_classes identities; 0 removes them."""
-        device = self.block.norm1.weight.device
+        device = next(self.block.parameters()).device
         parts = range(self.config.parts if num_classes else 0)
         seeds = (mix(seed, 1 + part) for part in parts)
         self.classifiers = nn.ModuleList(identity_classifier(self.width, num_classes, each, cosine) for each in seeds).to(device)

@@ -104,10 +104,11 @@ class JigsawConfig:
         """Raise ValueError if this number of patches cannot be shifted, shuffled and divided so."""
         if not self.parts:
             return
-        for name, value, most in (("parts", self.parts, num_patches), ("shift", self.shift, num_patches)):
-            if value > most:
-                raise ValueError(f"{name} must be at most {most}, the number of patches: got {value}")
+        for name, value in (("parts", self.parts), ("shift", self.shift)):
+            if value > num_patches:
+                raise ValueError(f"{name} must be at most {num_patches}, the number of patches: got {value}")
         if -num_patches % self.groups > 1:
             raise ValueError(
-                f"groups must divide the number of patches, {num_patches}, or {num_patches + 1} (one is repeated): got {self.groups}"
+                f"groups must divide the number of patches, {num_patches}, or {num_patches + 1} (one is repeated): "
+                f"got {self.groups}"
             )

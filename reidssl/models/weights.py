@@ -1,7 +1,8 @@
 """Model files: saving as safetensors with the configuration in the header, and loading of our own and foreign checkpoints.
 
 The model can be rebuilt from a file of ours alone: the header holds "kind" ("backbone" or "reid"), "vit" (VitConfig as JSON)
-and, for re-ID models, "num_classes", "cosine" (kind of classifier) and "jigsaw" (JigsawConfig, with local parts only). Code stored in released torch files is never run.
+and, for re-ID models, "num_classes", "cosine" (kind of classifier) and "jigsaw" (JigsawConfig, if it has local parts). Code
+stored in released torch files is never run.
 """
 
 import hashlib

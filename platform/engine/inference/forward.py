@@ -39,7 +39,10 @@ class Forward:
                 self.compute = torch.compile(compute, dynamic=False)
 
     def __call__(self, images: Tensor, cameras: Tensor | None = None) -> Tensor:
-        """Features float32 (B, D), or (B, W) with local parts. images: float (B, 3, H, W), normalized; cameras: int64 (B,), rows of the embeddings."""
+        """Features float32 (B, D), or (B, W) with local parts.
+
+        images: float (B, 3, H, W), normalized; cameras: int64 (B,), rows of the embeddings.
+        """
         rows = len(images)
         if self.is_compiled:
             self._rows = max(self._rows, rows)

@@ -172,8 +172,11 @@ def test_whole_and_local_features_share_the_losses_by_halves(images):
     assert float(terms["center"]) == pytest.approx(float(output.before.square().sum(1).mean()) / 2)
     assert float(loss) == pytest.approx(float(terms["identity"] + 0.7 * terms["triplet"] + 0.01 * terms["center"]))
     loss.backward()
-    assert all(value.grad is not None and value.grad.abs().sum() > 0 for name, value in model.named_parameters()
-               if name.startswith("jigsaw.") and value.requires_grad and name.endswith("weight"))
+    assert all(
+        value.grad is not None and value.grad.abs().sum() > 0
+        for name, value in model.named_parameters()
+        if name.startswith("jigsaw.") and value.requires_grad and name.endswith("weight")
+    )
 
 
 @pytest.mark.parametrize(
