@@ -292,6 +292,7 @@ def test_without_a_target_set_the_images_are_clustered(tmp_path, ray_session):
 def test_settings_that_cannot_be(tmp_path):
     for override, message in (
         ("settings=[semi]", "settings must be some of supervised, uda, usl"),
+        ("finetune.supervised.jigsaw.parts=4", r"jigsaw.parts must be 0 unless settings=\[supervised\]"),
         ("cfs.fraction=0", r"fraction must be in \(0, 1\]"),
         ("cfs.target_proxy=moco", "target_proxy must be one of supervised, usl"),
     ):
