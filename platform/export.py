@@ -114,6 +114,9 @@ def facts(uri: str, storage: StorageConfig, model: LoadedModel) -> dict[str, Any
         "feature": f"{model.neck} the neck, L2-normalized" if model.reid else "class token after the last norm, L2-normalized",
         "weights": weights_hash(model.reid or model.backbone)[:12],
     }
+    if model.reid and model.reid.jigsaw:
+        parts = model.reid.jigsaw.config.parts
+        found["feature"] += f"; that of the whole image and {parts} local ones (JPM, arXiv 2102.04378), divided by {parts}"
     if model.about.as_dict()["assumed"]:
         found["assumed, since the file did not say it"] = ", ".join(model.about.as_dict()["assumed"])
     if model.cameras is not None:

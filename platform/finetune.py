@@ -7,6 +7,7 @@
 checkpoint: a pre-training run, or a checkpoint file written by this platform or released by others; empty: random weights.
 load.* supplies what the file does not say, e.g. load.heads=12; the program prints what it assumes. model.num_cameras=6 learns an
 embedding for each of the 6 cameras of the training set (TransReID's SIE); query and gallery must come from these cameras.
+supervised.jigsaw.parts=4 adds TransReID's local features (JPM).
 UDA is supervised training on the train split of the source, then unsupervised training on that of the target. Running the same
 command again continues after the last finished epoch, or inside it with save_every_steps. A batch is shared by all workers, and
 the results do not depend on their number. Results: model.safetensors (written before the evaluation), metrics.jsonl,
@@ -109,6 +110,11 @@ def check_inputs(config: FinetuneConfig) -> None:
                 f"{name}.freeze_layers must be at most {depth + 1}, the {depth} blocks and the patch embedding: got "
                 f"{section.freeze_layers}"
             )
+    vit = init.backbone.config if init else config.model
+    try:
+        config.supervised.jigsaw.check(math.prod(vit.grid(*vit.image_size)))
+    except ValueError as error:
+        raise UserError(f"supervised.jigsaw.{error}") from None
     plan = plan_cameras(config, init)
     if config.train_sets and plan:
         raise UserError(

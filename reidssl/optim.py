@@ -127,7 +127,12 @@ _BEFORE_THE_BLOCKS = ("patch_embed", "cls_token", "pos_embed", "camera_embed")
 
 
 def layer_of(name: str, depth: int) -> int:
-    """Layer of a parameter: 0 before the blocks, i + 1 in block i, depth + 1 after the blocks."""
+    """Layer of a parameter: 0 before the blocks, i + 1 in block i, depth + 1 after the blocks.
+
+    The block of a jigsaw branch stands beside the last block.
+    """
+    if name.startswith("jigsaw.block."):
+        return depth
     block = re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
     if block:
         return int(block[1]) + 1

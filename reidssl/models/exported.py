@@ -111,22 +111,24 @@ def timm_state_dict(model: Vit | ReidModel, neck: str = "before") -> dict[str, T
 
     In eval mode both are affine per channel, so the feature of the timm model is then exactly the output of the neck. Raises
     ValueError for a model with parts that timm's ViT does not have: ics stem, overlapping patches, camera embeddings, GeM
-    pooling, or a layer norm epsilon other than 1e-6.
+    pooling, a jigsaw branch, or a layer norm epsilon other than 1e-6.
     """
     vit = model if isinstance(model, Vit) else model.backbone
     config = vit.config
+    jigsaw = isinstance(model, ReidModel) and model.jigsaw is not None
     own = [
         (config.stem != "patch", f"the {config.stem} stem"),
         (config.stride not in (0, config.patch_size), f"overlapping patches (stride {config.stride})"),
         (bool(config.num_cameras), "camera embeddings"),
         (config.gem_pooling, "GeM pooling"),
         (config.norm_eps != 1e-6, f"layer norms of epsilon {config.norm_eps:g}"),
+        (jigsaw, "the local features of a jigsaw branch"),
     ]
     found = [words for there, words in own if there]
     if found:
         raise ValueError(
             f"timm's vision transformer does not have {' and '.join(found)}, so timm cannot build this model; export it as "
-            "safetensors (for reidssl), onnx or released"
+            "safetensors (for reidssl)" + (" or onnx" if jigsaw else ", onnx or released")
         )
     tensors = {name: value.detach().cpu().clone() for name, value in vit.state_dict().items()}
     if neck == "after" and isinstance(model, ReidModel):

@@ -15,7 +15,7 @@ from reidssl.models.vit import Vit
 
 _SHOWN = 6
 # A new data set has other identities and cameras, so these parts may be missing, unused, or of another size.
-REPLACEABLE = ("bottleneck.", "classifier.", "camera_embed")
+REPLACEABLE = ("bottleneck.", "classifier.", "camera_embed", "jigsaw.")
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def load_into(
         source_grid: (rows, columns) of the source's position embeddings. If None, a source with as many patches as the model
             is assumed to have the model's grid, as in the published code. For other numbers, `pos_grid` finds the grid.
         hw_ratio: height / width of the images that the source was trained on, for the published rule of `pos_grid`.
-        replaceable: prefixes of names that may be missing, be unused or have another shape. The default is neck, classifier
-            and camera embeddings, since a new data set needs new ones.
+        replaceable: prefixes of names that may be missing, be unused or have another shape. The default is neck, classifier,
+            camera embeddings and jigsaw branch, since a new data set needs new ones.
 
     Raises CheckpointMismatch with the full lists if any other tensor is missing, unexpected or of another shape. Raises
     ValueError if the file is quantized or has values that are not finite. The model is then unchanged.

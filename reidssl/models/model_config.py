@@ -1,4 +1,4 @@
-"""Settings of the backbone, importable without torch."""
+"""Settings of the backbone and of the jigsaw branch, importable without torch."""
 
 from dataclasses import dataclass
 
@@ -80,3 +80,35 @@ class VitConfig:
             if self.stem == "ics" and size % 2:
                 raise ValueError(f"the ics stem halves the image, so both sides must be even: got {height} x {width}")
         return (height - self.patch_size) // stride + 1, (width - self.patch_size) // stride + 1
+
+
+@dataclass(kw_only=True)
+class JigsawConfig:
+    """The jigsaw patch module (JPM) of TransReID (arXiv 2102.04378): local features from shifted and shuffled patches.
+
+    It is saved in the header of the models that have it. The defaults other than `parts` are the published ones.
+    """
+
+    parts: int = 0
+    """Number of local features, each with its own neck and classifier; 4 as published. 0: no local features."""
+    shift: int = 5
+    """Patches move by shift - 1 places before they are shuffled (the released code counts the class token). 1: not at all."""
+    groups: int = 2
+    """Groups whose patches are interleaved."""
+
+    def __post_init__(self) -> None:
+        at_least(0, "(no local features)", parts=self.parts)
+        at_least(1, shift=self.shift, groups=self.groups)
+
+    def check(self, num_patches: int) -> None:
+        """Raise ValueError if this number of patches cannot be shifted, shuffled and divided so."""
+        if not self.parts:
+            return
+        for name, value in (("parts", self.parts), ("shift", self.shift)):
+            if value > num_patches:
+                raise ValueError(f"{name} must be at most {num_patches}, the number of patches: got {value}")
+        if -num_patches % self.groups > 1:
+            raise ValueError(
+                f"groups must divide the number of patches, {num_patches}, or {num_patches + 1} (one is repeated): "
+                f"got {self.groups}"
+            )

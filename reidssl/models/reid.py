@@ -1,6 +1,6 @@
-"""The re-ID model: backbone, batch-norm neck (BNNeck, arXiv 1903.07071) and identity classifier.
+"""The re-ID model: backbone, batch-norm neck (BNNeck, arXiv 1903.07071) and identity classifier, with or without JPM's parts.
 
-Shapes: B images, D the backbone's width, C identities.
+Shapes: B images, D the backbone's width, P local parts (0 without a jigsaw branch), W = D * (1 + P), C identities.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reidssl.choices import NECKS
-from reidssl.models.initialization import seeded
+from reidssl.models.jigsaw import JigsawBranch
+from reidssl.models.model_config import JigsawConfig
+from reidssl.models.neck import batch_norm_neck, identity_classifier
 from reidssl.models.vit import Vit
 
 
@@ -24,49 +26,49 @@ class ReidOutput(NamedTuple):
     """(B, D) feature after the neck's batch norm. Used for the identity loss and, L2-normalized, for Cluster Contrast."""
     logits: Tensor | None
     """(B, C) identity scores of `after` (cosines with a cosine classifier); None for a model without classes."""
+    parts: tuple["ReidOutput", ...] = ()
+    """The same for each of the P local features of a jigsaw branch."""
 
     def feature(self, neck: str = "before") -> Tensor:
-        """The feature (B, D) on the chosen side of the neck, "before" or "after"."""
+        """The feature (B, W) on the chosen side of the neck, "before" or "after".
+
+        With parts, it is the concatenation of the feature of the whole image and of the local ones, divided by P, as in the
+        released code of TransReID (which divides by 4).
+        """
         if neck not in NECKS:
             raise ValueError(f"neck must be one of {', '.join(NECKS)}: got {neck!r}")
-        return self.before if neck == "before" else self.after
+        whole = self.before if neck == "before" else self.after
+        if not self.parts:
+            return whole
+        return torch.cat([whole, *(part.feature(neck) / len(self.parts) for part in self.parts)], dim=1)
 
     def embedding(self, neck: str = "before") -> Tensor:
-        """The L2-normalized feature (B, D) on the chosen side of the neck, "before" or "after"."""
+        """The L2-normalized feature (B, W) on the chosen side of the neck, "before" or "after"."""
         return F.normalize(self.feature(neck), dim=-1)
-
-
-class CosineClassifier(nn.Linear):
-    """Classifier without bias whose scores (B, C) are cosines in [-1, 1] of features (B, D) and one vector per identity.
-
-    The margin losses need this form.
-    """
-
-    def forward(self, features: Tensor) -> Tensor:
-        return F.linear(F.normalize(features, dim=-1), F.normalize(self.weight, dim=-1))
 
 
 class ReidModel(nn.Module):
     """Backbone with a batch-norm neck and, for num_classes > 0, a classifier without bias (linear or cosine).
 
-    The neck's bias stays 0 and is not trained, so that identities spread around the origin, as cosine similarity needs.
+    Args:
+        backbone: the vision transformer.
+        num_classes: number of identities C; 0: no classifier.
+        seed: seed of the classifiers' initial weights.
+        cosine: the classifier computes cosines, for the margin losses.
+        jigsaw: local parts of the jigsaw patch module; None or 0 parts: no local branch.
     """
 
-    def __init__(self, backbone: Vit, num_classes: int = 0, seed: int = 0, cosine: bool = False) -> None:
+    def __init__(
+        self, backbone: Vit, num_classes: int = 0, seed: int = 0, cosine: bool = False, jigsaw: JigsawConfig | None = None
+    ) -> None:
         super().__init__()
-        if num_classes < 0:
-            raise ValueError(f"num_classes must be 0 (no classifier) or more: got {num_classes}")
-        width = backbone.config.width
         self.num_classes = num_classes
         self.cosine = cosine
         self.backbone = backbone
-        self.bottleneck = nn.BatchNorm1d(width)
-        self.bottleneck.bias.requires_grad_(False)
+        self.bottleneck = batch_norm_neck(backbone.config.width)
         self.classifier: nn.Linear | None = None
-        if num_classes:
-            with seeded(seed):
-                self.classifier = (CosineClassifier if cosine else nn.Linear)(width, num_classes, bias=False)
-                nn.init.normal_(self.classifier.weight, std=0.001)
+        self.jigsaw: JigsawBranch | None = JigsawBranch(backbone, jigsaw) if jigsaw and jigsaw.parts else None
+        self.reset_classifier(num_classes, seed, cosine)
 
     def forward(
         self, images: Tensor, camids: Tensor | None = None, among_all: Callable[[Tensor], Tensor] | None = None
@@ -79,17 +81,45 @@ class ReidModel(nn.Module):
             among_all: function from the features of these images to the features of the whole training step, for steps that
                 are computed in pieces. Neck, classifier and output then cover the whole step.
         """
-        before = self.backbone(images, camids)
-        if among_all is not None:
-            before = among_all(before)
-        after = self.bottleneck(before)
-        return ReidOutput(before, after, None if self.classifier is None else self.classifier(after))
+        features = self.features(images, camids)
+        return self.output(features if among_all is None else among_all(features))
+
+    def features(self, images: Tensor, camids: Tensor | None = None) -> Tensor:
+        """Features before the necks, (B, W): that of the whole image, then the local ones. Arguments as in `forward`."""
+        if self.jigsaw is None:
+            features: Tensor = self.backbone(images, camids)
+            return features
+        tokens = self.backbone.tokens_before_last_block(images, camids)
+        return torch.cat((self.backbone.pooled(self.backbone.last_block(tokens)), self.jigsaw(tokens)), dim=1)
+
+    def output(self, features: Tensor) -> ReidOutput:
+        """Necks and classifiers on the result (B, W) of `features`."""
+        before, *local = features.split(self.backbone.config.width, dim=1)
+        parts = []
+        if self.jigsaw is not None:
+            classifiers = self.jigsaw.classifiers or [None] * len(local)
+            parts = [_through(*each) for each in zip(local, self.jigsaw.bottlenecks, classifiers, strict=True)]
+        return _through(before, self.bottleneck, self.classifier)._replace(parts=tuple(parts))
 
     @torch.no_grad()
     def reset_classifier(self, num_classes: int, seed: int = 0, cosine: bool = False) -> None:
-        """Replace the classifier by a new one for num_classes identities; 0 removes the classifier."""
-        fresh = ReidModel(self.backbone, num_classes, seed, cosine)
-        device = self.bottleneck.weight.device
-        self.classifier = None if fresh.classifier is None else fresh.classifier.to(device)
+        """Replace the classifiers by new ones for num_classes identities; 0 removes them."""
+        if num_classes < 0:
+            raise ValueError(f"num_classes must be 0 (no classifier) or more: got {num_classes}")
+        self.classifier = None
+        if num_classes:
+            fresh = identity_classifier(self.backbone.config.width, num_classes, seed, cosine)
+            self.classifier = fresh.to(self.bottleneck.weight.device)
+        if self.jigsaw is not None:
+            self.jigsaw.reset_classifiers(num_classes, seed, cosine)
         self.num_classes = num_classes
         self.cosine = cosine
+
+    def add_jigsaw(self, config: JigsawConfig) -> None:
+        """Add a new local branch without classifiers, whose block is a copy of the backbone's last one."""
+        self.jigsaw = JigsawBranch(self.backbone, config).to(self.bottleneck.weight.device)
+
+
+def _through(before: Tensor, neck: nn.Module, classifier: nn.Module | None) -> ReidOutput:
+    after = neck(before)
+    return ReidOutput(before, after, None if classifier is None else classifier(after))

@@ -98,11 +98,16 @@ def to_released(state_dict: Mapping[str, Tensor], layout: str) -> dict[str, Tens
 
     The dino layouts omit neck and classifier, and "cluster_contrast" omits the classifier, because the layouts do not contain
     them. The 1000-class `fc` in released ICS files was never used and is not written. Raises ValueError for an unknown layout,
-    and for "reid" or "cluster_contrast" if the model has no neck.
+    for "reid" or "cluster_contrast" if the model has no neck, and for a model with a jigsaw branch.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}: got {layout!r}")
     flat = {to_flat(name): value for name, value in state_dict.items()}
+    if any(name.startswith("jigsaw.") for name in flat):
+        raise ValueError(
+            f"layout {layout!r} has no place for the local features of the jigsaw branch (JPM), so the model would give other "
+            "features; export it as safetensors or onnx, or its `backbone` alone"
+        )
     if not layout.startswith("dino") and "bottleneck.weight" not in flat:
         raise ValueError(f"layout {layout!r} is that of a re-ID model, and this is a backbone without neck: use layout 'dino'")
     dropped = {"reid": (), "cluster_contrast": ("classifier.",)}.get(layout, _NECK)

@@ -122,12 +122,26 @@ class Vit(VisionTransformer):
         self, images: Tensor, camids: Tensor | None = None, mask: Tensor | None = None, mask_token: Tensor | None = None
     ) -> Tensor:
         """All tokens after the final norm, (B, 1 + N, D), class token first. Arguments as in `forward`."""
+        return self.last_block(self.tokens_before_last_block(images, camids, mask, mask_token))
+
+    def tokens_before_last_block(
+        self, images: Tensor, camids: Tensor | None = None, mask: Tensor | None = None, mask_token: Tensor | None = None
+    ) -> Tensor:
+        """All tokens before the last block, (B, 1 + N, D), class token first. Arguments as in `forward`."""
         tokens = self._embed(images, camids, mask, mask_token)
-        for block in self.blocks:
-            # With timm's set_grad_checkpointing(True), activations are computed again in the backward pass to save memory.
-            tokens = checkpoint(block, tokens, use_reentrant=False) if self.grad_checkpointing else block(tokens)
-        normed: Tensor = self.norm(tokens)
+        for block in self.blocks[:-1]:
+            tokens = self._through(block, tokens)
+        return tokens
+
+    def last_block(self, tokens: Tensor) -> Tensor:
+        """The last block and the final norm: the result of `tokens_before_last_block` -> that of `forward_tokens`."""
+        normed: Tensor = self.norm(self._through(self.blocks[-1], tokens))
         return normed
+
+    def _through(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        # With timm's set_grad_checkpointing(True), activations are computed again in the backward pass to save memory.
+        result: Tensor = checkpoint(block, tokens, use_reentrant=False) if self.grad_checkpointing else block(tokens)
+        return result
 
     def forward_features(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         """The same as `forward_tokens`, under timm's name."""

@@ -1,7 +1,8 @@
 """Model files: saving as safetensors with the configuration in the header, and loading of our own and foreign checkpoints.
 
 The model can be rebuilt from a file of ours alone: the header holds "kind" ("backbone" or "reid"), "vit" (VitConfig as JSON)
-and, for re-ID models, "num_classes" and "cosine" (kind of classifier). Code stored in released torch files is never run.
+and, for re-ID models, "num_classes", "cosine" (kind of classifier) and "jigsaw" (JigsawConfig, if it has local parts). Code
+stored in released torch files is never run.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ import torch
 from reidssl.models.building import build_empty
 from reidssl.models.given import LoadConfig, Unsaid
 from reidssl.models.loading import CheckpointMismatch, LoadReport, load_into
+from reidssl.models.model_config import JigsawConfig
 from reidssl.models.reading import Checkpoint, read_checkpoint, read_metadata, read_state_dict
 from reidssl.models.reid import ReidModel
 from reidssl.models.vit import Vit
@@ -53,6 +55,7 @@ def model_bytes(module: Vit | ReidModel, metadata: Mapping[str, Any] | None = No
     header |= {"format": "pt", "kind": "backbone" if module is vit else "reid", "vit": asdict(vit.config)}
     if isinstance(module, ReidModel):
         header |= {"num_classes": module.num_classes, "cosine": module.cosine}
+        header |= {"jigsaw": asdict(module.jigsaw.config)} if module.jigsaw else {}
     text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in header.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     return safetensors.torch.save(tensors, metadata=text)
@@ -139,8 +142,22 @@ def load_reid(
     classifier = checkpoint.tensors.get("classifier.weight")
     if cosine is None:
         cosine = checkpoint.metadata.get("cosine") == "true"
-    model = ReidModel(vit, 0 if classifier is None or not classifier.ndim else len(classifier), cosine=cosine)
+    num_classes = 0 if classifier is None or not classifier.ndim else len(classifier)
+    model = ReidModel(vit, num_classes, cosine=cosine, jigsaw=_stored_jigsaw(checkpoint))
     report = load_into(model, checkpoint.tensors, checkpoint.name, source_grid, replaceable=("camera_embed",))
     if on_load:
         on_load(replace(report, about=about))
     return model.eval()
+
+
+def _stored_jigsaw(checkpoint: Checkpoint) -> JigsawConfig | None:
+    """The jigsaw branch in the header of a file of ours; None without. Raises ValueError if the entry cannot be read."""
+    if "jigsaw" not in checkpoint.metadata:
+        return None
+    try:
+        return JigsawConfig(**json.loads(checkpoint.metadata["jigsaw"]))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f'{checkpoint.name} has a "jigsaw" entry in its header that describes no jigsaw branch ({error}): it was written by '
+            "another version, or changed since"
+        ) from error

@@ -19,7 +19,7 @@ _ROOT = re.compile(r"^((?:.*\.)?)(?:blocks\.0\.(?:\d+\.)?norm1|encoder\.layer\.0
 _TOKENS = ("cls_token", "embeddings.cls_token")
 # (preferred model, the other model of the pair): the model that the authors of such checkpoints evaluate comes first.
 _USUAL = (("teacher", "student"), ("base_encoder", "momentum_encoder"), ("encoder_q", "encoder_k"))
-_NECK = ("bottleneck.", "classifier.")
+_BESIDE = ("bottleneck.", "classifier.", "jigsaw.")  # parts of a re-ID model beside its backbone
 _WRAPPERS = ("module", "_orig_mod")
 PLAIN = "plain"
 
@@ -28,7 +28,7 @@ class FoundModel(NamedTuple):
     """A model inside a checkpoint."""
 
     tensors: dict[str, Tensor]
-    """Tensors by their names below the root, including the neck and classifier beside the backbone."""
+    """Tensors by their names below the root, including neck, classifier and jigsaw branch beside the backbone."""
     root: tuple[str, ...]
     """Parts of the root, outermost first."""
     others: tuple[str, ...]
@@ -60,7 +60,7 @@ def find_model(content: Any, name: str, weights: str = "") -> FoundModel:
     for key, value in flat.items():
         if key.startswith(root):
             tensors[key.removeprefix(root)] = value
-        elif key.removeprefix(parent).startswith(_NECK) and key.startswith(parent):
+        elif key.removeprefix(parent).startswith(_BESIDE) and key.startswith(parent):
             tensors[key.removeprefix(parent)] = value
         elif not any(key.startswith(other) for other in roots if other != root and len(other) > len(root)):
             left_out.append(key)

@@ -310,6 +310,7 @@ def test_a_mean_teacher_that_hardly_moves_keeps_its_pseudo_labels(tmp_path, ray_
         ),
         ("train_sets=[/nowhere]", r"there is no data set at .*nowhere"),
         ("unsupervised.teacher_clusters=true", r"unsupervised.teacher_clusters needs averaged weights: give ema_momentum"),
+        ("supervised.jigsaw.parts=9", r"supervised.jigsaw.parts must be at most 8, the number of patches: got 9"),
         ("train_fraction=0", r"train_fraction must be in \(0, 1\]: got 0"),
         ("train_fraction=0.3", r"has 2 people in split train, a batch needs 3"),
     ],
@@ -447,6 +448,11 @@ def test_settings_that_contradict_each_other(tmp_path, tiny_labeled):
         ConfigError, match=r"overrides are made to the backbone of checkpoint, which is empty: set stride of model"
     ):
         finetune_config(tiny_labeled, tmp_path, "model.image_size=[64,32]", "overrides.stride=12")
+    for setting in ("usl", "uda"):
+        with pytest.raises(ConfigError, match=rf"supervised.jigsaw.parts must be 0 with setting={setting}, .*: got 4"):
+            finetune_config(
+                tiny_labeled, tmp_path, "checkpoint=x", "source_set=y", f"setting={setting}", "supervised.jigsaw.parts=4"
+            )
     with pytest.raises(ConfigError, match=r"zero_stage must be 0, 1 or 2: got 3"):
         finetune_config(tiny_labeled, tmp_path, "checkpoint=x", "deepspeed=zero3")
     with pytest.raises(ConfigError, match=re.escape("there is no key 'supervised.epoch'; did you mean supervised.epochs")):

@@ -1,13 +1,19 @@
 """Fine-tuning: the same losses and weights on any number of workers and, except for an ics stem, for any cut of the batch."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from platform.engine.data.image_set import ImageSet
+from platform.engine.inference.evaluation import evaluate_features
+from platform.engine.inference.models import load_model
 from platform.engine.runs.metrics import read_metrics
-from platform.engine.storage.location import open_storage
+from platform.engine.schemas.retrieval_settings import EvaluateConfig
+from platform.engine.storage.location import StorageConfig, open_storage
 from reidssl.models.weights import load_reid
+from tests.fixtures_runs import embed_all
 from tests.platform.test_curve import distance, spawn
 from tests.tiny import MODEL
 
@@ -31,7 +37,8 @@ MARGIN = ["supervised.identity=arcface", "supervised.center_weight=0.05"]
 # With seed 2 no image is at the edge of a cluster, where rounding would decide.
 UNLABELED = ["setting=usl", "unsupervised.hard=true", "unsupervised.epochs=3", "seed=2"]
 STEMS = {stem: [*MODEL, "model.width=32", "model.depth=2", f"model.stem={stem}"] for stem in ("patch", "ics")}
-KINDS = {"softmax": SOFTMAX, "margin": MARGIN, "usl": UNLABELED}
+JIGSAW = ["supervised.jigsaw.parts=4", "supervised.jigsaw.shift=3", "supervised.identity=cosface"]
+KINDS = {"softmax": SOFTMAX, "jigsaw": JIGSAW, "margin": MARGIN, "usl": UNLABELED}
 
 
 def overrides(kind: str, stem: str, pieces: int) -> list[str]:
@@ -82,10 +89,18 @@ def test_one_and_two_workers_and_an_uncut_batch(tmp_path, tiny_labeled):
     data = tiny_labeled.uri
     work(tmp_path, 1, data, [("softmax", "patch")], 1)
     for world in (1, 2):
-        work(tmp_path, world, data, [("softmax", "patch"), ("usl", "ics")], 2)
+        work(tmp_path, world, data, [("softmax", "patch"), ("usl", "ics"), ("jigsaw", "patch")], 2)
     check_alike(tmp_path / "softmax-patch-2-1", tmp_path / "softmax-patch-1-1", 1e-5)
     check_alike(tmp_path / "softmax-patch-2-2", tmp_path / "softmax-patch-1-1", 1e-5)
     check_alike(tmp_path / "usl-ics-2-2", tmp_path / "usl-ics-2-1", 1e-5)
+    check_alike(tmp_path / "jigsaw-patch-2-2", tmp_path / "jigsaw-patch-2-1", 1e-5)
+    # The model of the run, loaded as for evaluation, has the features that the run was judged by.
+    run = tmp_path / "jigsaw-patch-2-1"
+    model = load_model(str(run), StorageConfig())
+    query, gallery = (ImageSet(tiny_labeled, [split], (64, 32)) for split in ("query", "gallery"))
+    found = evaluate_features(query, gallery, embed_all(model, query), embed_all(model, gallery), EvaluateConfig())
+    assert found["mAP"] == pytest.approx(json.loads((run / "summary.json").read_text())["mAP"], abs=1e-5)
+    assert model.embed(query.batch([0])).shape == (1, 5 * 32) and model.features(query.batch([0])).shape == (1, 32)
 
 
 @pytest.mark.slow

@@ -330,6 +330,7 @@ def test_settings_that_cannot_be(tmp_path):
         ("cfs.controls=[worst]", "controls must be some of random, inverse"),
         ("seeds=[1,1]", "seeds must be different integers"),
         ("settings=[semi]", "settings must be some of supervised, uda, usl"),
+        ("finetune.supervised.jigsaw.parts=4", r"jigsaw.parts must be 0 unless settings=\[supervised\]"),
         ("cfs.fraction=0", r"fraction must be in \(0, 1\]"),
         ("cfs.target_proxy=moco", "target_proxy must be one of supervised, usl"),
     ):

@@ -167,7 +167,7 @@ class PhaseTrainer:
         features, statistics = StepFeatures(pieces), StepMeans[str]()
         if len(inputs) > 1:
             with torch.no_grad(), zero.autocast(self.engine):
-                features.gather([trained.backbone(seed, piece, len(positions), given) for piece, given in inputs])
+                features.gather([trained.features(seed, piece, len(positions), given) for piece, given in inputs])
             trained.norms.micro_batch_done()  # discard: the pass with gradients collects the same statistics again
         for piece, given in inputs:
             trained.seed(seed, piece, len(positions))

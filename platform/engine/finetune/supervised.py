@@ -50,6 +50,8 @@ class Supervised:
         self.schedule = ReidCosine(config.learning_rate, max(config.epochs, 1), min(config.warmup_epochs, config.epochs))
 
     def prepare(self, model: ReidModel) -> None:
+        if self.config.jigsaw.parts:
+            model.add_jigsaw(self.config.jigsaw)
         model.reset_classifier(self.num_classes, self.seed, cosine=self.config.identity in MARGIN_LOSSES)
         if self.config.center_weight:
             width = model.backbone.config.width
@@ -64,22 +66,39 @@ class Supervised:
         return Epoch(batches, self.classes, {})
 
     def loss(self, output: ReidOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a step. With local parts, identity and triplet loss are half that of the whole image, half the parts' mean.
+
+        The weights of whole and parts are those of TransReID's released code. The center loss is that of the whole image.
+        """
         assert output.logits is not None
-        config, logits, before = self.config, output.logits.float(), output.before.float()
+        found = self._terms(output, labels)
+        if output.parts:
+            local = [self._terms(part, labels) for part in output.parts]
+            found = {name: (value + sum(each[name] for each in local) / len(local)) / 2 for name, value in found.items()}
+        loss = found["identity"]
+        terms = {"identity": loss, "accuracy": (output.logits.argmax(1) == labels).float().mean()}
+        if self.config.triplet_weight:
+            terms["triplet"] = found["triplet"]
+            loss = loss + self.config.triplet_weight * terms["triplet"]
+        if self.centers is not None:
+            terms["center"] = self.centers(output.before.float(), labels)
+            loss = loss + self.config.center_weight * terms["center"]
+        return loss, terms
+
+    def _terms(self, output: ReidOutput, labels: Tensor) -> dict[str, Tensor]:
+        """Identity and triplet loss of one feature, whole or local."""
+        assert output.logits is not None
+        config, logits = self.config, output.logits.float()
         if config.identity in MARGIN_LOSSES:
             loss = MARGIN_LOSSES[config.identity](
                 logits, labels, config.identity_scale, config.identity_margin, config.label_smoothing
             )
         else:
             loss = identity_loss(logits, labels, config.label_smoothing)
-        terms = {"identity": loss, "accuracy": (logits.argmax(1) == labels).float().mean()}
+        terms = {"identity": loss}
         if config.triplet_weight:
-            terms["triplet"] = triplet_loss(before, labels, config.triplet_margin or None)
-            loss = loss + config.triplet_weight * terms["triplet"]
-        if self.centers is not None:
-            terms["center"] = self.centers(before, labels)
-            loss = loss + config.center_weight * terms["center"]
-        return loss, terms
+            terms["triplet"] = triplet_loss(output.before.float(), labels, config.triplet_margin or None)
+        return terms
 
     def remembered(self, output: ReidOutput) -> Tensor | None:
         return None if self.centers is None else output.before

@@ -46,11 +46,10 @@ class Trained:
         for layer in self.drop_paths:
             layer.place = rows_to_compute(piece).start, batch
 
-    def backbone(self, seed: int, piece: slice, batch: int, inputs: tuple[Tensor, Tensor | None]) -> Tensor:
-        """Features (b, D) of a piece, equal to those inside its forward pass through the engine."""
+    def features(self, seed: int, piece: slice, batch: int, inputs: tuple[Tensor, Tensor | None]) -> Tensor:
+        """Features (b, W) of a piece before the necks, equal to those inside its forward pass through the engine."""
         self.seed(seed, piece, batch)
-        features: Tensor = self.model.backbone(*inputs)
-        return features
+        return self.model.features(*inputs)
 
 
 def frozen_norms(model: ReidModel) -> list[_BatchNorm]:

@@ -1,4 +1,6 @@
-"""Forward passes of a backbone for extraction: the precision of training, compiled where that pays."""
+"""Forward passes of a model for extraction: the precision of training, compiled where that pays."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,28 +12,37 @@ from reidssl.models.vit import Vit
 
 
 class Forward:
-    """The forward pass of a backbone in eval mode, whose features are fp32 whatever the precision of the pass.
+    """The forward pass of a model in eval mode, whose features are fp32 whatever the precision of the pass.
 
-    A compiled backbone has one graph for one batch size. Smaller batches, such as the last one of a shard, are therefore padded
+    A compiled model has one graph for one batch size. Smaller batches, such as the last one of a shard, are therefore padded
     to the largest batch so far.
 
     Args:
-        backbone: the model, on the device of this process.
+        compute: function from images and camera rows to features: a backbone, or the `features` of a re-ID model with local
+            parts. Its weights are on the device of this process.
         precision: fp32, bf16 (autocast), or auto: bf16 on GPUs, fp32 on CPUs.
         compiling: auto, on or off, as in `wants_compiling`.
     """
 
-    def __init__(self, backbone: Vit, precision: str = "fp32", compiling: str = "off") -> None:
-        self.backbone = backbone
+    def __init__(
+        self, compute: Vit | Callable[[Tensor, Tensor | None], Tensor], precision: str = "fp32", compiling: str = "off"
+    ) -> None:
+        self.compute = compute
         self.precision = resolved(precision)
         self.is_compiled = wants_compiling(compiling, device())
         self._rows = 0
         if self.is_compiled:
             keep_compiled_code()
-            backbone.compile(dynamic=False)
+            if isinstance(compute, Vit):
+                compute.compile(dynamic=False)
+            else:
+                self.compute = torch.compile(compute, dynamic=False)
 
     def __call__(self, images: Tensor, cameras: Tensor | None = None) -> Tensor:
-        """Features float32 (B, D). images: float (B, 3, H, W), normalized; cameras: int64 (B,), rows of the embeddings."""
+        """Features float32 (B, D), or (B, W) with local parts.
+
+        images: float (B, 3, H, W), normalized; cameras: int64 (B,), rows of the embeddings.
+        """
         rows = len(images)
         if self.is_compiled:
             self._rows = max(self._rows, rows)
@@ -39,7 +50,7 @@ class Forward:
             cameras = None if cameras is None else _padded(cameras, self._rows)
         allow_fast_products(self.precision)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            features = self.backbone(images, cameras)
+            features = self.compute(images, cameras)
         return features[:rows].float()
 
 

@@ -17,7 +17,7 @@ from platform.engine.storage.location import Location, StorageConfig, open_stora
 from reidssl.augment.reid_augment import normalize
 from reidssl.models.knowledge import About
 from reidssl.models.mirror import mirrored_mean
-from reidssl.models.reid import ReidModel, ReidOutput
+from reidssl.models.reid import ReidModel
 from reidssl.models.vit import Vit
 from reidssl.models.weight_files import MODEL_FILES, SHARD_INDEX, refuse_part
 from reidssl.models.weights import (
@@ -61,7 +61,7 @@ class LoadedModel:
     report: LoadReport
     """The tensors that were loaded, skipped and resized, and the known facts about the file."""
     forward: Forward
-    """Forward pass of `backbone`."""
+    """Forward pass up to the necks: of `backbone`, or of all features of a re-ID model with local parts."""
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -99,7 +99,8 @@ class LoadedModel:
 
         images: uint8 (B, 3, H, W); camids: int (B,), camera numbers of the data, used by a model with camera embeddings.
         """
-        return self.forward(normalize(upload(images), self.mean, self.std), self.camera_rows(camids))
+        features = self.forward(normalize(upload(images), self.mean, self.std), self.camera_rows(camids))
+        return features[:, : self.backbone.config.width]  # that of the whole image, without local parts
 
     def embed(self, images: Tensor, camids: np.ndarray | None = None, flip: bool = False) -> Tensor:
         """L2-normalized features used for retrieval, float32 (B, D). Arguments as in `features`.
@@ -110,7 +111,7 @@ class LoadedModel:
 
         def features(inputs: Tensor) -> Tensor:
             before = self.forward(inputs, rows)
-            return before if self.reid is None else ReidOutput(before, self.reid.bottleneck(before), None).feature(self.neck)
+            return before if self.reid is None else self.reid.output(before).feature(self.neck)
 
         inputs = normalize(upload(images), self.mean, self.std)
         return F.normalize(mirrored_mean(features, inputs) if flip else features(inputs), dim=-1)
@@ -196,5 +197,5 @@ def load_model(
         mean=known["mean"].value,
         std=known["std"].value,
         neck=known["neck"].value if reid else "before",
-        forward=Forward(backbone, precision, compiling),
+        forward=Forward(reid.features if reid and reid.jigsaw else backbone, precision, compiling),
     )

@@ -91,6 +91,11 @@ class FinetuneConfig:
             one_of(RETRIEVAL_METRICS, keep_best=self.keep_best)
             if not self.evaluate_every:
                 raise ValueError(f"keep_best={self.keep_best} needs evaluations during training: give evaluate_every=1 or more")
+        if self.supervised.jigsaw.parts and self.setting != "supervised":
+            raise ValueError(
+                f"supervised.jigsaw.parts must be 0 with setting={self.setting}, whose clusters and memory hold one feature of "
+                f"an image, without local ones: got {self.supervised.jigsaw.parts}"
+            )
         if self.train_sets and self.setting == "usl":
             raise ValueError(f"train_sets are labeled, setting=usl has no labels: got {self.train_sets}")
         if self.train_sets and self.model.num_cameras:

@@ -7,6 +7,7 @@ from platform.engine.schemas.retrieval_settings import NeighborActorsConfig, che
 from reidssl.checks import at_least, one_of, positive, within
 from reidssl.choices import LARGEST_MARGIN, NECKS
 from reidssl.clustering.cluster_config import ClusterConfig
+from reidssl.models.model_config import JigsawConfig
 
 IDENTITY_LOSSES = ("cross_entropy", *LARGEST_MARGIN)
 PHASE_OPTIMIZERS = ("sgd", "adamw")
@@ -169,6 +170,7 @@ class SupervisedConfig(PhaseConfig):
     """Weight of the center loss on the feature before the neck; 5e-4 is usual. 0 disables it."""
     center_rate: float = 0.5
     """Step size of a center toward its features at each update, in [0, 1]."""
+    jigsaw: JigsawConfig = field(default_factory=JigsawConfig)
     drop_path: float = 0.1
     neck: str = "before"
 

@@ -97,6 +97,11 @@ class PipelineConfig:
             raise ValueError(f"seeds must be different integers of at least 0: got {list(self.seeds)}")
         if set(self.settings) - set(SETTINGS):
             raise ValueError(f"settings must be some of {', '.join(SETTINGS)}: got {list(self.settings)}")
+        if self.finetune.supervised.jigsaw.parts and set(self.settings) - {"supervised"}:
+            raise ValueError(
+                "finetune.supervised.jigsaw.parts must be 0 unless settings=[supervised], since clusters and memory hold one "
+                f"feature of an image: got {self.finetune.supervised.jigsaw.parts} and settings {list(self.settings)}"
+            )
 
     def with_seed(self, seed: int) -> "PipelineConfig":
         """The configuration of one of the seeds."""

@@ -9,7 +9,7 @@ from platform.engine.finetune.pieces import StepFeatures, cut, rows_to_compute
 from reidssl.losses.identity import identity_loss
 from reidssl.losses.triplet import triplet_loss
 from reidssl.models.drop_path import draw_by_step
-from reidssl.models.model_config import VitConfig
+from reidssl.models.model_config import JigsawConfig, VitConfig
 from reidssl.models.reid import ReidModel
 from reidssl.models.vit import build_vit
 
@@ -25,7 +25,7 @@ def test_pieces_are_all_rows_in_order_and_differ_by_one_at_most():
     assert [rows_to_compute(piece) for piece in cut(1, 2)] == [slice(0, 1), slice(0, 1)]
 
 
-def step(pieces: int, rate: float = 0.3) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+def step(pieces: int, rate: float = 0.3, parts: int = 0) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """(loss, features after the neck, gradients) of one step on 8 images of 3 people, in float64."""
     model = (
         ReidModel(
@@ -33,6 +33,7 @@ def step(pieces: int, rate: float = 0.3) -> tuple[torch.Tensor, torch.Tensor, di
                 VitConfig(width=16, depth=2, heads=2, patch_size=16, image_size=(64, 32), stem="patch", drop_path=rate), seed=1
             ),
             num_classes=3,
+            jigsaw=JigsawConfig(parts=parts),
         )
         .double()
         .train()
@@ -48,10 +49,11 @@ def step(pieces: int, rate: float = 0.3) -> tuple[torch.Tensor, torch.Tensor, di
         return images[rows_to_compute(piece)]
 
     with torch.no_grad():
-        features.gather([model.backbone(begin(piece)) for piece in features.pieces])
+        features.gather([model.features(begin(piece)) for piece in features.pieces])
     for piece in features.pieces:
         output = model(begin(piece), among_all=partial(features.among_all, piece))
         loss = identity_loss(output.logits, LABELS) + triplet_loss(output.before, LABELS)
+        loss = loss + sum(identity_loss(part.logits, LABELS) for part in output.parts)
         (loss / pieces).backward()
     return (
         loss.detach(),
@@ -60,10 +62,10 @@ def step(pieces: int, rate: float = 0.3) -> tuple[torch.Tensor, torch.Tensor, di
     )
 
 
-@pytest.mark.parametrize("pieces", [2, 3, 8, 11])
-def test_a_cut_step_has_the_loss_and_gradients_of_the_whole(pieces):
+@pytest.mark.parametrize(("pieces", "parts"), [(2, 0), (3, 0), (8, 0), (11, 0), (3, 2)])
+def test_a_cut_step_has_the_loss_and_gradients_of_the_whole(pieces, parts):
     """8 images are cut into pieces of 4, of 3 and 2, of 1, and with three empty pieces; drop path is on."""
-    (loss, after, gradients), (expected_loss, expected_after, expected) = step(pieces), step(1)
+    (loss, after, gradients), (expected_loss, expected_after, expected) = step(pieces, parts=parts), step(1, parts=parts)
     assert float(loss) == pytest.approx(float(expected_loss), rel=1e-12)
     torch.testing.assert_close(after, expected_after, rtol=1e-9, atol=1e-9)
     assert gradients.keys() == expected.keys() and len(gradients) > 20

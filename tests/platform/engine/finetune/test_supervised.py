@@ -11,6 +11,7 @@ from platform.engine.data.image_set import ImageSet
 from platform.engine.errors import UserError
 from platform.engine.finetune.phase import BatchConfig
 from platform.engine.finetune.supervised import Supervised, SupervisedConfig
+from reidssl.models.model_config import JigsawConfig
 from reidssl.models.reid import ReidModel, ReidOutput
 from reidssl.models.vit import build_vit
 from tests.tiny import TINY_VIT
@@ -151,6 +152,31 @@ def test_centers_follow_the_features_and_go_into_the_checkpoint(images):
     without = supervised(images)
     without.prepare(model)
     assert without.remembered(output) is None and without.state_tensors() == {}
+
+
+def test_whole_and_local_features_share_the_losses_by_halves(images):
+    """As in TransReID's released code; accuracy and center loss are those of the whole image."""
+    model = ReidModel(build_vit(TINY_VIT, 0))
+    phase = supervised(images, jigsaw=JigsawConfig(parts=4), center_weight=0.01, triplet_weight=0.7)
+    phase.prepare(model)
+    assert [layer.out_features for layer in model.jigsaw.classifiers] == [6] * 4
+    output = model(torch.randn(6, 3, 64, 32, generator=torch.Generator().manual_seed(0)))
+    loss, terms = phase.loss(output, LABELS)
+    alone = supervised(images, triplet_weight=0.7)
+    alone.prepare(ReidModel(build_vit(TINY_VIT, 0)))
+    each = [alone.loss(one._replace(parts=()), LABELS)[1] for one in (output, *output.parts)]
+    for name in ("identity", "triplet"):
+        values = [float(one[name]) for one in each]
+        assert len(set(values)) == 5 and float(terms[name]) == pytest.approx(0.5 * values[0] + 0.5 * sum(values[1:]) / 4)
+    assert float(terms["accuracy"]) == float(each[0]["accuracy"])
+    assert float(terms["center"]) == pytest.approx(float(output.before.square().sum(1).mean()) / 2)
+    assert float(loss) == pytest.approx(float(terms["identity"] + 0.7 * terms["triplet"] + 0.01 * terms["center"]))
+    loss.backward()
+    assert all(
+        value.grad is not None and value.grad.abs().sum() > 0
+        for name, value in model.named_parameters()
+        if name.startswith("jigsaw.") and value.requires_grad and name.endswith("weight")
+    )
 
 
 @pytest.mark.parametrize(
