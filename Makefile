@@ -3,6 +3,8 @@
 # make test-gpu   the tests that need a GPU, on a machine that has one
 # make bench  speed and memory against what one would install instead, into benchmarks/RESULTS.md (under 20 minutes on 2 idle cores;
 #             make bench BENCH=--full: the published sizes, hours)
+# make study DATA=folder   the comparison of the starts on images of real people, three seeds: docs/evidence.md has the layout of
+#             the folder (about 90 minutes on 2 idle cores; the same command continues)
 # make lint   ruff (rules and format) and mypy
 # make docs   the guides, the configuration reference and the library's API as a site in site/
 # make lock   the locks of locks/ from requirements.lock
@@ -17,6 +19,9 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed-$(EXTRA)
 DEMO_RUN ?= runs/demo
+STUDY_RUN ?= runs/study
+SOURCE ?= cuhk01
+TARGET ?= cuhk03
 BENCH ?=
 LOCK := locks/$(if $(filter gpu,$(EXTRA)),dev-gpu,dev).lock
 # torch and what only torch needs come from locks/torch.txt: their wheels differ between CPUs and GPUs.
@@ -24,7 +29,7 @@ TORCH := torch torchvision triton $(shell grep -oE '^(nvidia-[a-z0-9-]+|cuda-[a-
 compile = uv pip compile pyproject.toml $(2) --python-version 3.11 --python-platform linux --generate-hashes --no-annotate \
 	--no-header --constraint requirements.lock $(addprefix --no-emit-package ,$(TORCH)) --output-file locks/$(1).lock
 
-.PHONY: demo test test-slow test-gpu bench lint docs lock env clean check
+.PHONY: demo test test-slow test-gpu bench study lint docs lock env clean check
 
 demo: env
 	$(RUN) -m platform.pipeline experiment=demo output=$(DEMO_RUN)
@@ -40,6 +45,12 @@ test-gpu: env
 
 bench: env
 	$(RUN) -m benchmarks.results $(BENCH)
+
+# The three sets below DATA: images in folders, and two sets in the layout of Market-1501.
+study: env
+	@for set in unlabelled $(SOURCE) $(TARGET); do test -d "$(DATA)/$$set" || { echo "error: there is no folder '$(DATA)/$$set': make study DATA=<folder with unlabelled/, $(SOURCE)/ and $(TARGET)/>, see docs/evidence.md; SOURCE= and TARGET= give other names"; exit 2; }; done
+	$(RUN) -m platform.pipeline experiment=people_small output=$(STUDY_RUN) pretrain_set.path="$(DATA)/unlabelled" \
+		source_set.path="$(DATA)/$(SOURCE)" target_set.path="$(DATA)/$(TARGET)"
 
 lint: env
 	$(RUN) -m ruff check .

@@ -1,4 +1,4 @@
-"""Overhead of a fine-tuning step: the loop of platform.finetune against a bare PyTorch loop, on one worker.
+"""Overhead of fine-tuning: steps and extraction of platform.finetune against bare PyTorch loops, on one worker.
 
   python -m benchmarks.finetune_overhead            a small model, where the overhead is largest
   python -m benchmarks.finetune_overhead --full     ViT-S with ICS on 256 x 128
@@ -6,6 +6,7 @@
 Both sides train the same model on the same images with the same augmentation, losses and SGD. They take turns,
 step by step, in one process. This project adds DeepSpeed, drop path and batch norm that do not depend on the number of workers,
 means of the log, and the check for losses that are not finite. The labels are identities (supervised), then clusters (USL).
+Extraction computes the features of all training images, as each clustering and evaluation does, also in turns.
 """
 
 import copy
@@ -56,8 +57,44 @@ class Bare:
         return float(loss.detach())
 
 
-def take_turns(folder: str, setting: str, overrides: list[str], steps: int) -> tuple[list[float], list[float]]:
-    """(seconds of each step of this project, of the bare loop)."""
+def extract_in_turns(trainer: Any, trained: Any, times: int = 4) -> tuple[list[float], list[float]]:
+    """(seconds of each extraction of this project, of the bare loop); the first of each warms up and is not counted."""
+    import torch
+    from torch.nn import functional as F
+
+    from platform.engine.finetune.extraction import EXTRACTION_BATCH, extract
+    from reidssl.augment.reid_augment import normalize
+
+    images, model, augment = trained.phase.images, trained.model, trainer.augment
+    neck = trained.phase.config.neck
+
+    @torch.no_grad()
+    def bare() -> Tensor:
+        model.eval()
+        found = []
+        for start in range(0, len(images), EXTRACTION_BATCH):
+            batch = images.batch(np.arange(start, min(start + EXTRACTION_BATCH, len(images))))
+            found.append(F.normalize(model(normalize(batch, augment.mean, augment.std)).feature(neck), dim=-1))
+        return torch.cat(found)
+
+    ours: list[float] = []
+    others: list[float] = []
+    for _ in range(times):
+        started = time.perf_counter()
+        expected = bare()
+        middle = time.perf_counter()
+        found = extract(model, images, neck, augment, trainer.engine)
+        ours.append(time.perf_counter() - middle)
+        others.append(middle - started)
+        assert torch.allclose(found, expected, atol=1e-5)
+    trained.train()
+    return ours[1:], others[1:]
+
+
+def take_turns(
+    folder: str, setting: str, overrides: list[str], steps: int
+) -> tuple[list[float], list[float], tuple[list[float], list[float]]]:
+    """(seconds of each step of this project, of the bare loop, the result of `extract_in_turns` in the supervised setting)."""
     from platform.engine.config.compose import load_config
     from platform.engine.finetune.loop import PhaseTrainer
     from platform.engine.finetune.trained import batch_seeds
@@ -74,15 +111,20 @@ def take_turns(folder: str, setting: str, overrides: list[str], steps: int) -> t
     ours: list[float] = []
     others: list[float] = []
     bare: list[Bare] = []
+    extractions: list[list[float]] = [[], []]
     own_step = PhaseTrainer._step
 
-    def turns(trainer: Any, trained: Any, epoch: int, step: int, positions: np.ndarray, labels: Tensor, means: Any) -> Any:
+    def turns(
+        trainer: Any, trained: Any, epoch: int, step: int, positions: np.ndarray, labels: Tensor, teacher: None, means: Any
+    ) -> Any:
         if not bare:
             bare.append(Bare(trained, trainer.augment))
+            if setting == "supervised":
+                extractions[:] = extract_in_turns(trainer, trained)
         started = time.perf_counter()
         bare[0].step(epoch, positions, labels, batch_seeds(config.seed, trained.phase.images, epoch, step, positions))
         middle = time.perf_counter()
-        found = own_step(trainer, trained, epoch, step, positions, labels, means)
+        found = own_step(trainer, trained, epoch, step, positions, labels, teacher, means)
         if epoch or step >= WARM_UP:
             ours.append(time.perf_counter() - middle)
             others.append(middle - started)
@@ -93,11 +135,11 @@ def take_turns(folder: str, setting: str, overrides: list[str], steps: int) -> t
         finetune(config)
     finally:
         PhaseTrainer._step = own_step  # type: ignore[method-assign]
-    return ours, others
+    return ours, others, (extractions[0], extractions[1])
 
 
 def measured(size: str) -> Iterator[tuple[str, list[float], list[float]]]:
-    """Yields (setting, seconds of each step of this project, of the bare loop) at a size, a key of STEPS."""
+    """Yields (what, seconds of each run of this project, of the bare loop) at a size, a key of STEPS."""
     full = size == "full"
     os.environ |= {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}
     with tempfile.TemporaryDirectory() as folder:
@@ -105,19 +147,22 @@ def measured(size: str) -> Iterator[tuple[str, list[float], list[float]]]:
         write_shards(f"{folder}/data", "[256,128]" if full else "[64,32]", 1, "raw.part=target", people)
         dist.init_process_group("gloo", init_method=f"file://{Path(folder) / 'rendezvous'}", rank=0, world_size=1)
         for setting in ("supervised", "usl"):
-            yield setting, *take_turns(folder, setting, FULL if full else SMALL, STEPS[size])
+            ours, bare, extracted = take_turns(folder, setting, FULL if full else SMALL, STEPS[size])
+            yield f"{setting} step", ours, bare
+            if setting == "supervised":
+                yield "extraction", *extracted
         dist.destroy_process_group()
 
 
 def rows(size: str) -> Iterator[Row]:
     """Rows of the table of `make bench`. size: a key of STEPS."""
     what = "ViT-S + ICS" if size == "full" else "a small ViT + ICS"
-    for setting, ours, bare in measured(size):
+    for kind, ours, bare in measured(size):
         own, other = (1000 * statistics.median(times) for times in (ours, bare))
         mean, other_mean = (1000 * statistics.mean(times) for times in (ours, bare))
-        yield Row(f"{setting} step of {what}, platform.finetune", own, "ms", f"median of {len(ours)} in turns; mean {mean:.1f}")
+        yield Row(f"{kind} of {what}, platform.finetune", own, "ms", f"median of {len(ours)} in turns; mean {mean:.1f}")
         note = f"mean {other_mean:.1f}; platform.finetune takes {own / other:.2f} of it"
-        yield Row(f"{setting} step of {what}, bare PyTorch", other, "ms", note)
+        yield Row(f"{kind} of {what}, bare PyTorch", other, "ms", note)
 
 
 def main() -> None:

@@ -6,9 +6,10 @@
 checkpoint: a run folder of platform.pretrain or platform.finetune, or a checkpoint file, written by this platform or released by
 others. load.* supplies what the file does not say (load.heads=12); the export contains it. Each format gets its own folder below
 output, with a README.md that describes the model and its use:
-  safetensors  model.safetensors for `reidssl.models.weights.load_vit` and `load_reid`
+  safetensors  model.safetensors for `reidssl.models.weights.load_vit` and `load_reid`, with a config.json for model hubs
   timm         model.safetensors and config.json for timm.create_model("local-dir:...") (projection stem only)
-  onnx         model.onnx: any batch size, pixels in, normalized feature out; checked in onnxruntime (needs the onnx extra)
+  torch        a folder for torch.hub.load(..., source="local"): either stem, with torch, timm and safetensors but without reidssl
+  onnx         model.onnx: any batch size, uint8 in, normalized feature out; checked in onnxruntime (needs the onnx extra)
   released     torch files that the published code reads, and a config.json with what those layouts cannot hold
 """
 
@@ -24,11 +25,13 @@ import safetensors.torch
 
 from platform.engine.errors import UserError
 from platform.engine.inference.models import LoadedModel, load_model, model_file
+from platform.engine.runs.command import command_of
 from platform.engine.runs.run_folder import SUMMARY
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.export_settings import ExportConfig
 from platform.engine.storage.location import Location, StorageConfig, open_storage
 from reidssl.models.exported import Embedder, onnx_bytes, timm_config, timm_state_dict, torch_bytes
+from reidssl.models.hub import hub_files
 from reidssl.models.hugging_face import describing
 from reidssl.models.released import released_checkpoint
 from reidssl.models.weights import model_bytes, weights_hash
@@ -53,7 +56,7 @@ def main(config: ExportConfig) -> list[str]:
     files: dict[str, bytes] = {}
     for name in config.formats:
         try:
-            made = {"safetensors": as_safetensors, "timm": as_timm, "onnx": as_onnx, "released": as_released}[name](model)
+            made = WRITERS[name](model)
         except (ValueError, ImportError, RuntimeError) as error:
             raise UserError(f"formats={name}: {error}") from None
         card = model_card(name, sorted(made), about)
@@ -70,7 +73,7 @@ def as_safetensors(model: LoadedModel) -> dict[str, bytes]:
     metadata |= {"mean": model.mean, "std": model.std, "neck": model.neck}
     if model.cameras is not None:
         metadata["cameras"] = model.cameras
-    return {"model.safetensors": model_bytes(model.reid or model.backbone, metadata)}
+    return {"model.safetensors": model_bytes(model.reid or model.backbone, metadata), "config.json": description(model)}
 
 
 def as_timm(model: LoadedModel) -> dict[str, bytes]:
@@ -78,6 +81,11 @@ def as_timm(model: LoadedModel) -> dict[str, bytes]:
     tensors = timm_state_dict(model.reid or model.backbone, model.neck)
     config = json.dumps(timm_config(model.backbone, model.mean, model.std), indent=2)
     return {"model.safetensors": safetensors.torch.save(tensors, {"format": "pt"}), "config.json": config.encode()}
+
+
+def as_torch(model: LoadedModel) -> dict[str, bytes]:
+    """The folder for torch.hub."""
+    return hub_files(model.reid or model.backbone, model.mean, model.std, model.neck)
 
 
 def as_onnx(model: LoadedModel) -> dict[str, bytes]:
@@ -92,14 +100,21 @@ def as_released(model: LoadedModel) -> dict[str, bytes]:
     if model.reid:
         layouts.append("reid" if model.reid.num_classes else "cluster_contrast")
     files = {f"{name}.pth": torch_bytes(released_checkpoint(whole.state_dict(), name)) for name in layouts}
-    # The published layouts cannot hold heads, normalization and cameras; our programs read them from config.json.
+    return files | {"config.json": description(model)}  # the published layouts cannot hold what it says
+
+
+def description(model: LoadedModel) -> bytes:
+    """A config.json with heads, normalization and cameras, in the form of model hubs. The programs read it beside a file."""
     load = {
         "mean": model.mean,
         "std": model.std,
         "neck": model.neck if model.reid else "",
         "cameras": [-1 if camera is None else camera for camera in model.cameras or ()],
     }
-    return files | {"config.json": json.dumps(describing(model.backbone.config, load), indent=1).encode()}
+    return json.dumps(describing(model.backbone.config, load), indent=1).encode()
+
+
+WRITERS = {"safetensors": as_safetensors, "timm": as_timm, "torch": as_torch, "onnx": as_onnx, "released": as_released}
 
 
 def facts(uri: str, storage: StorageConfig, model: LoadedModel) -> dict[str, Any]:
@@ -125,9 +140,10 @@ def facts(uri: str, storage: StorageConfig, model: LoadedModel) -> dict[str, Any
     for key in ("setting", "checkpoint", "source_set", "target_set"):
         if model.metadata.get(key):
             found[key] = model.metadata[key].rstrip("/").rpartition("/")[2]
-    folder = model_file(uri, storage).uri.rpartition("/")[0] or "/"
-    results = _results(open_storage(folder, storage))
-    return found | ({"results on the target": results} if results else {})
+    folder = open_storage(model_file(uri, storage).uri.rpartition("/")[0] or "/", storage)
+    results, command = _results(folder), command_of(folder)
+    found |= {"results on the target": results} if results else {}
+    return found | ({"made by": f"`{command}`"} if command else {})
 
 
 def _results(run: Location) -> str:
@@ -152,7 +168,11 @@ features = torch.nn.functional.normalize(model(transform(image)[None]), dim=-1)"
     "onnx": """import onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx")
-(features,) = session.run(["embedding"], {"images": pixels})   # float32 (B, 3, height, width), RGB, 0 to 255""",
+(features,) = session.run(["embedding"], {"images": pixels})   # uint8 (B, 3, height, width), RGB""",
+    "torch": """import torch   # and timm and safetensors; reidssl is not needed
+
+model = torch.hub.load("<this folder>", "reid", source="local")
+features = model(pixels)   # uint8 (B, 3, height, width), RGB; torch.hub.load(..., "vit", ...) is the backbone alone""",
     "released": """\
 # dino.pth: the backbone under the names of the published code (TransReID-SSL); dino_teacher.pth: the same as in a
 # DINO training checkpoint; reid.pth, cluster_contrast.pth: with the neck
@@ -167,6 +187,8 @@ def model_card(name: str, files: list[str], about: dict[str, Any]) -> str:
     return f"""---
 library_name: {library}
 pipeline_tag: image-feature-extraction
+license: other
+license_name: terms-of-the-training-data
 tags: [person-re-identification, self-supervised-learning, vision-transformer]
 ---
 # Person re-identification model

@@ -36,6 +36,7 @@ from platform.engine.finetune.loop import PhaseTrainer
 from platform.engine.finetune.phase import Phase, UnsupervisedConfig
 from platform.engine.finetune.results import best_row, finish, open_tracker, publish_model
 from platform.engine.finetune.start import image_set, initial_model, load_init, model_for, phases_of, record_of
+from platform.engine.finetune.start_features import StartFeatures
 from platform.engine.finetune.supervised import SupervisedConfig, check_identities
 from platform.engine.inference.evaluation import evaluate_features, require_judgeable, require_splits, retrieval_metrics
 from platform.engine.inference.models import BEST
@@ -194,9 +195,11 @@ def finetune(config: FinetuneConfig) -> None:
     for problem in corrupt[:SAID] if tracker else []:
         report_line(f"set aside: {problem}")
 
-    def judge(phase: Phase, options: EvaluateConfig) -> dict[str, Any]:
+    shared = StartFeatures(open_storage(config.start_features, config.storage)) if config.start_features else None
+
+    def judge(phase: Phase, options: EvaluateConfig, features: Any = extract) -> dict[str, Any]:
         of_query, of_gallery = (
-            extract(model, images, phase.config.neck, config.augment, config.engine, options.flip) for images in (query, gallery)
+            features(model, images, phase.config.neck, config.augment, config.engine, options.flip) for images in (query, gallery)
         )
         return evaluate_features(query, gallery, of_query, of_gallery, options)
 
@@ -215,9 +218,10 @@ def finetune(config: FinetuneConfig) -> None:
         publish_best=lambda phase: publish_model(run, config, model, phase, record, BEST),
         save_every_steps=config.save_every_steps,
         images_seen=found.payload["images_seen"] if found else 0,
+        start_features=shared,
     )
     if config.evaluate_start and not found:
-        trainer.evaluate_start(phases[0])
+        trainer.log_start(retrieval_metrics(judge(phases[0], config.evaluate.fast, shared.extract if shared else extract)))
     for number, phase in enumerate(phases):
         model = model_for(phase, model)
         if not found or number >= found.payload["phase"]:

@@ -33,7 +33,7 @@ from platform.engine.schemas.tune_settings import TuneConfig
 from platform.engine.storage.location import open_storage
 from platform.engine.sweep.results import TRIALS, best_of, export_best, table, write_results
 from platform.engine.sweep.space import Point, text_of
-from platform.engine.sweep.trials import PointBook, is_done, planned, row_of, trial_config
+from platform.engine.sweep.trials import PointBook, is_done, planned, row_of, start_features, trial_config
 from platform.finetune import check_inputs, shared_micro_batches, with_micro_batches
 from platform.finetune import main as run_finetune
 
@@ -88,6 +88,7 @@ def conclude(config: TuneConfig, run: Run, rows: list[dict[str, Any]]) -> None:
     exported = export_best(run.location, best).uri if best else ""
     others = [row for row in rows if not is_done(row)]
     if not others:
+        start_features(config).delete()
         run.finish({"best": best, "exported": exported, "trials": rows, "metric": config.metric})
         return
     if best:

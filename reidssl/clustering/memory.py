@@ -75,6 +75,24 @@ class ClusterMemory(nn.Module):
         together = (self.groups[labels][:, None] == self.groups).float()
         return F.cross_entropy(similarities / self.temperature, together / together.sum(dim=1, keepdim=True))
 
+    def soft_loss(self, features: Tensor, teacher: Tensor) -> Tensor:
+        """Mean over features of the cross-entropy with the teacher's softmax over the vectors (soft labels of MMT, 2001.01526).
+
+        Args:
+            features: float (B, D), normalized here; the gradient flows through them only.
+            teacher: float (B, D), the teacher's features of the same images, normalized here.
+
+        Returns:
+            Scalar float32, also under autocast: the entropy of the teacher's softmax at least.
+        """
+        if teacher.shape != features.shape:
+            raise ValueError(f"teacher must have the shape of features, {tuple(features.shape)}: got {tuple(teacher.shape)}")
+        with no_autocast(features):
+            similarities, targets = (
+                F.normalize(each.float(), dim=1) @ self.centroids.T / self.temperature for each in (features, teacher.detach())
+            )
+        return F.cross_entropy(similarities, targets.softmax(dim=1))
+
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> None:
         """Update the vectors of the labels that occur: new = normalize(momentum * old + (1 - momentum) * feature).

@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reidssl.choices import NECKS
+from reidssl.models.model_config import VitConfig
 from reidssl.models.reid import ReidModel
 from reidssl.models.vit import Vit
 
@@ -20,7 +21,7 @@ ONNX_TOLERANCE = 1e-4
 class Embedder(nn.Module):
     """Model from pixels to the retrieval feature, with normalization of the pixels included.
 
-    Input: float32 (B, 3, H, W), RGB, 0 to 255, with (H, W) = `image_size`. Output: float32 (B, D), L2-normalized. Raises
+    Input: uint8 or float32 (B, 3, H, W), RGB, 0 to 255, with (H, W) = `image_size`. Output: float32 (B, D), L2-normalized. Raises
     ValueError for an unknown neck and for a backbone with camera embeddings.
     """
 
@@ -41,7 +42,7 @@ class Embedder(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        inputs = (images - self.get_buffer("mean")) / self.get_buffer("std")
+        inputs = (images.float() - self.get_buffer("mean")) / self.get_buffer("std")
         if isinstance(self.model, ReidModel):
             embedding: Tensor = self.model(inputs).embedding(self.neck)
             return embedding
@@ -49,7 +50,7 @@ class Embedder(nn.Module):
 
 
 def onnx_bytes(embedder: Embedder, batches: Sequence[int] = (1, 3)) -> bytes:
-    """Export `embedder` to ONNX (input "images", output "embedding", any batch size) and check the result in onnxruntime.
+    """Export `embedder` to ONNX (input "images", uint8, output "embedding", any batch size) and check it in onnxruntime.
 
     The check compares the features of random images for each batch size in `batches`. Raises RuntimeError if they differ by
     more than ONNX_TOLERANCE, and ImportError if the packages of the `onnx` extra are not installed.
@@ -58,7 +59,7 @@ def onnx_bytes(embedder: Embedder, batches: Sequence[int] = (1, 3)) -> bytes:
     embedder = embedder.eval()
     generator = torch.Generator().manual_seed(0)
     # Batch size 2, because the exporter treats sizes 0 and 1 as constants.
-    example = torch.randint(0, 256, (2, 3, *embedder.image_size), generator=generator).float()
+    example = torch.randint(0, 256, (2, 3, *embedder.image_size), generator=generator, dtype=torch.uint8)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter warns about its own future changes
         program = torch.onnx.export(
@@ -73,7 +74,7 @@ def onnx_bytes(embedder: Embedder, batches: Sequence[int] = (1, 3)) -> bytes:
     assert program is not None  # for the type checker: dynamo=True returns the program
     data: bytes = program.model_proto.SerializeToString()
     for batch in batches:
-        images = torch.randint(0, 256, (batch, 3, *embedder.image_size), generator=generator).float()
+        images = torch.randint(0, 256, (batch, 3, *embedder.image_size), generator=generator, dtype=torch.uint8)
         with torch.no_grad():
             expected = embedder(images).numpy()
         difference = float(np.abs(run_onnx(data, images.numpy()) - expected).max())
@@ -86,7 +87,7 @@ def onnx_bytes(embedder: Embedder, batches: Sequence[int] = (1, 3)) -> bytes:
 
 
 def run_onnx(data: bytes, images: np.ndarray) -> np.ndarray:
-    """Features float32 (B, D) of float32 (B, 3, H, W) images, computed by onnxruntime on the CPU.
+    """Features float32 (B, D) of uint8 (B, 3, H, W) images, computed by onnxruntime on the CPU.
 
     data: an ONNX file from `onnx_bytes`. Raises ImportError if onnxruntime is not installed.
     """
@@ -109,27 +110,40 @@ def _require(*packages: str) -> None:
 def timm_state_dict(model: Vit | ReidModel, neck: str = "before") -> dict[str, Tensor]:
     """The weights under timm's names. With neck="after" the neck is folded into the last layer norm.
 
-    In eval mode both are affine per channel, so the feature of the timm model is then exactly the output of the neck. Raises
-    ValueError for a model with parts that timm's ViT does not have: ics stem, overlapping patches, camera embeddings, GeM
+    Raises ValueError for a model with parts that timm's ViT does not have: ics stem, overlapping patches, camera embeddings, GeM
     pooling, a jigsaw branch, or a layer norm epsilon other than 1e-6.
     """
-    vit = model if isinstance(model, Vit) else model.backbone
-    config = vit.config
-    jigsaw = isinstance(model, ReidModel) and model.jigsaw is not None
-    own = [
-        (config.stem != "patch", f"the {config.stem} stem"),
-        (config.stride not in (0, config.patch_size), f"overlapping patches (stride {config.stride})"),
-        (bool(config.num_cameras), "camera embeddings"),
-        (config.gem_pooling, "GeM pooling"),
-        (config.norm_eps != 1e-6, f"layer norms of epsilon {config.norm_eps:g}"),
-        (jigsaw, "the local features of a jigsaw branch"),
-    ]
-    found = [words for there, words in own if there]
+    refuse(model, tuple(PARTS), "timm's vision transformer", "export it as torch, onnx or safetensors (for reidssl)")
+    return neck_folded(model, neck)
+
+
+# Parts of a model that other libraries' ViTs may lack: name -> the words for it if the model has it.
+PARTS: dict[str, Callable[[Vit | ReidModel, VitConfig], str]] = {
+    "stem": lambda model, config: f"the {config.stem} stem" if config.stem != "patch" else "",
+    "stride": lambda model, config: (
+        f"overlapping patches (stride {config.stride})" if config.stride not in (0, config.patch_size) else ""
+    ),
+    "cameras": lambda model, config: "camera embeddings" if config.num_cameras else "",
+    "gem": lambda model, config: "GeM pooling" if config.gem_pooling else "",
+    "eps": lambda model, config: f"layer norms of epsilon {config.norm_eps:g}" if config.norm_eps != 1e-6 else "",
+    "jigsaw": lambda model, config: "the local features of a jigsaw branch" if getattr(model, "jigsaw", None) else "",
+}
+
+
+def refuse(model: Vit | ReidModel, parts: Sequence[str], place: str, advice: str) -> None:
+    """Raise ValueError if the model has one of `parts` (keys of PARTS), which `place` has not."""
+    config = (model if isinstance(model, Vit) else model.backbone).config
+    found = [words for name in parts if (words := PARTS[name](model, config))]
     if found:
-        raise ValueError(
-            f"timm's vision transformer does not have {' and '.join(found)}, so timm cannot build this model; export it as "
-            "safetensors (for reidssl)" + (" or onnx" if jigsaw else ", onnx or released")
-        )
+        raise ValueError(f"{place} does not have {' and '.join(found)}; {advice}")
+
+
+def neck_folded(model: Vit | ReidModel, neck: str) -> dict[str, Tensor]:
+    """The weights of the backbone on the CPU. With neck="after" the neck is folded into the last layer norm.
+
+    In eval mode both are affine per channel, so the class token after that norm is then exactly the output of the neck.
+    """
+    vit = model if isinstance(model, Vit) else model.backbone
     tensors = {name: value.detach().cpu().clone() for name, value in vit.state_dict().items()}
     if neck == "after" and isinstance(model, ReidModel):
         bn = model.bottleneck

@@ -38,6 +38,7 @@ class Watch:
         self.trained: set[str] = set()
         self.model: Any = None
         self.batches: dict[int, list[tuple[np.ndarray, torch.Tensor]]] = {}
+        self.seconds: dict[int, list[torch.Tensor]] = {}
         self.labels: list[np.ndarray] = []
         self.losses: list[float] = []
         train, inputs, begin, loss = PhaseTrainer.train, Trained.inputs, Unsupervised.begin, Unsupervised.loss
@@ -48,9 +49,13 @@ class Watch:
             self.trained = {name for name, value in model.named_parameters() if value.requires_grad}
             return train(trainer, model, *given)
 
-        def watched_inputs(trained: Any, seed: int, epoch: int, step: int, positions: Any, rows: Any) -> Any:
-            found = inputs(trained, seed, epoch, step, positions, rows)
-            self.batches.setdefault(epoch, []).append((positions, found[0].clone()))
+        def watched_inputs(trained: Any, seed: int, epoch: int, step: int, positions: Any, rows: Any, view: str = "") -> Any:
+            found = inputs(trained, seed, epoch, step, positions, rows, view)
+            images = found[0].clone()
+            if view:
+                self.seconds.setdefault(epoch, []).append(images)
+            else:
+                self.batches.setdefault(epoch, []).append((positions, images))
             return found
 
         def watched_begin(phase: Any, *given: Any) -> Any:
@@ -83,6 +88,7 @@ def main(folder: Path, order: dict) -> None:
     recipe = Recipe(
         phase.learning_rate, phase.decay_epochs, phase.weight_decay, phase.temperature, phase.momentum,
         phase.cluster.k1, phase.cluster.k2, phase.cluster.eps, phase.cluster.min_samples,
+        phase.ema_momentum, phase.teacher_weight,
     )  # fmt: skip
     plain = PlainRun(
         {name: value for name, value in watch.initial.items() if not name.startswith("classifier")},
@@ -93,7 +99,8 @@ def main(folder: Path, order: dict) -> None:
     images = ImageSet(open_storage(order["data"], StorageConfig()), ["train"], watch.model.image_size)
     everything = normalize(images.batch(np.arange(len(images))), config.augment.mean, config.augment.std)
     for epoch, batches in watch.batches.items():
-        plain.epoch(epoch, everything, batches)
+        plain.epoch(epoch, everything, batches, watch.seconds.get(epoch, []))
+    final = plain.final()
     file = run / "model.safetensors"
     found = read_content(ModelFile(file.read_bytes(), file.uri))
     result = {
@@ -101,9 +108,7 @@ def main(folder: Path, order: dict) -> None:
         "plain": plain.losses,
         "same_labels": [bool(np.array_equal(*pair)) for pair in zip(watch.labels, plain.labels, strict=True)],
         "clusters": [int(labels.max()) + 1 for labels in plain.labels],
-        "difference": max(
-            float((found[name] - value).abs().max()) for name, value in plain.state.items() if value.is_floating_point()
-        ),
+        "difference": max(float((found[name] - value).abs().max()) for name, value in final.items() if value.is_floating_point()),
         "moved": max(float((found[name] - watch.initial[name]).abs().max()) for name in plain.state),
     }
     (folder / "trajectory.json").write_text(json.dumps(result))

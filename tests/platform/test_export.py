@@ -7,9 +7,10 @@ import timm
 import torch
 from torch.nn import functional as F
 
-from platform.engine.config.compose import load_config
+from platform.engine.config.compose import load_config, to_plain
 from platform.engine.errors import UserError
 from platform.engine.inference.models import load_model
+from platform.engine.schemas.finetune_settings import FinetuneConfig
 from platform.engine.storage.location import StorageConfig, open_storage
 from platform.export import ExportConfig, main
 from reidssl.models.exported import run_onnx
@@ -35,12 +36,15 @@ def run(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     save_model(model, {"neck": "after", "mean": [0.5] * 3, "std": [0.25] * 3, "setting": "usl"}, folder / "model.safetensors")
+    given = ["setting=usl", f"checkpoint={tmp_path}/backbone", f"target_set={tmp_path}/private/market", "unsupervised.epochs=7"]
+    config = load_config(FinetuneConfig, "finetune", [*given, "scaling.workers=2", f"output={folder}"])
+    (folder / "config.json").write_text(json.dumps({"program": "finetune", "config": to_plain(config)}))
     (folder / "summary.json").write_text(json.dumps({"mAP": 0.512, "rank1": 0.75}))
     return folder
 
 
 def test_all_formats(tmp_path, run, capsys):
-    names = main(config_of(run, tmp_path / "out", "formats=[safetensors,timm,onnx,released]"))
+    names = main(config_of(run, tmp_path / "out", "formats=[safetensors,timm,torch,onnx,released]"))
     assert names == [
         "onnx/README.md",
         "onnx/model.onnx",
@@ -50,10 +54,15 @@ def test_all_formats(tmp_path, run, capsys):
         "released/dino_teacher.pth",
         "released/reid.pth",
         "safetensors/README.md",
+        "safetensors/config.json",
         "safetensors/model.safetensors",
         "timm/README.md",
         "timm/config.json",
         "timm/model.safetensors",
+        "torch/README.md",
+        "torch/config.json",
+        "torch/hubconf.py",
+        "torch/model.safetensors",
     ]
     assert all((tmp_path / "out" / name).is_file() for name in names)
     pixels = torch.randint(0, 256, (3, 3, 64, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -64,14 +73,26 @@ def test_all_formats(tmp_path, run, capsys):
         assert ours.metadata["setting"] == "usl" and torch.equal(ours.embed(pixels).cpu(), expected)
         timms = timm.create_model(f"local-dir:{tmp_path}/out/timm", pretrained=True).eval()
         torch.testing.assert_close(F.normalize(timms((pixels / 255 - 0.5) / 0.25)), expected, atol=1e-5, rtol=0)
-    onnx = run_onnx((tmp_path / "out/onnx/model.onnx").read_bytes(), pixels.float().numpy())
+        hub = torch.hub.load(f"{tmp_path}/out/torch", "reid", source="local")
+        torch.testing.assert_close(hub(pixels), expected, atol=1e-5, rtol=0)
+    onnx = run_onnx((tmp_path / "out/onnx/model.onnx").read_bytes(), pixels.numpy())
     torch.testing.assert_close(torch.from_numpy(onnx), expected, atol=1e-4, rtol=0)
     released = load_model(str(tmp_path / "out/released/reid.pth"), StorageConfig())
     assert (released.neck, released.std) == ("after", [0.25] * 3) and not released.about.as_dict()["assumed"]
     again = load_reid(tmp_path / "out/released/reid.pth")
     assert weights_hash(again) == weights_hash(original.reid)
     card = (tmp_path / "out/timm/README.md").read_text()
-    for words in ("library_name: timm", "64 x 32", "after the neck", "setting | usl", "mAP 51.2%, Rank-1 75.0%", "local-dir:"):
+    command = "`python -m platform.finetune setting=usl checkpoint=backbone target_set=market unsupervised.epochs=7`"
+    for words in (
+        command,
+        "license: other",
+        "library_name: timm",
+        "64 x 32",
+        "after the neck",
+        "setting | usl",
+        "mAP 51.2%, Rank-1 75.0%",
+        "local-dir:",
+    ):
         assert words in card
     assert "export:" in capsys.readouterr().out
 
@@ -84,6 +105,7 @@ def test_a_released_file_to_object_storage(tmp_path, s3):
     assert found == {
         "safetensors/model.safetensors",
         "safetensors/README.md",
+        "safetensors/config.json",
         "released/dino.pth",
         "released/dino_teacher.pth",
         "released/README.md",
@@ -92,13 +114,13 @@ def test_a_released_file_to_object_storage(tmp_path, s3):
 
 
 def test_what_cannot_be_made_leaves_nothing(tmp_path, tiny_backbone):
-    with pytest.raises(UserError, match=r"formats=timm: timm's vision transformer does not have the ics stem, so timm cannot"):
+    with pytest.raises(UserError, match=r"formats=timm: timm's vision transformer does not have the ics stem; export it as"):
         main(config_of(tiny_backbone, tmp_path / "out", "formats=[safetensors,timm]"))
     assert not list((tmp_path / "out").rglob("*.*"))
 
 
 def test_bad_settings(tmp_path, tiny_backbone):
-    with pytest.raises(UserError, match=r"formats must be one or more of safetensors, timm, onnx, released: got tflite"):
+    with pytest.raises(UserError, match=r"formats must be one or more of safetensors, timm, torch, onnx, released: got tflite"):
         config_of(tiny_backbone, tmp_path, "formats=[tflite]")
     with pytest.raises(UserError, match="output is empty"):
         main(config_of(tiny_backbone, ""))

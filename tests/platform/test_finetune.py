@@ -310,6 +310,8 @@ def test_a_mean_teacher_that_hardly_moves_keeps_its_pseudo_labels(tmp_path, ray_
         ),
         ("train_sets=[/nowhere]", r"there is no data set at .*nowhere"),
         ("unsupervised.teacher_clusters=true", r"unsupervised.teacher_clusters needs averaged weights: give ema_momentum"),
+        ("unsupervised.teacher_weight=0.5", r"unsupervised.teacher_weight needs averaged weights: give ema_momentum"),
+        ("unsupervised.teacher_weight=1", r"unsupervised.teacher_weight must be in \[0, 1\): got 1"),
         ("supervised.jigsaw.parts=9", r"supervised.jigsaw.parts must be at most 8, the number of patches: got 9"),
         ("train_fraction=0", r"train_fraction must be in \(0, 1\]: got 0"),
         ("train_fraction=0.3", r"has 2 people in split train, a batch needs 3"),

@@ -61,8 +61,12 @@ UNLABELED = [
 ]
 
 
-def test_four_epochs_without_labels_are_those_of_the_released_loop(tmp_path, tiny_labeled):
-    order = {"data": tiny_labeled.uri, "overrides": UNLABELED}
+@pytest.mark.parametrize(
+    "teacher", [[], ["unsupervised.ema_momentum=0.7", "unsupervised.teacher_weight=0.4"]], ids=["released", "mmt"]
+)
+def test_four_epochs_without_labels_are_those_of_the_released_loop(tmp_path, tiny_labeled, teacher):
+    """With a mean teacher, too."""
+    order = {"data": tiny_labeled.uri, "overrides": [*UNLABELED, *teacher]}
     spawn("tests.platform.cluster_contrast_worker", tmp_path, 1, order)
     found = json.loads((tmp_path / "trajectory.json").read_text())
     assert all(found["same_labels"]) and len(found["same_labels"]) == 4 and min(found["clusters"]) > 1

@@ -12,11 +12,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from platform.engine.finetune.extraction import extract
+from platform.engine.finetune import extraction
 from platform.engine.finetune.inside_epoch import Progress
 from platform.engine.finetune.phase import Phase
 from platform.engine.finetune.pieces import StepFeatures, cut, rows_to_compute
-from platform.engine.finetune.trained import Trained, frozen_norms
+from platform.engine.finetune.start_features import StartFeatures
+from platform.engine.finetune.trained import Trained
 from platform.engine.finetune.weight_average import WeightAverage
 from platform.engine.inference.evaluation import retrieval_metrics
 from platform.engine.runs.metrics import Tracker, format_row
@@ -31,7 +32,7 @@ from platform.engine.zero.consolidation import consolidate, restore
 from reidssl.augment.augment_config import ReidAugmentConfig
 from reidssl.augment.reid_augment import ReidAugment
 from reidssl.models.drop_path import draw_by_step
-from reidssl.models.reid import ReidModel
+from reidssl.models.reid import ReidModel, ReidOutput
 from reidssl.seeding import mix
 
 NOT_SHOWN = ("rank5", "rank10", "mINP")  # metrics that are logged but not printed after each epoch
@@ -62,10 +63,11 @@ class PhaseTrainer:
     """Steps between checkpoints inside an epoch; 0: only after each epoch."""
     images_seen: int = 0
     """Training images seen so far, over all phases."""
+    start_features: StartFeatures | None = None
+    """Where runs share the features of their initial weights; None: they do not."""
 
-    def evaluate_start(self, phase: Phase) -> None:
-        """Log an evaluation of the initial weights as epoch 0 of the first phase. Collective."""
-        row = retrieval_metrics(self.judge(phase))
+    def log_start(self, row: dict[str, Any]) -> None:
+        """Log the retrieval metrics of the initial weights as epoch 0 of the first phase."""
         if self.tracker:
             self.tracker.add(0, {"phase": 0, "epoch": 0, **row})
             report_line(f"{self.setting} before fine-tuning  mAP {row['mAP']:.4g}  rank1 {row['rank1']:.4g}")
@@ -109,10 +111,12 @@ class PhaseTrainer:
             if inside and epoch == first:
                 progress = Progress.of(inside)
             else:
-                with average.applied() if average and phase.uses_teacher else nullcontext():
-                    progress = Progress(
-                        phase.begin(epoch, lambda images: extract(model, images, phase.config.neck, self.augment, self.engine))
-                    )
+                extract = extraction.extract
+                if self.start_features and not (found or number or epoch):
+                    extract = self.start_features.extract
+                features = partial(extract, model, neck=phase.config.neck, augment=self.augment, engine=self.engine)
+                with average.applied() if average and phase.teacher_clusters else nullcontext():
+                    progress = Progress(phase.begin(epoch, features))
             work, before = progress.work, progress.step
             row = self._epoch(trained, epoch, progress, average) | work.log
             self.images_seen += sum(map(len, work.batches))
@@ -135,13 +139,12 @@ class PhaseTrainer:
     def _epoch(self, trained: Trained, epoch: int, progress: Progress, average: WeightAverage | None) -> dict[str, float]:
         """Train the rest of an epoch. Returns the means of the loss and its terms; {} if it has no batches. Collective."""
         phase, work, means = trained.phase, progress.work, StepMeans[str]()
-        trained.engine.module.train()
-        for norm in frozen_norms(trained.model):
-            norm.eval()
+        trained.train()
         zero.set_schedules(trained.engine, partial(phase.learning_rate, epoch))
         for step, positions in enumerate(work.batches[progress.step :], progress.step):
             labels = upload(work.labels[positions])
-            remembered = self._step(trained, epoch, step, positions, labels, means)
+            soft = self._teacher(trained, average, epoch, step, positions) if average and phase.teacher_weight else None
+            remembered = self._step(trained, epoch, step, positions, labels, soft, means)
             if remembered is not None:
                 phase.after_step(remembered, labels)
             if average:
@@ -152,8 +155,29 @@ class PhaseTrainer:
         progress.add(means, len(work.batches))
         return progress.means()
 
+    @torch.no_grad()
+    def _teacher(self, trained: Trained, average: WeightAverage, epoch: int, step: int, positions: np.ndarray) -> ReidOutput:
+        """Output of the averaged weights for another augmentation of the images of a step, as in evaluation. Collective."""
+        pieces = cut(len(positions), trained.phase.config.batch.micro_batches)
+        trained.engine.module.eval()
+        with average.applied(), zero.autocast(self.engine):
+            own = [
+                trained.model.features(*trained.inputs(self.seed, epoch, step, positions, rows_to_compute(piece), "teacher"))
+                for piece in pieces[dist.get_rank() :: dist.get_world_size()]
+            ]
+            output = trained.model.output(StepFeatures(pieces).gather(own))
+        trained.train()
+        return output
+
     def _step(
-        self, trained: Trained, epoch: int, step: int, positions: np.ndarray, labels: Tensor, means: StepMeans[str]
+        self,
+        trained: Trained,
+        epoch: int,
+        step: int,
+        positions: np.ndarray,
+        labels: Tensor,
+        teacher: ReidOutput | None,
+        means: StepMeans[str],
     ) -> Tensor | None:
         """One optimizer step on the images at `positions` (B,). Returns features (B, D) for `after_step`, or None. Collective."""
         phase, engine, rank = trained.phase, trained.engine, dist.get_rank()
@@ -172,7 +196,7 @@ class PhaseTrainer:
         for piece, given in inputs:
             trained.seed(seed, piece, len(positions))
             output = engine(*given, among_all=partial(features.among_all, piece))
-            loss, terms = phase.loss(output, labels)
+            loss, terms = phase.loss(output, labels, teacher)
             check_finite(loss, terms, f"{where} on rank {rank}", advice)
             engine.backward(loss)
             zero.step(engine, self.engine, where, advice)

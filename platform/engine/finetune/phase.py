@@ -53,8 +53,12 @@ class Phase(Protocol):
     images: Images
 
     @property
-    def uses_teacher(self) -> bool:
+    def teacher_clusters(self) -> bool:
         """Whether `begin` gets the features of the averaged weights, if there are any."""
+
+    @property
+    def teacher_weight(self) -> float:
+        """Weight of the teacher's output in `loss`; 0: `loss` does not get it."""
 
     @property
     def config(self) -> PhaseConfig:
@@ -69,8 +73,11 @@ class Phase(Protocol):
     def begin(self, epoch: int, features: Features) -> Epoch:
         """The batches of an epoch (from 0). Collective. `features` extracts the features of an image set."""
 
-    def loss(self, output: ReidOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(scalar loss, its named terms) of the batch of a step; labels: int64 (B,)."""
+    def loss(self, output: ReidOutput, labels: Tensor, teacher: ReidOutput | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """(scalar loss, its named terms) of the batch of a step.
+
+        labels: int64 (B,). teacher: output of the averaged weights for another augmentation of the images.
+        """
 
     def remembered(self, output: ReidOutput) -> Tensor | None:
         """The features (B, D) of a step to pass to `after_step`; None: `after_step` is not called."""
@@ -99,8 +106,12 @@ class Unsupervised:
         """Labels of the epoch before, int64 (N,); None in the first epoch."""
 
     @property
-    def uses_teacher(self) -> bool:
+    def teacher_clusters(self) -> bool:
         return self.config.teacher_clusters
+
+    @property
+    def teacher_weight(self) -> float:
+        return self.config.teacher_weight
 
     def prepare(self, model: ReidModel) -> None:
         model.reset_classifier(0)
@@ -157,10 +168,14 @@ class Unsupervised:
         except ValueError as error:  # e.g. non-finite features, or more clusters than images
             raise UserError(f"{self.images.location.uri} cannot be clustered: {error}") from None
 
-    def loss(self, output: ReidOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, output: ReidOutput, labels: Tensor, teacher: ReidOutput | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.memory is not None
-        loss = self.memory(output.embedding(self.config.neck), labels)
-        return loss, {"contrast": loss}
+        features, weight = output.embedding(self.config.neck), self.teacher_weight
+        terms = {"contrast": self.memory(features, labels)}
+        if teacher is None:
+            return terms["contrast"], terms
+        terms["soft"] = self.memory.soft_loss(features, teacher.embedding(self.config.neck))
+        return (1 - weight) * terms["contrast"] + weight * terms["soft"], terms
 
     def remembered(self, output: ReidOutput) -> Tensor | None:
         return output.embedding(self.config.neck)

@@ -42,8 +42,8 @@ class StepFeatures:
         self.pieces = pieces
         self._known: Tensor | None = None
 
-    def gather(self, own: Sequence[Tensor]) -> None:
-        """Gather the features of all workers. Collective.
+    def gather(self, own: Sequence[Tensor]) -> Tensor:
+        """Gather the features (B, D) of all workers, and return them. Collective.
 
         own: features (b, D) of each piece of this worker, in the order of the pieces.
         """
@@ -56,6 +56,7 @@ class StepFeatures:
         self._known = torch.cat(
             [features[: piece.stop - piece.start] for features, piece in zip(padded, self.pieces, strict=True)]
         )
+        return self._known
 
     def among_all(self, piece: slice, features: Tensor) -> Tensor:
         """The features (B, D) of the step, with gradients that flow to the features (b, D) of this piece only.

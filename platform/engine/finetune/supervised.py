@@ -39,7 +39,7 @@ class Supervised:
     """The supervised phase: identity, triplet and center loss on labeled images."""
 
     name = "supervised"
-    uses_teacher = False
+    teacher_clusters, teacher_weight = False, 0.0
     centers: CenterLoss | None = None
 
     def __init__(self, config: SupervisedConfig, images: Images, seed: int) -> None:
@@ -65,7 +65,7 @@ class Supervised:
         batches = identity_batches(self.classes, None, batch.identities, batch.instances, self.seed, epoch)
         return Epoch(batches, self.classes, {})
 
-    def loss(self, output: ReidOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, output: ReidOutput, labels: Tensor, teacher: ReidOutput | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a step. With local parts, identity and triplet loss are half that of the whole image, half the parts' mean.
 
         The weights of whole and parts are those of TransReID's released code. The center loss is that of the whole image.

@@ -31,14 +31,23 @@ class Trained:
     augment: ReidAugment
     engine: Any
 
-    def inputs(self, seed: int, epoch: int, step: int, positions: np.ndarray, rows: slice) -> tuple[Tensor, Tensor | None]:
+    def inputs(
+        self, seed: int, epoch: int, step: int, positions: np.ndarray, rows: slice, view: str = ""
+    ) -> tuple[Tensor, Tensor | None]:
         """(augmented images float (b, 3, H, W), camera rows int64 (b,) or None) of `rows` of a step.
 
-        positions: int (B,), the images of the whole step. Camera rows are None for a model without cameras.
+        positions: int (B,), the images of the whole step. Camera rows are None for a model without cameras. view: name of the
+        augmentation; another name gives another one of the same images.
         """
-        seeds = batch_seeds(seed, self.phase.images, epoch, step, positions)[rows]
+        seeds = batch_seeds(seed, self.phase.images, epoch, step, positions, view)[rows]
         images = self.augment(upload(self.phase.images.batch(positions[rows])), seeds)
         return images, self.phase.images.cameras(positions[rows])
+
+    def train(self) -> None:
+        """Set the training mode; frozen batch norms normalize with their stored statistics."""
+        self.engine.module.train()
+        for norm in frozen_norms(self.model):
+            norm.eval()
 
     def seed(self, seed: int, piece: slice, batch: int) -> None:
         """Seed the drop path before a forward pass of a piece, so that each row gets the mask of its place in the whole batch."""
@@ -58,7 +67,7 @@ def frozen_norms(model: ReidModel) -> list[_BatchNorm]:
     return [layer for layer in norms if not any(parameter.requires_grad for parameter in layer.parameters())]
 
 
-def batch_seeds(seed: int, images: Images, epoch: int, step: int, positions: np.ndarray) -> Any:
+def batch_seeds(seed: int, images: Images, epoch: int, step: int, positions: np.ndarray, view: str = "") -> Any:
     """Augmentation seeds uint64 (B,) of a step. An image that occurs twice in a batch gets two different seeds."""
-    keys = [f"{images.keys[position]}#{step}.{place}" for place, position in enumerate(positions)]
+    keys = [f"{images.keys[position]}#{step}.{place}{view}" for place, position in enumerate(positions)]
     return sample_seeds(seed, epoch, keys)

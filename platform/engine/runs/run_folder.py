@@ -46,6 +46,7 @@ VOLATILE = (
     "pool.max_corrupt_share",
     "max_corrupt_share",
     "save_every_steps",
+    "start_features",
 )
 PACKAGES = ("torch", "timm", "ray", "deepspeed", "faiss-cpu", "faiss-gpu", "pyarrow", "numpy")
 

@@ -21,9 +21,19 @@ class LineBoard:
         self._fatal = ""
         self._order = ""
         self._starts, self._furthest, self._lost = 0, 0, 0
+        self._waiting = False
+
+    def wait_for_workers(self) -> None:
+        """Note that no workers run: Train's controller waits for nodes, or starts them."""
+        self._waiting = True
+
+    def waits_for_workers(self) -> bool:
+        """Whether no workers run. False if the controller does not tell, as for groups of a fixed size."""
+        return self._waiting
 
     def started(self, position: int) -> tuple[int, int]:
         """Note that the workers start at `position`. Returns (restarts so far, positions lost by them)."""
+        self._waiting = False
         if self._starts:
             self._lost += max(0, self._furthest - position)
         self._starts, self._furthest = self._starts + 1, position
@@ -49,7 +59,7 @@ class LineBoard:
 
     def clear(self) -> None:
         """Reset the board for the next run."""
-        self._lines, self._fatal, self._order = [], "", ""
+        self._lines, self._fatal, self._order, self._waiting = [], "", "", False
         self._starts, self._furthest, self._lost = 0, 0, 0
 
     def fail(self, text: str) -> None:

@@ -6,7 +6,7 @@ from platform.engine.config.paths import InputPath, OutputPath
 from platform.engine.storage.location import StorageConfig
 from reidssl.models.given import LoadConfig
 
-FORMATS = ("safetensors", "timm", "onnx", "released")
+FORMATS = ("safetensors", "timm", "torch", "onnx", "released")
 
 
 @dataclass(kw_only=True)
@@ -18,7 +18,7 @@ class ExportConfig:
     output: OutputPath = ""
     """Folder of the exported model, local or s3://."""
     formats: list[str] = field(default_factory=lambda: ["safetensors", "released"])
-    """One or more of safetensors, timm, onnx, released."""
+    """One or more of safetensors, timm, torch, onnx, released."""
     load: LoadConfig = field(default_factory=LoadConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
 

@@ -46,6 +46,8 @@ class FinetuneConfig:
     """Optimizer steps between checkpoints inside an epoch, for long epochs; 0: a checkpoint after each epoch only."""
     evaluate_start: bool = True
     """Also evaluate the weights before the first epoch, to show what fine-tuning adds."""
+    start_features: OutputPath = ""
+    """Folder in which runs share the features of their initial weights; platform.tune gives its trials one. Empty: not shared."""
     keep_best: str = ""
     """Metric (mAP, rank1, rank5, rank10 or mINP) by which the model of the best evaluation is kept as best.safetensors beside the
     last one, model.safetensors; empty: keep the last only. The evaluation is on the test images, so the figure is optimistic."""

@@ -125,7 +125,11 @@ class UnsupervisedConfig(PhaseConfig):
     """Keep one memory vector for each camera of a cluster. The loss pulls an image toward all vectors of its cluster."""
     teacher_clusters: bool = False
     """Cluster the features of the averaged weights (ema_momentum), a mean teacher whose pseudo-labels change less from epoch to
-    epoch (its role in MMT, arXiv 2001.01526, here with hard labels and one network)."""
+    epoch (its role in MMT, arXiv 2001.01526, here with one network)."""
+    teacher_weight: float = 0.0
+    """Weight w of the mean teacher's soft labels: loss = (1 - w) contrast + w soft, where soft is the cross-entropy with the
+    softmax over the clusters that the averaged weights (ema_momentum) give for another augmentation of each image (MMT, arXiv
+    2001.01526, which uses 0.5, here with one network). It costs one more forward pass. 0: hard labels only."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     neighbors: NeighborActorsConfig = field(default_factory=NeighborActorsConfig)
     batch: BatchConfig = field(default_factory=lambda: BatchConfig(identities=32, instances=8))
@@ -136,6 +140,9 @@ class UnsupervisedConfig(PhaseConfig):
         if self.teacher_clusters and not self.ema_momentum:
             raise ValueError("teacher_clusters needs averaged weights: give ema_momentum, e.g. 0.999")
         within("[0, 1]", momentum=self.momentum)
+        within("[0, 1)", teacher_weight=self.teacher_weight)
+        if self.teacher_weight and not self.ema_momentum:
+            raise ValueError("teacher_weight needs averaged weights: give ema_momentum, e.g. 0.999")
         at_least(1, iterations=self.iterations, decay_epochs=self.decay_epochs)
         check_shared(self.cluster, self.neighbors)
 

@@ -21,6 +21,7 @@ RESERVED = {
     "output": "every trial has a folder of its own below output",
     "storage": "it is that of the sweep, storage",
     "runtime": "all trials run on the Ray of the sweep, runtime",
+    "start_features": "all trials share one folder below output",
 }
 
 
@@ -74,11 +75,17 @@ def trial_config(config: TuneConfig, point: Point) -> FinetuneConfig:
     """Fine-tuning configuration of one point. The name of its output folder is made from the point."""
     plain = with_point(to_plain(config.finetune), point)
     plain["output"] = folder_of(config, point).uri
+    plain["start_features"] = start_features(config).uri if plain["checkpoint"] else ""
     plain["storage"] = to_plain(config.storage)
     try:
         return to_dataclass(FinetuneConfig, plain)
     except ConfigError as error:
         raise ConfigError(f"space: {text_of(point)} cannot be: {str(error).removeprefix('configuration: ')}") from None
+
+
+def start_features(config: TuneConfig) -> Location:
+    """Folder in which the trials share the features of the checkpoint; removed when all trials are done."""
+    return open_storage(config.output, config.storage) / "start_features"
 
 
 def folder_of(config: TuneConfig, point: Point) -> Location:

@@ -63,6 +63,8 @@ class AllowedSizesPolicy(ElasticScalingPolicy):
 
     def make_decision_for_non_running_worker_group(self) -> Any:
         self._pending = None
+        if self.board is not None:
+            self.board.wait_for_workers.remote()
         return super().make_decision_for_non_running_worker_group()
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:

@@ -4,6 +4,7 @@ A loop is a plain function of its configuration that runs on every worker. It fi
 preemption, a resize and running the same command again are therefore handled alike: start, restore, continue.
 """
 
+import os
 import signal
 import sys
 import threading
@@ -24,6 +25,7 @@ from platform.engine.train.prepared import prepare_next, prepare_reader, prepare
 from platform.engine.train.scaling import ScalingConfig
 
 Settings = TypeVar("Settings")
+WAITING_CHECKS = 10  # half seconds without workers after which a stop waits for them no longer
 METRICS_S = 11.0  # Ray's processes report their metrics every 10 s
 
 
@@ -126,7 +128,8 @@ class Stopping:
 def stop_on_signals(board: Any) -> Iterator[Stopping]:
     """Context manager: SIGTERM and Ctrl-C become the order "stop" on the board; a second signal ends the program at once.
 
-    Does nothing without a board, or outside the main thread (a Tune trial), where signals cannot be handled.
+    So does the first one if no workers run, who could carry the order out: the newest checkpoint is all there is to keep. Does
+    nothing without a board, or outside the main thread (a Tune trial), where signals cannot be handled.
     """
     stopping, ended = Stopping(), threading.Event()
     if board is None or threading.current_thread() is not threading.main_thread():
@@ -144,7 +147,18 @@ def stop_on_signals(board: Any) -> Iterator[Stopping]:
                 name = "Ctrl-C" if stopping.number == signal.SIGINT else "SIGTERM"
                 say(f"{name}: the workers write a checkpoint and stop; once more: stop at once")
                 board.give.remote("stop")
+                end_without_workers()
                 return
+
+    def end_without_workers() -> None:
+        import ray
+
+        waiting = 0
+        while waiting < WAITING_CHECKS and not ended.wait(0.5):
+            waiting = waiting + 1 if ray.get(board.waits_for_workers.remote()) else 0
+        if waiting == WAITING_CHECKS:
+            say("no workers are running, so there is nothing to write; run the same command again to continue")
+            os.kill(os.getpid(), stopping.number)
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     thread = threading.Thread(target=pass_on, daemon=True)

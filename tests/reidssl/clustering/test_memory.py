@@ -145,3 +145,24 @@ def test_features_that_are_not_finite_do_not_reach_the_memory(value):
     with pytest.raises(ValueError, match="1 of 3 have NaN or infinite values, the first in row 1"):
         memory.update(features, torch.arange(3))
     assert torch.equal(memory.centroids, torch.eye(3))
+
+
+def test_soft_labels_are_the_teachers_softmax():
+    """The value is the definition's, the gradient flows to the student alone, and no loss is below the teacher's entropy."""
+    generator = torch.Generator().manual_seed(0)
+    memory = ClusterMemory(torch.randn(7, 5, generator=generator), temperature=0.2)
+    features, teacher = (torch.randn(6, 5, generator=generator).requires_grad_() for _ in range(2))
+    loss = memory.soft_loss(features, teacher)
+    loss.backward()
+    scores, targets = (
+        each.detach() / each.detach().norm(dim=1, keepdim=True) @ memory.centroids.T / 0.2 for each in (features, teacher)
+    )
+    targets = targets.exp() / targets.exp().sum(1, keepdim=True)
+    logs = (scores.exp() / scores.exp().sum(1, keepdim=True)).log()
+    torch.testing.assert_close(loss.detach(), -(targets * logs).sum(1).mean())
+    assert features.grad.abs().max() > 0 and teacher.grad is None
+    entropy = -(targets * targets.log()).sum(1).mean()
+    torch.testing.assert_close(memory.soft_loss(3 * teacher, teacher).detach(), entropy)  # length does not count
+    assert loss > entropy
+    with pytest.raises(ValueError, match=r"teacher must have the shape of features, \(6, 5\): got \(5, 5\)"):
+        memory.soft_loss(features, teacher[1:])

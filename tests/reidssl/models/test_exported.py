@@ -31,7 +31,7 @@ def trained(config: VitConfig) -> ReidModel:
 
 
 def pixels(batch: int) -> torch.Tensor:
-    return torch.randint(0, 256, (batch, 3, 32, 16), generator=torch.Generator().manual_seed(batch)).float()
+    return torch.randint(0, 256, (batch, 3, 32, 16), generator=torch.Generator().manual_seed(batch), dtype=torch.uint8)
 
 
 @torch.no_grad()
