@@ -8,7 +8,9 @@ project runs platform.score with one actor of one thread for each core, and read
 is ordinary PyTorch in one process with all cores: it reads and decodes a row group, then runs both models on it. A second loop
 runs the models alone, on images that are decoded beforehand. Rates are those after the first shards, so neither the start of Ray
 nor the loading of the models counts; the time before them is reported beside them. The rate of one proxy is that of the same
-actors with one model. The measures of groups are timed on random features, at two sizes.
+actors with one model. The same shards are also scored from an S3 server on this machine (moto in its own process, which shares
+the cores), and by 2 and 4 actors on a cluster of as many nodes on this machine; they share the same cores, so the rate shows what
+the nodes cost. The measures of groups are timed on random features, at two sizes.
 """
 
 import os
@@ -19,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.input_stream import s3_server
 from benchmarks.measure import arguments_of, measure, print_machine
 from benchmarks.people import write_shards
 
@@ -62,18 +65,41 @@ def ours(arguments: dict[str, Any]) -> Any:
     from platform.score import main
 
     folder, output = arguments["folder"], tempfile.mkdtemp(dir=arguments["folder"])
-    given = [f"data={folder}/{arguments['data']}", f"source_proxy={folder}/source", f"target_proxy={folder}/target"]
-    pool = [f"pool.actors={cores()}", f"pool.batch={arguments['rows']}", f"runtime.num_cpus={cores() + 2}"]
-    config = load_config(ScoreConfig, "score", [*given, *pool, f"output={output}"])
+    endpoint, nodes = arguments.get("endpoint", ""), arguments.get("nodes", 0)
+    data = f"s3://benchmark/{arguments['data']}" if endpoint else f"{folder}/{arguments['data']}"
+    given = [f"data={data}", f"source_proxy={folder}/source", f"target_proxy={folder}/target", f"storage.endpoint_url={endpoint}"]
+    pool = [f"pool.actors={nodes or cores()}", f"pool.batch={arguments['rows']}"]
+    ray = f"runtime.address={cluster_of(nodes)}" if nodes else f"runtime.num_cpus={cores() + 2}"
+    config = load_config(ScoreConfig, "score", [*given, *pool, ray, f"output={output}"])
 
     def work() -> dict[str, Any]:
         started = time.time()
         summary = main(config)
-        entries = read_manifest(open_storage(config.data)).files
+        entries = read_manifest(open_storage(config.data, config.storage)).files
         written = sorted((Path(output, PARTS, entry.name).stat().st_mtime, entry.rows) for entry in entries)
         return {"mean": summary["mean"], "first": written[0][0] - started} | rate_of([*written])
 
     return work, lambda found: found
+
+
+def cluster_of(nodes: int) -> str:
+    """Address of a new Ray cluster on this machine: a head that reads, and nodes of one CPU. It ends with this process."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 500 << 20})
+    for _ in range(nodes):
+        cluster.add_node(num_cpus=1, object_store_memory=200 << 20)
+    return str(cluster.address)
+
+
+def upload(folder: str, endpoint: str) -> None:
+    """Copy the shards below `folder` into a new bucket."""
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=endpoint)
+    client.create_bucket(Bucket="benchmark")
+    for file in Path(folder, "shards").iterdir():
+        client.upload_file(str(file), "benchmark", f"shards/{file.name}")
 
 
 def rate_of(finished: list[tuple[float, int]]) -> dict[str, Any]:
@@ -198,6 +224,17 @@ def main() -> None:
         print(
             f"  {2 * size['num']:,} images: {twice['rate']:.1f} images/s, ratio {twice['rate'] / whole['rate']:.2f} (linear: 1)"
         )
+        os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
+        with s3_server() as endpoint:
+            upload(folder, endpoint)
+            remote = run("ours", endpoint=endpoint)
+        print(f"  from an S3 server: {remote['rate']:.1f} images/s, ratio to local files {remote['rate'] / whole['rate']:.2f}")
+        for nodes in (2, 4):
+            spread = run("ours", nodes=nodes)
+            print(
+                f"  {nodes} actors on {nodes} nodes: {spread['rate']:.1f} images/s, ratio to one node "
+                f"{spread['rate'] / whole['rate']:.2f}, mean score {spread['mean']:.6f}"
+            )
     for measured in ("group_neighborhood", "group_cka"):
         seconds = [
             measure(__spec__.name, "groups", {"measure": measured, "num": size["features"] * times}).seconds for times in (1, 2)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from platform.engine.config.compose import flat, to_plain
 from platform.engine.errors import StoppedError, UserError
 from platform.engine.runtime.growth import may_grow
+from platform.engine.runtime.ray_session import is_own
 from platform.engine.runtime.run_name import run_name
 from platform.engine.runtime.terminal import relayed_lines, say
 from platform.engine.secrets import hidden, hide, remembered
@@ -165,6 +166,10 @@ def stop_on_signals(board: Any) -> Iterator[Stopping]:
     thread.start()
     try:
         yield stopping
+    except SystemExit:  # of the second signal; inside a call of Ray its status is lost
+        if not stopping.number:
+            raise
+        sys.exit(128 + stopping.number)
     finally:
         ended.set()
         thread.join(timeout=10)
@@ -197,7 +202,7 @@ def _check_resources(scaling: ScalingConfig) -> None:
     total = ray.cluster_resources()
     fewest = scaling.fewest
     needed = {"CPU": fewest * scaling.cpus_per_worker, "GPU": fewest * scaling.gpus_per_worker}
-    growing = may_grow()
+    growing = may_grow() and not is_own()  # a Ray that this program started has one node, whatever the environment says
     for kind, amount in needed.items():
         if amount > total.get(kind, 0) and not growing:
             raise UserError(
