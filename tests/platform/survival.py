@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,16 @@ ROOT = Path(__file__).resolve().parents[2]
 class Process:
     """A program in a process group of its own, whose lines are stored with their time.
 
-    environment: other than that of this process, as for a cluster with a token.
+    environment: other than that of this process, as for a cluster with a token. on: beginning of the command, to run elsewhere.
     """
 
-    def __init__(self, module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, module: str, *arguments: str, environment: Mapping[str, str] | None = None, on: Sequence[str] = ()
+    ) -> None:
         alone = {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": "", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "40"}
         self.lines: list[tuple[float, str]] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [*on, sys.executable, "-m", module, *arguments],
             cwd=ROOT,
             env=environment or os.environ | alone,
             stdout=subprocess.PIPE,
@@ -93,7 +95,7 @@ class Process:
 class Driver(Process):
     """A paced `python -m platform.pretrain ...` with the tiny configuration of curve_worker."""
 
-    def __init__(self, data: str, output: Path | str, steps: int, audit: Path, *overrides: str) -> None:
+    def __init__(self, data: str, output: Path | str, steps: int, audit: Path, *overrides: str, **process: Any) -> None:
         self.output, self.audit, self.steps = output, audit, steps
         super().__init__(
             "tests.platform.paced_pretrain",
@@ -105,6 +107,7 @@ class Driver(Process):
             "scaling.threads=1",
             "scaling.max_failures=3",
             *overrides,
+            **process,
         )
 
     def newest_step(self) -> int:
