@@ -1,5 +1,6 @@
-"""A sweep in which the worker of a trial dies: the trial goes on from its checkpoint, and no result changes."""
+"""A sweep in which the worker of a trial or its node dies: the trial goes on from its checkpoint, and no result changes."""
 
+import json
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from platform.engine.config.compose import load_config
 from platform.tune import TuneConfig, main
 from tests.platform.processes import kill, start
+from tests.platform.survival import Nodes
 from tests.tiny import FINETUNE
 
 WORKER = "ray::RayTrainWorker"
@@ -36,6 +38,38 @@ def test_the_worker_of_a_trial_is_killed(tmp_path: Path, ray_session, tiny_backb
     found = main(load_config(TuneConfig, "tune", [*common, f"output={output}"]))
     assert [row["weights"] for row in found["trials"]] == [row["weights"] for row in undisturbed["trials"]]
     assert [row["mAP"] for row in found["trials"]] == [row["mAP"] for row in undisturbed["trials"]]
+
+
+@pytest.mark.slow  # a cluster of its own
+@pytest.mark.timeout(600)
+def test_the_node_of_a_trial_is_removed(tmp_path: Path, tiny_backbone, tiny_labeled):
+    """With it goes the worker and, if it is there, the function that waits for it."""
+    common = [f"finetune.{each}" for each in (f"target_set={tiny_labeled.uri}", f"checkpoint={tiny_backbone}", *FINETUNE)]
+    common += ["finetune.setting=supervised", "finetune.supervised.epochs=12", "space.supervised.learning_rate=[1e-4]"]
+    common += ["concurrent=1", "finetune.scaling.max_failures=5"]
+    nodes, log = Nodes(), tmp_path / "sweep.log"
+    try:
+        nodes.have(2)
+        place = [f"runtime.address={nodes.cluster.address}", f"finetune.scaling.cpus_per_worker={nodes.WORKER_CPUS:g}"]
+        sides = {}
+        for name in ("undisturbed", "sweep"):
+            output = tmp_path / name
+            with log.open("wb") as stream:
+                process = start("tune", [*common, *place, f"output={output}"], stream)
+                try:
+                    if name == "sweep":
+                        wait_for(lambda: list(output.glob("trials/*/checkpoints/position-*")), process, log)  # noqa: B023
+                        [node] = [each for each in nodes.workers if nodes.training_process(each)]
+                        nodes.remove(node)
+                    assert process.wait(300) == 0, log.read_text()
+                finally:
+                    if process.poll() is None:
+                        kill(process)
+            sides[name] = json.loads((output / "summary.json").read_text())["trials"]
+    finally:
+        nodes.close()
+    assert [row["weights"] for row in sides["sweep"]] == [row["weights"] for row in sides["undisturbed"]]
+    assert [row["mAP"] for row in sides["sweep"]] == [row["mAP"] for row in sides["undisturbed"]]
 
 
 def is_training(process: psutil.Process) -> bool:

@@ -63,6 +63,8 @@ def run_trials(
                 name="ray_tune",
                 storage_path=location.path,
                 storage_filesystem=location.filesystem,
+                # A trial's function may lie on a node that goes. Started again, it finds the checkpoints of its run.
+                failure_config=ray.tune.FailureConfig(max_failures=config.finetune.scaling.max_failures),
                 verbose=0,
                 callbacks=[Progress(config, total, total - number if search else total - len(left))],
             ),
@@ -147,6 +149,9 @@ class Progress(ray.tune.Callback):
         if not last.get("reason") and not (folder / SUMMARY).exists():
             (folder / STOP_RECORD).write_json({STEP: last.get(STEP), "scheduler": self.config.scheduler.name})
         self._say(point, str(last.get("reason", "")))
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        say(f"tune: {text_of(json.loads(trial.config['point']))}: its process died, it is started again")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._say(json.loads(trial.config["point"]), "its process died")
