@@ -76,6 +76,8 @@ def run_all(config: TuneConfig, run: Run, plan: list[Point]) -> None:
         connect(config.runtime, "tune", run.location.uri)
         check_concurrency(config, plan if config.search == "optuna" else left, number - finished)
         reasons = run_trials(config, book, left, run.location, run_finetune)
+        book = PointBook(run.location)  # a population has added points
+        number = max(number, len(book.points))
     if len(book.points) < number:
         say(f"tune: the search ended after {len(book.points)} of {number} trials: it found no further point to try")
     conclude(config, run, [row_of(config, point, reasons.get(json.dumps(point), "")) for point in book.points])
@@ -103,6 +105,10 @@ def conclude(config: TuneConfig, run: Run, rows: list[dict[str, Any]]) -> None:
 
 def check_trials(config: TuneConfig, trials: list[Point]) -> None:
     """Check the inputs and the number of workers of all trials. Inputs that trials share are checked once. Raises UserError."""
+    if config.scheduler.name == "pbt":
+        from platform.engine.sweep.population import check_population
+
+        check_population(config, len(trials))
     seen = set()
     for point in trials:
         trial = trial_config(config, point)

@@ -289,3 +289,45 @@ def test_a_trial_far_below_the_others_is_stopped(
     (output / "summary.json").unlink()
     assert main(config)["trials"] == [good, bad]  # it stays stopped
     assert "finished already: 2; left: 0" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_worst_of_a_population_continues_from_the_best(
+    tmp_path, ray_session, supervised_run, tiny_backbone, tiny_labeled, capsys
+):
+    """Two trials, one with a rate that destroys the trained start: it is replaced."""
+    output = tmp_path / "sweep"
+    given = [*SUPERVISED, "finetune.supervised.epochs=12", "finetune.evaluate_every=1", "scheduler.name=pbt", "scheduler.grace=2"]
+    given += [f"finetune.checkpoint={supervised_run[0]}", "concurrent=2", "samples=2"]
+    given += ["space.supervised.learning_rate={log_uniform:[1e-7,0.3]}"]
+    config = config_of(tiny_labeled.uri, tiny_backbone, output, *given)
+    rows = main(config)["trials"]
+    printed = capsys.readouterr().out
+    replaced, new = [row for row in rows if row["state"] == "stopped early"], rows[2:]
+    assert len(rows) > 2 and replaced and all("replaced by supervised.learning_rate=" in row["reason"] for row in replaced)
+    assert "from the checkpoint of supervised.learning_rate=" in printed and any(row["state"] == "finished" for row in new)
+    finished = [row for row in rows if row["state"] == "finished"]
+    assert len(finished) == 2 and len(rows) == 2 + len(replaced)
+    for row in finished:  # the whole curve, the epochs of the trial that it continues included
+        assert [each["epoch"] for each in read_metrics(open_storage(row["folder"])) if each["epoch"]] == list(range(1, 13))
+    assert json.loads((output / "points.json").read_text()) == [row["point"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            ["space.supervised.epochs={integer:[2,9]}"],
+            r"supervised.epochs cannot change during a run, as scheduler.name=pbt requires",
+        ),
+        (["space.supervised.learning_rate=[1e-3,1e-4]"], r"scheduler.name=pbt needs a distribution, such as"),
+        (
+            ["space.supervised.learning_rate={uniform:[1e-4,1e-3]}", "samples=4"],
+            r"concurrent must be at least their number, 4: got 1",
+        ),
+        (["search=optuna"], r"scheduler.name=pbt changes the settings itself: search must be grid, got optuna"),
+    ],
+)
+def test_what_is_no_population(tmp_path, tiny_labeled, tiny_backbone, given, message):
+    with pytest.raises(UserError, match=message):
+        main(config_of(tiny_labeled.uri, tiny_backbone, tmp_path, "scheduler.name=pbt", "finetune.evaluate_every=1", *given))

@@ -12,7 +12,7 @@ from reidssl.choices import RETRIEVAL_METRICS as METRICS
 
 DRAWS = ("choice", "uniform", "log_uniform", "integer")
 SEARCHES = ("grid", "optuna")
-SCHEDULERS = ("none", "asha", "median")
+SCHEDULERS = ("none", "asha", "median", "pbt")
 
 
 @dataclass(kw_only=True)
@@ -21,9 +21,10 @@ class SchedulerConfig:
 
     name: str = "none"
     """none: every trial runs to its end; asha: asynchronous successive halving (arXiv 1810.05934); median: stop a trial whose
-    best evaluation is below the median of the others' running means (Google Vizier)."""
+    best evaluation is below the median of the others' running means (Google Vizier); pbt: population based training (arXiv
+    1711.09846), the worst quarter of the trials continues from the checkpoints of the best quarter with other settings."""
     grace: int = 1
-    """Evaluations before a trial may be stopped."""
+    """Evaluations before a trial may be stopped; pbt: evaluations between two comparisons."""
     reduction: int = 3
     """asha only: one trial in so many goes on from each rung, and the rungs lie at grace * reduction ** n evaluations."""
     min_trials: int = 3
@@ -74,6 +75,8 @@ class TuneConfig:
                 f"scheduler.name={self.scheduler.name} compares trials after their evaluations, and finetune.evaluate_every=0 "
                 "has only one, at the end: give finetune.evaluate_every=1 or more"
             )
+        if self.scheduler.name == "pbt" and self.search != "grid":
+            raise ValueError(f"scheduler.name=pbt changes the settings itself: search must be grid, got {self.search}")
         for name in ("storage", "runtime"):
             given, own = getattr(self.finetune, name), getattr(self, name)
             if given not in (type(given)(), own):

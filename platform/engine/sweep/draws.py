@@ -36,6 +36,18 @@ class Draw:
             return self._rounded(generator.uniform(low, high))
         return self._rounded(math.exp(generator.uniform(math.log(low), math.log(high))))
 
+    def beside(self, value: Any, factors: tuple[float, float], generator: np.random.Generator) -> Any:
+        """A value next to `value`: a number times one of the factors, within the range; the choice before or after it."""
+        up = bool(generator.integers(2))
+        if self.kind == "choice":
+            place = self.values.index(value) + (1 if up else -1)
+            return self.values[min(max(place, 0), len(self.values) - 1)]
+        moved = value * factors[up]
+        if self.kind == "integer":
+            moved = round(moved) if round(moved) != value else value + (1 if up else -1)
+            return int(min(max(moved, self.values[0]), self.values[1]))
+        return self._rounded(moved)
+
     def distribution(self) -> Any:
         """The same as a distribution of Optuna. Choices are JSON texts there, because Optuna has no lists."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution

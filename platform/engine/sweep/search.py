@@ -21,6 +21,7 @@ from platform.engine.schemas.tune_settings import TuneConfig
 from platform.engine.secrets import hide, remembered, take_over
 from platform.engine.storage.location import Location
 from platform.engine.sweep.leftovers import Leftovers
+from platform.engine.sweep.population import Population, report_with_marker
 from platform.engine.sweep.space import Point, text_of
 from platform.engine.sweep.suggestions import Suggestions
 from platform.engine.sweep.trials import STOP_RECORD, PointBook, evaluated, folder_of, is_done, row_of, space_of, trial_config
@@ -54,7 +55,7 @@ def run_trials(
                 metric=config.metric,
                 mode="max",
                 search_alg=search,
-                scheduler=scheduler_of(config),
+                scheduler=scheduler_of(config, book),
                 num_samples=number,
                 max_concurrent_trials=config.concurrent,
                 reuse_actors=False,  # the end of its actor ends a stopped trial
@@ -94,8 +95,9 @@ def trial_function(config: TuneConfig, run: Callable[[FinetuneConfig], Any], boa
         take_over(known)
         if config.verbose:
             forward_lines(board)
-        point, reported, failed = json.loads(parameters["point"]), 0, list[BaseException]()
-        folder = folder_of(config, point)
+        point, failed = json.loads(parameters["point"]), list[BaseException]()
+        folder, population = folder_of(config, point), config.scheduler.name == "pbt"
+        reported = len(evaluated(folder)) if population else 0  # those of the trial from which this one continues
 
         def work() -> None:
             try:
@@ -111,7 +113,8 @@ def trial_function(config: TuneConfig, run: Callable[[FinetuneConfig], Any], boa
                 continue
             for row in evaluated(folder)[reported:]:
                 reported += 1
-                ray.tune.report({config.metric: float(row[config.metric]), STEP: reported, "reason": ""})  # ends a stopped trial
+                found = {config.metric: float(row[config.metric]), STEP: reported, "reason": ""}
+                (report_with_marker if population else ray.tune.report)(found)  # ends a stopped trial
         metric = NO_RESULT if failed else float((folder / SUMMARY).read_json()[config.metric])
         reason = reason_of(failed[0]) if failed else ""
         ray.tune.report({config.metric: metric, STEP: reported + 1, "reason": reason})
@@ -119,9 +122,11 @@ def trial_function(config: TuneConfig, run: Callable[[FinetuneConfig], Any], boa
     return trial
 
 
-def scheduler_of(config: TuneConfig) -> TrialScheduler:
+def scheduler_of(config: TuneConfig, book: PointBook) -> TrialScheduler:
     """The scheduler of Ray Tune that config.scheduler names."""
     chosen = config.scheduler
+    if chosen.name == "pbt":
+        return Population(config, book, STEP)
     if chosen.name == "asha":
         longest = 100_000  # trials end by themselves
         return AsyncHyperBandScheduler(

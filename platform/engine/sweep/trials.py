@@ -119,7 +119,8 @@ def row_of(config: TuneConfig, point: Point, reason: str = "") -> dict[str, Any]
     if (folder / STOP_RECORD).exists():
         last = evaluated(folder)[-1]
         known = {"epochs": int(last["epoch"]), "clusters": int(last.get("clusters", 0))}
-        return row | {"state": STOPPED, "reason": f"stopped after epoch {known['epochs']}", **known, **metrics_of(last)}
+        reason = (folder / STOP_RECORD).read_json().get("reason") or f"stopped after epoch {known['epochs']}"
+        return row | {"state": STOPPED, "reason": reason, **known, **metrics_of(last)}
     return row | {"state": FAILED if reason else UNFINISHED, "reason": reason or "it was stopped before its end"}
 
 

@@ -1,0 +1,145 @@
+"""Population based training (arXiv 1711.09846): the worst trials continue from the checkpoint of a good one, with other settings.
+
+The new settings are a new point of the sweep with a run folder of its own, which begins with the checkpoints and the log of the
+good trial. The replaced point counts as stopped.
+"""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.tune
+from ray.tune.schedulers import PopulationBasedTraining
+
+from platform.engine.errors import StorageError, UserError
+from platform.engine.runs.run_folder import SUMMARY
+from platform.engine.runtime.terminal import say
+from platform.engine.schemas.tune_settings import TuneConfig
+from platform.engine.storage.location import Location
+from platform.engine.sweep.draws import Draw
+from platform.engine.sweep.space import Point, text_of
+from platform.engine.sweep.trials import STOP_RECORD, PointBook, folder_of, space_of
+
+FACTORS = (0.8, 1.25)
+RESAMPLED = 0.25
+"""Share of the values that are drawn anew instead of moved, as in the paper."""
+COPIED = ("checkpoints", "metrics.jsonl")
+MUTABLE = (
+    "learning_rate",
+    "weight_decay",
+    "label_smoothing",
+    "triplet_weight",
+    "triplet_margin",
+    "identity_scale",
+    "identity_margin",
+    "temperature",
+    "momentum",
+    "teacher_weight",
+    "cluster.eps",
+    "iterations",
+)
+"""Settings of a phase that may change between two epochs of a run."""
+
+
+def check_population(config: TuneConfig, trials: int) -> None:
+    """Raise UserError for a sweep that cannot be trained as a population. trials: number of its points."""
+    draws = space_of(config).as_draws()
+    fixed = [name for name in draws if name.partition(".")[2] not in MUTABLE]
+    if fixed:
+        raise UserError(
+            f"space: {', '.join(fixed)} cannot change during a run, as scheduler.name=pbt requires; it can change supervised.X "
+            f"and unsupervised.X for X of {', '.join(MUTABLE)}"
+        )
+    if not any(draw.kind != "choice" for draw in draws.values()):
+        raise UserError(
+            "scheduler.name=pbt needs a distribution, such as space.supervised.learning_rate={log_uniform:[1e-4,1e-2]}"
+        )
+    if config.concurrent < trials:
+        raise UserError(
+            f"scheduler.name=pbt trains all trials at the same time: concurrent must be at least their number, {trials}: got "
+            f"{config.concurrent}. Lower samples, or raise concurrent"
+        )
+
+
+class Population(PopulationBasedTraining):
+    """The scheduler of Ray Tune, with this project's points and checkpoints.
+
+    step: name of the reported number of evaluations.
+    """
+
+    def __init__(self, config: TuneConfig, book: PointBook, step: str) -> None:
+        super().__init__(
+            time_attr=step,
+            perturbation_interval=config.scheduler.grace,
+            custom_explore_fn=self.explore,
+            log_config=False,
+        )
+        self.config, self.book = config, book
+        self.draws = space_of(config).as_draws()
+        self.generator = np.random.default_rng([config.seed, len(book.points)])
+
+    def explore(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """The parameters of a trial that continues from the one with `parameters`; its point is new and in the book."""
+        point = mutated(json.loads(parameters["point"]), self.draws, self.generator, self.book.points)
+        self.book.add([point])
+        return {"point": json.dumps(point)}
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """The result of a trial that has ended or failed starts nothing new."""
+        if result.get("reason") or (folder_of(self.config, json.loads(trial.config["point"])) / SUMMARY).exists():
+            return self.CONTINUE
+        decision: str = super().on_trial_result(tune_controller, trial, result)
+        return decision
+
+    def _exploit(self, tune_controller: Any, trial: Any, trial_to_clone: Any) -> None:
+        before, donor = json.loads(trial.config["point"]), json.loads(trial_to_clone.config["point"])
+        super()._exploit(tune_controller, trial, trial_to_clone)
+        point = json.loads(trial.config["point"])
+        continue_from(folder_of(self.config, donor), folder_of(self.config, point))
+        reason = f"replaced by {text_of(point)}, from the checkpoint of {text_of(donor)}"
+        (folder_of(self.config, before) / STOP_RECORD).write_json({"scheduler": "pbt", "reason": reason})
+        say(f"tune: {text_of(before)}: {reason}")
+
+
+def mutated(point: Point, draws: dict[str, Draw], generator: np.random.Generator, known: list[Point]) -> Point:
+    """A new point near `point`: each number times one of FACTORS, each choice the one beside it, or drawn anew.
+
+    known: points that the result must not equal.
+    """
+    while True:
+        found = {
+            name: draw.sample(generator) if generator.random() < RESAMPLED else draw.beside(point[name], FACTORS, generator)
+            for name, draw in draws.items()
+        }
+        if found not in known:
+            return found
+
+
+def continue_from(donor: Location, folder: Location, attempts: int = 5) -> None:
+    """Copy the newest checkpoint and the log of a running trial into a new folder.
+
+    The trial may delete a checkpoint while it is copied, because it has written a newer one: then that one is copied.
+    """
+    for attempt in range(attempts):
+        try:
+            for name in COPIED:
+                source = donor / name
+                files = [source / item.name for item in source.list()] if name == "checkpoints" else [source]
+                for file in files:
+                    (folder / file.uri.removeprefix(f"{donor.uri}/")).write_bytes(file.read_bytes())
+            return
+        except StorageError:
+            if attempt == attempts - 1:
+                raise
+            (folder / "checkpoints").delete()
+            time.sleep(1.0)
+
+
+def report_with_marker(metrics: dict[str, Any]) -> None:
+    """Report metrics with a checkpoint of Ray Tune that says nothing: the scheduler wants one, the trials have their own."""
+    with tempfile.TemporaryDirectory(prefix="reidssl-trial-") as folder:
+        Path(folder, "see-checkpoints").touch()
+        ray.tune.report(metrics, checkpoint=ray.tune.Checkpoint.from_directory(folder))
