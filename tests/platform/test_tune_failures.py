@@ -21,6 +21,7 @@ def test_the_worker_of_a_trial_is_killed(tmp_path: Path, ray_session, tiny_backb
     """It is killed after the first epochs of the first of two trials."""
     common = [f"finetune.{each}" for each in (f"target_set={tiny_labeled.uri}", f"checkpoint={tiny_backbone}", *FINETUNE)]
     common += ["finetune.setting=supervised", "finetune.supervised.epochs=12", "space.supervised.learning_rate=[1e-4,1e-3]"]
+    common += ["finetune.scaling.max_failures=3"]
     undisturbed = main(load_config(TuneConfig, "tune", [*common, f"output={tmp_path}/undisturbed"]))
     output, log = tmp_path / "sweep", tmp_path / "sweep.log"
     with log.open("wb") as stream:
@@ -50,7 +51,8 @@ def test_the_node_of_a_trial_is_removed(tmp_path: Path, tiny_backbone, tiny_labe
     nodes, log = Nodes(), tmp_path / "sweep.log"
     try:
         nodes.have(2)
-        place = [f"runtime.address={nodes.cluster.address}", f"finetune.scaling.cpus_per_worker={nodes.WORKER_CPUS:g}"]
+        # More than the head has, and not all that a node has: the function of the trial takes a little of one.
+        place = [f"runtime.address={nodes.cluster.address}", f"finetune.scaling.cpus_per_worker={nodes.WORKER_CPUS - 0.5:g}"]
         sides = {}
         for name in ("undisturbed", "sweep"):
             output = tmp_path / name
@@ -73,9 +75,9 @@ def test_the_node_of_a_trial_is_removed(tmp_path: Path, tiny_backbone, tiny_labe
 
 
 def is_training(process: psutil.Process) -> bool:
-    """Whether it is a worker of Ray Train that trains; prepared workers wait."""
+    """Whether it is a worker of Ray Train."""
     try:
-        return WORKER in " ".join(process.cmdline()) and "execute" in " ".join(process.cmdline())
+        return WORKER in " ".join(process.cmdline())
     except psutil.Error:
         return False
 
