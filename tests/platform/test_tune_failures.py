@@ -25,7 +25,7 @@ def test_the_worker_of_a_trial_is_killed(tmp_path: Path, ray_session, tiny_backb
     undisturbed = main(load_config(TuneConfig, "tune", [*common, f"output={tmp_path}/undisturbed"]))
     output, log = tmp_path / "sweep", tmp_path / "sweep.log"
     with log.open("wb") as stream:
-        process = start("tune", [*common, f"output={output}"], stream)
+        process = start("tune", [*common, f"output={output}", "verbose=true"], stream)
         try:
             wait_for(lambda: list(output.glob("trials/*/checkpoints/position-*")), process, log)
             [worker] = [each for each in psutil.Process(process.pid).children(recursive=True) if is_training(each)]
