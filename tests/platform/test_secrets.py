@@ -19,7 +19,9 @@ from platform.engine.schemas.report_settings import ReportConfig
 from platform.pretrain import PretrainConfig
 from platform.pretrain import main as pretrain
 from platform.report import main as report
-from tests.tiny import PRETRAIN
+from platform.tune import TuneConfig
+from platform.tune import main as tune
+from tests.tiny import FINETUNE, PRETRAIN
 
 ROOT = Path(__file__).resolve().parents[2]
 PLANTED = {name: f"planted-{name}-0123" for name in ("WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "TEAM_PHRASE", "URI_PW")}
@@ -84,6 +86,18 @@ def test_no_output_holds_a_secret(planted, refusing, monkeypatch, tiny_shards, t
     assert (output / "checkpoints/position-000000000048/state.pt").exists() and (output / "report.html").exists()
     assert found_in(tmp_path) == []
     assert log_folder() and found_in(Path(log_folder())) == []
+
+
+def test_no_file_of_a_sweep_holds_a_secret(planted, tiny_labeled, tiny_backbone, tmp_path, ray_session, capfd):
+    """Ray Tune writes the function of the trials, its callbacks and its scheduler to a file."""
+    given = [f"finetune.{each}" for each in (f"target_set={tiny_labeled.uri}", f"checkpoint={tiny_backbone}", *FINETUNE)]
+    given += ["finetune.setting=supervised", "finetune.tracking.experiment=${oc.env:TEAM_PHRASE}", "finetune.evaluate_every=1"]
+    given += ["space.supervised.learning_rate={log_uniform:[1e-4,1e-3]}", "samples=1", "scheduler.name=pbt"]
+    assert tune(load_config(TuneConfig, "tune", [*given, f"output={tmp_path}/sweep"]))["best"]
+    shown = capfd.readouterr()
+    assert "planted" not in shown.out + shown.err
+    assert (tmp_path / "sweep" / "ray_tune" / "tuner.pkl").exists()
+    assert found_in(tmp_path) == []
 
 
 def test_a_new_secret_is_not_another_configuration(planted, monkeypatch, tmp_path):

@@ -22,6 +22,7 @@ class LineBoard:
         self._order = ""
         self._starts, self._furthest, self._lost = 0, 0, 0
         self._waiting = False
+        self._kept = b""
 
     def wait_for_workers(self) -> None:
         """Note that no workers run: Train's controller waits for nodes, or starts them."""
@@ -57,8 +58,17 @@ class LineBoard:
         if order == self._order and order != "stop":
             self._order = ""
 
+    def keep(self, value: bytes) -> None:
+        """Keep a value for processes that know this board, where no file may hold it."""
+        self._kept = value
+
+    def kept(self) -> bytes:
+        """The value of `keep`."""
+        return self._kept
+
     def clear(self) -> None:
         """Reset the board for the next run."""
+        self._kept = b""
         self._lines, self._fatal, self._order, self._waiting = [], "", "", False
         self._starts, self._furthest, self._lost = 0, 0, 0
 

@@ -81,6 +81,10 @@ class Population(PopulationBasedTraining):
         self.draws = space_of(config).as_draws()
         self.generator = np.random.default_rng([config.seed, len(book.points)])
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the settings, which may hold secrets: Tune writes its scheduler to a file."""
+        return {name: value for name, value in vars(self).items() if name not in ("config", "book", "draws")}
+
     def explore(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """The parameters of a trial that continues from the one with `parameters`; its point is new and in the book."""
         point = mutated(json.loads(parameters["point"]), self.draws, self.generator, self.book.points)

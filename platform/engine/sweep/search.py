@@ -10,7 +10,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import ray
 import ray.tune
+from ray import cloudpickle
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from platform.engine.errors import user_error_of
@@ -87,11 +89,14 @@ def done_of(config: TuneConfig, points: list[Point]) -> dict[str, float]:
 
 
 def trial_function(config: TuneConfig, run: Callable[[FinetuneConfig], Any], board: Any) -> Callable[[dict[str, Any]], None]:
-    """The function of a Tune trial. It reports {metric, STEP, "reason"}; a failure is reported, not raised."""
+    """The function of a Tune trial. It reports {metric, STEP, "reason"}; a failure is reported, not raised.
 
-    known = remembered()
+    Tune writes the function to a file below the sweep's output. So the settings, which may hold secrets, come over the board.
+    """
+    ray.get(board.keep.remote(cloudpickle.dumps((config, run, remembered()))))
 
     def trial(parameters: dict[str, Any]) -> None:
+        config, run, known = cloudpickle.loads(ray.get(board.kept.remote()))  # made by this sweep, never read from a file
         take_over(known)
         if config.verbose:
             forward_lines(board)
@@ -143,6 +148,10 @@ class Progress(ray.tune.Callback):
     def __init__(self, config: TuneConfig, total: int, before: int) -> None:
         self.config, self.total, self.ended = config, total, before
         self.leftovers = Leftovers()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune writes its callbacks to a file, and the settings may hold secrets."""
+        return {}
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         if self.config.scheduler.name != "none":
