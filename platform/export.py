@@ -182,7 +182,7 @@ state_dict = torch.load("dino.pth", weights_only=True)""",
 
 def model_card(name: str, files: list[str], about: dict[str, Any]) -> str:
     """Text of README.md, with the YAML header that model hubs read."""
-    library = {"timm": "timm", "onnx": "onnx"}.get(name, "reidssl")
+    library = {"timm": "timm", "onnx": "onnx", "torch": "pytorch"}.get(name, "reidssl")
     rows = "\n".join(f"| {key} | {value} |" for key, value in about.items())
     return f"""---
 library_name: {library}

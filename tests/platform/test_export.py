@@ -37,6 +37,7 @@ def run(tmp_path):
     folder.mkdir()
     save_model(model, {"neck": "after", "mean": [0.5] * 3, "std": [0.25] * 3, "setting": "usl"}, folder / "model.safetensors")
     given = ["setting=usl", f"checkpoint={tmp_path}/backbone", f"target_set={tmp_path}/private/market", "unsupervised.epochs=7"]
+    given += ["supervised.epochs=9", "model.depth=3"]  # not read
     config = load_config(FinetuneConfig, "finetune", [*given, "scaling.workers=2", f"output={folder}"])
     (folder / "config.json").write_text(json.dumps({"program": "finetune", "config": to_plain(config)}))
     (folder / "summary.json").write_text(json.dumps({"mAP": 0.512, "rank1": 0.75}))

@@ -1,6 +1,7 @@
 """The command that made a run, from the configuration in its folder."""
 
 import shlex
+from typing import Any
 
 from platform.engine.config.compose import flat, load_config, to_plain
 from platform.engine.config.help import in_words
@@ -33,12 +34,21 @@ def command_of(folder: Location) -> str:
         flat(map_paths(schema, values, _name)) for values in (to_plain(load_config(schema, program)), record["config"])
     )
     changed = {key: value for key, value in own.items() if key in defaults and value != defaults[key] and not _is_volatile(key)}
+    if program == "finetune":
+        changed = {key: value for key, value in changed.items() if not _is_unused(key, own)}
     given = [shlex.quote(f"{key}={in_words(value)}") for key, value in changed.items()]
     return " ".join([f"python -m platform.{program}", *given])
 
 
 def _name(path: str, key: str, role: Role) -> str:
     return path.rstrip("/").rpartition("/")[2]
+
+
+def _is_unused(key: str, settings: dict[str, Any]) -> bool:
+    """Whether a fine-tuning run does not read this setting: that of another phase, or the model if it starts from a file."""
+    other = {"supervised": "unsupervised.", "usl": "supervised."}.get(settings["setting"])
+    given = bool(settings["checkpoint"]) and key not in ("model.num_cameras", "model.camera_weight")
+    return bool(other and key.startswith(other)) or (given and key.startswith("model."))
 
 
 def _is_volatile(key: str) -> bool:
