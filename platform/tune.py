@@ -5,10 +5,13 @@
   python -m platform.tune sweep=eps_k1 space.seed=[0,1,2] output=runs/sweep ...         (means over three seeds)
   python -m platform.tune 'space.supervised.learning_rate={log_uniform:[1e-4,1e-2]}' search=optuna samples=30 \\
       finetune.setting=supervised finetune.evaluate_every=10 scheduler.name=asha output=runs/sweep ...
+  python -m platform.tune 'space.unsupervised.learning_rate={log_uniform:[1e-5,1e-3]}' samples=8 concurrent=8 \\
+      finetune.evaluate_every=5 scheduler.name=pbt output=runs/population ...            (population based training)
 
 space: settings of platform.finetune, each with a list of values or a distribution to draw from. The default sweeps eps of the USL
 setting; sweep=... chooses a comparison of configs/sweep. All points of a grid are composed and checked before the first trial
-starts, and every point is stored in points.json before it runs.
+starts, and every point is stored in points.json before it runs. In a population (pbt) the worst trials are replaced by copies of
+the best with other settings: further points, whose runs begin with the checkpoint and the log of the copied one.
 Results: trials.json and trials.parquet record for every trial its settings and whether it is finished, stopped early by the
 scheduler, failed (with the reason) or not finished. best.safetensors has the weights of the best trial. A failed trial does not
 stop the others; the program then exits with status 10 + the number of trials that are not finished (99 at most).

@@ -22,7 +22,7 @@ class SchedulerConfig:
     name: str = "none"
     """none: every trial runs to its end; asha: asynchronous successive halving (arXiv 1810.05934); median: stop a trial whose
     best evaluation is below the median of the others' running means (Google Vizier); pbt: population based training (arXiv
-    1711.09846), the worst quarter of the trials continues from the checkpoints of the best quarter with other settings."""
+    1711.09846), the worst quarter of the trials is replaced by copies of the best quarter with other settings."""
     grace: int = 1
     """Evaluations before a trial may be stopped; pbt: evaluations between two comparisons."""
     reduction: int = 3
