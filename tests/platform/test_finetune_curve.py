@@ -122,6 +122,8 @@ def test_all_losses_and_stems_on_one_two_and_four_workers(tmp_path, tiny_labeled
             assert distance(cut, whole) > 1e-5  # the stem's batch norm sees single pieces
 
 
+@pytest.mark.slow  # four runs on two workers; sweeps share features in the ordinary tests
+@pytest.mark.timeout(900)
 def test_runs_share_the_features_of_their_initial_weights(tmp_path, tiny_labeled, tiny_backbone):
     """Query, gallery and training images are extracted once, and no result changes."""
     common = [*COMMON, *UNLABELED, "evaluate_start=true", f"checkpoint={tiny_backbone}", "unsupervised.batch.micro_batches=2"]
