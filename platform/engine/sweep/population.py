@@ -26,6 +26,7 @@ from platform.engine.sweep.trials import STOP_RECORD, PointBook, folder_of, spac
 FACTORS = (0.8, 1.25)
 RESAMPLED = 0.25
 """Share of the values that are drawn anew instead of moved, as in the paper."""
+ATTEMPTS = 1000
 COPIED = ("checkpoints", "metrics.jsonl")
 MUTABLE = (
     "learning_rate",
@@ -80,16 +81,16 @@ class Population(PopulationBasedTraining):
         self.config, self.book = config, book
         self.draws = space_of(config).as_draws()
         self.generator = np.random.default_rng([config.seed, len(book.points)])
+        self.next: Point = {}
+        """The point of the next trial that is replaced."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the settings, which may hold secrets: Tune writes its scheduler to a file."""
         return {name: value for name, value in vars(self).items() if name not in ("config", "book", "draws")}
 
     def explore(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """The parameters of a trial that continues from the one with `parameters`; its point is new and in the book."""
-        point = mutated(json.loads(parameters["point"]), self.draws, self.generator, self.book.points)
-        self.book.add([point])
-        return {"point": json.dumps(point)}
+        """The parameters of the trial that is being replaced, for Ray Tune."""
+        return {"point": json.dumps(self.next)}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """The result of a trial that has ended or failed starts nothing new."""
@@ -100,26 +101,31 @@ class Population(PopulationBasedTraining):
 
     def _exploit(self, tune_controller: Any, trial: Any, trial_to_clone: Any) -> None:
         before, donor = json.loads(trial.config["point"]), json.loads(trial_to_clone.config["point"])
+        point = mutated(donor, self.draws, self.generator, self.book.points)
+        if point is None:  # a small space, all of which was tried: the trial goes on as it is
+            return
+        self.next = point
+        self.book.add([point])
         super()._exploit(tune_controller, trial, trial_to_clone)
-        point = json.loads(trial.config["point"])
         continue_from(folder_of(self.config, donor), folder_of(self.config, point))
         reason = f"replaced by {text_of(point)}, from the checkpoint of {text_of(donor)}"
         (folder_of(self.config, before) / STOP_RECORD).write_json({"scheduler": "pbt", "reason": reason})
         say(f"tune: {text_of(before)}: {reason}")
 
 
-def mutated(point: Point, draws: dict[str, Draw], generator: np.random.Generator, known: list[Point]) -> Point:
+def mutated(point: Point, draws: dict[str, Draw], generator: np.random.Generator, known: list[Point]) -> Point | None:
     """A new point near `point`: each number times one of FACTORS, each choice the one beside it, or drawn anew.
 
-    known: points that the result must not equal.
+    known: points that the result must not equal. None if no other is found in ATTEMPTS draws.
     """
-    while True:
+    for _ in range(ATTEMPTS):
         found = {
             name: draw.sample(generator) if generator.random() < RESAMPLED else draw.beside(point[name], FACTORS, generator)
             for name, draw in draws.items()
         }
         if found not in known:
             return found
+    return None
 
 
 def continue_from(donor: Location, folder: Location, attempts: int = 5) -> None:

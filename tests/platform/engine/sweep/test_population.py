@@ -19,6 +19,9 @@ def test_new_points_lie_beside_the_old_one_or_are_drawn_anew():
     known = [mutated(POINT, DRAWS, generator, [POINT]) for _ in range(300)]
     assert POINT not in known and mutated(POINT, DRAWS, generator, known) not in known
     rates = [point["supervised.learning_rate"] for point in known]
+    small = {"unsupervised.iterations": Draw("integer", (1, 3))}
+    points = [{"unsupervised.iterations": number} for number in (1, 2, 3)]
+    assert mutated(points[0], small, generator, points[:2]) == points[2] and mutated(points[0], small, generator, points) is None
     beside = sum(rate in [1e-3 * factor for factor in FACTORS] for rate in rates)
     assert 180 < beside < 270 and min(rates) >= 1e-4 and max(rates) <= 1e-2  # three quarters are expected
     assert {point["supervised.label_smoothing"] for point in known} == {0.0, 0.1, 0.2}
