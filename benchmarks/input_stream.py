@@ -14,8 +14,6 @@ after the first third, in which processes start and queues fill. Processor time 
 
 import io
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,6 +25,7 @@ import numpy as np
 
 from benchmarks.measure import arguments_of, measure, print_machine
 from benchmarks.people import write_shards
+from benchmarks.s3 import BUCKET, client_of, s3_server, upload
 from benchmarks.table import Row
 
 BATCH, GLOBAL = 64, (256, 128)
@@ -203,23 +202,6 @@ def make_data(folder: str, num: int, put: Any) -> list[str]:
     return [put(f"{number:06d}.jpg", data) for number, data in enumerate(table["image"].to_pylist())]
 
 
-@contextmanager
-def s3_server() -> Iterator[str]:
-    """URL of a moto server in its own process."""
-    program = (
-        "from moto.moto_server.threaded_moto_server import ThreadedMotoServer as S\nimport time\n"
-        "s = S(ip_address='127.0.0.1', port=0, verbose=False); s.start(); print(s.get_host_and_port()[1], flush=True)\n"
-        "time.sleep(10**6)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert process.stdout is not None
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
 class Place(NamedTuple):
     """Where the images of a comparison are."""
 
@@ -275,26 +257,21 @@ def print_compared(title: str, found: Compared) -> None:
 @contextmanager
 def places(size: dict[str, Any]) -> Iterator[list[Place]]:
     """The same images as local files and on an S3 server of this machine."""
-    os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
     with tempfile.TemporaryDirectory() as folder, s3_server() as endpoint:
-        import boto3
-
-        client = boto3.client("s3", endpoint_url=endpoint)
-        client.create_bucket(Bucket="benchmark")
+        client = client_of(endpoint)
         Path(folder, "files").mkdir()
 
         def put(name: str, data: bytes) -> str:
             Path(folder, "files", name).write_bytes(data)
-            client.upload_fileobj(io.BytesIO(data), "benchmark", f"files/{name}")
+            client.upload_fileobj(io.BytesIO(data), BUCKET, f"files/{name}")
             return name
 
         names = make_data(folder, size["num"], put)
-        for file in Path(folder, "shards").iterdir():
-            client.upload_file(str(file), "benchmark", f"shards/{file.name}")
-        local, remote = ([f"{root}/files/{name}" for name in names] for root in (folder, "s3://benchmark"))
+        upload(Path(folder, "shards"), endpoint)
+        local, remote = ([f"{root}/files/{name}" for name in names] for root in (folder, f"s3://{BUCKET}"))
         yield [
             Place("from local files", f"{folder}/shards", local, "", size["local"]),
-            Place("from an S3 server on this machine", "s3://benchmark/shards", remote, endpoint, size["s3"]),
+            Place("from an S3 server on this machine", f"s3://{BUCKET}/shards", remote, endpoint, size["s3"]),
         ]
 
 

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.input_stream import s3_server
 from benchmarks.measure import arguments_of, measure, print_machine
 from benchmarks.people import write_shards
+from benchmarks.s3 import BUCKET, s3_server, upload
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 QUICK = {"num": 4096, "size": (64, 32), "width": 128, "depth": 3, "heads": 4, "patch_size": 8, "rows": 64, "features": 16384}
@@ -66,7 +66,7 @@ def ours(arguments: dict[str, Any]) -> Any:
 
     folder, output = arguments["folder"], tempfile.mkdtemp(dir=arguments["folder"])
     endpoint, nodes = arguments.get("endpoint", ""), arguments.get("nodes", 0)
-    data = f"s3://benchmark/{arguments['data']}" if endpoint else f"{folder}/{arguments['data']}"
+    data = f"s3://{BUCKET}/{arguments['data']}" if endpoint else f"{folder}/{arguments['data']}"
     given = [f"data={data}", f"source_proxy={folder}/source", f"target_proxy={folder}/target", f"storage.endpoint_url={endpoint}"]
     pool = [f"pool.actors={nodes or cores()}", f"pool.batch={arguments['rows']}"]
     ray = f"runtime.address={cluster_of(nodes)}" if nodes else f"runtime.num_cpus={cores() + 2}"
@@ -90,16 +90,6 @@ def cluster_of(nodes: int) -> str:
     for _ in range(nodes):
         cluster.add_node(num_cpus=1, object_store_memory=200 << 20)
     return str(cluster.address)
-
-
-def upload(folder: str, endpoint: str) -> None:
-    """Copy the shards below `folder` into a new bucket."""
-    import boto3
-
-    client = boto3.client("s3", endpoint_url=endpoint)
-    client.create_bucket(Bucket="benchmark")
-    for file in Path(folder, "shards").iterdir():
-        client.upload_file(str(file), "benchmark", f"shards/{file.name}")
 
 
 def rate_of(finished: list[tuple[float, int]]) -> dict[str, Any]:
@@ -224,9 +214,8 @@ def main() -> None:
         print(
             f"  {2 * size['num']:,} images: {twice['rate']:.1f} images/s, ratio {twice['rate'] / whole['rate']:.2f} (linear: 1)"
         )
-        os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
         with s3_server() as endpoint:
-            upload(folder, endpoint)
+            upload(Path(folder, "shards"), endpoint)
             remote = run("ours", endpoint=endpoint)
         print(f"  from an S3 server: {remote['rate']:.1f} images/s, ratio to local files {remote['rate'] / whole['rate']:.2f}")
         for nodes in (2, 4):
