@@ -33,6 +33,7 @@ PARTS = (
     "million",
     "step_overhead",
     "finetune_overhead",
+    "scoring",
     "input_stream",
     "first_step",
 )

@@ -13,223 +13,97 @@ the cores), and by 2 and 4 actors on a cluster of as many nodes on this machine;
 the nodes cost. The measures of groups are timed on random features, at two sizes.
 """
 
-import os
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from benchmarks import scoring_sides
 from benchmarks.measure import arguments_of, measure, print_machine
-from benchmarks.people import write_shards
-from benchmarks.s3 import BUCKET, s3_server, upload
+from benchmarks.s3 import s3_server, upload
+from benchmarks.scoring_sides import cores, make_models, make_shards
+from benchmarks.table import Row, show
 
-IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-QUICK = {"num": 4096, "size": (64, 32), "width": 128, "depth": 3, "heads": 4, "patch_size": 8, "rows": 64, "features": 16384}
-FULL = {"num": 2048, "size": (256, 128), "width": 384, "depth": 12, "heads": 6, "patch_size": 16, "rows": 64, "features": 65536}
-
-
-def make_shards(folder: str, size: dict[str, Any]) -> None:
-    """Shards of `num` and of twice as many images below `folder`."""
-    height, width = size["size"]
-    for name, num in (("shards", size["num"]), ("twice", 2 * size["num"])):
-        write_shards(f"{folder}/{name}", f"[{height},{width}]", num, f"row_group_rows={size['rows']}", "shard_mb=1")
-
-
-def make_models(folder: str, size: dict[str, Any]) -> None:
-    """Two models of different weights below `folder`."""
-    from reidssl.models.model_config import VitConfig
-    from reidssl.models.vit import build_vit
-    from reidssl.models.weights import save_model
-
-    model = VitConfig(
-        image_size=size["size"], stem="patch", **{key: size[key] for key in ("width", "depth", "heads", "patch_size")}
-    )
-    for seed, name in enumerate(("source", "target")):
-        Path(folder, name).mkdir()
-        save_model(build_vit(model, seed=seed), {"kind": "backbone", **IMAGENET}, Path(folder, name, "backbone.safetensors"))
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0))
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"num": 2048, "size": (64, 32), "width": 32, "depth": 1, "heads": 2, "patch_size": 16, "rows": 16, "features": 4096},
+    "quick": {
+        "num": 4096,
+        "size": (64, 32),
+        "width": 128,
+        "depth": 3,
+        "heads": 4,
+        "patch_size": 8,
+        "rows": 64,
+        "features": 16384,
+    },
+    "full": {
+        "num": 2048,
+        "size": (256, 128),
+        "width": 384,
+        "depth": 12,
+        "heads": 6,
+        "patch_size": 16,
+        "rows": 64,
+        "features": 65536,
+    },
+}
 
 
-def ours(arguments: dict[str, Any]) -> Any:
-    """platform.score from its command line on. The rate comes from the times at which it wrote the parts of the scores."""
-    from platform.engine.config.compose import load_config
-    from platform.engine.data.parts import PARTS
-    from platform.engine.data.shards import read_manifest
-    from platform.engine.schemas.score_settings import ScoreConfig
-    from platform.engine.storage.location import open_storage
-    from platform.score import main
-
-    folder, output = arguments["folder"], tempfile.mkdtemp(dir=arguments["folder"])
-    endpoint, nodes = arguments.get("endpoint", ""), arguments.get("nodes", 0)
-    data = f"s3://{BUCKET}/{arguments['data']}" if endpoint else f"{folder}/{arguments['data']}"
-    given = [f"data={data}", f"source_proxy={folder}/source", f"target_proxy={folder}/target", f"storage.endpoint_url={endpoint}"]
-    pool = [f"pool.actors={nodes or cores()}", f"pool.batch={arguments['rows']}"]
-    ray = f"runtime.address={cluster_of(nodes)}" if nodes else f"runtime.num_cpus={cores() + 2}"
-    config = load_config(ScoreConfig, "score", [*given, *pool, ray, f"output={output}"])
-
-    def work() -> dict[str, Any]:
-        started = time.time()
-        summary = main(config)
-        entries = read_manifest(open_storage(config.data, config.storage)).files
-        written = sorted((Path(output, PARTS, entry.name).stat().st_mtime, entry.rows) for entry in entries)
-        return {"mean": summary["mean"], "first": written[0][0] - started} | rate_of([*written])
-
-    return work, lambda found: found
+def run(side: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a side, from a process of its own."""
+    return measure(scoring_sides.__name__, side, arguments).numbers
 
 
-def cluster_of(nodes: int) -> str:
-    """Address of a new Ray cluster on this machine: a head that reads, and nodes of one CPU. It ends with this process."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 500 << 20})
-    for _ in range(nodes):
-        cluster.add_node(num_cpus=1, object_store_memory=200 << 20)
-    return str(cluster.address)
-
-
-def rate_of(finished: list[tuple[float, int]]) -> dict[str, Any]:
-    """{"rate": images per second after the first eighth of the pieces (None for a single one), "seconds", "images"}.
-
-    finished: (time, images) of each piece, in order of time.
-    """
-    warm = max(1, len(finished) // 8)
-    seconds, counted = finished[-1][0] - finished[warm - 1][0], sum(count for _, count in finished[warm:])
-    return {"rate": counted / seconds if counted else None, "seconds": seconds, "images": sum(count for _, count in finished)}
-
-
-def loop(arguments: dict[str, Any]) -> Any:
-    """The other side: one process with all cores. decoded: the images are read and decoded before the timing."""
-    import pyarrow.parquet as pq
-    import torch
-
-    from platform.engine.data.shards import read_manifest
-    from platform.engine.inference.models import load_model
-    from platform.engine.storage.location import StorageConfig, open_storage
-    from reidssl.data.decode import decode_batch
-
-    torch.set_num_threads(cores())
-    root = open_storage(f"{arguments['folder']}/{arguments['data']}")
-    models = [load_model(f"{arguments['folder']}/{name}", StorageConfig()) for name in ("source", "target")]
-    units = [(entry.name, group) for entry in read_manifest(root).files for group in range(len(entry.row_groups))]
-
-    def images_of(unit: tuple[str, int]) -> np.ndarray:
-        table = pq.ParquetFile(f"{arguments['folder']}/{arguments['data']}/{unit[0]}").read_row_group(unit[1], columns=["image"])
-        return decode_batch(table["image"].to_pylist(), models[0].image_size, threads=cores())[0]
-
-    ready = [images_of(unit) for unit in units] if arguments["decoded"] else None
-
-    @torch.inference_mode()
-    def work() -> dict[str, Any]:
-        scores, finished = [], []
-        for number, unit in enumerate(units):
-            images = torch.from_numpy(ready[number] if ready else images_of(unit))
-            source, target = (model.features(images) for model in models)
-            scores.append(torch.nn.functional.cosine_similarity(source, target).numpy())
-            finished.append((time.time(), len(images)))
-        return {"mean": float(np.concatenate(scores).mean())} | rate_of(finished)
-
-    return work, lambda found: found
+def rows(size: str) -> Iterator[Row]:
+    """Rows of the table of `make bench`. size: a key of SIZES."""
+    given = SIZES[size]
+    with tempfile.TemporaryDirectory() as folder:
+        make_shards(folder, given)
+        make_models(folder, given)
+        common = {"folder": folder, "data": "shards", "rows": given["rows"], "size": list(given["size"])}
+        whole = run("ours", common)
+        height, width = given["size"]
+        about = f"{given['num']:,} images of {height} x {width}, two models of width {given['width']}, {cores()} cores"
+        yield Row("scoring, platform.score", whole["rate"], "images/s", f"{about}; first shard after {whole['first']:.1f} s")
+        yield from _loops(common, whole)
+        two, one = (run("actors", common | {"models": models}) for models in (2, 1))
+        yield Row("scoring, the actors with two proxies", two["rate"], "images/s", "")
+        note = f"two proxies take {one['rate'] / two['rate']:.2f} times one"
+        yield Row("scoring, the actors with one proxy", one["rate"], "images/s", note)
+        yield _beside(whole, run("ours", common | {"data": "twice"}), "twice the images")
+        with s3_server() as endpoint:
+            upload(Path(folder, "shards"), endpoint)
+            yield _beside(whole, run("ours", common | {"endpoint": endpoint}), "from an S3 server")
+        for nodes in (2, 4):
+            yield _beside(whole, run("ours", common | {"nodes": nodes}), f"{nodes} actors on {nodes} nodes")
+    yield from _measures(given["features"])
 
 
-def actors(arguments: dict[str, Any]) -> Any:
-    """The actors of platform.score alone, with one model or with two."""
-    from platform.engine.data.shards import read_manifest
-    from platform.engine.inference.actors import FeatureActor, stream_through_actors
-    from platform.engine.runtime.ray_session import connect
-    from platform.engine.schemas.retrieval_settings import PoolConfig
-    from platform.engine.schemas.runtime_settings import RuntimeConfig
-    from platform.engine.storage.location import StorageConfig, open_storage
-    from platform.score import Scorer
-    from reidssl.models.given import LoadConfig
-
-    folder, size = arguments["folder"], tuple(arguments["size"])
-    root = open_storage(f"{folder}/{arguments['data']}")
-    connect(RuntimeConfig(num_cpus=cores() + 2))
-    given: dict[str, Any] = {"storage": StorageConfig(), "threads": 1, "precision": "fp32", "compiling": "off"}
-    kind: type = FeatureActor
-    if arguments["models"] == 1:
-        given["model"] = f"{folder}/source"
-    else:
-        kind, loads = Scorer, {"load": LoadConfig(), "load_target": LoadConfig()}
-        given |= {"source_proxy": f"{folder}/source", "target_proxy": f"{folder}/target", "measure": "cosine", **loads}
-    pool = PoolConfig(actors=cores(), batch=arguments["rows"])
-
-    def work() -> dict[str, Any]:
-        batches = stream_through_actors([(root, read_manifest(root).files)], kind, given, size, pool)
-        return rate_of([(time.time(), len(batch["key"])) for batch in batches])
-
-    return work, lambda found: found
+def _loops(common: dict[str, Any], whole: dict[str, Any]) -> Iterator[Row]:
+    for label, decoded in (("with reading and decoding", False), ("images decoded beforehand", True)):
+        found = run("loop", common | {"decoded": decoded})
+        means = f"mean scores {whole['mean']:.6f} and {found['mean']:.6f}"
+        note = f"platform.score has {whole['rate'] / found['rate']:.2f} of it; {means}"
+        yield Row(f"scoring, loop {label}", found["rate"], "images/s", note)
 
 
-def groups(arguments: dict[str, Any]) -> Any:
-    """A measure of groups on random features, shard by shard."""
-    from reidssl.selection.cfs import group_scores
+def _beside(whole: dict[str, Any], other: dict[str, Any], label: str) -> Row:
+    note = f"{other['rate'] / whole['rate']:.2f} of the first; mean score {other['mean']:.6f}"
+    return Row(f"scoring, platform.score {label}", other["rate"], "images/s", note)
 
-    random, rows = np.random.default_rng(0), 4096
-    keys = [f"{number}.jpg" for number in range(rows)]
-    source = random.standard_normal((rows, 384), np.float32)
-    target = source + random.standard_normal((rows, 384), np.float32)
-    group_scores(keys, source, target, arguments["measure"])
 
-    def work() -> float:
-        return sum(
-            float(group_scores(keys, source, target, arguments["measure"]).mean()) for _ in range(arguments["num"] // rows)
-        )
-
-    return work, lambda found: {"sum": found}
+def _measures(num: int) -> Iterator[Row]:
+    """The measures of groups on `num` random features, and on twice as many."""
+    for name in ("group_neighborhood", "group_cka"):
+        once, twice = (measure(scoring_sides.__name__, "groups", {"measure": name, "num": num * times}) for times in (1, 2))
+        note = f"twice as many images take {twice.seconds / once.seconds:.2f} times as long"
+        yield Row(f"scoring, measure {name}", num / once.seconds, "images/s", note)
 
 
 def main() -> None:
-    size: dict[str, Any] = FULL if arguments_of(__doc__).full else QUICK
     print_machine()
-    with tempfile.TemporaryDirectory() as folder:
-        make_shards(folder, size)
-        make_models(folder, size)
-        common = {"folder": folder, "data": "shards", "rows": size["rows"], "size": list(size["size"])}
-
-        def run(side: str, **more: Any) -> dict[str, Any]:
-            return measure(__spec__.name, side, common | more).numbers
-
-        whole, tight, alone = run("ours"), run("loop", decoded=False), run("loop", decoded=True)
-        print(
-            f"\n{size['num']:,} images of {size['size'][0]} x {size['size'][1]}, "
-            f"two models of width {size['width']}, {cores()} cores"
-        )
-        print(f"  {'platform.score':<42}{whole['rate']:8.1f} images/s   first shard after {whole['first']:.1f} s")
-        print(
-            f"  {'loop, with reading and decoding':<42}{tight['rate']:8.1f} images/s   ratio {whole['rate'] / tight['rate']:.2f}"
-        )
-        print(
-            f"  {'loop, images decoded beforehand':<42}{alone['rate']:8.1f} images/s   ratio {whole['rate'] / alone['rate']:.2f}"
-        )
-        print(f"  mean score: {whole['mean']:.6f} against {tight['mean']:.6f}")
-        two, one = run("actors", models=2), run("actors", models=1)
-        print(f"  two proxies {two['rate']:.1f}, one proxy {one['rate']:.1f} images/s: ratio {two['rate'] / one['rate']:.2f}")
-        twice = run("ours", data="twice")
-        print(
-            f"  {2 * size['num']:,} images: {twice['rate']:.1f} images/s, ratio {twice['rate'] / whole['rate']:.2f} (linear: 1)"
-        )
-        with s3_server() as endpoint:
-            upload(Path(folder, "shards"), endpoint)
-            remote = run("ours", endpoint=endpoint)
-        print(f"  from an S3 server: {remote['rate']:.1f} images/s, ratio to local files {remote['rate'] / whole['rate']:.2f}")
-        for nodes in (2, 4):
-            spread = run("ours", nodes=nodes)
-            print(
-                f"  {nodes} actors on {nodes} nodes: {spread['rate']:.1f} images/s, ratio to one node "
-                f"{spread['rate'] / whole['rate']:.2f}, mean score {spread['mean']:.6f}"
-            )
-    for measured in ("group_neighborhood", "group_cka"):
-        seconds = [
-            measure(__spec__.name, "groups", {"measure": measured, "num": size["features"] * times}).seconds for times in (1, 2)
-        ]
-        rate = size["features"] / seconds[0]
-        print(f"  {measured:<42}{rate:8.0f} images/s; twice as many take {seconds[1] / seconds[0]:.2f} times as long")
+    for row in rows("full" if arguments_of(__doc__).full else "quick"):
+        show(*row)
 
 
 if __name__ == "__main__":

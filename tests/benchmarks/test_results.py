@@ -60,6 +60,7 @@ def test_the_results_in_the_repository_are_whole():
     [
         ("step_overhead", ["ms", "ms", "s"]),
         ("finetune_overhead", ["ms"] * 4),
+        ("scoring", ["images/s"] * 11),
         ("input_stream", ["images/s"] * 4),
         ("first_step", ["s"]),
     ],

@@ -2,10 +2,11 @@
 
 import pytest
 
-from benchmarks import scoring
+from benchmarks import scoring_sides as scoring
 from benchmarks.people import write_shards
+from benchmarks.scoring import SIZES
 
-TINY = {"num": 48, "size": (64, 32), "width": 32, "depth": 1, "heads": 2, "patch_size": 16, "rows": 16}
+TINY = SIZES["tiny"]
 
 
 @pytest.mark.slow  # runs two programs for the benchmark alone

@@ -101,8 +101,10 @@ class Population(PopulationBasedTraining):
 
     def _exploit(self, tune_controller: Any, trial: Any, trial_to_clone: Any) -> None:
         before, donor = json.loads(trial.config["point"]), json.loads(trial_to_clone.config["point"])
+        if (folder_of(self.config, donor) / SUMMARY).exists():  # nothing is left to train: the trial goes on as it is
+            return
         point = mutated(donor, self.draws, self.generator, self.book.points)
-        if point is None:  # a small space, all of which was tried: the trial goes on as it is
+        if point is None:  # a small space, all of which was tried
             return
         self.next = point
         self.book.add([point])

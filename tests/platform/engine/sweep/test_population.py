@@ -1,10 +1,17 @@
 """Population based training: where new points lie, and what a new trial begins with."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 
+from platform.engine.runs.run_folder import SUMMARY
+from platform.engine.schemas.finetune_settings import FinetuneConfig
+from platform.engine.schemas.tune_settings import TuneConfig
 from platform.engine.storage.location import open_storage
 from platform.engine.sweep.draws import Draw
-from platform.engine.sweep.population import FACTORS, continue_from, mutated
+from platform.engine.sweep.population import FACTORS, Population, continue_from, mutated
+from platform.engine.sweep.trials import PointBook, folder_of
 
 DRAWS = {
     "supervised.learning_rate": Draw("log_uniform", (1e-4, 1e-2)),
@@ -40,3 +47,14 @@ def test_a_new_trial_has_the_checkpoint_and_the_log_of_another(tmp_path):
     continue_from(donor, folder)
     assert sorted(item.name for item in folder.list()) == ["checkpoints/position-5/state", "metrics.jsonl"]
     assert (folder / "checkpoints" / "position-5" / "state").read_bytes() == b"weights"
+
+
+def test_a_trial_does_not_continue_from_one_that_has_ended(tmp_path):
+    space = {"unsupervised": {"learning_rate": {"log_uniform": [1e-4, 1e-2]}}}
+    config = TuneConfig(output=str(tmp_path), finetune=FinetuneConfig(output="", setting="usl", target_set="x"), space=space)
+    book = PointBook(open_storage(str(tmp_path)))
+    book.add([{"unsupervised.learning_rate": rate} for rate in (1e-3, 2e-3)])
+    (folder_of(config, book.points[1]) / SUMMARY).write_json({})
+    trial, ended = (SimpleNamespace(config={"point": json.dumps(point)}) for point in book.points)
+    Population(config, book, "evaluation")._exploit(None, trial, ended)
+    assert len(book.points) == 2
