@@ -147,18 +147,16 @@ def check_concurrency(config: TuneConfig, trials: list[Point], number: int) -> N
     """
     import ray
 
-    from platform.engine.sweep.search import TRIAL_CPUS
-
     if autoscales():
         return  # more nodes may come
     together = min(config.concurrent, number)
     scalings = [trial_config(config, point).scaling for point in trials]
-    for kind, own, each in (("CPU", TRIAL_CPUS, "cpus_per_worker"), ("GPU", 0.0, "gpus_per_worker")):
-        needs = sorted((scaling.fewest * getattr(scaling, each) + own for scaling in scalings), reverse=True)
+    for kind, each in (("CPU", "cpus_per_worker"), ("GPU", "gpus_per_worker")):
+        needs = sorted((scaling.fewest * getattr(scaling, each) for scaling in scalings), reverse=True)
         if config.search == "optuna":
             needs = needs[:1] * together  # any trial may have the largest values
         needed, available = sum(needs[:together]), ray.cluster_resources().get(kind, 0)
-        if needed > available + (own and 1e-9):
+        if needed > available:
             raise UserError(
                 f"{together} trials at a time need {needed:g} {kind}, this Ray has {available:g}: lower "
                 "concurrent or finetune.scaling.workers, or connect to a larger cluster"

@@ -1,5 +1,6 @@
 """Secrets given in every way are in no output of the programs: terminal, run folders, checkpoints, reports, logs of Ray."""
 
+import base64
 import json
 import os
 import subprocess
@@ -55,11 +56,24 @@ def refusing():
         server.shutdown()
 
 
+def written_as(value: str) -> list[bytes]:
+    """The bytes that a secret is in a file: as it is, in hexadecimal, and in base64 from each of the three phases."""
+    coded = [base64.b64encode(b"." * phase + value.encode())[4 * (phase > 0) : -4] for phase in range(3)]
+    return [value.encode(), value.encode().hex().encode(), *coded]
+
+
 def found_in(*folders: Path) -> list[str]:
-    """Files below the folders that contain a planted secret."""
-    wanted = [value.encode() for value in (*PLANTED.values(), IN_URI)]
+    """Files below the folders that contain a planted secret, also within pickles that Ray writes as text."""
+    wanted = [form for value in (*PLANTED.values(), IN_URI) for form in written_as(value)]
     files = [Path(folder, name) for top in folders for folder, _, names in os.walk(top) for name in names]
     return [str(file) for file in files if file.is_file() and any(value in file.read_bytes() for value in wanted)]
+
+
+@pytest.mark.parametrize("code", [bytes.hex, lambda data: base64.b64encode(data).decode(), bytes.decode])
+@pytest.mark.parametrize("before", ["", "a", "ab", "abc"])
+def test_a_secret_is_found_in_every_form(tmp_path, code, before):
+    (tmp_path / "state.json").write_text(code(f"{before} {IN_URI} and more".encode()))
+    assert found_in(tmp_path) == [str(tmp_path / "state.json")]
 
 
 def run_of(tiny_shards, output, *more: str) -> PretrainConfig:

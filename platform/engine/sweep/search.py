@@ -28,7 +28,9 @@ from platform.engine.sweep.space import Point, text_of
 from platform.engine.sweep.suggestions import Suggestions
 from platform.engine.sweep.trials import STOP_RECORD, PointBook, evaluated, folder_of, is_done, row_of, space_of, trial_config
 
-TRIAL_CPUS = 0.01  # CPUs of the function that starts the workers of a trial and waits for them
+TRIAL = {"CPU": 0, "memory": 1}
+"""Resources of the function that starts the workers of a trial and waits for them: a byte, since Tune wants something. A part of
+a CPU would keep a worker that needs all CPUs of a node from it."""
 POLL_S = 1.0
 NO_RESULT = -1.0  # metric of a failed trial, below every metric, because schedulers need a number
 STEP = "evaluations"
@@ -51,7 +53,7 @@ def run_trials(
         space = {"point": ray.tune.grid_search([json.dumps(point) for point in left])}
     with relayed_lines() as board:
         tuner = ray.tune.Tuner(
-            ray.tune.with_resources(trial_function(config, run, board), {"CPU": TRIAL_CPUS}),
+            ray.tune.with_resources(trial_function(config, run, board), TRIAL),
             param_space=space,
             tune_config=ray.tune.TuneConfig(
                 metric=config.metric,
