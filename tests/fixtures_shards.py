@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -42,6 +43,19 @@ def write_data_set(location: Location, config: SyntheticConfig, part: str, shard
             extra_columns={name: str(kind) for name, kind in source.extra_columns.items()},
         ),
     )
+
+
+def write_copies(location: Location, origin: Location, shards: int, rows: int) -> Location:
+    """Write `shards` shards of `rows` rows each with images of a data set under other keys."""
+    table = pa.concat_tables(pq.read_table((origin / entry.name).path) for entry in read_manifest(origin).files)
+    entries = []
+    for number in range(shards):
+        part = table.take(pa.array((np.arange(rows) * 7 + number * 31) % table.num_rows))
+        keys = pa.array([f"images/{number:02d}/{row:02d}.jpg" for row in range(rows)])
+        entries.append(write_shard(location, part.set_column(0, table.schema.field(0), keys), 16))
+    write_rejected(location, [])
+    write_manifest(location, replace(read_manifest(origin), files=entries, splits={"train": shards * rows}))
+    return location
 
 
 def with_images(origin: Location, location: Location, images: Mapping[str, bytes]) -> Location:

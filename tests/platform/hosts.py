@@ -130,6 +130,23 @@ class Hosts:
         self.end_node(host)
         self.start_node(host)
 
+    def repair_all(self) -> None:
+        """Bring all links up, and the nodes that Ray has given up."""
+        for host in range(self.count):
+            self.link(host)
+        alive = self.alive()
+        for host in range(1, self.count):
+            if self.address(host) not in alive:
+                self.repair(host)
+
+    def runs(self, host: int, name: str) -> bool:
+        """Whether a process of Ray with this in its name runs on a host."""
+        for process in psutil.Process(self.nodes[host].pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if name in " ".join(process.cmdline()):
+                    return True
+        return False
+
     def end_node(self, host: int) -> None:
         node = self.nodes.pop(host, None)
         if node is not None:

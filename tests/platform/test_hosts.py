@@ -13,12 +13,13 @@ import pytest
 from platform.engine.data.shards import read_manifest
 from platform.engine.selection.scores import read_scores
 from platform.engine.storage.location import open_storage
+from tests.fixtures_shards import write_copies
 from tests.platform import survival
 from tests.platform.hosts import Hosts, running_hosts
 from tests.platform.survival import Driver, Process
 from tests.platform.test_curve import check_audit, work
 
-STEPS = 120
+STEPS, SHARDS = 120, 40
 ELASTIC = ["scaling.workers=2", "scaling.min_workers=1", f"scaling.cpus_per_worker={Hosts.WORKER_CPUS}"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -41,6 +42,7 @@ def hosts():
 def start(hosts, tiny_shards, tmp_path):
     """A function that starts a pre-training on the head, with one worker on each of the other hosts."""
     drivers = []
+    hosts.repair_all()
 
     def started() -> Driver:
         place = {"environment": hosts.environment, "on": hosts.on(0)}
@@ -50,8 +52,6 @@ def start(hosts, tiny_shards, tmp_path):
     yield started
     for driver in drivers:
         driver.kill()
-    for host in range(hosts.count):
-        hosts.link(host)
 
 
 def finish(driver: Driver, undisturbed: dict[int, float]) -> None:
@@ -80,6 +80,7 @@ def test_a_host_that_is_gone_for_good(hosts, start, undisturbed):
     """Its process runs on, but no packet comes from it: training goes on with the other worker."""
     driver = start()
     driver.wait_for(r"step 20/")
+    assert hosts.runs(2, "RayTrainWorker")
     done, cut = driver.newest_step(), time.monotonic()
     hosts.link(2, up=False)
     driver.wait_for(r"continuing from", timeout_s=300, after=cut)
@@ -89,7 +90,6 @@ def test_a_host_that_is_gone_for_good(hosts, start, undisturbed):
     )
     assert workers == 1 and done - step <= 12
     finish(driver, undisturbed)
-    hosts.repair(2)
 
 
 def test_a_slow_and_lossy_network(hosts, start, undisturbed):
@@ -105,14 +105,17 @@ def test_a_slow_and_lossy_network(hosts, start, undisturbed):
 
 
 def test_scoring_goes_on_without_a_host(hosts, tiny_shards, tiny_backbone, other_backbone, tmp_path):
+    hosts.repair_all()
+    data = write_copies(open_storage(str(tmp_path / "many")), tiny_shards, SHARDS, 40)
+
     def score(name: str) -> Process:
-        given = [f"data={tiny_shards.uri}", f"source_proxy={tiny_backbone}", f"target_proxy={other_backbone}"]
+        given = [f"data={data.uri}", f"source_proxy={tiny_backbone}", f"target_proxy={other_backbone}"]
         pool = ["pool.actors=2", "pool.batch=2", f"pool.cpus_per_actor={Hosts.WORKER_CPUS}"]
         place = {"environment": hosts.environment, "on": hosts.on(0)}
         return Process("platform.score", *given, *pool, f"output={tmp_path / name}", *hosts.overrides, **place)
 
     def scores(name: str) -> dict[str, float]:
-        table = read_scores(open_storage(str(tmp_path / name)), read_manifest(tiny_shards))
+        table = read_scores(open_storage(str(tmp_path / name)), read_manifest(data))
         return dict(zip(table["key"].to_pylist(), table["score"].to_pylist(), strict=True))
 
     process = score("undisturbed")
@@ -120,14 +123,15 @@ def test_scoring_goes_on_without_a_host(hosts, tiny_shards, tiny_backbone, other
     process, parts = score("disturbed"), tmp_path / "disturbed" / "parts"
     try:
         wait_for_a_part(parts, process)
+        assert hosts.runs(2, "MapWorker")
         hosts.link(2, up=False)
-        cut = time.monotonic()
+        cut, done = time.monotonic(), len(list(parts.glob("*.parquet")))
         assert process.wait(400) == 0, process.text
-        print(f"\nscoring, host partitioned: ended after {time.monotonic() - cut:.0f} s")
+        print(f"\nscoring, host partitioned after {done} of {SHARDS} shards: ended {time.monotonic() - cut:.0f} s later")
     finally:
         process.kill()
-        hosts.repair(2)
-    assert scores("disturbed") == scores("undisturbed")
+        hosts.repair_all()
+    assert done < SHARDS and scores("disturbed") == scores("undisturbed")
 
 
 def wait_for_a_part(parts: Path, process: Process) -> None:

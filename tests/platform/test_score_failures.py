@@ -4,21 +4,17 @@ import contextlib
 import shutil
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from platform.engine.data.shards import read_manifest, read_rows, write_manifest, write_rejected, write_shard
+from platform.engine.data.shards import read_manifest, read_rows
 from platform.engine.errors import UserError
 from platform.engine.selection.scores import read_scores
 from platform.engine.storage.location import Location, StorageConfig, open_storage
 from platform.score import main
-from tests.fixtures_shards import with_images
+from tests.fixtures_shards import with_images, write_copies
 from tests.platform.survival import FaultyProxy, Nodes, Process
 from tests.platform.test_score import config_of
 
@@ -29,16 +25,7 @@ SLOWLY = ("pool.batch=2",)  # so that a run lasts a few seconds after its first 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory, tiny_shards) -> Location:
     """480 images in 12 shards, copies of those of the tiny set under other keys."""
-    location = open_storage(str(tmp_path_factory.mktemp("data") / "many"))
-    table = pa.concat_tables(pq.read_table((tiny_shards / entry.name).path) for entry in read_manifest(tiny_shards).files)
-    entries = []
-    for number in range(SHARDS):
-        part = table.take(pa.array((np.arange(ROWS) * 7 + number * 31) % table.num_rows))
-        keys = pa.array([f"images/{number:02d}/{row:02d}.jpg" for row in range(ROWS)])
-        entries.append(write_shard(location, part.set_column(0, table.schema.field(0), keys), 16))
-    write_rejected(location, [])
-    write_manifest(location, replace(read_manifest(tiny_shards), files=entries, splits={"train": SHARDS * ROWS}))
-    return location
+    return write_copies(open_storage(str(tmp_path_factory.mktemp("data") / "many")), tiny_shards, SHARDS, ROWS)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ published as a whole. A resumed run keeps the rows up to its checkpoint and cont
 import json
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,10 @@ class TrackingConfig:
 
     every_steps: int = 20
     """Optimizer steps between log lines."""
+    events: bool = True
+    """Write TensorBoard event files."""
     tensorboard: OutputPath = ""
-    """Local folder for TensorBoard event files; empty: none."""
+    """Folder of the event files; empty: tensorboard/ in the run folder."""
     wandb: str = ""
     """Weights & Biases project; empty: none. The API key comes from `wandb login` or WANDB_API_KEY on the worker's node."""
     mlflow: ServiceAddress = ""
@@ -58,6 +60,7 @@ class Tracker:
         resume_position: int = 0,
         labels: str = "",
         resumed: Callable[[dict[str, Any]], bool] | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         """Read the rows of the existing log that belong to the resumed run, and open the trackers.
 
@@ -66,6 +69,7 @@ class Tracker:
             resume_position: position of the checkpoint that the run continues from; 0: a new run.
             labels: name of the run, as Prometheus tag "run" and for the trackers. If "", the trackers get the URI of `root`.
             resumed: whether to keep a row of the existing log; None: keep rows up to `resume_position`.
+            settings: of the run, nested, without secrets; the trackers show them.
         """
         self.file = root / FILE
         self.rows: list[dict[str, Any]] = []
@@ -73,7 +77,8 @@ class Tracker:
             resumed = resumed or (lambda row: bool(row["position"] <= resume_position))
             self.rows = [row for row in read_metrics(root) if resumed(row)]
         self._run = labels
-        self._trackers = open_trackers(config, labels or root.uri)
+        after = self.rows[-1]["position"] if self.rows else -1
+        self._trackers = open_trackers(config, root, labels or root.uri, settings or {}, after)
 
     def add(self, position: int, metrics: dict[str, float]) -> None:
         """Add one row, and report it to the Prometheus port as `ray_reidssl_<name>` and to the trackers."""
