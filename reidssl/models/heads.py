@@ -32,18 +32,19 @@ class DinoHead(nn.Module):
     """DINO's projection head: 3-layer GELU MLP, L2 norm, weight-normed last layer (arXiv 2104.14294, appendix C).
 
     Input: float (B, width). Output: logits (B, out_dim) in [-1, 1].
+
+    batch_norm: normalize the hidden layers by the batch, an option of the released code.
     """
 
-    def __init__(self, width: int, out_dim: int, hidden: int = 2048, bottleneck: int = 256, seed: int = 0) -> None:
+    def __init__(
+        self, width: int, out_dim: int, hidden: int = 2048, bottleneck: int = 256, seed: int = 0, batch_norm: bool = False
+    ) -> None:
         super().__init__()
         with seeded(seed):
-            self.mlp = nn.Sequential(
-                nn.Linear(width, hidden),
-                nn.GELU(),
-                nn.Linear(hidden, hidden),
-                nn.GELU(),
-                nn.Linear(hidden, bottleneck),
-            )
+            layers: list[nn.Module] = []
+            for before in (width, hidden):
+                layers += [nn.Linear(before, hidden), *([nn.BatchNorm1d(hidden)] if batch_norm else []), nn.GELU()]
+            self.mlp = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
             for layer in self.mlp:
                 if isinstance(layer, nn.Linear):
                     nn.init.trunc_normal_(layer.weight, std=0.02)

@@ -84,7 +84,7 @@ class Dino(Objective):
     def build_models(self, backbone_config: VitConfig, seed: int) -> tuple[MultiCropModel, MultiCropModel]:
         """Student and teacher, with equal initial weights."""
         config = self.config
-        head = DinoHead(backbone_config.width, config.out_dim, config.hidden, config.bottleneck, seed + 1)
+        head = DinoHead(backbone_config.width, config.out_dim, config.hidden, config.bottleneck, seed + 1, config.head_batch_norm)
         teacher_backbone = build_vit(replace(backbone_config, drop_path=0.0), seed)
         return MultiCropModel(build_vit(backbone_config, seed), head), MultiCropModel(teacher_backbone, copy.deepcopy(head))
 

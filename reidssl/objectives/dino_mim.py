@@ -103,7 +103,9 @@ class DinoMim(Dino):
         plain_student, plain_teacher = super().build_models(backbone_config, seed)
         config, patch_head = self.config, None
         if not config.shared_head:
-            patch_head = DinoHead(backbone_config.width, config.patch_out_dim, config.hidden, config.bottleneck, seed + 2)
+            patch_head = DinoHead(
+                backbone_config.width, config.patch_out_dim, config.hidden, config.bottleneck, seed + 2, config.head_batch_norm
+            )
         with seeded(seed + 3):
             mask_token = nn.init.trunc_normal_(torch.empty(backbone_config.width), std=0.02)
         return (

@@ -22,6 +22,8 @@ class DinoConfig:
     """Hidden width of the head's MLP."""
     bottleneck: int = 256
     """Width of the head before its last layer."""
+    head_batch_norm: bool = False
+    """Batch norm in the head's hidden layers. Prototypes form in far fewer steps: for small models and short runs."""
     student_temperature: float = 0.1
     """Temperature of the student's softmax."""
     teacher_temperature: float = 0.04

@@ -19,9 +19,10 @@ from tests.platform.curve_worker import BATCH
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def work(folder: Path, world: int, data: str, steps: int, runs: list) -> None:
+def work(folder: Path, world: int, data: str, steps: int, runs: list, overrides: tuple[str, ...] = ()) -> None:
     """`world` processes execute `runs` ([name, ZeRO stage, step to crash in]) one after the other."""
-    spawn("tests.platform.curve_worker", folder, world, {"world": world, "data": data, "steps": steps, "runs": runs})
+    order = {"world": world, "data": data, "steps": steps, "runs": runs, "overrides": overrides}
+    spawn("tests.platform.curve_worker", folder, world, order)
 
 
 def spawn(module: str, folder: Path, world: int, order: dict) -> None:
@@ -47,14 +48,14 @@ def spawn(module: str, folder: Path, world: int, order: dict) -> None:
             process.kill()
 
 
-def runs_on(folder: Path, data: str, stages: tuple[int, ...], worlds: tuple[int, ...], steps: int) -> Path:
+def runs_on(folder: Path, data: str, stages: tuple[int, ...], worlds: tuple[int, ...], steps: int, *overrides: str) -> Path:
     """Uninterrupted runs `<stage>-<world>`, and `<stage>-changed`, which crashes and continues with another number of workers."""
     for place, world in enumerate(worlds):
         last = place == len(worlds) - 1
         crash = 0 if last else (place + 1) * steps // len(worlds) - 1
         runs = [[f"{stage}-{world}", stage, 0] for stage in stages]
         runs += [[f"{stage}-changed", stage, crash] for stage in stages]
-        work(folder, world, data, steps, runs)
+        work(folder, world, data, steps, runs, overrides)
     return folder
 
 
@@ -128,6 +129,14 @@ def test_one_and_two_workers_and_a_change_between(tmp_path, tiny_shards):
     # The changed run computed some steps twice, with 1 and then with 2 workers.
     crashed = (tmp_path / "0-changed" / "audit" / "micro-batch-000000016.jsonl").read_text().splitlines()
     assert len(crashed) == 2
+
+
+@pytest.mark.slow
+def test_with_batch_norm_in_the_head(tmp_path, tiny_shards):
+    """At a lower learning rate: batch norm of the few rows of a micro-batch of 4 images makes rounding grow."""
+    stages, worlds, steps = (0,), (1, 2), 12
+    changed = ("objective.dino.head_batch_norm=true", "optimizer.learning_rate=0.002")
+    check(runs_on(tmp_path, tiny_shards.uri, stages, worlds, steps, *changed), stages, worlds, steps)
 
 
 @pytest.mark.slow
