@@ -29,8 +29,9 @@ from tests.platform.head_node import ROOT, Head, free_ports, head_node
 from tests.platform.survival import Process
 from tests.tiny import FINETUNE, PIPELINE, PRETRAIN
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # nodes start and end for the programs, about half a minute each
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # nodes start and end for the programs, about half a minute each
 MOST = 3
+MOST_S = 240  # for a line of a training: every new node compiles the loops of the augmentation
 NODE = {"resources": {"CPU": 2, "object_store_memory": 100 << 20}, "node_config": {}, "min_workers": 0, "max_workers": MOST}
 COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
 FEW = [*FINETUNE, "supervised.epochs=1", "unsupervised.epochs=1"]
@@ -76,7 +77,7 @@ class Growing:
                     return process
         return None
 
-    def run(self, program: str, *arguments: str, seconds: int = 200) -> str:
+    def run(self, program: str, *arguments: str, seconds: int = 400) -> str:
         """Output of a program that must succeed."""
         command = [sys.executable, "-m", f"platform.{program}", *arguments, f"runtime.address={self.head.address}"]
         note(self.timeline, program=program, running=True)
@@ -99,7 +100,7 @@ def cluster() -> Iterator[Growing]:
         "idle_timeout_minutes": 0.1,
         "provider": {
             "type": "external",  # "fake_multinode" would read the file that is missing
-            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "module": "separate_nodes.SeparateNodes",
             "use_node_id_as_ip": True,
             "disable_node_updaters": True,
             "disable_launch_config_check": True,
@@ -118,6 +119,7 @@ def cluster() -> Iterator[Growing]:
     }
     (folder / "autoscaler.json").write_text(json.dumps(config))
     growing = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_CLUSTER_AUTOSCALES": "1"}
+    growing["PYTHONPATH"] = str(Path(__file__).with_name("node_provider"))
     options = ("--num-cpus=0", f"--autoscaling-config={folder}/autoscaler.json")
     with head_node(folder, port, *options, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="120", **growing) as head:
         timeline = folder / "timeline.jsonl"
@@ -170,21 +172,21 @@ def test_pre_training_grows_shrinks_and_grows_again(cluster, tiny_shards, tmp_pa
     note(cluster.timeline, program="pretrain, elastic", running=True)
     driver = Process(PACED, *given, *TINY, *length, *elastic, environment=cluster.head.environment)
     try:
-        driver.wait_for(r"\bstep \d+/")
-        grown, _ = driver.wait_for(r"continuing from [\d,]+ samples seen.* with 2 worker")
-        driver.wait_for(r"\bstep \d+/", after=grown)
+        driver.wait_for(r"\bstep \d+/", MOST_S)
+        grown, _ = driver.wait_for(r"continuing from [\d,]+ samples seen.* with 2 worker", MOST_S)
+        driver.wait_for(r"\bstep \d+/", MOST_S, after=grown)
         raylet = cluster.raylet("RayTrainWorker")
         assert raylet is not None
         drained = time.monotonic()
         cluster.drain(raylet.environ()["RAY_OVERRIDE_NODE_ID_FOR_TESTING"], 10)
-        driver.wait_for(r"checkpoint at step (\d+) on notice", after=drained)
+        driver.wait_for(r"checkpoint at step (\d+) on notice", MOST_S, after=drained)
         time.sleep(max(0.0, drained + 10 - time.monotonic()))
         for process in [*raylet.children(recursive=True), raylet]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        shrunk, _ = driver.wait_for(r"continuing from [\d,]+ samples seen.* with 1 worker", after=drained)
-        again, _ = driver.wait_for(r"continuing from [\d,]+ samples seen.* with 2 worker", after=shrunk)
-        driver.wait_for(r"\bstep \d+/", after=again)
+        shrunk, _ = driver.wait_for(r"continuing from [\d,]+ samples seen.* with 1 worker", MOST_S, after=drained)
+        again, _ = driver.wait_for(r"continuing from [\d,]+ samples seen.* with 2 worker", MOST_S, after=shrunk)
+        driver.wait_for(r"\bstep \d+/", MOST_S, after=again)
         driver.process.send_signal(signal.SIGTERM)
         assert driver.wait(60) == 143, driver.text[-3000:]
     finally:

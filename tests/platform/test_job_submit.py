@@ -77,7 +77,7 @@ def test_a_submitted_pre_training_is_readable_and_succeeds(cluster, tiny_shards,
     # The Jobs, Train and Data pages show what ran, by its program and folder.
     (job,) = [job for job in page(cluster, "/api/jobs/") if job["submission_id"] == "tiny"]
     assert job["status"] == "SUCCEEDED"
-    (run,) = page(cluster, "/api/train/v2/runs")["train_runs"]
+    (run,) = page(cluster, "/api/train/v2/runs/v1")["train_runs"]
     assert (run["name"], run["status"], run["job_id"]) == ("pretrain-run", "FINISHED", job["job_id"])
     assert run["run_settings"]["train_loop_config"]["stream.micro_batch"] == 8
     datasets = page(cluster, f"/api/data/datasets/{job['job_id']}")["datasets"]

@@ -36,6 +36,7 @@ class StepLog:
             config.objective.name, config.objective.entropy_choices(config.stream.micro_batch), config.model.width
         )
         self._started, self._seen_before = time.perf_counter(), place.seen
+        self._stepped = False
         self._restarts = restarted_at(place.seen) if place.rank == 0 else Restarts(0, 0)
 
     def write(self, result: StepResult, writer: BackgroundWriter) -> None:
@@ -43,6 +44,9 @@ class StepLog:
 
         Raises UserError, on the worker concerned, if a loss or gradient was not finite.
         """
+        if self.tracker is not None and not self._stepped:
+            self._stepped = True
+            reached(self.place.seen)
         if not self.place.is_time_for(self.config.tracking.every_steps):
             return
         self.learner.finite.check()

@@ -22,6 +22,7 @@ class LineBoard:
         self._order = ""
         self._starts, self._furthest, self._lost = 0, 0, 0
         self._waiting = False
+        self._stepping = True
         self._kept = b""
 
     def wait_for_workers(self) -> None:
@@ -34,7 +35,7 @@ class LineBoard:
 
     def started(self, position: int) -> tuple[int, int]:
         """Note that the workers start at `position`. Returns (restarts so far, positions lost by them)."""
-        self._waiting = False
+        self._waiting, self._stepping = False, False
         if self._starts:
             self._lost += max(0, self._furthest - position)
         self._starts, self._furthest = self._starts + 1, position
@@ -42,7 +43,11 @@ class LineBoard:
 
     def reached(self, position: int) -> None:
         """Note the position of the run."""
-        self._furthest = max(self._furthest, position)
+        self._furthest, self._stepping = max(self._furthest, position), True
+
+    def steps(self) -> bool:
+        """Whether the workers take steps. False from their start to their first step; True if they do not tell."""
+        return self._stepping
 
     def give(self, order: str) -> None:
         """Give an order to the workers. "stop" has priority over "resize" and is never revoked."""
@@ -69,7 +74,7 @@ class LineBoard:
     def clear(self) -> None:
         """Reset the board for the next run."""
         self._kept = b""
-        self._lines, self._fatal, self._order, self._waiting = [], "", "", False
+        self._lines, self._fatal, self._order, self._waiting, self._stepping = [], "", "", False, True
         self._starts, self._furthest, self._lost = 0, 0, 0
 
     def fail(self, text: str) -> None:

@@ -28,7 +28,7 @@ from platform.engine.sweep.space import Point, text_of
 from platform.engine.sweep.suggestions import Suggestions
 from platform.engine.sweep.trials import STOP_RECORD, PointBook, evaluated, folder_of, is_done, row_of, space_of, trial_config
 
-TRIAL = {"CPU": 0, "memory": 1}
+TRIAL: dict[str, float] = {"CPU": 0, "memory": 1}
 """Resources of the function that starts the workers of a trial and waits for them: a byte, since Tune wants something. A part of
 a CPU would keep a worker that needs all CPUs of a node from it."""
 POLL_S = 1.0

@@ -72,6 +72,9 @@ class AllowedSizesPolicy(ElasticScalingPolicy):
             decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
             if self.board is None or not isinstance(decision, ResizeDecision):
                 return decision
+            grows = decision.num_workers > worker_group_state.num_workers
+            if grows and not ray.get(self.board.steps.remote(), timeout=AUTOSCALING_REQUESTS_GET_TIMEOUT_S):
+                return NoopDecision()  # a restart would throw away what they have compiled so far
             ray.get(self.board.give.remote("resize"), timeout=AUTOSCALING_REQUESTS_GET_TIMEOUT_S)
             self._pending = decision, time.monotonic()
             return NoopDecision()

@@ -59,6 +59,29 @@ def test_a_resize_waits_for_a_checkpoint(monkeypatch, ray_session):
     assert made._pending is None
 
 
+def test_a_group_grows_only_after_its_first_step(monkeypatch, ray_session):
+    """A start may compile for minutes. It shrinks at once: the nodes of its workers go."""
+    board = ray_session.remote(num_cpus=0)(LineBoard).remote()
+    made = policy(monkeypatch, {name: {"CPU": 4.0} for name in "ab"}, {"a", "b"})
+    made.board = board
+
+    def order(workers: int) -> str:
+        made._latest_monitor_time = float("-inf")
+        state = SimpleNamespace(start_time=-1e9, num_workers=workers)
+        assert isinstance(made.make_decision_for_running_worker_group(state, None), NoopDecision)
+        return ray_session.get(board.order.remote())
+
+    board.started.remote(0)
+    assert order(4) == ""
+    board.reached.remote(16)
+    assert order(4) == "resize"
+    ray_session.get(board.clear.remote())
+    made._pending = None
+    monkeypatch.setattr(elastic, "staying_nodes", lambda: {"a"})
+    board.started.remote(16)
+    assert order(8) == "resize"
+
+
 def test_train_runs_an_elastic_group_with_an_allowed_number(tmp_path, ray_session):
     """4 logical CPUs have room for at most 3 workers, and 2 is the largest number of them that shares 4 micro-batches evenly."""
 
