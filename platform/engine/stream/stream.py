@@ -59,12 +59,17 @@ def build_dataset(
 
     # A tiny amount of the resource: it selects the nodes, while the CPUs limit the number of tasks.
     where: dict[str, Any] = {"resources": {decode_resource: 0.001}} if decode_resource else {}
-    dataset = ray.data.range(len(tasks), override_num_blocks=len(tasks))
+    # Few operators with small claims: Ray Data gives CPUs to the first ones, and with few CPUs the last ones would wait until
+    # everything is read.
+    dataset = ray.data.from_items([{"id": index} for index in range(len(tasks))], override_num_blocks=len(tasks))
     dataset = dataset.map_batches(read, batch_size=1, num_cpus=0.5, **where)
-    dataset = dataset.repartition(target_num_rows_per_block=config.micro_batch, strict=True)
-    dataset = dataset.map_batches(
-        Decoder(image_size, _max_pixels(root)).__call__, batch_size=config.micro_batch, zero_copy_batch=True, num_cpus=1, **where
-    )
+    decoder = Decoder(image_size, _max_pixels(root)).__call__
+    decode: dict[str, Any] = {"batch_size": config.micro_batch, "zero_copy_batch": True, "num_cpus": 1}
+    exact: dict[str, Any] = {"target_num_rows_per_block": config.micro_batch, "strict": True}
+    if where:  # not fused, since repartition takes no resources: only encoded images are cut into blocks
+        dataset = dataset.repartition(**exact).map_batches(decoder, **decode, **where)
+    else:  # fused into one operator, whose tasks take exactly the rows of a micro-batch
+        dataset = dataset.map_batches(decoder, **decode).repartition(**exact)
     dataset.set_name(run_name())
     dataset.context.execution_options.preserve_order = True
     return dataset
