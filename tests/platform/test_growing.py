@@ -29,9 +29,9 @@ from tests.platform.head_node import ROOT, Head, free_ports, head_node
 from tests.platform.survival import Process
 from tests.tiny import FINETUNE, PIPELINE, PRETRAIN
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # nodes start and end for the programs, about half a minute each
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # nodes start and end for the programs, about half a minute each
 MOST = 3
-MOST_S = 240  # for a line of a training: every new node compiles the loops of the augmentation
+MOST_S = 300  # for a line of a training: every new node compiles the loops of the augmentation
 NODE = {"resources": {"CPU": 2, "object_store_memory": 100 << 20}, "node_config": {}, "min_workers": 0, "max_workers": MOST}
 COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
 FEW = [*FINETUNE, "supervised.epochs=1", "unsupervised.epochs=1"]
@@ -69,13 +69,14 @@ class Growing:
             assert time.monotonic() < started + seconds, self.head.ray("status", f"--address={self.head.address}").stdout
         return time.monotonic() - started
 
-    def raylet(self, kind: str) -> psutil.Process | None:
-        """The raylet of a worker node on which a process of this kind runs, or None."""
+    def raylets(self, kind: str) -> list[psutil.Process]:
+        """The raylets of the worker nodes on which a process of this kind runs."""
+        found = []
         for process in psutil.Process(self.head.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 if process.name() == "raylet" and any(kind in " ".join(one.cmdline()) for one in process.children()):
-                    return process
-        return None
+                    found.append(process)
+        return found
 
     def run(self, program: str, *arguments: str, seconds: int = 400) -> str:
         """Output of a program that must succeed."""
@@ -164,7 +165,7 @@ def test_from_no_node(cluster, commands, program):
 
 
 def test_pre_training_grows_shrinks_and_grows_again(cluster, tiny_shards, tmp_path):
-    """It begins on the first node that comes. A node is drained and goes, like a spot machine; another takes its place."""
+    """It begins on the nodes that come first. One is drained and goes, like a spot machine; another takes its place."""
     cluster.wait_until_empty()
     elastic = ["scaling.workers=2", "scaling.min_workers=1", "scaling.cpus_per_worker=2", "scaling.resize_check_s=5"]
     length = ["length.epochs=1000", "checkpoint.every_steps=20", "scaling.threads=1", "scaling.max_failures=3"]
@@ -173,20 +174,17 @@ def test_pre_training_grows_shrinks_and_grows_again(cluster, tiny_shards, tmp_pa
     driver = Process(PACED, *given, *TINY, *length, *elastic, environment=cluster.head.environment)
     try:
         driver.wait_for(r"\bstep \d+/", MOST_S)
-        grown, _ = driver.wait_for(r"continuing from [\d,]+ samples seen.* with 2 worker", MOST_S)
-        driver.wait_for(r"\bstep \d+/", MOST_S, after=grown)
-        raylet = cluster.raylet("RayTrainWorker")
-        assert raylet is not None
+        first = steps_with_two_workers(cluster, driver)[0]
         drained = time.monotonic()
-        cluster.drain(raylet.environ()["RAY_OVERRIDE_NODE_ID_FOR_TESTING"], 10)
+        cluster.drain(first.environ()["RAY_OVERRIDE_NODE_ID_FOR_TESTING"], 10)
         driver.wait_for(r"checkpoint at step (\d+) on notice", MOST_S, after=drained)
         time.sleep(max(0.0, drained + 10 - time.monotonic()))
-        for process in [*raylet.children(recursive=True), raylet]:
+        for process in [*first.children(recursive=True), first]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        shrunk, _ = driver.wait_for(r"continuing from [\d,]+ samples seen.* with 1 worker", MOST_S, after=drained)
-        again, _ = driver.wait_for(r"continuing from [\d,]+ samples seen.* with 2 worker", MOST_S, after=shrunk)
-        driver.wait_for(r"\bstep \d+/", MOST_S, after=again)
+        # With one worker, or with two if the node that was reading has room for one.
+        driver.wait_for(r"continuing from [\d,]+ samples seen.* with [12] worker", MOST_S, after=drained)
+        steps_with_two_workers(cluster, driver)
         driver.process.send_signal(signal.SIGTERM)
         assert driver.wait(60) == 143, driver.text[-3000:]
     finally:
@@ -195,3 +193,13 @@ def test_pre_training_grows_shrinks_and_grows_again(cluster, tiny_shards, tmp_pa
     positions = [row["position"] for row in read_metrics(open_storage(str(tmp_path / "run")))]
     assert positions == list(range(BATCH, positions[-1] + BATCH, BATCH))  # no step twice, none left out
     cluster.wait_until_empty()
+
+
+def steps_with_two_workers(cluster: Growing, driver: Process) -> list[psutil.Process]:
+    """Wait until two workers take steps. Returns the raylets of their nodes."""
+    until = time.monotonic() + MOST_S
+    while len(raylets := cluster.raylets("RayTrainWorker")) < 2:
+        assert time.monotonic() < until, driver.text[-6000:]
+        time.sleep(1)
+    driver.wait_for(r"\bstep \d+/", MOST_S, after=time.monotonic())
+    return raylets
