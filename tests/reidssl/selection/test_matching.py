@@ -25,7 +25,7 @@ KEYS = ["a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg"]
         lambda key: f"../set/{key}",
         lambda key: f" {key}\n",
     ],
-    ids=str,
+    ids=lambda write: repr(write("key")),
 )
 def test_one_order_however_it_is_written(write):
     found = match_entries([write(KEYS[place]) for place in (2, 0, 3)], KEYS)
