@@ -1,5 +1,5 @@
 # make demo   pre-train, select, fine-tune, evaluate and report on synthetic people (CPU; sized for 20 minutes on 2 idle cores)
-# make test   the test suite, in two processes (TEST_PROCESSES=1 ...); make test-slow: the faults on a whole cluster and the rare variants, about as long again
+# make test   the test suite; make test-slow: the faults on a whole cluster and the rare variants, about as long again
 # make test-gpu   the tests that need a GPU, on a machine that has one
 # make bench  speed and memory against what one would install instead, into benchmarks/RESULTS.md (under 20 minutes on 2 idle cores;
 #             make bench BENCH=--full: the published sizes, hours)
@@ -23,7 +23,6 @@ STUDY_RUN ?= runs/study
 SOURCE ?= cuhk01
 TARGET ?= cuhk03
 BENCH ?=
-TEST_PROCESSES ?= 2
 LOCK := locks/$(if $(filter gpu,$(EXTRA)),dev-gpu,dev).lock
 # torch and what only torch needs come from locks/torch.txt: their wheels differ between CPUs and GPUs.
 TORCH := torch torchvision triton $(shell grep -oE '^(nvidia-[a-z0-9-]+|cuda-[a-z]+)' requirements.lock)
@@ -36,7 +35,7 @@ demo: env
 	$(RUN) -m platform.pipeline experiment=demo output=$(DEMO_RUN)
 
 test: env
-	$(RUN) -m pytest -n $(TEST_PROCESSES) --dist loadfile
+	$(RUN) -m pytest
 
 test-slow: env
 	$(RUN) -m pytest -m slow
