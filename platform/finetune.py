@@ -25,7 +25,6 @@ from typing import Any
 
 import torch.distributed as dist
 
-from platform.engine.config.compose import to_plain
 from platform.engine.data.set_aside import LISTED, SAID
 from platform.engine.data.shards import read_rows
 from platform.engine.errors import UserError
@@ -176,7 +175,7 @@ def shared_micro_batches(config: FinetuneConfig) -> int:
 
 def finetune(config: FinetuneConfig) -> None:
     """The whole run: train all phases, publish the model, evaluate. Collective: every worker calls it."""
-    run = Run(open_storage(config.output, config.storage), "finetune", to_plain(config))
+    run = Run(open_storage(config.output, config.storage), "finetune")
     store = CheckpointStore(run.location / "checkpoints", keep=1)
     found = store.newest()
     if found and dist.get_rank() == 0:

@@ -27,7 +27,7 @@ def open_tracker(run: Run, config: FinetuneConfig, found: LoadedCheckpoint | Non
     def held(row: dict[str, Any]) -> bool:
         return found is not None and (row["phase"], row["epoch"]) <= (found.payload["phase"], found.payload["epoch"])
 
-    return Tracker(run.location, config.tracking, labels=run.location.uri, resumed=held, settings=run.config)
+    return Tracker(run.location, config.tracking, labels=run.location.uri, resumed=held, settings=run.settings)
 
 
 def best_row(config: FinetuneConfig, tracker: Tracker | None) -> dict[str, Any] | None:

@@ -26,7 +26,7 @@ class StepLog:
         self._probe: Probe | None = None
         if place.rank == 0:
             self.tracker = patiently(
-                lambda: Tracker(run.location, config.tracking, place.seen, labels=run.location.uri, settings=run.config),
+                lambda: Tracker(run.location, config.tracking, place.seen, labels=run.location.uri, settings=run.settings),
                 config.storage.retry_timeout_s,
                 report_line,
             )

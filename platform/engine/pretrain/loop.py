@@ -6,7 +6,6 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from platform.engine.config.compose import to_plain
 from platform.engine.data.shards import read_manifest
 from platform.engine.pretrain.learner import Learner
 from platform.engine.pretrain.log import StepLog
@@ -36,7 +35,7 @@ def train(config: PretrainConfig, open_stream: OpenStream = stream) -> None:
     open_stream: function with the signature of `stream` (platform/engine/stream/stream.py) that yields the micro-batches of this
     worker.
     """
-    run = Run(open_storage(config.output, config.storage), "pretrain", to_plain(config))
+    run = Run(open_storage(config.output, config.storage), "pretrain")
     store = CheckpointStore(
         run.location / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_every_steps * config.stream.global_batch
     )

@@ -57,7 +57,12 @@ class Run:
 
     location: Location
     program: str
-    config: dict[str, Any]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The configuration as stored when the run began, without secrets; {} if none is stored."""
+        file = self.location / CONFIG
+        return read_record(file, "config", dict, "it is written when a run begins")["config"] if file.exists() else {}
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -123,7 +128,7 @@ def open_run(
             )
     else:
         file.write_json({"program": program, "config": plain, "environment": environment()})
-    return Run(location, program, plain)
+    return Run(location, program)
 
 
 @lru_cache(maxsize=1)

@@ -61,7 +61,7 @@ def build_dataset(
     where: dict[str, Any] = {"resources": {decode_resource: 0.001}} if decode_resource else {}
     # Few operators with small claims: Ray Data gives CPUs to the first ones, and with few CPUs the last ones would wait until
     # everything is read.
-    dataset = ray.data.from_items([{"id": index} for index in range(len(tasks))], override_num_blocks=len(tasks))
+    dataset: Any = ray.data.from_items([{"id": index} for index in range(len(tasks))], override_num_blocks=len(tasks))
     dataset = dataset.map_batches(read, batch_size=1, num_cpus=0.5, **where)
     decoder = Decoder(image_size, _max_pixels(root)).__call__
     decode: dict[str, Any] = {"batch_size": config.micro_batch, "zero_copy_batch": True, "num_cpus": 1}
