@@ -168,7 +168,7 @@ def test_a_run_goes_on_from_another_folder_in_another_spelling(tmp_path, monkeyp
         return open_run("finetune", config.output, config, StorageConfig())
 
     first = start(tmp_path, "output=out/r", "checkpoint=out/pre", "target_set=sets/t")
-    assert first.config["checkpoint"] == f"{tmp_path}/out/pre" and first.location.uri == f"{tmp_path}/out/r"
+    assert first.settings["checkpoint"] == f"{tmp_path}/out/pre" and first.location.uri == f"{tmp_path}/out/r"
     (tmp_path / "elsewhere").symlink_to(tmp_path)
     start(tmp_path / "other", "output=../out/r", f"checkpoint=file://{tmp_path}/out/pre", "target_set=../elsewhere/sets/t")
     with pytest.raises(UserError, match=rf"checkpoint: '{tmp_path}/out/pre' -> '{tmp_path}/other/out/pre'"):
