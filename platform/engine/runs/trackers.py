@@ -123,7 +123,7 @@ class Wandb:
         self.run = wandb.init(
             project=project, name=run, id=_identity(run), resume="allow", settings=wandb.Settings(silent=True, console="off")
         )
-        self.run.config.update(settings, allow_val_change=True)  # scaling, for example, may change
+        self.run.config.update(settings, allow_val_change=True)
         # wandb's own step may only grow, but a run that resumes from a checkpoint goes back: use "position" as axis.
         self.run.define_metric("position")
         self.run.define_metric("*", step_metric="position")
