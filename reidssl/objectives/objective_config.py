@@ -23,7 +23,7 @@ class DinoConfig:
     bottleneck: int = 256
     """Width of the head before its last layer."""
     head_batch_norm: bool = False
-    """Batch norm in the head's hidden layers. Prototypes form in far fewer steps: for small models and short runs."""
+    """Batch norm in the head's hidden layers, the released code's use_bn_in_head."""
     student_temperature: float = 0.1
     """Temperature of the student's softmax."""
     teacher_temperature: float = 0.04
