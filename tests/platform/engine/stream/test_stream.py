@@ -207,9 +207,9 @@ class Worker:
         ]
 
 
-def shares(location, world: int, position: int, end: int, config=CONFIG) -> list[list]:
+def shares(location, world: int, position: int, end: int, config=CONFIG, decode_resource: str = "") -> list[list]:
     """Micro-batches of each worker, as Ray Train distributes them."""
-    dataset = build_dataset(plan_of(location), config, location, SIZE, position, end)
+    dataset = build_dataset(plan_of(location), config, location, SIZE, position, end, decode_resource)
     workers = [Worker.remote() for _ in range(world)]
     iterators = dataset.streaming_split(world, equal=True, locality_hints=None)
     return ray.get([worker.read.remote(iterator, config) for worker, iterator in zip(workers, iterators, strict=True)])
@@ -229,6 +229,20 @@ def test_resumed_stream_through_ray_is_the_tail(tiny_shards, ray_session):
     first, second = shares(tiny_shards, 2, 72, 176)
     merged = [batch for pair in zip(first, second, strict=True) for batch in pair]
     assert [row[:2] for batch in merged for row in batch] == expected
+
+
+def test_nodes_for_decoding_give_the_same_stream(tiny_shards, ray_session):
+    """Ray Data then cuts blocks of encoded images, in an operator of its own."""
+    [alone] = shares(tiny_shards, 1, 72, 176)
+    [elsewhere] = shares(tiny_shards, 1, 72, 176, decode_resource="node:__internal_head__")
+    assert elsewhere == alone and len(alone) == 26
+
+
+def test_decoding_and_cutting_into_micro_batches_are_one_operator(tiny_shards, ray_session):
+    """Apart, the decoder would get whole windows, and decoded images would be cut."""
+    dataset = build_dataset(plan_of(tiny_shards), CONFIG, tiny_shards, SIZE, 0, 16)
+    assert len(list(micro_batches(dataset, CONFIG))) == 4
+    assert "MapBatches(Decoder.__call__)->StreamingRepartition" in dataset.stats()
 
 
 def test_no_stream_beyond_the_end(tiny_shards):
