@@ -6,11 +6,11 @@
 Both sides read the same shards from local files and compute the cosine of the features of both models for every image. This
 project runs platform.score with one actor of one thread for each core, and reads and decodes in Ray tasks beside them. The loop
 is ordinary PyTorch in one process with all cores: it reads and decodes a row group, then runs both models on it. A second loop
-runs the models alone, on images that are decoded beforehand. Rates are those after the first shards, so neither the start of Ray
-nor the loading of the models counts; the time before them is reported beside them. The rate of one proxy is that of the same
-actors with one model. The same shards are also scored from an S3 server on this machine (moto in its own process, which shares
-the cores), and by 2 and 4 actors on a cluster of as many nodes on this machine; they share the same cores, so the rate shows what
-the nodes cost. The measures of groups are timed on random features, at two sizes.
+runs the models alone, on images that are decoded beforehand. Rates are those after the first shards, so neither the start of
+Ray nor the loading of the models counts; the time before them is reported beside them. The rate of one proxy is that of the
+same actors with one model. The same shards are also scored from an S3 server on this machine (moto in its own process, which
+shares the cores), and by 2 (--full: and 4) actors on a cluster of as many nodes on this machine; they share the same cores, so
+the rate shows what the nodes cost. The measures of groups are timed on random features, at two sizes.
 """
 
 import tempfile
@@ -25,7 +25,17 @@ from benchmarks.scoring_sides import cores, make_models, make_shards
 from benchmarks.table import Row, show
 
 SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"num": 2048, "size": (64, 32), "width": 32, "depth": 1, "heads": 2, "patch_size": 16, "rows": 16, "features": 4096},
+    "tiny": {
+        "num": 2048,
+        "size": (64, 32),
+        "width": 32,
+        "depth": 1,
+        "heads": 2,
+        "patch_size": 16,
+        "rows": 16,
+        "features": 4096,
+        "nodes": (2,),
+    },
     "quick": {
         "num": 4096,
         "size": (64, 32),
@@ -35,6 +45,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "patch_size": 8,
         "rows": 64,
         "features": 16384,
+        "nodes": (2,),
     },
     "full": {
         "num": 2048,
@@ -45,6 +56,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "patch_size": 16,
         "rows": 64,
         "features": 65536,
+        "nodes": (2, 4),
     },
 }
 
@@ -74,7 +86,7 @@ def rows(size: str) -> Iterator[Row]:
         with s3_server() as endpoint:
             upload(Path(folder, "shards"), endpoint)
             yield _beside(whole, run("ours", common | {"endpoint": endpoint}), "from an S3 server")
-        for nodes in (2, 4):
+        for nodes in given["nodes"]:
             yield _beside(whole, run("ours", common | {"nodes": nodes}), f"{nodes} actors on {nodes} nodes")
     yield from _measures(given["features"])
 

@@ -59,8 +59,8 @@ def test_the_results_in_the_repository_are_whole():
     ("part", "units"),
     [
         ("step_overhead", ["ms", "ms", "s"]),
-        ("finetune_overhead", ["ms"] * 4),
-        ("scoring", ["images/s"] * 11),
+        ("finetune_overhead", ["ms"] * 6),
+        ("scoring", ["images/s"] * 10),
         ("input_stream", ["images/s"] * 4),
         ("first_step", ["s"]),
     ],
