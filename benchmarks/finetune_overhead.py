@@ -29,7 +29,7 @@ from benchmarks.table import Row, show
 WARM_UP = 3
 SMALL = ["model.image_size=[64,32]", "model.width=128", "model.depth=3", "model.heads=4", "model.patch_size=8"]
 FULL = ["model.image_size=[256,128]"]
-STEPS = {"tiny": 5, "quick": 18, "full": 10}
+STEPS = {"tiny": 5, "quick": 10, "full": 10}
 
 
 class Bare:

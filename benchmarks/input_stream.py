@@ -1,11 +1,11 @@
 """The input of pre-training, from images in storage to crops: the sample stream against a torch DataLoader.
 
-  python -m benchmarks.input_stream            1,024 images, 16 epochs from local files and 2 from S3
+  python -m benchmarks.input_stream            1,024 images, 8 epochs from local files and 2 from S3
   python -m benchmarks.input_stream --full     8,192 images, 4 epochs and 1
 
 Input: JPEGs of 256 x 128. Output: batches of 64 with 2 crops of 256 x 128 and 8 of 128 x 64. This project reads shards with Ray
 Data, which shuffles and decodes, and then makes the crops with MultiCrop. The other side reads the same JPEGs as one file each,
-shuffled by a DataLoader, with the same decoding and MultiCrop. It is tuned: the setting that is fastest over two epochs counts,
+shuffled by a DataLoader, with the same decoding and MultiCrop. It is tuned: the setting that is fastest over one epoch counts,
 of several that differ in the number of workers and make the crops in the workers or in the main process. Images come from local
 files, and from an S3 server on this machine (moto in its own process, which shares the cores). From S3 the DataLoader fetches
 one object per image, this project whole row groups. Epochs follow each other without a pause on either side. Rates are those of
@@ -28,11 +28,11 @@ from benchmarks.table import Row
 
 SIZES = {
     "tiny": {"num": 192, "local": 2, "s3": 2},
-    "quick": {"num": 1024, "local": 16, "s3": 2},
+    "quick": {"num": 1024, "local": 8, "s3": 2},
     "full": {"num": 8192, "local": 4, "s3": 1},
 }
 TUNING = [(workers, where) for where in ("workers", "main") for workers in (1, 2, 3)]
-TUNING_EPOCHS = 2
+TUNING_EPOCHS = 1
 
 
 def make_data(folder: str, num: int, put: Any) -> list[str]:

@@ -9,7 +9,7 @@ is ordinary PyTorch in one process with all cores: it reads and decodes a row gr
 runs the models alone, on images that are decoded beforehand. Rates are those after the first shards, so neither the start of
 Ray nor the loading of the models counts; the time before them is reported beside them. The rate of one proxy is that of the
 same actors with one model. The same shards are also scored from an S3 server on this machine (moto in its own process, which
-shares the cores), and by 2 (--full: and 4) actors on a cluster of as many nodes on this machine; they share the same cores, so
+shares the cores), and with --full by 2 and 4 actors on a cluster of as many nodes on this machine; they share the same cores, so
 the rate shows what the nodes cost. The measures of groups are timed on random features, at two sizes.
 """
 
@@ -45,7 +45,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "patch_size": 8,
         "rows": 64,
         "features": 16384,
-        "nodes": (2,),
+        "nodes": (),
     },
     "full": {
         "num": 2048,

@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,11 +44,20 @@ class Head:
 
 
 @contextlib.contextmanager
+def short_folder(prefix: str) -> Iterator[Path]:
+    """Context manager: a temporary folder with a short path, because the paths of Ray's sockets below it are limited."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # a process that ends may still write
+
+
+@contextlib.contextmanager
 def head_node(folder: Path, port: int, *options: str, **environment: str) -> Iterator[Head]:
     """Context manager: `ray start --head` until its jobs can be listed; at the end only its own processes are ended.
 
-    folder: of Ray's files; short, because the paths of Ray's sockets below it are limited. The cluster has a token, as in the
-    recipes.
+    folder: of Ray's files, a `short_folder`. The cluster has a token, as in the recipes.
     """
     dashboard, client, agent = free_ports(3)
     (folder / "token").write_text("a" * 64)

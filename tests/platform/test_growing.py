@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from benchmarks.growing import chart, lines_of, note
 from platform.engine.runs.metrics import read_metrics
 from platform.engine.storage.location import open_storage
 from tests.platform.curve_worker import BATCH, TINY
-from tests.platform.head_node import ROOT, Head, free_ports, head_node
+from tests.platform.head_node import ROOT, Head, free_ports, head_node, short_folder
 from tests.platform.survival import Process
 from tests.tiny import FINETUNE, PIPELINE, PRETRAIN
 
@@ -91,7 +90,12 @@ class Growing:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Growing]:
     """A head without CPUs, whose autoscaler may start nodes of two CPUs and ends them after six idle seconds."""
-    folder, (port,) = Path(tempfile.mkdtemp(prefix="rg")), free_ports(1)
+    with short_folder("rg") as folder:
+        yield from growing_in(folder)
+
+
+def growing_in(folder: Path) -> Iterator[Growing]:
+    (port,) = free_ports(1)
     # As ray.cluster_utils.AutoscalingCluster does it, which the wheel of Ray cannot start (a file is missing there), and which
     # would end every other Ray of this machine.
     config = {

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import pytest
 
 from platform.engine.runs.metrics import read_metrics
 from platform.engine.storage.location import open_storage
-from tests.platform.head_node import Head, free_ports, head_node
+from tests.platform.head_node import Head, free_ports, head_node, short_folder
 from tests.tiny import PRETRAIN
 
 TINY = [*PRETRAIN, "length.epochs=2", "tracking.every_steps=2", "scaling.threads=1"]
@@ -25,8 +24,7 @@ OTHER_LINES = 10  # the command, the plan, and Ray's unavoidable lines
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Head]:
     """A head with 4 CPUs and a token."""
-    folder = Path(tempfile.mkdtemp(prefix="rj"))
-    with head_node(folder, free_ports(1)[0], "--num-cpus=4", RAY_JOB_STOP_WAIT_TIME_S="60") as head:
+    with short_folder("rj") as folder, head_node(folder, free_ports(1)[0], "--num-cpus=4", RAY_JOB_STOP_WAIT_TIME_S="60") as head:
         yield head
 
 
