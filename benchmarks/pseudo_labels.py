@@ -32,7 +32,7 @@ def ours(size):
     from reidssl.clustering.pseudo_labels import ClusterConfig, pseudo_labels
 
     config = ClusterConfig(k1=K1, k2=K2, eps=EPS, min_samples=MIN_SAMPLES)
-    pseudo_labels(unlabeled(200, 10, 3)[0], config)
+    pseudo_labels(unlabeled(2100, 10, 3)[0], config)  # more than one block of the search, so that all of it is compiled
     features = unlabeled(**size)[0]
     return lambda: pseudo_labels(features, config).labels, summary
 
