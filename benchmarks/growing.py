@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from platform.engine.report.plots.svg import COLORS, axes, axis, document, line, text
+from platform.engine.report.plots.svg import COLORS, axes, axis, document, line, text, text_width
 
 
 def record(address: str, file: Path, interval_s: float = 1.0) -> None:
@@ -69,9 +69,11 @@ def chart(lines: list[dict[str, Any]]) -> str:
         parts += [line(x, 29, x + 20, 29, COLORS[style], 2.4), text(x + 26, 33, label)]
     for lane, (name, began, ended) in enumerate(runs_of(lines, end)):
         first, last, y = x_axis(max(began - start, 0)), x_axis(min(ended, end) - start), SIZE[1] + LANE * lane
-        parts += [line(first, y, last, y, COLORS[3], 5), text(last + 6, y + 4, name, size=10.5)]
+        before = last + 6 + text_width(name, 10.5) > SIZE[0]  # no room behind the bar
+        label = text(first - 6, y + 4, name, size=10.5, anchor="end") if before else text(last + 6, y + 4, name, size=10.5)
+        parts += [line(first, y, last, y, COLORS[3], 5), label]
     lanes = len(runs_of(lines, end))
-    return document(SIZE[0] + 60, SIZE[1] + LANE * lanes + 4, parts, "CPUs of an autoscaling cluster over time, and its programs")
+    return document(SIZE[0], SIZE[1] + LANE * lanes + 4, parts, "CPUs of an autoscaling cluster over time, and its programs")
 
 
 def steps(samples: list[dict[str, Any]], name: str, start: float) -> list[tuple[float, float]]:

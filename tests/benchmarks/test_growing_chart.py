@@ -47,6 +47,11 @@ def test_the_chart_names_the_programs_and_stays_inside():
     assert points and all(0 <= x <= width and 0 <= y <= height for x, y in points)
 
 
+def test_a_name_without_room_behind_its_bar_stands_before_it():
+    drawn = chart(SAMPLES)
+    assert re.search(r"text-anchor:end[^>]*>tune<", drawn) and re.search(r"text-anchor:start[^>]*>score<", drawn)
+
+
 def test_nothing_recorded(tmp_path):
     (tmp_path / "empty").write_text(json.dumps(SAMPLES[1]) + "\n")
     with pytest.raises(ValueError, match="nothing was recorded"):

@@ -77,12 +77,14 @@ class Growing:
                     found.append(process)
         return found
 
-    def run(self, program: str, *arguments: str, seconds: int = 400) -> str:
+    def run(self, program: str, *arguments: str, seconds: int = 800) -> str:
         """Output of a program that must succeed."""
         command = [sys.executable, "-m", f"platform.{program}", *arguments, f"runtime.address={self.head.address}"]
         note(self.timeline, program=program, running=True)
-        found = self.head.run(*command, timeout=seconds)
-        note(self.timeline, program=program, running=False)
+        try:
+            found = self.head.run(*command, timeout=seconds)
+        finally:
+            note(self.timeline, program=program, running=False)
         assert found.returncode == 0, found.stdout[-6000:]
         return found.stdout
 
