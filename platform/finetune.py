@@ -48,7 +48,7 @@ from platform.engine.schemas.retrieval_settings import EvaluateConfig
 from platform.engine.storage.location import Location, open_storage
 from platform.engine.train.checkpoints import CheckpointStore
 from platform.engine.train.launch import launch
-from platform.engine.train.worker import notices, report_line
+from platform.engine.train.worker import notices, report_line, restarted_at
 
 LOOP = "platform.finetune:finetune"
 
@@ -179,6 +179,8 @@ def finetune(config: FinetuneConfig) -> None:
     run = Run(open_storage(config.output, config.storage), "finetune")
     store = CheckpointStore(run.location / "checkpoints", keep=1)
     found = store.newest()
+    if dist.get_rank() == 0:
+        restarted_at(found.payload["images_seen"] if found else 0)
     if found and dist.get_rank() == 0:
         inside = found.payload.get("inside")
         report_line(

@@ -27,7 +27,7 @@ from platform.engine.train.notices import Notices
 from platform.engine.train.optimizers import finetuning_optimizer
 from platform.engine.train.scaling import check_size
 from platform.engine.train.step import StepBatchNorm, StepMeans, check_finite
-from platform.engine.train.worker import heed, report_line
+from platform.engine.train.worker import heed, reached, report_line
 from platform.engine.zero import engine as zero
 from platform.engine.zero.consolidation import consolidate, restore
 from reidssl.augment.augment_config import ReidAugmentConfig
@@ -144,10 +144,10 @@ class PhaseTrainer:
 
     def _epoch(self, trained: Trained, epoch: int, progress: Progress, average: WeightAverage | None) -> bool:
         """Train the rest of an epoch. Returns whether the run must stop inside it, after a checkpoint. Collective."""
-        phase, work, means = trained.phase, progress.work, StepMeans[str]()
+        phase, work, means, begun = trained.phase, progress.work, StepMeans[str](), progress.step
         trained.train()
         zero.set_schedules(trained.engine, partial(phase.learning_rate, epoch))
-        for step, positions in enumerate(work.batches[progress.step :], progress.step):
+        for step, positions in enumerate(work.batches[begun:], begun):
             labels = upload(work.labels[positions])
             soft = self._teacher(trained, average, epoch, step, positions) if average and phase.teacher_weight else None
             remembered = self._step(trained, epoch, step, positions, labels, soft, means)
@@ -155,6 +155,8 @@ class PhaseTrainer:
                 phase.after_step(remembered, labels)
             if average:
                 average.update()
+            if self.tracker and step == begun:
+                reached(self.images_seen)
             told = self._told()
             due = self.save_every_steps and (step + 1) % self.save_every_steps == 0 and step + 1 < len(work.batches)
             if due or told:
