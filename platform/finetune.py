@@ -9,9 +9,9 @@ load.* supplies what the file does not say, e.g. load.heads=12; the program prin
 embedding for each of the 6 cameras of the training set (TransReID's SIE); query and gallery must come from these cameras.
 supervised.jigsaw.parts=4 adds TransReID's local features (JPM).
 UDA is supervised training on the train split of the source, then unsupervised training on that of the target. Running the same
-command again continues after the last finished epoch, or inside it with save_every_steps. A batch is shared by all workers, and
-the results do not depend on their number. Results: model.safetensors (written before the evaluation), metrics.jsonl,
-rankings.json, summary.json.
+command again continues after the last finished epoch, or inside it with save_every_steps. After Ctrl-C, SIGTERM, or a notice
+that a node will go, it continues after the last step. A batch is shared by all workers, and the results do not depend on their
+number. Results: model.safetensors (written before the evaluation), metrics.jsonl, rankings.json, summary.json.
 """
 
 from platform.engine.config.program import run_program
@@ -48,7 +48,7 @@ from platform.engine.schemas.retrieval_settings import EvaluateConfig
 from platform.engine.storage.location import Location, open_storage
 from platform.engine.train.checkpoints import CheckpointStore
 from platform.engine.train.launch import launch
-from platform.engine.train.worker import report_line
+from platform.engine.train.worker import notices, report_line, restarted_at
 
 LOOP = "platform.finetune:finetune"
 
@@ -73,6 +73,7 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
         storage=run.location,
         scaling=config.scaling,
         micro_batches_per_step=shared_micro_batches(config),
+        heeds_notices=True,
     )
     summary = run.summary
     if summary is None:
@@ -178,6 +179,8 @@ def finetune(config: FinetuneConfig) -> None:
     run = Run(open_storage(config.output, config.storage), "finetune")
     store = CheckpointStore(run.location / "checkpoints", keep=1)
     found = store.newest()
+    if dist.get_rank() == 0:
+        restarted_at(found.payload["images_seen"] if found else 0)
     if found and dist.get_rank() == 0:
         inside = found.payload.get("inside")
         report_line(
@@ -211,6 +214,7 @@ def finetune(config: FinetuneConfig) -> None:
         evaluate_every=config.evaluate_every,
         store=store,
         tracker=tracker,
+        notice=notices(),
         judge=lambda phase: judge(phase, config.evaluate.fast),
         best_metric=config.keep_best,
         best=best_row(config, tracker),
@@ -223,8 +227,9 @@ def finetune(config: FinetuneConfig) -> None:
         trainer.log_start(retrieval_metrics(judge(phases[0], config.evaluate.fast, shared.extract if shared else extract)))
     for number, phase in enumerate(phases):
         model = model_for(phase, model)
-        if not found or number >= found.payload["phase"]:
-            trainer.train(model, phase, number, found)
+        if (not found or number >= found.payload["phase"]) and trainer.train(model, phase, number, found):
+            return  # on a notice, after a checkpoint
+    trainer.notice.close()
     if tracker:
         publish_model(run, config, model, phases[-1], record)  # first: an error in the evaluation must not lose the model
     result = judge(phases[-1], config.evaluate) | {"corrupt_images": len(corrupt), "corrupt": corrupt[:LISTED]}

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from reidssl.models.vit import build_vit
 from reidssl.models.weights import load_reid, load_vit, save_model, weights_hash
 from tests.fixtures_runs import finetune_config
 from tests.platform.processes import kill, start
+from tests.platform.survival import Process
 from tests.tiny import FINETUNE, FITTING, IMAGENET, TINY_VIT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -201,6 +203,28 @@ def test_uda_killed_inside_an_epoch_of_its_second_phase(tmp_path, ray_session, t
     assert found["mAP"] == pytest.approx(expected["mAP"], abs=1e-3) and found["clusters"] == expected["clusters"]
     pair = [load_reid(folder / "model.safetensors").state_dict() for folder in (whole, killed)]
     assert all(torch.allclose(pair[0][name], pair[1][name], atol=1e-4) for name in pair[0])
+
+
+@pytest.mark.slow
+def test_sigterm_inside_an_epoch_loses_no_step(tmp_path, ray_session, tiny_backbone, tiny_labeled, capsys):
+    """The program ends after a checkpoint inside the epoch. The same command continues there, with the same result."""
+    overrides = ["setting=usl", f"checkpoint={tiny_backbone}", "unsupervised.iterations=150", "unsupervised.drop_path=0.3"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    expected = main(finetune_config(tiny_labeled, whole, *overrides))
+    driver = Process("platform.finetune", f"target_set={tiny_labeled.uri}", f"output={stopped}", *FINETUNE, *overrides)
+    try:
+        driver.wait_for(r"unsupervised epoch 1/2")
+        driver.process.send_signal(signal.SIGTERM)
+        _, told = driver.wait_for(r"checkpoint at unsupervised epoch 2 step (\d+) on notice")
+        assert driver.wait(60) == 128 + signal.SIGTERM, driver.text
+    finally:
+        driver.kill()
+    assert 1 <= int(told[1]) <= 150 and not (stopped / "summary.json").exists()
+    capsys.readouterr()
+    found = main(finetune_config(tiny_labeled, stopped, *overrides))
+    assert f"continuing after phase 1, epoch 1 and {told[1]} of 150 steps" in capsys.readouterr().out
+    assert losses(stopped) == [(place, pytest.approx(loss, rel=1e-4)) for place, loss in losses(whole)]
+    assert found["mAP"] == pytest.approx(expected["mAP"], abs=1e-3) and found["images_seen"] == expected["images_seen"]
 
 
 def test_an_evaluation_that_fails_leaves_the_model_and_is_all_that_is_repeated(

@@ -23,10 +23,11 @@ from platform.engine.inference.evaluation import retrieval_metrics
 from platform.engine.runs.metrics import Tracker, format_row
 from platform.engine.runtime.device import upload
 from platform.engine.train.checkpoints import CheckpointStore, LoadedCheckpoint
+from platform.engine.train.notices import Notices
 from platform.engine.train.optimizers import finetuning_optimizer
 from platform.engine.train.scaling import check_size
 from platform.engine.train.step import StepBatchNorm, StepMeans, check_finite
-from platform.engine.train.worker import report_line
+from platform.engine.train.worker import heed, reached, report_line
 from platform.engine.zero import engine as zero
 from platform.engine.zero.consolidation import consolidate, restore
 from reidssl.augment.augment_config import ReidAugmentConfig
@@ -51,6 +52,8 @@ class PhaseTrainer:
     store: CheckpointStore
     tracker: Tracker | None
     """The metrics log on rank 0; None on the other ranks."""
+    notice: Notices
+    """Notices to this worker, on which a checkpoint is written inside an epoch."""
     judge: Judge
     """Evaluates the current model of a phase and returns its metrics. Collective."""
     best_metric: str = ""
@@ -73,8 +76,8 @@ class PhaseTrainer:
             report_line(f"{self.setting} before fine-tuning  mAP {row['mAP']:.4g}  rank1 {row['rank1']:.4g}")
             self.tracker.publish()
 
-    def train(self, model: ReidModel, phase: Phase, number: int, found: LoadedCheckpoint | None) -> None:
-        """Train the remaining epochs of a phase. Collective.
+    def train(self, model: ReidModel, phase: Phase, number: int, found: LoadedCheckpoint | None) -> bool:
+        """Train the remaining epochs of a phase. Collective. Returns whether the run must stop, after a checkpoint.
 
         Args:
             number: index of the phase, from 0.
@@ -118,7 +121,9 @@ class PhaseTrainer:
                 with average.applied() if average and phase.teacher_clusters else nullcontext():
                     progress = Progress(phase.begin(epoch, features))
             work, before = progress.work, progress.step
-            row = self._epoch(trained, epoch, progress, average) | work.log
+            if self._epoch(trained, epoch, progress, average):
+                return True
+            row = progress.means() | work.log
             self.images_seen += sum(map(len, work.batches))
             speed = sum(map(len, work.batches[before:])) / (time.perf_counter() - started)
             row |= {"learning_rate": phase.learning_rate(epoch), "images_per_second": speed}
@@ -129,6 +134,7 @@ class PhaseTrainer:
             self._keep(trained, epoch, row, work.warnings, average)
         if average:
             average.write()
+        return False
 
     def _keep_best(self, phase: Phase, number: int, epoch: int, row: dict[str, Any]) -> None:
         if not self.tracker or not self.best_metric or (self.best and row[self.best_metric] <= self.best[self.best_metric]):
@@ -136,12 +142,12 @@ class PhaseTrainer:
         self.best = {"phase": number, "epoch": epoch + 1, **retrieval_metrics(row)}
         self.publish_best(phase)
 
-    def _epoch(self, trained: Trained, epoch: int, progress: Progress, average: WeightAverage | None) -> dict[str, float]:
-        """Train the rest of an epoch. Returns the means of the loss and its terms; {} if it has no batches. Collective."""
-        phase, work, means = trained.phase, progress.work, StepMeans[str]()
+    def _epoch(self, trained: Trained, epoch: int, progress: Progress, average: WeightAverage | None) -> bool:
+        """Train the rest of an epoch. Returns whether the run must stop inside it, after a checkpoint. Collective."""
+        phase, work, means, begun = trained.phase, progress.work, StepMeans[str](), progress.step
         trained.train()
         zero.set_schedules(trained.engine, partial(phase.learning_rate, epoch))
-        for step, positions in enumerate(work.batches[progress.step :], progress.step):
+        for step, positions in enumerate(work.batches[begun:], begun):
             labels = upload(work.labels[positions])
             soft = self._teacher(trained, average, epoch, step, positions) if average and phase.teacher_weight else None
             remembered = self._step(trained, epoch, step, positions, labels, soft, means)
@@ -149,11 +155,25 @@ class PhaseTrainer:
                 phase.after_step(remembered, labels)
             if average:
                 average.update()
-            if self.save_every_steps and (step + 1) % self.save_every_steps == 0 and step + 1 < len(work.batches):
+            if self.tracker and step == begun:
+                reached(self.images_seen)
+            told = self._told()
+            due = self.save_every_steps and (step + 1) % self.save_every_steps == 0 and step + 1 < len(work.batches)
+            if due or told:
                 progress.add(means, step + 1)
+                began = time.perf_counter()
                 self._save(trained, epoch, average, progress)
+                self.notice.checkpoint_took(time.perf_counter() - began)
+            if told and heed(told, self.notice, f"{phase.name} epoch {epoch + 1} step {step + 1}"):
+                return True
         progress.add(means, len(work.batches))
-        return progress.means()
+        return False
+
+    def _told(self) -> str:
+        """What the notices of all workers ask for: "save", "wait", "stop" or "". Collective."""
+        means = StepMeans[str]()
+        means.add(self.notice.seen())
+        return self.notice.decide(means.reduce())
 
     @torch.no_grad()
     def _teacher(self, trained: Trained, average: WeightAverage, epoch: int, step: int, positions: np.ndarray) -> ReidOutput:

@@ -20,9 +20,8 @@ from platform.engine.storage.retry import patiently
 from platform.engine.stream.order import stream_seeds
 from platform.engine.stream.stream import stream
 from platform.engine.train.checkpoints import CheckpointStore
-from platform.engine.train.notices import STOP, WAIT, Notices
 from platform.engine.train.step_clock import StepClock
-from platform.engine.train.worker import notices, report_line
+from platform.engine.train.worker import heed, notices, report_line
 from reidssl.augment.multicrop import MultiCrop
 from reidssl.models.weights import model_bytes, weights_hash
 
@@ -61,7 +60,7 @@ def train(config: PretrainConfig, open_stream: OpenStream = stream) -> None:
         if saver.is_due() or told:
             with clock.measure("saving"):
                 notice.checkpoint_took(saver.save(wait=bool(told)))
-        if told and not place.is_complete and heed(told, notice, place):
+        if told and not place.is_complete and heed(told, notice, f"step {place.step}"):
             return
     publish(learner, run, log.tracker)
     notice.close()
@@ -93,20 +92,6 @@ def load(
             return crop(upload(batch["image"]), stream_seeds(config.seed, batch["epoch"], batch["key"]))
 
     return ahead(clock.waiting("input_wait", batches), crops_of)
-
-
-def heed(told: str, notice: Notices, place: Place) -> bool:
-    """Act on a notice after its checkpoint. Collective. Returns whether the loop must end.
-
-    If the workers will be restarted ("wait"), this function waits for the restart. told: "save", "wait" or "stop".
-    """
-    notice.carried_out()
-    if place.rank == 0:
-        report_line(f"checkpoint at step {place.step} on notice")
-    if told == WAIT:
-        dist.barrier()  # wait until rank 0 has published the checkpoint
-        notice.wait()
-    return told == STOP
 
 
 def publish(learner: Learner, run: Run, tracker: Tracker | None) -> None:

@@ -4,8 +4,8 @@
     resize         a checkpoint, then the workers wait for the restart
     stop           a checkpoint, then the loop ends (SIGTERM or Ctrl-C to the driver)
 
-Each worker sees only its own notices, at its own time. They are added to the sums that every step exchanges anyway, so all
-workers act on them after the same step, and no extra synchronization is needed.
+Each worker sees only its own notices, at its own time. They are summed over the workers after every step, so that all act on them
+after the same one. Pre-training adds them to the sums that a step exchanges anyway.
 """
 
 import threading

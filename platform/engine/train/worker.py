@@ -15,7 +15,7 @@ from platform.engine.runtime.imports import import_engine
 from platform.engine.runtime.ray_session import quiet
 from platform.engine.runtime.run_name import set_run_name
 from platform.engine.secrets import hide, take_over
-from platform.engine.train.notices import Notices
+from platform.engine.train.notices import STOP, WAIT, Notices
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,21 @@ def notices() -> Notices:
     """The notices of this worker. Rank 0 also receives the orders of the driver and of Train's controller."""
     first = not dist.is_initialized() or dist.get_rank() == 0
     return Notices(_board if first else None)
+
+
+def heed(told: str, notice: Notices, where: str) -> bool:
+    """Act on a notice after its checkpoint. Collective. Returns whether the loop must end.
+
+    If the workers will be restarted ("wait"), this function waits for the restart. told: "save", "wait" or "stop". where: the
+    place of the checkpoint, for the log.
+    """
+    notice.carried_out()
+    if dist.get_rank() == 0:
+        report_line(f"checkpoint at {where} on notice")
+    if told == WAIT:
+        dist.barrier()  # wait until rank 0 has published the checkpoint
+        notice.wait()
+    return told == STOP
 
 
 class Restarts(NamedTuple):
