@@ -1,7 +1,7 @@
 # make demo   pre-train, select, fine-tune, evaluate and report on synthetic people (CPU; sized for 20 minutes on 2 idle cores)
 # make test   the test suite; make test-slow: the faults on a whole cluster and the rare variants, about as long again
 # make test-gpu   the tests that need a GPU, on a machine that has one
-# make bench  speed and memory against what one would install instead, into benchmarks/RESULTS.md (20 to 25 minutes on 2 idle cores;
+# make bench  speed and memory against what one would install instead, into benchmarks/RESULTS.md (22 minutes on 2 idle cores;
 #             make bench BENCH=--full: the published sizes, hours)
 # make study DATA=folder   the comparison of the starts on images of real people, three seeds: docs/evidence.md has the layout of
 #             the folder (planned for 90 minutes on 2 idle cores, never measured as a whole; the same command continues)

@@ -1,6 +1,6 @@
 """Run the comparisons and write them with their environment to benchmarks/RESULTS.md: `make bench`.
 
-  python -m benchmarks.results           quick sizes; 20 to 25 minutes on 2 idle cores
+  python -m benchmarks.results           quick sizes; 22 minutes on 2 idle cores
   python -m benchmarks.results --full    the published sizes: hours, and 13 GB of memory
   python -m benchmarks.results --tiny --output runs/tiny.md    toy sizes: tests the code, its figures mean nothing
   python -m benchmarks.results --parts ranking reranking --output runs/some.md
