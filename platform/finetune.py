@@ -181,12 +181,12 @@ def finetune(config: FinetuneConfig) -> None:
     found = store.newest()
     if dist.get_rank() == 0:
         restarted_at(found.payload["images_seen"] if found else 0)
-    if found and dist.get_rank() == 0:
-        inside = found.payload.get("inside")
-        report_line(
-            f"continuing after phase {found.payload['phase'] + 1}, epoch {found.payload['epoch']}"
-            + (f" and {inside['step']} of {len(inside['batches'])} steps" if inside else "")
-        )
+        if found:
+            inside = found.payload.get("inside")
+            report_line(
+                f"continuing after phase {found.payload['phase'] + 1}, epoch {found.payload['epoch']}"
+                + (f" and {inside['step']} of {len(inside['batches'])} steps" if inside else "")
+            )
     init = load_init(config)
     plan = plan_cameras(config, init)
     model = initial_model(config, init, plan)
