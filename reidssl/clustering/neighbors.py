@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reidssl.clustering.products import MULTIPLE, products, products_buffer
-from reidssl.clustering.top_k import select_columns, select_rows
+from reidssl.clustering.top_k import STRETCH, select_columns, select_rows
 from reidssl.row_blocks import one_torch_thread_each, over_blocks, threads_of
 
 Array = np.ndarray
@@ -62,7 +62,7 @@ def top_scores(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     columns = scores.shape[1]
     k = min(k, columns)
-    values, indices = scores.topk(min(k + 1, columns), dim=1)
+    values, indices = _largest(scores, min(k + 1, columns))
     if k < columns:
         tied = (values[:, k] == values[:, k - 1]).nonzero().flatten()
         values, indices = values[:, :k], indices[:, :k]
@@ -76,6 +76,24 @@ def top_scores(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     indices = indices.sort(dim=1).values
     values, order = scores.gather(1, indices).sort(dim=1, descending=True, stable=True)
     return values, indices.gather(1, order)
+
+
+def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`scores.topk(k)` along the rows, by way of the largest score of each stretch of columns.
+
+    The k largest scores lie in the k stretches with the largest maxima, so that most scores are read only once. On an H100, topk
+    alone takes several times as long as the matrix product that computes the scores.
+    """
+    rows, columns = scores.shape
+    whole = columns - columns % STRETCH
+    if whole // STRETCH < 4 * k:
+        return scores.topk(k, dim=1)
+    stretches = scores[:, :whole].unflatten(1, (-1, STRETCH))
+    chosen = stretches.amax(dim=2).topk(k, dim=1).indices
+    places = (chosen[:, :, None] * STRETCH + torch.arange(STRETCH, device=scores.device)).flatten(1)
+    places = torch.cat([places, torch.arange(whole, columns, device=scores.device).expand(rows, -1)], dim=1)
+    values, found = scores.gather(1, places).topk(k, dim=1)
+    return values, places.gather(1, found)
 
 
 class Nearest(NamedTuple):

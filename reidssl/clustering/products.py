@@ -7,6 +7,8 @@ rows is a multiple of 64 have no such remainder.
 
 from torch import Tensor
 
+from reidssl.precision import no_autocast
+
 MULTIPLE = 64
 
 
@@ -22,6 +24,7 @@ def products(rows: Tensor, columns: Tensor, buffer: Tensor) -> Tensor:
     """rows @ columns.T: float32 (b, c), contiguous in `buffer`.
 
     Operands are padded with zeros to a multiple of 64 rows. All rows of `rows`, but only the remainder of `columns`, are copied.
+    On a GPU the products are exact even in a process that allows TF32 for its model.
 
     Args:
         rows, columns: float32 (b, D) and (c, D) on one device.
@@ -29,10 +32,11 @@ def products(rows: Tensor, columns: Tensor, buffer: Tensor) -> Tensor:
     """
     padded, full = _padded(rows), len(columns) - len(columns) % MULTIPLE
     scores = buffer[: len(padded) * len(columns)].view(len(padded), len(columns))
-    if full:
-        scores[:, :full].addmm_(padded, columns[:full].T, beta=0)
-    if full < len(columns):
-        scores[:, full:] = (padded @ _padded(columns[full:]).T)[:, : len(columns) - full]
+    with no_autocast(rows):
+        if full:
+            scores[:, :full].addmm_(padded, columns[:full].T, beta=0)
+        if full < len(columns):
+            scores[:, full:] = (padded @ _padded(columns[full:]).T)[:, : len(columns) - full]
     return scores[: len(rows)]
 
 

@@ -1,7 +1,6 @@
 """Whole runs on a GPU: the curve of the CPU, checkpoints moved between devices, a killed run, every program once."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import torch
 from platform.engine.runs.metrics import read_metrics
 from platform.engine.storage.location import open_storage
 from tests.platform.curve_worker import BATCH
+from tests.platform.test_curve import spawn
 from tests.tiny import PIPELINE, RESUMED
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
@@ -30,16 +30,8 @@ def gpus(*keys: str) -> list[str]:
 
 def train(folder: Path, data: str, where: dict[str, str], name: str, stop: int = 0, *overrides: str) -> dict[int, float]:
     """Run the loop of pre-training in its own process up to step `stop` (0: the end); returns the logged losses."""
-    order = json.dumps({"world": 1, "data": data, "steps": STEPS, "runs": [[name, 0, stop]], "overrides": [*SAME, *overrides]})
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.platform.curve_worker", "0", folder, order],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | where,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert ended.returncode == 0, (ended.stdout + ended.stderr)[-3000:]
+    order = {"world": 1, "data": data, "steps": STEPS, "runs": [[name, 0, stop]], "overrides": [*SAME, *overrides]}
+    spawn("tests.platform.curve_worker", folder, 1, order, **where)
     return {row["position"]: row["loss"] for row in read_metrics(open_storage(str(folder / name)))}
 
 

@@ -25,9 +25,13 @@ def work(folder: Path, world: int, data: str, steps: int, runs: list, overrides:
     spawn("tests.platform.curve_worker", folder, world, order)
 
 
-def spawn(module: str, folder: Path, world: int, order: dict) -> None:
-    """Run `world` processes `python -m module RANK FOLDER ORDER` to their end; they find each other through the folder."""
+def spawn(module: str, folder: Path, world: int, order: dict, **variables: str) -> None:
+    """Run `world` processes `python -m module RANK FOLDER ORDER` to their end; they find each other through the folder.
+
+    variables: further environment variables.
+    """
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "RENDEZVOUS": f"rendezvous-{uuid.uuid4()}"}
+    environment |= variables
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", module, str(rank), folder, json.dumps(order)],

@@ -104,6 +104,17 @@ def test_the_selection_of_an_accelerator_is_that_of_the_processor(column_block):
     np.testing.assert_allclose(best.lowest.numpy(), expected.lowest, atol=1e-6)
 
 
+@pytest.mark.parametrize("columns", [2048, 2099, 5000])
+def test_the_best_of_many_scores_are_found_by_stretches(columns):
+    """Many equal scores, of which those in the first columns are taken, also if they are the last of the best."""
+    scores = torch.from_numpy(np.random.default_rng(8).integers(0, 400, (50, columns))).float()
+    scores[0] = 1.0
+    values, found = top_scores(scores, 7)
+    expected = np.argsort(-scores.numpy(), axis=1, kind="stable")[:, :7]
+    np.testing.assert_array_equal(found.numpy(), expected)
+    np.testing.assert_array_equal(values.numpy(), np.take_along_axis(scores.numpy(), expected, axis=1))
+
+
 @pytest.mark.parametrize("length", [1e-40, 1e-25, 1e-12, 1.0, 1e12, 1e25, 1e38])
 def test_rows_of_any_length_become_one_long(length):
     rows = torch.from_numpy(np.random.default_rng(7).uniform(-1, 1, size=(6, 9))).double()
