@@ -1,5 +1,6 @@
-"""Drop path (stochastic depth, arXiv 1603.09382) that does not depend on how the batch of a step is cut into pieces."""
+"""Drop path (stochastic depth, arXiv 1603.09382) for other uses than timm's layer: batches in pieces, and compiled blocks."""
 
+import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
@@ -40,3 +41,33 @@ def draw_by_step(model: nn.Module) -> list[StepDropPath]:
                 setattr(parent, name, layer)
                 found.append(layer)
     return found
+
+
+class TensorDropPath(nn.Module):
+    """Drop path whose rate is a tensor, so that blocks with different rates share one compiled graph. It also accepts rate 0."""
+
+    keep: Tensor
+
+    def __init__(self, rate: float, device: torch.device) -> None:
+        super().__init__()
+        self.register_buffer("keep", torch.tensor(1.0 - rate, device=device), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop residual branches of images at random; the others are scaled by 1 / (1 - rate). x: float (B, ...)."""
+        if not self.training:
+            return x
+        kept = torch.rand((x.shape[0],) + (1,) * (x.ndim - 1), device=x.device) < self.keep
+        return x * (kept / self.keep).to(x.dtype)
+
+
+def one_kind_of_drop_path(vit: nn.Module) -> None:
+    """Give all blocks of a timm model that drops paths a TensorDropPath, also the first one, whose rate is 0."""
+    if not any(isinstance(layer, DropPath) for layer in vit.modules()):
+        return
+    device = next(vit.parameters()).device
+    for block in vit.get_submodule("blocks").children():
+        for name in ("drop_path1", "drop_path2"):
+            layer = getattr(block, name)
+            if isinstance(layer, DropPath | nn.Identity):
+                rate = layer.drop_prob if isinstance(layer, DropPath) else 0.0
+                setattr(block, name, TensorDropPath(rate, device).train(layer.training))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from reidssl.precision import widened
 
@@ -29,7 +30,8 @@ class InstanceBatchNorm(nn.Module):
         self.batch = _BatchHalf(channels - self.instance_channels)
 
     def forward(self, maps: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():  # exported graphs keep the published layers
+        # Exported graphs keep the published layers. torch.compiler.is_exporting() is true in all traced code up to PyTorch 2.11.
+        if torch.compiler.is_compiling() and not torch.compiler._is_exporting_flag:
             return self.in_one_pass(maps)
         return torch.cat(
             (self.instance(maps[:, : self.instance_channels]), self.batch(maps[:, self.instance_channels :])),
@@ -82,6 +84,27 @@ class _BatchHalf(nn.BatchNorm2d):
         return mean, variance
 
 
+def patch_products(projection: nn.Conv2d, maps: Tensor) -> Tensor:
+    """`projection(maps)`, on a GPU as one matrix product if the patches do not overlap: (B, C, H, W) -> (B, D, h, w).
+
+    cuDNN has no fast backward pass for convolutions with such large strides: on an H100 that of the ICS stem took 15 times as
+    long as the matrix product.
+    """
+    if not maps.is_cuda or projection.stride != projection.kernel_size:
+        result: Tensor = projection(maps)
+        return result
+    return _as_product(projection, maps)
+
+
+def _as_product(projection: nn.Conv2d, maps: Tensor) -> Tensor:
+    size, (images, channels, height, width) = int(projection.kernel_size[0]), maps.shape
+    rows, columns = height // size, width // size
+    pixels = maps[:, :, : rows * size, : columns * size].permute(0, 2, 3, 1)
+    patches = pixels.reshape(images, rows, size, columns, size, channels).transpose(2, 3).flatten(3)
+    weight = projection.weight.permute(0, 2, 3, 1).flatten(1)
+    return F.linear(patches, weight, projection.bias).permute(0, 3, 1, 2)
+
+
 class IcsStem(nn.Module):
     """Images to patch embeddings: float (B, 3, H, W) -> (B, D, h, w).
 
@@ -110,5 +133,4 @@ class IcsStem(nn.Module):
         maps = self.norm1(self.conv1(images)).relu()
         maps = self.norm2(self.conv2(maps)).relu()
         maps = self.norm3(self.conv3(maps)).relu()
-        patches: Tensor = self.proj(maps)
-        return patches
+        return patch_products(self.proj, maps)

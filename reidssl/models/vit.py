@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from reidssl.models.ics import IcsStem
+from reidssl.models.drop_path import one_kind_of_drop_path
+from reidssl.models.ics import IcsStem, patch_products
 from reidssl.models.initialization import seeded
 from reidssl.models.model_config import VitConfig
 
@@ -40,8 +41,7 @@ class PatchProjection(nn.Module):
         self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=stride)
 
     def forward(self, images: Tensor) -> Tensor:
-        patches: Tensor = self.proj(images)
-        return patches
+        return patch_products(self.proj, images)
 
 
 def _build_stem(config: VitConfig) -> nn.Module:
@@ -77,6 +77,7 @@ class Vit(VisionTransformer):
             embed_layer=lambda **_: _build_stem(config),
         )
         self.config = config
+        self._embedding, self._block = _embedding_of, _output_of
         nn.init.trunc_normal_(self.cls_token, std=0.02)  # as DINO does; timm's default is nearly zero
         self.camera_embed: nn.Parameter | None = None
         if config.num_cameras:
@@ -128,7 +129,7 @@ class Vit(VisionTransformer):
         self, images: Tensor, camids: Tensor | None = None, mask: Tensor | None = None, mask_token: Tensor | None = None
     ) -> Tensor:
         """All tokens before the last block, (B, 1 + N, D), class token first. Arguments as in `forward`."""
-        tokens = self._embed(images, camids, mask, mask_token)
+        tokens = self._embedding(self, images, camids, mask, mask_token)
         for block in self.blocks[:-1]:
             tokens = self._through(block, tokens)
         return tokens
@@ -140,8 +141,26 @@ class Vit(VisionTransformer):
 
     def _through(self, block: nn.Module, tokens: Tensor) -> Tensor:
         # With timm's set_grad_checkpointing(True), activations are computed again in the backward pass to save memory.
-        result: Tensor = checkpoint(block, tokens, use_reentrant=False) if self.grad_checkpointing else block(tokens)
-        return result
+        if self.grad_checkpointing:
+            result: Tensor = checkpoint(self._block, block, tokens, use_reentrant=False)
+            return result
+        return self._block(block, tokens)
+
+    def compile_parts(self, **options: Any) -> None:
+        """Compile the embedding and the blocks in place. Names of parameters do not change, and copies are not compiled.
+
+        All blocks share one graph for each size of images, so that compilation takes a fraction of the time that the whole model
+        would take. The random numbers of drop path are others than those of a model that is not compiled.
+
+        options: arguments of torch.compile.
+        """
+        one_kind_of_drop_path(self)
+        self._embedding = torch.compile(_embedding_of, dynamic=False, **options)
+        self._block = torch.compile(_output_of, dynamic=False, **options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return state | {"_embedding": _embedding_of, "_block": _output_of}
 
     def forward_features(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         """The same as `forward_tokens`, under timm's name."""
@@ -212,6 +231,15 @@ class Vit(VisionTransformer):
                 "number the cameras from 0, or build the backbone with num_cameras=0"
             )
         return camids
+
+
+def _embedding_of(vit: Vit, images: Tensor, camids: Tensor | None, mask: Tensor | None, mask_token: Tensor | None) -> Tensor:
+    return vit._embed(images, camids, mask, mask_token)
+
+
+def _output_of(block: nn.Module, tokens: Tensor) -> Tensor:
+    result: Tensor = block(tokens)
+    return result
 
 
 def build_vit(config: VitConfig, seed: int = 0) -> Vit:

@@ -144,14 +144,12 @@ class Objective(nn.Module):
         return False
 
     def compile_backbones(self, **options: Any) -> None:
-        """Compile both backbones in place, with one graph for each crop size. Names of parameters do not change.
-
-        Each backbone is compiled as a whole, because separate blocks would be recompiled for every drop path rate. Copies
-        (`export_backbone`) are not compiled. options: arguments of torch.compile.
-        """
+        """Compile the parts of both backbones in place (`Vit.compile_parts`). options: arguments of torch.compile."""
         for model in (self.student, self.teacher):
             if model is not None:
-                model.get_submodule("backbone").compile(dynamic=False, **options)
+                backbone = model.get_submodule("backbone")
+                assert isinstance(backbone, Vit)
+                backbone.compile_parts(**options)
 
     @torch.no_grad()
     def teach(self, crops: Sequence[Tensor], **options: Any) -> StudentOutput:

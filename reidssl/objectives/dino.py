@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from reidssl.accelerator import compiled
 from reidssl.models.heads import DinoHead
 from reidssl.models.model_config import VitConfig
 from reidssl.models.vit import Vit, build_vit
@@ -53,12 +54,21 @@ def dino_loss(student_logits: Tensor, teacher_probabilities: Tensor, num_crops: 
             f"most V: got {tuple(student_logits.shape)} and {tuple(teacher_probabilities.shape)} with num_crops {num_crops}"
         )
     with no_autocast(student_logits):  # always fp32, because the sums have 65,536 terms
-        logits = student_logits.float() / student_temperature
-        log_partition = logits.logsumexp(dim=-1).view(num_crops, num_images).mean(dim=1)  # (V,)
-        products = logits.view(num_crops, -1) @ teacher_probabilities.view(num_views, -1).T  # (V, T)
+        work = compiled(_partitions_and_products, student_logits.device)
+        log_partition, products = work(student_logits, teacher_probabilities, num_crops, num_views, student_temperature)
     cross_entropy = log_partition[:, None] - products / num_images
-    same_view = torch.eye(num_crops, num_views, dtype=torch.bool, device=logits.device)
-    return cross_entropy.masked_fill(same_view, 0.0).sum() / (num_crops * num_views - num_views)
+    same_view = torch.eye(num_crops, num_views, dtype=torch.bool, device=student_logits.device)
+    loss: Tensor = cross_entropy.masked_fill(same_view, 0.0).sum() / (num_crops * num_views - num_views)
+    return loss
+
+
+def _partitions_and_products(
+    student_logits: Tensor, probabilities: Tensor, num_crops: int, num_views: int, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Mean log partition of each crop (V,), and the inner products of the logits of all crops and the targets (V, T)."""
+    logits = student_logits.float() / temperature
+    log_partition = logits.logsumexp(dim=-1).view(num_crops, -1).mean(dim=1)
+    return log_partition, logits.view(num_crops, -1) @ probabilities.view(num_views, -1).T
 
 
 class Dino(Objective):

@@ -53,10 +53,12 @@ def test_crops_made_ahead_are_the_same(fast_products):
     crop, seeds = MultiCrop(MultiCropConfig(global_size=(64, 32), num_local=0)), sample_seeds(0, 0, [str(i) for i in range(16)])
     expected = [crop(devices.upload(batch), seeds) for batch in images]
     busy, seen = torch.randn(2000, 2000, device=devices.device()), []
-    for number, made in devices.ahead(iter(range(6)), lambda number: crop(devices.upload(images[number]), seeds)):
+    batches = devices.Ahead(iter(range(6)), lambda number: crop(devices.upload(images[number]), seeds))
+    for number, made in batches:
         for _ in range(5):
             busy = (busy @ busy).clamp(-1, 1)
         seen.append([one + 0 for one in made])
+        batches.prepare()
         assert number == len(seen) - 1
         del made  # from now on its memory may be reused
     for one, other in zip(seen, expected, strict=True):

@@ -1,6 +1,6 @@
 """The pre-training loop that every worker runs: place, learner, steps, checkpoints, and the backbone at the end."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch.distributed as dist
@@ -13,7 +13,7 @@ from platform.engine.pretrain.place import Place, find_place
 from platform.engine.pretrain.saver import Saver
 from platform.engine.runs.metrics import Tracker
 from platform.engine.runs.run_folder import Run
-from platform.engine.runtime.device import ahead, upload
+from platform.engine.runtime.device import Ahead, upload
 from platform.engine.schemas.pretrain_settings import PretrainConfig
 from platform.engine.storage.location import open_storage
 from platform.engine.storage.retry import patiently
@@ -53,6 +53,7 @@ def train(config: PretrainConfig, open_stream: OpenStream = stream) -> None:
             batch = next(batches)
             with clock.measure("compute"):
                 step.learn(*batch)
+            batches.prepare()
         with clock.measure("exchange"):  # waits for the slowest worker, and on a GPU for the device
             result = step.end(notice.seen())
         told = notice.decide(result.notices)
@@ -67,31 +68,29 @@ def train(config: PretrainConfig, open_stream: OpenStream = stream) -> None:
     dist.barrier()
 
 
-def load(
-    config: PretrainConfig, place: Place, open_stream: OpenStream, clock: StepClock
-) -> Iterator[tuple[dict[str, Any], Sequence[Tensor]]]:
-    """Yields (micro-batch, crops on the device) of this worker, from the current position to the end of the run.
+def load(config: PretrainConfig, place: Place, open_stream: OpenStream, clock: StepClock) -> Ahead[dict[str, Any]]:
+    """Iterator over (micro-batch, crops on the device) of this worker, from the current position to the end of the run.
 
     clock: measures the wait for input and the making of crops.
     """
-    if place.is_complete:
-        return iter(())
     crop = MultiCrop(config.augment)
-    batches = open_stream(
-        place.plan,
-        config.stream,
-        open_storage(config.data.uri, config.storage),
-        config.model.image_size,
-        place.seen,
-        place.total,
-        config.scaling.decode_resource,
-    )
+    batches: Iterator[dict[str, Any]] = iter(())
+    if not place.is_complete:
+        batches = open_stream(
+            place.plan,
+            config.stream,
+            open_storage(config.data.uri, config.storage),
+            config.model.image_size,
+            place.seen,
+            place.total,
+            config.scaling.decode_resource,
+        )
 
     def crops_of(batch: dict[str, Any]) -> list[Tensor]:
         with clock.measure("crops"):
             return crop(upload(batch["image"]), stream_seeds(config.seed, batch["epoch"], batch["key"]))
 
-    return ahead(clock.waiting("input_wait", batches), crops_of)
+    return Ahead(clock.waiting("input_wait", batches), crops_of)
 
 
 def publish(learner: Learner, run: Run, tracker: Tracker | None) -> None:

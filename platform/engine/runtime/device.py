@@ -1,8 +1,8 @@
 """All code that depends on the device: device, precision, transfers, collective backend, threads."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -56,27 +56,44 @@ def upload(array: np.ndarray[Any, Any] | Tensor) -> Tensor:
     return send(array if isinstance(array, Tensor) else torch.from_numpy(array), device())
 
 
-def ahead(batches: Iterable[Batch], make: Callable[[Batch], Sequence[Tensor]]) -> Iterator[tuple[Batch, Sequence[Tensor]]]:
-    """Yields (batch, make(batch)) for each batch.
+class Ahead(Generic[Batch]):
+    """Iterator over (batch, make(batch)), whose next item a GPU can make while it is busy with the current one.
 
-    On a GPU, `make` runs one batch ahead on its own stream, while the caller computes with the previous batch. It must not read
-    anything that the caller's stream writes. On a CPU, a batch is fetched and made when it is requested.
+        for batch, made in batches:
+            ...                     start the work on `made`
+            batches.prepare()       make the next item before anything waits for the device
+
+    On a GPU, `make` runs on its own stream. It must not read anything that the caller's stream writes. On a CPU, `prepare` does
+    nothing: a batch is fetched and made when it is requested.
     """
-    if device().type != "cuda":
-        for batch in batches:
-            yield batch, make(batch)
-        return
-    side = torch.cuda.Stream()
-    coming: tuple[Batch, Sequence[Tensor], torch.cuda.Event] | None = None
-    for batch in batches:
-        with torch.cuda.stream(side):
-            made = make(batch)
-        following = batch, made, side.record_event()
-        if coming is not None:
-            yield _taken_over(*coming)
-        coming = following
-    if coming is not None:
-        yield _taken_over(*coming)
+
+    def __init__(self, batches: Iterable[Batch], make: Callable[[Batch], Sequence[Tensor]]) -> None:
+        self._batches, self._make = iter(batches), make
+        self._side = torch.cuda.Stream() if device().type == "cuda" else None
+        self._coming: tuple[Batch, Sequence[Tensor], torch.cuda.Event] | None = None
+
+    def __iter__(self) -> "Ahead[Batch]":
+        return self
+
+    def prepare(self) -> None:
+        """Fetch and make the next item now, on a GPU only. At the end of the batches it does nothing."""
+        if self._side is None or self._coming is not None:
+            return
+        batch = next(self._batches, None)
+        if batch is not None:
+            with torch.cuda.stream(self._side):
+                made = self._make(batch)
+            self._coming = batch, made, self._side.record_event()
+
+    def __next__(self) -> tuple[Batch, Sequence[Tensor]]:
+        if self._side is None:
+            batch = next(self._batches)
+            return batch, self._make(batch)
+        self.prepare()
+        if self._coming is None:
+            raise StopIteration
+        coming, self._coming = self._coming, None
+        return _taken_over(*coming)
 
 
 def _taken_over(batch: Batch, made: Sequence[Tensor], event: torch.cuda.Event) -> tuple[Batch, Sequence[Tensor]]:

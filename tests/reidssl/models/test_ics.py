@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reidssl.models.ics import IcsStem, InstanceBatchNorm
+from reidssl.models.ics import IcsStem, InstanceBatchNorm, _as_product
 
 
 def test_first_half_is_normalized_per_image_and_second_half_per_batch():
@@ -71,3 +71,32 @@ def test_odd_sizes_are_refused():
         IcsStem(width=10, patch_size=7, stride=7)
     with pytest.raises(ValueError, match="stem_width must be even"):
         InstanceBatchNorm(5)
+
+
+def test_compiled_norms_take_one_pass():
+    """The compiler must not see the split halves: their instance norm would copy the maps to another memory format."""
+    torch._dynamo.reset()
+    operators = []
+
+    def backend(graph, inputs):
+        operators.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    norm, maps = InstanceBatchNorm(8).train(), torch.randn(2, 8, 4, 4)
+    expected = InstanceBatchNorm(8).train()(maps)
+    torch.testing.assert_close(torch.compile(norm, backend=backend)(maps), expected, rtol=1e-5, atol=1e-5)
+    assert any("var_mean" in name for name in operators) and not any("instance_norm" in name for name in operators)
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("size", "kernel"), [((16, 8), 8), ((35, 18), 8), ((12, 9), 3)])
+def test_patches_as_a_matrix_product(memory, size, kernel):
+    """The same as the convolution, with gradients, also if the last rows and columns belong to no patch."""
+    projection = torch.nn.Conv2d(6, 5, kernel, stride=kernel).double()
+    maps = torch.randn(2, 6, *size, dtype=torch.double).to(memory_format=memory).requires_grad_()
+    found, expected = _as_product(projection, maps), projection(maps)
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn_like(expected)
+    ours, theirs = (torch.autograd.grad((each * weight).sum(), (maps, projection.weight)) for each in (found, expected))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)

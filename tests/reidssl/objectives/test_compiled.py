@@ -1,13 +1,17 @@
-"""Compiled backbones on a CPU: the same numbers, one graph for each crop size, and unchanged checkpoints."""
+"""Compiled backbones on a CPU: the same numbers, one graph of a block for each crop size, and unchanged checkpoints."""
 
+import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from platform.engine.train.step import StepBatchNorm
+from reidssl.models.drop_path import TensorDropPath
 from reidssl.models.model_config import VitConfig
 from reidssl.objectives.base import Progress
 from reidssl.objectives.dino import Dino, DinoConfig
 
+GRAPHS = 6
+"""Embedding and block, each for two crop sizes of the student and one of the teacher: no graph breaks, no recompilation."""
 DINO = DinoConfig(out_dim=20, hidden=12, bottleneck=6)
 
 
@@ -16,10 +20,14 @@ def crops(step: int) -> list[torch.Tensor]:
     return [torch.randn(3, 3, *size, generator=generator) for size in ((32, 16), (32, 16), (16, 8), (16, 8))]
 
 
+def config_of(depth: int, drop_path: float) -> VitConfig:
+    return VitConfig(width=24, depth=depth, heads=3, patch_size=8, image_size=(32, 16), stem_width=8, drop_path=drop_path)
+
+
 def test_same_numbers_and_one_graph_for_each_size():
     """With the hooks that collect batch statistics, as in a run. Traced as on a GPU, but the operators run one by one."""
     torch._dynamo.reset()
-    config = VitConfig(width=24, depth=1, heads=3, patch_size=8, image_size=(32, 16), stem_width=8)
+    config = config_of(3, 0.0)
     counter = CompileCounterWithBackend("aot_eager")
     plain, compiled = Dino(config, DINO).train(), Dino(config, DINO).train()
     norms = [StepBatchNorm(objective) for objective in (plain, compiled)]
@@ -35,8 +43,40 @@ def test_same_numbers_and_one_graph_for_each_size():
         assert collected[0].keys() == collected[1].keys() and len(collected[0]) == 6
         for name, value in collected[0].items():
             torch.testing.assert_close(collected[1][name], value, rtol=1e-6, atol=1e-6)
-    assert counter.frame_count == 3  # two sizes for the student, one for the teacher: no graph breaks, no recompilation
+    assert counter.frame_count == GRAPHS
     assert list(compiled.state_dict()) == list(plain.state_dict())
     copy = compiled.export_backbone()
-    assert copy._compiled_call_impl is None
     torch.testing.assert_close(copy(crops(0)[0]), plain.export_backbone()(crops(0)[0]), rtol=1e-5, atol=1e-5)
+    assert counter.frame_count == GRAPHS  # the copy is not compiled
+
+
+def test_blocks_with_drop_path_share_a_graph():
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    objective = Dino(config_of(4, 0.3), DINO).train()
+    objective.compile_backbones(backend=counter)
+    for step in range(2):
+        objective(objective.student, crops(step), Progress(0, 10, 100)).loss.backward()
+    assert counter.frame_count == GRAPHS
+    assert [round(1 - float(block.drop_path1.keep), 3) for block in objective.student.backbone.blocks] == [0.0, 0.1, 0.2, 0.3]
+
+
+def test_a_compiled_model_can_be_exported():
+    """As the published layers, not in the form of the compiler."""
+    torch._dynamo.reset()
+    backbone = Dino(config_of(1, 0.1), DINO).export_backbone()
+    program = torch.export.export(backbone, (crops(0)[0],), strict=False)
+    operators = {str(node.target) for node in program.graph.nodes}
+    assert any("instance_norm" in name for name in operators) and not any("var_mean" in name for name in operators)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.25])
+def test_drop_path_by_tensor(rate):
+    """Images are dropped at the rate, the others are scaled up, and an evaluation changes nothing."""
+    torch.manual_seed(0)
+    layer, ones = TensorDropPath(rate, torch.device("cpu")), torch.ones(4000, 2, 3)
+    found = layer(ones)
+    kept = found[:, 0, 0] > 0
+    assert (found == torch.where(kept, 1 / (1 - rate), 0)[:, None, None]).all()
+    assert abs(float(kept.float().mean()) - (1 - rate)) < 0.02
+    assert torch.equal(layer.eval()(ones), ones)

@@ -32,9 +32,10 @@ def test_on_a_cpu_nothing_is_fetched_before_it_is_asked_for():
             fetched.append(number)
             yield number
 
-    prepared = devices.ahead(batches(), lambda number: [torch.full((2,), float(number))])
+    prepared = devices.Ahead(batches(), lambda number: [torch.full((2,), float(number))])
     seen = []
     for number, (made,) in prepared:
+        prepared.prepare()
         assert fetched == list(range(number + 1)) or devices.device().type == "cuda"
         seen.append((number, made.tolist()))
     assert seen == [(number, [number, number]) for number in range(3)]
