@@ -1,7 +1,8 @@
 """Speed on one GPU: pre-training end to end against a bare loop, crops, extraction, clustering, start-up.
 
-  python -m benchmarks.gpu            on a machine with a GPU: about 20 minutes
-  python -m benchmarks.gpu --tiny     every part at toy sizes, on any machine: tests the code, its figures mean nothing
+  python -m benchmarks.gpu                            on a machine with a GPU: about 20 minutes
+  python -m benchmarks.gpu --parts ics start          some parts only: ics, patch, crops, loader, extraction, labels, start
+  python -m benchmarks.gpu --tiny                     every part at toy sizes, on any machine; its figures mean nothing
 
 ViT-S, 2 + 8 crops of 256 x 128 and 128 x 64, 65,536 prototypes, synthetic people. The bare loop is ordinary PyTorch on crops that
 are already on the GPU: autocast in bf16, compiled backbones, fused AdamW. Every part runs in its own process, so that memory and
@@ -15,7 +16,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from benchmarks import first_step
 from benchmarks.goodput import IMAGES
@@ -115,29 +118,60 @@ def pretraining(folder: str, sizes: Sizes, stem: str) -> None:
     show(f"{stem}: operations of one image", operations / 1e9, "GFLOP", f"products reach {matrix_rate / 1e12:.2f} TFLOP/s here")
 
 
-def parts(sizes: Sizes) -> None:
-    """Run all parts and print the table."""
+def crops(folder: str, sizes: Sizes) -> None:
+    """Print the multi-crop, fused by the compiler and operator by operator."""
+    for label, compiled in (("joined by the compiler", True), ("operator by operator", False)):
+        arguments = {"overrides": sizes.overrides, "batch": sizes.crop_batch, "compiled": compiled, "steps": sizes.steps}
+        seconds = measure(SIDES, "crops", arguments).seconds
+        show(f"multi-crop of {sizes.crop_batch} images, {label}", sizes.crop_batch * sizes.steps / seconds, "images/s")
+
+
+def loader(folder: str, sizes: Sizes) -> None:
+    """Print a DataLoader with PIL crops."""
+    run = measure(SIDES, "loader", {"overrides": sizes.overrides, "num": sizes.loader_images})
+    show("DataLoader with PIL crops", run.numbers["images"] / run.seconds, "images/s", f"{os.cpu_count()} worker processes")
+
+
+def extraction(folder: str, sizes: Sizes) -> None:
+    """Print the extraction of features against a bare forward loop."""
+    arguments = {"overrides": sizes.overrides, "extraction": sizes.extraction}
+    taken = [measure(SIDES, side, arguments).seconds for side in ("extraction", "forward")]
+    ours, other = (sizes.extraction[0] / seconds for seconds in taken)
+    show("extraction of features", ours, "images/s", f"{ours / other:.2f} of a bare compiled forward loop ({other:,.0f})")
+
+
+def labels(folder: str, sizes: Sizes) -> None:
+    """Print the pseudo-labels of a large set, whose neighbors are searched exactly."""
+    run = measure("benchmarks.million", "labels", {"num": sizes.features, "actors": 0, "search": "exact"})
+    note = ", ".join(f"{name} {seconds} s" for name, seconds in run.numbers["seconds of each step"].items())
+    show(f"{sizes.features:,} features of 384 to labels, exact search", run.seconds, "s", note)
+
+
+def start(folder: str, sizes: Sizes) -> None:
+    """Print the time from the command to the first step, twice: the second start finds the compiled code."""
+    where = [one for one in sizes.overrides if one.startswith("scaling.")]
+    for number, label in enumerate(("", ", again")):
+        connected, first = first_step.start(f"{folder}/data", f"{folder}/first{number}", *where)
+        show(f"command to first step, a tiny model{label}", first, "s", f"of it until Ray is there {connected:.1f} s")
+
+
+PARTS: dict[str, Callable[[str, Sizes], None]] = {
+    "ics": partial(pretraining, stem="ics"),
+    "patch": partial(pretraining, stem="patch"),
+    "crops": crops,
+    "loader": loader,
+    "extraction": extraction,
+    "labels": labels,
+    "start": start,
+}
+
+
+def run(names: list[str], sizes: Sizes) -> None:
+    """Run parts, keys of PARTS, and print their rows."""
     with tempfile.TemporaryDirectory() as folder:
-        tiny = sizes is TINY
-        write_shards(f"{folder}/data", "[64,32]" if tiny else "[256,128]", sizes.images)
-        for stem in ("ics", "patch"):
-            pretraining(folder, sizes, stem)
-        count = sizes.crop_batch
-        for label, compiled in (("joined by the compiler", True), ("operator by operator", False)):
-            arguments = {"overrides": sizes.overrides, "batch": count, "compiled": compiled, "steps": sizes.steps}
-            seconds = measure(SIDES, "crops", arguments).seconds
-            show(f"multi-crop of {count} images, {label}", count * sizes.steps / seconds, "images/s")
-        run = measure(SIDES, "loader", {"overrides": sizes.overrides, "num": sizes.loader_images})
-        show("DataLoader with PIL crops", run.numbers["images"] / run.seconds, "images/s", f"{os.cpu_count()} worker processes")
-        arguments = {"overrides": sizes.overrides, "extraction": sizes.extraction}
-        taken = [measure(SIDES, side, arguments).seconds for side in ("extraction", "forward")]
-        ours, other = (sizes.extraction[0] / seconds for seconds in taken)
-        show("extraction of features", ours, "images/s", f"{ours / other:.2f} of a bare compiled forward loop ({other:,.0f})")
-        seconds = measure("benchmarks.million", "labels", {"num": sizes.features, "actors": 0}).seconds
-        show(f"{sizes.features:,} features of 384 to labels", seconds, "s")
-        where = [one for one in sizes.overrides if one.startswith("scaling.")]
-        connected, first = first_step.start(f"{folder}/data", f"{folder}/first", *where)
-        show("command to first step, a tiny model", first, "s", f"of it until Ray is there {connected:.1f} s")
+        write_shards(f"{folder}/data", "[64,32]" if sizes is TINY else "[256,128]", sizes.images)
+        for name in names:
+            PARTS[name](folder, sizes)
 
 
 def main() -> None:
@@ -145,7 +179,9 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="toy sizes, on a CPU too")
-    tiny = parser.parse_args().tiny
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=f"of {', '.join(PARTS)}")
+    arguments = parser.parse_args()
+    tiny = arguments.tiny
     if not tiny and not torch.cuda.is_available():
         print(
             "error: there is no GPU here that torch can use: run this on a machine with one; --tiny tries the code without",
@@ -156,7 +192,7 @@ def main() -> None:
     if tiny:
         print("- toy sizes: these figures mean nothing")
     print(f"\n{head()}")
-    parts(TINY if tiny else FULL)
+    run(arguments.parts, TINY if tiny else FULL)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def training_step(config: PretrainConfig) -> tuple[Any, Any, Any]:
     """(step, the objective, one step's crops) of the bare loop."""
     import torch
 
-    from platform.engine.runtime.device import device, keep_compiled_code, precision, upload
+    from platform.engine.runtime.device import allow_fast_products, device, keep_compiled_code, precision, upload
     from platform.engine.train.optimizers import pretraining_optimizer
     from reidssl.accelerator import wants_compiling
     from reidssl.augment.multicrop import MultiCrop
@@ -47,6 +47,7 @@ def training_step(config: PretrainConfig) -> tuple[Any, Any, Any]:
     from reidssl.seeding import sample_seeds
 
     batch, half = config.stream.micro_batch, precision("auto") == "bf16"
+    allow_fast_products(precision("auto"))
     objective = build_objective(config.model, config.objective).to(device()).train()
     objective.bf16_teacher = half
     if wants_compiling("auto", device()):

@@ -23,7 +23,7 @@ def labels(arguments):
     """This project's pseudo-labels, with the search in this process or in Ray actors."""
     from reidssl.clustering.pseudo_labels import ClusterConfig, pseudo_labels
 
-    config = ClusterConfig(search="ivf")
+    config = ClusterConfig(search=arguments.get("search", "ivf"))
     pseudo_labels(unlabeled(2000, 20, 3)[0], config)
     features, identities, _ = unlabeled(arguments["num"], 40, 15, noise=0.5)
     actors = arguments["actors"]
@@ -48,7 +48,7 @@ def labels(arguments):
         seconds = {name: round(value, 1) for name, value in found.seconds.items()}
         return {
             "seconds of each step": seconds,
-            "recall at 30 (1,000 images)": round(found.recall, 4),
+            "recall at 30 (1,000 images)": None if found.recall is None else round(found.recall, 4),
             "clusters": found.num_clusters,
             "outliers": found.num_outliers,
             "adjusted Rand index": round(agreement(found.labels, identities), 4),

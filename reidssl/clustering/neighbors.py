@@ -81,8 +81,7 @@ def top_scores(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """`scores.topk(k)` along the rows, by way of the largest score of each stretch of columns.
 
-    The k largest scores lie in the k stretches with the largest maxima, so that most scores are read only once. On an H100, topk
-    alone takes several times as long as the matrix product that computes the scores.
+    The k largest scores lie in the k stretches with the largest maxima, so that most scores are read only once.
     """
     rows, columns = scores.shape
     whole = columns - columns % STRETCH

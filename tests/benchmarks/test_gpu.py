@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_sides
+from benchmarks import gpu, gpu_profile, gpu_sides
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {
@@ -31,6 +31,15 @@ def test_every_side_works(side):
     if side == "arithmetic":
         # Lower bound: the head's last layer, forward on 3 crops of the student and 2 of the teacher, and twice backward on the 3.
         assert numbers["operations"] > (3 * 3 + 2) * 2 * 16 * 64 and numbers["product"] == 40 * 256**3
+
+
+def test_the_profile_lists_the_operators_of_a_step():
+    step, _, _ = gpu_sides.training_step(gpu_sides.config_of(gpu.TINY.overrides))
+    found = gpu_profile.kernels(step)
+    assert found == sorted(found, key=lambda each: -each[1]) and found[0][1] > 0
+    launches = {name: count for name, _, count in found}
+    products = [count for name, count in launches.items() if "mm" in name or "gemm" in name]
+    assert products and min(launches.values()) >= 1 / gpu_profile.STEPS
 
 
 def test_the_pil_crops_have_the_shapes_of_ours():
