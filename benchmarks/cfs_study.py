@@ -44,7 +44,8 @@ def config_of(output: Path, seed: int, samples: int, overrides: list[str]) -> Pi
     real = any(text.startswith("pretrain_set.kind=") for text in overrides)
     worlds = [] if real else [f"{part}_set.synthetic.seed={seed}" for part in ("pretrain", "source", "target")]
     sizes = [f"pretrain.length.samples={samples}", "pretrain.probe.every_steps=1000000"]
-    given = ["experiment=demo", "settings=[]", f"seed={seed}", f"output={output}/seed-{seed}", *worlds, *sizes, *overrides]
+    recipe = [] if any(text.startswith("experiment=") for text in overrides) else ["experiment=demo"]
+    given = [*recipe, "settings=[]", f"seed={seed}", f"output={output}/seed-{seed}", *worlds, *sizes, *overrides]
     return load_config(PipelineConfig, "pipeline", given)
 
 

@@ -1,8 +1,10 @@
 """The tables of the study, from results."""
 
+from pathlib import Path
+
 import pytest
 
-from benchmarks.cfs_study import chart, spread, table
+from benchmarks.cfs_study import chart, config_of, spread, table
 
 FRACTIONS = [0.25, 0.5]
 
@@ -23,3 +25,10 @@ def test_mean_and_standard_deviation_over_seeds():
     assert lines[-1] == "All images: 22.0 ± 2.0" and "All images" not in table(found, FRACTIONS, "planted")
     assert spread(found[:1], "mAP")["full"] == (0.2, 0.0)
     assert chart(found, FRACTIONS).count("<polyline") + chart(found, FRACTIONS).count("<path") >= 3
+
+
+@pytest.mark.parametrize(("given", "objective", "strength"), [([], "dino", 0.2), (["experiment=demo_moco"], "moco_v3", 0.4)])
+def test_the_recipe_can_be_another_experiment(tmp_path, given, objective, strength):
+    config = config_of(Path(tmp_path), 3, 640, given)
+    assert (config.pretrain.objective.name, config.target_set.synthetic.camera_strength) == (objective, strength)
+    assert config.seed == 3 and config.target_set.synthetic.seed == 3 and config.pretrain.length.samples == 640

@@ -19,6 +19,7 @@ from platform.engine.config.groups import experiments_of
 from platform.engine.errors import ConfigError
 from platform.engine.schemas import SCHEMAS, schema_of
 from platform.engine.schemas.finetune_settings import FinetuneConfig
+from platform.engine.schemas.pipeline_settings import PipelineConfig
 from platform.engine.schemas.pretrain_settings import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -314,3 +315,12 @@ def test_a_users_mistake_ends_with_its_text_and_status_2():
     ended = subprocess.run([sys.executable, "-m", "platform.select", "fractoin=0.5"], cwd=ROOT, text=True, capture_output=True)
     assert ended.returncode == 2 and ended.stdout == ""
     assert ended.stderr.strip() == "error: configuration: there is no key 'fractoin'; did you mean fraction or stratify?"
+
+
+def test_the_sweep_has_the_settings_of_the_demo():
+    """demo_sweep.yaml repeats small.yaml for another program."""
+    demo = load_config(PipelineConfig, "pipeline", ["experiment=demo"]).pretrain
+    sweep = load_config(PretrainConfig, "pretrain", ["experiment=demo_sweep", "data.uri=unused"])
+    for name in ("model", "augment", "optimizer", "clip", "stream"):
+        assert getattr(sweep, name) == getattr(demo, name), name
+    assert (sweep.objective.name, sweep.objective.dino) == (demo.objective.name, demo.objective.dino)
