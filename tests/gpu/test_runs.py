@@ -111,6 +111,7 @@ def test_every_program_once(tmp_path):
         "setting=supervised",
         "augment.image_size=[64,32]",
         "supervised.epochs=1",
+        "supervised.batch.identities=4",
         "scaling.threads=1",
         *gpus("scaling.gpus_per_worker"),
     )
