@@ -17,7 +17,23 @@ if not hasattr(platform, "__path__"):
 import pytest  # noqa: E402
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items):
+    _group(items)
+    _skip_without_gpu(items)
+
+
+def _group(items):
+    """With `--dist loadgroup`, one process of pytest-xdist takes all tests that need Ray, and so starts only one.
+
+    Two of them at a time would take as long on 2 cores, because a test with Ray has several processes. The other process takes
+    the remaining tests, file by file.
+    """
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if "ray_session" in item.fixturenames else item.location[0]))
+
+
+def _skip_without_gpu(items):
     """Skip tests marked `gpu` where torch finds no GPU; GPU_TESTS_ANYWHERE=1 runs them on a CPU, to test their code."""
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if not wanting or os.environ.get("GPU_TESTS_ANYWHERE"):

@@ -87,6 +87,7 @@ def test_wrong_inputs_are_said_and_bind_nothing(tmp_path, tiny_backbone, tiny_sh
         main(config_of(tmp_path / "other", tiny_shards.uri, clustered[0]))
 
 
+@pytest.mark.slow
 def test_with_actors_no_features_come_to_this_process(monkeypatch, ray_session, tmp_path, tiny_backbone, tiny_shards):
     """Only the actors read the files. Also without actors, a row that is not finite is reported with its file."""
     values = np.random.default_rng(0).normal(size=(90, 8)).astype(np.float32)

@@ -309,6 +309,7 @@ def test_the_recipes_on_one_and_two_workers_and_after_a_restart(
     assert (again["weights"], again["best"]) == (summary["weights"], summary["best"])
 
 
+@pytest.mark.slow
 def test_a_mean_teacher_that_hardly_moves_keeps_its_pseudo_labels(tmp_path, ray_session, tiny_backbone, tiny_labeled):
     """The labels come from the averaged weights, the exported model too; only the student moves fast. The stem is frozen, whose
     batch norms would change the teacher."""

@@ -51,9 +51,9 @@ def overrides(kind: str, stem: str, pieces: int) -> list[str]:
     ]
 
 
-def work(folder: Path, world: int, data: str, kinds: list[tuple[str, str]], pieces: int) -> None:
-    """Run every kind on every given stem with `world` workers, into `<kind>-<stem>-<pieces>-<world>`."""
-    runs = [[f"{kind}-{stem}-{pieces}-{world}", overrides(kind, stem, pieces)] for kind, stem in kinds]
+def work(folder: Path, world: int, data: str, kinds: list[tuple[str, str, int]]) -> None:
+    """Run every (kind, stem, pieces of a batch) with `world` workers, into `<kind>-<stem>-<pieces>-<world>`."""
+    runs = [[f"{kind}-{stem}-{pieces}-{world}", overrides(kind, stem, pieces)] for kind, stem, pieces in kinds]
     spawn("tests.platform.finetune_worker", folder, world, {"world": world, "data": data, "runs": runs})
 
 
@@ -88,9 +88,9 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.timeout(1200)  # a minute alone, many times longer on a busy machine
 def test_one_and_two_workers_and_an_uncut_batch(tmp_path, tiny_labeled):
     data = tiny_labeled.uri
-    work(tmp_path, 1, data, [("softmax", "patch")], 1)
-    for world in (1, 2):
-        work(tmp_path, world, data, [("softmax", "patch"), ("teacher", "ics"), ("jigsaw", "patch")], 2)
+    cut = [("softmax", "patch", 2), ("teacher", "ics", 2), ("jigsaw", "patch", 2)]
+    work(tmp_path, 1, data, [("softmax", "patch", 1), *cut])
+    work(tmp_path, 2, data, cut)
     check_alike(tmp_path / "softmax-patch-2-1", tmp_path / "softmax-patch-1-1", 1e-5)
     check_alike(tmp_path / "softmax-patch-2-2", tmp_path / "softmax-patch-1-1", 1e-5)
     check_alike(tmp_path / "teacher-ics-2-2", tmp_path / "teacher-ics-2-1", 1e-5)
@@ -109,9 +109,10 @@ def test_one_and_two_workers_and_an_uncut_batch(tmp_path, tiny_labeled):
 def test_all_losses_and_stems_on_one_two_and_four_workers(tmp_path, tiny_labeled):
     data = tiny_labeled.uri
     kinds = [(kind, stem) for kind in KINDS for stem in STEMS]
-    work(tmp_path, 1, data, kinds, 1)
-    for world in (1, 2, 4):
-        work(tmp_path, world, data, kinds, 4)
+    whole, cut = ([(*kind, pieces) for kind in kinds] for pieces in (1, 4))
+    work(tmp_path, 1, data, whole + cut)
+    for world in (2, 4):
+        work(tmp_path, world, data, cut)
     for kind, stem in kinds:
         for world in (2, 4):
             check_alike(tmp_path / f"{kind}-{stem}-4-{world}", tmp_path / f"{kind}-{stem}-4-1", 1e-5)

@@ -75,20 +75,26 @@ def test_scores_and_the_selection(tmp_path, ray_session, junk_shards, tiny_backb
     _, target = features_of(other_backbone, location, ["train"])
     check_scores(output, location, bad, cfs_scores(source, target).numpy(), summary)
     assert f"set aside: image '{bad[0]}' cannot be decoded (empty file)" in capsys.readouterr().out
-    # A part with bad rows counts as complete; the other is scored again.
-    (output / "summary.json").unlink()
-    kept, lost = (output / "parts" / entry.name for entry in read_manifest(location).files)
-    before = kept.stat().st_mtime_ns
-    lost.unlink()
-    again = score.main(score_config(location, tiny_backbone, other_backbone, output, LENIENT))
-    assert "55 scored before" in capsys.readouterr().out and kept.stat().st_mtime_ns == before
-    assert again["corrupt"] == summary["corrupt"] and again["mean"] == pytest.approx(summary["mean"])
     for fraction, count in ((1.0, 87), (0.5, 44)):
         selected = select.main(select_config(location, output, tmp_path / f"selection-{fraction}", f"fraction={fraction}"))
         index = pq.read_table(tmp_path / f"selection-{fraction}" / "index.parquet")
         assert not set(index["key"].to_pylist()) & set(bad) and index.num_rows == selected["selected"] == count
         assert (selected["total"], selected["corrupt_images"]) == (90, 3) and np.isfinite(index["score"].to_numpy()).all()
     assert set(index["key"].to_pylist()) < set(images.keys)
+
+
+@pytest.mark.slow
+def test_a_part_with_bad_rows_counts_as_complete(tmp_path, ray_session, junk_shards, tiny_backbone, other_backbone, capsys):
+    """The other part is scored again."""
+    config = score_config(junk_shards[0], tiny_backbone, other_backbone, tmp_path, LENIENT)
+    summary = score.main(config)
+    (tmp_path / "summary.json").unlink()
+    kept, lost = (tmp_path / "parts" / entry.name for entry in read_manifest(junk_shards[0]).files)
+    before = kept.stat().st_mtime_ns
+    lost.unlink()
+    again = score.main(config)
+    assert "55 scored before" in capsys.readouterr().out and kept.stat().st_mtime_ns == before
+    assert again["corrupt"] == summary["corrupt"] and again["mean"] == pytest.approx(summary["mean"])
 
 
 @pytest.mark.slow

@@ -145,6 +145,7 @@ def test_errors_of_the_storage(ray_session, shards, tiny_backbone, other_backbon
     assert scores_in(output, data, direct) == undisturbed
 
 
+@pytest.mark.slow  # tests/platform/test_junk_rows.py is an ordinary test of the same
 def test_a_corrupt_image_changes_no_other_score(ray_session, shards, tiny_backbone, other_backbone, undisturbed, tmp_path):
     keys = read_rows(shards, ["key"])["key"].to_pylist()
     bad = [keys[5], keys[100]]
@@ -154,18 +155,28 @@ def test_a_corrupt_image_changes_no_other_score(ray_session, shards, tiny_backbo
     assert summary["corrupt_images"] == 2 and all(key in " ".join(summary["corrupt"]) for key in bad)
 
 
-def test_a_missing_shard_is_named_and_can_be_brought_back(
-    ray_session, shards, tiny_backbone, other_backbone, undisturbed, tmp_path
-):
+@pytest.mark.slow
+def test_a_missing_shard_can_be_brought_back(ray_session, shards, tiny_backbone, other_backbone, undisturbed, tmp_path):
     shutil.copytree(shards.path, tmp_path / "data")
     data, lost = open_storage(str(tmp_path / "data")), read_manifest(shards).files[7].name
     (tmp_path / "data" / lost).rename(tmp_path / lost)
-    said = rf"{lost}: it does not exist\. The data set names this shard: bring it back, or ingest the data set again"
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=missing(lost)):
         main(config_of(data, tiny_backbone, other_backbone, tmp_path / "scores", *SLOWLY))
     (tmp_path / lost).rename(tmp_path / "data" / lost)
     main(config_of(data, tiny_backbone, other_backbone, tmp_path / "scores", *SLOWLY))
     assert scores_in(tmp_path / "scores", data) == undisturbed
+
+
+def missing(shard: str) -> str:
+    return rf"{shard}: it does not exist\. The data set names this shard: bring it back, or ingest the data set again"
+
+
+def test_a_missing_shard_is_named(ray_session, tiny_shards, tiny_backbone, other_backbone, tmp_path):
+    shutil.copytree(tiny_shards.path, tmp_path / "data")
+    lost = read_manifest(tiny_shards).files[1].name
+    (tmp_path / "data" / lost).unlink()
+    with pytest.raises(UserError, match=missing(lost)):
+        main(config_of(open_storage(str(tmp_path / "data")), tiny_backbone, other_backbone, tmp_path / "scores"))
 
 
 @pytest.mark.slow  # starts a cluster of several nodes

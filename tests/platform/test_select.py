@@ -341,14 +341,19 @@ def test_near_duplicates_of_better_images_are_left_out(ray_session, with_feature
     summary = main(config_of(tiny_shards, tmp_path / "a", f"scores={with_features}", "count=70", *options))
     assert kept_keys(tmp_path / "a") == {*keys[1:40:2], *keys[40:]} and summary["near_duplicates"] == 20
     assert "20 near duplicates of better images are left out" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"keeps no features: give a folder that platform\.score wrote with features=true"):
+        main(config_of(tiny_shards, tmp_path / "c", f"scores={scored}", *options))
+
+
+@pytest.mark.slow
+def test_with_too_few_images_after_near_duplicates(ray_session, with_features, tiny_shards, keys, tmp_path):
+    options = ("duplicates.similarity=0.99", "duplicates.k=3")
     short = r"70 of the 90 images of .* can be selected, fraction=0.8 asks for 72: set fraction=0.7777 or less, allow_short"
     with pytest.raises(UserError, match=short):
         main(config_of(tiny_shards, tmp_path / "b", f"scores={with_features}", "fraction=0.8", *options))
     more = ("fraction=0.8", "allow_short=true", "inverse=true")
     main(config_of(tiny_shards, tmp_path / "b", f"scores={with_features}", *more, *options))
     assert kept_keys(tmp_path / "b") == {*keys[:40:2], *keys[40:]}  # of a pair the worse one, which is now the better choice
-    with pytest.raises(UserError, match=r"keeps no features: give a folder that platform\.score wrote with features=true"):
-        main(config_of(tiny_shards, tmp_path / "c", f"scores={scored}", *options))
 
 
 def test_a_written_list_selects_the_same_images_in_the_same_order(scored, tiny_shards, keys, scores, tmp_path):

@@ -62,7 +62,9 @@ UNLABELED = [
 
 
 @pytest.mark.parametrize(
-    "teacher", [[], ["unsupervised.ema_momentum=0.7", "unsupervised.teacher_weight=0.4"]], ids=["released", "mmt"]
+    "teacher",
+    [[], pytest.param(["unsupervised.ema_momentum=0.7", "unsupervised.teacher_weight=0.4"], marks=pytest.mark.slow)],
+    ids=["released", "mmt"],
 )
 def test_four_epochs_without_labels_are_those_of_the_released_loop(tmp_path, tiny_labeled, teacher):
     """With a mean teacher, too."""

@@ -52,6 +52,7 @@ def test_a_launch_runs_in_the_prepared_process_and_leaves_one_for_the_next(tmp_p
     assert len(prepared._workers) == 1
 
 
+@pytest.mark.slow
 def test_a_launch_does_without_a_prepared_process_that_died(tmp_path, prepared_worker):
     os.kill(prepared_worker, signal.SIGKILL)
     assert launch_and_tell_pid(tmp_path) != prepared_worker
