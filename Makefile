@@ -36,7 +36,7 @@ demo: env
 	$(RUN) -m platform.pipeline experiment=demo output=$(DEMO_RUN)
 
 test: env
-	$(RUN) -m pytest --numprocesses 2 --dist loadgroup
+	$(RUN) -m pytest --numprocesses 2
 
 test-slow: env
 	GPU_TESTS_ANYWHERE=1 $(RUN) -m pytest -m "slow or gpu"

@@ -1,6 +1,7 @@
 """Shared fixtures: the package `platform`, one Ray for the whole session, an S3 server on loopback."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -16,24 +17,28 @@ if not hasattr(platform, "__path__"):
 
 import pytest  # noqa: E402
 
-
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items):
-    _group(items)
-    _skip_without_gpu(items)
+WITH_RAY = re.compile(r"\b(ray_session|supervised_run|head_node|survival|hosts|processes)\b")
+"""In the text of a file whose tests start a Ray or use that of the session."""
 
 
-def _group(items):
-    """With `--dist loadgroup`, one process of pytest-xdist takes all tests that need Ray, and so starts only one.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With pytest-xdist, one process takes all files with tests that need Ray, and so starts only one; the others take the rest.
 
-    Two of them at a time would take as long on 2 cores, because a test with Ray has several processes. The other process takes
-    the remaining tests, file by file.
+    Two tests with Ray at a time would take as long on 2 cores, because each has several processes.
     """
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if "ray_session" in item.fixturenames else item.location[0]))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class RayInOneProcess(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            text = (ROOT / file).read_text(encoding="utf-8")
+            return "ray" if WITH_RAY.search(text) else file
+
+    return RayInOneProcess(config, log)
 
 
-def _skip_without_gpu(items):
+def pytest_collection_modifyitems(items):
     """Skip tests marked `gpu` where torch finds no GPU; GPU_TESTS_ANYWHERE=1 runs them on a CPU, to test their code."""
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if not wanting or os.environ.get("GPU_TESTS_ANYWHERE"):

@@ -29,7 +29,13 @@ class Head:
     """Process of `ray start`, whose descendants are Ray's processes, those of nodes that it adds included."""
 
     def ray(self, *arguments: str, timeout: int = 540, **environment: str) -> subprocess.CompletedProcess[str]:
-        return self.run(str(RAY), *arguments, timeout=timeout, **environment)
+        """A command of Ray, again for a while if Ray says to try later: it takes jobs only when its agent has started."""
+        deadline = time.monotonic() + 90
+        while True:
+            found = self.run(str(RAY), *arguments, timeout=timeout, **environment)
+            if "No available agent to submit job" not in found.stdout or time.monotonic() > deadline:
+                return found
+            time.sleep(2)
 
     def run(self, *command: str, timeout: int = 540, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

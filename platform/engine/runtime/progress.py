@@ -42,6 +42,8 @@ def progress(label: str, unit: str, total: int | None, every_s: float = 5.0) -> 
         while not stop.wait(0.5 if not bar.disable else every_s):
             try:
                 counts = ray.get(counter.read.remote(), timeout=30)
+            except ray.exceptions.GetTimeoutError:  # its node is busy
+                continue
             except Exception:  # the counter died with the cluster; the job reports the error
                 return
             done, others = counts.pop(unit, 0), {name: value for name, value in counts.items() if value}

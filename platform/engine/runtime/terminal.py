@@ -120,6 +120,8 @@ def relayed_lines() -> Iterator[Any]:
             try:
                 for line in ray.get(board.drain.remote(), timeout=300):
                     say(line)
+            except ray.exceptions.GetTimeoutError:  # this node is busy
+                pass
             except Exception:  # the board died with the cluster; the driver reports the error
                 return
             if last:

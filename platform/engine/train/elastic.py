@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -40,6 +40,18 @@ def largest_allowed(count: int, allowed: Sequence[int]) -> int:
 def staying_nodes() -> set[str]:
     """Ids of the nodes that are alive and not being drained."""
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]} - draining_nodes()
+
+
+def answer(question: Any, otherwise: Any) -> Any:
+    """The answer of an actor, or `otherwise` if it does not answer in time.
+
+    The node of the driver may be busy for longer than that. An error here would end the run; the controller asks again about a
+    second later.
+    """
+    try:
+        return ray.get(question, timeout=AUTOSCALING_REQUESTS_GET_TIMEOUT_S)
+    except GetTimeoutError:
+        return otherwise
 
 
 class AllowedSizesPolicy(ElasticScalingPolicy):
@@ -73,13 +85,13 @@ class AllowedSizesPolicy(ElasticScalingPolicy):
             if self.board is None or not isinstance(decision, ResizeDecision):
                 return decision
             grows = decision.num_workers > worker_group_state.num_workers
-            if grows and not ray.get(self.board.steps.remote(), timeout=AUTOSCALING_REQUESTS_GET_TIMEOUT_S):
+            if grows and not answer(self.board.steps.remote(), otherwise=False):
                 return NoopDecision()  # a restart would throw away what they have compiled so far
-            ray.get(self.board.give.remote("resize"), timeout=AUTOSCALING_REQUESTS_GET_TIMEOUT_S)
+            answer(self.board.give.remote("resize"), otherwise=None)  # a late order is an order, too
             self._pending = decision, time.monotonic()
             return NoopDecision()
         decision, asked = self._pending
-        waiting = ray.get(self.board.order.remote(), timeout=AUTOSCALING_REQUESTS_GET_TIMEOUT_S) == "resize"
+        waiting = answer(self.board.order.remote(), otherwise="resize") == "resize"
         if waiting and time.monotonic() - asked < self.patience_s:
             return NoopDecision()
         self._pending = None
@@ -123,7 +135,7 @@ class UserErrorsEndTheRun(DefaultFailurePolicy):
         self.board = board
 
     def make_decision(self, training_failed_error: Any) -> FailureDecision:
-        if ray.get(self.board.fatal.remote(), timeout=AUTOSCALING_REQUESTS_GET_TIMEOUT_S):
+        if answer(self.board.fatal.remote(), otherwise=""):
             return FailureDecision.RAISE
         return super().make_decision(training_failed_error)
 

@@ -48,6 +48,8 @@ class Notices:
         while not self._ended.wait(POLL_S):
             try:
                 self._order = ray.get(self.board.order.remote(), timeout=30)
+            except ray.exceptions.GetTimeoutError:  # the node of the driver is busy
+                continue
             except Exception:  # the board ended with the driver, so the workers end soon
                 return
 

@@ -1,16 +1,20 @@
 """The elastic policy inside Ray Train: only allowed sizes, counted on nodes that are not being drained."""
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.train import ScalingConfig as RayScalingConfig
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
+from ray.train.v2.api.config import FailureConfig
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from platform.engine.runtime.terminal import LineBoard
 from platform.engine.storage.location import open_storage
 from platform.engine.train import elastic
-from platform.engine.train.elastic import AllowedSizesPolicy, largest_allowed
+from platform.engine.train.elastic import AllowedSizesPolicy, UserErrorsEndTheRun, largest_allowed
 from platform.engine.train.launch import launch
 from platform.engine.train.scaling import ScalingConfig
 
@@ -40,6 +44,7 @@ def test_a_group_starts_with_an_allowed_number_on_nodes_that_stay(monkeypatch):
 
 def test_a_resize_waits_for_a_checkpoint(monkeypatch, ray_session):
     board = ray_session.remote(num_cpus=0)(LineBoard).remote()
+    ray_session.get(board.order.remote())  # it has started
     made = policy(monkeypatch, {name: {"CPU": 4.0} for name in "ab"}, {"a", "b"})
     made.board = board
     state = SimpleNamespace(start_time=-1e9, num_workers=4)
@@ -59,9 +64,31 @@ def test_a_resize_waits_for_a_checkpoint(monkeypatch, ray_session):
     assert made._pending is None
 
 
+def test_a_board_that_does_not_answer_in_time_is_asked_again(monkeypatch, ray_session):
+    class Busy(LineBoard):
+        def work(self, seconds):
+            time.sleep(seconds)
+
+    board = ray_session.remote(num_cpus=0)(Busy).remote()
+    made = policy(monkeypatch, {name: {"CPU": 4.0} for name in "ab"}, {"a", "b"})
+    made.board = board
+    ends = UserErrorsEndTheRun(FailureConfig(max_failures=1), board)
+    state = SimpleNamespace(start_time=-1e9, num_workers=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(elastic, "AUTOSCALING_REQUESTS_GET_TIMEOUT_S", 0.1)
+        working = board.work.remote(3.0)
+        assert isinstance(made.make_decision_for_running_worker_group(state, None), NoopDecision) and made._pending is None
+        assert ends.make_decision(WorkerGroupError("crashed", {0: RuntimeError("crashed")})) == FailureDecision.RETRY
+    ray_session.get(working)
+    made._latest_monitor_time = float("-inf")
+    assert isinstance(made.make_decision_for_running_worker_group(state, None), NoopDecision)
+    assert ray_session.get(board.order.remote()) == "resize"
+
+
 def test_a_group_grows_only_after_its_first_step(monkeypatch, ray_session):
     """A start may compile for minutes. It shrinks at once: the nodes of its workers go."""
     board = ray_session.remote(num_cpus=0)(LineBoard).remote()
+    ray_session.get(board.order.remote())  # it has started
     made = policy(monkeypatch, {name: {"CPU": 4.0} for name in "ab"}, {"a", "b"})
     made.board = board
 
