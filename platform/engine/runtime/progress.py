@@ -10,7 +10,7 @@ import ray
 from tqdm import tqdm
 
 from platform.engine.runtime.rate import Rate
-from platform.engine.runtime.terminal import say
+from platform.engine.runtime.terminal import ANSWER_S, say
 
 
 class Counter:
@@ -41,7 +41,7 @@ def progress(label: str, unit: str, total: int | None, every_s: float = 5.0) -> 
     def show() -> None:
         while not stop.wait(0.5 if not bar.disable else every_s):
             try:
-                counts = ray.get(counter.read.remote(), timeout=30)
+                counts = ray.get(counter.read.remote(), timeout=ANSWER_S)
             except ray.exceptions.GetTimeoutError:  # its node is busy
                 continue
             except Exception:  # the counter died with the cluster; the job reports the error

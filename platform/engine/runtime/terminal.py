@@ -95,6 +95,8 @@ class LineBoard:
         return lines
 
 
+ANSWER_S = 30.0
+"""Longest wait for the answer of an actor on a busy node. After it, the actor is asked again."""
 _idle_boards: list[Any] = []
 
 
@@ -115,15 +117,18 @@ def relayed_lines() -> Iterator[Any]:
     stop = threading.Event()
 
     def relay() -> None:
+        asked: Any = None
         while True:
             last = stop.is_set()
+            asked = asked or board.drain.remote()
             try:
-                for line in ray.get(board.drain.remote(), timeout=300):
-                    say(line)
-            except ray.exceptions.GetTimeoutError:  # this node is busy
-                pass
+                lines, asked = ray.get(asked, timeout=ANSWER_S), None
+            except ray.exceptions.GetTimeoutError:  # this node is busy; the lines are in the answer to come
+                lines = []
             except Exception:  # the board died with the cluster; the driver reports the error
                 return
+            for line in lines:
+                say(line)
             if last:
                 return
             stop.wait(0.5)

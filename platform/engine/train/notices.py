@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from platform.engine.runtime.ray_internals import preemption
+from platform.engine.runtime.terminal import ANSWER_S
 
 SAVE, WAIT, STOP = "save", "wait", "stop"
 POLL_S = 0.5
@@ -47,7 +48,7 @@ class Notices:
 
         while not self._ended.wait(POLL_S):
             try:
-                self._order = ray.get(self.board.order.remote(), timeout=30)
+                self._order = ray.get(self.board.order.remote(), timeout=ANSWER_S)
             except ray.exceptions.GetTimeoutError:  # the node of the driver is busy
                 continue
             except Exception:  # the board ended with the driver, so the workers end soon

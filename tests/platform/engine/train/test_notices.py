@@ -90,5 +90,23 @@ def test_rank_0_hears_the_board(ray_session):
     notice.close()
 
 
+def test_a_board_that_was_busy_is_heard_later(ray_session, monkeypatch):
+    class Busy(LineBoard):
+        def work(self, seconds):
+            time.sleep(seconds)
+
+    monkeypatch.setattr(notices, "ANSWER_S", 0.1)
+    board = ray_session.remote(num_cpus=0)(Busy).remote()
+    ray_session.get(board.order.remote())  # it has started
+    working = board.work.remote(2.0)
+    notice = Notices(board)
+    ray_session.get([working, board.give.remote("stop")])
+    deadline = time.monotonic() + 20
+    while decisions(notice) != ["stop"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    notice.close()
+
+
 def test_outside_train_there_is_no_preemption():
     assert notices.preemption() is None
