@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,23 +18,27 @@ if not hasattr(platform, "__path__"):
 
 import pytest  # noqa: E402
 
-WITH_RAY = re.compile(r"\b(ray_session|supervised_run|head_node|survival|hosts|processes)\b")
+WITH_RAY = re.compile(r"ray_session|supervised_run|tests\.platform\.(head_node|hosts|processes|survival)")
 """In the text of a file whose tests start a Ray or use that of the session."""
+
+
+@cache
+def _scope(file):
+    """What one process of pytest-xdist takes as a whole: "ray", all files with tests that need Ray, or a file without any."""
+    return "ray" if WITH_RAY.search((ROOT / file).read_text(encoding="utf-8")) else file
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """With pytest-xdist, one process takes all files with tests that need Ray, and so starts only one; the others take the rest.
+    """With pytest-xdist, one process takes all tests that need Ray, one after the other; the other processes take the rest.
 
-    Two tests with Ray at a time would take as long on 2 cores, because each has several processes.
+    Two of them at a time would take as long on 2 cores, because each has several processes.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class RayInOneProcess(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            file = nodeid.partition("::")[0]
-            text = (ROOT / file).read_text(encoding="utf-8")
-            return "ray" if WITH_RAY.search(text) else file
+            return _scope(nodeid.partition("::")[0])
 
     return RayInOneProcess(config, log)
 

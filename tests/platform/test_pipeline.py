@@ -305,7 +305,6 @@ def test_errors_of_the_readers_name_the_set(text, expected):
     assert str(raised.value) == expected and raised.value.status == 143
 
 
-@pytest.mark.slow  # another pipeline
 def test_without_a_target_set_the_images_are_clustered(tmp_path, ray_session):
     """A street video alone gives a backbone, pseudo-identities and a report without gaps."""
     given = [

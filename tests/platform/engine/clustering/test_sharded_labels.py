@@ -73,7 +73,7 @@ def test_distances_are_those_of_one_process(ray_session, tasks):
     assert (found != whole).nnz == 0 and found.nnz == whole.nnz and found.has_sorted_indices
 
 
-@pytest.mark.parametrize(("actors", "changes"), [(1, {"reliability_gap": 0.03}), (1, {"search": "ivf", "search_effort": 2})])
+@pytest.mark.parametrize(("actors", "changes"), [(2, {"reliability_gap": 0.03}), (1, {"search": "ivf", "search_effort": 2})])
 def test_labels_are_those_of_one_process(ray_session, tmp_path, actors, changes):
     config = ClusterConfig(k1=K1, k2=K2, eps=0.5, eps_end=0.55, **changes)
     expected = pseudo_labels(FEATURES, config, progress=1.0)
