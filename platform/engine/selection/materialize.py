@@ -16,6 +16,7 @@ from platform.engine.data.shards import FileEntry, Manifest, write_manifest, wri
 from platform.engine.errors import user_error_of
 from platform.engine.runtime.progress import progress
 from platform.engine.storage.location import Location
+from platform.engine.storage.retry import patiently
 
 Piece = list[tuple[str, int, np.ndarray]]
 """(file, row group, rows within it) of the images of one new shard."""
@@ -76,12 +77,15 @@ def write_piece(
     """Read the rows of a piece and write them as one shard. Returns its entry and the rows of each split."""
     table = pa.concat_tables(_rows_of(root / name, [(group, rows) for file, group, rows in piece if file == name])
                              for name in dict.fromkeys(file for file, _, _ in piece))  # fmt: skip
-    entry = write_shard(output, table, row_group_rows)
+    entry = patiently(lambda: write_shard(output, table, row_group_rows), output.config.retry_timeout_s)
     counter.add.remote(images=table.num_rows)
     return entry, Counter(table["split"].to_pylist() if "split" in table.schema.names else [])
 
 
 def _rows_of(shard: Location, chosen: Sequence[tuple[int, np.ndarray]]) -> pa.Table:
-    with shard.open_input() as opened, shard.errors("read"):
-        file = pq.ParquetFile(opened)
-        return pa.concat_tables(file.read_row_group(group).take(rows) for group, rows in chosen)
+    def read() -> pa.Table:
+        with shard.open_input() as opened, shard.errors("read"):
+            file = pq.ParquetFile(opened)
+            return pa.concat_tables(file.read_row_group(group).take(rows) for group, rows in chosen)
+
+    return patiently(read, shard.config.retry_timeout_s)

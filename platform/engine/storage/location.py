@@ -51,17 +51,8 @@ __all__ = [
 ]
 
 PARTIAL = ".partial"
-PASSING = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EIO,
-    errno.EAGAIN,
-    errno.ETIMEDOUT,
-    errno.ESTALE,
-    errno.ENETUNREACH,
-    errno.EHOSTUNREACH,
-    errno.ECONNRESET,
-}
+NO_ANSWER = {errno.ETIMEDOUT, errno.ESTALE, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ECONNRESET}  # of a network mount
+PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, *NO_ANSWER}
 
 
 class Listed(NamedTuple):

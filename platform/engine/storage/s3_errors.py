@@ -5,6 +5,7 @@ cause is determined by a second, simple request: HeadBucket through boto3, whose
 timeouts, because the failed request has waited long enough.
 """
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,9 @@ HEAD_CONNECT_S, HEAD_ANSWER_S = 4.0, 8.0
 S3_ERRORS = (OSError, boto_errors.BotoCoreError, boto_errors.ClientError, Boto3Error)
 UNREACHABLE = (boto_errors.ConnectionError, boto_errors.HTTPClientError, boto_errors.ProxyConnectionError)
 SILENT = (boto_errors.ConnectTimeoutError, boto_errors.ReadTimeoutError)
+REMOVED = re.compile("AWS Error (NO_SUCH_KEY|RESOURCE_NOT_FOUND)")  # after it was opened, in pyarrow's text
+REFUSED = re.compile(r"^4|HTTP status 4(?!08|29)\d\d")
+"""In boto3's code or pyarrow's text: the same request would be refused again (408: it was too slow, 429: too many)."""
 WRONG_KEYS = {
     "InvalidAccessKeyId": "it does not know the access key",
     "SignatureDoesNotMatch": "the secret key is not that of the access key",
@@ -57,11 +61,11 @@ def explain(uri: str, bucket: str, config: StorageConfig, action: str, error: Ex
         return _explain_bucket(cause, failed, bucket, config)
     except boto_errors.BotoCoreError as cause:
         return StorageError(f"{failed}: {_first_line(cause)}", transient=True)
-    if isinstance(error, FileNotFoundError) or _code(error) in ("404", "NoSuchKey"):
+    if isinstance(error, FileNotFoundError) or _code(error) in ("404", "NoSuchKey") or REMOVED.search(str(error)):
         return NotFoundError(f"{failed}: it does not exist")
     if _code(error) in ("403", "AccessDenied") or "ACCESS_DENIED" in str(error) or "HTTP status 403" in str(error):
         return _denied(failed, "this object")
-    return StorageError(f"{failed}: {_first_line(error)}", transient=not _code(error).startswith("4"))
+    return StorageError(f"{failed}: {_first_line(error)}", transient=not REFUSED.search(_code(error) or str(error)))
 
 
 def head_bucket(config: StorageConfig, bucket: str) -> None:

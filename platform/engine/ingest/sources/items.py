@@ -9,17 +9,18 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import IO, Any, NamedTuple
 
 from platform.engine.errors import NotFoundError, StorageError, UserError
 from platform.engine.ingest.sources.source import LARGEST_IMAGE
-from platform.engine.storage.location import PARTIAL, Location
+from platform.engine.storage.location import NO_ANSWER, PARTIAL, Location
+from platform.engine.storage.patient_input import open_patiently
+from platform.engine.storage.retry import patiently
 from platform.engine.storage.s3 import client
 from reidssl.data.names import spelled, unspelled
 
 LEADS_OUT = "not followed: a link that leads out of the folder (raw.follow_links=true follows it)"
-MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # errors of the machine, not of an item
+MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, *NO_ANSWER}  # errors of the machine or of a mount, not of an item
 
 
 class Listing(NamedTuple):
@@ -98,7 +99,10 @@ def _why_no_file(path: str) -> str:
 
 
 def open_item(root: Location, name: str) -> Any:
-    """Open an item for reading. name "" is the root itself. Raises OSError or StorageError."""
+    """Open an item for reading. name "" is the root itself. Raises OSError or StorageError.
+
+    Requests to object storage that fail for a while are retried, here and while reading.
+    """
     raw = unspelled(name)
     if not root.is_s3:
         # Without O_NONBLOCK, opening a pipe that has replaced a file would wait for a writer forever.
@@ -108,8 +112,8 @@ def open_item(root: Location, name: str) -> Any:
             raise OSError(errno.EINVAL, "not a regular file")
         return os.fdopen(handle, "rb")
     if not any(part in ("", ".", "..") for part in raw.split("/")):
-        return root.joinpath(raw).open_input()
-    return root.open_input() if not raw else _download(root, raw)
+        return open_patiently(root.joinpath(raw))
+    return open_patiently(root) if not raw else patiently(lambda: _download(root, raw), root.config.retry_timeout_s)
 
 
 def _download(root: Location, name: str) -> IO[bytes]:
@@ -124,7 +128,7 @@ def _download(root: Location, name: str) -> IO[bytes]:
 
 def read_item(root: Location, name: str) -> bytes:
     """The content of an image file. Raises ValueError if it is too large, OSError or StorageError if it cannot be read."""
-    with open_item(root, name) as file, root.errors("read from") if root.is_s3 else nullcontext():
+    with open_item(root, name) as file:
         data: bytes = file.read(LARGEST_IMAGE + 1)
     if len(data) > LARGEST_IMAGE:
         raise ValueError(f"too large: more than {LARGEST_IMAGE:,} bytes are no person image")
@@ -134,12 +138,12 @@ def read_item(root: Location, name: str) -> bytes:
 def fault_of(root: Location, error: Exception) -> str:
     """The reason why an item cannot be read, as "<kind>: <detail>".
 
-    Raises UserError if the fault is not of the item: the root is gone, the server does not answer or denies access, or the
-    machine has run out of file handles or memory.
+    Raises UserError if the fault is not of the item: the root is gone, the server does not answer or denies access, a mount does
+    not answer, or the machine has run out of file handles or memory. An ingest that ends so continues later.
     """
     if isinstance(error, MemoryError) or getattr(error, "errno", None) in MACHINE:
         raise UserError(f"{root}: this machine cannot read on: {error}") from None
-    if isinstance(error, UserError) and not isinstance(error, StorageError):
+    if isinstance(error, UserError) and (not isinstance(error, StorageError) or error.transient):
         raise error
     if not root.exists():
         raise StorageError(f"cannot read {root} any more: it is gone. Mount or restore it and run the same command again")
