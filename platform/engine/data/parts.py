@@ -17,6 +17,7 @@ from platform.engine.runs.gauges import show
 from platform.engine.runtime.rate import Rate
 from platform.engine.runtime.terminal import say
 from platform.engine.storage.location import Location
+from platform.engine.storage.parquet import from_parquet
 
 PARTS = "parts"
 PROBLEM = "problem"
@@ -80,11 +81,13 @@ def as_array(column: pa.ChunkedArray) -> np.ndarray:
 
 def problems_in(file: Location) -> np.ndarray:
     """The column PROBLEM of a part, str (rows,); all "" if the file has no such column."""
-    with file.open_input() as opened, file.errors("read"):
-        parquet = pq.ParquetFile(opened)
+
+    def problems(parquet: pq.ParquetFile) -> np.ndarray:
         if PROBLEM not in parquet.schema_arrow.names:
             return np.full(parquet.metadata.num_rows, "", object)
         return np.asarray(parquet.read(columns=[PROBLEM])[PROBLEM].to_pylist(), object)
+
+    return from_parquet(file, problems)
 
 
 def write_table(file: Location, table: pa.Table) -> None:

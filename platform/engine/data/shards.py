@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from platform.engine.errors import NotFoundError, StorageError
 from platform.engine.storage.location import Location
+from platform.engine.storage.parquet import from_parquet
 from reidssl.data.decode import MAX_PIXELS
 
 VERSION = 1
@@ -185,8 +186,7 @@ def read_rows(location: Location, columns: Sequence[str] | None = None, split: s
 
 
 def _read_columns(file: Location, columns: Sequence[str] | None) -> pa.Table:
-    with file.open_input() as opened, file.errors("read"):
-        return pq.ParquetFile(opened).read(columns=None if columns is None else list(columns))
+    return from_parquet(file, lambda parquet: parquet.read(columns=None if columns is None else list(columns)))
 
 
 def verify(location: Location) -> list[str]:

@@ -18,7 +18,7 @@ from platform.engine.runtime.growth import autoscales
 from platform.engine.runtime.run_name import run_name
 from platform.engine.schemas.retrieval_settings import PoolConfig
 from platform.engine.storage.location import Location, StorageConfig
-from platform.engine.storage.retry import patiently
+from platform.engine.storage.parquet import from_parquet
 from reidssl.data.decode import decode_batch
 
 Batch = dict[str, np.ndarray]
@@ -141,7 +141,7 @@ def stream_through_actors(
 def _read_and_decode(
     root: Location, name: str, group: int, image_size: tuple[int, int], splits: Sequence[str], max_pixels: int
 ) -> Batch:
-    table = patiently(lambda: _read_row_group(root / name, group), root.config.retry_timeout_s)
+    table = _read_row_group(root / name, group)
     has_split = "split" in table.schema.names
     if splits:
         table = table.filter(pa.compute.is_in(table["split"], value_set=pa.array(list(splits))))
@@ -159,11 +159,12 @@ def _read_and_decode(
 
 
 def _read_row_group(shard: Location, group: int) -> pa.Table:
+    def read(file: pq.ParquetFile) -> pa.Table:
+        known = file.schema_arrow.names
+        return file.read_row_group(group, columns=[name for name in known if name in (*LABELS, "image")])
+
     try:
-        with shard.open_input() as opened, shard.errors("read"):
-            file = pq.ParquetFile(opened)
-            known = file.schema_arrow.names
-            return file.read_row_group(group, columns=[name for name in known if name in (*LABELS, "image")])
+        return from_parquet(shard, read)
     except NotFoundError as error:
         raise UserError(f"{error}. The data set names this shard: bring it back, or ingest the data set again") from None
 

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from platform.engine.data.parts import PROBLEM, as_array, problems_in
 from platform.engine.errors import UserError
 from platform.engine.storage.location import Location
+from platform.engine.storage.parquet import from_parquet
 
 FEATURE = "feature"
 
@@ -55,11 +57,12 @@ class ParquetPart:
     rows: int
 
     def read(self) -> np.ndarray:
-        with self.file.open_input() as opened, self.file.errors("read"):
-            parquet = pq.ParquetFile(opened)
+        def sound(parquet: pq.ParquetFile) -> pa.Table:
             marked = PROBLEM in parquet.schema_arrow.names
             table = parquet.read(columns=[FEATURE, *[PROBLEM] * marked])
-            table = table.filter(pc.equal(table[PROBLEM], "")) if marked else table
+            return table.filter(pc.equal(table[PROBLEM], "")) if marked else table
+
+        table = from_parquet(self.file, sound)
         if table.num_rows != self.rows:
             raise UserError(
                 f"{self.file.uri} has {table.num_rows} rows instead of {self.rows}: it was changed meanwhile; make "

@@ -6,6 +6,7 @@ Only row groups with a needed image are read, so the cost hardly depends on the 
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from platform.engine.report.plots.strips import Match, ranking_strip
 from platform.engine.report.results import setting_title
 from platform.engine.runtime.device import device
 from platform.engine.schemas.finetune_settings import SETTINGS
+from platform.engine.storage.parquet import from_parquet
 from reidssl.augment.reid_augment import normalize
 from reidssl.data.decode import DecodeError, decode_image, decode_whole
 
@@ -44,9 +46,8 @@ def images_of(data: DataSet, keys: Iterable[str]) -> dict[str, bytes]:
         places[groups[at][0], groups[at][1]].append(int(row - starts[at]))
     found: dict[str, bytes] = {}
     for (name, group), inside in places.items():
-        file = data.location / name
-        with file.open_input() as opened, file.errors("read"):
-            table = pq.ParquetFile(opened).read_row_group(group, columns=["key", "image"]).take(inside)
+        read = partial(pq.ParquetFile.read_row_group, i=group, columns=["key", "image"])
+        table = from_parquet(data.location / name, read).take(inside)
         for key, image in zip(table["key"].to_pylist(), table["image"].to_pylist(), strict=True):
             with suppress(DecodeError):
                 decode_whole(image)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from platform.engine.data.parts import PROBLEM, as_array, as_column, write_table
 from platform.engine.data.shards import FileEntry
@@ -20,6 +19,7 @@ from platform.engine.inference.features import FEATURE, ParquetPart, stored_part
 from platform.engine.runs.json_records import read_record
 from platform.engine.runs.run_folder import SUMMARY
 from platform.engine.storage.location import Location, open_storage
+from platform.engine.storage.parquet import from_parquet
 
 FEATURES = "features"
 ADVICE = "give a folder that platform.score wrote with features=true"
@@ -71,8 +71,7 @@ class KeptFeatures:
     def _read(self, proxy: str, entry: FileEntry, columns: list[str] | None = None) -> pa.Table:
         file = self.folder.joinpath(proxy, entry.name)
         try:
-            with file.open_input() as opened, file.errors("read"):
-                table = pq.ParquetFile(opened).read(columns=columns)
+            table = from_parquet(file, lambda parquet: parquet.read(columns=columns))
         except NotFoundError:
             raise UserError(f"{file.uri} does not exist: the features are not whole; score with features=true again") from None
         if table.num_rows != entry.rows:

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from platform.engine.data.shards import FileEntry, Manifest, write_manifest, write_rejected, write_shard
 from platform.engine.errors import user_error_of
 from platform.engine.runtime.progress import progress
 from platform.engine.storage.location import Location
+from platform.engine.storage.parquet import from_parquet
 from platform.engine.storage.retry import patiently
 
 Piece = list[tuple[str, int, np.ndarray]]
@@ -83,9 +83,4 @@ def write_piece(
 
 
 def _rows_of(shard: Location, chosen: Sequence[tuple[int, np.ndarray]]) -> pa.Table:
-    def read() -> pa.Table:
-        with shard.open_input() as opened, shard.errors("read"):
-            file = pq.ParquetFile(opened)
-            return pa.concat_tables(file.read_row_group(group).take(rows) for group, rows in chosen)
-
-    return patiently(read, shard.config.retry_timeout_s)
+    return from_parquet(shard, lambda file: pa.concat_tables(file.read_row_group(group).take(rows) for group, rows in chosen))

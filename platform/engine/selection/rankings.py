@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from platform.engine.data.parts import PARTS
 from platform.engine.data.shards import Manifest
@@ -17,6 +16,7 @@ from platform.engine.runs.run_folder import SUMMARY
 from platform.engine.runtime.terminal import say
 from platform.engine.selection.scores import read_scores
 from platform.engine.storage.location import Location
+from platform.engine.storage.parquet import from_parquet
 from platform.engine.stream.units import INDEX, selection_record
 from reidssl.seeding import sample_seeds, uniforms
 from reidssl.selection.matching import match_entries
@@ -85,8 +85,7 @@ def scored_ranking(folder: Location, data: str, manifest: Manifest, keys: list[s
             f"the scores in {folder.uri} belong to another data set than {data}: score this one (their "
             f"checksum {about['data_checksum'][:12]}, this one's {manifest.checksum[:12]})"
         )
-    with folder.errors("read the scores in"):
-        table = read_scores(folder, manifest)
+    table = read_scores(folder, manifest)
     if table["key"].to_pylist() != keys:
         raise UserError(f"the keys in {folder.uri} are not those of {data}: score this data set again")
     scores = table["score"].to_numpy().astype(np.float64)
@@ -106,8 +105,7 @@ def scored_ranking(folder: Location, data: str, manifest: Manifest, keys: list[s
 def selected_ranking(folder: Location, data: str, manifest: Manifest, keys: list[str]) -> Ranking:
     """The images of a selection in its order. Raises UserError if it was made from another data set, or is damaged."""
     about = selection_record(folder, data, manifest)
-    with folder.errors("read the selection in"), (folder / INDEX).open_input() as file:
-        table = pq.read_table(file, columns=["key", "score"])
+    table = from_parquet(folder / INDEX, lambda parquet: parquet.read(columns=["key", "score"]))
     places = {key: place for place, key in enumerate(keys)}
     values = np.full(len(keys), np.nan)
     with refused_as_user_error(folder.uri):

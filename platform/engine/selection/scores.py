@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from platform.engine.data.parts import PARTS, PROBLEM, write_table
 from platform.engine.data.shards import Manifest, read_rows
 from platform.engine.storage.location import Location
+from platform.engine.storage.parquet import from_parquet
 from reidssl.selection.agreement import auc
 
 
@@ -23,11 +23,8 @@ def write_scores(output: Location, name: str, keys: list[str], scores: np.ndarra
 
 def read_scores(output: Location, manifest: Manifest, columns: Sequence[str] = ("key", "score")) -> pa.Table:
     """Table of these columns of every image in the order of the shards; the score is null for images that cannot be decoded."""
-    tables = []
-    for entry in manifest.files:
-        with (output / PARTS / entry.name).open_input() as file:
-            tables.append(pq.read_table(file, columns=list(columns)))
-    return pa.concat_tables(tables)
+    files = [output / PARTS / entry.name for entry in manifest.files]
+    return pa.concat_tables(from_parquet(file, lambda parquet: parquet.read(columns=list(columns))) for file in files)
 
 
 def summarize(output: Location, root: Location, manifest: Manifest) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import botocore.exceptions as boto_errors
+import pyarrow as pa
 from boto3.exceptions import Boto3Error
 
 from platform.engine.errors import NotFoundError, StorageError
@@ -20,8 +21,8 @@ S3_ERRORS = (OSError, boto_errors.BotoCoreError, boto_errors.ClientError, Boto3E
 UNREACHABLE = (boto_errors.ConnectionError, boto_errors.HTTPClientError, boto_errors.ProxyConnectionError)
 SILENT = (boto_errors.ConnectTimeoutError, boto_errors.ReadTimeoutError)
 REMOVED = re.compile("AWS Error (NO_SUCH_KEY|RESOURCE_NOT_FOUND)")  # after it was opened, in pyarrow's text
-REFUSED = re.compile(r"^4|HTTP status 4(?!08|29)\d\d")
-"""In boto3's code or pyarrow's text: the same request would be refused again (408: it was too slow, 429: too many)."""
+FROM_STORE = re.compile("AWS Error|curl")  # other errors of pyarrow are about the content of a file
+REFUSED = re.compile(r"HTTP status 4(?!08|29)\d\d")  # 408: the request was too slow, 429: there were too many
 WRONG_KEYS = {
     "InvalidAccessKeyId": "it does not know the access key",
     "SignatureDoesNotMatch": "the secret key is not that of the access key",
@@ -65,7 +66,17 @@ def explain(uri: str, bucket: str, config: StorageConfig, action: str, error: Ex
         return NotFoundError(f"{failed}: it does not exist")
     if _code(error) in ("403", "AccessDenied") or "ACCESS_DENIED" in str(error) or "HTTP status 403" in str(error):
         return _denied(failed, "this object")
-    return StorageError(f"{failed}: {_first_line(error)}", transient=not REFUSED.search(_code(error) or str(error)))
+    return StorageError(f"{failed}: {_first_line(error)}", transient=may_pass(error))
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether the same request may succeed later. `error` is of boto3, or of pyarrow, whose errors have only a text."""
+    if isinstance(error, boto_errors.ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
+        return status >= 500 or status in (408, 429) or _code(error) == "RequestTimeout"
+    if isinstance(error, OSError | pa.ArrowException) and not getattr(error, "errno", None):  # with one, it is of this machine
+        return bool(FROM_STORE.search(str(error))) and not REFUSED.search(str(error))
+    return True
 
 
 def head_bucket(config: StorageConfig, bucket: str) -> None:

@@ -4,12 +4,12 @@ from collections import defaultdict
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from platform.engine.data.shards import Manifest, read_manifest
 from platform.engine.errors import StorageError, UserError
 from platform.engine.runs.json_records import read_record
 from platform.engine.storage.location import Location
+from platform.engine.storage.parquet import from_parquet
 from platform.engine.stream.order import Unit
 
 INDEX = "index.parquet"
@@ -28,8 +28,7 @@ def read_units(root: Location, selection: Location | None = None) -> list[Unit]:
     selection_record(selection, root.uri, manifest)
     index = selection / INDEX
     try:
-        with index.errors("read"), index.open_input() as file:
-            table = pq.read_table(file, columns=["file", "row_group", "row"])
+        table = from_parquet(index, lambda parquet: parquet.read(columns=["file", "row_group", "row"]))
     except StorageError as error:
         if error.transient:
             raise

@@ -10,6 +10,7 @@ from platform.engine.data.set_aside import problems_of
 from platform.engine.errors import NotFoundError, StorageError, UserError
 from platform.engine.storage.location import Location
 from platform.engine.storage.retry import patiently
+from platform.engine.storage.s3_errors import may_pass
 from platform.engine.stream.order import StreamPlan, Task, Unit
 from reidssl.data.decode import MAX_PIXELS, decode_batch
 
@@ -55,8 +56,7 @@ def _read_unit(root: Location, unit: Unit) -> pa.Table | str:
             try:
                 return pq.ParquetFile(file).read_row_group(unit.row_group, columns=["key", "image"])
             except OSError as error:
-                # OSError may mean a damaged file or a broken connection: only the latter is worth a retry.
-                if "AWS Error" in str(error) or "curl" in str(error):
+                if may_pass(error):  # otherwise the file is damaged
                     text = f"cannot read {location.uri}: {str(error).splitlines()[0][:200]}"
                     raise StorageError(text, transient=True) from None
                 raise
