@@ -36,6 +36,15 @@ COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start
 FEW = [*FINETUNE, "supervised.epochs=1", "unsupervised.epochs=1"]
 PACED = "tests.platform.paced_pretrain"
 POOL = ["pool.actors=2", "pool.batch=32"]
+ELASTIC = [
+    "scaling.workers=2",
+    "scaling.min_workers=1",
+    "scaling.cpus_per_worker=2",
+    "scaling.resize_check_s=5",
+    "scaling.threads=1",
+    "scaling.max_failures=3",
+]
+STEP, EPOCH = r"\bstep \d+/", r"unsupervised epoch \d+/"
 
 
 @dataclass(frozen=True)
@@ -173,24 +182,17 @@ def test_from_no_node(cluster, commands, program):
 def test_pre_training_grows_shrinks_and_grows_again(cluster, tiny_shards, tmp_path):
     """It begins on the nodes that come first. One is drained and goes, like a spot machine; another takes its place."""
     cluster.wait_until_empty()
-    elastic = ["scaling.workers=2", "scaling.min_workers=1", "scaling.cpus_per_worker=2", "scaling.resize_check_s=5"]
-    length = ["length.epochs=1000", "checkpoint.every_steps=20", "scaling.threads=1", "scaling.max_failures=3"]
+    length = ["length.epochs=1000", "checkpoint.every_steps=20"]
     given = [f"data.uri={tiny_shards.uri}", f"output={tmp_path / 'run'}", f"runtime.address={cluster.head.address}"]
     note(cluster.timeline, program="pretrain, elastic", running=True)
-    driver = Process(PACED, *given, *TINY, *length, *elastic, environment=cluster.head.environment)
+    driver = Process(PACED, *given, *TINY, *length, *ELASTIC, environment=cluster.head.environment)
     try:
-        driver.wait_for(r"\bstep \d+/", MOST_S)
-        first = steps_with_two_workers(cluster, driver)[0]
-        drained = time.monotonic()
-        cluster.drain(first.environ()["RAY_OVERRIDE_NODE_ID_FOR_TESTING"], 10)
-        driver.wait_for(r"checkpoint at step (\d+) on notice", MOST_S, after=drained)
-        time.sleep(max(0.0, drained + 10 - time.monotonic()))
-        for process in [*first.children(recursive=True), first]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        driver.wait_for(STEP, MOST_S)
+        notice = r"checkpoint at step (\d+) on notice"
+        drained = take_away(cluster, driver, steps_with_two_workers(cluster, driver, STEP)[0], notice)
         # With one worker, or with two if the node that was reading has room for one.
         driver.wait_for(r"continuing from [\d,]+ samples seen.* with [12] worker", MOST_S, after=drained)
-        steps_with_two_workers(cluster, driver)
+        steps_with_two_workers(cluster, driver, STEP)
         driver.process.send_signal(signal.SIGTERM)
         assert driver.wait(60) == 143, driver.text[-3000:]
     finally:
@@ -201,11 +203,47 @@ def test_pre_training_grows_shrinks_and_grows_again(cluster, tiny_shards, tmp_pa
     cluster.wait_until_empty()
 
 
-def steps_with_two_workers(cluster: Growing, driver: Process) -> list[psutil.Process]:
-    """Wait until two workers take steps. Returns the raylets of their nodes."""
+def test_fine_tuning_grows_shrinks_and_grows_again(cluster, tiny_backbone, tiny_labeled, tmp_path):
+    """As above. What is lost is less than a step, although an epoch has 200 of them."""
+    cluster.wait_until_empty()
+    length = ["setting=usl", "unsupervised.epochs=1000", "unsupervised.iterations=200", "unsupervised.batch.micro_batches=2"]
+    sets = [f"target_set={tiny_labeled.uri}", f"checkpoint={tiny_backbone}"]
+    given = [f"output={tmp_path / 'run'}", f"runtime.address={cluster.head.address}"]
+    note(cluster.timeline, program="finetune, elastic", running=True)
+    driver = Process("platform.finetune", *sets, *given, *FINETUNE, *length, *ELASTIC, environment=cluster.head.environment)
+    try:
+        driver.wait_for(EPOCH, MOST_S)
+        notice = r"checkpoint at unsupervised epoch \d+ step (\d+) on notice"
+        drained = take_away(cluster, driver, steps_with_two_workers(cluster, driver, EPOCH)[0], notice)
+        driver.wait_for(r"continuing after phase 1, epoch \d+ and \d+ of 200 steps", MOST_S, after=drained)
+        steps_with_two_workers(cluster, driver, EPOCH)
+        driver.process.send_signal(signal.SIGTERM)
+        assert driver.wait(60) == 143, driver.text[-3000:]
+    finally:
+        driver.kill()
+        note(cluster.timeline, program="finetune, elastic", running=False)
+    epochs = [row["epoch"] for row in read_metrics(open_storage(str(tmp_path / "run"))) if "loss" in row]
+    assert epochs == list(range(1, epochs[-1] + 1))  # no epoch twice, none left out
+    cluster.wait_until_empty()
+
+
+def take_away(cluster: Growing, driver: Process, node: psutil.Process, notice: str) -> float:
+    """Drain a node, wait for the line of the checkpoint, and kill the node at its deadline. Returns when it was drained."""
+    drained = time.monotonic()
+    cluster.drain(node.environ()["RAY_OVERRIDE_NODE_ID_FOR_TESTING"], 10)
+    driver.wait_for(notice, MOST_S, after=drained)
+    time.sleep(max(0.0, drained + 10 - time.monotonic()))
+    for process in [*node.children(recursive=True), node]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    return drained
+
+
+def steps_with_two_workers(cluster: Growing, driver: Process, line: str) -> list[psutil.Process]:
+    """Wait until two workers take steps, which print `line`. Returns the raylets of their nodes."""
     until = time.monotonic() + MOST_S
     while len(raylets := cluster.raylets("RayTrainWorker")) < 2:
         assert time.monotonic() < until, driver.text[-6000:]
         time.sleep(1)
-    driver.wait_for(r"\bstep \d+/", MOST_S, after=time.monotonic())
+    driver.wait_for(line, MOST_S, after=time.monotonic())
     return raylets

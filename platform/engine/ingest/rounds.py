@@ -12,6 +12,7 @@ import pickle
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from platform.engine.data.shards import FileEntry
@@ -20,6 +21,7 @@ from platform.engine.ingest.sources.source import in_units
 from platform.engine.ingest.tasks import Written, joined
 from platform.engine.runtime.terminal import say
 from platform.engine.storage.location import Location
+from platform.engine.storage.retry import patiently
 
 ROUNDS = "ingest-rounds"
 
@@ -63,7 +65,8 @@ class Rounds:
             if number not in self.done:
                 self.done[number] = write(units)
                 if len(self.units) > 1:
-                    self._file(number).write_json(_to_json(self.done[number]) | {"mark": self.marks[number]})
+                    record = _to_json(self.done[number]) | {"mark": self.marks[number]}
+                    patiently(partial(self._file(number).write_json, record), self.output.config.retry_timeout_s, say)
         return joined([self.done[number] for number in range(len(self.units))])
 
     def forget(self) -> None:
@@ -74,11 +77,16 @@ class Rounds:
         return self.output.joinpath(ROUNDS, f"{number:05d}.json")
 
     def _recorded(self, number: int) -> Written | None:
+        """The result of a round; None if its record is missing, torn or of another version, so that the round is done again."""
         try:
-            values = self._file(number).read_json()
+            values = patiently(self._file(number).read_json, self.output.config.retry_timeout_s)
             return _from_json(values) if values["mark"] == self.marks[number] else None
-        except (StorageError, KeyError, TypeError, ValueError):  # missing, torn or of another version: the round is done again
-            return None
+        except StorageError as error:
+            if error.transient:
+                raise
+        except (KeyError, TypeError, ValueError):
+            pass
+        return None
 
 
 def _to_json(written: Written) -> dict[str, Any]:
