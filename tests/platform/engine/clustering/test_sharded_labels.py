@@ -26,7 +26,7 @@ K1, K2 = 12, 4
 
 
 def sizes(actors: int, block: int) -> NeighborActorsConfig:
-    return NeighborActorsConfig(actors=actors, cpus_per_actor=0.5, block=block)
+    return NeighborActorsConfig(actors=actors, cpus_per_actor=0.75, block=block)
 
 
 @pytest.fixture(scope="module")

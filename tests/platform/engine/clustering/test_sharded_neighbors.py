@@ -22,12 +22,12 @@ def features(num: int = 230) -> np.ndarray:
 
 
 def actors(count: int, block: int = 64) -> NeighborActorsConfig:
-    return NeighborActorsConfig(actors=count, cpus_per_actor=0.5, block=block)
+    return NeighborActorsConfig(actors=count, cpus_per_actor=1, block=block)
 
 
 def test_the_table_is_that_of_one_process(ray_session):
     expected = knn(features(), 9)
-    found = sharded_neighbors(array_parts(features(), 7), 9, actors(3, 50))
+    found = sharded_neighbors(array_parts(features(), 7), 9, actors(2, 50))
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_allclose(found[1], expected[1], atol=1e-6)
 

@@ -23,7 +23,7 @@ def people(num: int = 60, seed: int = 0) -> tuple:
 @pytest.mark.parametrize(("tasks", "gallery_block"), [(3, 10**6), (100, 10**6), (3, 179)])
 def test_any_number_of_tasks_and_pieces_gives_what_one_process_gives(tasks, gallery_block, ray_session):
     expected = rank(*people())
-    found = rank_shared(*people(), tasks=tasks, cpus=0.5, block=7, gallery_block=gallery_block)
+    found = rank_shared(*people(), tasks=tasks, cpus=2, block=7, gallery_block=gallery_block)
     assert found.as_dict() == expected.as_dict()
     np.testing.assert_array_equal(found.cmc, expected.cmc)
     np.testing.assert_array_equal(found.average_precision, expected.average_precision)
@@ -33,10 +33,10 @@ def test_any_number_of_tasks_and_pieces_gives_what_one_process_gives(tasks, gall
 def test_ties_and_order(ray_session):
     query, pids, camids, gallery, *labels = people()
     copied = query[torch.arange(60) // 3], pids, camids, gallery[torch.arange(180) // 3 * 3], *labels
-    found = rank_shared(*copied, tasks=7, cpus=0.5, gallery_block=64)
+    found = rank_shared(*copied, tasks=7, cpus=2, gallery_block=64)
     np.testing.assert_array_equal(found.average_precision, rank(*copied).average_precision)
     order = np.random.default_rng(1).permutation(60)
-    moved = rank_shared(copied[0][order], pids[order], camids[order], *copied[3:], tasks=2, cpus=0.5)
+    moved = rank_shared(copied[0][order], pids[order], camids[order], *copied[3:], tasks=2, cpus=2)
     np.testing.assert_array_equal(moved.average_precision, found.average_precision[order])
 
 
@@ -45,7 +45,7 @@ def test_features_that_are_all_equal(ray_session):
         same = torch.from_numpy(np.tile(vector, (40, 1)))
         pids, camids = np.arange(40) % 4, np.arange(40) % 3
         expected = rank(same, pids, camids, same, pids, camids)
-        found = rank_shared(same, pids, camids, same, pids, camids, tasks=3, cpus=0.5, gallery_block=16)
+        found = rank_shared(same, pids, camids, same, pids, camids, tasks=3, cpus=2, gallery_block=16)
         np.testing.assert_array_equal(found.average_precision, expected.average_precision)
 
 
@@ -77,9 +77,9 @@ def test_refusals(ray_session):
     broken = query.clone()
     broken[47, 2] = torch.nan
     with pytest.raises(ValueError, match=r"^query_features must be finite: row 47 holds NaN.*$") as said:
-        rank_shared(broken, pids, camids, *gallery, tasks=5, cpus=0.5)
+        rank_shared(broken, pids, camids, *gallery, tasks=5, cpus=2)
     assert "\n" not in str(said.value)
     with pytest.raises(ValueError, match="got 59 query features and 60 labels"):
-        rank_shared(query[1:], pids, camids, *gallery, tasks=2, cpus=0.5)
+        rank_shared(query[1:], pids, camids, *gallery, tasks=2, cpus=2)
     with pytest.raises(ValueError, match="no query has a true match in another camera"):
-        rank_shared(query, np.full_like(pids, 77), camids, *gallery, tasks=2, cpus=0.5)
+        rank_shared(query, np.full_like(pids, 77), camids, *gallery, tasks=2, cpus=2)
