@@ -37,7 +37,7 @@ from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.cluster_settings import ClusterProgramConfig
 from platform.engine.storage.location import Location, open_storage
-from platform.engine.storage.parquet import from_parquet
+from platform.engine.storage.parquet import read_columns
 from reidssl.clustering.agreement import agreement
 from reidssl.clustering.pseudo_labels import PseudoLabels, pseudo_labels
 
@@ -157,5 +157,5 @@ def label(config: ClusterProgramConfig, parts: list[ParquetPart]) -> PseudoLabel
 
 def read_labels(output: Location) -> tuple[list[str], np.ndarray]:
     """(keys, labels) of a finished run; labels is int32 (N,), -1 for outliers. Raises StorageError if it cannot be read."""
-    table = from_parquet(output / LABELS, lambda parquet: parquet.read(columns=["key", "label"]))
+    table = read_columns(output / LABELS, ["key", "label"])
     return table["key"].to_pylist(), table["label"].to_numpy()

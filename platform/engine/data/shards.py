@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from platform.engine.errors import NotFoundError, StorageError
 from platform.engine.storage.location import Location
-from platform.engine.storage.parquet import from_parquet
+from platform.engine.storage.parquet import read_columns
 from reidssl.data.decode import MAX_PIXELS
 
 VERSION = 1
@@ -178,15 +178,11 @@ def read_rows(location: Location, columns: Sequence[str] | None = None, split: s
         raise StorageError(f"{location} has no split '{split}'; its splits are {', '.join(manifest.splits) or 'none'}")
     fetched = wanted if split is None or "split" in wanted else [*wanted, "split"]
     with ThreadPoolExecutor(threads) as pool:
-        tables = list(pool.map(lambda entry: _read_columns(location.joinpath(entry.name), fetched), manifest.files))
+        tables = list(pool.map(lambda entry: read_columns(location / entry.name, fetched), manifest.files))
     table = pa.concat_tables(tables)
     if split is not None:
         table = table.filter(pc.equal(table["split"], split))
     return table.select(wanted)
-
-
-def _read_columns(file: Location, columns: Sequence[str] | None) -> pa.Table:
-    return from_parquet(file, lambda parquet: parquet.read(columns=None if columns is None else list(columns)))
 
 
 def verify(location: Location) -> list[str]:

@@ -16,7 +16,7 @@ from platform.engine.runs.run_folder import SUMMARY
 from platform.engine.runtime.terminal import say
 from platform.engine.selection.scores import read_scores
 from platform.engine.storage.location import Location
-from platform.engine.storage.parquet import from_parquet
+from platform.engine.storage.parquet import read_columns
 from platform.engine.stream.units import INDEX, selection_record
 from reidssl.seeding import sample_seeds, uniforms
 from reidssl.selection.matching import match_entries
@@ -105,7 +105,7 @@ def scored_ranking(folder: Location, data: str, manifest: Manifest, keys: list[s
 def selected_ranking(folder: Location, data: str, manifest: Manifest, keys: list[str]) -> Ranking:
     """The images of a selection in its order. Raises UserError if it was made from another data set, or is damaged."""
     about = selection_record(folder, data, manifest)
-    table = from_parquet(folder / INDEX, lambda parquet: parquet.read(columns=["key", "score"]))
+    table = read_columns(folder / INDEX, ["key", "score"])
     places = {key: place for place, key in enumerate(keys)}
     values = np.full(len(keys), np.nan)
     with refused_as_user_error(folder.uri):

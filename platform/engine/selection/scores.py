@@ -9,7 +9,7 @@ import pyarrow as pa
 from platform.engine.data.parts import PARTS, PROBLEM, write_table
 from platform.engine.data.shards import Manifest, read_rows
 from platform.engine.storage.location import Location
-from platform.engine.storage.parquet import from_parquet
+from platform.engine.storage.parquet import read_columns
 from reidssl.selection.agreement import auc
 
 
@@ -23,8 +23,7 @@ def write_scores(output: Location, name: str, keys: list[str], scores: np.ndarra
 
 def read_scores(output: Location, manifest: Manifest, columns: Sequence[str] = ("key", "score")) -> pa.Table:
     """Table of these columns of every image in the order of the shards; the score is null for images that cannot be decoded."""
-    files = [output / PARTS / entry.name for entry in manifest.files]
-    return pa.concat_tables(from_parquet(file, lambda parquet: parquet.read(columns=list(columns))) for file in files)
+    return pa.concat_tables(read_columns(output / PARTS / entry.name, columns) for entry in manifest.files)
 
 
 def summarize(output: Location, root: Location, manifest: Manifest) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Read Parquet files, again while storage fails for a while."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from platform.engine.errors import StorageError
 from platform.engine.storage.location import Location
 from platform.engine.storage.retry import patiently
 
@@ -22,3 +24,16 @@ def from_parquet(file: Location, read: Callable[[pq.ParquetFile], Result]) -> Re
             return read(pq.ParquetFile(opened))
 
     return patiently(attempt, file.config.retry_timeout_s)
+
+
+def read_columns(file: Location, columns: Sequence[str]) -> pa.Table:
+    """These columns of a Parquet file. Raises StorageError as `from_parquet` does, and if the file has no such column."""
+
+    def read(parquet: pq.ParquetFile) -> pa.Table:
+        known = parquet.schema_arrow.names
+        missing = [name for name in columns if name not in known]
+        if missing:  # pyarrow would leave them out
+            raise StorageError(f"cannot read {file}: it has no column {', '.join(missing)}; its columns are {', '.join(known)}")
+        return parquet.read(columns=list(columns))
+
+    return from_parquet(file, read)

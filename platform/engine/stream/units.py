@@ -9,7 +9,7 @@ from platform.engine.data.shards import Manifest, read_manifest
 from platform.engine.errors import StorageError, UserError
 from platform.engine.runs.json_records import read_record
 from platform.engine.storage.location import Location
-from platform.engine.storage.parquet import from_parquet
+from platform.engine.storage.parquet import read_columns
 from platform.engine.stream.order import Unit
 
 INDEX = "index.parquet"
@@ -28,7 +28,7 @@ def read_units(root: Location, selection: Location | None = None) -> list[Unit]:
     selection_record(selection, root.uri, manifest)
     index = selection / INDEX
     try:
-        table = from_parquet(index, lambda parquet: parquet.read(columns=["file", "row_group", "row"]))
+        table = read_columns(index, ["file", "row_group", "row"])
     except StorageError as error:
         if error.transient:
             raise

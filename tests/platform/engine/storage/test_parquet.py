@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from platform.engine.errors import NotFoundError, StorageError
-from platform.engine.storage.parquet import from_parquet
+from platform.engine.storage.location import open_storage
+from platform.engine.storage.parquet import from_parquet, read_columns
 from tests.platform.engine.storage.test_patient_input import location
 from tests.platform.engine.storage.unsteady import unsteady_store
 
@@ -40,3 +41,11 @@ def test_failures_pass_and_damage_stays():
         with pytest.raises(StorageError) as error:
             from_parquet(location(store, "whole", retry_timeout_s=0.6), lambda file: file.read())
         assert error.value.transient
+
+
+def test_a_missing_column_is_named(tmp_path):
+    (tmp_path / "x.parquet").write_bytes(content())
+    file = open_storage(str(tmp_path / "x.parquet"))
+    assert read_columns(file, ["key"]) == TABLE
+    with pytest.raises(StorageError, match=r"cannot read .*x\.parquet: it has no column label; its columns are key$"):
+        read_columns(file, ["key", "label"])
