@@ -96,7 +96,6 @@ PIPELINE = [
     "pretrain.checkpoint.every_steps=6",
     "pretrain.probe.every_steps=6",
     "pretrain.scaling.threads=1",
-    "cfs.proxy_samples=64",
     "finetune.supervised.epochs=2",
     "finetune.supervised.batch.identities=4",
     "cfs.supervised.batch.identities=4",

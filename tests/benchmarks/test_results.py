@@ -23,6 +23,7 @@ def cells(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split(" |")] for row in text.splitlines() if row.startswith("| ")]
 
 
+@pytest.mark.slow  # measures two parts
 def test_the_file_holds_the_environment_and_both_sides(tmp_path):
     ended = run("--tiny", "--parts", "ranking", "--output", str(tmp_path / "new" / "some.md"))
     assert ended.returncode == 0, ended.stderr

@@ -106,6 +106,7 @@ def test_unknown_cameras_are_refused_before_work(tmp_path, tiny_backbone, tiny_l
         PretrainConfig(model=replace(VitConfig(), num_cameras=2))
 
 
+@pytest.mark.slow  # a pass more; test_camera_rows has what it computes
 def test_evaluation_with_cameras_through_the_pool(tmp_path, ray_session, tiny_labeled):
     save_model(build_vit(replace(TINY_VIT, num_cameras=3), seed=1), {"cameras": [3, 1, 2]}, tmp_path / "backbone.safetensors")
     options = [f"checkpoints=[{tmp_path}]", f"test_sets=[{tiny_labeled.uri}]", "pool.actors=1"]

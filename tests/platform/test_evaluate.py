@@ -87,6 +87,7 @@ def test_a_table_of_two_models(tmp_path, ray_session, tiny_backbone, supervised_
     assert printed.splitlines()[-2].split()[0] == str(models[0])
 
 
+@pytest.mark.slow  # two passes more
 def test_models_of_two_sizes_on_two_sets(tmp_path, ray_session, tiny_backbone, supervised_run, tiny_labeled):
     """The models of one size share a pass over both sets; each result is that of the model and the set alone."""
     other = write_data(tmp_path / "other", "target")

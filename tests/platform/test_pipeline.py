@@ -23,7 +23,6 @@ STAGES = [
     "ingest-pretrain",
     "ingest-target",
     "pretrain-full",
-    "source-proxy",
     "target-proxy",
     "score",
     "select",
@@ -80,13 +79,12 @@ def test_the_stages_feed_each_other(finished):
     output, _ = finished
     configs = {
         name: json.loads((output / name / "config.json").read_text())["config"]
-        for name in ("proxy/source", "proxy/target", "scores", "pretrain/full", "pretrain/selected", "finetune/usl-selected")
+        for name in ("proxy/target", "scores", "pretrain/full", "pretrain/selected", "finetune/usl-selected")
     }
-    assert configs["proxy/target"]["checkpoint"] == configs["scores"]["source_proxy"] == str(output / "proxy/source")
+    assert configs["proxy/target"]["checkpoint"] == configs["scores"]["source_proxy"] == str(output / "pretrain/full")
     assert configs["proxy/target"]["setting"] == "supervised" and configs["scores"]["target_proxy"] == str(
         output / "proxy/target"
     )
-    assert configs["proxy/source"]["length"]["samples"] == 64
     full, selected = configs["pretrain/full"], configs["pretrain/selected"]
     assert full["data"]["selection"] == "" and selected["data"]["selection"] == str(output / "selection")
     assert full["length"] == selected["length"] and full["length"]["samples"] == 192
@@ -101,7 +99,7 @@ def test_a_second_call_does_nothing_again(finished, capsys):
     assert time.monotonic() - started < 60  # only the report is made; a training run would take longer
     said = capsys.readouterr().out
     assert said.count("is complete already") == len(STAGES) - 1 and " step " not in said
-    assert summaries(output) == before and len(before) == 9
+    assert summaries(output) == before and len(before) == 8
     for name in STAGES[:-1]:
         assert again["stages"][name] == results["stages"][name], "a stage keeps the time that it really took"
     assert again["finetune"] == results["finetune"] and again["cfs"] == results["cfs"]
@@ -178,12 +176,11 @@ def test_another_configuration_is_refused(finished):
         main(load_config(PipelineConfig, "pipeline", [f"output={finished[0]}", *TINY, "cfs.fraction=0.6"]))
 
 
-def test_without_a_run_of_its_own_the_source_proxy_is_the_full_pre_training(tmp_path):
-    """As in the demo, this saves one pre-training run."""
-    config = load_config(PipelineConfig, "pipeline", [f"output={tmp_path}", *TINY, "cfs.proxy_samples=0"])
+def test_the_source_proxy_may_have_a_run_of_its_own(tmp_path):
+    config = load_config(PipelineConfig, "pipeline", [f"output={tmp_path}", *TINY, "cfs.proxy_samples=64"])
     story = stages(config, open_storage(str(tmp_path)))
-    assert [name for name, _ in story] == [name for name in STAGES if name != "source-proxy"]
-    assert source_proxy(config) == "pretrain/full"
+    assert [name for name, _ in story] == [*STAGES[:3], "source-proxy", *STAGES[3:]]
+    assert source_proxy(config) == "proxy/source"
 
 
 def test_controls_are_parts_pre_trained_as_the_selected_one(tmp_path):

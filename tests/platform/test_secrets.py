@@ -102,6 +102,7 @@ def test_no_output_holds_a_secret(planted, refusing, monkeypatch, tiny_shards, t
     assert log_folder() and found_in(Path(log_folder())) == []
 
 
+@pytest.mark.slow  # a sweep for one check; test_tune runs one
 def test_no_file_of_a_sweep_holds_a_secret(planted, tiny_labeled, tiny_backbone, tmp_path, ray_session, capfd):
     """Ray Tune writes the function of the trials, its callbacks and its scheduler to a file."""
     given = [f"finetune.{each}" for each in (f"target_set={tiny_labeled.uri}", f"checkpoint={tiny_backbone}", *FINETUNE)]

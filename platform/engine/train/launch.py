@@ -58,8 +58,9 @@ def launch(
     resources = {"CPU": scaling.cpus_per_worker}
     if scaling.gpus_per_worker:
         resources["GPU"] = scaling.gpus_per_worker
+    allowed = scaling.sizes(micro_batches_per_step)
     if not scaling.gpus_per_worker:  # Train's own group assigns the GPUs
-        prepare_workers(scaling.workers, loop.partition(":")[0] if isinstance(loop, str) else "")
+        prepare_workers(_fitting(allowed, scaling), loop.partition(":")[0] if isinstance(loop, str) else "")
     with relayed_lines() as board, stop_on_signals(board if heeds_notices else None) as stopping:
         # Imported here, while the workers start: these modules import torch.
         from ray import cloudpickle
@@ -82,7 +83,7 @@ def launch(
                 run=storage.uri,
                 last_report_s=METRICS_S if may_grow() else 0,
             ),
-            allowed=scaling.sizes(micro_batches_per_step),
+            allowed=allowed,
             board=board,
             heeds_notices=heeds_notices,
             train_loop_config=shown_settings(config),
@@ -193,6 +194,14 @@ def _unexpected(error: BaseException) -> str:
     print(hide(text), file=sys.stderr)
     last = [line for line in text.strip().splitlines() if line.strip()][-1]
     return f"training failed on a worker: {last.strip()}"
+
+
+def _fitting(allowed: list[int], scaling: ScalingConfig) -> int:
+    """The largest allowed number of workers for which this Ray has the CPUs."""
+    import ray
+
+    cpus = ray.cluster_resources().get("CPU", 0)
+    return max([size for size in allowed if size * scaling.cpus_per_worker <= cpus], default=allowed[0])
 
 
 def _check_resources(scaling: ScalingConfig) -> None:

@@ -36,7 +36,7 @@ def shards(ray_session):
         yield shared
 
 
-@pytest.mark.parametrize("block", [350, 117, 16])
+@pytest.mark.parametrize("block", [350, 16])
 def test_vectors_are_those_of_one_process(shards, block):
     shards.config = sizes(2, block)
     table = self_first(shards.neighbors(K1)[0], 350)

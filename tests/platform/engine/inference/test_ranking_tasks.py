@@ -20,7 +20,7 @@ def people(num: int = 60, seed: int = 0) -> tuple:
     return features[:num], pids[:num], camids[:num], features[num:], pids[num:], camids[num:]
 
 
-@pytest.mark.parametrize(("tasks", "gallery_block"), [(3, 10**6), (100, 10**6), (3, 179)])
+@pytest.mark.parametrize(("tasks", "gallery_block"), [(100, 10**6), (3, 179)])
 def test_any_number_of_tasks_and_pieces_gives_what_one_process_gives(tasks, gallery_block, ray_session):
     expected = rank(*people())
     found = rank_shared(*people(), tasks=tasks, cpus=2, block=7, gallery_block=gallery_block)

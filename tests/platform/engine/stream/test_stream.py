@@ -231,6 +231,7 @@ def test_resumed_stream_through_ray_is_the_tail(tiny_shards, ray_session):
     assert [row[:2] for batch in merged for row in batch] == expected
 
 
+@pytest.mark.slow  # two streams more
 def test_nodes_for_decoding_give_the_same_stream(tiny_shards, ray_session):
     """Ray Data then cuts blocks of encoded images, in an operator of its own."""
     [alone] = shares(tiny_shards, 1, 72, 176)
