@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from platform.engine.errors import NotFoundError, StorageError
 from platform.engine.storage.location import Location
 from platform.engine.storage.parquet import read_columns
+from platform.engine.storage.retry import patiently
 from reidssl.data.decode import MAX_PIXELS
 
 VERSION = 1
@@ -96,6 +97,8 @@ class Manifest:
 def write_shard(location: Location, table: pa.Table, row_group_rows: int = 256) -> FileEntry:
     """Write one shard below `location`. The same rows give the same file name and bytes.
 
+    Requests to object storage that fail for a while are retried; a full disk is an error at once.
+
     table: first the columns of SCHEMA, then any extra columns. Raises ValueError for other columns or an empty table, and
     StorageError if it cannot be written.
     """
@@ -116,7 +119,7 @@ def write_shard(location: Location, table: pa.Table, row_group_rows: int = 256) 
     data = sink.getvalue()
     sha256 = hashlib.sha256(data).hexdigest()
     name = f"shard-{sha256[:16]}.parquet"
-    location.joinpath(name).write_bytes(data)
+    patiently(lambda: (location / name).write_bytes(data), location.config.retry_timeout_s if location.is_s3 else 0)
     full, rest = divmod(table.num_rows, row_group_rows)
     return FileEntry(name, table.num_rows, data.size, sha256, [row_group_rows] * full + [rest] * (rest > 0))
 

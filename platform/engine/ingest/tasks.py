@@ -3,7 +3,6 @@
 import pickle
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -13,7 +12,6 @@ from platform.engine.data.shards import SCHEMA, FileEntry, write_shard
 from platform.engine.errors import UserError
 from platform.engine.ingest.sources.source import LARGEST_IMAGE, Candidate, Source
 from platform.engine.storage.location import Location
-from platform.engine.storage.retry import patiently
 from reidssl.data.decode import MAX_PIXELS, check_image
 
 UNSTORABLE = (pa.ArrowException, OverflowError, ValueError, TypeError)
@@ -176,8 +174,10 @@ def write_blocks(output: Location, blocks: list[pa.Table], shard_bytes: int, row
     target = pa.schema([*SCHEMA, *extras])
     pieces = max(1, round(good.nbytes / shard_bytes))
     rows = -(-good.num_rows // pieces)
-    tables = [good.slice(start, rows).cast(target) for start in range(0, good.num_rows, max(rows, 1))]
-    entries = [patiently(partial(write_shard, output, table, row_group_rows), output.config.retry_timeout_s) for table in tables]
+    entries = [
+        write_shard(output, good.slice(start, rows).cast(target), row_group_rows)
+        for start in range(0, good.num_rows, max(rows, 1))
+    ]
     return Written(entries, rejected, Counter(good["split"].to_pylist()), converted, labels)
 
 

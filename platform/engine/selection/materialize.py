@@ -16,7 +16,6 @@ from platform.engine.errors import user_error_of
 from platform.engine.runtime.progress import progress
 from platform.engine.storage.location import Location
 from platform.engine.storage.parquet import from_parquet
-from platform.engine.storage.retry import patiently
 
 Piece = list[tuple[str, int, np.ndarray]]
 """(file, row group, rows within it) of the images of one new shard."""
@@ -77,7 +76,7 @@ def write_piece(
     """Read the rows of a piece and write them as one shard. Returns its entry and the rows of each split."""
     table = pa.concat_tables(_rows_of(root / name, [(group, rows) for file, group, rows in piece if file == name])
                              for name in dict.fromkeys(file for file, _, _ in piece))  # fmt: skip
-    entry = patiently(lambda: write_shard(output, table, row_group_rows), output.config.retry_timeout_s)
+    entry = write_shard(output, table, row_group_rows)
     counter.add.remote(images=table.num_rows)
     return entry, Counter(table["split"].to_pylist() if "split" in table.schema.names else [])
 

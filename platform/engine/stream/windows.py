@@ -56,7 +56,7 @@ def _read_unit(root: Location, unit: Unit) -> pa.Table | str:
             try:
                 return pq.ParquetFile(file).read_row_group(unit.row_group, columns=["key", "image"])
             except OSError as error:
-                if may_pass(error):  # otherwise the file is damaged
+                if location.is_s3 and may_pass(error):  # otherwise the file, or its place on the disk, is damaged
                     text = f"cannot read {location.uri}: {str(error).splitlines()[0][:200]}"
                     raise StorageError(text, transient=True) from None
                 raise

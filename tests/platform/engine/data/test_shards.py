@@ -1,5 +1,7 @@
 """Shards: rows are read as they were written, the same rows give the same files, and damage is detected."""
 
+import time
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +21,7 @@ from platform.engine.data.shards import (
     write_shard,
 )
 from platform.engine.errors import NotFoundError, StorageError
-from platform.engine.storage.location import StorageConfig, open_storage
+from platform.engine.storage.location import Location, StorageConfig, open_storage
 from tests.fixtures_shards import rejected_of
 
 
@@ -94,6 +96,26 @@ def test_equal_rows_give_one_file_and_other_rows_another(tmp_path):
     assert len(location.list()) == 2
     entries = [first, other]
     assert Manifest(files=entries).checksum != Manifest(files=entries[::-1]).checksum  # the order is part of the data
+
+
+def test_a_request_that_fails_is_repeated_and_a_full_disk_is_not(s3, tmp_path, monkeypatch):
+    upload, calls = Location._upload, []
+
+    def failing_once(location, file):
+        calls.append(location.name)
+        if len(calls) == 1:
+            raise ConnectionResetError(104, "Connection reset by peer")
+        upload(location, file)
+
+    monkeypatch.setattr(Location, "_upload", failing_once)
+    there = open_storage(s3.uri, StorageConfig(endpoint_url=s3.endpoint_url)) / "out"
+    entry = write_shard(there, make_table(0, 50))
+    assert calls == [entry.name] * 2 and (there / entry.name).size() == entry.bytes
+    monkeypatch.setattr("os.fsync", lambda number: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    started = time.monotonic()
+    with pytest.raises(StorageError, match="No space left on device"):
+        write_shard(open_storage(str(tmp_path)), make_table(0, 50))
+    assert time.monotonic() - started < 5
 
 
 def test_files_that_the_manifest_does_not_list_do_not_count(location):

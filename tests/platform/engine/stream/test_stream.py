@@ -1,13 +1,16 @@
 """The sample stream: order, exactly-once, resuming, sharing between workers, and the required behavior of Ray Data."""
 
+import errno
 import io
 import shutil
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 from PIL import Image
@@ -162,6 +165,17 @@ def test_a_torn_shard_is_set_aside_without_moving_anything_else(damaged, tiny_sh
     (Path(damaged.path) / plan.units[-1].file).unlink()
     problems = pa.concat_tables(read_window(plan, task, damaged) for task in plan.tasks(0, 90))["problem"].to_pylist()
     assert sum("does not exist" in problem for problem in problems) == 35
+
+
+def test_a_place_of_the_disk_that_cannot_be_read_is_set_aside_at_once(tiny_shards, monkeypatch):
+    def broken(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", broken)
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"none of the \d+ row groups .* can be read: .*Input/output error"):
+        read_window(plan_of(tiny_shards, window=8), plan_of(tiny_shards, window=8).tasks(0, 8)[0], tiny_shards)
+    assert time.monotonic() - started < 5
 
 
 def test_nothing_readable_in_a_window_is_an_error(damaged):
