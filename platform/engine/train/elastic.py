@@ -11,11 +11,14 @@ import asyncio
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+import torch.distributed as dist
 from ray.exceptions import GetTimeoutError, RayActorError
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
@@ -29,7 +32,7 @@ from ray.train.v2.api.config import FailureConfig, ScalingConfig
 
 from platform.engine.runtime.ray_internals import draining_nodes
 from platform.engine.runtime.ray_session import is_own
-from platform.engine.train.prepared import take_workers
+from platform.engine.train.prepared import give_back, take_workers
 
 
 def largest_allowed(count: int, allowed: Sequence[int]) -> int:
@@ -140,11 +143,30 @@ class UserErrorsEndTheRun(DefaultFailurePolicy):
         return super().make_decision(training_failed_error)
 
 
+class KeepingTorchBackend(_TorchBackend):
+    """Ray Train's setup of torch, except that a worker that is alone again keeps the process group of its last launch."""
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        if len(worker_group) > 1 or not worker_group.execute_single(0, dist.is_initialized):
+            super().on_start(worker_group, backend_config)
+
+
+@dataclass
+class KeepingTorchConfig(TorchConfig):
+    """TorchConfig whose workers may have run a loop before."""
+
+    @property
+    def backend_cls(self) -> type:
+        return KeepingTorchBackend
+
+
 class OwnWorkerGroup(WorkerGroup):
     """Worker group of prepared processes, without a controller actor.
 
     Workers need a controller actor only for `ray.train.report`, which we do not use.
     """
+
+    _taken: Sequence[Any] = ()
 
     def _create_workers(  # type: ignore[override]
         self, num_workers: int, placement_group: Any, resources_per_worker: dict[str, float], **options: Any
@@ -157,6 +179,7 @@ class OwnWorkerGroup(WorkerGroup):
             found = []
         if not found:
             return super()._create_workers(num_workers, placement_group, resources_per_worker, **options)
+        self._taken = actors
         workers = [
             Worker(actor, about, resources_per_worker, placement_group_bundle_index=index)
             for index, (actor, about) in enumerate(zip(actors, found, strict=True))
@@ -179,6 +202,14 @@ class OwnWorkerGroup(WorkerGroup):
             ]
         )
         self._decorate_worker_log_file_paths(workers)
+
+    def shutdown(self) -> None:
+        """End the workers. A prepared one that was alone and whose loop has returned is kept: it has imported everything."""
+        status = self.get_latest_poll_status()
+        if len(self._taken) == 1 and status is not None and status.finished and not status.errors:
+            self._worker_group_state = replace(self._worker_group_state, workers=[])  # type: ignore[type-var]
+            give_back(*self._taken)
+        super().shutdown()
 
 
 class OwnController(TrainController):

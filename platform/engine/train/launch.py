@@ -22,7 +22,7 @@ from platform.engine.runtime.run_name import run_name
 from platform.engine.runtime.terminal import relayed_lines, say
 from platform.engine.secrets import hidden, hide, remembered
 from platform.engine.storage.location import Location
-from platform.engine.train.prepared import prepare_next, prepare_reader, prepare_workers
+from platform.engine.train.prepared import prepare_reader, prepare_workers
 from platform.engine.train.scaling import ScalingConfig
 
 Settings = TypeVar("Settings")
@@ -66,10 +66,9 @@ def launch(
         from ray import cloudpickle
         from ray.train import FailureConfig, LoggingConfig, RunConfig
         from ray.train import ScalingConfig as RayScalingConfig
-        from ray.train.torch import TorchConfig
 
         from platform.engine.runtime import device as devices
-        from platform.engine.train.elastic import ElasticTrainer
+        from platform.engine.train.elastic import ElasticTrainer, KeepingTorchConfig
         from platform.engine.train.worker import GuardedLoop
 
         # The types are ignored because Ray annotates version 1 of Train and runs version 2.
@@ -87,7 +86,7 @@ def launch(
             board=board,
             heeds_notices=heeds_notices,
             train_loop_config=shown_settings(config),
-            torch_config=TorchConfig(backend=devices.backend(scaling.gpus_per_worker)),
+            torch_config=KeepingTorchConfig(backend=devices.backend(scaling.gpus_per_worker)),
             scaling_config=RayScalingConfig(
                 num_workers=scaling.num_workers,  # type: ignore[arg-type]
                 use_gpu=scaling.gpus_per_worker > 0,
@@ -111,8 +110,6 @@ def launch(
             trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise UserError(ray.get(board.fatal.remote()) or _unexpected(error)) from None
-        if not scaling.gpus_per_worker:
-            prepare_next()
         fatal = ray.get(board.fatal.remote())
         if fatal:
             raise UserError(fatal)

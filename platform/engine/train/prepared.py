@@ -1,9 +1,11 @@
-"""Processes of a local Ray that start and import before they are needed.
+"""Processes of a local Ray that start and import before they are needed, and that run one loop after the other.
 
 Starting a process and importing torch, timm and DeepSpeed takes seconds. On a local Ray, whose workers run on this machine and
-inherit its environment, that can be done while this program still imports Ray Train itself, or works after the launch before.
+inherit its environment, that can be done while this program still imports Ray Train itself. A worker that has run a loop alone
+runs that of the next launch, too.
 """
 
+import gc
 import importlib
 from typing import Any
 
@@ -11,9 +13,10 @@ from platform.engine.runtime.ray_internals import train_worker
 from platform.engine.runtime.ray_session import is_own
 
 _workers: list[Any] = []
+_kept: list[Any] = []
+"""A worker that has run a loop alone. Its process group has one member, so it can only be alone again."""
 _readers: list[Any] = []
 _session = ""
-_launches = 0
 
 
 def prepare_workers(count: int, module: str = "") -> None:
@@ -23,6 +26,8 @@ def prepare_workers(count: int, module: str = "") -> None:
     import ray
 
     _forget_other_sessions()
+    if count == 1 and _kept:
+        return
     remote: Any = ray.remote(num_cpus=0)  # its CPUs are those of Train's placement group
     while len(_workers) < count:
         actor = remote(train_worker()).remote()
@@ -42,6 +47,8 @@ def prepare_reader() -> None:
 def take_workers(count: int) -> list[Any]:
     """`count` prepared workers, or [] if there are fewer. They belong to the caller."""
     _forget_other_sessions()
+    if count == 1 and _kept:
+        return [_kept.pop()]
     if len(_workers) < count:
         return []
     taken = _workers[:count]
@@ -49,12 +56,10 @@ def take_workers(count: int) -> list[Any]:
     return taken
 
 
-def prepare_next() -> None:
-    """After a launch: prepare a worker for the next one, if this program has launched before (a pipeline, not one training)."""
-    global _launches
-    _launches += 1
-    if _launches > 1:
-        prepare_workers(1)
+def give_back(worker: Any) -> None:
+    """Keep a worker whose loop has returned, and that was alone, for the next launch of this program."""
+    worker.execute.remote(gc.collect)  # engines refer to themselves
+    _kept.append(worker)
 
 
 def _forget_other_sessions() -> None:
@@ -65,6 +70,7 @@ def _forget_other_sessions() -> None:
     current = ray.get_runtime_context().get_worker_id()
     if current != _session:
         _workers.clear()
+        _kept.clear()
         _session = current
 
 
