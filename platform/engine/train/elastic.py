@@ -146,7 +146,7 @@ class UserErrorsEndTheRun(DefaultFailurePolicy):
 class KeepingTorchBackend(_TorchBackend):
     """Ray Train's setup of torch, except that a worker that is alone again keeps the process group of its last launch."""
 
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
         if len(worker_group) > 1 or not worker_group.execute_single(0, dist.is_initialized):
             super().on_start(worker_group, backend_config)
 
