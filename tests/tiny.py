@@ -82,6 +82,7 @@ PIPELINE = [
     "source_set.synthetic.source_identities=8",
     "target_set.synthetic.target_identities=16",
     "row_group_rows=32",
+    "pretrain.model.image_size=[64,32]",
     "pretrain.model.width=32",
     "pretrain.model.depth=1",
     "pretrain.model.heads=2",

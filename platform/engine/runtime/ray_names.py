@@ -50,14 +50,18 @@ NAMES: dict[str, tuple[str, ...]] = {
         "WorkerGroup._init_train_context_on_workers",
         "WorkerGroup._assign_worker_ranks",
         "WorkerGroup._decorate_worker_log_file_paths",
+        "WorkerGroup.get_latest_poll_status",
+        "WorkerGroup.shutdown",
     ),
     f"{_TRAIN}.execution.worker_group.worker": ("RayTrainWorker",),
     f"{_TRAIN}.util": ("time_monotonic",),
     "ray.train.torch": (
+        "TorchConfig.backend_cls",
         "TorchTrainer._initialize_and_run_controller",
         "TorchTrainer._create_default_callbacks",
         "TorchTrainer._register_sigint_handler",
     ),
+    "ray.train.torch.config": ("_TorchBackend.on_start",),
 }
 """Module -> names in it, with the attributes of classes that are used or overridden."""
 

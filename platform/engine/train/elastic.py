@@ -11,7 +11,7 @@ import asyncio
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -151,7 +151,6 @@ class KeepingTorchBackend(_TorchBackend):
             super().on_start(worker_group, backend_config)
 
 
-@dataclass
 class KeepingTorchConfig(TorchConfig):
     """TorchConfig whose workers may have run a loop before."""
 
