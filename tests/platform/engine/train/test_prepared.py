@@ -1,15 +1,22 @@
-"""Prepared processes: a launch uses them, does without dead ones, and a second launch finds one ready."""
+"""Prepared processes: a launch uses them, does without dead ones, and the next launch runs in the same one."""
 
 import os
 import signal
 
 import pytest
+import torch
 
+from platform.engine.config.compose import load_config
 from platform.engine.errors import UserError
+from platform.engine.runs.metrics import read_metrics
 from platform.engine.storage.location import open_storage
 from platform.engine.train import prepared
 from platform.engine.train.launch import launch
 from platform.engine.train.scaling import ScalingConfig
+from platform.pretrain import PretrainConfig
+from platform.pretrain import main as pretrain
+from reidssl.models.weights import load_vit
+from tests.tiny import RESUMED
 
 
 def pids_of(actors):
@@ -61,6 +68,17 @@ def test_a_process_whose_loop_failed_is_not_used_again(tmp_path, prepared_worker
     with pytest.raises(UserError, match="no"):
         launch(loop, {}, storage=open_storage(str(tmp_path)), scaling=ScalingConfig(threads=1))
     assert not prepared._kept
+
+
+def test_a_used_process_trains_as_a_new_one(tmp_path, prepared_worker, tiny_shards):
+    """Nothing of a loop is left for the next one: two runs of one configuration, to the bit."""
+    for name in ("new", "used"):
+        pretrain(load_config(PretrainConfig, "pretrain", [f"data.uri={tiny_shards.uri}", f"output={tmp_path / name}", *RESUMED]))
+        assert pids_of(prepared._kept) == [prepared_worker]
+    new, used = ([row["loss"] for row in read_metrics(open_storage(str(tmp_path / name)))] for name in ("new", "used"))
+    assert new == used and len(set(new)) > 20
+    new, used = (load_vit(tmp_path / name / "backbone.safetensors").state_dict() for name in ("new", "used"))
+    assert new.keys() == used.keys() and all(torch.equal(value, used[name]) for name, value in new.items())
 
 
 @pytest.mark.slow
