@@ -1,11 +1,11 @@
-# make demo   pre-train, select, fine-tune, evaluate and report on synthetic people (CPU; about 18 minutes on 2 idle, slow cores)
+# make demo   pre-train, select, fine-tune, evaluate and report on synthetic people (CPU; 17 minutes on 2 idle, slow cores)
 # make test   the test suite; make test-slow: the faults on a whole cluster, the rare variants and, on a CPU if there is no GPU,
 #             the tests of GPUs, about as long again
 # make test-gpu   the tests that need a GPU, on a machine that has one
 # make bench  speed and memory against what one would install instead, into benchmarks/RESULTS.md (22 minutes on 2 idle cores;
 #             make bench BENCH=--full: the published sizes, hours)
 # make study DATA=folder   the comparison of the starts on images of real people, three seeds: docs/evidence.md has the layout of
-#             the folder (more than 3 hours on 2 idle, slow cores, by its first stages; the same command continues)
+#             the folder (hours on 2 idle cores; the same command continues)
 # make lint   ruff (rules and format) and mypy
 # make docs   the guides, the configuration reference and the library's API as a site in site/
 # make lock   the locks of locks/ from requirements.lock
