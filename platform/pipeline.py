@@ -9,11 +9,11 @@
 Stages: ingest the pre-training, source and target sets; pre-train on all images; fine-tune that model (or a shorter source
 proxy) to the target; score every image with the two models (CFS) and select the best part; pre-train on the selected part for
 the same number of images seen; fine-tune to the target (supervised, UDA and USL) from random weights, from the full and from
-the selected pre-training; report. cfs.controls=[random,inverse] adds pre-trainings on a random part of the same size and on
-the part with the lowest scores, as the controls that the selected part must beat. seeds=[0,1,2] repeats all stages but the
-first for each seed, in folders seed-0, seed-1, ...; the results are then means with their standard deviation. settings=[] skips
-the fine-tuning. If there is no target set either, the stages are: ingest, pre-train, cluster the images (pseudo-identities),
-report.
+the selected pre-training; report. cfs.controls=[random,inverse] adds pre-trainings on a random part of the same size and on the
+part with the lowest scores, as the controls that the selected part must beat. seeds=[0,1,2] repeats all stages but the first
+for each seed, in folders seed-0, seed-1, ...; the results are then means with their standard deviation. concurrent=2 runs up to
+two stages at a time, those that do not need each other. settings=[] skips the fine-tuning. If there is no target set either,
+the stages are: ingest, pre-train, cluster the images (pseudo-identities), report.
 The default sizes are those of the published recipe. model@pretrain.model=vit_base_ics, objective@pretrain.objective=moco_v3,
 scaling@pretrain.scaling=gpus8 choose others.
 Results: report.html and results.json in the output folder. During the run, results.json states for each stage whether it is
@@ -25,7 +25,8 @@ from platform.engine.config.program import run_program
 if __name__ == "__main__":  # before the imports below: --help and a misspelled key are answered at once
     run_program("pipeline")
 
-from collections.abc import Callable
+import math
+import os
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -37,13 +38,17 @@ from platform.engine.finetune.supervised import SupervisedConfig
 from platform.engine.inference.evaluation import require_splits
 from platform.engine.pipeline.results import Results, seed_folder, selection_folder, table
 from platform.engine.pipeline.sets import check_sets, is_given, of_set, parts_of
+from platform.engine.pipeline.stages import Stage, run_in_order
+from platform.engine.pipeline.together import run_together
 from platform.engine.runs.metrics import TrackingConfig
-from platform.engine.runs.run_folder import open_run
+from platform.engine.runs.run_folder import VOLATILE, open_run
 from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.pipeline_settings import INVERSE_PART, RANDOM_PART, SELECTED, PipelineConfig
 from platform.engine.schemas.pretrain_settings import DataConfig, LengthConfig
+from platform.engine.schemas.runtime_settings import RuntimeConfig
 from platform.engine.storage.location import Location, open_storage
+from platform.engine.train.scaling import require_room
 from platform.finetune import FinetuneConfig
 from platform.finetune import main as run_finetune
 from platform.ingest import IngestConfig
@@ -65,7 +70,7 @@ def main(config: PipelineConfig) -> dict[str, Any]:
     Raises UserError for data sets that are not named or do not exist, and the error of the first stage that fails.
     """
     check_sets(config)  # check first: a forgotten set must not become the configuration of the output folder
-    run = open_run("pipeline", config.output, config, config.storage)
+    run = open_run("pipeline", config.output, config, config.storage, volatile=(*VOLATILE, "concurrent"))
     root = run.location
     story = stages(config, root)
     if not is_given(config, "target"):
@@ -73,11 +78,14 @@ def main(config: PipelineConfig) -> dict[str, Any]:
     if is_given(config, "source") and "uda" not in config.settings:
         say("pipeline: source_set is not read: settings has no uda")
     results = Results(root, config.seeds)
-    connect(config.runtime, "pipeline", root.uri)
-    for number, (name, stage) in enumerate(story, 1):
-        say(f"--- stage {number}/{len(story)}: {name}")
-        with results.stage(name):
-            stage()
+    connect(with_room(config), "pipeline", root.uri)
+    if config.concurrent == 1:
+        run_in_order(story, results)
+    else:
+        groups = [config.pretrain.scaling, config.finetune.scaling]
+        advice = "lower concurrent, or pretrain.scaling.workers and finetune.scaling.workers"
+        require_room(f"{config.concurrent} stages", groups, config.concurrent, advice)
+        run_together(story, results, config.concurrent)
     final = results.collect()
     run.finish({"results": final})
     say(f"--- report: {(root / 'report.html').uri}")
@@ -85,56 +93,69 @@ def main(config: PipelineConfig) -> dict[str, Any]:
     return final
 
 
-Story = list[tuple[str, Callable[[], Any]]]
+def stages(config: PipelineConfig, root: Location) -> list[Stage]:
+    """Every stage, in the order in which they run one after the other."""
+    story = [Stage(f"ingest-{part}", partial(ingest, config, part)) for part in parts_of(config)]
+    sets = tuple(stage.name for stage in story)
+    for folder, own in runs_of(config).items():
+        for stage in training_stages(own, root / folder if folder else root):
+            name, *needs = (f"{folder}/{one}" if folder else one for one in (stage.name, *stage.needs))
+            story.append(stage._replace(name=name, needs=(*sets, *needs)))
+    everything = tuple(stage.name for stage in story)
+    return [*story, Stage("report", partial(run_report, ReportConfig(run=root.uri, storage=config.storage)), everything)]
 
 
-def stages(config: PipelineConfig, root: Location) -> Story:
-    """(name, function) of every stage, in order. Each calls the main of a program, which does nothing if its run is complete."""
-    story: Story = [(f"ingest-{part}", partial(ingest, config, part)) for part in parts_of(config)]
-    for seed in config.seeds:
-        own, folder = config.with_seed(seed), seed_folder(seed)
-        story += [(f"{folder}/{name}", stage) for name, stage in training_stages(own, root / folder)]
-    if not config.seeds:
-        story += training_stages(config, root)
-    story.append(("report", partial(run_report, ReportConfig(run=root.uri, storage=config.storage))))
-    return story
+def runs_of(config: PipelineConfig) -> dict[str, PipelineConfig]:
+    """Folder below the output -> the configuration of the runs in it: one for each of the seeds, or the output itself."""
+    return {seed_folder(seed): config.with_seed(seed) for seed in config.seeds} or {"": config}
 
 
-def training_stages(config: PipelineConfig, root: Location) -> Story:
+def training_stages(config: PipelineConfig, root: Location) -> list[Stage]:
     """The stages of one seed, from the pre-training to the last fine-tuning, with their runs below `root`."""
-    story: Story = [("pretrain-full", partial(pretrain, config, root, "full"))]
+    full = Stage("pretrain-full", partial(pretrain, config, root, "full"))
     if not is_given(config, "target"):
-        return [*story, ("cluster", partial(cluster, config, root))]
-    return story + selection_stages(config, root) + finetune_stages(config, root)
+        return [full, Stage("cluster", partial(cluster, config, root), (full.name,), pool=True)]
+    return [full, *selection_stages(config, root), *finetune_stages(config, root)]
 
 
-def selection_stages(config: PipelineConfig, root: Location) -> Story:
+def selection_stages(config: PipelineConfig, root: Location) -> list[Stage]:
     """The stages from the full pre-training to those on parts of the images."""
     proxy, how = source_proxy(config), config.cfs
-    story: Story = []
+    story, needed = [], "pretrain-full"
     if proxy != "pretrain/full":
-        story.append(("source-proxy", partial(pretrain_on, config, root, proxy, samples=how.proxy_samples)))
+        needed = "source-proxy"
+        story.append(Stage(needed, partial(pretrain_on, config, root, proxy, samples=how.proxy_samples)))
+    tuned = partial(fine_tune, config, root, how.target_proxy, proxy, "proxy/target", supervised=how.supervised)
     story += [
-        ("target-proxy", partial(fine_tune, config, root, how.target_proxy, proxy, "proxy/target", supervised=how.supervised)),
-        ("score", partial(score, config, root)),
+        Stage("target-proxy", tuned, (needed,)),
+        Stage("score", partial(score, config, root), ("target-proxy",), pool=True),
     ]
     for part in how.parts:
+        name = "select" if part == SELECTED else f"select-{part}"
         story += [
-            ("select" if part == SELECTED else f"select-{part}", partial(select, config, root, part)),
-            (f"pretrain-{part}", partial(pretrain, config, root, part)),
+            Stage(name, partial(select, config, root, part), () if part == RANDOM_PART else ("score",)),
+            Stage(f"pretrain-{part}", partial(pretrain, config, root, part), (name,)),
         ]
     return story
 
 
-def finetune_stages(config: PipelineConfig, root: Location) -> Story:
+def finetune_stages(config: PipelineConfig, root: Location) -> list[Stage]:
     """A fine-tuning stage for every setting and every initialization."""
-    story: Story = []
+    story = []
     for setting in config.settings:
         for init in ("random", "full", *config.cfs.parts):
-            from_run = "" if init == "random" else f"pretrain/{init}"
+            from_run, needs = ("", ()) if init == "random" else (f"pretrain/{init}", (f"pretrain-{init}",))
             stage = partial(fine_tune, config, root, setting, from_run, f"finetune/{setting}-{init}")
-            story.append((f"finetune-{setting}-{init}", stage))
+            story.append(Stage(f"finetune-{setting}-{init}", stage, needs))
     return story
+
+
+def with_room(config: PipelineConfig) -> RuntimeConfig:
+    """The connection to Ray; a local Ray gets CPUs for all stages that run at the same time, and for their reading."""
+    if config.runtime.num_cpus or config.concurrent == 1:
+        return config.runtime
+    each = max(one.workers * one.cpus_per_worker for one in (config.pretrain.scaling, config.finetune.scaling)) + 1
+    return replace(config.runtime, num_cpus=max(4, os.cpu_count() or 1) + math.ceil(each) * (config.concurrent - 1))
 
 
 def source_proxy(config: PipelineConfig) -> str:

@@ -29,7 +29,6 @@ from typing import Any
 
 from platform.engine.errors import FailedTrialsError, UserError
 from platform.engine.runs.run_folder import SUMMARY, VOLATILE, Run, open_run
-from platform.engine.runtime.growth import autoscales
 from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.tune_settings import TuneConfig
@@ -37,6 +36,7 @@ from platform.engine.storage.location import open_storage
 from platform.engine.sweep.results import TRIALS, best_of, export_best, table, write_results
 from platform.engine.sweep.space import Point, text_of
 from platform.engine.sweep.trials import PointBook, is_done, planned, row_of, start_features, trial_config
+from platform.engine.train.scaling import require_room
 from platform.finetune import check_inputs, shared_micro_batches, with_micro_batches
 from platform.finetune import main as run_finetune
 
@@ -139,25 +139,11 @@ def check_trials(config: TuneConfig, trials: list[Point]) -> None:
 def check_concurrency(config: TuneConfig, trials: list[Point], number: int) -> None:
     """Check that the workers of all concurrent trials fit the cluster. Raises UserError if they do not.
 
-    Trials whose workers cannot all start would wait for each other forever.
-
     Args:
         trials: the points of the trials, or points that have all their values.
         number: of trials.
     """
-    import ray
-
-    if autoscales():
-        return  # more nodes may come
     together = min(config.concurrent, number)
-    scalings = [trial_config(config, point).scaling for point in trials]
-    for kind, each in (("CPU", "cpus_per_worker"), ("GPU", "gpus_per_worker")):
-        needs = sorted((scaling.fewest * getattr(scaling, each) for scaling in scalings), reverse=True)
-        if config.search == "optuna":
-            needs = needs[:1] * together  # any trial may have the largest values
-        needed, available = sum(needs[:together]), ray.cluster_resources().get(kind, 0)
-        if needed > available:
-            raise UserError(
-                f"{together} trials at a time need {needed:g} {kind}, this Ray has {available:g}: lower "
-                "concurrent or finetune.scaling.workers, or connect to a larger cluster"
-            )
+    groups = [trial_config(config, point).scaling for point in trials]
+    advice = "lower concurrent or finetune.scaling.workers"
+    require_room(f"{together} trials", groups, together, advice, once=config.search == "grid")

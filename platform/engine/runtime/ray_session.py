@@ -12,7 +12,7 @@ import os
 import tempfile
 import threading
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.job_config import JobConfig
@@ -48,6 +48,7 @@ SHIPPED_EXCLUDES = [".git", ".venv", "/runs", "/build", "tests/.cache", "*.parqu
 
 
 _own = False  # whether `connect` started the Ray that this process uses
+_share = 1  # the number of processes like this one among which the cores of this machine are divided
 
 
 def connect(config: RuntimeConfig, program: str = "", folder: str = "", meanwhile: str = "") -> None:
@@ -192,6 +193,36 @@ def _first_line(error: Exception) -> str:
 def is_own() -> bool:
     """Whether this process uses a local Ray that it started itself: one node, which ends with the program."""
     return _own
+
+
+class LocalRay(NamedTuple):
+    """What a further process of a program must know of the local Ray that the program started."""
+
+    shown: bool
+    """Whether the dashboard shows its Train runs."""
+    share: int
+    """The number of processes among which the cores are divided."""
+
+
+def local_ray(share: int) -> LocalRay | None:
+    """For `join_as_part` of processes that this program starts; None on a joined cluster."""
+    return LocalRay(os.environ.get("RAY_TRAIN_ENABLE_STATE_TRACKING") == "1", share) if _own else None
+
+
+def join_as_part(local: LocalRay | None) -> None:
+    """Prepare this process, an actor, to run programs as the process does that started it. local: see `local_ray`."""
+    global _own, _share
+    quiet()
+    _quiet_ray_data()
+    if local:
+        _own, _share = True, local.share
+        if local.shown:
+            os.environ["RAY_TRAIN_ENABLE_STATE_TRACKING"] = "1"
+
+
+def threads_of_worker(workers: int) -> int:
+    """Torch threads of each of a run's workers on a machine that several processes share; 0 if this one has it alone."""
+    return max(1, (os.cpu_count() or 1) // (_share * workers)) if _share > 1 else 0
 
 
 def _add_to_environment(values: dict[str, str]) -> None:

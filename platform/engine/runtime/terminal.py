@@ -149,17 +149,21 @@ def relayed_lines() -> Iterator[Any]:
 
 
 _forward_to: Any = None
+_prefix = ""
 
 
-def forward_lines(board: Any) -> None:
-    """Make `say` push to a LineBoard in this process, a Tune trial, whose own output is not shown."""
-    global _forward_to
-    _forward_to = board
+def forward_lines(board: Any, prefix: str = "") -> None:
+    """Make `say` push to a LineBoard in this process, whose own output is not shown, such as that of a Tune trial.
+
+    prefix: put before each line, to tell the lines of several processes apart.
+    """
+    global _forward_to, _prefix
+    _forward_to, _prefix = board, prefix
 
 
 def say(line: str) -> None:
     """Print one line on the terminal at once, with the time of day and without secrets."""
     if _forward_to is not None:
-        _forward_to.push.remote(hide(line))
+        _forward_to.push.remote(_prefix + hide(line))
     else:
         print(f"{time.strftime('%H:%M:%S')}  {hide(line)}", flush=True)

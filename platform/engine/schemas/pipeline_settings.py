@@ -79,6 +79,9 @@ class PipelineConfig:
     """Seed of all stages, except for the generation of synthetic images."""
     seeds: list[int] = field(default_factory=list)
     """Run all stages after the ingest once for each of these seeds instead; the results are means over them."""
+    concurrent: int = 1
+    """Stages that run at the same time, each in a process of its own, when the stages that they need are complete. The workers of
+    all of them must fit the cluster at once. 2 or more finish tiny models sooner even on one machine."""
     row_group_rows: int = 256
     """Images in a row group of the shards."""
     settings: list[str] = field(default_factory=lambda: list(SETTINGS))
@@ -91,7 +94,7 @@ class PipelineConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
-        at_least(1, row_group_rows=self.row_group_rows)
+        at_least(1, row_group_rows=self.row_group_rows, concurrent=self.concurrent)
         at_least(0, seed=self.seed)
         if any(seed < 0 for seed in self.seeds) or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be different integers of at least 0: got {list(self.seeds)}")

@@ -4,29 +4,25 @@ A loop is a plain function of its configuration that runs on every worker. It fi
 preemption, a resize and running the same command again are therefore handled alike: start, restore, continue.
 """
 
-import os
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
 from platform.engine.config.compose import flat, to_plain
 from platform.engine.errors import StoppedError, UserError
 from platform.engine.runtime.growth import may_grow
-from platform.engine.runtime.ray_session import is_own
+from platform.engine.runtime.ray_session import is_own, threads_of_worker
 from platform.engine.runtime.run_name import run_name
-from platform.engine.runtime.terminal import relayed_lines, say
+from platform.engine.runtime.terminal import relayed_lines
 from platform.engine.secrets import hidden, hide, remembered
 from platform.engine.storage.location import Location
 from platform.engine.train.prepared import prepare_reader, prepare_workers
 from platform.engine.train.scaling import ScalingConfig
+from platform.engine.train.stopping import stop_on_signals
 
 Settings = TypeVar("Settings")
-WAITING_CHECKS = 10  # half seconds without workers after which a stop waits for them no longer
 METRICS_S = 11.0  # Ray's processes report their metrics every 10 s
 
 
@@ -77,7 +73,7 @@ def launch(
             GuardedLoop(
                 work=cloudpickle.dumps((loop, config, remembered())),
                 board=board,
-                threads=scaling.threads,
+                threads=scaling.threads or threads_of_worker(scaling.workers),
                 name=run_name(),
                 run=storage.uri,
                 last_report_s=METRICS_S if may_grow() else 0,
@@ -115,64 +111,6 @@ def launch(
             raise UserError(fatal)
         if stopping.number:
             raise StoppedError("stopped after a checkpoint; run the same command again to continue", stopping.number)
-
-
-class Stopping:
-    """Whether a signal has asked the run to stop, and which: `number` is 0 or that of the signal."""
-
-    number = 0
-
-
-@contextmanager
-def stop_on_signals(board: Any) -> Iterator[Stopping]:
-    """Context manager: SIGTERM and Ctrl-C become the order "stop" on the board; a second signal ends the program at once.
-
-    So does the first one if no workers run, who could carry the order out: the newest checkpoint is all there is to keep. Does
-    nothing without a board, or outside the main thread (a Tune trial), where signals cannot be handled.
-    """
-    stopping, ended = Stopping(), threading.Event()
-    if board is None or threading.current_thread() is not threading.main_thread():
-        yield stopping
-        return
-
-    def on_signal(number: int, frame: Any) -> None:
-        if stopping.number:
-            sys.exit(128 + number)
-        stopping.number = number
-
-    def pass_on() -> None:  # not in the signal handler, which may interrupt Ray in the middle of a call
-        while not ended.wait(0.1):
-            if stopping.number:
-                name = "Ctrl-C" if stopping.number == signal.SIGINT else "SIGTERM"
-                say(f"{name}: the workers write a checkpoint and stop; once more: stop at once")
-                board.give.remote("stop")
-                end_without_workers()
-                return
-
-    def end_without_workers() -> None:
-        import ray
-
-        waiting = 0
-        while waiting < WAITING_CHECKS and not ended.wait(0.5):
-            waiting = waiting + 1 if ray.get(board.waits_for_workers.remote()) else 0
-        if waiting == WAITING_CHECKS:
-            say("no workers are running, so there is nothing to write; run the same command again to continue")
-            os.kill(os.getpid(), stopping.number)
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    thread = threading.Thread(target=pass_on, daemon=True)
-    thread.start()
-    try:
-        yield stopping
-    except SystemExit:  # of the second signal; inside a call of Ray its status is lost
-        if not stopping.number:
-            raise
-        sys.exit(128 + stopping.number)
-    finally:
-        ended.set()
-        thread.join(timeout=10)
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def shown_settings(config: Any) -> dict[str, Any]:

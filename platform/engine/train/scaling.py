@@ -4,9 +4,11 @@ A step has a fixed number of micro-batches, so the number of workers must divide
 shrinks with its cluster.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from platform.engine.errors import UserError
+from platform.engine.runtime.growth import autoscales
 from reidssl.checks import at_least, positive
 
 
@@ -73,3 +75,29 @@ def check_size(workers: int, micro_batches_per_step: int) -> None:
             f"{workers} workers cannot share {micro_batches_per_step} micro-batches per step evenly; allowed numbers "
             f"of workers: {allowed_sizes(micro_batches_per_step)} (or change the micro-batches of a step)"
         )
+
+
+def require_room(what: str, groups: Sequence[ScalingConfig], together: int, advice: str, once: bool = False) -> None:
+    """Check that the workers of several runs fit the cluster at once, unless an autoscaler adds nodes.
+
+    Runs whose workers cannot all start would wait for each other forever.
+
+    Args:
+        what: the runs, for the message, such as "4 trials".
+        groups: the workers of the runs. Any `together` of them may run at once; each several times, unless `once`.
+        advice: which settings to change.
+
+    Raises UserError if they do not fit.
+    """
+    import ray
+
+    if autoscales():
+        return
+    for kind, each in (("CPU", "cpus_per_worker"), ("GPU", "gpus_per_worker")):
+        needs = sorted((group.fewest * getattr(group, each) for group in groups), reverse=True)
+        needed = sum(needs[:together] if once else needs[:1] * together)
+        available = ray.cluster_resources().get(kind, 0)
+        if needed > available:
+            raise UserError(
+                f"{what} at a time need {needed:g} {kind}, this Ray has {available:g}: {advice}, or connect to a larger cluster"
+            )
