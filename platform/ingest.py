@@ -45,9 +45,9 @@ from platform.engine.errors import UserError, user_error_of
 from platform.engine.ingest.rounds import Rounds
 from platform.engine.ingest.sources import ReadingPlan, Source, open_source
 from platform.engine.ingest.tasks import ReadUnits, Written, shard_sink
+from platform.engine.runtime.datasets import prepare
 from platform.engine.runtime.progress import progress
 from platform.engine.runtime.ray_session import connect
-from platform.engine.runtime.run_name import run_name
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.ingest_settings import IngestConfig
 from platform.engine.secrets import hidden
@@ -133,11 +133,10 @@ def ingest(source: Source, plan: ReadingPlan, output: Location, config: IngestCo
             items = ray.data.from_items([{"unit": pickle.dumps(unit)} for unit in units], override_num_blocks=len(units))
             read = ReadUnits(source, counter, config.max_pixels)
             dataset = items.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=1)
-            dataset.set_name(run_name())
             dataset.context.execution_options.preserve_order = True  # shards must not depend on which task is faster
             sink = shard_sink(output, config.shard_mb << 20, config.row_group_rows)
             try:
-                dataset.write_datasink(sink, ray_remote_args={"num_cpus": 0.5})
+                prepare(dataset).write_datasink(sink, ray_remote_args={"num_cpus": 0.5})
             except Exception as error:
                 raise user_error_of(error) or error from None
             return sink.written

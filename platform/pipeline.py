@@ -155,7 +155,7 @@ def with_room(config: PipelineConfig) -> RuntimeConfig:
     if config.runtime.num_cpus or config.concurrent == 1:
         return config.runtime
     each = max(one.workers * one.cpus_per_worker for one in (config.pretrain.scaling, config.finetune.scaling)) + 1
-    return replace(config.runtime, num_cpus=max(4, os.cpu_count() or 1) + math.ceil(each) * (config.concurrent - 1))
+    return replace(config.runtime, num_cpus=max(4, os.cpu_count() or 1, math.ceil(each * config.concurrent) + 1))
 
 
 def source_proxy(config: PipelineConfig) -> str:

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from platform.engine.data.set_aside import problems_of
 from platform.engine.data.shards import FileEntry, read_manifest
 from platform.engine.errors import NotFoundError, UserError
+from platform.engine.runtime.datasets import prepare
 from platform.engine.runtime.growth import autoscales
-from platform.engine.runtime.run_name import run_name
 from platform.engine.schemas.retrieval_settings import PoolConfig
 from platform.engine.storage.location import Location, StorageConfig
 from platform.engine.storage.parquet import from_parquet
@@ -133,9 +133,8 @@ def stream_through_actors(
         num_cpus=pool.cpus_per_actor,
         num_gpus=pool.gpus_per_actor or None,
     )
-    dataset.set_name(run_name())
     dataset.context.execution_options.preserve_order = True
-    yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
+    yield from prepare(dataset).iter_batches(batch_size=None, batch_format="numpy")
 
 
 def _read_and_decode(

@@ -18,6 +18,7 @@ from typing import Any
 from platform.engine.errors import UserError
 
 CONNECT_S, ANSWER_S = 4.0, 6.0
+REMARK = "worker processes have been started on node"
 DASHBOARD_PORT = 8265
 REMEDY = "Start one with `ray start --head`, correct runtime.address / RAY_ADDRESS, or leave both empty to start a local Ray"
 
@@ -75,6 +76,22 @@ def lean_start(dashboard: bool) -> Iterator[None]:
         yield
     finally:
         parameter.RayParams, node.Node.start_api_server = params, api_server
+
+
+def without_remark() -> None:
+    """Keep Ray's remark about many worker processes off the terminal: processes that only wait are part of the programs' design.
+
+    It arrives in the driver among messages that matter, such as those about a lack of memory.
+    """
+    worker: Any = importlib.import_module("ray._private.worker")
+    show = worker.print_to_stdstream
+    if getattr(show, "func", None) is not _show_others:
+        worker.print_to_stdstream = partial(_show_others, show)
+
+
+def _show_others(show: Any, data: dict[str, Any], **options: Any) -> None:
+    if not any(REMARK in str(line) for line in data.get("lines", ())):
+        show(data, **options)
 
 
 def check_cluster(address: str) -> str:

@@ -23,7 +23,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "ray._private.services": ("canonicalize_bootstrap_address",),
     "ray._private.state": ("state.get_draining_nodes",),
     "ray._private.utils": ("check_version_info", "compute_version_info"),
-    "ray._private.worker": ("_global_node",),
+    "ray._private.worker": ("_global_node", "print_to_stdstream"),
     "ray._raylet": ("PlacementGroupID",),
     "ray.core.generated.gcs_service_pb2": ("InternalKVGetRequest",),
     "ray.core.generated.gcs_service_pb2_grpc": ("InternalKVGcsServiceStub",),

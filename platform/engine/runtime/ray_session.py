@@ -28,6 +28,7 @@ from platform.engine.runtime.ray_internals import (
     log_folder,
     longest_socket_path,
     session_path_length,
+    without_remark,
 )
 from platform.engine.runtime.ray_names import check_ray
 from platform.engine.runtime.run_name import name_of_run, run_name, set_run_name
@@ -79,6 +80,7 @@ def connect(config: RuntimeConfig, program: str = "", folder: str = "", meanwhil
     if imports:
         imports.join()
     set_native_lines_aside(log_folder())
+    without_remark()
     _quiet_ray_data()
 
 

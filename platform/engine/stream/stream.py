@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from platform.engine.data.shards import read_manifest
 from platform.engine.errors import UserError
-from platform.engine.runtime.run_name import run_name
+from platform.engine.runtime.datasets import prepare
 from platform.engine.storage.location import Location
 from platform.engine.storage.retry import patiently
 from platform.engine.stream.order import StreamConfig, StreamPlan
@@ -70,9 +70,8 @@ def build_dataset(
         dataset = dataset.repartition(**exact).map_batches(decoder, **decode, **where)
     else:  # fused into one operator, whose tasks take exactly the rows of a micro-batch
         dataset = dataset.map_batches(decoder, **decode).repartition(**exact)
-    dataset.set_name(run_name())
     dataset.context.execution_options.preserve_order = True
-    return dataset
+    return prepare(dataset)
 
 
 def _max_pixels(root: Location) -> int:
