@@ -2,13 +2,16 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 
-from platform.engine.config.compose import load_config
+from platform.engine.config.compose import ROOT, load_config
 from platform.engine.data.shards import read_manifest, write_manifest
 from platform.engine.errors import ConfigError, StoppedError, UserError
 from platform.engine.pipeline.results import table
@@ -174,6 +177,35 @@ def test_results_of_something_else_are_refused(tmp_path, content, message):
 def test_another_configuration_is_refused(finished):
     with pytest.raises(UserError, match=r"(?s)another configuration:\n  cfs\.fraction: 0\.5 -> 0\.6\n"):
         main(load_config(PipelineConfig, "pipeline", [f"output={finished[0]}", *TINY, "cfs.fraction=0.6"]))
+
+
+@pytest.mark.slow
+def test_a_stopped_pipeline_with_two_stages_at_a_time_is_continued(tmp_path):
+    """The trainings that run write a checkpoint; the same command continues them."""
+    command = [
+        sys.executable,
+        "-m",
+        "platform.pipeline",
+        f"output={tmp_path}/run",
+        "concurrent=2",
+        "cfs.controls=[random]",
+        *TINY,
+    ]
+    command += ["settings=[]", "pretrain.length.samples=1600", "pretrain.checkpoint.every_steps=1000"]
+    program = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    running = set()
+    for line in program.stdout:
+        if " step " in line:
+            running.add(line.split()[1])
+        if {"pretrain-full", "pretrain-random_part"} <= running:
+            break
+    program.send_signal(signal.SIGTERM)
+    told = program.stdout.read()
+    assert program.wait(60) == 143 and told.count("on notice") == 2, told
+    stages = json.loads((tmp_path / "run" / "results.json").read_text())["stages"]
+    assert stages["pretrain-full"]["status"] == stages["pretrain-random_part"]["status"] == "failed"
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0 and again.stdout.count("continuing from") == 2, again.stdout
 
 
 def test_the_source_proxy_may_have_a_run_of_its_own(tmp_path):

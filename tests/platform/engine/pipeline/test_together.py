@@ -15,6 +15,8 @@ from platform.engine.errors import UserError
 from platform.engine.pipeline.results import Results
 from platform.engine.pipeline.stages import Stage, run_in_order
 from platform.engine.pipeline.together import run_together
+from platform.engine.runtime.ray_session import is_own, threads_of_worker
+from platform.engine.runtime.run_name import run_name
 from platform.engine.storage.location import open_storage
 
 
@@ -32,6 +34,12 @@ def refusing():
 
 def dying():
     os._exit(1)
+
+
+def about_this_process(file):
+    """A stage that writes what its process knows of the Ray that it is part of."""
+    with open(file, "w") as out:
+        json.dump([is_own(), threads_of_worker(1), threads_of_worker(1000), run_name()], out)
 
 
 def times(file):
@@ -83,6 +91,14 @@ def test_a_failure_starts_nothing_more(tmp_path, ray_session, work, message):
         run_together(stages, Results(open_storage(str(tmp_path))), 2)
     assert time.monotonic() - began < 50 and list(times(file)) == ["good"]
     assert statuses(tmp_path) == {"good": "complete", "long": "failed", "bad": "failed"}
+
+
+def test_a_stage_is_part_of_the_program_and_has_its_share_of_the_cores(tmp_path, ray_session):
+    assert is_own() and threads_of_worker(1) == 0, "this process has the machine alone"
+    stages = [Stage("about", partial(about_this_process, str(tmp_path / "about")))]
+    run_together(stages, Results(open_storage(str(tmp_path))), 2)
+    own, threads, fewest, _ = json.loads((tmp_path / "about").read_text())
+    assert own and threads == max(1, os.cpu_count() // 2) and fewest == 1
 
 
 def test_one_after_the_other_in_their_order(tmp_path):
