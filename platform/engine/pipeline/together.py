@@ -79,13 +79,16 @@ def run_together(stages: Sequence[Stage], results: Results, at_a_time: int) -> N
     """
     with relayed_lines() as board, caught_signals() as stopping:
         processes = Processes(stages, results, at_a_time, board)
-        while not (processes.failure or stopping.number) and processes.start_ready():
-            processes.wait()
-        if stopping.number:
-            name = "Ctrl-C" if stopping.number == signal.SIGINT else "SIGTERM"
-            say(f"{name}: the trainings write a checkpoint and stop; once more: stop at once")
-        if processes.running:
+        try:
+            while not (processes.failure or stopping.number) and processes.start_ready():
+                processes.wait()
+            if stopping.number:
+                name = "Ctrl-C" if stopping.number == signal.SIGINT else "SIGTERM"
+                say(f"{name}: the trainings write a checkpoint and stop; once more: stop at once")
             processes.stop()
+        except BaseException as error:  # of a second signal, or of Ray
+            processes.give_up(error)
+            raise
         if processes.failure:
             raise processes.failure
         if stopping.number:
@@ -145,12 +148,21 @@ class Processes:
     def stop(self) -> None:
         """Have the stages end that run: with a checkpoint if they train, otherwise as they are."""
         first = self.failure
-        for one in list(self.running.values()):
-            if not ray.get(one.process.stop.remote()):
+        for one in self.running.values():
+            try:
+                trains = ray.get(one.process.stop.remote())
+            except ray.exceptions.RayActorError:  # it has just died
+                continue
+            if not trains:
                 ray.kill(one.process)
         while self.running:
             self.wait()
         self.failure = first
+
+    def give_up(self, error: BaseException) -> None:
+        """Record the stages that still run as failed."""
+        for one in self.running.values():
+            one.recording.__exit__(type(error), error, None)
 
 
 def error_of(ended: Any, stage: Stage) -> BaseException | None:
