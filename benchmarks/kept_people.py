@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from platform.engine.data.shards import read_manifest, read_rows
+from platform.engine.data.shards import read_manifest
 from platform.engine.errors import UserError
 from platform.engine.selection.scores import read_scores
 from platform.engine.storage.location import Location, StorageConfig, open_storage
