@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 from platform.engine.runs.metrics import read_metrics
 from platform.engine.storage.location import open_storage
 from tests.platform.head_node import Head, free_ports, head_node, short_folder
-from tests.tiny import PRETRAIN
+from tests.tiny import PIPELINE, PRETRAIN
 
 TINY = [*PRETRAIN, "length.epochs=2", "tracking.every_steps=2", "scaling.threads=1"]
 STEPS = 180 // 16  # 90 images, two epochs
@@ -165,3 +166,17 @@ def test_without_the_token_nothing_is_submitted(cluster, token, tmp_path):
     assert found.returncode != 0 and re.search("(?i)token", found.stdout), found.stdout
     assert not (tmp_path / "owned").exists()
     assert "intruder" not in cluster.ray("job", "list").stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_pipeline_runs_its_stages_side_by_side_on_a_joined_cluster(cluster, tmp_path):
+    """Without controls its stages share the 4 CPUs; too many stages at a time are refused before any work."""
+    command = [sys.executable, "-m", "platform.pipeline", f"runtime.address={cluster.address}", *PIPELINE]
+    refused = cluster.run(*command, f"output={tmp_path}/many", "concurrent=5")
+    assert refused.returncode == 2 and "5 stages at a time need 5 CPU, this Ray has 4: lower concurrent" in refused.stdout
+    found = cluster.run(*command, f"output={tmp_path}/run", "concurrent=2", timeout=800)
+    assert found.returncode == 0, found.stdout
+    stages = json.loads((tmp_path / "run" / "results.json").read_text())["stages"]
+    assert len(stages) == 11 and {stage["status"] for stage in stages.values()} == {"complete"}
+    assert re.search(r"(?m)^\S+  pretrain-full \| .*step 12/12", found.stdout), "lines name their stage"

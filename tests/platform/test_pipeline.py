@@ -98,7 +98,7 @@ def test_the_stages_feed_each_other(finished):
 def test_a_second_call_does_nothing_again(finished, capsys):
     output, results = finished
     before, started = summaries(output), time.monotonic()
-    again = main(load_config(PipelineConfig, "pipeline", [f"output={output}", *TINY]))
+    again = main(load_config(PipelineConfig, "pipeline", [f"output={output}", *TINY, "concurrent=1"]))
     assert time.monotonic() - started < 60  # only the report is made; a training run would take longer
     said = capsys.readouterr().out
     assert said.count("is complete already") == len(STAGES) - 1 and " step " not in said
@@ -153,7 +153,7 @@ def test_a_failed_stage_is_in_the_results(tmp_path, ray_session):
     (tmp_path / "empty").mkdir()
     empty = ["pretrain_set.kind=folder", f"pretrain_set.path={tmp_path}/empty"]
     with pytest.raises(UserError, match=r"pretrain_set\.path .*empty does not exist or holds no files"):
-        main(load_config(PipelineConfig, "pipeline", [f"output={tmp_path}/run", *TINY, *empty]))
+        main(load_config(PipelineConfig, "pipeline", [f"output={tmp_path}/run", *TINY, *empty, "concurrent=1"]))
     found = json.loads((tmp_path / "run" / "results.json").read_text())
     assert list(found["stages"]) == ["ingest-pretrain"] and found["stages"]["ingest-pretrain"]["status"] == "failed"
     assert found["finetune"] == [] and found["environment"]["ray"]

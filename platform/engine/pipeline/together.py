@@ -85,6 +85,8 @@ def run_together(stages: Sequence[Stage], results: Results, at_a_time: int) -> N
             if stopping.number:
                 name = "Ctrl-C" if stopping.number == signal.SIGINT else "SIGTERM"
                 say(f"{name}: the trainings write a checkpoint and stop; once more: stop at once")
+            elif processes.running:
+                say("a stage failed: the trainings beside it write a checkpoint and stop")
             processes.stop()
         except BaseException as error:  # of a second signal, or of Ray
             processes.give_up(error)
