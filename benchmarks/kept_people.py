@@ -3,8 +3,9 @@
   python -m benchmarks.kept_people --run runs/demo
 
 RUN is the output of platform.pipeline on synthetic people. Who and where the images show is not in the data set, but follows from
-the configuration by which they were drawn. Only images of people count, not the planted ones. Two questions:
+the configuration by which they were drawn. Only images of people count, not the planted ones. Three questions:
 
+- How many of them are there among all images, as many random ones, and the selected ones?
 - How much of the variance of the scores' ranks do the persons explain, and how much the scenes (one-way analysis of variance,
   eta squared)? If scores had nothing to do with them, groups of this number and size would explain the share "by chance".
 - How many persons and scenes are among the selected images, among as many random ones, and among all? Counted as the exponential
@@ -43,7 +44,7 @@ def effective(groups: np.ndarray) -> float:
 
 
 def kept(run: Location) -> list[list[Any]]:
-    """A row for persons and one for scenes, in the order of the table's head. Raises UserError and StorageError."""
+    """Rows for images, persons and scenes, in the order of the table's head. Raises UserError and StorageError."""
     settings = (run / "config.json").read_json()["config"]["pretrain_set"]
     if settings["kind"] != "synthetic":
         raise UserError(f"{run}: its images are of kind {settings['kind']}; only those of synthetic people have known persons")
@@ -56,11 +57,11 @@ def kept(run: Location) -> list[list[Any]]:
     random = np.random.default_rng(0).permutation(selected)
     people = np.array([not image.planted for image in images]) & scores["score"].is_valid().to_numpy()
     ranks = scores["score"].to_numpy()[people].argsort().argsort().astype(float)
-    rows = []
+    parts = (people, people & random, people & selected)
+    rows: list[list[Any]] = [["images", None, None, *(int(part.sum()) for part in parts)]]
     for name, seed in GROUPS.items():
         groups = np.array([getattr(image, seed) for image in images])
-        parts = [effective(groups[people & part]) for part in (people, random, selected)]
-        rows.append([name, *explained(groups[people], ranks), *parts])
+        rows.append([name, *explained(groups[people], ranks), *(effective(groups[part]) for part in parts)])
     return rows
 
 
@@ -73,8 +74,10 @@ def main() -> None:
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     print("| | variance of the ranks | by chance | all | random half | selected half |\n|---|---|---|---|---|---|")
-    for name, found, chance, *counts in rows:
-        print(f"| {name} | {found:.0%} | {chance:.0%} | {' | '.join(f'{count:.0f}' for count in counts)} |")
+    for name, *shares, everything, random, selected in rows:
+        cells = ["" if share is None else f"{share:.0%}" for share in shares]
+        cells += [f"{count:.0f}" for count in (everything, random, selected)]
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

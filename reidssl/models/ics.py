@@ -85,15 +85,20 @@ class _BatchHalf(nn.BatchNorm2d):
 
 
 def patch_products(projection: nn.Conv2d, maps: Tensor) -> Tensor:
-    """`projection(maps)`, on a GPU as one matrix product if the patches do not overlap: (B, C, H, W) -> (B, D, h, w).
+    """`projection(maps)`, as one matrix product where the convolution is slow or wrong: (B, C, H, W) -> (B, D, h, w).
 
-    cuDNN's backward pass for convolutions with such large strides is slow: on an H100, that of the ICS stem took 14.9 of the
-    180 ms of a step of ViT-S (`benchmarks.gpu_profile`).
+    On a GPU, if the patches do not overlap: cuDNN's backward pass for convolutions with such large strides is slow. On an H100,
+    that of the ICS stem took 14.9 of the 180 ms of a step of ViT-S (`benchmarks.gpu_profile`).
+
+    On a CPU, in bf16: on processors with AMX, oneDNN's convolution (torch 2.14.1) has wrong values if the number of channels is
+    no multiple of 32, as in a narrow ICS stem. It gives no error.
     """
-    if not maps.is_cuda or projection.stride != projection.kernel_size:
-        result: Tensor = projection(maps)
-        return result
-    return _as_product(projection, maps)
+    if maps.is_cuda and projection.stride == projection.kernel_size:
+        return _as_product(projection, maps)
+    if maps.device.type == "cpu" and (maps.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")):
+        return _unfolded_product(projection, maps)
+    result: Tensor = projection(maps)
+    return result
 
 
 def _as_product(projection: nn.Conv2d, maps: Tensor) -> Tensor:
@@ -103,6 +108,13 @@ def _as_product(projection: nn.Conv2d, maps: Tensor) -> Tensor:
     patches = pixels.reshape(images, rows, size, columns, size, channels).transpose(2, 3).flatten(3)
     weight = projection.weight.permute(0, 2, 3, 1).flatten(1)
     return F.linear(patches, weight, projection.bias).permute(0, 3, 1, 2)
+
+
+def _unfolded_product(projection: nn.Conv2d, maps: Tensor) -> Tensor:
+    """Like `_as_product`, also for patches that overlap."""
+    (rows, columns), (down, right) = projection.kernel_size, projection.stride
+    patches = maps.unfold(2, int(rows), int(down)).unfold(3, int(columns), int(right)).permute(0, 2, 3, 1, 4, 5).flatten(3)
+    return F.linear(patches, projection.weight.flatten(1), projection.bias).permute(0, 3, 1, 2)
 
 
 class IcsStem(nn.Module):

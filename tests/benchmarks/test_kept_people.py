@@ -48,7 +48,9 @@ def run(tmp_path):
 
 
 def test_scores_of_persons_select_persons(run):
-    persons, scenes = kept(open_storage(str(run)))
+    images, persons, scenes = kept(open_storage(str(run)))
+    people = sum(not spec.planted for spec in specifications(SYNTHETIC, "pretrain"))
+    assert images[:4] == ["images", None, None, people] and 0 < images[5] < people and 0 < images[4] < people
     name, found, chance, everyone, random, selected = persons
     assert name == "persons" and found > 0.9 > 0.3 > chance and scenes[1] < 0.5
     assert selected <= SYNTHETIC.pretrain_identities / 2 < random <= everyone <= SYNTHETIC.pretrain_identities
@@ -59,7 +61,7 @@ def test_the_table_and_what_is_no_such_run(run, tmp_path):
         command = [sys.executable, "-m", "benchmarks.kept_people", "--run", folder]
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
-    assert call(run).stdout.count("\n| persons |") == 1
+    assert all(call(run).stdout.count(f"\n| {name} | ") == 1 for name in ("images", "persons", "scenes"))
     ended = call(tmp_path / "nothing")
     assert ended.returncode == 1 and ended.stderr.startswith("error: cannot read ") and "Traceback" not in ended.stderr
     root = open_storage(str(run))
