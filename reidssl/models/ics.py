@@ -91,7 +91,7 @@ def patch_products(projection: nn.Conv2d, maps: Tensor) -> Tensor:
     that of the ICS stem took 14.9 of the 180 ms of a step of ViT-S (`benchmarks.gpu_profile`).
 
     On a CPU, in bf16: on processors with AMX, oneDNN's convolution (torch 2.14.1) has wrong values if the number of channels is
-    no multiple of 32, as in a narrow ICS stem. It gives no error.
+    no multiple of 32, as in a narrow ICS stem. It gives no error. Issue 169688 of pytorch/pytorch reports such a case.
     """
     if maps.is_cuda and projection.stride == projection.kernel_size:
         return _as_product(projection, maps)
