@@ -61,7 +61,8 @@ def test_the_table_and_what_is_no_such_run(run, tmp_path):
         command = [sys.executable, "-m", "benchmarks.kept_people", "--run", folder]
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
-    assert all(call(run).stdout.count(f"\n| {name} | ") == 1 for name in ("images", "persons", "scenes"))
+    printed = call(run).stdout
+    assert all(printed.count(f"\n| {name} | ") == 1 for name in ("images", "persons", "scenes"))
     ended = call(tmp_path / "nothing")
     assert ended.returncode == 1 and ended.stderr.startswith("error: cannot read ") and "Traceback" not in ended.stderr
     root = open_storage(str(run))
