@@ -90,31 +90,30 @@ def patch_products(projection: nn.Conv2d, maps: Tensor) -> Tensor:
     On a GPU, if the patches do not overlap: cuDNN's backward pass for convolutions with such large strides is slow. On an H100,
     that of the ICS stem took 14.9 of the 180 ms of a step of ViT-S (`benchmarks.gpu_profile`).
 
-    On a CPU, in bf16: on processors with AMX, oneDNN's convolution (torch 2.14.1) has wrong values if the number of channels is
-    no multiple of 32, as in a narrow ICS stem. It gives no error. Issue 169688 of pytorch/pytorch reports such a case.
+    On a CPU, in bf16: on processors with AMX, oneDNN's convolution (torch 2.14.1) has wrong values, without an error, for many
+    shapes with a number of channels that is no multiple of 32, as in a narrow ICS stem. Issue 169688 of pytorch/pytorch reports
+    such a case.
     """
-    if maps.is_cuda and projection.stride == projection.kernel_size:
-        return _as_product(projection, maps)
-    if maps.device.type == "cpu" and (maps.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")):
-        return _unfolded_product(projection, maps)
-    result: Tensor = projection(maps)
+    slow = maps.is_cuda and projection.stride == projection.kernel_size
+    wrong = maps.device.type == "cpu" and (maps.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu"))
+    result: Tensor = _as_product(projection, maps) if slow or wrong else projection(maps)
     return result
 
 
 def _as_product(projection: nn.Conv2d, maps: Tensor) -> Tensor:
-    size, (images, channels, height, width) = int(projection.kernel_size[0]), maps.shape
-    rows, columns = height // size, width // size
-    pixels = maps[:, :, : rows * size, : columns * size].permute(0, 2, 3, 1)
-    patches = pixels.reshape(images, rows, size, columns, size, channels).transpose(2, 3).flatten(3)
+    patches = _patches(maps, int(projection.kernel_size[0]), int(projection.stride[0]))
     weight = projection.weight.permute(0, 2, 3, 1).flatten(1)
     return F.linear(patches, weight, projection.bias).permute(0, 3, 1, 2)
 
 
-def _unfolded_product(projection: nn.Conv2d, maps: Tensor) -> Tensor:
-    """Like `_as_product`, also for patches that overlap."""
-    (rows, columns), (down, right) = projection.kernel_size, projection.stride
-    patches = maps.unfold(2, int(rows), int(down)).unfold(3, int(columns), int(right)).permute(0, 2, 3, 1, 4, 5).flatten(3)
-    return F.linear(patches, projection.weight.flatten(1), projection.bias).permute(0, 3, 1, 2)
+def _patches(maps: Tensor, size: int, stride: int) -> Tensor:
+    """(B, C, H, W) -> (B, h, w, size * size * C), the channels of a pixel side by side."""
+    if stride != size:
+        return maps.unfold(2, size, stride).unfold(3, size, stride).permute(0, 2, 3, 4, 5, 1).flatten(3)
+    images, channels, height, width = maps.shape
+    rows, columns = height // size, width // size
+    pixels = maps[:, :, : rows * size, : columns * size].permute(0, 2, 3, 1)
+    return pixels.reshape(images, rows, size, columns, size, channels).transpose(2, 3).flatten(3)
 
 
 class IcsStem(nn.Module):
