@@ -1,4 +1,4 @@
-# make demo   pre-train, select, fine-tune, evaluate and report on synthetic people (CPU; 13 to 17 minutes on 2 cores)
+# make demo   pre-train, select, fine-tune, evaluate and report on synthetic people (CPU; 12 to 17 minutes on 2 cores)
 # make test   the test suite; make test-slow: the faults on a whole cluster, the rare variants and, on a CPU if there is no GPU,
 #             the tests of GPUs, about as long again
 # make test-gpu   the tests that need a GPU, on a machine that has one
