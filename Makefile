@@ -2,7 +2,7 @@
 # make test   the test suite; make test-slow: the faults on a whole cluster, the rare variants and, on a CPU if there is no GPU,
 #             the tests of GPUs, about as long again
 # make test-gpu   the tests that need a GPU, on a machine that has one
-# make bench  speed and memory against what one would install instead, into benchmarks/RESULTS.md (22 minutes on 2 idle cores;
+# make bench  speed and memory against what one would install instead, into benchmarks/RESULTS.md (13-22 minutes on 2 idle cores;
 #             make bench BENCH=--full: the published sizes, hours)
 # make study DATA=folder   the comparison of the starts on images of real people, three seeds: docs/evidence.md has the layout of
 #             the folder (78 minutes on 2 slow cores; the same command continues)
