@@ -246,6 +246,8 @@ def select(config: PipelineConfig, root: Location, part: str) -> None:
     part: one of `CfsConfig.parts`.
     """
     by: dict[str, Any] = {"random": True, "seed": config.seed} if part == RANDOM_PART else {"scores": (root / "scores").uri}
+    if part == SELECTED and config.cfs.among:
+        by |= {"among": config.cfs.among, "seed": config.seed}
     run_select(
         SelectConfig(
             data=data_of(config, "pretrain").uri,

@@ -4,6 +4,7 @@
   python -m platform.select data=s3://bucket/luperson list=cfs_list.pkl fraction=0.5 output=s3://bucket/selection
   python -m platform.select data=runs/demo/data/pretrain random=true output=runs/control     (the control of any selection)
   python -m platform.select ... count=20000          (or threshold=0.9; inverse=true keeps the worst instead)
+  python -m platform.select ... among=0.75         (a half drawn at random among the best three quarters)
   python -m platform.select ... stratify=camid floor=0.25          (at least the best quarter of every camera)
   python -m platform.select ... duplicates.similarity=0.98         (scores of platform.score features=true)
   python -m platform.select ... materialize=true write_list=true   (also new shards, and a list in the published format)
@@ -118,6 +119,8 @@ def select(config: SelectConfig, root: Location) -> tuple[pa.Table, dict[str, An
         summary["near_duplicates"] = len(ranking.ranked) - len(places)
     if config.threshold is not None:
         wanted = passing(config, ranking.values[places])
+    if config.among:
+        places, better = drawn(config, places, keys, better)
     wanted = enough(config, len(places), config.count or wanted, len(keys) - undecodable)
     chosen = places[best_of(config, root, [keys[place] for place in places], better[places], places, wanted)]
     index = locate(manifest, keys, ranking.values, chosen)
@@ -206,6 +209,13 @@ def distinct(config: SelectConfig, manifest: Manifest, places: np.ndarray, keys:
         found = places[without_duplicates(order, near, similarities, how.similarity)]
     say(f"select: {len(places) - len(found):,} near duplicates of better images are left out")
     return found
+
+
+def drawn(config: SelectConfig, places: np.ndarray, keys: list[str], better: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(the best share `among` of `places`, ascending; a random order of all images in place of `better`)."""
+    share = count_of(len(places), config.among)
+    best = select_best([keys[place] for place in places], better[places], share)
+    return np.sort(places[best]), random_ranking(config.seed, keys).values
 
 
 def best_of(

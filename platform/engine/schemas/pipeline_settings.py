@@ -43,6 +43,9 @@ class CfsConfig:
     source proxy."""
     fraction: float = 0.5
     """Share of the images to keep."""
+    among: float = 0.0
+    """Draw the selected images at random among this share of the best (`platform.select among`), at least `fraction`; 0: take the
+    best."""
     controls: list[str] = field(default_factory=list)
     """Also pre-train on other parts of the same size: random (a random part), inverse (the images with the lowest scores)."""
     target_proxy: str = "supervised"
@@ -54,6 +57,9 @@ class CfsConfig:
         at_least(0, "(no proxy of its own)", proxy_samples=self.proxy_samples)
         one_of(("supervised", "usl"), target_proxy=self.target_proxy)
         within("(0, 1]", fraction=self.fraction)
+        within("[0, 1]", among=self.among)
+        if 0 < self.among < self.fraction:
+            raise ValueError(f"cfs.among must be at least cfs.fraction ({self.fraction:g}), or 0: got {self.among:g}")
         if set(self.controls) - set(CONTROLS):
             raise ValueError(f"controls must be some of {', '.join(CONTROLS)}: got {list(self.controls)}")
 

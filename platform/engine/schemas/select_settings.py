@@ -46,7 +46,7 @@ class SelectConfig:
     random: bool = False
     """Select a random subset instead. It is the control of a selection: a smaller set is also seen more often."""
     seed: int = 0
-    """Seed of the random subset."""
+    """Seed of the random subset, and of the draw of `among`."""
     reference: InputPath = ""
     """Ranking to compare with: a published list, or a folder of platform.score or platform.select."""
     compare: builtins.list[InputPath] = field(default_factory=builtins.list)
@@ -61,6 +61,9 @@ class SelectConfig:
     """Keep the images with at least this score, instead of `fraction` (scores only)."""
     inverse: bool = False
     """Keep the worst images instead of the best: another control. With a threshold: those with at most this score."""
+    among: float = 0.0
+    """Draw the images at random among this share of the best, instead of taking the very best: 0.75 leaves out the worst quarter
+    and prefers nobody among the rest. 0: take the best."""
     stratify: str = ""
     """Column whose values (cameras, videos) are strata that keep at least `floor`; or "folder", the folder of the key."""
     floor: float = 0.0
@@ -79,7 +82,7 @@ class SelectConfig:
 
     def __post_init__(self) -> None:
         within("(0, 1]", fraction=self.fraction, **{f"compare_at[{place}]": one for place, one in enumerate(self.compare_at)})
-        within("[0, 1]", floor=self.floor)
+        within("[0, 1]", floor=self.floor, among=self.among)
         at_least(0, seed=self.seed, count=self.count)
         at_least(1, shard_mb=self.shard_mb)
         given = [name for name in ("scores", "list", "random", "compare") if getattr(self, name)]
@@ -93,6 +96,12 @@ class SelectConfig:
             raise ValueError("threshold is for scores: give scores=<folder of platform.score>, or use fraction or count")
         if self.inverse and self.random:
             raise ValueError("inverse is for scores and lists: the inverse of a random subset is a random subset")
+        if self.among and (self.random or self.compare or self.threshold is not None):
+            raise ValueError(
+                "among draws a fraction or a count from the best by scores or a list: leave out random, compare, threshold"
+            )
+        if self.among and not self.count and self.among < self.fraction:
+            raise ValueError(f"among must be at least fraction ({self.fraction:g}), or 0 to take the best: got {self.among:g}")
         if self.floor and not self.stratify:
             raise ValueError("floor is the share of a stratum: give stratify=<column>, e.g. stratify=camid or stratify=folder")
         if self.duplicates.similarity and not self.scores:
