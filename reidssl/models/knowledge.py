@@ -17,7 +17,7 @@ from reidssl.models.given import LoadConfig, Unsaid
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 HALVES = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
 # How the published code uses its models, by layout: ((mean, std) of the normalization, side of the neck).
-RELEASED = {"dino": (IMAGENET, "before"), "reid": (HALVES, "before"), "cluster_contrast": (IMAGENET, "after")}
+RELEASED = {"dino": (IMAGENET, "before"), "reid": (HALVES, "before"), "cluster_contrast": (HALVES, "after")}
 # (width, depth) -> {number of heads: published models of that size with this number}.
 USUAL_HEADS: dict[tuple[int, int], dict[int, str]] = {
     (192, 12): {3: "timm, DeiT", 12: "MAE-Lite"},

@@ -52,11 +52,13 @@ def record_of(init: LoadedModel | None, plan: CameraPlan | None) -> dict[str, An
 
 
 def model_for(phase: Phase, before: ReidModel) -> ReidModel:
-    """A new model with the weights of `before`: with the drop path of this phase, and without hooks of the previous engine."""
+    """A new model with the backbone of `before`: with the drop path of this phase, and without hooks of the previous engine.
+
+    The neck is new, as in the released UDA: its statistics are those of the features that the phase before it saw.
+    """
     backbone = build_vit(replace(before.backbone.config, drop_path=phase.config.drop_path))
     backbone.load_state_dict(before.backbone.state_dict())
     model = ReidModel(backbone)
-    model.bottleneck.load_state_dict(before.bottleneck.state_dict())
     phase.prepare(model)
     freeze_layers(model, phase.config.freeze_layers)
     return model.to(device())

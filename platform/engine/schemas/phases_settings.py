@@ -114,7 +114,7 @@ class UnsupervisedConfig(PhaseConfig):
     """Epochs after which the learning rate falls to a tenth, again and again."""
     temperature: float = 0.05
     """Temperature of the softmax over the cluster memory."""
-    momentum: float = 0.1
+    momentum: float = 0.2
     """Weight of the old vector when the cluster memory is updated."""
     hard: bool = True
     """Update the memory of a cluster with its least similar feature only."""
