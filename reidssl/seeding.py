@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-SELECTION, GROUPS = 1 << 20, (1 << 20) + 1
+CHOICE_STREAM, GROUP_STREAM = 1 << 20, (1 << 20) + 1
 """Streams of `uniforms` for the choice of images and for groups of them. Those of the crops are counted from 0."""
 GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)
 _FIRST_FACTOR = np.uint64(0xBF58476D1CE4E5B9)

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from reidssl.choices import MEASURES
 from reidssl.clustering.neighbors import Array, knn
-from reidssl.seeding import GROUPS, sample_seeds, uniforms
+from reidssl.seeding import GROUP_STREAM, sample_seeds, uniforms
 
 
 class Measure(NamedTuple):
@@ -102,7 +102,7 @@ def groups_of(keys: Sequence[str], group: int, seed: int) -> list[Array]:
     """
     if group < 2:
         raise ValueError(f"group must be at least 2: got {group}")
-    order = np.argsort(uniforms(sample_seeds(seed, 0, keys), 1, stream=GROUPS)[:, 0], kind="stable")
+    order = np.argsort(uniforms(sample_seeds(seed, 0, keys), 1, stream=GROUP_STREAM)[:, 0], kind="stable")
     return [np.sort(members) for members in np.array_split(order, max(1, -(-len(keys) // group)))]
 
 

@@ -18,7 +18,7 @@ from platform.engine.selection.scores import read_scores
 from platform.engine.storage.location import Location
 from platform.engine.storage.parquet import read_columns
 from platform.engine.stream.units import INDEX, selection_record
-from reidssl.seeding import SELECTION, sample_seeds, uniforms
+from reidssl.seeding import CHOICE_STREAM, sample_seeds, uniforms
 from reidssl.selection.matching import match_entries
 from reidssl.selection.published import load_published_list
 
@@ -49,7 +49,7 @@ class Ranking:
 
 def random_ranking(seed: int, keys: list[str]) -> Ranking:
     """An order by chance, a function of the seed and the keys, and independent of the augmentation with the same seed."""
-    return Ranking("random", uniforms(sample_seeds(seed, 0, keys), 1, stream=SELECTION)[:, 0], {"seed": seed})
+    return Ranking("random", uniforms(sample_seeds(seed, 0, keys), 1, stream=CHOICE_STREAM)[:, 0], {"seed": seed})
 
 
 def any_ranking(place: Location, data: str, manifest: Manifest, keys: list[str]) -> Ranking:
