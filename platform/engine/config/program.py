@@ -20,6 +20,7 @@ from platform.engine.config.compose import load_config, to_plain
 from platform.engine.config.groups import ROOT
 from platform.engine.config.help import help_text
 from platform.engine.errors import UserError
+from platform.engine.runs.owner import Claims
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas import schema_of
 from platform.engine.secrets import hidden, hide
@@ -44,7 +45,8 @@ def run_program(name: str) -> NoReturn:
         else:
             config = load_config(schema, name, overrides)
             wait_for_silent_stores(say)
-            importlib.import_module(f"platform.{name}").main(config)
+            with Claims():
+                importlib.import_module(f"platform.{name}").main(config)
     except UserError as error:
         print(as_typed(hide(f"error: {error}" if error.status == 2 else str(error))), file=sys.stderr)
         sys.exit(error.status)

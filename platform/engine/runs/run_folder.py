@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from platform.engine.config.compose import ROOT, to_plain
 from platform.engine.config.paths import map_paths, same_place
+from platform.engine.data.shards import MANIFEST
 from platform.engine.errors import UserError
 from platform.engine.runs.json_records import read_record
+from platform.engine.runs.owner import claim
 from platform.engine.secrets import hidden
 from platform.engine.storage.location import Location, StorageConfig, open_storage
 
@@ -101,7 +103,8 @@ def open_run(
     volatile: keys of the settings that may differ from the stored configuration.
 
     Raises UserError if the folder belongs to a run with another configuration (it lists the differences) or its config.json is
-    foreign. Raises StorageError if the folder of an unfinished run cannot be written to.
+    foreign, if it holds a data set, or if another command writes to it. Raises StorageError if the folder of an unfinished run
+    cannot be written to.
     """
     if not output:
         raise UserError("output is empty: name the folder or bucket path of the run, e.g. output=runs/my-run")
@@ -126,7 +129,11 @@ def open_run(
                 f"{location.uri} holds a run with another configuration:\n  {shown}\n"
                 "Choose another output, repeat the old settings, or delete that folder"
             )
-    else:
+    elif (location / MANIFEST).exists():
+        raise UserError(f"{location.uri} holds a data set ({MANIFEST}), no run: choose another output")
+    if not (location / SUMMARY).exists():
+        claim(location)
+    if not file.exists():
         file.write_json({"program": program, "config": plain, "environment": environment()})
     return Run(location, program)
 

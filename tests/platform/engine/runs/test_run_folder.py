@@ -118,3 +118,10 @@ def test_environment_names_what_results_depend_on():
     found = environment()
     assert {"python", "code", "torch", "ray", "deepspeed", "timm"} <= found.keys()
     json.dumps(found)
+
+
+def test_a_data_set_is_no_run_folder(tiny_shards):
+    before = (tiny_shards / "manifest.json").read_bytes()
+    with pytest.raises(UserError, match=r"holds a data set \(manifest.json\), no run: choose another output"):
+        open_run("score", tiny_shards.uri, OuterConfig(), StorageConfig())
+    assert (tiny_shards / "manifest.json").read_bytes() == before and not (tiny_shards / "config.json").exists()

@@ -1,0 +1,117 @@
+"""One command at a time writes to a folder: two would delete each other's checkpoints and shards.
+
+The owner of a folder renews a small file in it. A second command watches that file: if it is renewed, the owner lives and the
+second command is refused; if not, the owner was killed, and the second command takes its place. The clocks of two machines are
+never compared. Only commands own folders: what runs within a command, such as a stage of the pipeline, belongs to its owner.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from platform.engine.errors import UserError
+from platform.engine.runtime.terminal import say
+from platform.engine.storage.location import Location
+
+OWNER = ".owner.json"
+RENEWED_EVERY_S = 15.0
+WATCHED_S = 50.0
+"""A living owner renews its file several times within this time, even on a busy machine."""
+
+
+class Claims:
+    """The folders that this process owns. Use as a context manager around a command; it gives them back."""
+
+    current: "Claims | None" = None
+
+    def __init__(self, renewed_every_s: float = RENEWED_EVERY_S, watched_s: float = WATCHED_S) -> None:
+        self.renewed_every_s, self.watched_s = renewed_every_s, watched_s
+        self.me = {"host": _machine(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S"), "id": uuid.uuid4().hex}
+        self.folders: dict[str, Location] = {}
+        self.ended = threading.Event()
+        self.renewing = threading.Thread(target=self._renew, daemon=True)
+        self.renewals = 0
+
+    def __enter__(self) -> "Claims":
+        Claims.current = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        Claims.current = None
+        self.ended.set()
+        if self.folders:
+            self.renewing.join(RENEWED_EVERY_S)
+        for folder in self.folders.values():
+            with suppress(UserError, OSError):
+                if (_owner_of(folder) or {}).get("id") == self.me["id"]:
+                    (folder / OWNER).delete()
+
+    def add(self, folder: Location) -> None:
+        """Own `folder`. Raises UserError if another command does."""
+        if folder.uri in self.folders:
+            return
+        other = _owner_of(folder)
+        if other and other.get("id") != self.me["id"]:
+            self._watch(folder, other)
+        self._write(folder)
+        self.folders[folder.uri] = folder
+        if len(self.folders) == 1:
+            self.renewing.start()
+
+    def _watch(self, folder: Location, other: dict[str, Any]) -> None:
+        """Return when the owner is known to be dead. Raises UserError if it lives."""
+        if other.get("host") == self.me["host"] and not Path(f"/proc/{other.get('pid')}").exists():
+            return
+        named = f"process {other.get('pid')} on {str(other.get('host')).partition('/')[0]}, since {other.get('since')}"
+        say(f"{folder.uri} belongs to another command ({named}): watching for {self.watched_s:g} s whether it still runs")
+        until = time.monotonic() + self.watched_s
+        while time.monotonic() < until:
+            time.sleep(min(1.0, self.renewed_every_s))
+            found = _owner_of(folder)
+            if found is None:
+                return
+            if found != other:
+                raise UserError(
+                    f"another command writes to {folder.uri} now ({named}): wait until it ends, stop it, or choose another output"
+                )
+        say(f"that command has ended without a word; going on in {folder.uri}")
+
+    def _renew(self) -> None:
+        while not self.ended.wait(self.renewed_every_s):
+            self.renewals += 1
+            for folder in list(self.folders.values()):
+                with suppress(UserError, OSError):  # storage that fails for a moment must not end the command
+                    self._write(folder)
+
+    def _write(self, folder: Location) -> None:
+        (folder / OWNER).write_json({**self.me, "renewals": self.renewals})
+
+
+def claim(folder: Location) -> None:
+    """Own `folder` until the command ends; nothing if this process is no command. Raises UserError if another command does."""
+    if Claims.current is not None:
+        Claims.current.add(folder)
+
+
+def _owner_of(folder: Location) -> dict[str, Any] | None:
+    file = folder / OWNER
+    if not file.exists():
+        return None
+    try:
+        found = json.loads(file.read_text())
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _machine() -> str:
+    """Name of this machine and of its space of process numbers: two containers may share the name."""
+    with suppress(OSError):
+        return f"{socket.gethostname()}/{os.readlink('/proc/self/ns/pid')}"
+    return socket.gethostname()
