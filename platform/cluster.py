@@ -31,6 +31,7 @@ from platform.engine.errors import UserError, user_error_of
 from platform.engine.inference.actors import Batch, FeatureActor, stream_through_actors
 from platform.engine.inference.features import FEATURE, ParquetPart, read_all, stored_parts
 from platform.engine.inference.models import load_model
+from platform.engine.runs.complete import say_complete
 from platform.engine.runs.gauges import show
 from platform.engine.runs.run_folder import SUMMARY, VOLATILE, Run, open_run
 from platform.engine.runtime.ray_session import connect
@@ -62,7 +63,7 @@ def main(config: ClusterProgramConfig) -> dict[str, Any]:
         say(f"cluster: {config.checkpoint}: {model.report}")
     run = open_run("cluster", config.output, config, config.storage, volatile=(*VOLATILE, "neighbors"))
     if run.summary:
-        say(f"cluster: {run.location.uri} is complete already")
+        say_complete(run, root)
         return run.summary
     run.pin({"data_checksum": manifest.checksum, "weights": model.weights})
     connect(config.runtime, "cluster", run.location.uri)

@@ -42,7 +42,8 @@ METRICS = {"mAP": "mAP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-1
 def main(config: ExportConfig) -> list[str]:
     """Write every format. Returns the names of the written files, relative to output.
 
-    Raises UserError if the model cannot be loaded or has no place in one of the formats; then nothing is written.
+    Raises UserError if the model cannot be loaded or has no place in one of the formats, or if a format's folder has files of
+    another model; then nothing is written.
     """
     for name in ("checkpoint", "output"):
         if not getattr(config, name):
@@ -61,6 +62,11 @@ def main(config: ExportConfig) -> list[str]:
             raise UserError(f"formats={name}: {error}") from None
         card = model_card(name, sorted(made), about)
         files |= {f"{name}/{file}": data for file, data in {**made, "README.md": card.encode()}.items()}
+    for name in config.formats:
+        there = [entry.name for entry in (output / name).list(recursive=False) if not entry.name.startswith(".")]
+        foreign = [file for file in there if f"{name}/{file}" not in files]
+        if foreign:  # of another model: config.json in the same folder would say wrong facts about it
+            raise UserError(f"{(output / name).uri} has {', '.join(sorted(foreign))} of another export: choose another output")
     for file, data in files.items():
         (output / file).write_bytes(data)
     say(f"export: {config.checkpoint} -> {output.uri}: {', '.join(sorted(files))}")

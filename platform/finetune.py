@@ -26,7 +26,7 @@ from typing import Any
 import torch.distributed as dist
 
 from platform.engine.data.set_aside import LISTED, SAID
-from platform.engine.data.shards import read_rows
+from platform.engine.data.shards import read_manifest, read_rows
 from platform.engine.errors import UserError
 from platform.engine.finetune.camera_plan import plan_cameras
 from platform.engine.finetune.extraction import extract
@@ -39,6 +39,7 @@ from platform.engine.finetune.start_features import StartFeatures
 from platform.engine.finetune.supervised import SupervisedConfig, check_identities
 from platform.engine.inference.evaluation import evaluate_features, require_judgeable, require_splits, retrieval_metrics
 from platform.engine.inference.models import BEST
+from platform.engine.runs.complete import say_complete
 from platform.engine.runs.json_records import read_record
 from platform.engine.runs.run_folder import CONFIG, SUMMARY, Run, open_run
 from platform.engine.runtime.ray_session import connect
@@ -59,11 +60,12 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
     config = with_micro_batches(config, location)
     if not (location / SUMMARY).exists():  # check first: a mistyped path must not become the configuration of the folder
         config.scaling.sizes(shared_micro_batches(config))
-        check_inputs(config)
+        inputs = check_inputs(config)
     run = open_run("finetune", config.output, config, config.storage)
     if run.summary:
-        say(f"finetune: {run.location.uri} is complete already")
+        say_complete(run, open_storage(config.target_set, config.storage))
         return run.summary
+    run.pin(inputs)
     connect(config.runtime, "finetune", run.location.uri)
     origin = config.checkpoint or "random weights"
     say(f"finetune: {config.setting} from {origin} on {config.target_set}; output {run.location.uri}")
@@ -87,8 +89,8 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
     return summary
 
 
-def check_inputs(config: FinetuneConfig) -> None:
-    """Check paths, checkpoint, splits and labels before any worker starts. Raises UserError."""
+def check_inputs(config: FinetuneConfig) -> dict[str, str]:
+    """Check paths, checkpoint, splits and labels before any worker starts. Returns checksums of all inputs. Raises UserError."""
     target = open_storage(config.target_set, config.storage)
     require_splits(target, ["train"])
     require_judgeable(target)
@@ -130,6 +132,10 @@ def check_inputs(config: FinetuneConfig) -> None:
         )
     if plan:
         say(f"finetune: {plan}")
+    sets = {"target_set": config.target_set} | ({"source_set": config.source_set} if config.setting == "uda" else {})
+    sets |= {f"train_sets[{place}]": uri for place, uri in enumerate(config.train_sets)}
+    checksums = {name: read_manifest(open_storage(uri, config.storage)).checksum for name, uri in sets.items()}
+    return checksums | {"weights": init.weights if init else "random"}
 
 
 def phase_sections(config: FinetuneConfig) -> dict[str, SupervisedConfig | UnsupervisedConfig]:

@@ -20,6 +20,7 @@ from typing import Any
 
 from platform.engine.errors import UserError
 from platform.engine.pretrain.plan import plan_of
+from platform.engine.runs.complete import say_complete
 from platform.engine.runs.run_folder import SUMMARY, open_run
 from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import say
@@ -39,7 +40,7 @@ def main(config: PretrainConfig) -> dict[str, Any]:
         sizes = config.scaling.sizes(config.stream.micro_batches_per_step)
     run = open_run("pretrain", config.output, config, config.storage)
     if complete and run.summary:
-        say(f"pretrain: {run.location.uri} is complete already")
+        say_complete(run, open_storage(config.data.uri, config.storage))
         return run.summary
     connect(config.runtime, "pretrain", run.location.uri, meanwhile="torch")
     say(

@@ -37,6 +37,7 @@ from platform.engine.data.shards import FileEntry, Manifest, read_manifest
 from platform.engine.errors import UserError, user_error_of
 from platform.engine.inference.actors import Batch, stream_through_actors
 from platform.engine.inference.models import LoadedModel, load_model
+from platform.engine.runs.complete import say_complete
 from platform.engine.runs.run_folder import SUMMARY, VOLATILE, open_run
 from platform.engine.runtime.device import upload, use_threads
 from platform.engine.runtime.ray_session import connect
@@ -99,7 +100,7 @@ def main(config: ScoreConfig) -> dict[str, Any]:
         proxies = proxies_of(config, root, manifest)
     run = open_run("score", config.output, config, config.storage, volatile=(*VOLATILE, "neighbors"))
     if run.summary:
-        say(f"score: {run.location.uri} is complete already")
+        say_complete(run, root)
         return run.summary
     run.pin({"data_checksum": manifest.checksum} | {f"{name}_weights": proxies[name]["weights"] for name in PROXIES})
     try:

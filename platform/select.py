@@ -31,6 +31,7 @@ from platform.engine.clustering.sharded_neighbors import sharded_neighbors
 from platform.engine.data.parts import write_table
 from platform.engine.data.shards import Manifest, read_manifest, read_rows
 from platform.engine.errors import UserError
+from platform.engine.runs.complete import say_complete
 from platform.engine.runs.run_folder import SUMMARY, VOLATILE, open_run
 from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import say
@@ -70,7 +71,7 @@ def main(config: SelectConfig) -> dict[str, Any]:
     index, summary = (None, {}) if complete else comparison(config, root) if config.compare else select(config, root)
     run = open_run("select", config.output, config, config.storage, volatile=(*VOLATILE, "neighbors"))
     if complete:
-        say(f"select: {run.location.uri} is complete already")
+        say_complete(run, root)
         return run.summary or {}
     if index is not None:
         publish(config, root, run.location, index, summary)
@@ -132,7 +133,7 @@ def select(config: SelectConfig, root: Location) -> tuple[pa.Table, dict[str, An
         "total": len(keys),
         "corrupt_images": undecodable,
         "selected": len(chosen),
-        "fraction": config.fraction if not (config.count or config.threshold is not None) else len(chosen) / len(keys),
+        "fraction": len(chosen) / (len(keys) - undecodable),
         "read_share": sum(rows[group] for group in touched) / len(keys),
     }
     if config.scores:  # ranks of a list and random numbers have no meaningful threshold
@@ -179,11 +180,14 @@ def enough(config: SelectConfig, found: int, wanted: int, total: int) -> int:
         )
     else:
         short = f"{found:,} of the {total:,} images of {config.data} can be selected"
-        advice = "raise duplicates.similarity" if config.duplicates.similarity else "score them first"
+        advice = "raise duplicates.similarity" if config.duplicates.similarity else "raise among" if config.among else None
     short += f", {asked} asks for {wanted:,}"
-    lower = f"count={found}" if config.count else f"fraction={np.floor(1e4 * found / total) / 1e4:g}"
+    share = np.floor(1e4 * found / total) / 1e4
+    ways = [f"set count={found} or less" if config.count or not share else f"set fraction={share:g} or less"]
+    ways += [f"allow_short=true to keep the {found:,}"] if config.list or config.duplicates.similarity else []
+    ways += [f"or {advice}"] if advice else []
     if not config.allow_short:
-        raise UserError(f"{short}: set {lower} or less, allow_short=true to keep the {found:,}, or {advice}")
+        raise UserError(f"{short}: {', '.join(ways)}")
     say(f"select: {short}; the {found:,} are kept (allow_short)")
     return found
 

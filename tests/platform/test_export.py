@@ -120,6 +120,15 @@ def test_what_cannot_be_made_leaves_nothing(tmp_path, tiny_backbone):
     assert not list((tmp_path / "out").rglob("*.*"))
 
 
+def test_files_of_another_model_are_not_left_beside_the_new_ones(tmp_path, run, tiny_backbone):
+    main(config_of(run, tmp_path / "out", "formats=[released]"))
+    before = (tmp_path / "out/released/config.json").read_bytes()
+    assert main(config_of(run, tmp_path / "out", "formats=[released]"))  # the same model again
+    with pytest.raises(UserError, match=r"out/released has reid.pth of another export: choose another output"):
+        main(config_of(tiny_backbone, tmp_path / "out", "formats=[released]"))
+    assert (tmp_path / "out/released/config.json").read_bytes() == before
+
+
 def test_bad_settings(tmp_path, tiny_backbone):
     with pytest.raises(UserError, match=r"formats must be one or more of safetensors, timm, torch, onnx, released: got tflite"):
         config_of(tiny_backbone, tmp_path, "formats=[tflite]")

@@ -15,10 +15,11 @@ import torch
 from platform.engine.config.compose import load_config
 from platform.engine.data.shards import read_manifest, read_rows, write_manifest, write_shard
 from platform.engine.errors import ConfigError, StorageError, UserError
+from platform.engine.inference.models import load_model
 from platform.engine.runs.metrics import read_metrics
 from platform.engine.schemas.evaluate_settings import EvaluateProgramConfig
 from platform.engine.schemas.finetune_settings import SETTINGS
-from platform.engine.storage.location import open_storage
+from platform.engine.storage.location import StorageConfig, open_storage
 from platform.engine.train.scaling import ScalingConfig
 from platform.evaluate import main as evaluate
 from platform.finetune import FinetuneConfig, main, shared_micro_batches, with_micro_batches
@@ -68,6 +69,11 @@ def test_a_complete_run_is_not_done_again(supervised_run, tiny_backbone, tiny_la
     before = (output / "model.safetensors").stat().st_mtime_ns
     assert main(finetune_config(tiny_labeled, output, f"checkpoint={tiny_backbone}", *FITTING)) == summary
     assert "is complete already" in capsys.readouterr().out
+    pinned = json.loads((output / "inputs.json").read_text())  # a stopped run is not continued with other data or weights
+    assert pinned == {
+        "target_set": read_manifest(tiny_labeled).checksum,
+        "weights": load_model(str(tiny_backbone), StorageConfig()).weights,
+    }
     assert (output / "model.safetensors").stat().st_mtime_ns == before
 
 

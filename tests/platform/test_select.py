@@ -17,9 +17,12 @@ from platform.engine.data.shards import read_manifest, read_rows, verify
 from platform.engine.errors import ConfigError, UserError
 from platform.engine.selection.kept_features import KeptFeatures
 from platform.engine.selection.materialize import materialize
+from platform.engine.selection.rankings import random_ranking
 from platform.engine.storage.location import open_storage
 from platform.engine.stream.units import read_units
 from platform.select import SelectConfig, main
+from reidssl.seeding import sample_seeds, uniforms
+from reidssl.selection.cfs import groups_of
 
 
 def config_of(data, output, *overrides: str) -> SelectConfig:
@@ -122,7 +125,12 @@ def test_what_is_no_selection_is_refused(scored, tiny_shards, tmp_path):
 def test_a_complete_selection_is_only_reported_and_another_refused(scored, tiny_shards, tmp_path, capsys):
     first = main(config_of(tiny_shards, tmp_path / "selection", f"scores={scored}"))
     assert main(config_of(tiny_shards, tmp_path / "selection", f"scores={scored}")) == first
-    assert "is complete already" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "is complete already" in printed and "has changed" not in printed
+    stored = tmp_path / "selection" / "summary.json"
+    stored.write_text(stored.read_text().replace(first["data_checksum"], "0123456789abcdef"))
+    main(config_of(tiny_shards, tmp_path / "selection", f"scores={scored}"))
+    assert f"has changed since (checksum 0123456789ab, now {first['data_checksum'][:12]})" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"(?s)another configuration:\n  fraction: 0.5 -> 0.4\n"):
         main(config_of(tiny_shards, tmp_path / "selection", f"scores={scored}", "fraction=0.4"))
 
@@ -285,16 +293,47 @@ def test_count_threshold_and_inverse(scored, tiny_shards, keys, scores, tmp_path
     assert kept_keys(tmp_path / "end") == set(keys[20:30])  # the end of the list, and not the images that it does not name
 
 
+def test_a_draw_among_the_best_leaves_out_the_worst_and_prefers_nobody(scored, tiny_shards, keys, scores, tmp_path):
+    kept = {}
+    for seed in (0, 1):
+        given = [f"scores={scored}", "among=0.8", "fraction=0.4", f"seed={seed}", "write_list=true"]
+        summary = main(config_of(tiny_shards, tmp_path / f"drawn-{seed}", *given))
+        kept[seed] = kept_keys(tmp_path / f"drawn-{seed}")
+        assert kept[seed] < best(keys, scores, 72) and len(kept[seed]) == 36 and summary["fraction"] == pytest.approx(0.4)
+        assert 10 < len(kept[seed] & best(keys, scores, 36)) < 26  # half of them, by chance
+        by_key = dict(zip(keys, scores, strict=True))
+        listed = pickle.loads((tmp_path / f"drawn-{seed}" / "list.pkl").read_bytes())
+        values = [by_key[name if name in by_key else f"images/{name}"] for name in listed]
+        assert values == sorted(values, reverse=True)  # the list is by score all the same
+    assert kept[0] != kept[1]
+    with pytest.raises(UserError, match=r"45 of the 90 images of .* can be selected, count=50 asks for 50: .*or raise among"):
+        main(config_of(tiny_shards, tmp_path / "few", f"scores={scored}", "among=0.5", "count=50"))
+
+
+def test_a_random_selection_tells_nothing_about_the_crops_of_its_images():
+    keys = [f"people/{number}.jpg" for number in range(4000)]
+    drawn = random_ranking(0, keys).values
+    for stream in range(10):
+        crops = uniforms(sample_seeds(0, 0, keys), 40, stream=stream)
+        assert max(abs(np.corrcoef(drawn, column)[0, 1]) for column in crops.T) < 0.08
+    grouped = np.zeros(len(keys))
+    grouped[groups_of(keys, 2000, 0)[0]] = 1.0
+    assert abs(np.corrcoef(drawn, grouped)[0, 1]) < 0.08
+
+
 def test_choices_that_cannot_be(scored, tiny_shards, tmp_path):
     output = tmp_path / "selection"
     with pytest.raises(UserError, match=r"threshold=9 keeps no image: the scores in .* are from -\d\S* to \d"):
         main(config_of(tiny_shards, output, f"scores={scored}", "threshold=9"))
-    with pytest.raises(UserError, match=r"90 of the 90 images of .* can be selected, count=91 asks for 91: set count=90 or less"):
+    with pytest.raises(UserError, match=r"90 of the 90 images of .* can be selected, count=91 .*: set count=90 or less$"):
         main(config_of(tiny_shards, output, f"scores={scored}", "count=91"))
     for said, overrides in (
         ("count and threshold exclude each other: got 5 and 0.5", [f"scores={scored}", "count=5", "threshold=0.5"]),
         ("threshold is for scores", ["random=true", "threshold=0.5"]),
         ("inverse is for scores and lists", ["random=true", "inverse=true"]),
+        ("among draws a fraction or a count from the best", ["random=true", "among=0.5"]),
+        ("among must be at least fraction \\(0.5\\), or 0 to take the best: got 0.4", [f"scores={scored}", "among=0.4"]),
+        ("floor and threshold exclude each other", [f"scores={scored}", "stratify=folder", "floor=0.1", "threshold=0.5"]),
         ("floor is the share of a stratum: give stratify=", [f"scores={scored}", "floor=0.5"]),
         ("similarity needs features: give scores=", ["random=true", "duplicates.similarity=0.5"]),
     ):

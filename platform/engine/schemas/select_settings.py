@@ -102,6 +102,10 @@ class SelectConfig:
             )
         if self.among and not self.count and self.among < self.fraction:
             raise ValueError(f"among must be at least fraction ({self.fraction:g}), or 0 to take the best: got {self.among:g}")
+        if self.floor and self.threshold is not None:
+            raise ValueError(
+                "floor and threshold exclude each other (a floor keeps images below the threshold): use fraction or count"
+            )
         if self.floor and not self.stratify:
             raise ValueError("floor is the share of a stratum: give stratify=<column>, e.g. stratify=camid or stratify=folder")
         if self.duplicates.similarity and not self.scores:
