@@ -30,6 +30,7 @@ VOLATILE = (
     "runtime",
     "scaling",
     "tracking",
+    "probe",
     "storage",
     "checkpoint.every_steps",
     "checkpoint.keep",
