@@ -339,6 +339,13 @@ def test_unknown_metrics_get_a_chart_of_their_own(tmp_path: Path) -> None:
     assert any(">Gate share<" in svg for svg in found)
 
 
+def test_a_run_without_probe_figures_has_no_word_of_a_probe(page: str, tmp_path: Path) -> None:
+    write_pretraining(tmp_path / "run", tmp_path / "data", steps=3)  # the log's first row with a probe is its fourth
+    alone = Path(main(ReportConfig(run=str(tmp_path / "run"))).path).read_text()
+    assert "Probe" not in alone and "The probe" not in alone and "Teacher entropy" in alone
+    assert "The probe does" in page
+
+
 def test_provenance_names_versions_splits_sizes_seeds_and_weights(pipeline: Path, page: str) -> None:
     table = section(page, "provenance")
     for name in ("finetune/usl-full", "finetune/supervised-random"):
