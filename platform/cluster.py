@@ -25,8 +25,9 @@ import pyarrow as pa
 
 from platform.engine.clustering.sharded_labels import sharded_labels
 from platform.engine.data.parts import PARTS, PROBLEM, as_column, problems_in, write_parts, write_table
+from platform.engine.data.people import DISTRACTOR, read_people
 from platform.engine.data.set_aside import SetAside
-from platform.engine.data.shards import Manifest, read_manifest, read_rows
+from platform.engine.data.shards import Manifest, read_manifest
 from platform.engine.errors import UserError, user_error_of
 from platform.engine.inference.actors import Batch, FeatureActor, stream_through_actors
 from platform.engine.inference.features import FEATURE, ParquetPart, read_all, stored_parts
@@ -73,7 +74,7 @@ def main(config: ClusterProgramConfig) -> dict[str, Any]:
     problems = np.concatenate([problems_in(run.location / PARTS / entry.name) for entry in manifest.files])
     set_aside.add(problems)  # including those found by earlier starts
     found = label(config, stored_parts(run.location / PARTS / entry.name for entry in manifest.files))
-    known, good = read_rows(root, ["key", "pid"]), problems == ""
+    (known, people), good = read_people(root, ["key"]), problems == ""
     labels = np.full(len(problems), -1, np.int32)
     labels[good] = found.labels
     write_table(run.location / LABELS, pa.table({"key": known["key"], "label": labels, PROBLEM: problems.tolist()}))
@@ -91,9 +92,8 @@ def main(config: ClusterProgramConfig) -> dict[str, Any]:
         "actors": config.neighbors.actors,
         "seconds": found.seconds,
     }
-    pids = known["pid"].to_numpy()[good]
-    if pids.min() >= 0:  # identities are known: evaluate the clusters against them
-        summary["adjusted_rand_index"] = agreement(found.labels, pids)
+    if (index := rand_index(found.labels, people[good])) is not None:
+        summary["adjusted_rand_index"] = index
     run.finish(
         summary
         | set_aside.summary()
@@ -154,6 +154,16 @@ def label(config: ClusterProgramConfig, parts: list[ParquetPart]) -> PseudoLabel
         return pseudo_labels(read_all(parts), config.cluster)
     except ValueError as error:  # features that have collapsed, more clusters than images
         raise UserError(f"{config.data} cannot be clustered: {error}") from None
+
+
+def rand_index(labels: np.ndarray, people: np.ndarray) -> float | None:
+    """Adjusted Rand index of the clusters and the people, without distractors; None if an image is unlabeled, or none is left.
+
+    labels: int (N,), -1 for outliers; people: int64 (N,), see platform/engine/data/people.py.
+    """
+    judged = people != DISTRACTOR
+    known = judged.any() and people[judged].min() >= 0
+    return agreement(labels[judged], people[judged]) if known else None
 
 
 def read_labels(output: Location) -> tuple[list[str], np.ndarray]:

@@ -19,7 +19,7 @@ if __name__ == "__main__":  # before the imports below: --help and a misspelled 
 from typing import Any
 
 from platform.engine.errors import UserError
-from platform.engine.pretrain.plan import plan_of
+from platform.engine.pretrain.plan import check_probe, plan_of
 from platform.engine.runs.complete import say_complete
 from platform.engine.runs.run_folder import SUMMARY, open_run
 from platform.engine.runtime.ray_session import connect
@@ -37,6 +37,7 @@ def main(config: PretrainConfig) -> dict[str, Any]:
     complete = (open_storage(config.output, config.storage) / SUMMARY).exists()
     if not complete:  # check first: a mistyped path or number must not become the configuration of the output folder
         plan, total = plan_of(config)
+        check_probe(config.probe, config.storage)
         sizes = config.scaling.sizes(config.stream.micro_batches_per_step)
     run = open_run("pretrain", config.output, config, config.storage)
     if complete and run.summary:

@@ -30,6 +30,7 @@ from platform.engine.report import selections as selections
 from platform.engine.report.contents import RunFolder, read_folder
 from platform.engine.report.results import ResultRow, result_rows, setting_title
 from platform.engine.report.sweeps import sweep_section
+from platform.engine.report.watch import Watch, is_running
 from platform.engine.runtime.rate import duration
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.report_settings import ReportConfig
@@ -50,9 +51,12 @@ def main(config: ReportConfig) -> Location:
             "was submitted: give output=s3://bucket/prefix, or an absolute path that every node sees"
         )
     folder = read_folder(config.run, config.storage)
-    target = page_location(config)
+    target, watch = page_location(config), Watch(config.quiet_s)
     while True:
         running = is_running(folder)
+        if running and config.every_s and watch.has_ended(folder):
+            say(f"report: {watch.text(folder)}")
+            running = False  # the last page does not reload itself
         page = render(folder, reload_s=(config.every_s or RELOAD_S) if running else 0).encode("utf-8")
         target.write_bytes(page)
         if not (running and config.every_s):
@@ -62,13 +66,6 @@ def main(config: ReportConfig) -> Location:
         folder = read_folder(config.run, config.storage)
     say(f"report: {target.uri} ({len(page) / 1e6:.1f} MB)" + f"; it reloads itself every {RELOAD_S} s" * running)
     return target
-
-
-def is_running(folder: RunFolder) -> bool:
-    """Whether a run in the folder is not complete. The report of a pipeline is its last stage, so that one does not count."""
-    if folder.is_pipeline and folder.results:
-        return any(stage["status"] == "running" for name, stage in folder.results["stages"].items() if name != "report")
-    return any(one.summary is None for one in folder.members)
 
 
 def page_location(config: ReportConfig) -> Location:
@@ -106,6 +103,7 @@ def render(folder: RunFolder, reload_s: float = 0) -> str:
         "identities": cluster_section(folder),
         "pretrain_charts": charts.pretrain_charts(folder),
         "objectives": sorted({str(one.setting_of("objective", "name")) for one in folder.of("pretrain")} - {"None"}),
+        "has_probe": any("probe_mAP" in row for one in folder.of("pretrain") for row in one.metrics),
         "has_proxy": folder.named("proxy/source") is not None,
         "cluster_charts": charts.cluster_charts(folder),
         "finetune_charts": charts.finetune_charts(folder),

@@ -1,7 +1,8 @@
 """Two tiny data sets of synthetic people, made once per session. Tests must not write to them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -69,6 +70,28 @@ def with_images(origin: Location, location: Location, images: Mapping[str, bytes
         entries.append(write_shard(location, table, entry.row_groups[0]))
     write_rejected(location, [])
     write_manifest(location, replace(manifest, files=entries))
+    return location
+
+
+def with_labels(
+    origin: Location, location: Location, label: Callable[[int, str, str, int, int], tuple[int, int]], **changes: Any
+) -> Location:
+    """A copy of the data set with other labels and a manifest that matches its shards.
+
+    label: function of (number of the row, key, split, pid, camid) to (pid, camid); changes: of the fields of the manifest.
+    """
+    manifest, entries, row = read_manifest(origin), [], 0
+    for entry in manifest.files:
+        table = pq.read_table((origin / entry.name).path)
+        given = zip(*(table[name].to_pylist() for name in ("key", "split", "pid", "camid")), strict=True)
+        labels = [label(row + number, *each) for number, each in enumerate(given)]
+        for name, column in zip(("pid", "camid"), zip(*labels, strict=True), strict=True):
+            place = table.schema.get_field_index(name)
+            table = table.set_column(place, table.schema.field(place), pa.array(column, pa.int32()))
+        entries.append(write_shard(location, table, entry.row_groups[0]))
+        row += table.num_rows
+    write_rejected(location, [])
+    write_manifest(location, replace(manifest, files=entries, **changes))
     return location
 
 

@@ -13,6 +13,8 @@ from reidssl.data import three_folders
 from reidssl.data.records import Aside, Record
 
 PUBLISHED = {"train": 12_936, "query": 3_368, "gallery": 15_913}  # 13,115 + 2,798 distractors, junk left out
+DISTRACTOR = 0
+"""The identity of all distractors, who are many people."""
 _NAMES = re.compile(r"(-1|\d{1,6})_c(\d{1,3})(?=s\d|_|\.)", re.ASCII)
 
 
@@ -34,4 +36,4 @@ def index(
     """
     example = "<identity>_c<camera>s<sequence>_<frame>_<box>.jpg"
     published = PUBLISHED if expect_published else None
-    return three_folders.read(files, "Market-1501", _NAMES, example, published, aside, distractor=0)
+    return three_folders.read(files, "Market-1501", _NAMES, example, published, aside, distractor=DISTRACTOR)

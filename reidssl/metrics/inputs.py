@@ -19,6 +19,21 @@ def labels_of(name: str, pids: Array, camids: Array) -> tuple[Array, Array]:
     return np.ascontiguousarray(pids, np.int64), np.ascontiguousarray(camids, np.int64)
 
 
+def have_matches(pids: Array, camids: Array) -> Array:
+    """bool (N,): whether an image has a true match among the other images, as `ranking.leave_one_out` counts them.
+
+    pids, camids: int (N,). Identity -1 has no match; camera -1 is unknown and differs from every camera.
+    """
+
+    def occurrences(*labels: Array) -> Array:
+        _, places, counts = np.unique(np.stack(labels), axis=1, return_inverse=True, return_counts=True)
+        return np.asarray(counts[places.reshape(-1)])
+
+    pids, camids = np.asarray(pids), np.asarray(camids)
+    unmatched = np.where(camids == -1, 1, occurrences(pids, camids))  # the image itself, and those of its camera
+    return np.asarray((pids != -1) & (occurrences(pids) > unmatched))
+
+
 def unit_pair(query_features: Tensor | Array, gallery_features: Tensor | Array) -> tuple[Tensor, Tensor]:
     """Both features as float32 with rows of length one. Raises ValueError if they are not finite or differ in width."""
     queries, gallery = unit_rows(query_features, "query_features"), unit_rows(gallery_features, "gallery_features")

@@ -7,15 +7,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from platform.cluster import ClusterProgramConfig, label, main
+from platform.cluster import ClusterProgramConfig, label, main, rand_index
 from platform.engine.config.compose import load_config
 from platform.engine.data.image_set import ImageSet
-from platform.engine.data.shards import read_manifest
+from platform.engine.data.people import DISTRACTOR
+from platform.engine.data.shards import read_manifest, read_rows
 from platform.engine.errors import ConfigError, StorageError, UserError
 from platform.engine.inference.models import load_model
-from platform.engine.storage.location import StorageConfig
+from platform.engine.storage.location import StorageConfig, open_storage
+from reidssl.clustering.agreement import agreement
 from reidssl.clustering.pseudo_labels import ClusterConfig, pseudo_labels
 from tests.fixtures_runs import embed_all
+from tests.fixtures_shards import with_labels
 from tests.platform.engine.clustering.test_sharded_neighbors import write_parts
 
 TINY = ["cluster.k1=6", "cluster.k2=2", "cluster.eps=0.55", "cluster.min_samples=2", "pool.actors=1", "pool.batch=32"]
@@ -64,6 +67,28 @@ def test_only_what_is_missing_is_done_again(clustered, tiny_backbone, tiny_shard
     np.testing.assert_array_equal(*(pq.read_table(each / "labels.parquet")["label"].to_numpy() for each in (copy, clustered[0])))
     main(config_of(tiny_backbone, tiny_shards.uri, copy))
     assert "is complete already" in capsys.readouterr().out
+
+
+def test_the_rand_index_compares_people_not_numbers(tmp_path, ray_session, tiny_backbone, tiny_labeled):
+    """Half of the test people have the numbers of training people, and in Market-1501 number 0 is nobody."""
+    labels = np.array([0, 0, 1, 1, 2, 2, -1])
+    people = np.array([4, 4, 5, 5, DISTRACTOR, DISTRACTOR, DISTRACTOR])
+    assert rand_index(labels, people) == 1.0
+    assert rand_index(labels, np.append(people[:-1], -1)) is None is rand_index(labels, np.full(7, DISTRACTOR))
+    assert rand_index(labels[:0], people[:0]) is None
+
+    numbers: dict[tuple[bool, int], int] = {}
+
+    def label(row: int, key: str, split: str, pid: int, camid: int) -> tuple[int, int]:
+        of_part = numbers.setdefault((split == "train", pid), sum(train == (split == "train") for train, _ in numbers))
+        return (0 if split == "gallery" and row % 3 == 0 else of_part + 1), camid
+
+    data = with_labels(tiny_labeled, open_storage(str(tmp_path / "market")), label, source={"kind": "market1501"})
+    summary = main(config_of(tiny_backbone, data.uri, tmp_path / "clusters"))
+    found, truth = pq.read_table(tmp_path / "clusters" / "labels.parquet")["label"].to_numpy(), read_rows(tiny_labeled)
+    judged = read_rows(data)["pid"].to_numpy() != 0
+    expected = agreement(found[judged], truth["pid"].to_numpy()[judged])  # the people have 12 numbers there
+    assert 0 < (~judged).sum() < 18 and summary["adjusted_rand_index"] == pytest.approx(expected)
 
 
 def test_wrong_inputs_are_said_and_bind_nothing(tmp_path, tiny_backbone, tiny_shards, clustered):

@@ -21,6 +21,7 @@ from platform.engine.data.shards import read_manifest
 from platform.engine.errors import ConfigError, StorageError, UserError
 from platform.engine.pretrain.plan import plan_of
 from platform.engine.runs.metrics import read_metrics
+from platform.engine.runs.run_folder import open_run
 from platform.engine.storage.location import open_storage
 from platform.engine.stream.order import StreamPlan
 from platform.engine.stream.units import read_units
@@ -29,6 +30,7 @@ from platform.engine.train.checkpoints import CheckpointStore
 from platform.engine.train.optimizers import Schedules
 from platform.pretrain import PretrainConfig, main, workers_text
 from reidssl.models.weights import load_vit
+from tests.fixtures_shards import with_labels
 from tests.platform.own_lines import foreign_lines
 from tests.tiny import RESUMED as TINY
 
@@ -289,6 +291,25 @@ def test_plan_checksum_follows_data_and_selection(tiny_shards):
     assert StreamPlan(tuple(units), 9, 2, 7).checksum == plans[0].checksum
 
 
+# ---- the probe
+
+
+def test_a_run_goes_on_with_another_probe_and_without_its_figures(tiny_shards, tiny_labeled, tmp_path, ray_session, capfd):
+    """The probe does not change the weights, so it may be mended. Its set has one image a person and no cameras."""
+    location = open_storage(str(tmp_path / "alone"))
+    single = with_labels(tiny_labeled, location, lambda row, key, split, pid, camid: (row, -1))
+    given = ["length.samples=48", "length.epochs=1", "probe.every_steps=1", "scaling.max_failures=0"]
+    begun = config_of(tiny_shards, tmp_path / "run", *given, "probe.uri=somewhere", "probe.split=query")
+    open_run("pretrain", begun.output, begun, begun.storage)
+    summary = main(config_of(tiny_shards, tmp_path / "run", *given, f"probe.uri={single.uri}"))
+    rows = read_metrics(open_storage(str(tmp_path / "run")))
+    assert summary["samples_seen"] == 48 and summary["probe"] == {} and len(rows) == 3
+    assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text() and not any("probe_mAP" in row for row in rows)
+    printed = capfd.readouterr().out
+    assert printed.count(f"note: there is no probe_mAP of {single.uri}, split gallery: no image has another image") == 1
+    assert printed.count("note: there is no probe_same_camera of") == 1
+
+
 # ---- refusals before anything starts
 
 
@@ -296,6 +317,21 @@ def test_missing_data(tmp_path):
     with pytest.raises(StorageError, match=r"there is no data set at .*python -m platform\.ingest"):
         main(config_of(open_storage(str(tmp_path / "nowhere")), tmp_path / "run"))
     assert not (tmp_path / "run").exists()  # a mistyped path does not become the folder's configuration
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["probe.uri={nowhere}"], r"there is no data set at .*nowhere"),
+        (["probe.uri={labeled}", "probe.split=test"], r"the probe set .* has no images of split 'test'; its splits are "),
+        (["probe.uri={unlabeled}", "probe.split=train"], r"no labels: none of the 90 images of split 'train' has an identity"),
+    ],
+)
+def test_an_unusable_probe_set_is_said_and_binds_nothing(tiny_shards, tiny_labeled, tmp_path, given, message):
+    places = {"nowhere": tmp_path / "nowhere", "labeled": tiny_labeled.uri, "unlabeled": tiny_shards.uri}
+    with pytest.raises(UserError, match=message):
+        main(config_of(tiny_shards, tmp_path / "run", *(each.format(**places) for each in given)))
+    assert not (tmp_path / "run").exists()
 
 
 def test_fewer_samples_than_a_batch(tiny_shards, tmp_path):

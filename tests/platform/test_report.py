@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import threading
+import time
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -16,17 +17,20 @@ import pytest
 from PIL import Image
 
 from platform.engine.config.compose import load_config
+from platform.engine.data.shards import read_manifest
 from platform.engine.errors import UserError
 from platform.engine.ingest.sources import RawConfig
-from platform.engine.report import charts, pictures
-from platform.engine.report.contents import read_folder
+from platform.engine.report import charts, pictures, tables
+from platform.engine.report.contents import DataSet, RunFolder, read_folder
 from platform.engine.report.results import result_rows
+from platform.engine.report.watch import Watch, is_running
 from platform.engine.runs.run_folder import open_run
 from platform.engine.storage.location import StorageConfig, open_storage
 from platform.pipeline import PipelineConfig
-from platform.report import ReportConfig, is_running, main, render
+from platform.report import ReportConfig, main, render
 from platform.select import SelectConfig
 from platform.select import main as select
+from tests.fixtures_shards import with_labels
 from tests.platform.report_runs import (
     SIZE,
     STORAGE,
@@ -335,6 +339,13 @@ def test_unknown_metrics_get_a_chart_of_their_own(tmp_path: Path) -> None:
     assert any(">Gate share<" in svg for svg in found)
 
 
+def test_a_run_without_probe_figures_has_no_word_of_a_probe(page: str, tmp_path: Path) -> None:
+    write_pretraining(tmp_path / "run", tmp_path / "data", steps=3)  # the log's first row with a probe is its fourth
+    alone = Path(main(ReportConfig(run=str(tmp_path / "run"))).path).read_text()
+    assert "Probe" not in alone and "The probe" not in alone and "Teacher entropy" in alone
+    assert "The probe does" in page
+
+
 def test_provenance_names_versions_splits_sizes_seeds_and_weights(pipeline: Path, page: str) -> None:
     table = section(page, "provenance")
     for name in ("finetune/usl-full", "finetune/supervised-random"):
@@ -347,6 +358,13 @@ def test_provenance_names_versions_splits_sizes_seeds_and_weights(pipeline: Path
     assert summary(pipeline, "finetune/usl-full")["environment"]["torch"] in table
     configuration = section(page, "configuration")
     assert configuration.count("<details>") == 15 and "teacher_temperature: 0.04" in configuration
+
+
+def test_the_people_of_a_data_set_are_counted_without_distractors(tiny_labeled, tmp_path: Path) -> None:
+    """Numbers 0, 1 and 2 in every split of Market-1501: 0 is nobody, the others are people to train on and others to test on."""
+    market = with_labels(tiny_labeled, open_storage(str(tmp_path)), lambda row, *_: (row % 3, 0), source={"kind": "market1501"})
+    folder = RunFolder(market, [], {"target": DataSet("target", market, read_manifest(market))})
+    assert [(row.kind, row.people, row.cameras) for row in tables.data_rows(folder)] == [("market1501", 4, 1)]
 
 
 def test_stages_have_their_times(page: str) -> None:
@@ -385,6 +403,33 @@ def test_the_page_of_a_running_run_reloads_itself(pipeline: Path, page: str, tmp
     page = Path(main(ReportConfig(run=str(run), every_s=0.2)).path).read_text()  # ends by itself
     printed = capsys.readouterr().out
     assert "refresh" not in page and "again in 0.2 s" in printed and "it reloads itself every 60 s" in printed
+
+
+def test_the_report_of_a_killed_run_ends(pipeline: Path, tmp_path: Path, capsys) -> None:
+    """A killed run has no summary."""
+    run = tmp_path / "run"
+    shutil.copytree(pipeline / "pretrain" / "full", run)
+    (run / "summary.json").unlink()
+    page = Path(main(ReportConfig(run=str(run), every_s=0.1, quiet_s=0.3)).path).read_text()
+    printed = capsys.readouterr().out
+    assert "again in 0.1 s" in printed and f"no file of {run} has changed for 0.3 s: the run was ended" in printed
+    assert "refresh" not in page and "it reloads itself" not in printed
+
+
+def test_the_files_of_a_run_are_watched_not_its_page(pipeline: Path, monkeypatch) -> None:
+    folder, now = read_folder(str(pipeline), StorageConfig()), [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    watch, patient = Watch(60), Watch(0)
+
+    def later(seconds: float, *files: tuple[str, int]) -> bool:
+        now[0] += seconds
+        assert not patient.has_ended(folder)
+        return watch.has_ended(replace(folder, files=[*folder.files, *files]))
+
+    assert not later(0) and not later(59)
+    assert not later(2, ("metrics.jsonl", 10)) and not later(59, ("metrics.jsonl", 10))
+    assert not later(30, ("metrics.jsonl", 12)) and not later(59, ("metrics.jsonl", 12), ("report.html", 5))
+    assert later(1, ("metrics.jsonl", 12), ("report.html", 6))
 
 
 def test_the_report_of_a_pipeline_does_not_wait_for_its_own_stage(pipeline: Path, tmp_path: Path) -> None:

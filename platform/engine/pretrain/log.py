@@ -38,6 +38,9 @@ class StepLog:
         self._started, self._seen_before = time.perf_counter(), place.seen
         self._stepped = False
         self._restarts = restarted_at(place.seen) if place.rank == 0 else Restarts(0, 0)
+        if self._probe and not self._restarts.times:
+            for line in self._probe.remarks():
+                report_line(line)
 
     def write(self, result: StepResult, writer: BackgroundWriter) -> None:
         """Write a row after a step if one is due, with the cost of a checkpoint that was published since the last row.

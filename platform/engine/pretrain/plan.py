@@ -1,10 +1,13 @@
-"""The order and the number of the samples of a run, known before any worker starts."""
+"""What is known of a run before any worker starts: the order and the number of its samples, and that its probe set is usable."""
 
 import math
 
+from platform.engine.data.people import people
+from platform.engine.data.shards import read_manifest, read_rows
 from platform.engine.errors import UserError
 from platform.engine.schemas.pretrain_settings import PretrainConfig
-from platform.engine.storage.location import open_storage
+from platform.engine.schemas.training_settings import ProbeConfig
+from platform.engine.storage.location import StorageConfig, open_storage
 from platform.engine.stream.order import StreamPlan
 from platform.engine.stream.units import read_units
 
@@ -26,3 +29,26 @@ def plan_of(config: PretrainConfig) -> tuple[StreamPlan, int]:
         )
     plan = StreamPlan(tuple(units), config.seed, config.stream.window_row_groups, math.ceil(total / images))
     return plan, total
+
+
+def check_probe(config: ProbeConfig, storage: StorageConfig) -> None:
+    """Check the labels of the probe set, if there is one. Reads no images.
+
+    Raises UserError if the split has no images or none of a known person, StorageError if there is no data set.
+    """
+    if not config.uri:
+        return
+    root = open_storage(config.uri, storage)
+    manifest = read_manifest(root)
+    advice = "Choose another probe.uri or probe.split, or probe.uri= for no probe"
+    if not manifest.splits.get(config.split):
+        raise UserError(
+            f"the probe set {root.uri} has no images of split '{config.split}'; its splits are "
+            f"{', '.join(manifest.splits) or 'none'}. {advice}"
+        )
+    pids = read_rows(root, ["pid"], split=config.split)["pid"].to_numpy()
+    if people(manifest, pids, [config.split] * len(pids)).max() < 0:
+        raise UserError(
+            f"the probe set {root.uri} has no labels: none of the {len(pids):,} images of split '{config.split}' has an "
+            f"identity (pid). {advice}"
+        )

@@ -98,6 +98,8 @@ class RunFolder:
     """The records of trials.json."""
     is_pipeline: bool = False
     """True for the folder of a pipeline, even an incomplete one; False for single runs."""
+    files: list[tuple[str, int]] = field(default_factory=list)
+    """(name, bytes) of every file in the folder."""
     notes: list[str] = field(default_factory=list)
     """Sentences about missing or unreadable content."""
 
@@ -123,8 +125,9 @@ def read_folder(uri: str, storage: StorageConfig) -> RunFolder:
         raise UserError(f"{location.uri} does not exist: name the folder of a run, e.g. run=runs/demo")
     if location.is_file():
         raise UserError(f"{location.uri} is a file: name the folder of a run, e.g. run=runs/demo")
-    names = [item.name for item in location.list()]
-    found = RunFolder(location, [], {})
+    files = [(item.name, item.bytes) for item in location.list()]
+    names = [name for name, _ in files]
+    found = RunFolder(location, [], {}, files=files)
     for name in names:
         folder, _, file = name.rpartition("/")
         if file == CONFIG and folder.count("/") <= 2 and not INSIDE_RUNS & set(folder.split("/")):

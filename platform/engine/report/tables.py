@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from platform.engine.data.shards import read_rows
+from platform.engine.data.people import read_people
 from platform.engine.errors import StorageError
 from platform.engine.report.contents import DataSet, RunFolder, RunMember
 from platform.engine.report.results import expansion_of, place
@@ -39,8 +39,8 @@ def data_rows(folder: RunFolder) -> list[DataRow]:
 
 
 def _data_row(role: str, data: DataSet) -> DataRow:
-    table = read_rows(data.location, ["pid", "camid", "height", "width"])
-    pids, cameras = table["pid"].to_numpy(), table["camid"].to_numpy()
+    table, people = read_people(data.location, ["camid", "height", "width"])
+    cameras = table["camid"].to_numpy()
     sizes, counts = np.unique(np.stack([table["height"].to_numpy(), table["width"].to_numpy()]), axis=1, return_counts=True)
     height, width = sizes[:, counts.argmax()]
     size = f"{height} × {width}" + ("" if len(counts) == 1 else " (most common)")
@@ -51,7 +51,7 @@ def _data_row(role: str, data: DataSet) -> DataRow:
         str(data.manifest.source.get("kind", "unknown")),
         data.manifest.num_rows,
         splits,
-        len(np.unique(pids[pids >= 0])),
+        len(np.unique(people[people >= 0])),
         len(np.unique(cameras[cameras >= 0])),
         size,
         data.manifest.num_rejected,

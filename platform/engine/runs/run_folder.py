@@ -32,6 +32,7 @@ VOLATILE = (
     "runtime",
     "scaling",
     "tracking",
+    "probe",
     "storage",
     "checkpoint.every_steps",
     "checkpoint.keep",

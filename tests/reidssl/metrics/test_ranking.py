@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from reidssl.metrics.inputs import have_matches
 from reidssl.metrics.ranking import best_matches, leave_one_out, rank, rank_blocks, same_camera_share
 
 REFERENCE = Path(__file__).parents[2] / "reference" / "ranking.npz"
@@ -175,6 +176,17 @@ def test_leave_one_out(cameras):
     assert found.mAP == pytest.approx(expected[0], abs=1e-6) and found.mINP == pytest.approx(expected[2], abs=1e-6)
     np.testing.assert_allclose(found.cmc, expected[1], atol=1e-9)
     assert found.mAP < 1.0  # no query found itself
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_labels_tell_which_images_have_a_match(seed):
+    """Sparse labels: some people have one image, or several in one camera; identities and cameras may be unknown."""
+    features, pids, camids = labeled(40, seed, num_ids=25, num_cameras=2)
+    random = np.random.default_rng(seed)
+    pids, camids = np.where(random.random(40) < 0.2, -1, pids), np.where(random.random(40) < 0.3, -1, camids)
+    matched = have_matches(pids, camids)
+    assert 0 < matched.sum() < 40
+    np.testing.assert_array_equal(matched, ~np.isnan(leave_one_out(features, pids, camids).average_precision))
 
 
 def test_best_matches():

@@ -67,6 +67,7 @@ def test_how_a_run_is_carried_out_may_change_at_any_level(tmp_path):
 
     start()
     start("pretrain.scaling.workers=2", "finetune.scaling=gpus8", "pretrain.checkpoint.keep=5", "pretrain.tracking.every_steps=3")
+    start("pretrain.probe.uri=runs/another", "pretrain.probe.split=train", "pretrain.probe.every_steps=7")
     with pytest.raises(UserError, match=r"(?s)another configuration:\n  pretrain\.length\.samples: 0 -> 9\n"):
         start("pretrain.length.samples=9")
 
