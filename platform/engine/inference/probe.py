@@ -19,7 +19,8 @@ class Probe:
     """Evaluates a backbone in eval mode on a small labeled set. Returns {"probe_mAP", "probe_same_camera"}.
 
     probe_mAP: mAP of cross-camera identity retrieval, in [0, 1]. probe_same_camera: share of nearest neighbors from the same
-    camera, in [0, 1]. If it rises while the mAP does not, the model learns backgrounds.
+    camera, in [0, 1]. If it rises while the mAP does not, the model learns backgrounds. A figure that the labels do not allow is
+    left out: the first if nobody is in two cameras, the second if fewer than two images have a known camera.
     """
 
     def __init__(
@@ -38,7 +39,17 @@ class Probe:
             [backbone(normalize(upload(batch), self.mean, self.std)).cpu() for batch in self.images.batches(128)]
         )
         pids, camids = np.asarray(self.images.pids), np.asarray(self.images.camids)
-        return {
-            "probe_mAP": float(leave_one_out(features, pids, camids).mAP),
-            "probe_same_camera": float(same_camera_share(features, camids)),
-        }
+        found = {}
+        if has_matches(pids, camids):
+            found["probe_mAP"] = float(leave_one_out(features, pids, camids).mAP)
+        if (camids != -1).sum() > 1:
+            found["probe_same_camera"] = float(same_camera_share(features, camids))
+        return found
+
+
+def has_matches(pids: np.ndarray, camids: np.ndarray) -> bool:
+    """Whether an image has a true match among the others: the same person in another camera, or one camera is unknown (-1)."""
+    _, person, of_person = np.unique(pids, return_inverse=True, return_counts=True)
+    _, place, in_camera = np.unique(person * 2**32 + camids, return_inverse=True, return_counts=True)
+    junk = np.where(camids == -1, 1, in_camera[place])  # including the image itself
+    return bool(((pids != -1) & (of_person[person] > junk)).any())
