@@ -94,11 +94,18 @@ class Run:
 
 
 def open_run(
-    program: str, output: str, config: "DataclassInstance", storage: StorageConfig, volatile: Iterable[str] = VOLATILE
+    program: str,
+    output: str,
+    config: "DataclassInstance",
+    storage: StorageConfig,
+    volatile: Iterable[str] = VOLATILE,
+    begin: bool = True,
 ) -> Run:
     """Create or re-open the run folder `output` for `config` (the dataclass of a program). Secrets are not stored.
 
-    volatile: keys of the settings that may differ from the stored configuration.
+    Args:
+        volatile: keys of the settings that may differ from the stored configuration.
+        begin: store the configuration of a new run. False: not yet, other settings may still follow.
 
     Raises UserError if the folder belongs to a run with another configuration (it lists the differences) or its config.json is
     foreign. Raises StorageError if the folder of an unfinished run cannot be written to.
@@ -126,7 +133,7 @@ def open_run(
                 f"{location.uri} holds a run with another configuration:\n  {shown}\n"
                 "Choose another output, repeat the old settings, or delete that folder"
             )
-    else:
+    elif begin:
         file.write_json({"program": program, "config": plain, "environment": environment()})
     return Run(location, program)
 
