@@ -56,7 +56,7 @@ def study_seed(config: PipelineConfig, fractions: list[float], finetune: bool) -
     for part in ("pretrain", "target"):
         pipeline.ingest(config, part)
     pipeline.pretrain(config, root, FULL)  # also the source proxy
-    pipeline.fine_tune(config, root, "supervised", f"pretrain/{FULL}", "proxy/target", supervised=config.cfs.supervised)
+    pipeline.fine_tune(config, root, pipeline.target_proxy(config))
     pipeline.score(config, root)
     auc = (root / "scores" / "summary.json").read_json().get("auc_planted")
     results = {}
@@ -68,7 +68,8 @@ def study_seed(config: PipelineConfig, fractions: list[float], finetune: bool) -
         pipeline.pretrain_on(config, root, f"pretrain/{label}", config.pretrain.length.samples, selection)
         results[label] = {"auc": auc, "mAP": frozen(config, root, label), **planted}
         if finetune:
-            pipeline.fine_tune(config, root, "supervised", f"pretrain/{label}", f"finetune/{label}")
+            tuning = pipeline.Tuning(f"finetune-{label}", "supervised", f"pretrain/{label}", f"finetune/{label}")
+            pipeline.fine_tune(config, root, tuning)
             results[label]["mAP_finetuned"] = (root / "finetune" / label / "summary.json").read_json()["mAP"]
     return results
 

@@ -19,34 +19,29 @@ from platform.engine.config.program import run_program
 if __name__ == "__main__":  # before the imports below: --help and a misspelled key are answered at once
     run_program("finetune")
 
-import math
-from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
 
 from platform.engine.data.set_aside import LISTED, SAID
-from platform.engine.data.shards import read_manifest, read_rows
 from platform.engine.errors import UserError
 from platform.engine.finetune.camera_plan import plan_cameras
 from platform.engine.finetune.extraction import extract
-from platform.engine.finetune.fraction import chosen_images
+from platform.engine.finetune.inputs import check_inputs, shared_micro_batches, with_micro_batches
 from platform.engine.finetune.loop import PhaseTrainer
-from platform.engine.finetune.phase import Phase, UnsupervisedConfig
+from platform.engine.finetune.phase import Phase
 from platform.engine.finetune.results import best_row, finish, open_tracker, publish_model
 from platform.engine.finetune.start import image_set, initial_model, load_init, model_for, phases_of, record_of
 from platform.engine.finetune.start_features import StartFeatures
-from platform.engine.finetune.supervised import SupervisedConfig, check_identities
-from platform.engine.inference.evaluation import evaluate_features, require_judgeable, require_splits, retrieval_metrics
+from platform.engine.inference.evaluation import evaluate_features, retrieval_metrics
 from platform.engine.inference.models import BEST
 from platform.engine.runs.complete import say_complete
-from platform.engine.runs.json_records import read_record
-from platform.engine.runs.run_folder import CONFIG, SUMMARY, Run, open_run
+from platform.engine.runs.run_folder import SUMMARY, Run, open_run
 from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.finetune_settings import FinetuneConfig
 from platform.engine.schemas.retrieval_settings import EvaluateConfig
-from platform.engine.storage.location import Location, open_storage
+from platform.engine.storage.location import open_storage
 from platform.engine.train.checkpoints import CheckpointStore
 from platform.engine.train.launch import launch
 from platform.engine.train.worker import notices, report_line, restarted_at
@@ -87,97 +82,6 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
         + "".join(f"  warning: {warning}" for warning in summary["warnings"])
     )
     return summary
-
-
-def check_inputs(config: FinetuneConfig) -> dict[str, str]:
-    """Check paths, checkpoint, splits and labels before any worker starts. Returns checksums of all inputs. Raises UserError."""
-    target = open_storage(config.target_set, config.storage)
-    require_splits(target, ["train"])
-    require_judgeable(target)
-    if config.setting != "usl":
-        labeled = open_storage(config.source_set, config.storage) if config.setting == "uda" else target
-        require_splits(labeled, ["train"])
-        pids = read_rows(labeled, ["pid"], split="train")["pid"].to_numpy()
-        if config.setting == "supervised":
-            pids = pids[chosen_images(pids, config.train_fraction, config.seed)]
-        check_identities(labeled.uri, pids, config.supervised.batch)
-        for uri in config.train_sets:
-            further = open_storage(uri, config.storage)
-            require_splits(further, ["train"])
-            check_identities(further.uri, read_rows(further, ["pid"], split="train")["pid"].to_numpy(), None)
-    init = load_init(config)
-    depth = init.backbone.config.depth if init else config.model.depth
-    for name, section in phase_sections(config).items():
-        if section.freeze_layers > depth + 1:
-            raise UserError(
-                f"{name}.freeze_layers must be at most {depth + 1}, the {depth} blocks and the patch embedding: got "
-                f"{section.freeze_layers}"
-            )
-    vit = init.backbone.config if init else config.model
-    try:
-        config.supervised.jigsaw.check(math.prod(vit.grid(*vit.image_size)))
-    except ValueError as error:
-        raise UserError(f"supervised.jigsaw.{error}") from None
-    plan = plan_cameras(config, init)
-    if config.train_sets and plan:
-        raise UserError(
-            f"{config.checkpoint} has embeddings of cameras, which are those of one data set: train_sets must be empty, got "
-            f"{config.train_sets}"
-        )
-    if init:
-        about = init.about.without("mean", "std", "neck")
-        say(
-            f"finetune: {config.checkpoint}: {replace(init.report, about=about)}; images are normalized by augment.mean "
-            f"{list(config.augment.mean)} and augment.std {list(config.augment.std)}"
-        )
-    if plan:
-        say(f"finetune: {plan}")
-    sets = {"target_set": config.target_set} | ({"source_set": config.source_set} if config.setting == "uda" else {})
-    sets |= {f"train_sets[{place}]": uri for place, uri in enumerate(config.train_sets)}
-    checksums = {name: read_manifest(open_storage(uri, config.storage)).checksum for name, uri in sets.items()}
-    return checksums | {"weights": init.weights if init else "random"}
-
-
-def phase_sections(config: FinetuneConfig) -> dict[str, SupervisedConfig | UnsupervisedConfig]:
-    """Configuration key -> configuration of each phase of the setting, in the order of training."""
-    found: dict[str, SupervisedConfig | UnsupervisedConfig] = {}
-    if config.setting != "usl":
-        found["supervised"] = config.supervised
-    if config.setting != "supervised":
-        found["unsupervised"] = config.unsupervised
-    return found
-
-
-def with_micro_batches(config: FinetuneConfig, output: Location) -> FinetuneConfig:
-    """`config` with every `micro_batches` of 0 replaced by a number that the workers can share.
-
-    It is the number that the run in `output` began with, else the least common multiple of its largest and smallest number of
-    workers.
-
-    A run keeps its number of micro-batches: the batch norm of an ics stem sees one micro-batch, so another number would give
-    other results. Raises UserError if there are more workers than images in a batch.
-    """
-    begun: dict[str, Any] = {}
-    if (output / CONFIG).exists():
-        begun = read_record(output / CONFIG, "config", dict, "that folder is not a run of this program; choose another output")
-    resolved: dict[str, Any] = {}
-    for name, section in phase_sections(config).items():
-        batch, stored = section.batch, begun.get("config")
-        for key in (name, "batch", "micro_batches"):
-            stored = stored.get(key) if isinstance(stored, dict) else None
-        pieces = batch.micro_batches or stored or math.lcm(config.scaling.workers, config.scaling.fewest)
-        if pieces > batch.images:
-            raise UserError(
-                f"{config.scaling.workers} workers cannot share the {batch.images} images of a step: lower "
-                f"scaling.workers, or raise {name}.batch.identities"
-            )
-        resolved[name] = replace(section, batch=replace(batch, micro_batches=pieces))
-    return replace(config, **resolved)
-
-
-def shared_micro_batches(config: FinetuneConfig) -> int:
-    """Greatest common divisor of the micro-batches per step of all phases; the number of workers must divide it."""
-    return math.gcd(*(section.batch.micro_batches for section in phase_sections(config).values()))
 
 
 def finetune(config: FinetuneConfig) -> None:

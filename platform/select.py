@@ -180,7 +180,7 @@ def enough(config: SelectConfig, found: int, wanted: int, total: int) -> int:
         )
     else:
         short = f"{found:,} of the {total:,} images of {config.data} can be selected"
-        advice = "raise duplicates.similarity" if config.duplicates.similarity else "raise among" if config.among else None
+        advice = "raise duplicates.similarity" if config.duplicates.similarity else "raise among" if config.among else ""
     short += f", {asked} asks for {wanted:,}"
     share = np.floor(1e4 * found / total) / 1e4
     ways = [f"set count={found} or less" if config.count or not share else f"set fraction={share:g} or less"]

@@ -23,8 +23,8 @@ from tests.platform.report_runs import write_data
 from tests.tiny import PIPELINE as TINY
 
 STAGES = [
-    "ingest-pretrain",
     "ingest-target",
+    "ingest-pretrain",
     "pretrain-full",
     "target-proxy",
     "score",
@@ -155,7 +155,10 @@ def test_a_failed_stage_is_in_the_results(tmp_path, ray_session):
     with pytest.raises(UserError, match=r"pretrain_set\.path .*empty does not exist or holds no files"):
         main(load_config(PipelineConfig, "pipeline", [f"output={tmp_path}/run", *TINY, *empty, "concurrent=1"]))
     found = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert list(found["stages"]) == ["ingest-pretrain"] and found["stages"]["ingest-pretrain"]["status"] == "failed"
+    assert {name: stage["status"] for name, stage in found["stages"].items()} == {
+        "ingest-target": "complete",
+        "ingest-pretrain": "failed",
+    }
     assert found["finetune"] == [] and found["environment"]["ray"]
 
 
@@ -259,7 +262,7 @@ def test_the_results_of_seeds_are_means_with_their_spread(tmp_path):
 def test_the_source_set_is_read_for_uda_alone(tmp_path):
     config = load_config(PipelineConfig, "pipeline", [f"output={tmp_path}", *TINY, "settings=[uda]"])
     names = [stage.name for stage in stages(config, open_storage(str(tmp_path)))]
-    assert names[:3] == ["ingest-pretrain", "ingest-source", "ingest-target"]
+    assert names[:3] == ["ingest-target", "ingest-source", "ingest-pretrain"]
 
 
 def test_the_plain_pipeline_has_the_published_sizes():
@@ -357,10 +360,13 @@ def test_without_a_target_set_the_images_are_clustered(tmp_path, ray_session):
 def test_settings_that_cannot_be(tmp_path):
     for override, message in (
         ("cfs.controls=[worst]", "controls must be some of random, inverse"),
+        ("cfs.controls=[random,random]", r"cfs\.controls must be some of random, inverse, each once: got \['random', 'random'\]"),
         ("seeds=[1,1]", "seeds must be different integers"),
         ("settings=[semi]", "settings must be some of supervised, uda, usl"),
+        ("settings=[usl,usl]", r"settings must be some of supervised, uda, usl, each once: got \['usl', 'usl'\]"),
         ("finetune.supervised.jigsaw.parts=4", r"jigsaw.parts must be 0 unless settings=\[supervised\]"),
         ("cfs.fraction=0", r"fraction must be in \(0, 1\]"),
+        ("cfs.among=0.2", r"configuration: cfs\.among must be at least cfs\.fraction"),
         ("cfs.target_proxy=moco", "target_proxy must be one of supervised, usl"),
     ):
         with pytest.raises(ConfigError, match=message):

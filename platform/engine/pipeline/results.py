@@ -1,7 +1,7 @@
 """The file results.json of a pipeline, and the table of results."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from statistics import fmean, stdev
 from typing import Any
@@ -36,6 +36,10 @@ class Results:
         if self.file.exists():
             advice = "platform.pipeline makes it anew when it is not there; move the file away"
             self.stages = read_record(self.file, "stages", dict, advice)["stages"]
+
+    def keep(self, names: Collection[str]) -> None:
+        """Forget stages other than these, which an earlier command with other settings has left."""
+        self.stages = {name: stage for name, stage in self.stages.items() if name in names}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

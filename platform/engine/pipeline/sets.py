@@ -1,17 +1,22 @@
 """The data sets of a pipeline: which of them it reads, and checks that they are named and exist."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 
 from platform.engine.data.shards import MANIFEST
 from platform.engine.errors import UserError
 from platform.engine.ingest.sources import RawConfig, open_source
+from platform.engine.pipeline.keys import renamed
+from platform.engine.schemas.ingest_settings import IngestConfig
 from platform.engine.schemas.pipeline_settings import PipelineConfig
 from platform.engine.storage.location import open_storage
 
-PARTS = ("pretrain", "source", "target")
+PARTS = ("target", "source", "pretrain")
+"""In the order of the ingest: small sets first, so that one that later stages cannot use is known at once."""
+ADVICE = {
+    "set overwrite=true to replace it": "delete that folder",
+    "Name another data set": "Delete that folder and name another data set",
+}
 
 
 def is_given(config: PipelineConfig, part: str) -> bool:
@@ -58,12 +63,11 @@ def check_set(config: PipelineConfig, part: str) -> None:
 
 @contextmanager
 def of_set(part: str) -> Iterator[None]:
-    """Context manager: in a UserError, replaces the key `raw` of platform.ingest by the pipeline's key of this set."""
+    """Context manager: a UserError names the pipeline's key of this set in place of the key `raw` of platform.ingest."""
     try:
         yield
     except UserError as error:
-        keys = "|".join(item.name for item in fields(RawConfig))
-        text = re.sub(rf"(?<![\w/.-])raw\.(?=({keys})\b)", f"{part}_set.", str(error))  # a key, not a part of a path
+        text = renamed(str(error), IngestConfig, {"raw": f"{part}_set"}, ADVICE)
         error.args = (text if f"{part}_set." in text else f"{part}_set: {text}",)
         raise
 

@@ -19,9 +19,20 @@ class Stage(NamedTuple):
     """Whether it computes in a pool of actors, which takes all CPUs that it finds."""
 
 
-def run_in_order(stages: Sequence[Stage], results: Results) -> None:
-    """Run the stages in this process, one after the other. Raises the error of the first one that fails."""
+def nothing() -> None:
+    """Default of `begin` below."""
+
+
+def run_in_order(stages: Sequence[Stage], results: Results, begin: Callable[[], Any] = nothing) -> None:
+    """Run the stages in this process, one after the other. Raises the error of the first one that fails.
+
+    begin: called once, before the first stage that needs others.
+    """
+    begun = False
     for number, stage in enumerate(stages, 1):
+        if stage.needs and not begun:
+            begin()
+            begun = True
         say(f"--- stage {number}/{len(stages)}: {stage.name}")
         with results.stage(stage.name):
             stage.run()

@@ -6,7 +6,7 @@ workers that it is given, and others use the rest.
 """
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from platform.engine.errors import StoppedError, UserError, user_error_of
 from platform.engine.pipeline.results import Results
-from platform.engine.pipeline.stages import Stage
+from platform.engine.pipeline.stages import Stage, nothing
 from platform.engine.runtime.ray_session import LocalRay, join_as_part, local_ray
 from platform.engine.runtime.terminal import forward_lines, relayed_lines, say
 from platform.engine.secrets import hide, remembered, take_over
@@ -70,15 +70,17 @@ class Running(NamedTuple):
     """Closed at the end of the stage, which results.json then shows."""
 
 
-def run_together(stages: Sequence[Stage], results: Results, at_a_time: int) -> None:
+def run_together(stages: Sequence[Stage], results: Results, at_a_time: int, begin: Callable[[], Any] = nothing) -> None:
     """Run the stages in up to `at_a_time` processes; of those that may start, the first in the list starts first.
+
+    begin: called once, in this process, before the first stage that needs others.
 
     After a failure or a signal, no stage is started, trainings write a checkpoint and stop, and other stages end as they are.
 
     Raises the error of the stage that failed, and StoppedError after SIGTERM or Ctrl-C.
     """
     with relayed_lines() as board, caught_signals() as stopping:
-        processes = Processes(stages, results, at_a_time, board)
+        processes = Processes(stages, results, at_a_time, board, begin)
         try:
             while not (processes.failure or stopping.number) and processes.start_ready():
                 processes.wait()
@@ -100,8 +102,11 @@ def run_together(stages: Sequence[Stage], results: Results, at_a_time: int) -> N
 class Processes:
     """The processes of a pipeline and the stages in them."""
 
-    def __init__(self, stages: Sequence[Stage], results: Results, at_a_time: int, board: Any) -> None:
-        self.results, self.at_a_time, self.board = results, at_a_time, board
+    def __init__(
+        self, stages: Sequence[Stage], results: Results, at_a_time: int, board: Any, begin: Callable[[], Any] = nothing
+    ) -> None:
+        self.results, self.at_a_time, self.board, self.begin = results, at_a_time, board, begin
+        self.begun = False
         self.waiting = list(stages)
         self.total = len(stages)
         self.done: set[str] = set()
@@ -116,6 +121,9 @@ class Processes:
             if len(beside) == self.at_a_time:
                 break
             if self.done.issuperset(stage.needs) and not (stage.pool and any(one.pool for one in beside)):
+                if stage.needs and not self.begun:
+                    self.begin()
+                    self.begun = True
                 self._start(stage)
         return bool(self.running)
 

@@ -97,11 +97,18 @@ class Run:
 
 
 def open_run(
-    program: str, output: str, config: "DataclassInstance", storage: StorageConfig, volatile: Iterable[str] = VOLATILE
+    program: str,
+    output: str,
+    config: "DataclassInstance",
+    storage: StorageConfig,
+    volatile: Iterable[str] = VOLATILE,
+    begin: bool = True,
 ) -> Run:
     """Create or re-open the run folder `output` for `config` (the dataclass of a program). Secrets are not stored.
 
-    volatile: keys of the settings that may differ from the stored configuration.
+    Args:
+        volatile: keys of the settings that may differ from the stored configuration.
+        begin: store the configuration of a new run. False: not yet, other settings may still follow.
 
     Raises UserError if the folder belongs to a run with another configuration (it lists the differences) or its config.json is
     foreign, if it holds a data set, or if another command writes to it. Raises StorageError if the folder of an unfinished run
@@ -134,7 +141,7 @@ def open_run(
         raise UserError(f"{location.uri} holds a data set ({MANIFEST}), no run: choose another output")
     if not (location / SUMMARY).exists():
         claim(location)
-    if not file.exists():
+    if begin and not file.exists():
         file.write_json({"program": program, "config": plain, "environment": environment()})
     return Run(location, program)
 

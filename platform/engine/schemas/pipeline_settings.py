@@ -49,7 +49,8 @@ class CfsConfig:
     controls: list[str] = field(default_factory=list)
     """Also pre-train on other parts of the same size: random (a random part), inverse (the images with the lowest scores)."""
     target_proxy: str = "supervised"
-    """Fine-tuning of the target proxy: supervised (as published; uses the target's labels) or usl (label-free)."""
+    """Fine-tuning of the target proxy: supervised (as published; uses the target's labels) or usl (label-free). It has the image
+    size of the pre-training, not that of finetune.augment: the score compares two models on the same images."""
     supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
     """Settings of the supervised target proxy."""
 
@@ -59,9 +60,14 @@ class CfsConfig:
         within("(0, 1]", fraction=self.fraction)
         within("[0, 1]", among=self.among)
         if 0 < self.among < self.fraction:
-            raise ValueError(f"cfs.among must be at least cfs.fraction ({self.fraction:g}), or 0: got {self.among:g}")
-        if set(self.controls) - set(CONTROLS):
-            raise ValueError(f"controls must be some of {', '.join(CONTROLS)}: got {list(self.controls)}")
+            raise ValueError(f"among must be at least cfs.fraction ({self.fraction:g}), or 0: got {self.among:g}")
+        if set(self.controls) - set(CONTROLS) or len(set(self.controls)) < len(self.controls):
+            raise ValueError(f"controls must be some of {', '.join(CONTROLS)}, each once: got {list(self.controls)}")
+        if self.supervised.jigsaw.parts and self.target_proxy == "usl":
+            raise ValueError(
+                "supervised.jigsaw.parts must be 0 with cfs.target_proxy=usl, which has no supervised phase: got "
+                f"{self.supervised.jigsaw.parts}"
+            )
 
     @property
     def parts(self) -> list[str]:
@@ -104,8 +110,8 @@ class PipelineConfig:
         at_least(0, seed=self.seed)
         if any(seed < 0 for seed in self.seeds) or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be different integers of at least 0: got {list(self.seeds)}")
-        if set(self.settings) - set(SETTINGS):
-            raise ValueError(f"settings must be some of {', '.join(SETTINGS)}: got {list(self.settings)}")
+        if set(self.settings) - set(SETTINGS) or len(set(self.settings)) < len(self.settings):
+            raise ValueError(f"settings must be some of {', '.join(SETTINGS)}, each once: got {list(self.settings)}")
         if self.finetune.supervised.jigsaw.parts and set(self.settings) - {"supervised"}:
             raise ValueError(
                 "finetune.supervised.jigsaw.parts must be 0 unless settings=[supervised], since clusters and memory hold one "

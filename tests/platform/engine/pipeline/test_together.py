@@ -109,6 +109,23 @@ def test_one_after_the_other_in_their_order(tmp_path):
     assert list(times(tmp_path / "times")) == names and statuses(tmp_path) == dict.fromkeys(names, "complete")
 
 
+@pytest.mark.parametrize("at_a_time", [1, 2])
+def test_the_run_begins_when_what_needs_nothing_is_complete(tmp_path, ray_session, at_a_time):
+    """The configuration is stored then, once, and not if a set is refused."""
+    file, results = tmp_path / "times", Results(open_storage(str(tmp_path)))
+    note = partial(noted, str(file))
+    sets = [Stage("a", partial(note, "a")), Stage("b", partial(note, "b"))]
+    trainings = [Stage(name, partial(note, name), ("a", "b")) for name in ("c", "d")]
+    begin = partial(noted, str(file), "begin", 0.0)
+    run = run_in_order if at_a_time == 1 else partial(run_together, at_a_time=2)
+    run([*sets, *trainings], results, begin=begin)
+    began = [json.loads(line)[0] for line in file.read_text().splitlines()]
+    assert set(began[:2]) == {"a", "b"} and began[2] == "begin" and set(began[3:]) == {"c", "d"} and len(began) == 5
+    with pytest.raises(UserError, match="the images are gone"):
+        run([*sets, Stage("bad", refusing), *trainings], results, begin=partial(noted, str(tmp_path / "second"), "begin"))
+    assert not (tmp_path / "second").exists()
+
+
 PROGRAM = """
 import sys
 from functools import partial

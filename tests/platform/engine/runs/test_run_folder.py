@@ -60,6 +60,16 @@ def test_another_configuration_is_refused_with_the_differences(place):
         open_run("pretrain", output, changed, storage)
 
 
+def test_the_configuration_of_a_run_that_has_not_begun_is_compared_but_not_stored(place):
+    output, storage = place
+    changed = OuterConfig(inner=InnerConfig(rate=0.25))
+    run = open_run("pretrain", output, changed, storage, begin=False)
+    assert not (run.location / "config.json").exists() and run.settings == {}
+    open_run("pretrain", output, OuterConfig(), storage)
+    with pytest.raises(UserError, match=r"inner\.rate: 0\.5 -> 0\.25"):
+        open_run("pretrain", output, changed, storage, begin=False)
+
+
 def test_how_a_run_is_carried_out_may_change_at_any_level(tmp_path):
     def start(*overrides: str) -> None:
         config = load_config(PipelineConfig, "pipeline", [f"output={tmp_path}", *overrides])
