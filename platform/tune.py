@@ -125,6 +125,8 @@ def check_trials(config: TuneConfig, trials: list[Point]) -> None:
             str(trial.train_sets),
             (trial.train_fraction, trial.seed) if trial.train_fraction < 1 else None,
             (trial.supervised.freeze_layers, trial.unsupervised.freeze_layers),
+            str((trial.model, trial.supervised.batch, trial.supervised.jigsaw)),
+            (trial.unsupervised.cluster.algorithm, trial.unsupervised.cluster.num_clusters),
         )
         try:
             cut = with_micro_batches(trial, open_storage(trial.output, trial.storage))

@@ -109,6 +109,10 @@ def base(tiny_labeled, tiny_backbone) -> TuneConfig:
         ),
         ("{unsupervised:{cluster:{eps:[0.5,1.5]}}}", r"space: unsupervised.cluster.eps=1.5 cannot be: .*\(0, 1\): got 1.5"),
         ("{unsupervised:{epochs:[often]}}", r"space: unsupervised.epochs=often cannot be: .*unsupervised.epochs"),
+        (
+            "{setting:[supervised],supervised:{batch:{identities:[2,500]}}}",
+            r"space: setting=supervised, supervised.batch.identities=500 cannot be: .*500",
+        ),
         ("{unsupervised:{epochs:[[1,2]]}}", r"space: unsupervised.epochs=\[1, 2\] cannot be"),
         ("{augment:{image_size:[64,32]}}", r"space: augment.image_size=64 cannot be: .*augment.image_size"),
         ("{setting:[usl,unsupervised]}", r"space: setting=unsupervised cannot be: setting must be one of"),
