@@ -42,6 +42,7 @@ from platform.engine.pipeline.stages import Stage, run_in_order
 from platform.engine.pipeline.together import run_together
 from platform.engine.runs.metrics import TrackingConfig
 from platform.engine.runs.run_folder import VOLATILE, open_run
+from platform.engine.runtime.idle_gpus import tell_idle_gpus
 from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.pipeline_settings import INVERSE_PART, RANDOM_PART, SELECTED, PipelineConfig
@@ -79,12 +80,18 @@ def main(config: PipelineConfig) -> dict[str, Any]:
         say("pipeline: source_set is not read: settings has no uda")
     results = Results(root, config.seeds)
     connect(with_room(config), "pipeline", root.uri)
+    tell_idle_gpus(
+        {
+            "pretrain.scaling.gpus_per_worker": config.pretrain.scaling.gpus_per_worker,
+            "finetune.scaling.gpus_per_worker": config.finetune.scaling.gpus_per_worker,
+            "pool.gpus_per_actor": config.pool.gpus_per_actor,
+        }
+    )
     if config.concurrent == 1:
         run_in_order(story, results)
     else:
         groups = [config.pretrain.scaling, config.finetune.scaling]
-        advice = "lower concurrent, or pretrain.scaling.workers and finetune.scaling.workers"
-        require_room(f"{config.concurrent} stages", groups, config.concurrent, advice)
+        require_room(f"{config.concurrent} stages", groups, config.concurrent, ["pretrain.scaling", "finetune.scaling"])
         run_together(story, results, config.concurrent)
     final = results.collect()
     run.finish({"results": final})
