@@ -8,12 +8,13 @@ first step is done. For comparison, it times the imports of torch, timm and Deep
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from benchmarks.measure import print_machine
 from benchmarks.people import write_shards
@@ -38,11 +39,15 @@ TINY = [
 ]
 
 
-def start(data: str, output: str, *overrides: str) -> tuple[float, float]:
-    """(seconds until Ray has started, seconds until the first step is done)."""
+def start(data: str, output: str, *overrides: str, variables: Mapping[str, str] | None = None) -> tuple[float, float]:
+    """(seconds until Ray has started, seconds until the first step is done).
+
+    variables: added to the environment of the command.
+    """
     started, connected = time.perf_counter(), 0.0
     command = [sys.executable, "-m", "platform.pretrain", f"data.uri={data}", f"output={output}", *TINY, *overrides]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    environment = os.environ | dict(variables or {})
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         lines = []
         for line in process.stdout:

@@ -9,7 +9,8 @@ Prints the time of a step, then its kernels, those of the longest total time fir
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from benchmarks.gpu import FULL, TINY
 from benchmarks.gpu_sides import config_of, training_step, wait
@@ -36,9 +37,21 @@ def kernels(step: Callable[[], None]) -> list[tuple[str, float, float]]:
     activities = [ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]
     with profile(activities=activities) as found:
         time_of(step, STEPS)
+    return of_a_step(found.key_averages(), on_gpu)
+
+
+def of_a_step(events: Iterable[Any], on_gpu: bool) -> list[tuple[str, float, float]]:
+    """The rows of `kernels` from the profiler's averages of STEPS steps.
+
+    On a GPU only what ran on it counts. The profiler also lists the calls that start kernels, and named ranges of the program.
+    """
+    from torch.autograd import DeviceType
+
+    kind = DeviceType.CUDA if on_gpu else DeviceType.CPU
     times = [
         (event.key, (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1000 / STEPS, event.count / STEPS)
-        for event in found.key_averages()
+        for event in events
+        if event.device_type == kind and not event.is_user_annotation
     ]
     return sorted(times, key=lambda each: -each[1])
 

@@ -52,6 +52,7 @@ from platform.engine.pipeline.sets import check_sets, is_given, of_set, parts_of
 from platform.engine.pipeline.stages import Stage, run_in_order
 from platform.engine.pipeline.together import run_together
 from platform.engine.runs.run_folder import VOLATILE, open_run
+from platform.engine.runtime.idle_gpus import tell_idle_gpus
 from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.pipeline_settings import RANDOM_PART, SELECTED, PipelineConfig
@@ -89,12 +90,18 @@ def main(config: PipelineConfig) -> dict[str, Any]:
     results = Results(root, config.seeds)
     results.keep([stage.name for stage in story])
     connect(with_room(config), "pipeline", root.uri)
+    tell_idle_gpus(
+        {
+            "pretrain.scaling.gpus_per_worker": config.pretrain.scaling.gpus_per_worker,
+            "finetune.scaling.gpus_per_worker": config.finetune.scaling.gpus_per_worker,
+            "pool.gpus_per_actor": config.pool.gpus_per_actor,
+        }
+    )
     if config.concurrent == 1:
         run_in_order(story, results, begin=opened)
     else:
         groups = [config.pretrain.scaling, config.finetune.scaling]
-        advice = "lower concurrent, or pretrain.scaling.workers and finetune.scaling.workers"
-        require_room(f"{config.concurrent} stages", groups, config.concurrent, advice)
+        require_room(f"{config.concurrent} stages", groups, config.concurrent, ["pretrain.scaling", "finetune.scaling"])
         run_together(story, results, config.concurrent, begin=opened)
     final = results.collect()
     run.finish({"results": final})

@@ -29,6 +29,7 @@ from typing import Any
 
 from platform.engine.errors import FailedTrialsError, UserError
 from platform.engine.runs.run_folder import SUMMARY, VOLATILE, Run, open_run
+from platform.engine.runtime.idle_gpus import tell_idle_gpus
 from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.tune_settings import TuneConfig
@@ -77,6 +78,7 @@ def run_all(config: TuneConfig, run: Run, plan: list[Point]) -> None:
         from platform.engine.sweep.search import run_trials  # imports Ray Tune, which takes seconds
 
         connect(config.runtime, "tune", run.location.uri)
+        tell_idle_gpus({"finetune.scaling.gpus_per_worker": config.finetune.scaling.gpus_per_worker})
         check_concurrency(config, plan if config.search == "optuna" else left, number - finished)
         reasons = run_trials(config, book, left, run.location, run_finetune)
         book = PointBook(run.location)  # a population has added points
@@ -147,5 +149,4 @@ def check_concurrency(config: TuneConfig, trials: list[Point], number: int) -> N
     """
     together = min(config.concurrent, number)
     groups = [trial_config(config, point).scaling for point in trials]
-    advice = "lower concurrent or finetune.scaling.workers"
-    require_room(f"{together} trials", groups, together, advice, once=config.search == "grid")
+    require_room(f"{together} trials", groups, together, ["finetune.scaling"], once=config.search == "grid")

@@ -7,6 +7,11 @@ from reidssl.models.model_config import VitConfig
 TINY_VIT = VitConfig(width=32, depth=2, heads=2, patch_size=16, image_size=(64, 32), stem_width=8)
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
+# ---- processes
+
+ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}
+"""Environment of worker processes that a test starts itself: without it, the second of them would look for a second GPU."""
+
 # ---- overrides of the programs
 
 MODEL = [

@@ -1,6 +1,7 @@
 """Whole runs on a GPU: the curve of the CPU, checkpoints moved between devices, a killed run, every program once."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,14 +14,13 @@ from platform.engine.runs.metrics import read_metrics
 from platform.engine.storage.location import open_storage
 from tests.platform.curve_worker import BATCH
 from tests.platform.test_curve import spawn
-from tests.tiny import PIPELINE, RESUMED
+from tests.tiny import ON_CPU, PIPELINE, RESUMED
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 12
 SAME = ["model.drop_path=0", "compile=off"]  # drop path draws different numbers on another device
-CPU = {"CUDA_VISIBLE_DEVICES": ""}
-GPU: dict[str, str] = {}  # the GPU of this machine, if any
+GPU = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0")}  # the GPU of this machine, if any
 
 
 def gpus(*keys: str) -> list[str]:
@@ -37,7 +37,7 @@ def train(folder: Path, data: str, where: dict[str, str], name: str, stop: int =
 
 @pytest.fixture(scope="module")
 def on_cpu(tmp_path_factory, tiny_shards) -> dict[int, float]:
-    found = train(tmp_path_factory.mktemp("cpu"), tiny_shards.uri, CPU, "cpu", 0, "precision=fp32")
+    found = train(tmp_path_factory.mktemp("cpu"), tiny_shards.uri, ON_CPU, "cpu", 0, "precision=fp32")
     assert list(found) == [BATCH * step for step in range(1, STEPS + 1)]
     return found
 
@@ -55,7 +55,7 @@ def test_the_bf16_curve_follows(tmp_path, tiny_shards, on_cpu):
 
 def test_checkpoints_change_the_device_and_back(tmp_path, tiny_shards, on_cpu):
     """The run starts on the GPU, continues on the CPU from step 5 and on the GPU from step 9. Checkpoints every four steps."""
-    for where, stop in ((GPU, 5), (CPU, 9), (GPU, 0)):
+    for where, stop in ((GPU, 5), (ON_CPU, 9), (GPU, 0)):
         found = train(tmp_path, tiny_shards.uri, where, "changed", stop, "precision=fp32")
     assert found == pytest.approx(on_cpu, rel=2e-3)
 
@@ -67,6 +67,27 @@ def run(program: str, *overrides: str) -> str:
     )
     assert ended.returncode == 0, (ended.stdout + ended.stderr)[-3000:]
     return ended.stdout
+
+
+def test_deepspeed_takes_the_gpu_of_the_worker(tmp_path):
+    """Not the one that LOCAL_RANK numbers, which need not exist."""
+    program = (
+        "import os, sys, torch, torch.distributed as dist\n"
+        "from platform.engine.runtime.device import device\n"
+        "from platform.engine.zero import engine as zero\n"
+        "os.environ |= {'LOCAL_RANK': '7', 'RANK': '0', 'WORLD_SIZE': '1'}\n"
+        "dist.init_process_group('gloo', init_method=f'file://{sys.argv[1]}/rendezvous', rank=0, world_size=1)\n"
+        "model = torch.nn.Linear(3, 2).to(device())\n"
+        "optimizer = torch.optim.AdamW(model.parameters())\n"
+        "engine = zero.build_engine(model, optimizer, zero.EngineSettings(zero_stage=0), micro_batch=1, accumulation=1)\n"
+        "assert engine(torch.ones(1, 3, device=device())).device == device(), device()\n"
+        "assert device().type == 'cpu' or engine.device == device(), engine.device\n"
+    )
+    environment = os.environ | (GPU if torch.cuda.is_available() else ON_CPU)
+    ended = subprocess.run(
+        [sys.executable, "-c", program, tmp_path], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
 
 
 def test_a_killed_run_goes_on(tmp_path, tiny_shards):
@@ -99,6 +120,7 @@ def test_every_program_once(tmp_path):
         "pipeline",
         f"output={folder}",
         *PIPELINE,
+        "concurrent=1",  # the stages take a GPU each, and here is one
         *gpus("pretrain.scaling.gpus_per_worker", "finetune.scaling.gpus_per_worker"),
         *(["pool.gpus_per_actor=0.5"] if torch.cuda.is_available() else []),
     )
@@ -120,7 +142,9 @@ def test_every_program_once(tmp_path):
         f"checkpoints=[{model},{tmp_path}/supervised]",
         f"test_sets=[{folder}/data/target]",
         f"output={tmp_path}/table",
+        *gpus("pool.gpus_per_actor"),
     )
-    run("cluster", f"checkpoint={model}", f"data={folder}/data/pretrain", f"output={tmp_path}/clusters", "cluster.k1=8")
+    clusters = [f"checkpoint={model}", f"data={folder}/data/pretrain", f"output={tmp_path}/clusters", "cluster.k1=8"]
+    run("cluster", *clusters, *gpus("pool.gpus_per_actor"))
     run("export", f"checkpoint={model}", f"output={tmp_path}/exported")
     assert all((tmp_path / name).exists() for name in ("run/report.html", "table", "clusters", "exported"))

@@ -2,7 +2,7 @@
 
     python -m tests.platform.curve_worker RANK FOLDER JSON
 
-JSON: {"world", "data", "steps", "runs": [[name, stage, stop], ...]}, with optional "overrides": [...] for all runs.
+JSON: {"world", "data", "steps", "runs": [[name, stage, stop, *overrides], ...]}, with optional "overrides": [...] for all runs.
 
 `stop`: break off in the middle of this step, like a crash (0: run to the end). Each run has a folder below the shared FOLDER.
 """
@@ -64,7 +64,7 @@ def join(rank: int, folder: Path, world: int) -> None:
 
 def main(rank: int, folder: Path, order: dict) -> None:
     join(rank, folder, order["world"])
-    for name, stage, stop in order["runs"]:
+    for name, stage, stop, *own in order["runs"]:
         config = load_config(
             PretrainConfig,
             "pretrain",
@@ -76,6 +76,7 @@ def main(rank: int, folder: Path, order: dict) -> None:
                 f"tracking.audit={folder / name / 'audit'}",
                 *TINY,
                 *order.get("overrides", []),
+                *own,
             ],
         )
         try:

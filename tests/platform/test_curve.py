@@ -15,23 +15,24 @@ from platform.engine.runs.metrics import read_metrics
 from platform.engine.storage.location import open_storage
 from platform.engine.train.checkpoints import CheckpointStore
 from tests.platform.curve_worker import BATCH
+from tests.tiny import ON_CPU
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def work(folder: Path, world: int, data: str, steps: int, runs: list, overrides: tuple[str, ...] = ()) -> None:
-    """`world` processes execute `runs` ([name, ZeRO stage, step to crash in]) one after the other."""
+def work(folder: Path, world: int, data: str, steps: int, runs: list, overrides: tuple[str, ...] = (), **variables: str) -> None:
+    """`world` processes execute `runs` ([name, ZeRO stage, step to crash in, *overrides]) one after the other."""
     order = {"world": world, "data": data, "steps": steps, "runs": runs, "overrides": overrides}
-    spawn("tests.platform.curve_worker", folder, world, order)
+    spawn("tests.platform.curve_worker", folder, world, order, **variables)
 
 
 def spawn(module: str, folder: Path, world: int, order: dict, **variables: str) -> None:
     """Run `world` processes `python -m module RANK FOLDER ORDER` to their end; they find each other through the folder.
 
-    variables: further environment variables.
+    They see no GPU, unless `variables`, further environment variables, have CUDA_VISIBLE_DEVICES.
     """
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "RENDEZVOUS": f"rendezvous-{uuid.uuid4()}"}
-    environment |= variables
+    environment = os.environ | ON_CPU | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    environment |= {"RENDEZVOUS": f"rendezvous-{uuid.uuid4()}"} | variables
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", module, str(rank), folder, json.dumps(order)],
@@ -133,6 +134,18 @@ def test_one_and_two_workers_and_a_change_between(tmp_path, tiny_shards):
     # The changed run computed some steps twice, with 1 and then with 2 workers.
     crashed = (tmp_path / "0-changed" / "audit" / "micro-batch-000000016.jsonl").read_text().splitlines()
     assert len(crashed) == 2
+
+
+def test_a_run_goes_on_with_and_without_the_compiler(tmp_path, tiny_shards):
+    """Drop path has another form in compiled blocks. Here they take that form, and are not compiled, which takes minutes."""
+    runs = [
+        ["plain", 0, 0, "length.samples=32", "compile=off"],
+        ["compiled", 0, 0, "length.samples=64", "compile=on", f"checkpoint.resume_from={tmp_path / 'plain'}"],
+        ["again", 0, 0, "length.samples=96", "compile=off", f"checkpoint.resume_from={tmp_path / 'compiled'}"],
+    ]
+    changed = ("checkpoint.every_steps=2", "model.depth=2")  # the first block drops no paths
+    work(tmp_path, 1, tiny_shards.uri, 6, runs, changed, TORCHDYNAMO_DISABLE="1")
+    assert [list(losses(tmp_path / run[0])) for run in runs] == [[16, 32], [48, 64], [80, 96]]
 
 
 @pytest.mark.slow

@@ -29,12 +29,19 @@ class Shard:
         use_threads(threads)
         self.parts, self.search, self.effort = parts, search, effort
         self._index: NeighborIndex | None = None
+        self._host: np.ndarray | None = None
 
     def index(self) -> NeighborIndex:
         """The search index of the share, built at the first call."""
         if self._index is None:
             self._index = NeighborIndex(read_all(self.parts), self.search, self.effort)
         return self._index
+
+    def host(self) -> np.ndarray:
+        """The features of the share on the CPU, float32 of unit length. A GPU sends them once."""
+        if self._host is None:
+            self._host = self.index().images.cpu().numpy()
+        return self._host
 
     def rows(self, places: np.ndarray) -> np.ndarray:
         """Features float32 (len(places), D) of unit length. places: int, rows of this share from 0."""
@@ -75,7 +82,7 @@ class Shard:
 
     def cosines(self, queries: np.ndarray, pairs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         """Cosines float32 (P,) of pairs. pairs: (rows of `queries`, images of this share), int (P,) each."""
-        images, (rows, others) = self.index().images.cpu().numpy(), pairs
+        images, (rows, others) = self.host(), pairs
 
         def work(first: int, last: int) -> np.ndarray:
             return pair_cosines(queries, images, rows[first:last], others[first:last])

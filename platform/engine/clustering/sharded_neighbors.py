@@ -19,6 +19,7 @@ from platform.engine.clustering.shard_actor import Shard
 from platform.engine.errors import UserError, user_error_of
 from platform.engine.inference.features import Part
 from platform.engine.runtime.growth import may_grow
+from platform.engine.runtime.idle_gpus import tell_idle_gpus
 from platform.engine.schemas.retrieval_settings import NeighborActorsConfig
 from reidssl.clustering.index import in_order
 from reidssl.clustering.neighbors import Neighbors
@@ -38,6 +39,8 @@ class FeatureShards:
 
         shares = _shares(parts, config.actors)
         _check_resources(config, len(shares))
+        if search == "exact":  # the others use a GPU only with a special build of FAISS
+            tell_idle_gpus({"neighbors.gpus_per_actor": config.gpus_per_actor})
         self.config = config
         remote: Any = ray.remote(
             num_cpus=config.cpus_per_actor, num_gpus=config.gpus_per_actor, max_restarts=RESTARTS, max_task_retries=-1

@@ -16,6 +16,7 @@ from platform.engine.data.shards import FileEntry, read_manifest
 from platform.engine.errors import NotFoundError, UserError
 from platform.engine.runtime.datasets import prepare
 from platform.engine.runtime.growth import autoscales
+from platform.engine.runtime.idle_gpus import tell_idle_gpus
 from platform.engine.schemas.retrieval_settings import PoolConfig
 from platform.engine.storage.location import Location, StorageConfig
 from platform.engine.storage.parquet import from_parquet
@@ -113,6 +114,7 @@ def stream_through_actors(
         for group in range(len(entry.row_groups))
     ]
     actors = _pool_size(pool, len(units))
+    tell_idle_gpus({"pool.gpus_per_actor": pool.gpus_per_actor})
     roots = [root for root, _ in sets]
     max_pixels = [read_manifest(root).max_pixels for root in roots]
 

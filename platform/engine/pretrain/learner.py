@@ -1,6 +1,6 @@
 """The model of a pre-training run in its training engine, and an optimizer step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -79,10 +79,14 @@ class Step:
         self.index = 0
         """Index of the next micro-batch among those of this worker."""
 
-    def learn(self, batch: dict[str, Any], crops: Sequence[Tensor]) -> None:
+    def learn(self, batch: dict[str, Any], crops: Sequence[Tensor], prepare: Callable[[], None]) -> None:
         """Forward and backward pass of a micro-batch. After the last one of the step, the weights are updated.
 
-        crops: (B, 3, h, w) each. A non-finite loss or gradient never reaches the weights: it raises UserError here or in the next
+        Args:
+            crops: (B, 3, h, w) each.
+            prepare: makes the next crops. It is called before the host waits for the device here, if it does.
+
+        A non-finite loss or gradient never reaches the weights: it raises UserError here or in the next
         `self.learner.finite.check()`.
         """
         learner, place = self.learner, self.learner.place
@@ -90,7 +94,7 @@ class Step:
         # Seed of drop path: depends on the micro-batch, not on the worker that computes it.
         torch.manual_seed(mix(learner.config.seed, place.seen, progress.micro_batch))
         output = learner.objective(learner.engine, list(crops), progress)
-        learner.engine.backward(learner.finite.loss(output.loss, output.terms, place.step + 1))
+        learner.engine.backward(learner.finite.loss(output.loss, output.terms, place.step + 1, prepare))
         learner.finite.step(place.step + 1)
         self.exchange.add(output.terms, output.statistics, learner.norms.micro_batch_done(), output.rows)
         self.exchange.count_corrupt(learner.corrupt.add(batch))

@@ -52,7 +52,7 @@ def train(config: PretrainConfig, open_stream: OpenStream = stream) -> None:
         for _ in range(place.own_micro_batches):
             batch = next(batches)
             with clock.measure("compute"):
-                step.learn(*batch)
+                step.learn(*batch, batches.prepare)
             batches.prepare()
         with clock.measure("exchange"):  # waits for the slowest worker, and on a GPU for the device
             result = step.end(notice.seen())

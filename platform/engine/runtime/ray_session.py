@@ -37,7 +37,12 @@ from platform.engine.schemas.runtime_settings import RuntimeConfig
 from platform.engine.secrets import hide
 
 # Environment of the workers. PYTHONWARNINGS silences other libraries.
-WORKER_ENVIRONMENT = {"PYTHONWARNINGS": "ignore", "DS_IGNORE_CUDA_DETECTION": "1", "TOKENIZERS_PARALLELISM": "false"}
+WORKER_ENVIRONMENT = {
+    "PYTHONWARNINGS": "ignore",
+    "DS_IGNORE_CUDA_DETECTION": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a process that reserves no GPU sees none, so that it cannot crowd another's
+}
 CLUSTER_ENVIRONMENT = WORKER_ENVIRONMENT | {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # show Train runs in the dashboard
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # Google Cloud gives 30 s notice; Train's default of 5 s wastes too much

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from platform.engine.config.compose import flat, to_plain
 from platform.engine.errors import StoppedError, UserError
 from platform.engine.runtime.growth import may_grow
+from platform.engine.runtime.idle_gpus import tell_idle_gpus
 from platform.engine.runtime.ray_session import is_own, threads_of_worker
 from platform.engine.runtime.run_name import run_name
 from platform.engine.runtime.terminal import relayed_lines
@@ -51,6 +52,7 @@ def launch(
     import ray
 
     _check_resources(scaling)
+    tell_idle_gpus({"scaling.gpus_per_worker": scaling.gpus_per_worker})
     resources = {"CPU": scaling.cpus_per_worker}
     if scaling.gpus_per_worker:
         resources["GPU"] = scaling.gpus_per_worker

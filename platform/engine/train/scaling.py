@@ -4,6 +4,7 @@ A step has a fixed number of micro-batches, so the number of workers must divide
 shrinks with its cluster.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ class ScalingConfig:
     cpus_per_worker: float = 1.0
     """CPUs reserved for each worker; leave some for reading."""
     gpus_per_worker: float = 0.0
-    """GPUs reserved for each worker."""
+    """GPUs reserved for each worker: 0, or 1; a single worker may take a share, and leave the rest of its GPU to others."""
     threads: int = 0
     """Torch threads of a worker; 0: the cores of its machine divided by the number of workers on it."""
     max_failures: int = 3
@@ -41,8 +42,10 @@ class ScalingConfig:
         at_least(0, "(its machine's cores)", threads=self.threads)
         at_least(-1, "(no limit)", max_failures=self.max_failures, max_preemptions=self.max_preemptions)
         positive(cpus_per_worker=self.cpus_per_worker, resize_check_s=self.resize_check_s)
-        if self.gpus_per_worker < 0 or (self.gpus_per_worker > 1 and self.gpus_per_worker % 1):
-            raise ValueError(f"gpus_per_worker must be a whole number, or a share between 0 and 1: got {self.gpus_per_worker}")
+        if not 0 <= self.gpus_per_worker <= 1:  # a worker computes on one GPU and would never use a second one
+            raise ValueError(f"gpus_per_worker must be 0, 1, or a share between them: got {self.gpus_per_worker}")
+        if self.gpus_per_worker % 1 and self.workers > 1:  # Ray would put two on one GPU, which NCCL refuses
+            raise ValueError(f"gpus_per_worker must be 0 or 1 with more than one worker: got {self.gpus_per_worker}")
         if not 0 <= self.min_workers <= self.workers:
             raise ValueError(f"min_workers must be between 0 and workers ({self.workers}): got {self.min_workers}")
 
@@ -77,7 +80,7 @@ def check_size(workers: int, micro_batches_per_step: int) -> None:
         )
 
 
-def require_room(what: str, groups: Sequence[ScalingConfig], together: int, advice: str, once: bool = False) -> None:
+def require_room(what: str, groups: Sequence[ScalingConfig], together: int, settings: Sequence[str], once: bool = False) -> None:
     """Check that the workers of several runs fit the cluster at once, unless an autoscaler adds nodes.
 
     Runs whose workers cannot all start would wait for each other forever.
@@ -85,7 +88,7 @@ def require_room(what: str, groups: Sequence[ScalingConfig], together: int, advi
     Args:
         what: the runs, for the message, such as "4 trials".
         groups: the workers of the runs. Any `together` of them may run at once; each several times, unless `once`.
-        advice: which settings to change.
+        settings: names of these ScalingConfigs in the configuration, for the advice.
 
     Raises UserError if they do not fit.
     """
@@ -98,6 +101,17 @@ def require_room(what: str, groups: Sequence[ScalingConfig], together: int, advi
         needed = sum(needs[:together] if once else needs[:1] * together)
         available = ray.cluster_resources().get(kind, 0)
         if needed > available:
+            advice = f"lower concurrent, or {' and '.join(f'{name}.workers' for name in settings)}"
+            if kind == "GPU" and all(group.workers == 1 for group in groups):
+                advice = _advice_on_gpus(int(available), together, " and ".join(f"{name}.gpus_per_worker" for name in settings))
             raise UserError(
                 f"{what} at a time need {needed:g} {kind}, this Ray has {available:g}: {advice}, or connect to a larger cluster"
             )
+
+
+def _advice_on_gpus(available: int, together: int, settings: str) -> str:
+    """What to set so that `together` runs of one worker each can run on the available GPUs."""
+    if not available:
+        return f"set {settings} to 0"
+    share = 100 // math.ceil(together / available) / 100
+    return f"set concurrent={available}, or {settings} to {share:g}, which lets them share a GPU"

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from platform.engine.errors import UserError
 from platform.engine.runtime.collectives import broadcast_object, broadcast_tensor, broadcast_tensors
@@ -21,7 +21,7 @@ def consolidate(engine: Any) -> dict[str, Any]:
     """The full state of the engine on the CPU of rank 0; {} on other ranks. Collective.
 
     {"parameters": {name: fp32 tensor}, "buffers": {name: tensor}, "moments": {moment: {name: fp32 tensor}},
-    "optimizer_steps": {name: number of steps}}.
+    "optimizer_steps": {name: number of steps}}. Buffers that are not persistent belong to the configuration and are left out.
     """
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
@@ -50,7 +50,7 @@ def consolidate(engine: Any) -> dict[str, Any]:
                 optimizer[moment][name] = _host_copy(value)
     if not first:
         return {}
-    buffers = {name: buffer.detach().cpu().clone() for name, buffer in engine.module.named_buffers()}
+    buffers = {name: buffer.detach().cpu().clone() for name, buffer in _persistent_buffers(engine.module)}
     return {"parameters": parameters, "buffers": buffers, "moments": optimizer, "optimizer_steps": steps}
 
 
@@ -59,8 +59,10 @@ def restore(engine: Any, payload: dict[str, Any] | None) -> None:
 
     payload: used on rank 0 only. It is broadcast tensor by tensor, so that only rank 0 ever holds all of it.
 
-    Raises UserError on every worker if parameters differ in name or shape (it lists them), or if the payload is of an earlier
-    version.
+    Buffers that the model does not keep in its state dict are passed over: payloads of earlier versions hold them.
+
+    Raises UserError on every worker if parameters or buffers differ in name or shape (it lists them), or if the payload is of an
+    earlier version.
     """
     payload = payload if dist.get_rank() == 0 else None
     layout = broadcast_object(
@@ -68,6 +70,7 @@ def restore(engine: Any, payload: dict[str, Any] | None) -> None:
         and "optimizer_steps" in payload
         and {
             "shapes": {name: tuple(value.shape) for name, value in payload["parameters"].items()},
+            "buffers": {name: tuple(value.shape) for name, value in payload["buffers"].items()},
             "moments": {moment: list(values) for moment, values in payload["moments"].items()},
             "optimizer_steps": payload["optimizer_steps"],
         }
@@ -77,7 +80,7 @@ def restore(engine: Any, payload: dict[str, Any] | None) -> None:
             "the checkpoint is of an earlier version, which counted the optimizer's steps in another way: finish the "
             "run with that version, or give this run another output"
         )
-    _check_fits(engine, layout["shapes"])
+    _check_fits(engine, layout["shapes"], layout["buffers"])
     steps = layout["optimizer_steps"]
     if is_partitioned(engine):
         _create_optimizer_state(engine, list(layout["moments"]), steps)
@@ -95,8 +98,14 @@ def restore(engine: Any, payload: dict[str, Any] | None) -> None:
         if hasattr(engine.optimizer, "update_lp_params") and not is_stage3(engine):
             engine.optimizer.update_lp_params()
         buffers = broadcast_tensors(payload and payload["buffers"])
-        for name, buffer in engine.module.named_buffers():
+        for name, buffer in _persistent_buffers(engine.module):
             buffer.copy_(buffers[name])
+
+
+def _persistent_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """(name, buffer) of the buffers in the state dict of `module`."""
+    kept = module.state_dict()
+    return [(name, buffer) for name, buffer in module.named_buffers() if name in kept]
 
 
 def _optimizer_layout(engine: Any) -> tuple[dict[str, float], list[str]]:
@@ -178,8 +187,11 @@ def _own_slice(value: Tensor, parameter: Any) -> Tensor:
     return padded.narrow(0, size * dist.get_rank(), size).to(parameter.device)
 
 
-def _check_fits(engine: Any, stored: dict[str, tuple[int, ...]]) -> None:
+def _check_fits(engine: Any, stored: dict[str, tuple[int, ...]], buffers: dict[str, tuple[int, ...]]) -> None:
     shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in engine.module.named_parameters()}
+    own = {name: tuple(buffer.shape) for name, buffer in _persistent_buffers(engine.module)}
+    shapes |= own
+    stored = stored | {name: buffers[name] for name in own if name in buffers}
     differences = [
         f"{name}: checkpoint {stored.get(name, 'has none')}, model {shapes.get(name, 'has none')}"
         for name in sorted(shapes.keys() | stored.keys())

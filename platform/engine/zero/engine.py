@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -48,8 +49,18 @@ def build_engine(
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
+    share_device(devices.device())
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     return engine
+
+
+def share_device(device: torch.device) -> None:
+    """Have DeepSpeed use this GPU, for good; does nothing for a CPU.
+
+    DeepSpeed takes the GPU that LOCAL_RANK numbers, with ZeRO-3 also in later calls. Ray may have assigned another.
+    """
+    if device.type == "cuda":
+        os.environ["LOCAL_RANK"] = str(device.index)
 
 
 def autocast(config: EngineSettings) -> torch.autocast:

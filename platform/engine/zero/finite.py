@@ -1,6 +1,7 @@
 """Keep non-finite losses and gradients from the weights, and report the step, the rank and the terms of the loss."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from reidssl.optim import FirstBroken, broken_as_nan, can_mask, masked
 class Finite:
     """Checks the losses and gradients of the steps of a run.
 
-        engine.backward(finite.loss(output.loss, output.terms, step))
+        engine.backward(finite.loss(output.loss, output.terms, step, meanwhile))
         finite.step(step)                   after every backward pass
         finite.check()                      before a log row or checkpoint is written
 
@@ -32,12 +33,15 @@ class Finite:
         self.masks = not is_partitioned(engine) and can_mask(torch_optimizer(engine))
         self._losses, self._norms = FirstBroken(device()), FirstBroken(device())
 
-    def loss(self, loss: Tensor, terms: dict[str, Tensor], step: int) -> Tensor:
+    def loss(self, loss: Tensor, terms: dict[str, Tensor], step: int, meanwhile: Callable[[], None]) -> Tensor:
         """The loss to call backward on, for a micro-batch of step number `step`.
+
+        meanwhile: other work for the host, called only before it waits here for the device, which is busy with the forward pass.
 
         Raises UserError if losses are checked at once and this one is not finite.
         """
         if not self.masks:
+            meanwhile()
             check_finite(loss, terms, f"at step {step} on rank {self.rank}", self.advice)
             return loss
         self._losses.watch(step, {"loss": loss} | terms)

@@ -41,7 +41,10 @@ SETTINGS = {
 
 
 class Model(nn.Module):
-    """A model with odd sizes (no partition is even), a norm, a frozen parameter, and a layer that is frozen at first."""
+    """A model with odd sizes (no partition is even), a norm, a frozen parameter, and a layer that is frozen at first.
+
+    share: a buffer that belongs to the configuration, as the rate of drop path in compiled blocks.
+    """
 
     def __init__(self, width: int = 7) -> None:
         super().__init__()
@@ -50,6 +53,7 @@ class Model(nn.Module):
         self.norm = nn.BatchNorm1d(width)
         self.frozen = nn.Parameter(torch.zeros(width), requires_grad=False)
         self.late = nn.Linear(width, 3, bias=False)
+        self.register_buffer("share", torch.tensor(0.75), persistent=False)
         self.large = nn.Linear(width, 301)  # larger than the parameters that ZeRO-3 keeps whole
         with torch.no_grad():
             for parameter in self.parameters():
@@ -184,6 +188,17 @@ def main(rank: int, world: int, folder: Path) -> None:
         restore(engine_for(settings(1, 3.0), "adamw"), old)
     except UserError as error:
         seen["old"] = str(error)
+    older = load_of_other(folder, "zero1-adamw", world)
+    seen["buffers"] = sorted(older["buffers"])
+    older["buffers"]["share"] = torch.tensor(0.25)
+    engine = engine_for(settings(1, 0.5), "adamw")
+    restore(engine, older)
+    seen["share"] = float(engine.module.share)
+    del older["buffers"]["norm.running_mean"]
+    try:
+        restore(engine_for(settings(1, 0.5), "adamw"), older)
+    except UserError as error:
+        seen["no buffer"] = str(error)
     if rank == 0:
         (folder / f"seen-{world}.json").write_text(json.dumps(seen))
     dist.barrier()

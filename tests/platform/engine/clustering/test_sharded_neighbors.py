@@ -112,6 +112,16 @@ def test_a_row_that_is_no_number_is_named_as_the_user_counts(ray_session, tmp_pa
         last.nearest(features(), 9, np.arange(230))
 
 
+def test_a_share_is_copied_to_the_cpu_once(tmp_path):
+    """For all later calls of `cosines`, one for each block of images."""
+    shard = Shard(write_parts(tmp_path, features(), [80, 70, 80]), "exact", 0, threads=0)
+    pairs = (np.asarray([0, 1]), np.asarray([3, 229]))
+    found, host = shard.cosines(shard.rows(np.arange(2)), pairs), shard.host()
+    np.testing.assert_array_equal(shard.cosines(host[:2], pairs), found)
+    np.testing.assert_allclose(found, (host[pairs[0]] * host[pairs[1]]).sum(1), atol=1e-6)
+    assert shard.host() is host
+
+
 def test_a_cluster_that_grows_is_waited_for(ray_session, monkeypatch):
     monkeypatch.setenv("RAY_CLUSTER_AUTOSCALES", "1")
     engine._check_resources(NeighborActorsConfig(actors=9, cpus_per_actor=10), 9)

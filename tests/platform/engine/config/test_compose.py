@@ -206,8 +206,8 @@ def test_refused_with_the_key_in_the_message(override, message):
 @pytest.mark.parametrize(
     ("program", "override", "message"),
     [
-        ("pretrain", "scaling.gpus_per_worker=-1", r"scaling\.gpus_per_worker must be a whole number, or a share"),
-        ("pretrain", "scaling.gpus_per_worker=1.5", r"scaling\.gpus_per_worker must be a whole number, or a share"),
+        ("pretrain", "scaling.gpus_per_worker=-1", r"scaling\.gpus_per_worker must be 0, 1, or a share between them: got -1"),
+        ("pretrain", "scaling.gpus_per_worker=2", r"scaling\.gpus_per_worker must be 0, 1, or a share between them: got 2"),
         ("pretrain", "scaling.cpus_per_worker=0", r"scaling\.cpus_per_worker must be positive: got 0\.0"),
         ("pretrain", "scaling.threads=-2", r"scaling\.threads must be 0 .*: got -2"),
         ("pretrain", "seed=-1", r"seed must be 0 or more: got -1"),

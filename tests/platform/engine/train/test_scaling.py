@@ -1,9 +1,10 @@
 """Numbers of workers: those that share a step evenly, and refusals before anything starts."""
 
 import pytest
+import ray
 
 from platform.engine.errors import UserError
-from platform.engine.train.scaling import ScalingConfig, allowed_sizes, check_size
+from platform.engine.train.scaling import ScalingConfig, allowed_sizes, check_size, require_room
 
 
 @pytest.mark.parametrize(
@@ -12,6 +13,8 @@ from platform.engine.train.scaling import ScalingConfig, allowed_sizes, check_si
         ({"workers": 0}, "workers must be at least 1: got 0"),
         ({"workers": 2, "min_workers": 3}, r"min_workers must be between 0 and workers \(2\): got 3"),
         ({"max_failures": -2}, r"max_failures must be -1 \(no limit\) or more: got -2"),
+        ({"gpus_per_worker": 2}, "gpus_per_worker must be 0, 1, or a share between them: got 2"),
+        ({"gpus_per_worker": 0.5, "workers": 2}, r"gpus_per_worker must be 0 or 1 with more than one worker: got 0\.5"),
         ({"resize_check_s": 0.0}, r"resize_check_s must be positive: got 0\.0"),
     ],
 )
@@ -40,3 +43,27 @@ def test_bounds_that_do_not_are_refused_with_the_list():
     check_size(3, 6)
     with pytest.raises(UserError, match=r"12 workers cannot share 6 "):
         check_size(12, 6)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "together", "advice"),
+    [
+        (0, 2, r"set pretrain\.scaling\.gpus_per_worker and finetune\.scaling\.gpus_per_worker to 0, or connect"),
+        (1, 2, r"set concurrent=1, or pretrain\.scaling\.gpus_per_worker and .* to 0\.5, which lets them share a GPU"),
+        (2, 3, r"set concurrent=2, or .* to 0\.5, which"),
+        (2, 6, r"set concurrent=2, or .* to 0\.33, which"),
+    ],
+)
+def test_too_few_gpus_for_all_stages(monkeypatch, gpus, together, advice):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": float(gpus)})
+    groups, settings = [ScalingConfig(gpus_per_worker=1)] * 2, ["pretrain.scaling", "finetune.scaling"]
+    with pytest.raises(UserError, match=f"{together} stages at a time need {together} GPU, this Ray has {gpus}: {advice}"):
+        require_room(f"{together} stages", groups, together, settings)
+    if gpus:
+        require_room("1 stages", groups, gpus, settings)
+
+
+def test_too_few_gpus_for_runs_of_several_workers(monkeypatch):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 2.0})
+    with pytest.raises(UserError, match=r"2 trials at a time need 4 GPU, this Ray has 2: lower concurrent, or a\.workers, or"):
+        require_room("2 trials", [ScalingConfig(workers=2, gpus_per_worker=1)], 2, ["a"])

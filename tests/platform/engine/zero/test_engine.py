@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from platform.engine.zero.engine import set_schedules
+from platform.engine.zero.engine import set_schedules, share_device
 from reidssl.optim import clip_per_tensor_, sgd_groups
 from reidssl.schedules import ReidCosine
 from tests.platform.engine import zero_worker as worker
+from tests.tiny import ON_CPU
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[4]
 def seen(tmp_path_factory) -> dict[int, dict]:
     """Results of the runs with 1 and with 2 processes. Each of the three processes runs every setting."""
     folder = tmp_path_factory.mktemp("zero")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    environment = os.environ | ON_CPU | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.platform.engine.zero_worker", str(rank), str(world), folder],
@@ -105,12 +106,21 @@ def test_clipping_makes_a_difference(seen):
 def test_another_model_is_refused_with_the_list(seen):
     for world in (1, 2):
         text = seen[world]["refusal"]
-        assert "6 differences" in text and "first.weight: checkpoint (7, 5), model (9, 5)" in text
+        assert "8 differences" in text and "first.weight: checkpoint (7, 5), model (9, 5)" in text
         assert "another output" in text
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused_by_all_workers(seen):
     assert all("the checkpoint is of an earlier version" in seen[world]["old"] for world in (1, 2))
+
+
+def test_buffers_of_the_configuration_are_neither_saved_nor_restored(seen):
+    """A payload of an earlier version holds them; one without a buffer that is needed is refused."""
+    for world in (1, 2):
+        assert seen[world]["buffers"] == ["norm.num_batches_tracked", "norm.running_mean", "norm.running_var"]
+        assert seen[world]["share"] == 0.75
+        assert "1 differences" in seen[world]["no buffer"]
+        assert "norm.running_mean: checkpoint has none, model (7,)" in seen[world]["no buffer"]
 
 
 def test_weight_decay_schedule_may_start_at_zero_and_spares_the_other_group():
@@ -152,3 +162,12 @@ def test_gradients_that_are_not_finite_stop_before_the_update(seen, stage):
     for world in (1, 2):
         assert seen[world][f"zero{stage} refusal of gradients"].startswith("the gradients are not finite at step 2 (norm ")
         assert seen[world][f"zero{stage} moved by them"] == 0.0
+
+
+def test_deepspeed_is_given_the_gpu_of_the_worker(monkeypatch):
+    """Ray may assign the first GPU to the second worker of a machine. DeepSpeed reads LOCAL_RANK."""
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    share_device(torch.device("cpu"))
+    assert os.environ["LOCAL_RANK"] == "1"
+    share_device(torch.device("cuda", 0))
+    assert os.environ["LOCAL_RANK"] == "0"
