@@ -34,6 +34,7 @@ PRETRAIN = [
 ]
 RESUMED = [
     *PRETRAIN,
+    "model.depth=2",  # the first block drops nothing
     "model.drop_path=0.2",
     "stream.window_row_groups=3",
     "length.epochs=5",

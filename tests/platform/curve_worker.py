@@ -24,6 +24,7 @@ from tests.tiny import PRETRAIN
 TINY = [
     *PRETRAIN,
     "model.stem=ics",
+    "model.depth=2",  # the first block drops nothing
     "model.drop_path=0.2",
     "stream.micro_batch=4",
     "stream.micro_batches_per_step=4",
