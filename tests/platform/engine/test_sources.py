@@ -98,6 +98,25 @@ def test_links_that_lead_out_of_the_folder(tmp_path):
     )
 
 
+def test_linked_folders_keep_the_names_of_the_real_ones(tmp_path):
+    """Whatever the order of the file system: a link is followed only to what has no name of its own in the source."""
+    root, outside = tmp_path / "in", tmp_path / "outside"
+    for number in range(12):
+        (root / f"{number}").mkdir(parents=True)
+        (root / f"{number}/x.jpg").write_bytes(picture())
+        (root / f"{(number * 7) % 12}b").symlink_to(f"{number}")
+    (root / "0/earlier").symlink_to("../z/deep")
+    (root / "z/deep").mkdir(parents=True)
+    (root / "z/deep/y.jpg").write_bytes(picture())
+    outside.mkdir()
+    (outside / "o.jpg").write_bytes(picture())
+    for name in ("q", "p", "r"):
+        (root / name).symlink_to(outside)
+    good, aside = read(source_of("folder", root, follow_links=True))
+    assert good.keys() == {*(f"{number}/x.jpg" for number in range(12)), "z/deep/y.jpg", "p/o.jpg"} and not aside
+    assert {item.name for item in open_storage(str(root)).list()} == good.keys()
+
+
 def test_an_empty_folder_is_no_source(tmp_path):
     (tmp_path / "empty.d/sub").mkdir(parents=True)
     with pytest.raises(UserError, match=r"does not exist or holds no files"):
