@@ -8,7 +8,8 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 from platform.engine.errors import NotFoundError, StorageError, UserError
@@ -49,6 +50,20 @@ def list_items(root: Location, follow_links: bool = False) -> Listing:
         else:
             names.append(name)
     return Listing(sorted(names), aside)
+
+
+def unreached(aside: Mapping[str, str]) -> dict[str, str]:
+    """The entries of `Listing.aside` that may be folders, or links to something outside: nobody knows what is there."""
+    return {name: reason for name, reason in aside.items() if reason.startswith("cannot be listed") or reason == LEADS_OUT}
+
+
+def not_taken(names: Iterable[str], others: Iterable[str], taken: Sequence[str]) -> str:
+    """Counts the files with one of the suffixes `others`, in a text for the user; "" if there are none. taken: suffixes."""
+    found = Counter(suffix for name in names for suffix in others if name.lower().endswith(suffix))
+    if not found:
+        return ""
+    counted = ", ".join(f"{count:,} {suffix}" for suffix, count in found.most_common())
+    return f"not taken, since only {', '.join(taken)} are read: {counted}"
 
 
 def _walk(root: Location, follow_links: bool) -> Iterator[tuple[str, str]]:
