@@ -22,6 +22,7 @@ from PIL import Image
 
 from platform.engine.errors import StorageError, UserError
 from platform.engine.ingest.sources import RawConfig, open_source, tar_stream
+from platform.engine.ingest.sources.listed_config import ListedConfig
 from platform.engine.ingest.sources.source import Candidate, ReadingPlan
 from platform.engine.ingest.tasks import ReadUnits, write_blocks
 from platform.engine.storage.location import StorageConfig, open_storage
@@ -544,7 +545,7 @@ def test_rows_that_cannot_be_stored_and_a_reader_that_breaks_off(tmp_path):
 
 
 def test_settings():
-    assert RawConfig(splits=["test:gallery", "a:b:train"]).split_names == {"test": "gallery", "a:b": "train"}
+    assert RawConfig(splits=["test:gallery", "a:b:train"], labeled=True).split_names == {"test": "gallery", "a:b": "train"}
     plain = RawConfig(path="/x", labeled=True)
     assert plain.arguments().keys() == {"kind", "path", "labeled"}
     assert replace(plain, pattern="(?P<pid>.)").arguments()["pattern"] == "(?P<pid>.)"
@@ -553,6 +554,19 @@ def test_settings():
         ({"splits": ["train:query"]}, "splits must"),
         ({"pattern": "(?P<pid>.)"}, "labeled=true"),
         ({"pattern": "(", "labeled": True}, "pattern must be"),
+        ({"splits": ["test:gallery"]}, "splits says .* needs labeled=true"),
+        ({"kind": "market1501", "labeled": True}, "labeled is not used by kind=market1501, only by folder: got True"),
+        ({"kind": "msmt17", "splits": ["test:gallery"]}, "splits is not used by kind=msmt17, only by folder, webdataset"),
+        ({"boxes": "labeled"}, "boxes is not used by kind=folder, only by cuhk03"),
+        ({"detections": "x"}, "detections is not used by kind=folder, only by luperson_videos, video"),
+        ({"kind": "video", "tar": FieldConfig(pid_field="id")}, "tar.pid_field is not used by kind=video, only by webdataset"),
+        ({"kind": "video", "listed": ListedConfig(names="x")}, "listed.names is not used by kind=video"),
+        ({"kind": "luperson_videos", "crops": CropConfig(classes=[2])}, "crops.classes is not used by .*, only by video:"),
+        ({"kind": "luperson", "crops": CropConfig(min_height=9)}, "crops.min_height is not used by kind=luperson"),
+        ({"kind": "webdataset", "image_format": "png"}, "image_format is not used by kind=webdataset"),
+        ({"kind": "video", "unit_images": 9}, "unit_images is not used by kind=video"),
+        ({"kind": "luperson_lmdb", "follow_links": True}, "follow_links is not used by kind=luperson_lmdb"),
+        ({"kind": "synthetic", "path": "photos"}, "path is not used by kind=synthetic"),
     ):
         with pytest.raises(ValueError, match=text):
             RawConfig(**settings)

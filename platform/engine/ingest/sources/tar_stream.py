@@ -80,7 +80,7 @@ class _StrictInfo(tarfile.TarInfo):
             raise tarfile.ReadError("it ends without the mark of an archive's end: it is empty or cut off") from None
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> "_StrictInfo":
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_StrictInfo":
         found = super().frombuf(buf, encoding, errors)
         if found.type in READ_WHOLE and found.size > LARGEST_NAME:
             raise tarfile.ReadError(f"a header of {found.size:,} bytes")
