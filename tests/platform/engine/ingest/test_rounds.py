@@ -88,9 +88,7 @@ def test_rounds_of_other_arguments_are_only_overwritten_on_demand(tmp_path):
     interrupted(output)
     kept = sorted(path.name for path in tmp_path.rglob("*"))
     for units in ("abcde", "a"):  # also if there is only one round now
-        with pytest.raises(
-            UserError, match=r"other arguments \(limit was 0, now 7\); it has 2 finished rounds\. Repeat"
-        ):
+        with pytest.raises(UserError, match=r"other arguments \(limit was 0, now 7\); it has 2 finished rounds\. Repeat"):
             again(output, ARGUMENTS | {"limit": 7}, units)
     assert sorted(path.name for path in tmp_path.rglob("*")) == kept
     assert len(again(output)[0]) == 1
