@@ -7,7 +7,8 @@
   python -m platform.ingest raw.kind=cuhk03 raw.path=cuhk03-np raw.boxes=detected output=runs/cuhk03
   python -m platform.ingest raw.kind=luperson raw.path=LUPerson output=s3://bucket/luperson storage=s3   (images/ tree)
   python -m platform.ingest raw.kind=luperson_lmdb raw.path=LUPerson output=s3://bucket/luperson storage=s3
-  python -m platform.ingest raw.kind=luperson_videos raw.path=videos raw.listed.names=vnames.txt raw.detections=dets output=lup
+  python -m platform.ingest raw.kind=luperson_videos raw.path=videos raw.listed.names=vnames.txt raw.detections=dets \\
+      raw.listed.without_size=boxes output=runs/luperson-videos
   python -m platform.ingest raw.kind=webdataset raw.path=s3://bucket/tars output=s3://bucket/shards storage=s3
   python -m platform.ingest raw.kind=video raw.path=street.avi raw.detections=street.txt output=runs/street
   python -m platform.ingest raw.kind=synthetic raw.part=pretrain output=runs/synthetic
@@ -18,7 +19,8 @@ shards. Images are JPEG, PNG, WebP, BMP, TIFF, GIF or PPM. When an image is used
 (reidssl/data/color_modes.py lists every case). The manifest counts these conversions. Images with unusable content or labels
 are listed with a reason in rejected.parquet and never stop the job; docs/sources.md defines the labels. The manifest is
 published last: an interrupted ingest leaves no data set, and the same command continues after the last finished round of
-`resume_units` units. Equal arguments on an unchanged source give equal shards, whatever the number of machines.
+`resume_units` units; other arguments for the same output are refused unless overwrite=true. Equal arguments on an unchanged
+source give equal shards, whatever the number of machines.
 """
 
 from platform.engine.config.program import run_program
@@ -32,7 +34,6 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from platform.engine.config.compose import flat
 from platform.engine.data.shards import (
     MANIFEST,
     REJECTED,
@@ -42,7 +43,8 @@ from platform.engine.data.shards import (
     write_rejected,
 )
 from platform.engine.errors import UserError, user_error_of
-from platform.engine.ingest.rounds import Rounds
+from platform.engine.ingest.arguments import arguments_of, differences
+from platform.engine.ingest.rounds import Rounds, unfinished
 from platform.engine.ingest.sources import ReadingPlan, Source, open_source
 from platform.engine.ingest.tasks import ReadUnits, Written, shard_sink
 from platform.engine.runtime.datasets import prepare
@@ -50,7 +52,6 @@ from platform.engine.runtime.progress import progress
 from platform.engine.runtime.ray_session import connect
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.ingest_settings import IngestConfig
-from platform.engine.secrets import hidden
 from platform.engine.storage.location import Location, abort_incomplete_uploads, open_storage
 from reidssl.data.color_modes import CONVERSIONS
 from reidssl.data.decode import MAX_PIXELS
@@ -61,7 +62,7 @@ MOST_KINDS = 6  # largest number of reasons, and of notes, that the terminal sho
 def main(config: IngestConfig) -> Manifest:
     """Ingest the data set, unless the output holds the same one already. Returns its manifest.
 
-    Raises UserError if the source cannot be used or the output holds a data set made with other arguments.
+    Raises UserError if the source cannot be used, or the output holds a data set or an interrupted ingest of other arguments.
     """
     if not config.output:
         raise UserError("output is empty: say where the shards go, e.g. output=runs/photos or output=s3://bucket/photos")
@@ -71,6 +72,7 @@ def main(config: IngestConfig) -> Manifest:
     if existing is not None:
         say(f"{output} is complete already: {summary(existing)}; nothing to do (overwrite=true makes it anew)")
         return existing
+    unfinished(output, with_units(arguments, config), config.overwrite)
     source = open_source(config.raw, config.storage)
     plan = source.plan(config.limit)
     output.prepare_output()
@@ -78,12 +80,6 @@ def main(config: IngestConfig) -> Manifest:
     manifest = ingest(source, plan, output, config, arguments)
     say(f"{output}: {summary(manifest)}")
     return manifest
-
-
-def arguments_of(config: IngestConfig) -> dict[str, Any]:
-    """All settings that determine the shards, as JSON-compatible values without secrets."""
-    names = ("limit", "shard_mb", "row_group_rows", "max_pixels", "resume_units")
-    return {"raw": hidden(config.raw.arguments())} | {name: getattr(config, name) for name in names}
 
 
 def existing_data_set(output: Location, arguments: Mapping[str, Any], overwrite: bool) -> Manifest | None:
@@ -96,16 +92,18 @@ def existing_data_set(output: Location, arguments: Mapping[str, Any], overwrite:
     manifest = read_manifest(output)
     # Older data sets have neither; their shards do not depend on the rounds.
     known = {"max_pixels": MAX_PIXELS, "resume_units": arguments["resume_units"]} | manifest.arguments
-    if known == arguments:
+    changed = differences(known, arguments)
+    if not changed:
         return manifest
-    old, new = flat(known), flat(arguments)
-    changed = ", ".join(
-        f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in sorted(old | new) if old.get(key) != new.get(key)
-    )
     raise UserError(
         f"{output} holds a data set made with other arguments ({changed}). Choose another output, or set "
         "overwrite=true to replace it"
     )
+
+
+def with_units(arguments: Mapping[str, Any], config: IngestConfig) -> dict[str, Any]:
+    """The arguments of an interrupted ingest: also the size of the units of which its rounds consist."""
+    return {**arguments, "raw": {**arguments["raw"], "unit_images": config.raw.unit_images}}
 
 
 def ingest(source: Source, plan: ReadingPlan, output: Location, config: IngestConfig, arguments: dict[str, Any]) -> Manifest:
@@ -120,9 +118,9 @@ def ingest(source: Source, plan: ReadingPlan, output: Location, config: IngestCo
             f"nothing to ingest: {config.raw.path or config.raw.kind} holds no images that this kind "
             f"of source ({config.raw.kind}) takes"
         )
-    rounds = Rounds(output, arguments, plan.units, config.resume_units)
+    rounds = Rounds(output, with_units(arguments, config), plan.units, config.resume_units)
     if not output.joinpath(MANIFEST).exists():
-        rounds.find()
+        rounds.find(config.overwrite)
     clean(output, rounds.kept())
     with progress("ingest", "images", plan.num_images) as counter:
         for done in rounds.done.values():

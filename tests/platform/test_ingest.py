@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -58,9 +59,22 @@ def run(tmp_path, *overrides: str, output: str = "shards"):
 # ---- kinds of sources, through Ray
 
 
+def shown_in_help() -> list[IngestConfig]:
+    text = docstring("ingest").replace("\\\n", "")
+    commands = re.findall(r"^  python -m platform\.ingest (.*?)(?:   \(.*)?$", text, re.MULTILINE)
+    return [load_config(IngestConfig, "ingest", command.split()) for command in commands]
+
+
+def test_the_command_for_released_lists_says_all_that_is_needed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_published(tmp_path, ["x+y+a"])
+    (shown,) = (config for config in shown_in_help() if config.raw.kind == "luperson_videos")
+    (unit,) = open_source(shown.raw, shown.storage).plan(0).units
+    assert unit.video.name == "x+y+a"
+
+
 def test_help_shows_one_command_for_each_kind_of_source():
-    commands = re.findall(r"^  python -m platform\.ingest (.*?)(?:   \(.*)?$", docstring("ingest"), re.MULTILINE)
-    shown = [load_config(IngestConfig, "ingest", command.split()) for command in commands]
+    shown = shown_in_help()
     assert sorted(config.raw.kind for config in shown) == sorted(KINDS)
     assert all(config.output and (config.raw.path or config.raw.kind == "synthetic") for config in shown)
 
@@ -216,8 +230,19 @@ def test_released_lists_continue_where_they_were_interrupted(tmp_path, ray_sessi
         ingest(source, source.plan(0), open_storage(config.output), config, arguments_of(config))
     for letter in "ab":
         (tmp_path / f"videos/x/y/x+y+{letter}.mp4").write_bytes(b"no video any more")
-    location, found = run(tmp_path, *settings, output="broken")
-    assert found == whole and not (tmp_path / "broken" / ROUNDS).exists()
+    for changed, text in (
+        ("limit=100", "limit was 0, now 100"),
+        ("raw.crops.min_height=9", "raw.crops.min_height was 8, now 9"),
+        ("resume_units=9", "resume_units was 1, now 9"),
+    ):
+        with pytest.raises(UserError, match=rf"other arguments \({text}\); it has 2 finished rounds.*Repeat the old settings"):
+            run(tmp_path, *settings, changed, output="broken")
+    (tmp_path / "link").symlink_to(".")
+    linked = [text.replace(f"{tmp_path}/", f"{tmp_path}/link/") for text in settings]
+    location, found = run(tmp_path, *linked, output="broken")
+    assert replace(found, source=whole.source, arguments=whole.arguments) == whole
+    assert run(tmp_path, *settings, output="broken")[1] == found  # complete already
+    assert not (tmp_path / "broken" / ROUNDS).exists()
     assert rejected_of(location) == [("x/y/x+y+d", "not there: the video is listed, but it is not in raw.path")]
 
 
@@ -435,7 +460,7 @@ def test_wrong_settings(override, text):
 def test_further_labeled_sets(tmp_path, kind, names, camids, capsys):
     """They are planned and read without Ray, because their layouts differ from Market-1501's in names only."""
     write_all(open_storage(str(tmp_path)), {name: picture(index) for index, name in enumerate(names)})
-    config = RawConfig(kind=kind, path=str(tmp_path), boxes="labeled")
+    config = RawConfig(kind=kind, path=str(tmp_path), boxes="labeled" if kind == "cuhk03" else "")
     source = open_source(config, StorageConfig())
     (unit,) = source.plan(limit=0).units
     found = {item.key: (item.image, item.camid, item.split) for item in source.read(unit)}

@@ -321,6 +321,21 @@ def test_a_target_without_a_test_split_is_refused_before_pre_training(tmp_path):
         ingest(config, "target")
 
 
+def test_a_set_that_was_ingested_under_another_spelling_of_its_path_is_complete(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    configs = [
+        load_config(PipelineConfig, "pipeline", [f"output={tmp_path}", f"pretrain_set.path={path}", "row_group_rows=32"])
+        for path in (f"{tmp_path}/real", f"{tmp_path}/link/", f"{tmp_path}/other")
+    ]
+    location = write_data(tmp_path / "data" / "pretrain", "pretrain")
+    arguments = {"raw": configs[0].pretrain_set.arguments(), "limit": 0, "shard_mb": 64, "row_group_rows": 32}
+    write_manifest(location, replace(read_manifest(location), arguments=arguments))
+    ingest(configs[1], "pretrain")
+    with pytest.raises(UserError, match=r"pretrain_set\.path was '.*/real', now '.*/other'"):
+        ingest(configs[2], "pretrain")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -37,6 +37,7 @@ from platform.engine.storage.s3 import (
     make_bucket,
 )
 from platform.engine.storage.s3_errors import S3_ERRORS, explain
+from platform.engine.storage.walk import walk_once
 from platform.engine.storage.writable import probe_folder
 
 __all__ = [
@@ -181,17 +182,13 @@ class Location:
                 yield Listed(key.removeprefix(prefix), size)
 
     def _list_local(self, recursive: bool) -> Iterator[Listed]:
-        visited = set()
-        for folder, folders, files in os.walk(self.path, followlinks=True):
-            real = os.path.realpath(folder)
-            if real in visited or not recursive:  # a link to a parent folder must not cause an endless loop
+        for folder, folders, files in walk_once(self.path):
+            if not recursive:
                 folders.clear()
-            if real not in visited:
-                for name in files:
-                    path = os.path.join(folder, name)
-                    if os.path.isfile(path):
-                        yield Listed(os.path.relpath(path, self.path), os.path.getsize(path))
-            visited.add(real)
+            for name in files:
+                path = os.path.join(folder, name)
+                if os.path.isfile(path):
+                    yield Listed(os.path.relpath(path, self.path), os.path.getsize(path))
 
     def read_bytes(self) -> bytes:
         """The content of a file. Raises StorageError, NotFoundError if there is none."""

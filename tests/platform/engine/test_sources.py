@@ -1,11 +1,14 @@
 """Sources without Ray: an error of one item rejects that item; an error of the whole source is one line."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import pickle
 import tarfile
+import tracemalloc
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +21,8 @@ import pytest
 from PIL import Image
 
 from platform.engine.errors import StorageError, UserError
-from platform.engine.ingest.sources import RawConfig, open_source
+from platform.engine.ingest.sources import RawConfig, open_source, tar_stream
+from platform.engine.ingest.sources.listed_config import ListedConfig
 from platform.engine.ingest.sources.source import Candidate, ReadingPlan
 from platform.engine.ingest.tasks import ReadUnits, write_blocks
 from platform.engine.storage.location import StorageConfig, open_storage
@@ -55,7 +59,7 @@ def odd_folder(tmp_path) -> Path:
     root = tmp_path / "in"
     (root / "sub").mkdir(parents=True)
     (root / "folder.jpg").mkdir()
-    for name in (b"good.jpg", b"latin\xe9.jpg", b"latin\\xe9.jpg", b"sub/a.jpg", b"sub/notes.txt", b"sub/b.tga"):
+    for name in (b"good.jpg", b"latin\xe9.jpg", b"latin\\xe9.jpg", b"sub/a.jpg", b"sub/notes.txt", b"sub/b.tga", b"sub/c.Zip"):
         Path(os.fsdecode(bytes(root) + b"/" + name)).write_bytes(picture())
     (root / "link.jpg").symlink_to("nowhere")
     (root / "loop.jpg").symlink_to("loop.jpg")
@@ -74,7 +78,7 @@ def test_a_folder_with_what_is_no_file(odd_folder, capsys):
         "loop.jpg": "cannot be read",
         "pipe.jpg": "not a file",
     }
-    assert "1 .tga" in capsys.readouterr().out
+    assert "1 .tga, 1 .zip" in capsys.readouterr().out
 
 
 def test_links_that_lead_out_of_the_folder(tmp_path):
@@ -96,6 +100,25 @@ def test_links_that_lead_out_of_the_folder(tmp_path):
         "follow_links" not in RawConfig(path="x").arguments()
         and RawConfig(path="x", follow_links=True).arguments()["follow_links"]
     )
+
+
+def test_linked_folders_keep_the_names_of_the_real_ones(tmp_path):
+    """Whatever the order of the file system: a link is followed only to what has no name of its own in the source."""
+    root, outside = tmp_path / "in", tmp_path / "outside"
+    for number in range(12):
+        (root / f"{number}").mkdir(parents=True)
+        (root / f"{number}/x.jpg").write_bytes(picture())
+        (root / f"{(number * 7) % 12}b").symlink_to(f"{number}")
+    (root / "0/earlier").symlink_to("../z/deep")
+    (root / "z/deep").mkdir(parents=True)
+    (root / "z/deep/y.jpg").write_bytes(picture())
+    outside.mkdir()
+    (outside / "o.jpg").write_bytes(picture())
+    for name in ("q", "p", "r"):
+        (root / name).symlink_to(outside)
+    good, aside = read(source_of("folder", root, follow_links=True))
+    assert good.keys() == {*(f"{number}/x.jpg" for number in range(12)), "z/deep/y.jpg", "p/o.jpg"} and not aside
+    assert {item.name for item in open_storage(str(root)).list()} == good.keys()
 
 
 def test_an_empty_folder_is_no_source(tmp_path):
@@ -295,7 +318,8 @@ def test_members_that_are_no_files_and_odd_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "harm", ["cut in a member", "cut between members", "no end", "header", "gzip cut", "gzip damage", "empty"]
+    "harm",
+    ["cut in a member", "cut between members", "no end", "header", "gzip cut", "gzip damage", "empty", "xz cut", "bz2 damage"],
 )
 def test_a_damaged_tar_keeps_what_came_before_and_says_that_there_was_more(tmp_path, harm):
     whole = make_tar([(f"{number}.jpg", picture()) for number in range(6)])
@@ -309,11 +333,13 @@ def test_a_damaged_tar_keeps_what_came_before_and_says_that_there_was_more(tmp_p
         "gzip cut": zipped[: member * 3 + 600],
         "gzip damage": gzip.compress(whole)[:200] + bytes(range(200)),
         "empty": b"",
+        "xz cut": lzma.compress(whole)[:-60],
+        "bz2 damage": bz2.compress(whole)[:40] + bytes(range(200)),
     }[harm]
     (tmp_path / ("b.tar.gz" if "gzip" in harm else "b.tar")).write_bytes(data)
     (tmp_path / "c.tar").write_bytes(make_tar([("1.jpg", picture())]))
     good, aside = read(source_of("webdataset", tmp_path))
-    before = {"no end": 6, "empty": 0}.get(harm, 3)
+    before = {"no end": 6, "empty": 0, "xz cut": 4, "bz2 damage": 0}.get(harm, 3)
     kept = [key for key in good if key.startswith("b/")]
     assert kept == [f"b/{number}.jpg" for number in range(len(kept))] and "c/1.jpg" in good
     assert len(kept) == before or (harm == "gzip damage" and len(kept) < 6)
@@ -328,6 +354,64 @@ def test_tars_that_cannot_be_read_and_tars_of_one_name(tmp_path):
     good, aside = read(source_of("webdataset", tmp_path))
     assert good.keys() == {"a.tar/1.jpg", "a.tgz/1.jpg"}
     assert aside["gone.tar/"].startswith("not there") and aside["pipe.tar/"].startswith("not a file")
+
+
+def test_suffixes_of_tars(tmp_path, capsys):
+    """In any case and compression; those that are not read are counted, outside of tars and in them."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (root := tmp_path / "in").mkdir()
+    whole = make_tar([(f"{number}.jpg", picture()) for number in range(3)])
+    halves = bz2.compress(whole[:1000]) + bz2.compress(whole[1000:])  # as pbzip2 writes it
+    for name, data in (
+        ("0.tar", whole),
+        ("1.tar.xz", lzma.compress(whole)),
+        ("2.tar.bz2", halves),
+        ("3.TAR", whole),
+        ("4.Tgz", gzip.compress(whole)),
+        ("5.txz", lzma.compress(whole) + bytes(8)),
+        ("6.tbz2", bz2.compress(whole)),
+        ("7.tar", bz2.compress(whole)),  # the content counts
+        ("8.tar.zst", b"x"),
+        ("9.ZIP", b"x"),
+        ("99.zip", b"x"),
+        ("x.tar", make_tar([("1.jp2", b""), ("1.json", b"{}"), ("2.zip", b""), ("3.jpg", picture()), ("3.tga", b"")])),
+    ):
+        (root / name).write_bytes(data)
+    (root / "more").symlink_to(outside)
+    good, aside = read(source_of("webdataset", root))
+    assert good.keys() == {f"{stem}/{number}.jpg" for stem in range(8) for number in range(3)} | {"x/3.jpg"}
+    assert "are read: 2 .zip, 1 .tar.zst" in capsys.readouterr().out
+    assert {key: reason.partition(":")[0] for key, reason in aside.items()} == {
+        "x/1.jp2": "not taken",
+        "x/2.zip": "not taken",
+        "more/": "not followed",
+    }
+    (outside / "only.zip").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"holds no tar files \(not taken, since only \.tar, .* are read: 1 \.zip\)"):
+        source_of("webdataset", outside).plan(0)
+
+
+def test_a_compressed_tar_does_not_fill_the_memory(tmp_path, monkeypatch):
+    """bzip2 packs a gigabyte of zeros into 800 bytes; only the member that fits is read."""
+    packer, info = bz2.BZ2Compressor(), tarfile.TarInfo("bomb.jpg")
+    info.size = 65 << 20
+    parts = [packer.compress(info.tobuf()), *(packer.compress(bytes(1 << 20)) for _ in range(65))]
+    parts += [packer.compress(make_tar([("2.jpg", picture())])), packer.flush()]
+    (tmp_path / "a.tar.bz2").write_bytes(b"".join(parts))
+    source = source_of("webdataset", tmp_path)
+    tracemalloc.start()
+    good, aside = read(source)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert good.keys() == {"a/2.jpg"} and aside["a/bomb.jpg"].startswith("too large: ") and peak < 20 << 20
+    long = special("x", tarfile.XHDTYPE)[1]
+    long.size = 2 << 20
+    (tmp_path / "a.tar.bz2").write_bytes(bz2.compress(long.tobuf() + bytes(3 << 20)))
+    assert read(source)[1]["a/"].endswith("a header of 2,097,152 bytes")
+    monkeypatch.setattr(tar_stream, "XZ_MEMORY", 1 << 20)
+    (tmp_path / "a.tar.bz2").write_bytes(lzma.compress(bytes(512)))  # needs 9 MiB
+    assert "Memory usage limit" in read(source)[1]["a/"]
 
 
 # ---- LMDB
@@ -371,6 +455,8 @@ def test_videos_with_bad_files_among_them(tmp_path, capsys):
     (tmp_path / "words.txt").write_text("words\n")
     (tmp_path / "latin.txt").write_bytes(b"# caf\xe9\n1,1,8,8,24,60\n")
     (tmp_path / "gone.avi").symlink_to("nowhere")
+    (tmp_path / "more").symlink_to("/usr")
+    (tmp_path / "old.WMV").write_bytes(b"x")
     write_video(Path(os.fsdecode(bytes(tmp_path) + b"/ru\xe9.avi")), 2)
     Path(os.fsdecode(bytes(tmp_path) + b"/ru\xe9.txt")).write_text("1,1,8,8,24,60\n")
     good, aside = read(source_of("video", tmp_path, detections=str(tmp_path)))
@@ -385,8 +471,10 @@ def test_videos_with_bad_files_among_them(tmp_path, capsys):
         "words": "detections not understood",
         "latin": "detections not understood",
         "gone": "not there",
+        "more": "not followed",
     }
-    assert "5 files as detections (scores) (raw.crops.form)" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "5 files as detections (scores) (raw.crops.form)" in shown and "are read: 1 .wmv" in shown
 
 
 def test_ground_truth_of_a_video(tmp_path):
@@ -457,7 +545,7 @@ def test_rows_that_cannot_be_stored_and_a_reader_that_breaks_off(tmp_path):
 
 
 def test_settings():
-    assert RawConfig(splits=["test:gallery", "a:b:train"]).split_names == {"test": "gallery", "a:b": "train"}
+    assert RawConfig(splits=["test:gallery", "a:b:train"], labeled=True).split_names == {"test": "gallery", "a:b": "train"}
     plain = RawConfig(path="/x", labeled=True)
     assert plain.arguments().keys() == {"kind", "path", "labeled"}
     assert replace(plain, pattern="(?P<pid>.)").arguments()["pattern"] == "(?P<pid>.)"
@@ -466,6 +554,19 @@ def test_settings():
         ({"splits": ["train:query"]}, "splits must"),
         ({"pattern": "(?P<pid>.)"}, "labeled=true"),
         ({"pattern": "(", "labeled": True}, "pattern must be"),
+        ({"splits": ["test:gallery"]}, "splits says .* needs labeled=true"),
+        ({"kind": "market1501", "labeled": True}, "labeled is not used by kind=market1501, only by folder: got True"),
+        ({"kind": "msmt17", "splits": ["test:gallery"]}, "splits is not used by kind=msmt17, only by folder, webdataset"),
+        ({"boxes": "labeled"}, "boxes is not used by kind=folder, only by cuhk03"),
+        ({"detections": "x"}, "detections is not used by kind=folder, only by luperson_videos, video"),
+        ({"kind": "video", "tar": FieldConfig(pid_field="id")}, "tar.pid_field is not used by kind=video, only by webdataset"),
+        ({"kind": "video", "listed": ListedConfig(names="x")}, "listed.names is not used by kind=video"),
+        ({"kind": "luperson_videos", "crops": CropConfig(classes=[2])}, "crops.classes is not used by .*, only by video:"),
+        ({"kind": "luperson", "crops": CropConfig(min_height=9)}, "crops.min_height is not used by kind=luperson"),
+        ({"kind": "webdataset", "image_format": "png"}, "image_format is not used by kind=webdataset"),
+        ({"kind": "video", "unit_images": 9}, "unit_images is not used by kind=video"),
+        ({"kind": "luperson_lmdb", "follow_links": True}, "follow_links is not used by kind=luperson_lmdb"),
+        ({"kind": "synthetic", "path": "photos"}, "path is not used by kind=synthetic"),
     ):
         with pytest.raises(ValueError, match=text):
             RawConfig(**settings)

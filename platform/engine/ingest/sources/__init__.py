@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from platform.engine.config.compose import to_plain
 from platform.engine.config.paths import InputPath
@@ -21,6 +21,9 @@ from reidssl.data.records import SPLITS
 from reidssl.data.sidecars import FieldConfig
 from reidssl.synthetic.people import SyntheticConfig
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 __all__ = ["Candidate", "RawConfig", "ReadingPlan", "Source", "open_source"]
 
 LAYOUTS: dict[str, Indexer] = {
@@ -35,11 +38,28 @@ KINDS = (*LAYOUTS, "luperson_lmdb", "luperson_videos", "webdataset", "video", "s
 PARTS = ("pretrain", "source", "target")
 FORMATS = ("jpeg", "png")
 NEWER = ("pattern", "splits", "tar", "follow_links")
+FILES = ("path", "follow_links", "unit_images")
+ENCODED = ("image_format", "jpeg_quality")
+OPTIONS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(LAYOUTS, FILES),
+    "folder": (*FILES, "labeled", "pattern", "splits"),
+    "cuhk03": (*FILES, "boxes"),
+    "luperson_lmdb": ("path", "unit_images"),
+    "luperson_videos": ("path", "follow_links", "detections", "listed", "crops", *ENCODED),
+    "webdataset": ("path", "follow_links", "tar", "splits"),
+    "video": ("path", "follow_links", "detections", "crops", *ENCODED),
+    "synthetic": ("part", "synthetic", "unit_images", *ENCODED),
+}
+"""Kind of source -> the settings that it uses."""
+LINES_ONLY = ("crops.form", "crops.classes", "crops.min_visibility")
+"""Settings of `crops` that say how the lines of MOTChallenge files are read; luperson_videos has none."""
+PRESET = ("part", "synthetic")
+"""Settings that the pipeline and its experiments set for every set, so that they may be there for any kind."""
 
 
 @dataclass(kw_only=True)
 class RawConfig:
-    """The raw images to read. `kind` determines which of the other fields are used."""
+    """The raw images to read. `kind` determines which of the other fields are used; one that is not used is refused."""
 
     kind: str = "folder"
     """folder, market1501, msmt17, dukemtmc, cuhk03 (new protocol), luperson (images/ tree), luperson_lmdb, luperson_videos (the
@@ -47,14 +67,15 @@ class RawConfig:
     path: InputPath = ""
     """Folder, file or s3:// prefix; not for synthetic."""
     follow_links: bool = False
-    """Follow links that lead out of the folder. Otherwise they are rejected: a foreign data set must not name other files."""
+    """Not for luperson_lmdb and synthetic: follow links that lead out of the folder. Otherwise they are rejected: a foreign data
+    set must not name other files."""
     labeled: bool = False
     """folder: read labels from paths <identity>/<image> or <split>/<identity>/<image>."""
     pattern: str = ""
     """folder, labeled: regular expression that is searched in each path. Its named groups pid, camid and split match the labels,
     e.g. '_c(?P<camid>[0-9]+)_'."""
     splits: list[str] = field(default_factory=list)
-    """folder, webdataset: foreign split names and the split train, query or gallery that each stands for, e.g.
+    """folder (labeled), webdataset: foreign split names and the split train, query or gallery that each stands for, e.g.
     [val:train,test:gallery]."""
     tar: FieldConfig = field(default_factory=FieldConfig)
     boxes: str = ""
@@ -72,7 +93,7 @@ class RawConfig:
     jpeg_quality: int = 95
     """video, luperson_videos, synthetic: JPEG quality, 1 to 100."""
     unit_images: int = 256
-    """Images that one reading task reads."""
+    """Images that one reading task reads; not for webdataset, video and luperson_videos."""
 
     def __post_init__(self) -> None:
         one_of(KINDS, kind=self.kind)
@@ -86,11 +107,27 @@ class RawConfig:
             folder.check_pattern(self.pattern)
             if not self.labeled:
                 raise ValueError(f"pattern says where labels are; it needs labeled=true: got {self.pattern!r}")
+        self._refuse_unused()
         for pair in self.splits:
             name, _, split = pair.rpartition(":")
             if not name or split not in SPLITS or name in SPLITS:
                 raise ValueError(
                     f"splits must say which of {', '.join(SPLITS)} another name is, as in [test:gallery]: got {pair!r}"
+                )
+        if self.splits and self.kind == "folder" and not self.labeled:
+            raise ValueError(f"splits says which folders are which split; it needs labeled=true: got {self.splits}")
+
+    def _refuse_unused(self) -> None:
+        """Raise ValueError for a setting that this kind of source would ignore: the images would not be what was asked for."""
+        for name, value in _given(self).items():
+            section = name.partition(".")[0]
+            used_by = [kind for kind, names in OPTIONS.items() if section in names]
+            if name in LINES_ONLY:
+                used_by = ["video"]
+            if self.kind not in used_by and section not in ("kind", *PRESET):
+                raise ValueError(
+                    f"{name} is not used by kind={self.kind}, only by {', '.join(used_by)}: got {value!r}. Leave it out, or "
+                    "choose another kind"
                 )
 
     @property
@@ -100,14 +137,7 @@ class RawConfig:
 
     def arguments(self) -> dict[str, Any]:
         """The settings that determine the images of this kind, as JSON-compatible values."""
-        names = {
-            "synthetic": ("kind", "part", "synthetic", "image_format", "jpeg_quality"),
-            "video": ("kind", "path", "follow_links", "detections", "crops", "image_format", "jpeg_quality"),
-            "luperson_videos": ("kind", "path", "follow_links", "detections", "listed", "crops", "image_format", "jpeg_quality"),
-            "folder": ("kind", "path", "follow_links", "labeled", "pattern", "splits"),
-            "webdataset": ("kind", "path", "follow_links", "tar", "splits"),
-            "cuhk03": ("kind", "path", "follow_links", "boxes"),
-        }.get(self.kind, ("kind", "path", "follow_links"))
+        names = {"kind", *OPTIONS[self.kind]} - {"unit_images"}
         values = {name: value for name, value in to_plain(self).items() if name in names}
         for name in NEWER:  # left out at their defaults, so that the arguments of older data sets still match
             if values.get(name) == to_plain(RawConfig())[name]:
@@ -172,6 +202,18 @@ def open_source(config: RawConfig, storage: StorageConfig) -> Source:
     if config.kind == "cuhk03":
         index = partial(index, boxes=config.boxes)
     return FileSource(root, index, config.unit_images, config.follow_links)
+
+
+def _given(config: "DataclassInstance") -> dict[str, Any]:
+    """The settings that differ from their defaults, with dotted names."""
+    found: dict[str, Any] = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value) and not isinstance(value, type):
+            found |= {f"{item.name}.{name}": each for name, each in _given(value).items()}
+        elif value != (item.default_factory() if item.default_factory is not MISSING else item.default):
+            found[item.name] = value
+    return found
 
 
 def _finite(value: Any) -> Any:

@@ -1,7 +1,6 @@
 """Source of image files below a folder or prefix, labeled by one of the indexers of reidssl.data."""
 
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,14 +9,13 @@ from typing import Any
 import pyarrow as pa
 
 from platform.engine.errors import UserError
-from platform.engine.ingest.sources.items import LEADS_OUT, Listing, fault_of, list_items, read_item
-from platform.engine.ingest.sources.source import Candidate, ReadingPlan, in_units
+from platform.engine.ingest.sources.items import Listing, fault_of, list_items, not_taken, read_item, unreached
+from platform.engine.ingest.sources.source import ARCHIVES, OTHER_IMAGES, Candidate, ReadingPlan, in_units
 from platform.engine.storage.location import Location
 from reidssl.data.names import unspelled
 from reidssl.data.records import IMAGE_SUFFIXES, LayoutWarning, Record, is_image
 
 Indexer = Callable[..., list[Record]]
-OTHER_FORMATS = (".jfif", ".jp2", ".tga", ".svg", ".psd")
 
 
 @dataclass
@@ -49,12 +47,9 @@ class FileSource:
         for remark in remarks:
             if issubclass(remark.category, LayoutWarning):
                 say(f"note: {remark.message}")
-        _other_formats(listing.names, say)
-        aside |= {
-            name: reason
-            for name, reason in listing.aside.items()
-            if is_image(name) or reason.startswith("cannot be listed") or reason == LEADS_OUT
-        }
+        if others := not_taken(listing.names, (*OTHER_IMAGES, *ARCHIVES), IMAGE_SUFFIXES):
+            say(f"note: {others}")
+        aside |= unreached(listing.aside) | {name: reason for name, reason in listing.aside.items() if is_image(name)}
         items: list[Any] = list(records)
         if aside:
             items += [Candidate(key, error=reason) for key, reason in aside.items()]
@@ -91,11 +86,3 @@ def _unreadable(listing: Listing) -> str:
         return ""
     name, reason = next(iter(listing.aside.items()))
     return f" {len(listing.aside):,} further entries are no files that can be read, such as {name}: {reason}."
-
-
-def _other_formats(names: list[str], say: Callable[[str], None]) -> None:
-    """Print a note if there are images in unsupported formats."""
-    suffixes = Counter(suffix for name in names for suffix in OTHER_FORMATS if name.lower().endswith(suffix))
-    if suffixes:
-        found = ", ".join(f"{count:,} {suffix}" for suffix, count in suffixes.most_common())
-        say(f"note: not taken, since only {', '.join(IMAGE_SUFFIXES)} are read: {found}")

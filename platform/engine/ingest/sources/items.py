@@ -8,7 +8,8 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 from platform.engine.errors import NotFoundError, StorageError, UserError
@@ -17,6 +18,7 @@ from platform.engine.storage.location import NO_ANSWER, PARTIAL, Location
 from platform.engine.storage.patient_input import open_patiently
 from platform.engine.storage.retry import patiently
 from platform.engine.storage.s3 import client
+from platform.engine.storage.walk import walk_once
 from reidssl.data.names import spelled, unspelled
 
 LEADS_OUT = "not followed: a link that leads out of the folder (raw.follow_links=true follows it)"
@@ -50,10 +52,25 @@ def list_items(root: Location, follow_links: bool = False) -> Listing:
     return Listing(sorted(names), aside)
 
 
+def unreached(aside: Mapping[str, str]) -> dict[str, str]:
+    """The entries of `Listing.aside` that may be folders, or links to something outside: nobody knows what is there."""
+    return {name: reason for name, reason in aside.items() if reason.startswith("cannot be listed") or reason == LEADS_OUT}
+
+
+def not_taken(names: Iterable[str], others: Iterable[str], taken: Sequence[str]) -> str:
+    """Counts the files with one of the suffixes `others`, in a text for the user; "" if there are none. taken: suffixes."""
+    found = Counter(suffix for name in names for suffix in others if name.lower().endswith(suffix))
+    if not found:
+        return ""
+    counted = ", ".join(f"{count:,} {suffix}" for suffix, count in found.most_common())
+    return f"not taken, since only {', '.join(taken)} are read: {counted}"
+
+
 def _walk(root: Location, follow_links: bool) -> Iterator[tuple[str, str]]:
     """Yields (path, "" or the reason why it is not a readable file) below a local folder.
 
-    Links to folders are followed, with `follow_links` also out of the root; each folder is visited once.
+    Links to folders are followed, with `follow_links` also out of the root. Each folder is visited once, a real folder below the
+    root under its own name.
     """
     unlisted: list[tuple[str, str]] = []
 
@@ -63,19 +80,14 @@ def _walk(root: Location, follow_links: bool) -> Iterator[tuple[str, str]]:
                 raise error
         unlisted.append((str(error.filename), f"cannot be listed: {error.strerror}"))
 
-    visited, real_root = set(), os.path.realpath(root.path)
+    real_root = os.path.realpath(root.path)
 
     def leads_out(path: str) -> bool:
         if follow_links or not os.path.islink(path):
             return False
         return os.path.commonpath([real_root, os.path.realpath(path)]) != real_root
 
-    for folder, folders, files in os.walk(root.path, followlinks=True, onerror=note):
-        real = os.path.realpath(folder)
-        if real in visited:  # a link to a parent folder must not cause an endless loop
-            folders.clear()
-            continue
-        visited.add(real)
+    for folder, folders, files in walk_once(root.path, onerror=note):
         outside = [name for name in folders if leads_out(os.path.join(folder, name))]
         folders[:] = [name for name in folders if name not in outside]
         yield from ((os.path.join(folder, name), LEADS_OUT) for name in outside)

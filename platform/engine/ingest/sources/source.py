@@ -8,8 +8,16 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from platform.engine.ingest.sources.tar_stream import TAR_SUFFIXES
+
 Item = TypeVar("Item")
 LARGEST_IMAGE = 64 << 20  # bytes; a larger file is not a person crop and must not fill the memory of a worker
+
+# Files that no source reads, or not this one; the user is told of them, since they may be what was meant.
+OTHER_IMAGES = (".jfif", ".jpe", ".jp2", ".j2k", ".jxl", ".tga", ".svg", ".psd", ".pnm", ".dib", ".exr", ".dng", ".cr2", ".nef")
+OTHER_VIDEOS = (".wmv", ".flv", ".3gp", ".mts", ".m2ts", ".asf", ".ogv", ".vob", ".divx", ".mxf", ".y4m", ".h264", ".h265")
+OTHER_ARCHIVES = (".tar.zst", ".tzst", ".tar.lz4", ".tar.lz", ".tar.lzma", ".tar.lzo", ".tar.z", ".zip", ".rar", ".7z")
+ARCHIVES = (*TAR_SUFFIXES, *OTHER_ARCHIVES)
 
 
 class Candidate(NamedTuple):

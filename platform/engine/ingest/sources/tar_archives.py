@@ -2,7 +2,6 @@
 
 import posixpath
 import tarfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,15 +11,16 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from platform.engine.errors import UserError
-from platform.engine.ingest.sources.items import fault_of, list_items, open_item
-from platform.engine.ingest.sources.source import LARGEST_IMAGE, Candidate, ReadingPlan
+from platform.engine.ingest.sources.items import fault_of, list_items, not_taken, open_item, unreached
+from platform.engine.ingest.sources.source import ARCHIVES, LARGEST_IMAGE, OTHER_ARCHIVES, OTHER_IMAGES, Candidate, ReadingPlan
+from platform.engine.ingest.sources.tar_stream import DAMAGE, TAR_SUFFIXES, open_tar, without_suffix
+from platform.engine.runtime.terminal import say
 from platform.engine.storage.location import Location
 from reidssl.data.names import spelled
 from reidssl.data.records import IMAGE_SUFFIXES
 from reidssl.data.sidecars import LARGEST_SIDECAR, FieldConfig, SidecarLabels, is_sidecar, labels_of, suffix_of
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-DAMAGE = (tarfile.TarError, EOFError, zlib.error)
+FOREIGN = (*OTHER_IMAGES, *ARCHIVES)
 
 
 class TarUnit(NamedTuple):
@@ -59,9 +59,11 @@ class TarSource:
     extra_columns: dict[str, pa.DataType] = field(default_factory=lambda: {"split": pa.string()})
 
     def plan(self, limit: int) -> ReadingPlan:
-        found = self._tars()
+        found, others = self._tars()
         if not found:
-            raise UserError(f"raw.path {self.root} holds no tar files (*.tar, *.tar.gz, *.tgz)")
+            raise UserError(f"raw.path {self.root} holds no tar files ({others or ', '.join(TAR_SUFFIXES)})")
+        if others:
+            say(f"note: {others}")
         if not limit:
             return ReadingPlan(found, None)
         units, left = [], limit
@@ -73,16 +75,18 @@ class TarSource:
                 break
         return ReadingPlan([unit for unit in units if unit.most], limit - left)
 
-    def _tars(self) -> list[TarUnit]:
+    def _tars(self) -> tuple[list[TarUnit], str]:
+        """The tars, and a text about files that may be meant and are not taken."""
         if self.root.is_file():
-            return [TarUnit("", _without_suffix(spelled(self.root.name)), 0)]
+            return [TarUnit("", without_suffix(spelled(self.root.name)), 0)], ""
         names, aside = list_items(self.root, self.follow_links)
-        tars = [name for name in names if name.endswith(TAR_SUFFIXES)]
-        stems = [_without_suffix(name) for name in tars]
+        tars = [name for name in names if name.lower().endswith(TAR_SUFFIXES)]
+        stems = [without_suffix(name) for name in tars]
         times = Counter(stems)  # a.tar and a.tgz would give equal keys
         units = [TarUnit(name, stem if times[stem] == 1 else name, 0) for name, stem in zip(tars, stems, strict=True)]
-        units += [TarUnit(name, name, 0, why) for name, why in aside.items() if name.endswith(TAR_SUFFIXES)]
-        return sorted(units)
+        aside = unreached(aside) | {name: why for name, why in aside.items() if name.lower().endswith(TAR_SUFFIXES)}
+        units += [TarUnit(name, name, 0, why) for name, why in aside.items()]
+        return sorted(units), not_taken(names, OTHER_ARCHIVES, TAR_SUFFIXES)
 
     def read(self, unit: TarUnit) -> Iterator[Candidate]:
         return islice(self._images(unit), unit.most or None)
@@ -94,10 +98,7 @@ class TarSource:
             yield Candidate(f"{unit.prefix}/", error=unit.error)
             return
         try:
-            with (
-                open_item(self.root, unit.name) as file,
-                tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictInfo, encoding="utf-8", errors="surrogateescape") as tar,
-            ):
+            with open_item(self.root, unit.name) as file, open_tar(file) as tar:
                 for member in tar:
                     folder, _, base = member.name.rpartition("/")
                     if member.isdir() or base.startswith("._"):  # macOS adds such a file for each file
@@ -139,14 +140,18 @@ class TarSource:
         """Yields the images of one WebDataset sample (files with the same stem), labeled by the other files of the sample."""
         images = [member for member in group if _is_image(member.name)]
         sidecars = [member for member in group if is_sidecar(member.name, self.fields)]
-        if not images:
+        foreign = [] if images else [member for member in group if member.name.lower().endswith(FOREIGN)]
+        for member in foreign:
+            suffix = next(each for each in FOREIGN if member.name.lower().endswith(each))
+            yield Candidate(f"{prefix}/{member.name}", error=member.error or f"not taken: {suffix} files in a tar are not read")
+        if not images and not foreign:
             for member in sidecars:
                 yield Candidate(
                     f"{prefix}/{member.name}",
                     error=member.error
                     or "labels without an image: none of that name stands directly before or behind it in the tar",
                 )
-        used = {member.name for member in (*images, *sidecars)}
+        used = {member.name for member in (*images, *sidecars, *foreign)}
         yield from (
             Candidate(f"{prefix}/{each.name}", error=each.error) for each in group if each.error and each.name not in used
         )
@@ -171,24 +176,5 @@ class TarSource:
             )
 
 
-class _StrictInfo(tarfile.TarInfo):
-    """Header that raises ReadError if it is damaged or missing. tarfile would take both for the regular end of the archive."""
-
-    @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> "_StrictInfo":
-        try:
-            return super().fromtarfile(tar)
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
-            raise tarfile.ReadError(str(error)) from None
-        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
-            raise tarfile.ReadError("it ends without the mark of an archive's end: it is empty or cut off") from None
-
-
 def _is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
-
-
-def _without_suffix(name: str) -> str:
-    for suffix in TAR_SUFFIXES:
-        name = name.removesuffix(suffix)
-    return name

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from platform.engine.errors import NotFoundError, UserError
-from platform.engine.ingest.sources.items import fault_of, list_items, open_item
-from platform.engine.ingest.sources.source import Candidate, ReadingPlan, encode_image
+from platform.engine.ingest.sources.items import fault_of, list_items, not_taken, open_item, unreached
+from platform.engine.ingest.sources.source import OTHER_VIDEOS, Candidate, ReadingPlan, encode_image
 from platform.engine.runtime.terminal import say
 from platform.engine.storage.location import Location
 from reidssl.data.mot import CropConfig, Detections, crops_of, select
@@ -89,9 +89,12 @@ class VideoSource:
             file = spelled(self.detections.name)
             return [("", posixpath.splitext(spelled(self.root.name))[0], file, self.detections.read_text(), "")]
         names, unread = list_items(self.root, self.follow_links)
+        others = not_taken(names, OTHER_VIDEOS, VIDEO_SUFFIXES)
         videos = sorted(name for name in (*names, *unread) if name.lower().endswith(VIDEO_SUFFIXES))
         if not videos:
-            raise UserError(f"raw.path {self.root} is no video and holds none ({', '.join(VIDEO_SUFFIXES)})")
+            raise UserError(f"raw.path {self.root} is no video and holds none ({others or ', '.join(VIDEO_SUFFIXES)})")
+        if others:
+            say(f"note: {others}")
         times = Counter(posixpath.splitext(name)[0] for name in videos)  # a.avi and a.mp4 would give equal keys
         found, missing = [], []
         for name in videos:
@@ -106,9 +109,10 @@ class VideoSource:
             except Exception as error:
                 reason = reason or f"detections not understood: {file}: {fault_of(self.detections, error)}"
             found.append((name, stem if times[stem] == 1 else name, file, text, reason))
-        if len(missing) == len(found):
+        found += [("", name, "", "", why) for name, why in unreached(unread).items() if name not in videos]
+        if len(missing) == len(videos):
             raise UserError(
-                f"{len(missing)} of {len(found)} videos have no detections, the first missing file is "
+                f"{len(missing)} of {len(videos)} videos have no detections, the first missing file is "
                 f"{self.detections}/{missing[0]}. raw.detections is the folder with one <video's name>.txt each"
             )
         return found

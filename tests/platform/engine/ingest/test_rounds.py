@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 from platform.engine.data.shards import FileEntry
-from platform.engine.ingest.rounds import ROUNDS, Rounds
+from platform.engine.errors import UserError
+from platform.engine.ingest.arguments import differences
+from platform.engine.ingest.rounds import ROUNDS, Rounds, unfinished
+from platform.engine.ingest.sources import RawConfig
+from platform.engine.ingest.sources.listed_config import ListedConfig
 from platform.engine.ingest.tasks import Written
 from platform.engine.storage.location import open_storage
 
@@ -71,11 +75,52 @@ def test_a_round_whose_record_or_shard_is_gone_is_done_again(tmp_path, change, e
     assert ["".join(units) for units in again(output)[0]] == expected
 
 
-@pytest.mark.parametrize("settings", [{"arguments": ARGUMENTS | {"limit": 7}}, {"size": 3}, {"units": "xbcye"}])
-def test_other_arguments_or_units_start_over(tmp_path, settings):
+@pytest.mark.parametrize("settings", [{"size": 3}, {"units": "xbcye"}])
+def test_other_units_start_over_and_say_so(tmp_path, settings, capsys):
     output = open_storage(str(tmp_path))
     interrupted(output)
     assert sum(map(len, again(output, **settings)[0])) == 5
+    assert "note: 2 finished rounds of an interrupted ingest do not fit the source" in capsys.readouterr().out
+
+
+def test_rounds_of_other_arguments_are_only_overwritten_on_demand(tmp_path):
+    output = open_storage(str(tmp_path))
+    interrupted(output)
+    kept = sorted(path.name for path in tmp_path.rglob("*"))
+    for units in ("abcde", "a"):  # also if there is only one round now
+        with pytest.raises(UserError, match=r"other arguments \(limit was 0, now 7\); it has 2 finished rounds\. Repeat"):
+            again(output, ARGUMENTS | {"limit": 7}, units)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == kept
+    assert len(again(output)[0]) == 1
+    other = ARGUMENTS | {"limit": 7}
+    rounds = Rounds(output, other, list("abcde"), 2)
+    rounds.find(overwrite=True)
+    with pytest.raises(OSError, match="no more power"):
+        rounds.run(writer(output, done := [], stop_before="e"))
+    assert len(done) == 2 and unfinished(output, other)
+    (tmp_path / ROUNDS / "arguments.json").unlink()
+    with pytest.raises(UserError, match=r"with unknown arguments, .*overwrite=true"):
+        unfinished(output, other)
+    assert not unfinished(output, other, overwrite=True)
+
+
+def test_another_spelling_of_a_place_continues(tmp_path, monkeypatch):
+    (tmp_path / "real/in").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path)
+    output = open_storage(str(tmp_path / "out"))
+    raws = []
+    for root in (f"{tmp_path}/real/in", "link/in/", f"file://{tmp_path}/link/in"):
+        listed = ListedConfig(names=f"{root}/names", sizes=f"{root}/sizes")
+        raws.append(RawConfig(kind="luperson_videos", path=root, detections=f"{root}/dets", listed=listed).arguments())
+    with pytest.raises(OSError, match="no more power"):
+        Rounds(output, {"raw": raws[0]}, list("abcde"), 2).run(writer(output, [], stop_before="e"))
+    assert all(unfinished(output, {"raw": raw}) for raw in raws)
+    assert len(again(output, {"raw": raws[1]})[0]) == 1
+    raws[1]["detections"] = f"{tmp_path}/link/other"
+    (problem,) = differences({"raw": raws[0]}, {"raw": raws[1]}).split(", raw")
+    assert problem == f"raw.detections was '{tmp_path}/real/in/dets', now '{tmp_path}/link/other'"
 
 
 def test_one_round_leaves_no_record(tmp_path):
