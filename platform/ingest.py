@@ -47,6 +47,7 @@ from platform.engine.ingest.arguments import arguments_of, differences
 from platform.engine.ingest.rounds import Rounds, unfinished
 from platform.engine.ingest.sources import ReadingPlan, Source, open_source
 from platform.engine.ingest.tasks import ReadUnits, Written, shard_sink
+from platform.engine.runs.owner import claim
 from platform.engine.runtime.datasets import prepare
 from platform.engine.runtime.progress import progress
 from platform.engine.runtime.ray_session import connect
@@ -75,7 +76,7 @@ def main(config: IngestConfig) -> Manifest:
     unfinished(output, with_units(arguments, config), config.overwrite)
     source = open_source(config.raw, config.storage)
     plan = source.plan(config.limit)
-    output.prepare_output()
+    claim(output.prepare_output())
     connect(config.runtime, "ingest", output.uri)
     manifest = ingest(source, plan, output, config, arguments)
     say(f"{output}: {summary(manifest)}")

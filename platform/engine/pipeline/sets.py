@@ -15,6 +15,7 @@ PARTS = ("target", "source", "pretrain")
 """In the order of the ingest: small sets first, so that one that later stages cannot use is known at once."""
 ADVICE = {
     "set overwrite=true to replace it": "delete that folder",
+    "set overwrite=true to begin anew": "delete that folder",
     "Name another data set": "Delete that folder and name another data set",
 }
 
