@@ -111,7 +111,8 @@ def test_every_path_of_every_program_counts_from_the_users_folder(program, tmp_p
             if not (text.startswith("s3") and key in ("tracking.audit", "tracking.mlflow")):
                 listed = key in ("checkpoints", "test_sets", "space.checkpoint", "space.target_set")
                 given.append(f"{key}=[{text},s3://bucket/y]" if listed else f"{key}={text}")
-        plain = to_plain(load_config(schema_of(program), program, given))
+        kinds = [f"{key.removesuffix('detections')}kind=video" for key in RELATIVE[program] if key.endswith("detections")]
+        plain = to_plain(load_config(schema_of(program), program, [*given, *kinds]))
         for key in (entry.partition("=")[0] for entry in given):
             found = value_at(plain, key)
             assert found == ([meant, "s3://bucket/y"] if isinstance(found, list) else meant), key
