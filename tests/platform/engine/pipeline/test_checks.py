@@ -1,6 +1,7 @@
 """What a late stage of a pipeline would refuse is refused before the pre-training, with the keys of the pipeline."""
 
 import json
+import shutil
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache, reduce
@@ -199,6 +200,12 @@ def test_a_corrected_command_is_accepted_in_the_same_folder(tmp_path, ray_sessio
     assert statuses(folder) == {"ingest-target": "complete", "ingest-pretrain": "failed"}
     with pytest.raises(UserError, match=r"holds a data set made with other arguments .*, or delete that folder$"):
         main(config_of(folder, *further, "target_set.synthetic.target_identities=20"))
+    shutil.rmtree(folder / "data" / "target")
+    rounds = open_storage(str(folder / "data" / "target" / "ingest-rounds"))
+    (rounds / "arguments.json").write_json({"limit": 3})  # as an interrupted ingest leaves them
+    (rounds / "00000.json").write_json({})
+    with pytest.raises(UserError, match=r"holds an interrupted ingest made with other arguments .*, or delete that folder"):
+        main(config_of(folder, *further))
     assert not (folder / "config.json").exists()
 
 
