@@ -77,6 +77,9 @@ def main(config: IngestConfig) -> Manifest:
     source = open_source(config.raw, config.storage)
     plan = source.plan(config.limit)
     claim(output.prepare_output())
+    if (made := existing_data_set(output, arguments, config.overwrite)) is not None:  # by a command that has just ended
+        say(f"{output} is complete: {summary(made)}")
+        return made
     connect(config.runtime, "ingest", output.uri)
     manifest = ingest(source, plan, output, config, arguments)
     say(f"{output}: {summary(manifest)}")
