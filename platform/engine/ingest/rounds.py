@@ -17,10 +17,11 @@ from functools import partial
 from typing import Any
 
 from platform.engine.data.shards import FileEntry
-from platform.engine.errors import StorageError, UserError
+from platform.engine.errors import UserError
 from platform.engine.ingest.arguments import differences
 from platform.engine.ingest.sources.source import in_units
 from platform.engine.ingest.tasks import Written, joined
+from platform.engine.runs.json_records import value_in
 from platform.engine.runtime.terminal import say
 from platform.engine.storage.location import Location
 from platform.engine.storage.retry import patiently
@@ -39,7 +40,7 @@ def unfinished(output: Location, arguments: Mapping[str, Any], overwrite: bool =
     finished = len(names - {ARGUMENTS})
     if not finished:
         return False
-    stored = _read(folder.joinpath(ARGUMENTS))
+    stored = value_in(folder.joinpath(ARGUMENTS))
     if isinstance(stored, dict):
         changed = differences(stored, arguments)
         if not changed:
@@ -118,21 +119,11 @@ class Rounds:
 
     def _recorded(self, number: int) -> Written | None:
         """The result of a round; None if its record is missing, torn or of another version, so that the round is done again."""
-        values = _read(self.output.joinpath(ROUNDS, _name(number)))
+        values = value_in(self.output.joinpath(ROUNDS, _name(number)))
         try:
             return _from_json(values) if values["mark"] == self.marks[number] else None
         except (KeyError, TypeError, ValueError):
             return None
-
-
-def _read(file: Location) -> Any:
-    """The value in a JSON file; None if there is none or it is torn."""
-    try:
-        return patiently(file.read_json, file.config.retry_timeout_s)
-    except StorageError as error:
-        if error.transient:
-            raise
-        return None
 
 
 def _name(number: int) -> str:

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from platform.engine.errors import UserError
+from platform.engine.errors import StorageError, UserError
 from platform.engine.storage.location import Location
+from platform.engine.storage.retry import patiently
 
 
 def read_record(file: Location, key: str, kind: type, advice: str) -> dict[str, Any]:
@@ -21,3 +22,13 @@ def read_record(file: Location, key: str, kind: type, advice: str) -> dict[str, 
         wrong = kind_found if key in values else f"it has no '{key}' (it has: {found})"
         raise UserError(f"{file.uri} is not what belongs there, {wrong}: {advice}")
     return values
+
+
+def value_in(file: Location) -> Any:
+    """The value in a JSON file that may be missing or torn: None then. Raises StorageError if storage fails for long."""
+    try:
+        return patiently(file.read_json, file.config.retry_timeout_s)
+    except StorageError as error:
+        if error.transient:
+            raise
+        return None

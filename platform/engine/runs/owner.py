@@ -5,7 +5,6 @@ second command is refused; if not, the owner was killed, and the second command 
 never compared. Only commands own folders: what runs within a command, such as a stage of the pipeline, belongs to its owner.
 """
 
-import json
 import os
 import socket
 import threading
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from platform.engine.errors import UserError
+from platform.engine.runs.json_records import value_in
 from platform.engine.runtime.terminal import say
 from platform.engine.storage.location import Location
 
@@ -48,8 +48,9 @@ class Claims:
         if self.folders:
             self.renewing.join(RENEWED_EVERY_S)
         for folder in self.folders.values():
-            with suppress(UserError, OSError):
-                if (_owner_of(folder) or {}).get("id") == self.me["id"]:
+            with suppress(UserError, OSError):  # without patience: storage that fails must not hold the end up
+                found = (folder / OWNER).read_json()
+                if isinstance(found, dict) and found.get("id") == self.me["id"]:
                     (folder / OWNER).delete()
 
     def add(self, folder: Location) -> None:
@@ -100,14 +101,8 @@ def claim(folder: Location) -> None:
 
 
 def _owner_of(folder: Location) -> dict[str, Any] | None:
-    file = folder / OWNER
-    if not file.exists():
-        return None
-    try:
-        found = json.loads(file.read_text())
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+    found = value_in(folder / OWNER)
+    return found if isinstance(found, dict) else None
 
 
 def _machine() -> str:
