@@ -103,7 +103,7 @@ def loop(arguments: dict[str, Any]) -> Any:
 
     def images_of(unit: tuple[str, int]) -> np.ndarray:
         table = pq.ParquetFile(f"{arguments['folder']}/{arguments['data']}/{unit[0]}").read_row_group(unit[1], columns=["image"])
-        return decode_batch(table["image"].to_pylist(), models[0].image_size, threads=cores())[0]
+        return decode_batch(table["image"].to_pylist(), models[0].image_size, threads=cores()).images
 
     ready = [images_of(unit) for unit in units] if arguments["decoded"] else None
 

@@ -23,8 +23,8 @@ class MultiCropConfig:
     local_scale: tuple[float, float] = (0.05, 0.4)
     """Smallest and largest share of the image's area in a local crop."""
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Range of width / height of the crops, in pixels of the image as scaled to `global_size`. With the released 3/4..4/3, most
-    global crops of a tall image are the same central crop with two thirds of its height; 1/3..1/2 suits person images better."""
+    """Range of width / height of the crops, in pixels of the image file. With the released 3/4..4/3, most global crops of a tall
+    image are the same central crop, with two thirds of the height of a 2:1 image; 1/3..1/2 suits person images better."""
     flip: float = 0.5
     """Probability of mirroring a crop left to right."""
     jitter: float = 0.8

@@ -26,6 +26,7 @@ def random_crop_boxes(
     width: int,
     scale: tuple[float, float],
     aspect: tuple[float, float],
+    stretches: NDArray[np.float64] | float = 1.0,
 ) -> NDArray[np.int64]:
     """Boxes of random resized crops, int64 (B, 4) as (top, left, height, width), with the distribution of torchvision.
 
@@ -34,35 +35,30 @@ def random_crop_boxes(
     aspect ratio within `aspect`. On a tall person image, the usual 3/4..4/3 gives this central box for most large crops.
 
     draws: uniform random numbers (B, CROP_UNIFORMS) in [0, 1). Raises ValueError for another shape.
+    stretches: (B,), for images that were scaled to height x width: by how much wider they became, relative to their height.
+    `aspect` then refers to the images as they were, as if they had been scaled after cropping.
     """
     if draws.ndim != 2 or draws.shape[1] != CROP_UNIFORMS:
         raise ValueError(f"draws must have the shape (B, {CROP_UNIFORMS}): got {draws.shape}")
     area_draws, aspect_draws = draws[:, :CROP_TRIES], draws[:, CROP_TRIES : 2 * CROP_TRIES]
     areas = height * width * (scale[0] + (scale[1] - scale[0]) * area_draws)
+    stretches = np.broadcast_to(np.asarray(stretches, np.float64), len(draws))
     log_aspect = (math.log(aspect[0]), math.log(aspect[1]))
-    aspects = np.exp(log_aspect[0] + (log_aspect[1] - log_aspect[0]) * aspect_draws)
+    aspects = stretches[:, None] * np.exp(log_aspect[0] + (log_aspect[1] - log_aspect[0]) * aspect_draws)
     widths = np.rint(np.sqrt(areas * aspects)).astype(np.int64)
     heights = np.rint(np.sqrt(areas / aspects)).astype(np.int64)
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
     rows, first = np.arange(len(draws)), fits.argmax(axis=1)
     found = fits.any(axis=1)
 
-    fallback_height, fallback_width = _central_size(height, width, aspect)
-    box_heights = np.where(found, heights[rows, first], fallback_height)
-    box_widths = np.where(found, widths[rows, first], fallback_width)
+    # The largest central box whose aspect ratio is the image's, clamped to `aspect`.
+    tallest, flattest = np.rint(width / (aspect[0] * stretches)), np.rint(height * aspect[1] * stretches)
+    box_heights = np.where(found, heights[rows, first], np.clip(tallest, 1, height)).astype(np.int64)
+    box_widths = np.where(found, widths[rows, first], np.clip(flattest, 1, width)).astype(np.int64)
     room_y, room_x = height - box_heights, width - box_widths
     tops = np.where(found, np.floor(draws[:, -2] * (room_y + 1)).astype(np.int64), room_y // 2)
     lefts = np.where(found, np.floor(draws[:, -1] * (room_x + 1)).astype(np.int64), room_x // 2)
     return np.stack([tops, lefts, box_heights, box_widths], axis=1)
-
-
-def _central_size(height: int, width: int, aspect: tuple[float, float]) -> tuple[int, int]:
-    """Height and width of the largest box in the image whose aspect ratio is the image's, clamped to `aspect`."""
-    if width / height < aspect[0]:
-        return max(1, round(width / aspect[0])), width
-    if width / height > aspect[1]:
-        return height, max(1, round(height * aspect[1]))
-    return height, width
 
 
 def resampling_matrices(

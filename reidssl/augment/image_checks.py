@@ -1,6 +1,6 @@
 """Validation of the inputs of augmentations."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,3 +32,14 @@ def check_images(images: "Tensor", seeds: NDArray[np.uint64] | None = None) -> N
             f"seeds must be a uint64 array of the shape ({len(images)},), one seed for each image, as "
             f"reidssl.seeding.sample_seeds gives: got {described}"
         )
+
+
+def check_shapes(images: "Tensor", shapes: NDArray[np.integer[Any]] | None) -> None:
+    """Raise ValueError unless `shapes`, if given, are a positive height and width for each image, integers (B, 2)."""
+    if shapes is None:
+        return
+    if not isinstance(shapes, np.ndarray) or shapes.dtype.kind not in "iu" or shapes.shape != (len(images), 2):
+        described = f"{getattr(shapes, 'dtype', type(shapes).__name__)} {tuple(getattr(shapes, 'shape', ()))}"
+        raise ValueError(f"shapes must be an integer array of the shape ({len(images)}, 2), height and width: got {described}")
+    if (shapes < 1).any():
+        raise ValueError(f"shapes must be positive heights and widths: got {shapes[(shapes < 1).any(1)][0].tolist()}")

@@ -11,6 +11,7 @@ Legend: B images, V crops of one size, H x W source size, h x w crop size.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from reidssl.augment import batched, color, geometry
 from reidssl.augment import kernels as compiled
 from reidssl.augment.augment_config import MultiCropConfig
-from reidssl.augment.image_checks import check_images
+from reidssl.augment.image_checks import check_images, check_shapes
 from reidssl.seeding import uniforms
 
 
@@ -50,19 +51,26 @@ class MultiCrop:
         self.use_compiled = use_compiled
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, seeds: NDArray[np.uint64]) -> list[Tensor]:
+    def __call__(self, images: Tensor, seeds: NDArray[np.uint64], shapes: NDArray[np.integer[Any]] | None = None) -> list[Tensor]:
         """The crops [global 1, global 2, local 1, ...] of `images`, normalized: float32 (B, 3, h, w) each.
 
-        `images`: uint8 (B, 3, H, W), RGB, of any size, on any device. `seeds`: uint64 (B,) from `sample_seeds`.
+        Args:
+            images: uint8 (B, 3, H, W), RGB, of any size, on any device.
+            seeds: uint64 (B,) from `sample_seeds`.
+            shapes: integers (B, 2), height and width of the images before they were scaled to H x W. The crops show the same
+                parts as if they had been cut from the unscaled images. None: they were not scaled.
+
         Raises ValueError for other types or shapes.
         """
         check_images(images, seeds)
+        check_shapes(images, shapes)
         config = self.config
         sizes = [(config.global_size, [0, 1])]
         if config.num_local:
             sizes.append((config.local_size, list(range(2, 2 + config.num_local))))
         height, width = images.shape[2:]
-        groups = [(size, len(views), self._draw(seeds, height, width, views)) for size, views in sizes]
+        stretches = 1.0 if shapes is None else shapes[:, 0] / shapes[:, 1] * (width / height)
+        groups = [(size, len(views), self._draw(seeds, height, width, views, stretches)) for size, views in sizes]
         on_cpu = images.device.type == "cpu"
         if on_cpu and self.use_compiled:
             made = [_room((num_views, len(images), 3, *size)) for size, num_views, _ in groups]
@@ -77,9 +85,16 @@ class MultiCrop:
         crops = [crop for block in made for crop in block.unbind(0)]
         return crops
 
-    def _draw(self, seeds: NDArray[np.uint64], height: int, width: int, views: Sequence[int]) -> Draws:
+    def _draw(
+        self,
+        seeds: NDArray[np.uint64],
+        height: int,
+        width: int,
+        views: Sequence[int],
+        stretches: NDArray[np.float64] | float = 1.0,
+    ) -> Draws:
         """Random parameters of V * B crops, view after view. Each view has its own stream of random numbers."""
-        config = self.config
+        config, stretches = self.config, np.tile(np.broadcast_to(stretches, len(seeds)), len(views))
         draws = np.concatenate([uniforms(seeds, geometry.CROP_UNIFORMS + 11, stream=view) for view in views])
         (flip, jitter, order, brightness, contrast, saturation, hue, gray, blur, sigma, solarize) = draws[
             :, geometry.CROP_UNIFORMS :
@@ -98,7 +113,7 @@ class MultiCrop:
         )
         scale = config.global_scale if views[0] < 2 else config.local_scale
         return Draws(
-            boxes=geometry.random_crop_boxes(draws[:, : geometry.CROP_UNIFORMS], height, width, scale, config.aspect),
+            boxes=geometry.random_crop_boxes(draws[:, : geometry.CROP_UNIFORMS], height, width, scale, config.aspect, stretches),
             flipped=flip < config.flip,
             jittered=jitter < config.jitter,
             orders=(order * len(color.JITTER_ORDERS)).astype(np.int64),

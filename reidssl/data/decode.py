@@ -65,40 +65,46 @@ class Checked(NamedTuple):
     """Conversions made (keys of CONVERSIONS)."""
 
 
+class DecodedBatch(NamedTuple):
+    """The result of `decode_batch`."""
+
+    images: np.ndarray
+    """uint8 (B, 3, H, W), upright, resized. All pixels of an image that cannot be decoded are 128."""
+    reasons: list[str]
+    """For each image, the reason why it cannot be decoded, or ""."""
+    shapes: np.ndarray
+    """int32 (B, 2), height and width of each upright image before resizing; (H, W) for one that cannot be decoded."""
+
+
 def decode_image(data: bytes, image_size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode an image to uint8 (3, H, W), upright, resized (bicubic) to `image_size` (height, width). Raises DecodeError."""
-    rgb, _ = _decode(data, max_pixels, image_size)
-    size = (image_size[1], image_size[0])
-    if rgb.size != size:
-        rgb = rgb.resize(size, Image.Resampling.BICUBIC)
-    return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+    return _resized(_decode(data, max_pixels, image_size).rgb, image_size)
 
 
 def decode_batch(
     data: Sequence[bytes], image_size: tuple[int, int], max_pixels: int = MAX_PIXELS, threads: int = 1
-) -> tuple[np.ndarray, list[str]]:
-    """Decode images to uint8 (B, 3, H, W), upright and resized to `image_size` (height, width).
-
-    The second result is, for each image, the reason why it cannot be decoded, or "". All pixels of such an image are 128.
-    """
+) -> DecodedBatch:
+    """Decode images, upright and resized (bicubic) to `image_size` (height, width)."""
     images = np.full((len(data), 3, *image_size), 128, np.uint8)
+    shapes = np.tile(np.asarray(image_size, np.int32), (len(data), 1))
 
     def one(place: int) -> str:
         try:
-            images[place] = decode_image(data[place], image_size, max_pixels)
+            found = _decode(data[place], max_pixels, image_size)
+            images[place], shapes[place] = _resized(found.rgb, image_size), found.shape
         except DecodeError as error:
             return str(error)
         return ""
 
     if threads == 1:
-        return images, [one(place) for place in range(len(data))]
+        return DecodedBatch(images, [one(place) for place in range(len(data))], shapes)
     with ThreadPoolExecutor(threads) as pool:
-        return images, list(pool.map(one, range(len(data))))
+        return DecodedBatch(images, list(pool.map(one, range(len(data)))), shapes)
 
 
 def decode_whole(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an image to an upright RGB image in its original size. Raises DecodeError."""
-    return _decode(data, max_pixels, None)[0]
+    return _decode(data, max_pixels, None).rgb
 
 
 def check_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Checked:
@@ -110,11 +116,28 @@ def check_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Checked:
                 image.verify()
             except Exception as error:
                 raise _error(error) from None
-    rgb, converted = _decode(data, max_pixels, None)
-    return Checked(rgb.height, rgb.width, (*converted, *["first_frame"] * frames))
+    found = _decode(data, max_pixels, None)
+    return Checked(*found.shape, (*found.converted, *["first_frame"] * frames))
 
 
-def _decode(data: bytes, max_pixels: int, near: tuple[int, int] | None) -> tuple[Image.Image, list[str]]:
+def _resized(rgb: Image.Image, image_size: tuple[int, int]) -> np.ndarray:
+    """The pixels uint8 (3, H, W) of an image, resized to `image_size` (height, width)."""
+    size = (image_size[1], image_size[0])
+    if rgb.size != size:
+        rgb = rgb.resize(size, Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+
+
+class _Upright(NamedTuple):
+    """The result of `_decode`."""
+
+    rgb: Image.Image
+    shape: tuple[int, int]
+    """Height and width in the file, upright. Those of `rgb`, unless it was decoded at a reduced size."""
+    converted: list[str]
+
+
+def _decode(data: bytes, max_pixels: int, near: tuple[int, int] | None) -> _Upright:
     """The upright RGB image and the conversions made.
 
     near: (height, width). A JPEG may be decoded at a reduced size for speed, but not smaller than this. None: full size.
@@ -123,9 +146,11 @@ def _decode(data: bytes, max_pixels: int, near: tuple[int, int] | None) -> tuple
         try:
             is_tiff = image.format == "TIFF"  # Pillow turns these by itself
             orientation = _orientation(image)
+            whole, reduced = image.size, False
             if near:
                 height, width = near[::-1] if orientation >= 5 else near
                 image.draft("RGB", (width, height))
+                reduced = image.size != whole
             sample_format = _sample_format(image)
             image.load()
             if image.format == "PNG":
@@ -138,7 +163,9 @@ def _decode(data: bytes, max_pixels: int, near: tuple[int, int] | None) -> tuple
     if orientation in _TURNS:
         done.append("rotated")
         rgb = rgb if is_tiff else rgb.transpose(_TURNS[orientation])
-    return rgb, done
+    upright = whole[::-1] if orientation >= 5 else whole
+    width, height = upright if reduced else rgb.size  # only JPEGs are reduced; only they have all of their metadata first
+    return _Upright(rgb, (height, width), done)
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:

@@ -76,8 +76,8 @@ class ImageSet:
         """Decoded images uint8 (B, 3, H, W), on the CPU. indices: int (B,)."""
         if self._decoded is not None:
             return torch.from_numpy(self._decoded[self._rows[indices]])
-        images, _ = decode_batch([self.encoded(index) for index in indices], self.image_size, self._max_pixels, self._threads)
-        return torch.from_numpy(images)
+        encoded = [self.encoded(index) for index in indices]
+        return torch.from_numpy(decode_batch(encoded, self.image_size, self._max_pixels, self._threads).images)
 
     def cameras(self, indices: np.ndarray) -> Tensor | None:
         """Rows int64 (B,) of the camera embeddings, on the device; None for a model without camera embeddings."""
@@ -93,10 +93,9 @@ class ImageSet:
         count, reasons = len(self._encoded), list[str]()
         self._decoded = np.empty((count, 3, *self.image_size), np.uint8) if kept else None
         for start in range(0, count, CHUNK):
-            images, found = decode_batch(
-                self._encoded.slice(start, CHUNK).to_pylist(), self.image_size, self._max_pixels, self._threads
-            )
-            reasons += found
+            encoded = self._encoded.slice(start, CHUNK).to_pylist()
+            found = decode_batch(encoded, self.image_size, self._max_pixels, self._threads)
+            reasons += found.reasons
             if self._decoded is not None:
-                self._decoded[start : start + len(images)] = images
+                self._decoded[start : start + len(found.images)] = found.images
         return reasons

@@ -147,7 +147,7 @@ def _read_and_decode(
     if splits:
         table = table.filter(pa.compute.is_in(table["split"], value_set=pa.array(list(splits))))
     keys = table["key"].to_pylist()
-    images, reasons = decode_batch(table["image"].to_pylist(), image_size, max_pixels)
+    images, reasons, _ = decode_batch(table["image"].to_pylist(), image_size, max_pixels)
     return {
         "image": images,
         "key": np.asarray(keys, dtype=object),

@@ -88,7 +88,7 @@ def load(config: PretrainConfig, place: Place, open_stream: OpenStream, clock: S
 
     def crops_of(batch: dict[str, Any]) -> list[Tensor]:
         with clock.measure("crops"):
-            return crop(upload(batch["image"]), stream_seeds(config.seed, batch["epoch"], batch["key"]))
+            return crop(upload(batch["image"]), stream_seeds(config.seed, batch["epoch"], batch["key"]), batch["shape"])
 
     return Ahead(clock.waiting("input_wait", batches), crops_of)
 

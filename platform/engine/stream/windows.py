@@ -77,10 +77,10 @@ def _read_unit(root: Location, unit: Unit) -> pa.Table | str:
 
 
 class Decoder:
-    """Decodes a micro-batch of encoded images into {"image": uint8 (B, 3, H, W), "key", "epoch", "problem"}.
+    """Decodes a micro-batch of encoded images into {"image": uint8 (B, 3, H, W), "shape", "key", "epoch", "problem"}.
 
-    An undecodable image is replaced by the next decodable one of the micro-batch. If there is none, all images are gray and
-    CorruptSamples decides whether the run continues.
+    shape: int32 (B, 2), height and width of the images in their files. An undecodable image is replaced by the next decodable
+    one of the micro-batch. If there is none, all images are gray and CorruptSamples decides whether the run continues.
     """
 
     def __init__(self, image_size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:
@@ -88,12 +88,12 @@ class Decoder:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         count, keys, problems = len(batch["key"]), batch["key"].copy(), batch["problem"].astype(object)
-        images, reasons = decode_batch(batch["image"].tolist(), self.image_size, self.max_pixels)
+        images, reasons, shapes = decode_batch(batch["image"].tolist(), self.image_size, self.max_pixels)
         whole = [index for index in range(count) if not reasons[index]]
         for index, problem in enumerate(problems_of(batch["key"].tolist(), reasons)):
             if problem:
                 problems[index] = problem
                 if whole:
                     other = min(whole, key=lambda place: (place - index) % count)
-                    images[index], keys[index] = images[other], batch["key"][other]
-        return {"image": images, "key": keys, "epoch": batch["epoch"], "problem": problems}
+                    images[index], shapes[index], keys[index] = images[other], shapes[other], batch["key"][other]
+        return {"image": images, "shape": shapes, "key": keys, "epoch": batch["epoch"], "problem": problems}

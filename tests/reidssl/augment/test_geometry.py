@@ -51,6 +51,18 @@ def test_the_fallback_is_torchvisions():
         assert boxes.tolist() == [list(expected)] * 3
 
 
+@pytest.mark.parametrize(("height", "width"), [(4096, 1024), (800, 1600), (3000, 1500)])
+@pytest.mark.parametrize(("scale", "aspect"), [setting[2:] for setting in SETTINGS[:3]])
+def test_boxes_of_a_scaled_image_show_what_boxes_of_the_image_itself_show(height, width, scale, aspect):
+    """The same draws give the same parts of an image, whether the boxes are drawn before it is scaled or after."""
+    draws, scaled = draws_for(500), (1024, 512)
+    expected = random_crop_boxes(draws, height, width, scale, aspect) / np.tile((height, width), 2)
+    stretch = np.full(500, (scaled[1] / width) / (scaled[0] / height))
+    found = random_crop_boxes(draws, *scaled, scale, aspect, stretch) / np.tile(scaled, 2)
+    differs = np.abs(found - expected).max(1) > 2 / min(scaled)
+    assert differs.mean() < 0.01  # boxes that just fit, or just do not fit, after rounding to pixels
+
+
 def test_every_place_of_a_crop_is_as_likely():
     draws = draws_for(6000)
     boxes = random_crop_boxes(draws, 10, 10, (0.49, 0.49), (1.0, 1.0))  # 7 x 7: four places in each direction

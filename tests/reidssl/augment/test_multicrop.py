@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as reference
 
@@ -167,6 +168,37 @@ def test_what_happens_to_a_crop_is_independent_of_the_rest():
     # Whether there is a blur correlates with its sigma by definition.
     correlation[-1, -3] = correlation[-3, -1] = 0.0
     assert correlation.max() < 0.055
+
+
+@pytest.mark.parametrize("on_accelerators", [False, True])
+def test_crops_of_a_scaled_image_show_what_crops_of_the_image_itself_show(on_accelerators):
+    """A tall image scaled to another shape before cropping: nearly the same crops as without that, and not without its shape."""
+    rows, columns = np.mgrid[:480, :160]
+    picture = 128 + 60 * np.sin(rows / 37)[..., None] + 60 * np.cos(columns / 19)[..., None] * np.array([1.0, 0.5, -1.0])
+    whole = Image.fromarray(picture.clip(0, 255).astype(np.uint8))
+    images = [torch.from_numpy(np.array(one).transpose(2, 0, 1))[None] for one in (whole, whole.resize((128, 256), 3))]
+    multicrop = MultiCrop(MultiCropConfig(**SMALL, **NO_COLOR), use_compiled=not on_accelerators)
+    seeds = sample_seeds(0, 0, ["a"])
+    expected, shape = multicrop(images[0], seeds), np.array([[480, 160]], np.int32)
+    given, plain = multicrop(images[1], seeds, shape), multicrop(images[1], seeds)
+    assert max(float((one - two).abs().mean()) for one, two in zip(given, expected, strict=True)) < 0.05
+    assert min(float((one - two).abs().mean()) for one, two in zip(plain[:2], expected[:2], strict=True)) > 0.15
+    same = multicrop(images[0], seeds, shape)  # not scaled: its own shape changes nothing
+    assert all(torch.equal(one, two) for one, two in zip(same, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (np.ones((3, 2), np.int32), r"shapes must be an integer array of the shape \(2, 2\).*got int32 \(3, 2\)"),
+        (np.ones((2, 2)), r"shapes must be an integer array.*got float64 \(2, 2\)"),
+        ([[1, 2], [3, 4]], "got list"),
+        (np.array([[8, 8], [8, 0]]), r"shapes must be positive heights and widths: got \[8, 0\]"),
+    ],
+)
+def test_wrong_shapes(shapes, message):
+    with pytest.raises(ValueError, match=message):
+        MultiCrop(MultiCropConfig(**SMALL))(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), np.zeros(2, np.uint64), shapes)
 
 
 @pytest.mark.parametrize(

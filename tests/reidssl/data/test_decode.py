@@ -202,12 +202,25 @@ def test_of_several_frames_the_first_is_taken(image_format, options):
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_batch_says_which_images_are_broken(threads):
     data = [encoded(SMOOTH, "PNG"), b"junk", encoded(SMOOTH, "JPEG"), b""]
-    images, reasons = decode_batch(data, (64, 40), threads=threads)
+    images, reasons, shapes = decode_batch(data, (64, 40), threads=threads)
     assert [bool(reason) for reason in reasons] == [False, True, False, True] and reasons[3] == "empty file"
     np.testing.assert_array_equal(images[0], SMOOTH.transpose(2, 0, 1))
     assert (images[[1, 3]] == 128).all() and (images[2] == decode_image(data[2], (64, 40))).all()
-    images, reasons = decode_batch([], (64, 40))
-    assert images.shape == (0, 3, 64, 40) and reasons == []
+    assert shapes.tolist() == [[*SMOOTH.shape[:2]], [64, 40]] * 2
+    images, reasons, shapes = decode_batch([], (64, 40))
+    assert images.shape == (0, 3, 64, 40) and reasons == [] and shapes.shape == (0, 2)
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_batch_has_the_shapes_of_the_files(image_format, orientation):
+    """The upright shape, also where a JPEG is decoded at a reduced size, whose sides are rounded."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    sink = io.BytesIO()
+    Image.new("RGB", (201, 501)).save(sink, image_format, exif=exif)
+    found = decode_batch([sink.getvalue()], (64, 32))
+    assert found.shapes.tolist() == [[201, 501] if orientation == 6 else [501, 201]] and found.reasons == [""]
 
 
 def test_no_warning_reaches_the_terminal():

@@ -112,21 +112,22 @@ def test_impossible_settings(name):
 # ---- pixels and augmentation seeds
 
 
-def png(level: int) -> bytes:
+def png(level: int, height: int = 20) -> bytes:
     sink = io.BytesIO()
-    Image.fromarray(np.full((20, 10, 3), level, np.uint8)).save(sink, "PNG")
+    Image.fromarray(np.full((height, 10, 3), level, np.uint8)).save(sink, "PNG")
     return sink.getvalue()
 
 
 def test_an_image_that_broke_is_replaced_by_the_next_and_named():
     batch = {
         "key": np.array(["a", "b", "c"], object),
-        "image": np.array([png(1), png(2), b"no image"], object),
+        "image": np.array([png(1), png(2, 30), b"no image"], object),
         "epoch": np.zeros(3, np.int32),
         "problem": np.array(["", "", ""], object),
     }
     found = Decoder(SIZE)(batch)
     assert found["image"].max((1, 2, 3)).tolist() == [1, 2, 1] and found["key"].tolist() == ["a", "b", "a"]
+    assert found["shape"].tolist() == [[20, 10], [30, 10], [20, 10]]
     assert found["problem"][0] == found["problem"][1] == "" and "image 'c' cannot be decoded" in found["problem"][2]
     batch["image"] = np.array([b"x", b"y", b"z"], object)
     found = Decoder(SIZE)(batch)  # CorruptSamples checks the limit
