@@ -130,7 +130,7 @@ def evaluate(
     }
     shards = [(location, manifest.files) for location, manifest in zip(sets, manifests, strict=True)]
     try:
-        stream = stream_through_actors(shards, EveryModel, arguments, image_size, config.pool, SPLITS)
+        stream = stream_through_actors(shards, EveryModel, arguments, image_size, config.pool, SPLITS, config.evaluate.resize)
         batches = (batch for batch in stream if len(batch["key"]))
         for place, own in groupby(batches, key=lambda batch: int(batch["set"][0])):
             location, manifest = sets[place], manifests[place]
@@ -196,9 +196,10 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{row['model']:<{width}}  {row['data']:<{data_width}}  "
             + "  ".join(f"{100 * row[name]:7.1f}" for name in RETRIEVAL_METRICS)
         )
+        resize = f" ({row['evaluation']['resize']})" if row["evaluation"]["resize"] else ""
         lines.append(
             f"  {row['data_set']} (checksum {row['data_checksum'][:12]}), {' and '.join(row['splits'])}, images "
-            f"{'x'.join(map(str, row['image_size']))}, {expansion_text(row['query_expansion'])}, "
+            f"{'x'.join(map(str, row['image_size']))}{resize}, {expansion_text(row['query_expansion'])}, "
             f"{'mirror images averaged, ' if row['evaluation']['flip'] else ''}"
             f"{'also' if row['reranking'] else 'no'} re-ranking, weights {row['weights']}"
         )

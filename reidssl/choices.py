@@ -9,6 +9,8 @@ MEASURES = ("cosine", "neighborhood", "group_neighborhood", "group_cka")
 """Measures of the Catastrophic Forgetting Score (reidssl/selection/cfs.py)."""
 PRECISIONS = ("auto", "fp32", "bf16")
 COMPILE_CHOICES = ("auto", "on", "off")
+RESIZES = ("bicubic", "bilinear")
+"""Ways to scale images, both with antialiasing."""
 NECKS = ("before", "after")
 """Sides of the batch-norm neck of a re-ID model."""
 GALLERY_BLOCK = 131072

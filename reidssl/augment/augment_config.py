@@ -89,9 +89,13 @@ class ReidAugmentConfig:
     erasing_area: tuple[float, float] = (0.02, 1 / 3)
     """Smallest and largest share of the image's area in the rectangle."""
     erasing_aspect: tuple[float, float] = (0.3, 1 / 0.3)
-    """Range of height / width of the rectangle, drawn log-uniformly."""
+    """Range of height / width of the rectangle."""
+    erasing_log_aspect: bool = True
+    """Draw height / width log-uniformly. false: uniformly, which gives more tall rectangles than wide ones."""
     erasing_noise: bool = True
-    """Fill the rectangle with standard normal noise (after normalization). false: fill it with the mean color."""
+    """Fill the rectangle with standard normal noise (after normalization). false: fill it with `erasing_value`."""
+    erasing_value: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    """Value of each channel after normalization that fills the rectangle if erasing_noise=false; zeros are the mean color."""
     mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     """Mean of each channel, subtracted at the end."""
     std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
@@ -103,4 +107,6 @@ class ReidAugmentConfig:
         at_least(0, pad=self.pad)
         increasing("(0, 1]", erasing_area=self.erasing_area)
         increasing("(0, inf)", erasing_aspect=self.erasing_aspect)
+        if len(self.erasing_value) != 3:
+            raise ValueError(f"erasing_value must have one value for each of the 3 channels: got {list(self.erasing_value)}")
         channel_statistics(self.mean, self.std)

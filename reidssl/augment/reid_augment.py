@@ -62,10 +62,11 @@ class ReidAugment:
     ) -> None:
         config = self.config
         height, width = config.image_size
-        boxes = erasing_boxes(draws, height, width, config.erasing_area, config.erasing_aspect)
+        boxes = erasing_boxes(draws, height, width, config.erasing_area, config.erasing_aspect, config.erasing_log_aspect)
         corners = np.floor(noise_draws * (height, width)).astype(np.int64)
         if config.erasing_noise:
             self._noise = self._noise.to(images.device)
+        value = torch.tensor(config.erasing_value, device=images.device)[:, None, None]
         # Slices are views, so each rectangle is one copy. Indexing the pixels of all rectangles at once is ten times slower.
         for sample in np.flatnonzero(chosen):  # an empty box erases nothing
             top, left, box_height, box_width = boxes[sample]
@@ -74,7 +75,7 @@ class ReidAugment:
                 y, x = corners[sample]
                 target.copy_(self._noise[:, y : y + box_height, x : x + box_width])
             else:
-                target.zero_()
+                target.copy_(value)
 
 
 def erasing_boxes(
@@ -83,17 +84,19 @@ def erasing_boxes(
     width: int,
     area: tuple[float, float],
     aspect: tuple[float, float],
+    log_aspect: bool = True,
 ) -> NDArray[np.int64]:
     """Boxes of random erasing, int64 (B, 4) as (top, left, height, width); height 0 if none of ten tries fits.
 
-    Each try draws an area (uniform share of the image within `area`) and a ratio height / width (log-uniform within `aspect`).
-    The first box that is smaller than the image in both directions is placed uniformly.
+    Each try draws an area (uniform share of the image within `area`) and a ratio height / width within `aspect` (log-uniform, or
+    uniform without `log_aspect`). The first box that is smaller than the image in both directions is placed uniformly.
 
     draws: uniform random numbers (B, 2 * ERASING_TRIES + 2) in [0, 1).
     """
     areas = height * width * (area[0] + (area[1] - area[0]) * draws[:, :ERASING_TRIES])
-    low, high = math.log(aspect[0]), math.log(aspect[1])
-    aspects = np.exp(low + (high - low) * draws[:, ERASING_TRIES : 2 * ERASING_TRIES])
+    low, high = (math.log(aspect[0]), math.log(aspect[1])) if log_aspect else aspect
+    drawn = low + (high - low) * draws[:, ERASING_TRIES : 2 * ERASING_TRIES]
+    aspects = np.exp(drawn) if log_aspect else drawn
     heights = np.rint(np.sqrt(areas * aspects)).astype(np.int64)
     widths = np.rint(np.sqrt(areas / aspects)).astype(np.int64)
     fits = (heights < height) & (widths < width) & (heights > 0) & (widths > 0)

@@ -76,22 +76,29 @@ class DecodedBatch(NamedTuple):
     """int32 (B, 2), height and width of each upright image before resizing; (H, W) for one that cannot be decoded."""
 
 
-def decode_image(data: bytes, image_size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decode an image to uint8 (3, H, W), upright, resized (bicubic) to `image_size` (height, width). Raises DecodeError."""
-    return _resized(_decode(data, max_pixels, image_size).rgb, image_size)
+def decode_image(data: bytes, image_size: tuple[int, int], max_pixels: int = MAX_PIXELS, resize: str = "bicubic") -> np.ndarray:
+    """Decode an image to uint8 (3, H, W), upright, resized to `image_size` (height, width). Raises DecodeError.
+
+    resize: one of RESIZES.
+    """
+    return _resized(_decode(data, max_pixels, image_size).rgb, image_size, resize)
 
 
 def decode_batch(
-    data: Sequence[bytes], image_size: tuple[int, int], max_pixels: int = MAX_PIXELS, threads: int = 1
+    data: Sequence[bytes],
+    image_size: tuple[int, int],
+    max_pixels: int = MAX_PIXELS,
+    threads: int = 1,
+    resize: str = "bicubic",
 ) -> DecodedBatch:
-    """Decode images, upright and resized (bicubic) to `image_size` (height, width)."""
+    """Decode images, upright and resized to `image_size` (height, width). resize: one of RESIZES."""
     images = np.full((len(data), 3, *image_size), 128, np.uint8)
     shapes = np.tile(np.asarray(image_size, np.int32), (len(data), 1))
 
     def one(place: int) -> str:
         try:
             found = _decode(data[place], max_pixels, image_size)
-            images[place], shapes[place] = _resized(found.rgb, image_size), found.shape
+            images[place], shapes[place] = _resized(found.rgb, image_size, resize), found.shape
         except DecodeError as error:
             return str(error)
         return ""
@@ -120,11 +127,11 @@ def check_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Checked:
     return Checked(*found.shape, (*found.converted, *["first_frame"] * frames))
 
 
-def _resized(rgb: Image.Image, image_size: tuple[int, int]) -> np.ndarray:
+def _resized(rgb: Image.Image, image_size: tuple[int, int], resize: str) -> np.ndarray:
     """The pixels uint8 (3, H, W) of an image, resized to `image_size` (height, width)."""
     size = (image_size[1], image_size[0])
     if rgb.size != size:
-        rgb = rgb.resize(size, Image.Resampling.BICUBIC)
+        rgb = rgb.resize(size, Image.Resampling[resize.upper()])
     return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
 
 

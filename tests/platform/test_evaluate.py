@@ -39,10 +39,10 @@ def config_of(models, sets, *overrides: str) -> EvaluateProgramConfig:
     )
 
 
-def in_process(model, data, size=(64, 32)) -> tuple:
+def in_process(model, data, size=(64, 32), resize="bicubic") -> tuple:
     """Arguments of the metrics, with features computed in this process without Ray."""
-    loaded = load_model(str(model), StorageConfig())
-    query, gallery = (ImageSet(data, [split], size) for split in ("query", "gallery"))
+    loaded = load_model(str(model), StorageConfig(), image_size=size)
+    query, gallery = (ImageSet(data, [split], size, resize=resize) for split in ("query", "gallery"))
     return (embed_all(loaded, query), query.pids, query.camids, embed_all(loaded, gallery), gallery.pids, gallery.camids)
 
 
@@ -102,6 +102,13 @@ def test_models_of_two_sizes_on_two_sets(tmp_path, ray_session, tiny_backbone, s
         expected = rank(*in_process(model, each, size))
         assert [row[name] for name in NAMES] == pytest.approx([getattr(expected, name) for name in NAMES], abs=1e-6)
         assert row["image_size"] == list(size) and row["data_checksum"] == read_manifest(each).checksum
+
+
+def test_test_images_are_scaled_as_asked(ray_session, tiny_backbone, tiny_labeled, capsys):
+    (row,) = main(config_of([tiny_backbone], [tiny_labeled.uri], "image_size=[48,32]", "evaluate.resize=bilinear"))
+    expected, other = (rank(*in_process(tiny_backbone, tiny_labeled, (48, 32), how)) for how in ("bilinear", "bicubic"))
+    assert [row[name] for name in NAMES] == pytest.approx([getattr(expected, name) for name in NAMES], abs=1e-6)
+    assert abs(expected.mAP - other.mAP) > 1e-5 and "images 48x32 (bilinear), no query expansion" in capsys.readouterr().out
 
 
 def test_verification_and_cameras_on_the_terminal(ray_session, tiny_backbone, tiny_labeled, capsys):

@@ -51,7 +51,7 @@ def test_supervised_learns_and_leaves_its_results(supervised_run, tiny_labeled):
     assert [row["epoch"] for row in rows] == list(range(1, 31)) and {row["phase"] for row in rows} == {0}
     assert [row["position"] for row in rows] == [36 * epoch for epoch in range(1, 31)] and summary["images_seen"] == 1080
     assert summary["warnings"] == [] and summary["epochs_without_training"] == 0
-    assert summary["evaluation"] == {"expansion": None, "flip": None, "reranking": None}
+    assert summary["evaluation"] == {"expansion": None, "flip": None, "reranking": None, "resize": None}
     assert rows[-1]["accuracy"] > 0.9 and rows[0]["accuracy"] < 0.6  # of 6 identities, randomly cropped
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
     assert summary["mAP"] > CHANCE_MAP and 0 < summary["mINP"] <= summary["mAP"] <= 1

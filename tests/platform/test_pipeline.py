@@ -69,7 +69,9 @@ def test_all_stages_run_and_the_results_are_complete(finished):
         ("usl", "selected"),
     ]
     for row in stored["finetune"]:
-        assert row["evaluation"] == {"expansion": None, "flip": None, "reranking": None} and isinstance(row["warnings"], list)
+        assert row["evaluation"] == dict.fromkeys(("expansion", "flip", "reranking", "resize")) and isinstance(
+            row["warnings"], list
+        )
         assert 0 < row["mAP"] <= 1 and 0 <= row["rank1"] <= row["rank5"] <= row["rank10"] <= 1 and 0 < row["mINP"] <= 1
         assert row["clusters"] >= 0
     assert stored["environment"]["ray"]

@@ -11,7 +11,7 @@ from platform.engine.data.shards import read_manifest, read_rows
 from platform.engine.errors import UserError
 from platform.engine.runtime.device import device
 from platform.engine.storage.location import Location
-from reidssl.data.decode import decode_batch
+from reidssl.data.decode import DecodedBatch, decode_batch
 
 CHUNK = 1024
 
@@ -21,8 +21,9 @@ class ImageSet:
 
     keys: list of str; pids, camids: int64 (N,); problems: a line with the reason for each image left out. Encoded images stay in
     Arrow memory (about 4 kB per image at 128x64). Decoded images are kept if all of them fit into `cache_gib`. Otherwise the
-    constructor decodes every image once to find the undecodable ones, and `batch` decodes them again. Raises UserError if the
-    splits have no images, or if more than `max_corrupt_share` of the images (and more than one) are undecodable.
+    constructor decodes every image once to find the undecodable ones, and `batch` decodes them again. resize: how the images are
+    scaled, one of RESIZES. Raises UserError if the splits have no images, or if more than `max_corrupt_share` of the images (and
+    more than one) are undecodable.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class ImageSet:
         cache_gib: float = 2.0,
         threads: int = 2,
         max_corrupt_share: float = 0.01,
+        resize: str = "bicubic",
     ) -> None:
         import pyarrow as pa
 
@@ -42,7 +44,7 @@ class ImageSet:
         wanted = f"split {' or '.join(splits)}"
         if table.num_rows == 0:
             raise UserError(f"{location.uri} has no images of {wanted}; its manifest.json lists the splits it has")
-        self.location, self.splits, self.image_size = location, tuple(splits), image_size
+        self.location, self.splits, self.image_size, self.resize = location, tuple(splits), image_size, resize
         self._encoded, self._threads = table["image"], threads
         self._max_pixels = read_manifest(location).max_pixels
         kept = table.num_rows * 3 * image_size[0] * image_size[1] <= cache_gib * 2**30
@@ -76,8 +78,7 @@ class ImageSet:
         """Decoded images uint8 (B, 3, H, W), on the CPU. indices: int (B,)."""
         if self._decoded is not None:
             return torch.from_numpy(self._decoded[self._rows[indices]])
-        encoded = [self.encoded(index) for index in indices]
-        return torch.from_numpy(decode_batch(encoded, self.image_size, self._max_pixels, self._threads).images)
+        return torch.from_numpy(self._decode([self.encoded(index) for index in indices]).images)
 
     def cameras(self, indices: np.ndarray) -> Tensor | None:
         """Rows int64 (B,) of the camera embeddings, on the device; None for a model without camera embeddings."""
@@ -88,13 +89,15 @@ class ImageSet:
         for start in range(0, len(self), size):
             yield self.batch(np.arange(start, min(start + size, len(self))))
 
+    def _decode(self, encoded: Sequence[bytes]) -> DecodedBatch:
+        return decode_batch(encoded, self.image_size, self._max_pixels, self._threads, self.resize)
+
     def _decode_all(self, kept: bool) -> list[str]:
         """The reason why each image cannot be decoded, "" if it can. With `kept`, the decoded pixels are stored."""
         count, reasons = len(self._encoded), list[str]()
         self._decoded = np.empty((count, 3, *self.image_size), np.uint8) if kept else None
         for start in range(0, count, CHUNK):
-            encoded = self._encoded.slice(start, CHUNK).to_pylist()
-            found = decode_batch(encoded, self.image_size, self._max_pixels, self._threads)
+            found = self._decode(self._encoded.slice(start, CHUNK).to_pylist())
             reasons += found.reasons
             if self._decoded is not None:
                 self._decoded[start : start + len(found.images)] = found.images

@@ -19,6 +19,7 @@ class Images(Protocol):
     pids: np.ndarray
     camids: np.ndarray
     problems: list[str]
+    resize: str
 
     def __len__(self) -> int: ...
 
@@ -38,7 +39,7 @@ class JoinedImages:
 
     def __init__(self, parts: Sequence[ImageSet]) -> None:
         self.parts = list(parts)
-        self.location, self.image_size = parts[0].location, parts[0].image_size
+        self.location, self.image_size, self.resize = parts[0].location, parts[0].image_size, parts[0].resize
         self.keys = [f"{number}:{key}" if number else key for number, part in enumerate(parts) for key in part.keys]
         self.pids = shifted([part.pids for part in parts])
         self.camids = shifted([part.camids for part in parts])

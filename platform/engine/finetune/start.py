@@ -96,7 +96,11 @@ def train_set(config: FinetuneConfig, uri: str, backbone: Vit, plan: CameraPlan 
 def image_set(config: FinetuneConfig, uri: str, split: str, backbone: Vit, plan: CameraPlan | None = None) -> ImageSet:
     """The images of a split, at the image size of the backbone, with camera rows if there is a plan."""
     images = ImageSet(
-        open_storage(uri, config.storage), [split], backbone.config.image_size, max_corrupt_share=config.max_corrupt_share
+        open_storage(uri, config.storage),
+        [split],
+        backbone.config.image_size,
+        max_corrupt_share=config.max_corrupt_share,
+        resize="bicubic" if split == "train" else config.evaluate.resize,
     )
     if plan:
         images.camera_rows = plan.rows_for(uri, images.camids)

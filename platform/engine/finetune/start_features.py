@@ -63,6 +63,7 @@ def key_of(
         hashlib.sha256((images.location / MANIFEST).read_bytes()).hexdigest(),
         hashlib.sha256("\n".join(images.keys).encode()).hexdigest(),
         model.backbone.config.image_size,
+        images.resize,
         neck,
         list(augment.mean),
         list(augment.std),

@@ -91,6 +91,7 @@ def stream_through_actors(
     image_size: tuple[int, int],
     pool: PoolConfig,
     splits: Sequence[str] = (),
+    resize: str = "bicubic",
 ) -> Iterator[Batch]:
     """Yields the batches that the actors compute from the rows of data sets, in the order of the sets and their shards.
 
@@ -100,6 +101,7 @@ def stream_through_actors(
             "split", "set" (place in `sets`), "file", "problem"}. It must return "key", "file" and "problem" unchanged.
         image_size: (height, width) of the decoded images.
         splits: read only rows of these splits; empty: all rows.
+        resize: how the images are scaled, one of RESIZES.
 
     An undecodable image is passed as a gray image with its "problem", so that the rows match those of the shards. Its result is
     meaningless; SetAside.watch counts it. Raises UserError if an actor would take every CPU of the cluster and leave none for
@@ -121,7 +123,7 @@ def stream_through_actors(
     def read(batch: Batch) -> Iterator[Batch]:
         for index in batch["id"]:
             place, name, group = units[index]
-            rows = _read_and_decode(roots[place], name, group, image_size, splits, max_pixels[place])
+            rows = _read_and_decode(roots[place], name, group, image_size, splits, max_pixels[place], resize)
             yield rows | {"set": np.full(len(rows["key"]), place)}
 
     dataset = ray.data.range(len(units), override_num_blocks=len(units))
@@ -140,14 +142,14 @@ def stream_through_actors(
 
 
 def _read_and_decode(
-    root: Location, name: str, group: int, image_size: tuple[int, int], splits: Sequence[str], max_pixels: int
+    root: Location, name: str, group: int, image_size: tuple[int, int], splits: Sequence[str], max_pixels: int, resize: str
 ) -> Batch:
     table = _read_row_group(root / name, group)
     has_split = "split" in table.schema.names
     if splits:
         table = table.filter(pa.compute.is_in(table["split"], value_set=pa.array(list(splits))))
     keys = table["key"].to_pylist()
-    images, reasons, _ = decode_batch(table["image"].to_pylist(), image_size, max_pixels)
+    images, reasons, _ = decode_batch(table["image"].to_pylist(), image_size, max_pixels, resize=resize)
     return {
         "image": images,
         "key": np.asarray(keys, dtype=object),

@@ -175,12 +175,14 @@ def retrieval_metrics(result: Mapping[str, Any]) -> dict[str, float]:
 def options_of(config: EvaluateConfig) -> dict[str, Any]:
     """The options that the metrics depend on, to be stored with them; None for an option that was not used.
 
-    "expansion" {"images", "alpha"} and "flip" (true) apply to all metrics, "reranking" {"k1", "k2", "weight"} only to "reranked".
+    "expansion" {"images", "alpha"}, "flip" (true) and "resize" ("bilinear") apply to all metrics, "reranking" {"k1", "k2",
+    "weight"} only to "reranked".
     """
     defaults = {name: parameter.default for name, parameter in signature(rank_reranked).parameters.items()}
     return {
         "expansion": {"images": config.expansion, "alpha": config.expansion_alpha} if config.expansion else None,
         "flip": True if config.flip else None,
+        "resize": None if config.resize == "bicubic" else config.resize,
         "reranking": {name: defaults[name] for name in ("k1", "k2", "weight")} if config.reranking else None,
     }
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from reidssl.checks import at_least, one_of, positive, within
-from reidssl.choices import COMPILE_CHOICES, GALLERY_BLOCK, PRECISIONS
+from reidssl.choices import COMPILE_CHOICES, GALLERY_BLOCK, PRECISIONS, RESIZES
 from reidssl.clustering.cluster_config import ClusterConfig
 
 
@@ -16,6 +16,9 @@ class EvaluateConfig:
     flip: bool = False
     """Average the features of each image and its mirror image before they are normalized, as in the Bag of Tricks baseline
     (arXiv 1903.07071); takes twice the time. Published results of this method are without."""
+    resize: str = "bicubic"
+    """How test images are scaled: bicubic, as training images are and as the released USL does, or bilinear, as the released
+    supervised code does."""
     expansion: int = 0
     """Gallery images used to expand each query before ranking (alpha-QE); 0: no expansion, as in published results."""
     expansion_alpha: float = 3.0
@@ -35,6 +38,7 @@ class EvaluateConfig:
     process."""
 
     def __post_init__(self) -> None:
+        one_of(RESIZES, resize=self.resize)
         at_least(0, expansion=self.expansion, expansion_alpha=self.expansion_alpha, tasks=self.tasks)
         at_least(1, "query", block=self.block)
         at_least(1, "image", gallery_block=self.gallery_block)

@@ -96,6 +96,17 @@ def test_erasing_boxes_are_distributed_as_timms():
         assert (np.abs(ours.mean(0) - theirs.mean(0)) < 4.5 * standard_error).all()
 
 
+def test_erasing_boxes_with_uniform_aspect():
+    """The shares and ratios of the boxes; a box of 2 to 4 % of this image always fits."""
+    count, height, width = 4000, 2048, 1024
+    draws = uniforms(sample_seeds(0, 0, [str(i) for i in range(count)]), 2 * ERASING_TRIES + 2)
+    boxes = erasing_boxes(draws, height, width, (0.02, 0.04), (0.3, 1 / 0.3), log_aspect=False)
+    ratios, shares = boxes[:, 2] / boxes[:, 3], boxes[:, 2] * boxes[:, 3] / (height * width)
+    for values, low, high in ((ratios, 0.3, 1 / 0.3), (shares, 0.02, 0.04)):
+        found = np.quantile((values - low) / (high - low), [0.0, 0.25, 0.5, 0.75, 1.0])
+        np.testing.assert_allclose(found, [0.0, 0.25, 0.5, 0.75, 1.0], atol=0.03)
+
+
 def test_erasing_boxes_that_never_fit_are_empty():
     boxes = erasing_boxes(np.full((2, 2 * ERASING_TRIES + 2), 0.5), 10, 10, (1.0, 1.0), (1.0, 1.0))
     assert (boxes[:, 2:] == 0).all()
@@ -104,10 +115,10 @@ def test_erasing_boxes_that_never_fit_are_empty():
     assert torch.equal(ReidAugment(config)(images, seeds), normalize(images, config.mean, config.std))
 
 
-@pytest.mark.parametrize("noise", [True, False])
-def test_erasing_fills_one_rectangle(noise):
+@pytest.mark.parametrize(("noise", "value"), [(True, [0.0, 0.0, 0.0]), (False, [0.0, 0.0, 0.0]), (False, [0.1, -0.2, 0.3])])
+def test_erasing_fills_one_rectangle(noise, value):
     images, seeds = make_batch(300, (64, 32))
-    config = ReidAugmentConfig(image_size=(64, 32), flip=0.0, pad=0, erasing_noise=noise)
+    config = ReidAugmentConfig(image_size=(64, 32), flip=0.0, pad=0, erasing_noise=noise, erasing_value=value)
     plain = normalize(images, config.mean, config.std)
     made = ReidAugment(config)(images, seeds)
     changed = (made != plain).any(1)  # (B, h, w)
@@ -120,7 +131,7 @@ def test_erasing_fills_one_rectangle(noise):
         share = box[0].numel() / (64 * 32)
         assert 0.015 < share < 0.36
         assert changed[sample].sum() > 0.97 * box[0].numel()
-        values.append(box.flatten())
+        values.append((box if noise else box - torch.tensor(value)[:, None, None]).flatten())
     values = torch.cat(values)
     if noise:
         assert abs(values.mean()) < 0.03 and abs(values.std() - 1) < 0.03
@@ -152,6 +163,7 @@ def test_a_sample_does_not_depend_on_its_batch(part):
         ("erasing", -0.5),
         ("erasing_area", (0.5, 0.2)),
         ("erasing_aspect", (0.0, 1.0)),
+        ("erasing_value", [0.5]),
         ("mean", [0.5] * 4),
         ("std", [0.5, -0.5, 0.5]),
     ],

@@ -99,12 +99,16 @@ def test_everything_that_can_be_asked_for(sets):
     assert np.isnan(table[same]).all() and np.isfinite(table[~same]).any()
     expanded = evaluate_features(query, gallery, *features, EvaluateConfig(expansion=2))
     assert expanded["mAP"] != found["mAP"]
-    assert expanded["evaluation"] == {"expansion": {"images": 2, "alpha": 3.0}, "flip": None, "reranking": None}
+    assert expanded["evaluation"] == {"expansion": {"images": 2, "alpha": 3.0}, "flip": None, "reranking": None, "resize": None}
     assert options_of(EvaluateConfig(reranking=True)) == {
         "expansion": None,
         "flip": None,
         "reranking": {"k1": 20, "k2": 6, "weight": 0.3},
+        "resize": None,
     }
+    assert options_of(EvaluateConfig(resize="bilinear"))["resize"] == "bilinear"
+    with pytest.raises(ValueError, match="resize must be one of bicubic, bilinear: got 'nearest'"):
+        EvaluateConfig(resize="nearest")
 
 
 def test_labels_without_images_are_those_of_the_image_set(sets, tiny_labeled):
