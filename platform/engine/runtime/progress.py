@@ -1,7 +1,9 @@
 """Progress of a distributed job on one terminal line."""
 
+import math
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,17 +30,19 @@ class Counter:
 
 
 @contextmanager
-def progress(label: str, unit: str, total: int | None, every_s: float = 5.0) -> Iterator[Any]:
+def progress(label: str, unit: str, total: int | None, every_s: float = 5.0, silent_s: float = 60.0) -> Iterator[Any]:
     """Context manager that shows the progress of a job. Yields the handle of a Counter.
 
     Tasks call `counter.add.remote(<unit>=rows, rejected=bad)` on it. On a terminal it shows a bar, otherwise one line every
-    `every_s` seconds. total: expected number of units; None: unknown.
+    `every_s` seconds. If the counts stay the same for `silent_s` seconds, one line gives the likely reasons. total: expected
+    number of units; None: unknown.
     """
     counter: Any = ray.remote(num_cpus=0)(Counter).remote()
     bar = tqdm(desc=label, unit=f" {unit}", total=total, disable=not sys.stderr.isatty(), leave=False)
     stop, rate = threading.Event(), Rate(total, unit)
 
     def show() -> None:
+        before, since = dict[str, int](), time.monotonic()
         while not stop.wait(0.5 if not bar.disable else every_s):
             try:
                 counts = ray.get(counter.read.remote(), timeout=ANSWER_S)
@@ -46,6 +50,14 @@ def progress(label: str, unit: str, total: int | None, every_s: float = 5.0) -> 
                 continue
             except Exception:  # the counter died with the cluster; the job reports the error
                 return
+            if counts != before:
+                before, since = dict(counts), time.monotonic()
+            elif time.monotonic() - since > silent_s:
+                say(
+                    f"{label}: nothing new for {silent_s:.0f} s. Either storage does not answer, which is tried again for "
+                    "storage.retry_timeout_s, or the tasks wait for free CPUs"
+                )
+                since = math.inf
             done, others = counts.pop(unit, 0), {name: value for name, value in counts.items() if value}
             if done:
                 rate.update(done)
