@@ -23,6 +23,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from platform.engine.clustering.sharded_neighbors import check_room
 from platform.engine.data.set_aside import LISTED, SAID
 from platform.engine.errors import UserError
 from platform.engine.finetune.camera_plan import plan_cameras
@@ -62,6 +63,8 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
         return run.summary
     run.pin(inputs)
     connect(config.runtime, "finetune", run.location.uri)
+    if config.setting != "supervised":
+        check_room(config.unsupervised.neighbors, config.scaling)
     origin = config.checkpoint or "random weights"
     say(f"finetune: {config.setting} from {origin} on {config.target_set}; output {run.location.uri}")
     launch(

@@ -32,6 +32,7 @@ from functools import partial
 from typing import Any
 
 from platform.cluster import main as run_cluster
+from platform.engine.clustering.sharded_neighbors import check_room
 from platform.engine.pipeline.checks import check_data, check_settings
 from platform.engine.pipeline.configurations import (
     Tuning,
@@ -102,6 +103,8 @@ def main(config: PipelineConfig) -> dict[str, Any]:
     else:
         groups = [config.pretrain.scaling, config.finetune.scaling]
         require_room(f"{config.concurrent} stages", groups, config.concurrent, ["pretrain.scaling", "finetune.scaling"])
+        if set(config.settings) - {"supervised"}:
+            check_room(config.finetune.unsupervised.neighbors, config.finetune.scaling, config.concurrent)
         run_together(story, results, config.concurrent, begin=opened)
     final = results.collect()
     run.finish({"results": final})

@@ -27,6 +27,7 @@ if __name__ == "__main__":  # before the imports below: --help and a misspelled 
 import json
 from typing import Any
 
+from platform.engine.clustering.sharded_neighbors import check_room
 from platform.engine.errors import FailedTrialsError, UserError
 from platform.engine.runs.run_folder import SUMMARY, VOLATILE, Run, open_run
 from platform.engine.runtime.idle_gpus import tell_idle_gpus
@@ -123,7 +124,7 @@ def check_trials(config: TuneConfig, trials: list[Point]) -> None:
             trial.source_set,
             trial.target_set,
             tuple(trial.augment.image_size),
-            str(trial.overrides),
+            str((trial.overrides, trial.load)),
             str(trial.train_sets),
             (trial.train_fraction, trial.seed) if trial.train_fraction < 1 else None,
             (trial.supervised.freeze_layers, trial.unsupervised.freeze_layers),
@@ -148,5 +149,8 @@ def check_concurrency(config: TuneConfig, trials: list[Point], number: int) -> N
         number: of trials.
     """
     together = min(config.concurrent, number)
-    groups = [trial_config(config, point).scaling for point in trials]
+    found = [trial_config(config, point) for point in trials]
+    groups = [trial.scaling for trial in found]
     require_room(f"{together} trials", groups, together, ["finetune.scaling"], once=config.search == "grid")
+    for trial in found if config.finetune.setting != "supervised" else []:
+        check_room(trial.unsupervised.neighbors, trial.scaling, together)

@@ -100,8 +100,8 @@ def groups_of(keys: Sequence[str], group: int, seed: int) -> list[Array]:
     The images are ordered by a random number that is a function of (seed, key), and this order is cut into the fewest groups of
     at most `group` images, whose sizes differ by one at most. Therefore the groups depend only on the seed and the keys.
     """
-    if group < 2:
-        raise ValueError(f"group must be at least 2: got {group}")
+    if group < 3:
+        raise ValueError(f"group must be at least 3, since one of two images may have to be alone: got {group}")
     order = np.argsort(uniforms(sample_seeds(seed, 0, keys), 1, stream=GROUP_STREAM)[:, 0], kind="stable")
     return [np.sort(members) for members in np.array_split(order, max(1, -(-len(keys) // group)))]
 
@@ -155,7 +155,7 @@ def neighborhood_overlap(near_source: Array, near_target: Array, block: int = 10
     Args:
         near_source, near_target: int (B, k + 1), the nearest images of every image for each proxy, the image itself first. -1:
             absent (not found by an approximate search), counts as not shared.
-        block: number of rows compared at a time.
+        block: largest number of rows compared at a time; fewer with many neighbors, so that a comparison takes 64 MiB.
 
     Returns:
         float32 (B,), shared neighbors / k, in [0, 1].
@@ -168,6 +168,7 @@ def neighborhood_overlap(near_source: Array, near_target: Array, block: int = 10
             "both neighbor tables must be (B, k + 1) with k of at least 1, of the same images: got "
             f"{near_source.shape} and {near_target.shape}"
         )
+    block = max(1, min(block, (64 << 20) // near_source.shape[1] ** 2))
     shared = [((one[:, :, None] == other[:, None]) & (one[:, :, None] >= 0)).sum(axis=(1, 2))
               for one, other in ((near_source[start : start + block, 1:], near_target[start : start + block, 1:])
                                  for start in range(0, len(near_source), block))]  # fmt: skip

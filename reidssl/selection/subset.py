@@ -15,7 +15,7 @@ def count_of(num_images: int, fraction: float) -> int:
     """
     if not 0.0 < fraction <= 1.0:
         raise ValueError(f"fraction must be in (0, 1]: got {fraction}")
-    return max(1, math.floor(num_images * fraction + 0.5))
+    return max(1, math.floor(round(num_images * fraction, 6) + 0.5))  # 50 * 0.29 is 14.5 less a rounding error
 
 
 def select_top(keys: Sequence[str], scores: Array | Sequence[float], fraction: float) -> Array:

@@ -334,7 +334,9 @@ def test_choices_that_cannot_be(scored, tiny_shards, tmp_path):
         ("among draws a fraction or a count from the best", ["random=true", "among=0.5"]),
         ("among must be at least fraction \\(0.5\\), or 0 to take the best: got 0.4", [f"scores={scored}", "among=0.4"]),
         ("floor and threshold exclude each other", [f"scores={scored}", "stratify=folder", "floor=0.1", "threshold=0.5"]),
-        ("floor is the share of a stratum: give stratify=", [f"scores={scored}", "floor=0.5"]),
+        ("floor is the share of a stratum that stratify=.*got floor=0.5 and stratify=''", [f"scores={scored}", "floor=0.5"]),
+        ("give both or neither, got floor=0 and stratify='folder'", [f"scores={scored}", "stratify=folder"]),
+        ("floor and among exclude each other", [f"scores={scored}", "stratify=folder", "floor=0.1", "among=0.6"]),
         ("similarity needs features: give scores=", ["random=true", "duplicates.similarity=0.5"]),
     ):
         with pytest.raises(ConfigError, match=said):

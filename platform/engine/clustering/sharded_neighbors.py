@@ -18,9 +18,10 @@ import numpy as np
 from platform.engine.clustering.shard_actor import Shard
 from platform.engine.errors import UserError, user_error_of
 from platform.engine.inference.features import Part
-from platform.engine.runtime.growth import may_grow
+from platform.engine.runtime.growth import autoscales, may_grow
 from platform.engine.runtime.idle_gpus import tell_idle_gpus
 from platform.engine.schemas.retrieval_settings import NeighborActorsConfig
+from platform.engine.train.scaling import ScalingConfig
 from reidssl.clustering.index import in_order
 from reidssl.clustering.neighbors import Neighbors
 
@@ -204,6 +205,29 @@ def _check_resources(config: NeighborActorsConfig, count: int) -> None:
             raise UserError(
                 f"{count} neighbor actors need {each * count:g} {kind}, this Ray has {total.get(kind, 0):g}: lower "
                 "the number of actors or what each reserves, or connect to a larger cluster"
+            )
+
+
+def check_room(config: NeighborActorsConfig, workers: ScalingConfig, runs: int = 1) -> None:
+    """Check that the neighbor actors of one run fit beside the workers of `runs` runs at a time, which keep their CPUs and GPUs.
+
+    Raises UserError if they do not and no autoscaler adds nodes: the run would wait for its actors forever.
+    """
+    import ray
+
+    if not config.actors or autoscales():
+        return
+    total, beside = ray.cluster_resources(), runs * workers.fewest
+    for kind, each, own in (
+        ("CPU", config.cpus_per_actor, workers.cpus_per_worker),
+        ("GPU", config.gpus_per_actor, workers.gpus_per_worker),
+    ):
+        needed = config.actors * each + beside * own
+        if each and needed > total.get(kind, 0):
+            raise UserError(
+                f"{config.actors} neighbor actors beside {beside} workers need {needed:g} {kind}, this Ray has "
+                f"{total.get(kind, 0):g}: lower neighbors.actors or neighbors.{kind.lower()}s_per_actor, or connect to a larger "
+                "cluster"
             )
 
 

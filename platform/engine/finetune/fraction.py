@@ -15,4 +15,4 @@ def chosen_images(pids: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     units = pids if len(pids) and pids.min() >= 0 else np.arange(len(pids))
     names = np.unique(units)
     order = np.random.default_rng(seed).permutation(names)
-    return np.isin(units, order[: max(1, math.ceil(fraction * len(names)))])
+    return np.isin(units, order[: max(1, math.ceil(round(fraction * len(names), 6)))])

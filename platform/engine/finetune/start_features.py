@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -58,11 +58,15 @@ def key_of(
     model: ReidModel, images: Images, neck: str, augment: ReidAugmentConfig, engine: zero.EngineSettings, flip: bool
 ) -> str:
     """Digest of everything that the features depend on."""
+    # The weights do not say everything: heads, pooling and the weight of the camera embeddings leave no tensor.
+    backbone = {name: value for name, value in asdict(model.backbone.config).items() if name != "drop_path"}
+    cameras = images.cameras(np.arange(len(images)))
     content = [
         weights_hash(model),
+        backbone,
+        "" if cameras is None else hashlib.sha256(cameras.cpu().numpy().tobytes()).hexdigest(),
         hashlib.sha256((images.location / MANIFEST).read_bytes()).hexdigest(),
         hashlib.sha256("\n".join(images.keys).encode()).hexdigest(),
-        model.backbone.config.image_size,
         images.resize,
         neck,
         list(augment.mean),

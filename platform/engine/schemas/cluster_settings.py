@@ -29,3 +29,8 @@ class ClusterProgramConfig:
 
     def __post_init__(self) -> None:
         check_shared(self.cluster, self.neighbors)
+        if self.cluster.eps_end:
+            raise ValueError(
+                f"cluster.eps_end is for fine-tuning, whose eps may change over its epochs: got {self.cluster.eps_end:g}; set "
+                "cluster.eps"
+            )

@@ -92,6 +92,8 @@ class PhaseConfig:
         within("[0, 1)", drop_path=self.drop_path, ema_momentum=self.ema_momentum)
         at_least(0, freeze_layers=self.freeze_layers)
         one_of(NECKS, neck=self.neck)
+        if self.batch.images < 2:
+            raise ValueError("batch must have 2 images or more, for the batch norm of the neck: got identities 1 and instances 1")
 
     @property
     def bias_rate_factor(self) -> float:
@@ -188,6 +190,8 @@ class SupervisedConfig(PhaseConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of(IDENTITY_LOSSES, identity=self.identity)
+        if self.triplet_weight and self.batch.identities < 2:
+            raise ValueError("batch.identities must be at least 2 for the triplet loss (or set triplet_weight=0): got 1")
         positive(identity_scale=self.identity_scale)
         within("[0, 1)", label_smoothing=self.label_smoothing)
         at_least(

@@ -52,7 +52,7 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         one_of(MEASURES, measure=self.measure)
-        at_least(2, group=self.group)
+        at_least(3, group=self.group)
         at_least(0, seed=self.seed)
         at_least(1, k=self.k, **{"neighbors.actors": self.neighbors.actors})
         check_search(self.search, 0)

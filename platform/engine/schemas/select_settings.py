@@ -67,7 +67,8 @@ class SelectConfig:
     stratify: str = ""
     """Column whose values (cameras, videos) are strata that keep at least `floor`; or "folder", the folder of the key."""
     floor: float = 0.0
-    """Share of each stratum that is always kept, its best images. With the value of `fraction`, all strata keep this share."""
+    """Share of each stratum that is always kept, its best images. With the value of `fraction`, all strata keep this share. Near
+    duplicates and images that a list does not name are left out before."""
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
     materialize: bool = False
     """Also write the selected images as new shards in `data` below output, to train on without the index."""
@@ -106,8 +107,16 @@ class SelectConfig:
             raise ValueError(
                 "floor and threshold exclude each other (a floor keeps images below the threshold): use fraction or count"
             )
-        if self.floor and not self.stratify:
-            raise ValueError("floor is the share of a stratum: give stratify=<column>, e.g. stratify=camid or stratify=folder")
+        if self.floor and self.among:
+            raise ValueError(
+                "floor and among exclude each other (a draw among the best leaves out strata): use one of them, got floor="
+                f"{self.floor:g} and among={self.among:g}"
+            )
+        if bool(self.floor) != bool(self.stratify):
+            raise ValueError(
+                "floor is the share of a stratum that stratify=<column> names, e.g. stratify=camid floor=0.2: give both or "
+                f"neither, got floor={self.floor:g} and stratify='{self.stratify}'"
+            )
         if self.duplicates.similarity and not self.scores:
             raise ValueError("duplicates.similarity needs features: give scores=<folder of platform.score with features=true>")
         if self.allow_short and not (self.list or self.duplicates.similarity):

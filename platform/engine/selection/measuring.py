@@ -7,6 +7,7 @@ import numpy as np
 from platform.engine.clustering.sharded_neighbors import sharded_neighbors
 from platform.engine.data.parts import PARTS
 from platform.engine.data.shards import Manifest
+from platform.engine.errors import UserError
 from platform.engine.inference.actors import Batch
 from platform.engine.runtime.terminal import say
 from platform.engine.schemas.score_settings import ScoreConfig
@@ -39,6 +40,12 @@ def publish(config: ScoreConfig, output: Location, name: str, columns: Batch) ->
     scores = np.zeros(len(keys), np.float32)
     if len(good):
         source, target = (columns[proxy][good] for proxy in PROXIES)
+        finite = np.isfinite(source).all(1) & np.isfinite(target).all(1)
+        if scope == "group" and not finite.all():
+            raise UserError(
+                f"{config.measure} compares images, and a proxy gave {(~finite).sum():,} of the {len(good):,} images of {name} no "
+                f"finite feature, the first '{keys[good[finite.argmin()]]}': look for a diverged proxy or leave the image out"
+            )
         if scope == "group":
             named = [keys[place] for place in good]
             scores[good] = group_scores(named, source, target, config.measure, config.k, config.group, config.seed)

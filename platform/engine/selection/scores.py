@@ -8,6 +8,8 @@ import pyarrow as pa
 
 from platform.engine.data.parts import PARTS, PROBLEM, write_table
 from platform.engine.data.shards import Manifest, read_rows
+from platform.engine.errors import UserError
+from platform.engine.runtime.terminal import say
 from platform.engine.storage.location import Location
 from platform.engine.storage.parquet import read_columns
 from reidssl.selection.agreement import auc
@@ -27,12 +29,23 @@ def read_scores(output: Location, manifest: Manifest, columns: Sequence[str] = (
 
 
 def summarize(output: Location, root: Location, manifest: Manifest) -> dict[str, Any]:
-    """Distribution of the scores. If the data has a `planted` column, also the AUC with which they rank planted images low."""
+    """Distribution of the scores. If the data has a `planted` column, also the AUC with which they rank planted images low.
+
+    Images whose features are not finite have no number as score; they are counted and left out of the figures. Raises UserError
+    if no score is a number.
+    """
     column = read_scores(output, manifest, ["score"])["score"]
-    scored = column.is_valid().to_numpy()
-    scores = column.drop_null().to_numpy()
+    values = column.to_numpy(zero_copy_only=False).astype(np.float64)  # null: NaN
+    scored = np.isfinite(values)
+    scores = values[scored]
+    undefined = len(column) - column.null_count - len(scores)
+    if undefined:
+        say(f"score: {undefined:,} images have no score, because a proxy gave them no finite feature: look for a diverged proxy")
+    if not len(scores):
+        raise UserError(f"no image of {root.uri} has a score: the proxies gave no finite feature")
     summary: dict[str, Any] = {
         "total": len(column),
+        "undefined_scores": undefined,
         "mean": float(scores.mean()),
         "std": float(scores.std()),
         "quantiles": [float(q) for q in np.quantile(scores, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1])],

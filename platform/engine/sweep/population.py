@@ -22,6 +22,7 @@ from platform.engine.storage.location import Location
 from platform.engine.sweep.draws import Draw
 from platform.engine.sweep.space import Point, text_of
 from platform.engine.sweep.trials import STOP_RECORD, PointBook, folder_of, space_of
+from platform.engine.train.checkpoints import MANIFEST, CheckpointStore, LoadedCheckpoint
 
 FACTORS = (0.8, 1.25)
 RESAMPLED = 0.25
@@ -101,7 +102,10 @@ class Population(PopulationBasedTraining):
 
     def _exploit(self, tune_controller: Any, trial: Any, trial_to_clone: Any) -> None:
         before, donor = json.loads(trial.config["point"]), json.loads(trial_to_clone.config["point"])
-        if (folder_of(self.config, donor) / SUMMARY).exists():  # nothing is left to train: the trial goes on as it is
+        origin = folder_of(self.config, donor)
+        if (origin / SUMMARY).exists():  # nothing is left to train: the trial goes on as it is
+            return
+        if newest_checkpoint(origin) is None:  # an evaluation is logged before the checkpoint of its epoch is complete
             return
         point = mutated(donor, self.draws, self.generator, self.book.points)
         if point is None:  # a small space, all of which was tried
@@ -109,7 +113,7 @@ class Population(PopulationBasedTraining):
         self.next = point
         self.book.add([point])
         super()._exploit(tune_controller, trial, trial_to_clone)
-        continue_from(folder_of(self.config, donor), folder_of(self.config, point))
+        continue_from(origin, folder_of(self.config, point))
         reason = f"replaced by {text_of(point)}, from the checkpoint of {text_of(donor)}"
         (folder_of(self.config, before) / STOP_RECORD).write_json({"scheduler": "pbt", "reason": reason})
         say(f"tune: {text_of(before)}: {reason}")
@@ -133,21 +137,35 @@ def mutated(point: Point, draws: dict[str, Draw], generator: np.random.Generator
 def continue_from(donor: Location, folder: Location, attempts: int = 5) -> None:
     """Copy the newest checkpoint and the log of a running trial into a new folder.
 
-    The trial may delete a checkpoint while it is copied, because it has written a newer one: then that one is copied.
+    The trial may delete a checkpoint while it is copied, because it has written a newer one: then that one is copied. Raises
+    StorageError if that fails `attempts` times.
     """
     for attempt in range(attempts):
         try:
             for name in COPIED:
                 source = donor / name
-                files = [source / item.name for item in source.list()] if name == "checkpoints" else [source]
-                for file in files:
+                names = [item.name for item in source.list()] if name == "checkpoints" else [""]
+                # Manifests last: a checkpoint that was copied in part does not count.
+                for part in sorted(names, key=lambda one: one.endswith(MANIFEST)):
+                    file = source / part if part else source
                     (folder / file.uri.removeprefix(f"{donor.uri}/")).write_bytes(file.read_bytes())
-            return
-        except StorageError:
-            if attempt == attempts - 1:
-                raise
-            (folder / "checkpoints").delete()
-            time.sleep(1.0)
+            if newest_checkpoint(folder) is not None:
+                return
+            problem = StorageError(f"{donor.uri} has no whole checkpoint to continue from")
+        except StorageError as error:
+            problem = error
+        if attempt == attempts - 1:
+            raise problem
+        (folder / "checkpoints").delete()
+        time.sleep(1.0)
+
+
+def newest_checkpoint(folder: Location) -> LoadedCheckpoint | None:
+    """The newest checkpoint of a run; None if it has none now, since the run may be replacing its only one."""
+    try:
+        return CheckpointStore(folder / "checkpoints").newest()
+    except (StorageError, UserError):
+        return None
 
 
 def report_with_marker(metrics: dict[str, Any]) -> None:

@@ -29,9 +29,13 @@ def groups_of(rows: list[Row], metric: str) -> list[list[Row]]:
 
 
 def best_of(rows: list[Row], metric: str) -> Row | None:
-    """The best finished trial of the settings with the best mean over seeds; None if no trial is finished."""
+    """The best finished trial of the settings with the best mean over seeds; None if no trial is finished.
+
+    Settings with more finished seeds win: a mean over the seeds that were not stopped early says too much.
+    """
     finished = [own for own in groups_of(rows, metric) if own[0]["state"] == FINISHED]
-    return max(finished[0], key=lambda row: row[metric]) if finished else None
+    best = max(finished, key=len, default=[])  # the first of the longest, which are in the order of their means
+    return max(best, key=lambda row: row[metric], default=None)
 
 
 def write_results(location: Location, rows: list[Row]) -> None:

@@ -32,7 +32,7 @@ TRIAL: dict[str, float] = {"CPU": 0, "memory": 1}
 """Resources of the function that starts the workers of a trial and waits for them: a byte, since Tune wants something. A part of
 a CPU would keep a worker that needs all CPUs of a node from it."""
 POLL_S = 1.0
-NO_RESULT = -1.0  # metric of a failed trial, below every metric, because schedulers need a number
+NO_RESULT = -1.0  # metric of a failed trial, below every metric, because Tune needs a number
 STEP = "evaluations"
 
 
@@ -136,12 +136,29 @@ def scheduler_of(config: TuneConfig, book: PointBook) -> TrialScheduler:
         return Population(config, book, STEP)
     if chosen.name == "asha":
         longest = 100_000  # trials end by themselves
-        return AsyncHyperBandScheduler(
-            time_attr=STEP, max_t=longest, grace_period=chosen.grace, reduction_factor=chosen.reduction
-        )
+        return Halving(time_attr=STEP, max_t=longest, grace_period=chosen.grace, reduction_factor=chosen.reduction)
     if chosen.name == "median":
-        return MedianStoppingRule(time_attr=STEP, grace_period=chosen.grace, min_samples_required=chosen.min_trials)
+        return Median(time_attr=STEP, grace_period=chosen.grace, min_samples_required=chosen.min_trials)
     return FIFOScheduler()
+
+
+class WithoutFailures(TrialScheduler):
+    """A scheduler that does not compare trials with a failed one, whose metric is no measurement."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        return self.CONTINUE if result.get("reason") else super().on_trial_result(tune_controller, trial, result)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if not result.get("reason"):
+            super().on_trial_complete(tune_controller, trial, result)
+
+
+class Halving(WithoutFailures, AsyncHyperBandScheduler):
+    """ASHA (arXiv 1810.05934)."""
+
+
+class Median(WithoutFailures, MedianStoppingRule):
+    """The median stopping rule (Google Vizier)."""
 
 
 class Progress(ray.tune.Callback):

@@ -25,6 +25,9 @@ from platform.engine.train.stopping import stop_on_signals
 
 Settings = TypeVar("Settings")
 METRICS_S = 11.0  # Ray's processes report their metrics every 10 s
+# Longest wait for another worker. The others wait while one clusters or evaluates, with millions of images for longer than Ray's
+# half hour. A worker that died is noticed by Ray at once, without this.
+LONGEST_WAIT_S = 6 * 3600
 
 
 def launch(
@@ -84,7 +87,7 @@ def launch(
             board=board,
             heeds_notices=heeds_notices,
             train_loop_config=shown_settings(config),
-            torch_config=KeepingTorchConfig(backend=devices.backend(scaling.gpus_per_worker)),
+            torch_config=KeepingTorchConfig(backend=devices.backend(scaling.gpus_per_worker), timeout_s=LONGEST_WAIT_S),
             scaling_config=RayScalingConfig(
                 num_workers=scaling.num_workers,  # type: ignore[arg-type]
                 use_gpu=scaling.gpus_per_worker > 0,

@@ -119,14 +119,20 @@ def test_groups_are_scored_alone_whatever_the_order_of_the_rows(measure):
     assert (group_scores(keys, a, b, measure, k=5, group=20, seed=4) != found).any()
 
 
+def test_no_group_has_one_image():
+    for count in range(2, 60):
+        keys = [f"{number}" for number in range(count)]
+        assert min(len(one) for one in groups_of(keys, 3, 0)) >= 2
+
+
 def test_groups_are_random_and_even():
     keys = [f"{number:05d}" for number in range(1000)]
     groups = groups_of(keys, 300, 0)
     assert [len(one) for one in groups] == [250] * 4
     assert all(90 < (one < 500).sum() < 160 for one in groups)  # not consecutive rows
     assert [len(one) for one in groups_of(keys, 1000, 0)] == [1000]
-    with pytest.raises(ValueError, match="group must be at least 2: got 1"):
-        groups_of(keys, 1, 0)
+    with pytest.raises(ValueError, match="group must be at least 3, since one of two images may have to be alone: got 2"):
+        groups_of(keys, 2, 0)
     with pytest.raises(ValueError, match="group_cka needs k of at least 1 and two images: got k 20, 1 images"):
         group_scores(["a"], features(1), features(1), "group_cka")
 

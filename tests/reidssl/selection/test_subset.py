@@ -10,6 +10,7 @@ def test_published_counts():
     assert count_of(4_180_243, 0.5) == 2_090_122
     assert count_of(4_180_243, 0.6) == 2_508_146
     assert count_of(10, 1.0) == 10 and count_of(10, 0.3) == 3 and count_of(3, 0.01) == 1
+    assert count_of(50, 0.29) == 15  # 14.5, although the product is a little less
 
 
 @pytest.mark.parametrize("levels", [1, 3, 10**6])

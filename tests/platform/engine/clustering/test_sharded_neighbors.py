@@ -7,11 +7,12 @@ import pytest
 
 import platform.engine.clustering.sharded_neighbors as engine
 from platform.engine.clustering.shard_actor import Shard
-from platform.engine.clustering.sharded_neighbors import NeighborActorsConfig, sharded_neighbors
+from platform.engine.clustering.sharded_neighbors import NeighborActorsConfig, check_room, sharded_neighbors
 from platform.engine.data.parts import as_column
 from platform.engine.errors import UserError
 from platform.engine.inference.features import ParquetPart, array_parts
 from platform.engine.storage.location import open_storage
+from platform.engine.train.scaling import ScalingConfig
 from reidssl.clustering.index import recall
 from reidssl.clustering.neighbors import knn
 
@@ -135,6 +136,21 @@ def test_shares_are_about_equal_and_in_order():
     assert [part for share in shares for part in share] == parts
     assert [sum(part.rows for part in share) for share in shares] == [10, 10, 10]
     assert len(engine._shares(parts[:2], 8)) == 2  # no empty shares
+
+
+def test_the_actors_of_a_run_must_fit_beside_its_workers(ray_session, monkeypatch):
+    """Their CPUs are taken while it clusters, and the run would wait for its actors forever. This Ray has 4."""
+    actors, workers = NeighborActorsConfig(actors=2), ScalingConfig(workers=2)
+    check_room(actors, workers)
+    with pytest.raises(UserError, match=r"2 neighbor actors beside 4 workers need 6 CPU, this Ray has 4: lower neighbors.actors"):
+        check_room(actors, workers, runs=2)
+    with pytest.raises(UserError, match="3 neighbor actors beside 2 workers need 5 CPU"):
+        check_room(NeighborActorsConfig(actors=3), workers)
+    with pytest.raises(UserError, match="1 neighbor actors beside 2 workers need 1 GPU, this Ray has 0"):
+        check_room(NeighborActorsConfig(actors=1, cpus_per_actor=0.5, gpus_per_actor=1), workers)
+    check_room(NeighborActorsConfig(actors=0), ScalingConfig(workers=100))
+    monkeypatch.setenv("RAY_CLUSTER_AUTOSCALES", "1")
+    check_room(NeighborActorsConfig(actors=300), workers)
 
 
 def test_refusals(ray_session, tmp_path):

@@ -15,6 +15,10 @@ def test_whole_identities_are_kept_and_parts_are_nested():
     assert (chosen_images(PIDS, 0.5, 8) != kept[0.5]).any()
 
 
+def test_a_product_is_not_rounded_up_by_its_error():
+    assert chosen_images(np.arange(100), 0.07, 0).sum() == 7  # 0.07 * 100 is a little more than 7
+
+
 def test_without_identities_images_are_drawn():
     mask = chosen_images(np.full(40, -1), 0.25, 0)
     assert mask.sum() == 10

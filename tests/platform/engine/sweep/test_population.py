@@ -4,14 +4,18 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
+import torch
 
+from platform.engine.errors import StorageError
 from platform.engine.runs.run_folder import SUMMARY
 from platform.engine.schemas.finetune_settings import FinetuneConfig
 from platform.engine.schemas.tune_settings import TuneConfig
 from platform.engine.storage.location import open_storage
 from platform.engine.sweep.draws import Draw
-from platform.engine.sweep.population import FACTORS, Population, continue_from, mutated
+from platform.engine.sweep.population import FACTORS, Population, continue_from, mutated, newest_checkpoint
 from platform.engine.sweep.trials import PointBook, folder_of
+from platform.engine.train.checkpoints import CheckpointStore
 
 DRAWS = {
     "supervised.learning_rate": Draw("log_uniform", (1e-4, 1e-2)),
@@ -41,12 +45,38 @@ def test_new_points_lie_beside_the_old_one_or_are_drawn_anew():
 
 def test_a_new_trial_has_the_checkpoint_and_the_log_of_another(tmp_path):
     donor, folder = (open_storage(str(tmp_path / name)) for name in ("donor", "new"))
-    (donor / "checkpoints" / "position-5" / "state").write_bytes(b"weights")
+    CheckpointStore(donor / "checkpoints").save(5, {"weights": torch.arange(3)}, {"seen": 5})
     (donor / "metrics.jsonl").write_text("{}")
     (donor / "config.json").write_text("{}")
     continue_from(donor, folder)
-    assert sorted(item.name for item in folder.list()) == ["checkpoints/position-5/state", "metrics.jsonl"]
-    assert (folder / "checkpoints" / "position-5" / "state").read_bytes() == b"weights"
+    assert {item.name.partition("/")[0] for item in folder.list()} == {"checkpoints", "metrics.jsonl"}
+    found = newest_checkpoint(folder)
+    assert found.position == 5 and found.payload["weights"].tolist() == [0, 1, 2] and found.metadata == {"seen": 5}
+
+
+def test_without_a_whole_checkpoint_nothing_is_continued(tmp_path):
+    donor, folder = (open_storage(str(tmp_path / name)) for name in ("donor", "new"))
+    (donor / "metrics.jsonl").write_text("{}")
+    assert newest_checkpoint(donor) is None
+    with pytest.raises(StorageError, match="donor has no whole checkpoint to continue from"):
+        continue_from(donor, folder, attempts=1)
+    CheckpointStore(donor / "checkpoints").save(5, {"weights": torch.arange(3)}, {})
+    state = next(item.name for item in donor.list() if item.name.endswith("state.pt"))
+    (donor / state).write_bytes(b"torn")  # as while the trial replaces it
+    assert newest_checkpoint(donor) is None
+    with pytest.raises(StorageError, match="has no whole checkpoint"):
+        continue_from(donor, folder, attempts=1)
+
+
+def test_a_trial_does_not_continue_from_one_without_a_checkpoint(tmp_path):
+    space = {"unsupervised": {"learning_rate": {"log_uniform": [1e-4, 1e-2]}}}
+    config = TuneConfig(output=str(tmp_path), finetune=FinetuneConfig(output="", setting="usl", target_set="x"), space=space)
+    book = PointBook(open_storage(str(tmp_path)))
+    book.add([{"unsupervised.learning_rate": rate} for rate in (1e-3, 2e-3)])
+    (folder_of(config, book.points[1]) / "metrics.jsonl").write_text("{}")
+    trial, young = (SimpleNamespace(config={"point": json.dumps(point)}) for point in book.points)
+    Population(config, book, "evaluation")._exploit(None, trial, young)
+    assert len(book.points) == 2
 
 
 def test_a_trial_does_not_continue_from_one_that_has_ended(tmp_path):

@@ -29,6 +29,12 @@ def test_means_and_spread_over_seeds():
     assert best_of(SEEDS, "mAP")["point"] == {"seed": 1, "a.eps": 0.4}  # not the luckiest seed, 0.9
 
 
+def test_a_setting_does_not_win_by_the_seeds_that_were_stopped():
+    stopped = [row({"seed": seed, "a.eps": 0.6}, value, "stopped early") for seed, value in ((1, 0.4), (2, 0.42))]
+    rows = [row({"seed": 0, "a.eps": 0.6}, 0.95), *stopped, *SEEDS]
+    assert best_of(rows, "mAP")["point"] == {"seed": 1, "a.eps": 0.4}
+
+
 def test_without_seeds_a_line_is_a_trial():
     rows = [row({"a.eps": 0.1 * n, "b.eps": [1, 2]}, 0.01 * n) for n in range(1, 31)]
     printed = table(rows, "mAP").splitlines()
