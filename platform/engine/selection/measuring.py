@@ -43,8 +43,8 @@ def publish(config: ScoreConfig, output: Location, name: str, columns: Batch) ->
         finite = np.isfinite(source).all(1) & np.isfinite(target).all(1)
         if scope == "group" and not finite.all():
             raise UserError(
-                f"{config.measure} compares images, and a proxy gave {(~finite).sum():,} of the {len(good):,} images of {name} no "
-                f"finite feature, the first '{keys[good[finite.argmin()]]}': look for a diverged proxy or leave the image out"
+                f"{config.measure} compares images, and a proxy gave {(~finite).sum():,} of the {len(good):,} images of {name} "
+                f"no finite feature, the first '{keys[good[finite.argmin()]]}': look for a diverged proxy or leave the image out"
             )
         if scope == "group":
             named = [keys[place] for place in good]

@@ -22,7 +22,7 @@ def test_the_summary_is_of_the_scores_that_are_numbers(tmp_path, capsys):
     assert (found["total"], found["undefined_scores"], found["mean"], found["quantiles"][0]) == (4, 1, 0.5, 0.25)
     assert "score: 1 images have no score, because a proxy gave them no finite feature" in capsys.readouterr().out
     write_scores(location, NAME, KEYS, np.full(4, np.nan, np.float32), problems)
-    with pytest.raises(UserError, match="no image of .* has a score: the proxies gave no finite feature"):
+    with pytest.raises(UserError, match=r"no image of .* has a score: the proxies gave no finite feature"):
         summarize(location, location, MANIFEST)
 
 

@@ -1,5 +1,7 @@
 """The schedulers that stop trials: a trial that failed is no measure for the others."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from platform.engine.schemas.finetune_settings import FinetuneConfig
@@ -8,6 +10,7 @@ from platform.engine.storage.location import open_storage
 from platform.engine.sweep.search import STEP, scheduler_of
 from platform.engine.sweep.trials import PointBook
 
+CONTROLLER = SimpleNamespace(get_live_trials=list)
 GOOD = [0.6, 0.55, 0.5, 0.45, 0.4, 0.35]
 
 
@@ -20,13 +23,13 @@ def decisions(name: str, failures: int, tmp_path) -> list[str]:
     scheduler.set_search_properties("mAP", "max")
     trials = [Trial(number) for number in range(failures + len(GOOD))]
     for trial in trials:
-        scheduler.on_trial_add(None, trial)
+        scheduler.on_trial_add(CONTROLLER, trial)
     for trial in trials[:failures]:
         failed = {"mAP": -1.0, STEP: 1, "reason": "diverged"}
-        assert scheduler.on_trial_result(None, trial, failed) == scheduler.CONTINUE
-        scheduler.on_trial_complete(None, trial, failed)
+        assert scheduler.on_trial_result(CONTROLLER, trial, failed) == scheduler.CONTINUE
+        scheduler.on_trial_complete(CONTROLLER, trial, failed)
     return [
-        scheduler.on_trial_result(None, trial, {"mAP": value, STEP: 1, "reason": ""})
+        scheduler.on_trial_result(CONTROLLER, trial, {"mAP": value, STEP: 1, "reason": ""})
         for trial, value in zip(trials[failures:], GOOD, strict=True)
     ]
 
