@@ -100,6 +100,8 @@ def test_wrong_inputs_are_said_and_bind_nothing(tmp_path, tiny_backbone, tiny_sh
     with pytest.raises(StorageError, match=r"there is no data set at .*empty"):
         main(config_of(tiny_backbone, tmp_path / "empty", output))
     assert not output.exists()
+    with pytest.raises(ConfigError, match=r"cluster.eps_end is for fine-tuning.*: got 0.7; set cluster.eps"):
+        config_of(tiny_backbone, tiny_shards.uri, output, "cluster.eps_end=0.7")
     with pytest.raises(ConfigError, match=r"cluster.search must be one of exact, ivf, hnsw: got 'lsh'"):
         config_of(tiny_backbone, tiny_shards.uri, output, "cluster.search=lsh")
     with pytest.raises(ConfigError, match=r"neighbors.actors must be 0 with cluster.algorithm=kmeans, which runs in one"):
