@@ -6,16 +6,7 @@ from botocore.awsrequest import AWSResponse
 from platform.engine.errors import StorageError
 from platform.engine.storage.location import StorageConfig, open_storage
 from platform.engine.storage.s3 import client
-
-
-class Body:
-    """The content of an answer, as urllib3 gives it."""
-
-    def __init__(self, content: bytes) -> None:
-        self.content = content
-
-    def stream(self, **_):
-        yield self.content
+from tests.platform.engine.storage.answers import refusal
 
 
 class Refusing:
@@ -27,17 +18,13 @@ class Refusing:
         events.register("before-send.s3.DeleteObjects", self.on_together)
         events.register("before-send.s3.DeleteObject", self.on_single)
 
-    def answer(self, request, status: int, code: str) -> AWSResponse:
-        content = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>not here</Message></Error>".encode()
-        return AWSResponse(request.url, status, {"content-type": "application/xml"}, Body(content))
-
     def on_together(self, request, **_) -> AWSResponse:
         self.together += 1
-        return self.answer(request, self.status, self.code)
+        return refusal(request, self.status, self.code)
 
     def on_single(self, request, **_) -> AWSResponse | None:
         self.single += 1
-        return self.answer(request, 404, self.missing) if self.missing else None
+        return refusal(request, 404, self.missing) if self.missing else None
 
 
 def config_of(s3, retry_timeout_s: float) -> StorageConfig:
