@@ -42,7 +42,7 @@ from platform.engine.data.shards import (
     write_manifest,
     write_rejected,
 )
-from platform.engine.errors import UserError, user_error_of
+from platform.engine.errors import StorageError, UserError, user_error_of
 from platform.engine.ingest.arguments import arguments_of, differences
 from platform.engine.ingest.rounds import Rounds, unfinished
 from platform.engine.ingest.sources import ReadingPlan, Source, open_source
@@ -193,14 +193,20 @@ def remarks(num_rows: int, rejected: Sequence[tuple[str, str]], labels: Mapping[
 
 
 def clean(output: Location, kept: Collection[str] = ()) -> None:
-    """Remove the files of an earlier ingest, except the `kept` ones. The manifest goes first: a rest is no data set."""
+    """Remove the files of an earlier ingest, except the `kept` ones. The manifest goes first: a rest is no data set.
+
+    Unfinished uploads are no part of it. They stay if the store or the rights do not allow to look for them.
+    """
     output.joinpath(MANIFEST).delete()
     for item in output.list(recursive=False):
         if item.name in kept:
             continue
         if item.name == REJECTED or fnmatch.fnmatch(item.name, "shard-*.parquet"):
             output.joinpath(item.name).delete()
-    abort_incomplete_uploads(output.uri, output.config, older_than_h=1.0)
+    try:
+        abort_incomplete_uploads(output.uri, output.config, older_than_h=1.0)
+    except StorageError as error:
+        say(f"note: uploads that an earlier ingest has not finished, if there are any, stay: {error}")
 
 
 def summary(manifest: Manifest) -> str:

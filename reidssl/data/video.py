@@ -1,4 +1,8 @@
-"""Frames of a video, decoded one at a time in bounded memory (PyAV)."""
+"""Frames of a video, decoded one at a time in bounded memory (PyAV).
+
+Phones store the frames as the sensor lies, and say in the header how players turn them. They are turned here, as by OpenCV and
+the ffmpeg program: detections are of turned frames.
+"""
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -18,26 +22,30 @@ class VideoError(ValueError):
 
 
 class VideoFacts(NamedTuple):
-    """What the header of a video says."""
+    """What the header and the first frame of a video say."""
 
     height: int
+    """Of the frames as turned for display, like `width`."""
     width: int
     frames: int
     """0: the container does not say."""
 
 
 def facts(source: str | Path | IO[bytes]) -> VideoFacts:
-    """The size and the number of frames of a video, without decoding it. Raises `VideoError` if it is no readable video."""
+    """The size and the number of frames of a video, of which one is decoded. Raises `VideoError` if it is no readable video."""
     try:
         with av.open(str(source) if isinstance(source, Path) else source, mode="r") as container:
             if not container.streams.video or container.format.name == "tty":
                 raise VideoError("there is no video stream", 0)
             stream = container.streams.video[0]
+            if stream.height < 1 or stream.width < 1:
+                raise VideoError("its header has no size", 0)
             found = VideoFacts(stream.height, stream.width, stream.frames)
+            first = next(container.decode(stream), None)  # PyAV offers the display matrix of frames alone
+            if first is not None and _quarters(first) % 2:
+                found = found._replace(height=stream.width, width=stream.height)
     except (FFmpegError, OSError, EOFError) as error:
         raise VideoError(f"it cannot be read as a video: {error}", 0) from error
-    if found.height < 1 or found.width < 1:
-        raise VideoError("its header has no size", 0)
     return found
 
 
@@ -73,7 +81,7 @@ def frames(source: str | Path | IO[bytes], wanted: Collection[int] | None = None
                     raise VideoError(f"{name}: frame {number + 1} is damaged; {number} frames were read", number)
                 number += 1
                 if wanted is None or number in wanted:
-                    yield number, frame.to_ndarray(format="rgb24")
+                    yield number, _turned(frame)
                 if number == last:
                     return
     except (FFmpegError, OSError, EOFError) as error:
@@ -83,3 +91,14 @@ def frames(source: str | Path | IO[bytes], wanted: Collection[int] | None = None
         raise VideoError(f"{name} ends after frame {number}; frame {last} is wanted. Is it the right video?", number)
     if number < expected:
         raise VideoError(f"{name} ends after frame {number} of {expected}: it is cut off", number)
+
+
+def _turned(frame: av.VideoFrame) -> np.ndarray:
+    """The image of a frame as it is displayed."""
+    image, quarters = frame.to_ndarray(format="rgb24"), _quarters(frame)
+    return np.ascontiguousarray(np.rot90(image, quarters)) if quarters else image
+
+
+def _quarters(frame: av.VideoFrame) -> int:
+    """Number of quarter turns counterclockwise, 0 to 3, from a stored frame to the displayed one."""
+    return round(frame.rotation / 90) % 4

@@ -72,15 +72,15 @@ def describe(beside: Callable[[str], bytes | None], width: int, depth: int) -> d
         The entries of "heads", "norm_eps", "mean", "std" and "neck" that the files state, and "load" with the other fields that
         `describing` wrote; {} if the files describe another model or are missing.
 
-    Raises ValueError for an activation other than GELU.
+    Raises ValueError for an activation other than GELU, a layer_norm_eps that is none, and a file that is nested too deeply.
     """
-    config, found = _json(beside("config.json")), {}
+    config, found = _json(beside, "config.json"), {}
     sizes = (config.get("hidden_size"), config.get("num_hidden_layers"))
     if isinstance(config.get("num_attention_heads"), int) and sizes == (width, depth):
         if config.get("hidden_act", "gelu") != "gelu":
             raise ValueError(f"is a ViT with the activation {config['hidden_act']} in config.json, and this backbone has gelu")
-        found = {"heads": config["num_attention_heads"], "norm_eps": float(config.get("layer_norm_eps", 1e-12))}
-        picture = _json(beside("preprocessor_config.json"))
+        found = {"heads": config["num_attention_heads"], "norm_eps": _norm_eps(config.get("layer_norm_eps", 1e-12))}
+        picture = _json(beside, "preprocessor_config.json")
         own = config.get("load")
         if isinstance(own, dict):
             found["load"] = {
@@ -139,9 +139,25 @@ def _three(values: Any) -> bool:
     return isinstance(values, list) and len(values) == 3 and all(isinstance(value, int | float) for value in values)
 
 
-def _json(data: bytes | None) -> dict[str, Any]:
+def _norm_eps(value: Any) -> float:
+    try:
+        eps = float(value)
+    except (TypeError, ValueError, OverflowError):
+        eps = 0.0
+    if not 0 < eps < 1:
+        raise ValueError(
+            f"has layer_norm_eps {json.dumps(value)[:40]} in config.json, where a number between 0 and 1 belongs: correct it "
+            "(transformers' ViT has 1e-12, DINOv2 1e-6), or fetch the file again"
+        )
+    return eps
+
+
+def _json(beside: Callable[[str], bytes | None], name: str) -> dict[str, Any]:
+    data = beside(name)
     try:
         found = json.loads(data) if data else {}
     except ValueError:
         return {}
+    except RecursionError:
+        raise ValueError(f"has a {name} beside it that is nested too deeply to be read: fetch that file again") from None
     return found if isinstance(found, dict) else {}

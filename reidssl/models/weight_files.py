@@ -145,7 +145,7 @@ def shard_index(data: bytes) -> dict[str, str] | None:
         return None
     try:
         found = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, or nested more deeply than any index
         return None
     table = found.get("weight_map") if isinstance(found, dict) else None
     return table if isinstance(table, dict) else None

@@ -27,9 +27,11 @@ from platform.engine.ingest.sources import KINDS, RawConfig, open_source
 from platform.engine.ingest.sources.source import Candidate, ReadingPlan
 from platform.engine.ingest.sources.tar_archives import TarSource
 from platform.engine.storage.location import StorageConfig, open_storage
-from platform.ingest import IngestConfig, arguments_of, ingest, main, summary
+from platform.engine.storage.s3 import client
+from platform.ingest import IngestConfig, arguments_of, clean, ingest, main, summary
 from tests.fixtures_shards import rejected_of
 from tests.platform.engine.ingest.published_videos import write_published
+from tests.platform.engine.storage.answers import refusal
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -374,6 +376,19 @@ def test_nothing_usable_publishes_nothing(tmp_path, ray_session):
         run(tmp_path, f"raw.path={tmp_path}/in")
     with pytest.raises(StorageError, match="no data set"):
         read_manifest(open_storage(str(tmp_path / "shards")))
+
+
+def test_an_output_is_cleaned_without_the_right_to_list_uploads(s3, capsys):
+    config = StorageConfig(endpoint_url=s3.endpoint_url, max_attempts=1, retry_timeout_s=403)  # a client of its own
+    client(config).meta.events.register(
+        "before-send.s3.ListMultipartUploads", lambda request, **_: refusal(request, 403, "AccessDenied")
+    )
+    output = open_storage(f"{s3.uri}/out", config)
+    for name in ("manifest.json", "shard-00000.parquet", "shard-00001.parquet", "notes.txt"):
+        (output / name).write_bytes(b"1")
+    clean(output, kept=["shard-00001.parquet"])
+    assert [item.name for item in output.list()] == ["notes.txt", "shard-00001.parquet"]
+    assert "stay: cannot clean up" in (said := capsys.readouterr().out) and "s3:ListBucketMultipartUploads" in said
 
 
 def test_trouble_inside_a_task_is_one_clear_line(tmp_path, ray_session):

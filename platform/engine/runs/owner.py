@@ -3,18 +3,22 @@
 The owner of a folder renews a small file in it. A second command watches that file: if it is renewed, the owner lives and the
 second command is refused; if not, the owner was killed, and the second command takes its place. The clocks of two machines are
 never compared. Only commands own folders: what runs within a command, such as a stage of the pipeline, belongs to its owner.
+
+Two commands that start together both find no file. So each looks again a moment after it has written: the last to write is the
+owner. A command that has gone on all the same, because the other wrote late, finds that at its next renewal and ends itself.
 """
 
 import os
+import signal
 import socket
 import threading
 import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from platform.engine.errors import UserError
+from platform.engine.errors import StorageError, UserError
 from platform.engine.runs.json_records import value_in
 from platform.engine.runtime.terminal import say
 from platform.engine.storage.location import Location
@@ -23,6 +27,8 @@ OWNER = ".owner.json"
 RENEWED_EVERY_S = 15.0
 WATCHED_S = 50.0
 """A living owner renews its file several times within this time, even on a busy machine."""
+SETTLED_S = 0.25
+"""Time from writing the file to looking again: longer than another command takes from finding no file to writing its own."""
 
 
 class Claims:
@@ -40,13 +46,13 @@ class Claims:
 
     def __enter__(self) -> "Claims":
         Claims.current = self
+        self.renewing.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         Claims.current = None
         self.ended.set()
-        if self.folders:
-            self.renewing.join(RENEWED_EVERY_S)
+        self.renewing.join(RENEWED_EVERY_S)
         for folder in self.folders.values():
             with suppress(UserError, OSError):  # without patience: storage that fails must not hold the end up
                 found = (folder / OWNER).read_json()
@@ -58,19 +64,25 @@ class Claims:
         if folder.uri in self.folders:
             return
         other = _owner_of(folder)
-        if other and other.get("id") != self.me["id"]:
+        if self._is_others(other):
             self._watch(folder, other)
-        self._write(folder)
+        found = None
+        while found is None:  # a second time if the other command has ended meanwhile
+            self._write(folder)
+            time.sleep(SETTLED_S)
+            found = _owner_of(folder)
+        if self._is_others(found):
+            raise _refused(folder, found)
         self.folders[folder.uri] = folder
-        if len(self.folders) == 1:
-            self.renewing.start()
+
+    def _is_others(self, found: Any) -> TypeGuard[dict[str, Any]]:
+        return isinstance(found, dict) and found.get("id") != self.me["id"]
 
     def _watch(self, folder: Location, other: dict[str, Any]) -> None:
         """Return when the owner is known to be dead. Raises UserError if it lives."""
         if other.get("host") == self.me["host"] and not Path(f"/proc/{other.get('pid')}").exists():
             return
-        named = f"process {other.get('pid')} on {str(other.get('host')).partition('/')[0]}, since {other.get('since')}"
-        say(f"{folder.uri} belongs to another command ({named}): watching for {self.watched_s:g} s whether it still runs")
+        say(f"{folder.uri} belongs to another command ({_named(other)}): watching for {self.watched_s:g} s whether it still runs")
         until = time.monotonic() + self.watched_s
         while time.monotonic() < until:
             time.sleep(min(1.0, self.renewed_every_s))
@@ -78,9 +90,7 @@ class Claims:
             if found is None:
                 return
             if found != other:
-                raise UserError(
-                    f"another command writes to {folder.uri} now ({named}): wait until it ends, stop it, or choose another output"
-                )
+                raise _refused(folder, other)
         say(f"that command has ended without a word; going on in {folder.uri}")
 
     def _renew(self) -> None:
@@ -88,7 +98,16 @@ class Claims:
             self.renewals += 1
             for folder in list(self.folders.values()):
                 with suppress(UserError, OSError):  # storage that fails for a moment must not end the command
-                    self._write(folder)
+                    try:
+                        found = (folder / OWNER).read_json()
+                    except StorageError as error:
+                        if error.transient:
+                            raise
+                        found = None
+                    if self._is_others(found):
+                        _end(folder, found)
+                    else:
+                        self._write(folder)
 
     def _write(self, folder: Location) -> None:
         (folder / OWNER).write_json({**self.me, "renewals": self.renewals})
@@ -98,6 +117,25 @@ def claim(folder: Location) -> None:
     """Own `folder` until the command ends; nothing if this process is no command. Raises UserError if another command does."""
     if Claims.current is not None:
         Claims.current.add(folder)
+
+
+def _end(folder: Location, other: dict[str, Any]) -> None:
+    """Ask this process to end. At the next renewal it is asked again, which ends what writes a checkpoint until then."""
+    say(
+        f"another command writes to {folder.uri} now ({_named(other)}): this one ends, so that neither deletes files of the "
+        "other. Run it again when the other has ended"
+    )
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _refused(folder: Location, other: dict[str, Any]) -> UserError:
+    return UserError(
+        f"another command writes to {folder.uri} now ({_named(other)}): wait until it ends, stop it, or choose another output"
+    )
+
+
+def _named(other: dict[str, Any]) -> str:
+    return f"process {other.get('pid')} on {str(other.get('host')).partition('/')[0]}, since {other.get('since')}"
 
 
 def _owner_of(folder: Location) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -26,12 +27,12 @@ from boto3.s3.transfer import TransferConfig
 
 from platform.engine.config.paths import absolute
 from platform.engine.errors import NotFoundError, StorageError
+from platform.engine.storage.deletion import delete_objects
 from platform.engine.storage.first_answer import await_answer
 from platform.engine.storage.s3 import (
     StorageConfig,
     abort_uploads,
     client,
-    delete_objects,
     filesystem,
     list_objects,
     make_bucket,
@@ -187,8 +188,12 @@ class Location:
                 folders.clear()
             for name in files:
                 path = os.path.join(folder, name)
-                if os.path.isfile(path):
-                    yield Listed(os.path.relpath(path, self.path), os.path.getsize(path))
+                try:
+                    about = os.stat(path)
+                except OSError:  # it went meanwhile, or is a link to nothing
+                    continue
+                if stat.S_ISREG(about.st_mode):
+                    yield Listed(os.path.relpath(path, self.path), about.st_size)
 
     def read_bytes(self) -> bytes:
         """The content of a file. Raises StorageError, NotFoundError if there is none."""

@@ -179,16 +179,6 @@ def list_objects(config: StorageConfig, bucket: str, prefix: str, recursive: boo
         yield from ((item["Key"], item["Size"]) for item in page.get("Contents", []))
 
 
-def delete_objects(config: StorageConfig, bucket: str, keys: list[str]) -> None:
-    """Delete objects, a thousand per request. Missing keys are no error. Raises OSError if an object cannot be deleted."""
-    for start in range(0, len(keys), PAGE_SIZE):
-        chunk = [{"Key": key} for key in keys[start : start + PAGE_SIZE]]
-        answer = client(config).delete_objects(Bucket=bucket, Delete={"Objects": chunk, "Quiet": True})
-        if answer.get("Errors"):
-            first = answer["Errors"][0]
-            raise OSError(f"{first.get('Key')}: {first.get('Code')} {first.get('Message', '')}")
-
-
 def make_bucket(config: StorageConfig, bucket: str) -> None:
     """Create `bucket` in the configured region. Does nothing if this account owns it already."""
     s3 = client(config)

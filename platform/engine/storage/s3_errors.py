@@ -134,8 +134,8 @@ def _reason_of_denial(config: StorageConfig, bucket: str) -> str:
 def _denied(failed: str, what: str) -> StorageError:
     return StorageError(
         f"{failed}: permission denied for {what}. The credentials in use need s3:ListBucket, "
-        "s3:GetObject and, for outputs, s3:PutObject and s3:DeleteObject; check storage.profile and "
-        "the bucket's policy"
+        "s3:GetObject and, for outputs, s3:PutObject, s3:DeleteObject, s3:AbortMultipartUpload and "
+        "s3:ListBucketMultipartUploads; check storage.profile and the bucket's policy"
     )
 
 

@@ -356,6 +356,16 @@ def test_tars_that_cannot_be_read_and_tars_of_one_name(tmp_path):
     assert aside["gone.tar/"].startswith("not there") and aside["pipe.tar/"].startswith("not a file")
 
 
+def test_tars_beside_folders_of_their_name(tmp_path):
+    """x.tar with y/z.jpg and x/y.tar with z.jpg: keys must be unique. Other tars keep theirs."""
+    for name, member in (("x.tar", "y/z.jpg"), ("x/y.tar", "z.jpg"), ("x/y/0.tgz", "z.jpg"), ("xy.tar", "z.jpg")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(make_tar([(member, picture())]))
+    source = source_of("webdataset", tmp_path)
+    found = [each.key for unit in source.plan(0).units for each in source.read(unit)]
+    assert sorted(found) == ["x.tar/y/z.jpg", "x/y.tar/z.jpg", "x/y/0/z.jpg", "xy/z.jpg"]
+
+
 def test_suffixes_of_tars(tmp_path, capsys):
     """In any case and compression; those that are not read are counted, outside of tars and in them."""
     outside = tmp_path / "outside"
@@ -475,6 +485,30 @@ def test_videos_with_bad_files_among_them(tmp_path, capsys):
     }
     shown = capsys.readouterr().out
     assert "5 files as detections (scores) (raw.crops.form)" in shown and "are read: 1 .wmv" in shown
+
+
+def test_detections_behind_links_that_lead_out(tmp_path):
+    """They are read only if asked for, and nothing of their content is shown."""
+    root, outside, lines = tmp_path / "in", tmp_path / "outside", "1,1,8,8,24,60\n"
+    for folder in (root / "videos/sub", root / "dets", outside):
+        folder.mkdir(parents=True)
+    for name in ("a", "b", "c", "sub/d"):
+        write_video(root / f"videos/{name}.avi", 1)
+    (root / "dets/a.txt").write_text(lines)
+    (root / "dets/b.txt").symlink_to("a.txt")
+    (root / "dets/c.txt").symlink_to(outside / "c.txt")
+    (root / "dets/sub").symlink_to(outside)
+    (outside / "c.txt").write_text("secret words\n")
+    (outside / "d.txt").write_text(lines)
+    good, aside = read(source_of("video", root / "videos", detections=str(root / "dets")))
+    assert {key.partition("/000")[0] for key in good} == {"a", "b"} and "secret" not in str(aside)
+    assert aside["c"].startswith("no detections: c.txt is not in raw.detections (c.txt: not followed: a link that leads out")
+    assert aside["sub/d"].startswith("no detections: sub/d.txt is not in raw.detections (sub: not followed")
+    good, aside = read(source_of("video", root / "videos", detections=str(root / "dets"), follow_links=True))
+    assert {key.partition("/000")[0] for key in good} == {"a", "b", "sub/d"} and "secret" in aside["c"]
+    (root / "dets/a.txt").unlink()
+    with pytest.raises(UserError, match=r"4 of 4 videos have no detections, the first missing file is .*/dets/a\.txt\. raw"):
+        source_of("video", root / "videos", detections=str(root / "dets")).plan(0)
 
 
 def test_ground_truth_of_a_video(tmp_path):

@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 
-from reidssl.data.video import VideoError, frames
+from reidssl.data.video import VideoError, VideoFacts, facts, frames
 
 LEVELS = [20 + 10 * n for n in range(20)]
 
@@ -34,6 +34,32 @@ def test_every_frame_once_in_order(video, as_file):
     found = list(frames(io.BytesIO(video.read_bytes()) if as_file else video))
     assert [number for number, _ in found] == list(range(1, 21)) == numbers_of(found)
     assert all(image.shape == (48, 64, 3) and image.dtype == np.uint8 for _, image in found)
+
+
+@pytest.mark.parametrize(
+    ("turned", "size", "corner"),
+    [(0, (48, 64), (0, 0)), (90, (64, 48), (1, 0)), (180, (48, 64), (1, 1)), (-90, (64, 48), (0, 1))],
+)
+def test_frames_are_turned_as_players_turn_them(turned, size, corner):
+    """A stored frame whose upper left quarter is white; `corner` is (row, column) of that quarter on the screen."""
+    image, sink = np.zeros((48, 64, 3), np.uint8), io.BytesIO()
+    image[:24, :32] = 255
+    with av.open(sink, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        if turned:
+            stream.set_display_rotation(turned)
+        for _ in range(2):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    if turned == -90:  # the matrix of a phone that is held upright, as in the specification of QuickTime: clockwise
+        assert np.array([0, 65536, 0, -65536, 0, 0], ">i4").tobytes() in sink.getvalue()
+    assert facts(io.BytesIO(sink.getvalue())) == VideoFacts(*size, frames=2)
+    found = [each for _, each in frames(io.BytesIO(sink.getvalue()))]
+    assert [each.shape for each in found] == [(*size, 3)] * 2
+    for each in found:
+        white = each.reshape(2, size[0] // 2, 2, size[1] // 2, 3).mean((1, 3, 4)) > 127
+        assert white[corner] and white.sum() == 1
 
 
 def test_only_the_wanted_frames(video):

@@ -119,6 +119,7 @@ BYTES = {
     "truncated": (torch_bytes({"cls_token": torch.ones(900)})[:700], "damaged|neither"),
     "zip": (zipped("checkpoint.pth"), "a zip archive of 1 files: unpack it"),
     "json": (json.dumps({"a": 1}).encode(), "JSON text"),
+    "deep json": (b'{"weight_map": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "JSON text"),
     "old pickle": (b"cos\nsystem\n(S'touch owned'\ntR.", "an old pickle, which can run code and is refused as dangerous"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(32), "an HDF5 file"),
     "gguf": (b"GGUF\x03" + bytes(32), "a GGUF file"),

@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+from reidssl.models.hugging_face import describe
 from reidssl.models.weights import LoadConfig, Unsaid, load_vit
 from tests.reference.fill_weights import images
 
@@ -197,6 +198,22 @@ def test_hugging_face_folder_says_heads_epsilon_and_normalization(prefix, dinov2
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"hidden_act": "quick_gelu"}))
     with pytest.raises(ValueError, match="activation quick_gelu"):
         load_vit(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            json.dumps(CONFIG | {"layer_norm_eps": None}),
+            "layer_norm_eps null in config.json, where a number",
+        ),
+        (json.dumps(CONFIG | {"layer_norm_eps": [1e-6]}), r"layer_norm_eps \[1e-06\] in config.json"),
+        ("[" * 100_000, "has a config.json beside it that is nested too deeply to be read"),
+    ],
+)
+def test_a_damaged_config_json_is_a_value_error(text, words):
+    with pytest.raises(ValueError, match=words):
+        describe({"config.json": text.encode()}.get, 96, 2)
 
 
 def test_a_timm_folder_says_it_too(tmp_path):

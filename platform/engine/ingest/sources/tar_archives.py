@@ -48,8 +48,9 @@ class TarMember(NamedTuple):
 class TarSource:
     """Images in tars. root: a tar, or a folder with tars; each tar is a unit.
 
-    The key of an image is the path of the tar without its suffix, followed by the path of the member. Labels come from the files
-    beside the image in the tar, as `fields` describes (`reidssl.data.sidecars`). splits: foreign split names -> split.
+    The key of an image is the path of the tar without its suffix, followed by the path of the member; with its suffix where two
+    tars could give equal keys. Labels come from the files beside the image in the tar, as `fields` describes
+    (`reidssl.data.sidecars`). splits: foreign split names -> split.
     """
 
     root: Location
@@ -82,8 +83,10 @@ class TarSource:
         names, aside = list_items(self.root, self.follow_links)
         tars = [name for name in names if name.lower().endswith(TAR_SUFFIXES)]
         stems = [without_suffix(name) for name in tars]
-        times = Counter(stems)  # a.tar and a.tgz would give equal keys
-        units = [TarUnit(name, stem if times[stem] == 1 else name, 0) for name, stem in zip(tars, stems, strict=True)]
+        # a.tar and a.tgz would give equal keys, and so would a.tar with the member b/1.jpg and a/b.tar with 1.jpg.
+        times, folders = Counter(stems), {folder for name in tars for folder in _folders_of(name)}
+        unlike = [times[stem] == 1 and stem not in folders for stem in stems]
+        units = [TarUnit(name, stem if own else name, 0) for name, stem, own in zip(tars, stems, unlike, strict=True)]
         aside = unreached(aside) | {name: why for name, why in aside.items() if name.lower().endswith(TAR_SUFFIXES)}
         units += [TarUnit(name, name, 0, why) for name, why in aside.items()]
         return sorted(units), not_taken(names, OTHER_ARCHIVES, TAR_SUFFIXES)
@@ -174,6 +177,11 @@ class TarSource:
                 error=error,
                 note=labels.note,
             )
+
+
+def _folders_of(name: str) -> list[str]:
+    """All folders in which a file lies, below the root: a and a/b of a/b/c.tar."""
+    return [name[:place] for place, letter in enumerate(name) if letter == "/"]
 
 
 def _is_image(name: str) -> bool:

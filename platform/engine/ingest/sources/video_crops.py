@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from platform.engine.errors import NotFoundError, UserError
+from platform.engine.errors import UserError
 from platform.engine.ingest.sources.items import fault_of, list_items, not_taken, open_item, unreached
 from platform.engine.ingest.sources.source import OTHER_VIDEOS, Candidate, ReadingPlan, encode_image
 from platform.engine.runtime.terminal import say
@@ -95,25 +95,30 @@ class VideoSource:
             raise UserError(f"raw.path {self.root} is no video and holds none ({others or ', '.join(VIDEO_SUFFIXES)})")
         if others:
             say(f"note: {others}")
+        # Listed, not opened by name, so that links lead out of neither folder.
+        texts, untaken = list_items(self.detections, self.follow_links)
+        there = set(texts)
         times = Counter(posixpath.splitext(name)[0] for name in videos)  # a.avi and a.mp4 would give equal keys
         found, missing = [], []
         for name in videos:
             stem = posixpath.splitext(name)[0]
             file, text, reason = f"{stem}.txt", "", unread.get(name, "")
-            try:
-                with open_item(self.detections, file) as opened:
-                    text = opened.read().decode()
-            except (NotFoundError, FileNotFoundError):
-                missing.append(file)
-                reason = reason or f"no detections: {file} is not in raw.detections"
-            except Exception as error:
-                reason = reason or f"detections not understood: {file}: {fault_of(self.detections, error)}"
+            if file not in there:
+                why = next((f" ({part}: {untaken[part]})" for part in _path_to(file) if part in untaken), "")
+                missing.append(f"{self.detections}/{file}{why}")
+                reason = reason or f"no detections: {file} is not in raw.detections{why}"
+            else:
+                try:
+                    with open_item(self.detections, file) as opened:
+                        text = opened.read().decode()
+                except Exception as error:
+                    reason = reason or f"detections not understood: {file}: {fault_of(self.detections, error)}"
             found.append((name, stem if times[stem] == 1 else name, file, text, reason))
         found += [("", name, "", "", why) for name, why in unreached(unread).items() if name not in videos]
         if len(missing) == len(videos):
             raise UserError(
                 f"{len(missing)} of {len(videos)} videos have no detections, the first missing file is "
-                f"{self.detections}/{missing[0]}. raw.detections is the folder with one <video's name>.txt each"
+                f"{missing[0]}. raw.detections is the folder with one <video's name>.txt each"
             )
         return found
 
@@ -186,6 +191,11 @@ def cut_out(
             reason = f"video damaged: {error}"
         for row in np.flatnonzero(np.isin(detections.frames, list(left))):
             yield Candidate(described(int(row)).key, error=reason)
+
+
+def _path_to(file: str) -> list[str]:
+    """The file and the folders in which it lies, the file first."""
+    return [file, *(file[:place] for place, letter in enumerate(file) if letter == "/")]
 
 
 def _say_forms(forms: Counter[str], units: list[VideoUnit]) -> None:

@@ -56,6 +56,44 @@ def test_a_killed_owner_is_replaced_at_once(tmp_path, other):
     assert time.monotonic() - started < 10 and not (tmp_path / OWNER).exists()
 
 
+def test_of_two_commands_that_start_together_one_goes_on(tmp_path):
+    """Both find no owner. The one whose file was replaced is refused, or ends at its next renewal if it had gone on."""
+    folder, go = tmp_path / "run", tmp_path / "go"
+    wait = f"import os, time\nprint('ready', flush=True)\nwhile not os.path.exists({str(go)!r}):\n    time.sleep(0.001)\n"
+    script = HOLD.replace("with Claims", f"{wait}with Claims", 1)
+    both = [
+        subprocess.Popen([sys.executable, "-c", script, str(folder)], cwd=ROOT, stdout=-1, stderr=-1, text=True) for _ in range(2)
+    ]
+    try:
+        assert [process.stdout.readline() for process in both] == ["ready\n"] * 2
+        go.touch()
+        until = time.monotonic() + 30
+        while all(process.poll() is None for process in both) and time.monotonic() < until:
+            time.sleep(0.05)
+        (loser,) = [process for process in both if process.poll() is not None]
+        (winner,) = [process for process in both if process is not loser]
+        out, err = loser.communicate()
+        assert f"another command writes to {folder} now (process {winner.pid} on" in out + err
+        assert winner.poll() is None
+        assert f'"pid": {winner.pid}' in (folder / OWNER).read_text()
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
+
+
+def test_an_owner_whose_folder_was_taken_ends(tmp_path, other):
+    """As after its machine stood still for so long that the next command took it for dead."""
+    record = {"host": "elsewhere/pid:[1]", "pid": 1, "since": "today", "id": "taker", "renewals": 0}
+    deadline = time.monotonic() + 20
+    while other.poll() is None and time.monotonic() < deadline:  # a renewal may be under way, which replaces the file once more
+        open_storage(str(tmp_path / OWNER)).write_json(record)
+        time.sleep(0.05)
+    assert other.returncode == -signal.SIGTERM
+    assert f"another command writes to {tmp_path} now (process 1 on elsewhere, since today): this one ends" in other.stdout.read()
+    assert '"id": "taker"' in (tmp_path / OWNER).read_text()
+
+
 def test_an_owner_on_another_machine_is_watched(s3, capsys):
     """Nobody can ask whether its process lives, but it would renew its file."""
     folder = open_storage(f"{s3.uri}/watched", StorageConfig(endpoint_url=s3.endpoint_url))

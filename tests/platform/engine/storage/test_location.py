@@ -68,7 +68,8 @@ def test_a_neighbor_with_the_same_beginning_is_not_listed_or_deleted(root):
 
 
 def test_more_objects_than_one_request_holds(root, monkeypatch):
-    monkeypatch.setattr("platform.engine.storage.s3.PAGE_SIZE", 10)
+    for module in ("s3", "deletion"):
+        monkeypatch.setattr(f"platform.engine.storage.{module}.PAGE_SIZE", 10)
     for index in range(25):
         (root / f"d/{index:03d}").write_bytes(b"")
     assert len(root.list()) == 25
@@ -277,6 +278,19 @@ def test_a_folder_link_to_a_parent_ends(tmp_path):
     (tmp_path / "a/f").write_bytes(b"1")
     (tmp_path / "a/up").symlink_to(tmp_path)
     assert [item.name for item in open_storage(str(tmp_path)).list()] == ["a/f"]
+
+
+def test_a_file_that_goes_while_its_folder_is_listed(tmp_path):
+    for number in range(300):
+        (tmp_path / f"{number:03d}").write_bytes(b"1")
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    listing = open_storage(str(tmp_path))._list_local(recursive=True)
+    first = next(listing)
+    for path in tmp_path.iterdir():
+        if path.name != first.name:
+            path.unlink()
+    assert list(listing) == [] and open_storage(str(tmp_path)).list() == [first]
 
 
 def test_local_trouble_in_plain_words(tmp_path):
