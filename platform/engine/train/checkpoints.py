@@ -99,6 +99,19 @@ class CheckpointStore:
             )
         return None
 
+    def peek(self, at_most: int = 0) -> tuple[int, dict[str, Any]] | None:
+        """(position, metadata) of the newest checkpoint as its manifest says, without reading its state; None if there is none.
+
+        at_most: as for `newest`. Raises StorageError if storage does not answer.
+        """
+        for position in self._complete():
+            if not at_most or position <= at_most:
+                try:
+                    return position, dict(json.loads((self.root / _folder(position) / MANIFEST).read_bytes())["metadata"])
+                except (NotFoundError, ValueError, KeyError, TypeError):  # torn, as for `newest`
+                    continue
+        return None
+
     def unfinished(self) -> list[int]:
         """Positions without a manifest, newest first: interrupted uploads, or the upload in progress."""
         return self._positions(lambda files: MANIFEST not in files)
