@@ -24,7 +24,7 @@ from typing import Any
 import safetensors.torch
 
 from platform.engine.errors import UserError
-from platform.engine.inference.models import LoadedModel, load_model, model_file
+from platform.engine.inference.models import BEST, LoadedModel, load_model, model_file
 from platform.engine.runs.command import command_of
 from platform.engine.runs.run_folder import SUMMARY
 from platform.engine.runtime.terminal import say
@@ -146,19 +146,24 @@ def facts(uri: str, storage: StorageConfig, model: LoadedModel) -> dict[str, Any
     for key in ("setting", "checkpoint", "source_set", "target_set"):
         if model.metadata.get(key):
             found[key] = model.metadata[key].rstrip("/").rpartition("/")[2]
-    folder = open_storage(model_file(uri, storage).uri.rpartition("/")[0] or "/", storage)
-    results, command = _results(folder), command_of(folder)
+    file = model_file(uri, storage)
+    results, command = _results(file, found["weights"]), command_of(file.parent)
     found |= {"results on the target": results} if results else {}
     return found | ({"made by": f"`{command}`"} if command else {})
 
 
-def _results(run: Location) -> str:
-    """Metrics in the summary of the run folder that holds the model; "" if there are none."""
-    file = run / SUMMARY
-    if not file.exists():
+def _results(model: Location, weights: str) -> str:
+    """Metrics of these weights in the summary of the run folder that holds the model file; "" if there are none."""
+    file = model.parent / SUMMARY
+    summary = file.read_json() if file.exists() else None
+    if not isinstance(summary, dict):  # another library's
         return ""
-    summary = file.read_json()
-    return ", ".join(f"{name} {summary[key]:.1%}" for key, name in METRICS.items() if key in summary)
+    row = summary.get("best") if model.name == BEST else summary
+    # A file that was put there later was not judged. The summary of a fine-tuning run has no hash of its best weights.
+    unknown = weights if model.name == BEST else None
+    if not isinstance(row, dict) or row.get("weights", unknown) != weights:
+        return ""
+    return ", ".join(f"{name} {row[key]:.1%}" for key, name in METRICS.items() if key in row)
 
 
 USAGE = {

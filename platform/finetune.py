@@ -43,6 +43,7 @@ from platform.engine.runtime.terminal import say
 from platform.engine.schemas.finetune_settings import FinetuneConfig
 from platform.engine.schemas.retrieval_settings import EvaluateConfig
 from platform.engine.storage.location import open_storage
+from platform.engine.storage.retry import patiently
 from platform.engine.train.checkpoints import CheckpointStore
 from platform.engine.train.launch import launch
 from platform.engine.train.worker import notices, report_line, restarted_at
@@ -91,8 +92,9 @@ def finetune(config: FinetuneConfig) -> None:
     """The whole run: train all phases, publish the model, evaluate. Collective: every worker calls it."""
     run = Run(open_storage(config.output, config.storage), "finetune")
     store = CheckpointStore(run.location / "checkpoints", keep=1)
-    found = store.newest()
-    if dist.get_rank() == 0:
+    first = dist.get_rank() == 0
+    found = patiently(store.newest, config.storage.retry_timeout_s, report_line if first else None)
+    if first:
         restarted_at(found.payload["images_seen"] if found else 0)
         if found:
             inside = found.payload.get("inside")
@@ -104,7 +106,7 @@ def finetune(config: FinetuneConfig) -> None:
     plan = plan_cameras(config, init)
     model = initial_model(config, init, plan)
     phases = phases_of(config, model.backbone, plan)
-    tracker = open_tracker(run, config, found) if dist.get_rank() == 0 else None
+    tracker = open_tracker(run, config, found) if first else None
     query, gallery = (image_set(config, config.target_set, split, model.backbone, plan) for split in ("query", "gallery"))
     corrupt = [problem for images in (*[phase.images for phase in phases], query, gallery) for problem in images.problems]
     for problem in corrupt[:SAID] if tracker else []:

@@ -34,10 +34,15 @@ LOOP = "platform.engine.pretrain.loop:train"
 
 def main(config: PretrainConfig) -> dict[str, Any]:
     """Train to the end. Returns the summary; a complete run is not repeated. Raises UserError, StoppedError after a signal."""
-    complete = (open_storage(config.output, config.storage) / SUMMARY).exists()
+    location = open_storage(config.output, config.storage)
+    complete = (location / SUMMARY).exists()
     if not complete:  # check first: a mistyped path or number must not become the configuration of the output folder
         plan, total = plan_of(config)
         check_probe(config.probe, config.storage)
+        if config.checkpoint.resume_from:
+            from platform.engine.train.start import check_start  # it imports torch, which takes seconds
+
+            check_start(location, config.checkpoint, plan, total, config.stream.global_batch)
         sizes = config.scaling.sizes(config.stream.micro_batches_per_step)
     run = open_run("pretrain", config.output, config, config.storage)
     if complete and run.summary:

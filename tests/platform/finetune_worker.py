@@ -30,7 +30,7 @@ def main(rank: int, folder: Path, order: dict) -> None:
                 *overrides,
             ],
         )
-        finetune(with_micro_batches(config, open_storage(config.output)))
+        finetune(with_micro_batches(config, open_storage(config.output, config.storage)))
     dist.destroy_process_group()
 
 

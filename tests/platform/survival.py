@@ -190,11 +190,17 @@ class Nodes:
 
 
 class FaultyProxy:
-    """An HTTP proxy before an S3 server: `mode` is "" (pass on), "error" (503), "hang" (no answer) or "slow" (1 s a request)."""
+    """An HTTP proxy before an S3 server.
+
+    `mode` is "" (pass on), "error" (503), "once" (503 for the first write of each object), "hang" (no answer) or "slow" (1 s a
+    request).
+    """
 
     def __init__(self, endpoint: str) -> None:
         host = endpoint.removeprefix("http://")
         self.mode, self.requests, self.faults = "", 0, 0
+        self.refused: set[str] = set()
+        """Paths of the objects whose first write was refused in mode "once"."""
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -213,7 +219,10 @@ class FaultyProxy:
                     return
                 if mode == "slow":
                     time.sleep(1.0)
-                if mode == "error":
+                refuse = mode == "once" and self.command == "PUT" and self.path not in proxy.refused
+                if refuse:
+                    proxy.refused.add(self.path)
+                if mode == "error" or refuse:
                     self.send_response(503)
                     self.send_header("Content-Length", "0")
                     self.end_headers()

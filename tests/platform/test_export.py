@@ -40,7 +40,9 @@ def run(tmp_path):
     given += ["supervised.epochs=9", "model.depth=3"]  # not read
     config = load_config(FinetuneConfig, "finetune", [*given, "scaling.workers=2", f"output={folder}"])
     (folder / "config.json").write_text(json.dumps({"program": "finetune", "config": to_plain(config)}))
-    (folder / "summary.json").write_text(json.dumps({"mAP": 0.512, "rank1": 0.75}))
+    best = {"phase": 0, "epoch": 4, "mAP": 0.555, "rank1": 0.8}
+    summary = {"mAP": 0.512, "rank1": 0.75, "weights": weights_hash(model)[:12], "best": best}
+    (folder / "summary.json").write_text(json.dumps(summary))
     return folder
 
 
@@ -96,6 +98,25 @@ def test_all_formats(tmp_path, run, capsys):
     ):
         assert words in card
     assert "export:" in capsys.readouterr().out
+
+
+def test_the_card_has_the_results_of_its_own_weights(tmp_path, run):
+    """best.safetensors has those of its epoch; other weights in the folder have none."""
+
+    def card_of(name: str) -> str:
+        output = tmp_path / "out" / name
+        main(config_of(run / name, output, "formats=[safetensors]"))
+        return (output / "safetensors" / "README.md").read_text()
+
+    other = ReidModel(build_vit(VIT, seed=2), num_classes=3)
+    for name in ("best.safetensors", "later.safetensors"):
+        save_model(other, {"neck": "after", "mean": [0.5] * 3, "std": [0.25] * 3}, run / name)
+    assert "results on the target | mAP 51.2%, Rank-1 75.0% |" in card_of("model.safetensors")
+    assert "results on the target | mAP 55.5%, Rank-1 80.0% |" in card_of("best.safetensors")
+    assert "results on the target" not in card_of("later.safetensors")
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"best": None}))  # left by an earlier run with keep_best
+    assert "results on the target" not in card_of("best.safetensors")
 
 
 def test_a_released_file_to_object_storage(tmp_path, s3):

@@ -334,6 +334,17 @@ def test_an_unusable_probe_set_is_said_and_binds_nothing(tiny_shards, tiny_label
     assert not (tmp_path / "run").exists()
 
 
+def test_a_start_past_the_end_of_the_run_binds_nothing(tiny_shards, tmp_path):
+    """The length could not be raised in a folder that holds it."""
+    given = ["length.samples=160", f"checkpoint.resume_from={tmp_path}/other"]
+    config = config_of(tiny_shards, tmp_path / "run", *given)
+    plan, _ = plan_of(config)
+    CheckpointStore(open_storage(str(tmp_path / "other" / "checkpoints"))).save(160, {}, {"data": plan.checksum})
+    with pytest.raises(UserError, match=r"nothing is left to train: .*160 samples, and this run ends at 160\. Raise length"):
+        main(config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_fewer_samples_than_a_batch(tiny_shards, tmp_path):
     with pytest.raises(UserError, match="90 samples are fewer than one global batch of 128"):
         main(config_of(tiny_shards, tmp_path / "run", "length.epochs=1", "stream.micro_batch=64"))

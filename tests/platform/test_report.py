@@ -494,6 +494,40 @@ def test_a_single_fine_tuning(tmp_path: Path, finished: bool) -> None:
     assert ("Not finished: tuned; its log ends at epoch 6" in page) is not finished
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("metrics.jsonl", "no row\n", r"metrics\.jsonl, line 1: b'no row.n' is not a row of metrics"),
+        ("summary.json", "[1]", r"summary\.json is of type list where an object belongs"),
+        (
+            "config.json",
+            '{"program": "finetune", "config": 5}',
+            r"'config' in .*config\.json is of type int where an object belongs",
+        ),
+    ],
+    ids=["log", "summary", "configuration"],
+)
+def test_a_damaged_run_is_noted_beside_a_whole_one(tmp_path: Path, file: str, content: str, reason: str) -> None:
+    write_data(tmp_path / "target", "target")
+    write_finetuning(tmp_path / "runs" / "whole", tmp_path / "target", "usl", "runs/first")
+    shutil.copytree(tmp_path / "runs" / "whole", tmp_path / "runs" / "damaged")
+    (tmp_path / "runs" / "damaged" / file).write_text(content)
+    folder = read_folder(str(tmp_path / "runs"), StorageConfig())
+    assert [one.name for one in folder.members] == ["whole"]
+    assert any(re.search(f"^The run damaged cannot be read: .*{reason}", note) for note in folder.notes)
+    assert "The run damaged cannot be read" in render(folder)
+    with pytest.raises(UserError, match=rf"no run in .*damaged can be read\. The run damaged cannot be read: .*{reason}"):
+        read_folder(str(tmp_path / "runs" / "damaged"), StorageConfig())
+
+
+def test_trials_that_are_no_list_are_noted(tmp_path: Path) -> None:
+    write_data(tmp_path / "target", "target")
+    write_finetuning(tmp_path / "tuned", tmp_path / "target", "usl", "runs/first")
+    (tmp_path / "tuned" / "trials.json").write_text("7")
+    notes = read_folder(str(tmp_path / "tuned"), StorageConfig()).notes
+    assert any(re.search(r"The trials cannot be read: .*trials\.json is of type int, not a list", note) for note in notes)
+
+
 def test_a_doubtful_run_is_named(tmp_path: Path) -> None:
     write_data(tmp_path / "target", "target")
     run = write_finetuning(tmp_path / "tuned", tmp_path / "target", "usl", "runs/first")

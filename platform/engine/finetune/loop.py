@@ -22,6 +22,7 @@ from platform.engine.finetune.weight_average import WeightAverage
 from platform.engine.inference.evaluation import retrieval_metrics
 from platform.engine.runs.metrics import Tracker, format_row
 from platform.engine.runtime.device import upload
+from platform.engine.storage.retry import patiently
 from platform.engine.train.checkpoints import CheckpointStore, LoadedCheckpoint
 from platform.engine.train.notices import Notices
 from platform.engine.train.optimizers import finetuning_optimizer
@@ -74,7 +75,7 @@ class PhaseTrainer:
         if self.tracker:
             self.tracker.add(0, {"phase": 0, "epoch": 0, **row})
             report_line(f"{self.setting} before fine-tuning  mAP {row['mAP']:.4g}  rank1 {row['rank1']:.4g}")
-            self.tracker.publish()
+            self._patiently(self.tracker.publish)
 
     def train(self, model: ReidModel, phase: Phase, number: int, found: LoadedCheckpoint | None) -> bool:
         """Train the remaining epochs of a phase. Collective. Returns whether the run must stop, after a checkpoint.
@@ -241,7 +242,7 @@ class PhaseTrainer:
                 f"{self.setting} {phase.name} epoch {epoch + 1}/{phase.config.epochs}  {format_row(shown)}"
                 + "".join(f"  warning: {warning}" for warning in warnings)
             )
-            self.tracker.publish()
+            self._patiently(self.tracker.publish)
         self._save(trained, epoch + 1, average)
 
     def _save(self, trained: Trained, epochs: int, average: WeightAverage | None, progress: Progress | None = None) -> None:
@@ -251,16 +252,18 @@ class PhaseTrainer:
         if self.tracker:
             state = {name: value.cpu() for name, value in phase.state_tensors().items()}
             # The position is not the images seen: an epoch without training sees none, and positions must increase.
-            self.store.save(
-                (number + 1) * 10**9 + epochs * 10**5 + (progress.step if progress else 0),
-                {
-                    "student": student,
-                    "phase": number,
-                    "epoch": epochs,
-                    "images_seen": self.images_seen,
-                    "phase_state": state,
-                    "average": average.state() if average else {},
-                    "inside": progress.state() if progress else None,
-                },
-                {},
-            )
+            position = (number + 1) * 10**9 + epochs * 10**5 + (progress.step if progress else 0)
+            payload = {
+                "student": student,
+                "phase": number,
+                "epoch": epochs,
+                "images_seen": self.images_seen,
+                "phase_state": state,
+                "average": average.state() if average else {},
+                "inside": progress.state() if progress else None,
+            }
+            self._patiently(lambda: self.store.save(position, payload, {}))
+
+    def _patiently(self, write: Callable[[], object]) -> None:
+        """Write to storage on rank 0; the other workers wait at their next collective while storage fails."""
+        patiently(write, self.store.root.config.retry_timeout_s, report_line)

@@ -1,4 +1,4 @@
-"""What a fine-tuning run leaves: its log, its models and its summary. Only rank 0 writes them."""
+"""What a fine-tuning run leaves: its log, its models and its summary. Only rank 0 writes them, patiently while storage fails."""
 
 import json
 from typing import Any
@@ -12,6 +12,7 @@ from platform.engine.runs.metrics import Tracker
 from platform.engine.runs.run_folder import Run
 from platform.engine.schemas.finetune_settings import FinetuneConfig
 from platform.engine.storage.location import open_storage
+from platform.engine.storage.retry import patiently
 from platform.engine.train.checkpoints import LoadedCheckpoint
 from platform.engine.train.worker import report_line
 from reidssl.models.reid import ReidModel
@@ -48,12 +49,19 @@ def publish_model(
         "setting": config.setting,
         "checkpoint": config.checkpoint,
         "target_set": config.target_set,
-        "target_manifest": read_manifest(open_storage(config.target_set, config.storage)).checksum,
+        "target_manifest": _target_checksum(config),
         "source_set": config.source_set,
         "train_sets": ", ".join(config.train_sets),
     }
     metadata |= {name: json.dumps(value) for name, value in record.items() if value is not None}
-    (run.location / name).write_bytes(model_bytes(model, metadata))
+    data = model_bytes(model, metadata)
+    patiently(lambda: (run.location / name).write_bytes(data), config.storage.retry_timeout_s, report_line)
+
+
+def _target_checksum(config: FinetuneConfig) -> str:
+    """Checksum of the target set."""
+    target = open_storage(config.target_set, config.storage)
+    return patiently(lambda: read_manifest(target), config.storage.retry_timeout_s, report_line).checksum
 
 
 def finish(
@@ -67,30 +75,30 @@ def finish(
     record: dict[str, Any],
 ) -> None:
     """Publish the rankings, the log and the summary. The summary marks the run complete."""
-    (run.location / "rankings.json").write_json(result.pop("rankings"))
+    rankings, retry_s = result.pop("rankings"), config.storage.retry_timeout_s
+    patiently(lambda: (run.location / "rankings.json").write_json(rankings), retry_s, report_line)
     clusters = [row for row in tracker.rows if "clusters" in row]
-    tracker.publish()
+    patiently(tracker.publish, retry_s, report_line)
     tracker.close()
     if "camera_note" in result:
         report_line(f"note: {config.target_set}: {result['camera_note']}")
-    run.finish(
-        {
-            "setting": config.setting,
-            "checkpoint": config.checkpoint,
-            "target_set": config.target_set,
-            "source_set": config.source_set,
-            "image_size": list(model.backbone.config.image_size),
-            "seed": config.seed,
-            "neck": phase.config.neck,
-            "weights": weights_hash(model)[:12],
-            "data_checksum": read_manifest(open_storage(config.target_set, config.storage)).checksum,
-            "clusters": int(clusters[-1]["clusters"]) if clusters else None,
-            **{name: clusters[-1][name] for name in ("adjusted_rand_index",) if clusters and name in clusters[-1]},
-            "images_seen": images_seen,
-            "start": next((retrieval_metrics(row) for row in tracker.rows if row["epoch"] == 0), None),
-            "epochs_without_training": untrained(tracker.rows),
-            "warnings": run_warnings(tracker.rows, len(phase.images)),
-            **record,
-            **result,
-        }
-    )
+    summary = {
+        "setting": config.setting,
+        "checkpoint": config.checkpoint,
+        "target_set": config.target_set,
+        "source_set": config.source_set,
+        "image_size": list(model.backbone.config.image_size),
+        "seed": config.seed,
+        "neck": phase.config.neck,
+        "weights": weights_hash(model)[:12],
+        "data_checksum": _target_checksum(config),
+        "clusters": int(clusters[-1]["clusters"]) if clusters else None,
+        **{name: clusters[-1][name] for name in ("adjusted_rand_index",) if clusters and name in clusters[-1]},
+        "images_seen": images_seen,
+        "start": next((retrieval_metrics(row) for row in tracker.rows if row["epoch"] == 0), None),
+        "epochs_without_training": untrained(tracker.rows),
+        "warnings": run_warnings(tracker.rows, len(phase.images)),
+        **record,
+        **result,
+    }
+    patiently(lambda: run.finish(summary), retry_s, report_line)

@@ -66,11 +66,11 @@ class Place:
 def find_place(config: PretrainConfig, store: CheckpointStore) -> tuple[Place, ResumePoint]:
     """(place, checkpoint) at which the run continues; without a checkpoint, the start. Collective.
 
-    Raises UserError if this number of workers cannot share a step, or if the checkpoint belongs to other data.
+    Raises UserError if this number of workers cannot share a step, or if the run cannot go on from the checkpoint.
     """
     check_size(dist.get_world_size(), config.stream.micro_batches_per_step)
     plan, total = patiently(lambda: plan_of(config), config.storage.retry_timeout_s, report_line)
-    resume_point = find_resume_point(store, plan, config.checkpoint, config.stream.global_batch)
+    resume_point = find_resume_point(store, plan, total, config.checkpoint, config.stream.global_batch)
     place = Place(
         plan=plan,
         total=total,

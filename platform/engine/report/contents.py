@@ -136,6 +136,8 @@ def read_folder(uri: str, storage: StorageConfig) -> RunFolder:
                 found.members.append(member)
     found.results = _read_results(location, found.notes) if RESULTS in names else {}
     found.is_pipeline = bool(found.results) or any(one.program == "pipeline" or one.name in EXPECTED for one in found.members)
+    if not found.members and not found.results and found.notes:
+        raise UserError(f"no run in {location.uri} can be read. " + " ".join(found.notes))
     if not found.members and not found.results:
         raise UserError(
             f"there is no run in {location.uri}: neither {CONFIG} nor {RESULTS}, here or in its folders. Name "
@@ -167,7 +169,9 @@ def _set_trials_apart(found: RunFolder) -> None:
     """Move the trials of a sweep from `members` to `trials`, except the best: the charts of single runs cannot show them all."""
     try:
         rows = (found.location / TRIALS).read_json()
-    except StorageError as error:
+        if not isinstance(rows, list):
+            raise UserError(f"{(found.location / TRIALS).uri} is of type {type(rows).__name__}, not a list")
+    except UserError as error:
         found.notes.append(f"The trials cannot be read: {error}")
         return
     found.sweep_rows = [row for row in rows if isinstance(row, dict) and isinstance(row.get("point"), dict)]
@@ -208,19 +212,27 @@ def _read_member(root: Location, folder: str, notes: list[str]) -> RunMember | N
         if not isinstance(about, dict) or "program" not in about:
             return None
         file = location / SUMMARY
-        summary = file.read_json() if file.exists() else None
         return RunMember(
             folder or root.name,
             location,
             str(about["program"]),
-            dict(about.get("config") or {}),
-            dict(about.get("environment") or {}),
-            summary,
+            _object(about.get("config") or {}, f"'config' in {(location / CONFIG).uri}"),
+            _object(about.get("environment") or {}, f"'environment' in {(location / CONFIG).uri}"),
+            _object(file.read_json(), file.uri) if file.exists() else None,
             read_metrics(location),
         )
-    except (StorageError, ValueError) as error:
+    except (UserError, ValueError) as error:
         notes.append(f"The run {folder or root.name} cannot be read: {error}")
         return None
+
+
+def _object(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{name} is of type {type(value).__name__} where an object belongs: bring the file back, or repeat the run "
+            "in another folder"
+        )
+    return value
 
 
 def _read_results(location: Location, notes: list[str]) -> dict[str, Any]:

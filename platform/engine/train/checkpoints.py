@@ -7,14 +7,16 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from platform.engine.errors import NotFoundError, UserError
 from platform.engine.schemas.training_settings import CheckpointConfig as CheckpointConfig
-from platform.engine.storage.location import Location
+from platform.engine.storage.location import PARTIAL, Location
 from platform.engine.storage.retry import patiently
 from reidssl.models.weight_files import ModelFile, read_content
 
@@ -69,6 +71,9 @@ class CheckpointStore:
         for old in stale:
             (self.root / _folder(old) / MANIFEST).delete()  # first, so that a partly deleted checkpoint does not count
             (self.root / _folder(old)).delete()
+        before = [p for p in complete if p <= position][1 : max(self.keep, 2)]
+        if before:
+            self._delete_leftovers(before[-1])
         return {"mebibytes": len(data) / 2**20, "seconds": time.perf_counter() - started}
 
     def newest(self, at_most: int = 0) -> LoadedCheckpoint | None:
@@ -99,6 +104,19 @@ class CheckpointStore:
             )
         return None
 
+    def peek(self, at_most: int = 0) -> tuple[int, dict[str, Any]] | None:
+        """(position, metadata) of the newest checkpoint as its manifest says, without reading its state; None if there is none.
+
+        at_most: as for `newest`. Raises StorageError if storage does not answer.
+        """
+        for position in self._complete():
+            if not at_most or position <= at_most:
+                try:
+                    return position, dict(json.loads((self.root / _folder(position) / MANIFEST).read_bytes())["metadata"])
+                except (NotFoundError, ValueError, KeyError, TypeError):  # torn, as for `newest`
+                    continue
+        return None
+
     def unfinished(self) -> list[int]:
         """Positions without a manifest, newest first: interrupted uploads, or the upload in progress."""
         return self._positions(lambda files: MANIFEST not in files)
@@ -106,6 +124,22 @@ class CheckpointStore:
     def _complete(self) -> list[int]:
         """Positions that have a manifest, newest first."""
         return self._positions(lambda files: MANIFEST in files)
+
+    def _delete_leftovers(self, position: int) -> None:
+        """Delete what killed writes left in the folders before `position`, a checkpoint that is not the newest.
+
+        A worker that still writes has begun at that checkpoint or later, so its file is left alone.
+        """
+        if self.root.is_s3:  # a killed upload leaves no object
+            return
+        with self.root.errors("list"):
+            hidden = sorted(Path(self.root.path).glob(f"position-*/.*{PARTIAL}"))  # `list` does not show them
+        for file in hidden:
+            number = file.parent.name.removeprefix("position-")
+            if number.isdecimal() and int(number) < position:
+                (self.root / file.parent.name / file.name).delete()
+                with suppress(OSError):  # a checkpoint that is kept for good
+                    file.parent.rmdir()
 
     def _positions(self, which: Callable[[set[str]], bool]) -> list[int]:
         folders: dict[str, set[str]] = {}

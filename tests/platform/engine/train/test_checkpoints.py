@@ -2,12 +2,13 @@
 
 import os
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 
 from platform.engine.errors import StorageError, UserError
-from platform.engine.storage.location import StorageConfig, open_storage
+from platform.engine.storage.location import PARTIAL, StorageConfig, open_storage
 from platform.engine.train.checkpoints import MANIFEST, STATE, BackgroundWriter, CheckpointConfig, CheckpointStore
 from tests.platform import survival
 
@@ -153,6 +154,23 @@ def test_multiples_are_kept_for_good(root):
     assert positions(root) == ["position-000000000200", "position-000000000400", "position-000000000500"]
 
 
+def test_what_killed_writes_left_goes_with_the_old_positions(tmp_path):
+    """In a folder of its own, and in that of a checkpoint that is kept for good. A write in progress is not disturbed."""
+    root = open_storage(str(tmp_path / "checkpoints"))
+    store = CheckpointStore(root, keep=1, keep_multiples_of=200)
+    for position in (150, 200):
+        (root / f"position-{position:012d}" / f".{STATE}.0123456789ab{PARTIAL}").write_bytes(b"x" * 99)
+    store.save(200, payload(1), {})
+    with (root / f"position-{350:012d}" / STATE).open_output() as file:
+        file.write(b"in progress")
+        for position in (300, 400):
+            store.save(position, payload(1), {})
+        left = [path.relative_to(root.path).as_posix() for path in Path(root.path).rglob(f"*{PARTIAL}")]
+        assert len(left) == 1 and left[0].startswith("position-000000000350/")
+    assert sorted(os.listdir(root.path)) == [f"position-{position:012d}" for position in (200, 350, 400)]
+    assert store.newest(200).position == 200 and store.newest().position == 400
+
+
 # ---- in the background
 
 
@@ -246,8 +264,6 @@ def test_a_full_disk_is_said_and_costs_no_checkpoint_that_is_there(tmp_path):
 
 def test_plain_torch_restores_a_checkpoint(tmp_path):
     """Runs the code of docs/reliability.md."""
-    from pathlib import Path
-
     page = (Path(__file__).parents[4] / "docs" / "reliability.md").read_text()
     code = page.split("<!-- restore -->")[1].split("```python")[1].split("```")[0]
     model = torch.nn.Linear(3, 2)
