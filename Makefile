@@ -5,7 +5,7 @@
 # make bench  speed and memory against what one would install instead, into benchmarks/RESULTS.md (13-22 minutes on 2 idle cores;
 #             make bench BENCH=--full: the published sizes, hours)
 # make study DATA=folder   the comparison of the starts on images of real people, three seeds: docs/evidence.md has the layout of
-#             the folder (78 minutes on 2 slow cores; the same command continues)
+#             the folder (57 to 78 minutes on 2 cores; the same command continues)
 # make lint   ruff (rules and format) and mypy
 # make docs   the guides, the configuration reference and the library's API as a site in site/
 # make lock   the locks of locks/ from requirements.lock
