@@ -332,4 +332,5 @@ def abort_incomplete_uploads(uri: str, config: StorageConfig | None = None, olde
     if not location.is_s3:
         return 0
     with location.errors("clean up"):
-        return abort_uploads(location.config, location.bucket, location.key, older_than_h)
+        below = f"{location.key}/" if location.key else ""  # not those of run2 with those of run
+        return abort_uploads(location.config, location.bucket, below, older_than_h)

@@ -260,13 +260,13 @@ def test_denied(s3, monkeypatch):
 def test_incomplete_uploads_are_aborted(s3):
     config = StorageConfig(endpoint_url=s3.endpoint_url)
     server = boto3.client("s3", endpoint_url=s3.endpoint_url)
-    for key in ("run/a", "run/b", "other/c"):
+    for key in ("run/a", "run/b", "run2/c"):
         server.create_multipart_upload(Bucket=s3.bucket, Key=key)
     years_h = 100 * 365 * 24.0  # moto dates every upload to 2010
     assert abort_incomplete_uploads(f"{s3.uri}/run", config, older_than_h=years_h) == 0
     assert abort_incomplete_uploads(f"{s3.uri}/run", config, older_than_h=24) == 2
     left = server.list_multipart_uploads(Bucket=s3.bucket).get("Uploads", [])
-    assert [upload["Key"] for upload in left] == ["other/c"]
+    assert [upload["Key"] for upload in left] == ["run2/c"]
     assert abort_incomplete_uploads("/tmp/x") == 0
 
 
