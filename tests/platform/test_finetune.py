@@ -477,13 +477,15 @@ def test_settings_that_contradict_each_other(tmp_path, tiny_labeled):
         finetune_config(tiny_labeled, tmp_path)
     again = f"train_sets=[/other,{tiny_labeled.uri}/]"
     with pytest.raises(ConfigError, match=r"is given twice among target_set, source_set and train_sets"):
-        finetune_config(tiny_labeled, tmp_path, "setting=supervised", again)
+        finetune_config(tiny_labeled, tmp_path, "checkpoint=x", "setting=supervised", again)
     with pytest.raises(ConfigError, match=r"with the labels that uda must not see"):
-        finetune_config(tiny_labeled, tmp_path, "setting=uda", f"source_set={tiny_labeled.uri}")
+        finetune_config(tiny_labeled, tmp_path, "checkpoint=x", "setting=uda", f"source_set={tiny_labeled.uri}")
     with pytest.raises(ConfigError, match=r"batch.identities must be at least 2 for the triplet loss \(or .*\): got 1"):
-        finetune_config(tiny_labeled, tmp_path, "supervised.batch.identities=1", "supervised.triplet_weight=1")
+        finetune_config(tiny_labeled, tmp_path, "checkpoint=x", "supervised.batch.identities=1", "supervised.triplet_weight=1")
     with pytest.raises(ConfigError, match=r"batch must have 2 images or more, for the batch norm of the neck"):
-        finetune_config(tiny_labeled, tmp_path, "unsupervised.batch.identities=1", "unsupervised.batch.instances=1")
+        finetune_config(
+            tiny_labeled, tmp_path, "checkpoint=x", "unsupervised.batch.identities=1", "unsupervised.batch.instances=1"
+        )
     with pytest.raises(ConfigError, match=r"evaluate.tasks must be 0 in fine-tuning, .*: got 3"):
         finetune_config(tiny_labeled, tmp_path, "checkpoint=x", "evaluate.tasks=3")
     with pytest.raises(

@@ -122,6 +122,7 @@ def test_the_run_begins_when_what_needs_nothing_is_complete(tmp_path, ray_sessio
     began = [json.loads(line)[0] for line in file.read_text().splitlines()]
     assert set(began[:2]) == {"a", "b"} and began[2] == "begin" and set(began[3:]) == {"c", "d"} and len(began) == 5
     with pytest.raises(UserError, match="the images are gone"):
+        trainings = [Stage(name, partial(note, name), ("a", "b", "bad")) for name in ("c", "d")]
         run([*sets, Stage("bad", refusing), *trainings], results, begin=partial(noted, str(tmp_path / "second"), "begin"))
     assert not (tmp_path / "second").exists()
 
