@@ -98,13 +98,13 @@ def main(config: PipelineConfig) -> dict[str, Any]:
             "pool.gpus_per_actor": config.pool.gpus_per_actor,
         }
     )
+    if set(config.settings) - {"supervised"} or config.cfs.target_proxy == "usl":
+        check_room(config.finetune.unsupervised.neighbors, config.finetune.scaling, config.concurrent)
     if config.concurrent == 1:
         run_in_order(story, results, begin=opened)
     else:
         groups = [config.pretrain.scaling, config.finetune.scaling]
         require_room(f"{config.concurrent} stages", groups, config.concurrent, ["pretrain.scaling", "finetune.scaling"])
-        if set(config.settings) - {"supervised"}:
-            check_room(config.finetune.unsupervised.neighbors, config.finetune.scaling, config.concurrent)
         run_together(story, results, config.concurrent, begin=opened)
     final = results.collect()
     run.finish({"results": final})

@@ -152,5 +152,6 @@ def check_concurrency(config: TuneConfig, trials: list[Point], number: int) -> N
     found = [trial_config(config, point) for point in trials]
     groups = [trial.scaling for trial in found]
     require_room(f"{together} trials", groups, together, ["finetune.scaling"], once=config.search == "grid")
-    for trial in found if config.finetune.setting != "supervised" else []:
-        check_room(trial.unsupervised.neighbors, trial.scaling, together)
+    for trial in found:
+        if trial.setting != "supervised":
+            check_room(trial.unsupervised.neighbors, trial.scaling, together)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -357,6 +358,19 @@ def test_recipes_that_cannot_be(tmp_path, tiny_labeled, tiny_backbone, override,
 # ---- refusals before anything starts
 
 
+def test_a_data_set_given_twice_is_refused_under_whatever_path(tmp_path, tiny_labeled, tiny_backbone):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_labeled.path, copy)
+    same = r"are the same data set \(checksum .* twice, as different people, or with the labels that uda must not see"
+    for names, given in (
+        (r"target_set and train_sets\[0\]", [f"train_sets=[{copy}]"]),
+        ("target_set and source_set", ["setting=uda", f"source_set={copy}"]),
+    ):
+        with pytest.raises(UserError, match=f"{names} {same}"):
+            main(finetune_config(tiny_labeled, tmp_path / "run", f"checkpoint={tiny_backbone}", *given))
+    assert not (tmp_path / "run").exists()
+
+
 def test_wrong_paths(tmp_path, tiny_labeled, tiny_backbone):
     with pytest.raises(UserError, match=r"no model at .*nowhere: neither model.safetensors nor backbone.safetensors"):
         main(finetune_config(tiny_labeled, tmp_path / "a", f"checkpoint={tmp_path}/nowhere"))
@@ -475,11 +489,6 @@ def test_settings_that_contradict_each_other(tmp_path, tiny_labeled):
         finetune_config(tiny_labeled, tmp_path, "setting=semi")
     with pytest.raises(ConfigError, match=r"augment.image_size must equal model.image_size \(256, 128\): got \(64, 32\)"):
         finetune_config(tiny_labeled, tmp_path)
-    again = f"train_sets=[/other,{tiny_labeled.uri}/]"
-    with pytest.raises(ConfigError, match=r"is given twice among target_set, source_set and train_sets"):
-        finetune_config(tiny_labeled, tmp_path, "checkpoint=x", "setting=supervised", again)
-    with pytest.raises(ConfigError, match=r"with the labels that uda must not see"):
-        finetune_config(tiny_labeled, tmp_path, "checkpoint=x", "setting=uda", f"source_set={tiny_labeled.uri}")
     with pytest.raises(ConfigError, match=r"batch.identities must be at least 2 for the triplet loss \(or .*\): got 1"):
         finetune_config(tiny_labeled, tmp_path, "checkpoint=x", "supervised.batch.identities=1", "supervised.triplet_weight=1")
     with pytest.raises(ConfigError, match=r"batch must have 2 images or more, for the batch norm of the neck"):

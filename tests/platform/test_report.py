@@ -283,6 +283,14 @@ def test_query_expansion_is_shown_with_the_figures(tmp_path: Path, recorded: dic
     assert "without; query expansion 5" in page  # provenance: re-ranking, expansion
 
 
+def test_the_provenance_names_how_test_images_were_scaled(tmp_path: Path) -> None:
+    write_data(tmp_path / "target", "target")
+    run = write_finetuning(tmp_path / "run", tmp_path / "target", "usl", "x")
+    assert "bilinear" not in render(read_folder(str(tmp_path / "run"), STORAGE))
+    run.finish((run.summary or {}) | {"evaluation": {"resize": "bilinear"}})
+    assert ", bilinear</td>" in render(read_folder(str(tmp_path / "run"), STORAGE))
+
+
 def test_charts_hold_all_runs(pipeline: Path) -> None:
     folder = read_folder(str(pipeline), StorageConfig())
     titles = {}

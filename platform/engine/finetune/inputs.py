@@ -1,6 +1,7 @@
 """The checks of a fine-tuning run before its workers start, and the parts into which its batches are cut."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -46,7 +47,20 @@ def check_inputs(config: FinetuneConfig) -> dict[str, str]:
     sets = {"target_set": config.target_set} | ({"source_set": config.source_set} if config.setting == "uda" else {})
     sets |= {f"train_sets[{place}]": uri for place, uri in enumerate(config.train_sets)}
     checksums = {name: read_manifest(open_storage(uri, config.storage)).checksum for name, uri in sets.items()}
+    check_distinct(checksums)
     return checksums | {"weights": init.weights if init else "random"}
+
+
+def check_distinct(checksums: Mapping[str, str]) -> None:
+    """Check that no data set is given twice, under whatever path. checksums: key -> checksum. Raises UserError."""
+    names: dict[str, str] = {}
+    for name, checksum in checksums.items():
+        if checksum in names:
+            raise UserError(
+                f"{names[checksum]} and {name} are the same data set (checksum {checksum[:12]}): its images would be trained on "
+                "twice, as different people, or with the labels that uda must not see. Name each data set once"
+            )
+        names[checksum] = name
 
 
 def check_target(config: FinetuneConfig) -> None:

@@ -4,10 +4,11 @@ They are those of the programs, and they come before the configuration is stored
 pre-training, what could be known at the start.
 """
 
-from platform.engine.data.shards import read_manifest
+from platform.engine.data.shards import MANIFEST, read_manifest
 from platform.engine.errors import UserError
 from platform.engine.finetune.inputs import (
     check_clusters,
+    check_distinct,
     check_labels,
     check_phases,
     check_target,
@@ -27,7 +28,7 @@ from platform.engine.pipeline.configurations import (
     tunings,
 )
 from platform.engine.pipeline.keys import PRETRAIN, PRETRAIN_PHRASES, finetune_keys, keys_of, settings_of
-from platform.engine.pipeline.sets import is_given
+from platform.engine.pipeline.sets import is_given, parts_of
 from platform.engine.pretrain.plan import plan_of
 from platform.engine.runs.run_folder import SUMMARY
 from platform.engine.schemas.pipeline_settings import PipelineConfig
@@ -68,7 +69,7 @@ def check_settings(config: PipelineConfig, root: Location) -> None:
 def check_data(config: PipelineConfig, part: str) -> None:
     """Check that an ingested set has what all later stages need of it. part: pretrain, source or target. Raises UserError.
 
-    No other set is read: they may not be there yet.
+    No other set is read, since they may not be there yet; the last of source and target also checks that they differ.
     """
     shards, root = data_of(config, part), open_storage(config.output, config.storage)
     require_splits(shards, SPLITS[part])
@@ -80,6 +81,8 @@ def check_data(config: PipelineConfig, part: str) -> None:
         if not is_given(config, "target"):
             check_number(config, read_manifest(shards).num_rows)
         return
+    labeled = {f"{one}_set": data_of(config, one) for one in parts_of(config) if one != "pretrain"}
+    check_distinct({name: read_manifest(one).checksum for name, one in labeled.items() if (one / MANIFEST).exists()})
     if part == "target":
         with keys_of(PretrainConfig, PRETRAIN):
             require_splits(shards, [config.pretrain.probe.split])

@@ -136,11 +136,11 @@ def read_folder(uri: str, storage: StorageConfig) -> RunFolder:
                 found.members.append(member)
     found.results = _read_results(location, found.notes) if RESULTS in names else {}
     found.is_pipeline = bool(found.results) or any(one.program == "pipeline" or one.name in EXPECTED for one in found.members)
-    if not found.members and not found.results and found.notes:
-        raise UserError(f"no run in {location.uri} can be read. " + " ".join(found.notes))
     if not found.members and not found.results:
         raise UserError(
-            f"there is no run in {location.uri}: neither {CONFIG} nor {RESULTS}, here or in its folders. Name "
+            " ".join([f"no run in {location.uri} can be read.", *found.notes])
+            if found.notes
+            else f"there is no run in {location.uri}: neither {CONFIG} nor {RESULTS}, here or in its folders. Name "
             "the output of platform.pipeline, platform.pretrain or platform.finetune"
         )
     if TRIALS in names:

@@ -87,12 +87,13 @@ def provenance_rows(folder: RunFolder, hashes: dict[str, str]) -> list[dict[str,
             continue
         summary = one.summary or {}
         size = summary.get("image_size") or one.setting_of("model", "image_size") or []
+        resize = (summary.get("evaluation") or {}).get("resize")
         seed = one.setting_of("seed")
         rows.append(
             {
                 "run": one.name,
                 "seed": "" if seed is None else str(seed),
-                "image_size": " × ".join(map(str, size)),
+                "image_size": " × ".join(map(str, size)) + (f", {resize}" if resize else ""),
                 "neck": {"before": "before the neck", "after": "after the neck"}.get(str(summary.get("neck", "")), ""),
                 "reranking": _reranking(one),
                 "split": _split(one),

@@ -98,12 +98,6 @@ class FinetuneConfig:
                 f"supervised.jigsaw.parts must be 0 with setting={self.setting}, whose clusters and memory hold one feature of "
                 f"an image, without local ones: got {self.supervised.jigsaw.parts}"
             )
-        sets = [self.target_set, *[self.source_set] * (self.setting == "uda"), *self.train_sets]
-        if double := [uri for place, uri in enumerate(sets) if uri.rstrip("/") in [one.rstrip("/") for one in sets[:place]]]:
-            raise ValueError(
-                f"{double[0]} is given twice among target_set, source_set and train_sets: its images would be trained on twice, "
-                "as different people, or with the labels that uda must not see; name each data set once"
-            )
         if self.train_sets and self.setting == "usl":
             raise ValueError(f"train_sets are labeled, setting=usl has no labels: got {self.train_sets}")
         if self.train_sets and self.model.num_cameras:

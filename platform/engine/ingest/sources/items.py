@@ -52,6 +52,11 @@ def list_items(root: Location, follow_links: bool = False) -> Listing:
     return Listing(sorted(names), aside)
 
 
+def folders_of(name: str) -> list[str]:
+    """All folders in which an item lies, below the root: a and a/b of a/b/c."""
+    return [name[:place] for place, letter in enumerate(name) if letter == "/"]
+
+
 def unreached(aside: Mapping[str, str]) -> dict[str, str]:
     """The entries of `Listing.aside` that may be folders, or links to something outside: nobody knows what is there."""
     return {name: reason for name, reason in aside.items() if reason.startswith("cannot be listed") or reason == LEADS_OUT}

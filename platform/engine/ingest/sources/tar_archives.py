@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from platform.engine.errors import UserError
-from platform.engine.ingest.sources.items import fault_of, list_items, not_taken, open_item, unreached
+from platform.engine.ingest.sources.items import fault_of, folders_of, list_items, not_taken, open_item, unreached
 from platform.engine.ingest.sources.source import ARCHIVES, LARGEST_IMAGE, OTHER_ARCHIVES, OTHER_IMAGES, Candidate, ReadingPlan
 from platform.engine.ingest.sources.tar_stream import DAMAGE, TAR_SUFFIXES, open_tar, without_suffix
 from platform.engine.runtime.terminal import say
@@ -84,7 +84,7 @@ class TarSource:
         tars = [name for name in names if name.lower().endswith(TAR_SUFFIXES)]
         stems = [without_suffix(name) for name in tars]
         # a.tar and a.tgz would give equal keys, and so would a.tar with the member b/1.jpg and a/b.tar with 1.jpg.
-        times, folders = Counter(stems), {folder for name in tars for folder in _folders_of(name)}
+        times, folders = Counter(stems), {folder for name in tars for folder in folders_of(name)}
         unlike = [times[stem] == 1 and stem not in folders for stem in stems]
         units = [TarUnit(name, stem if own else name, 0) for name, stem, own in zip(tars, stems, unlike, strict=True)]
         aside = unreached(aside) | {name: why for name, why in aside.items() if name.lower().endswith(TAR_SUFFIXES)}
@@ -177,11 +177,6 @@ class TarSource:
                 error=error,
                 note=labels.note,
             )
-
-
-def _folders_of(name: str) -> list[str]:
-    """All folders in which a file lies, below the root: a and a/b of a/b/c.tar."""
-    return [name[:place] for place, letter in enumerate(name) if letter == "/"]
 
 
 def _is_image(name: str) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from platform.engine.errors import UserError
-from platform.engine.ingest.sources.items import fault_of, list_items, not_taken, open_item, unreached
+from platform.engine.ingest.sources.items import fault_of, folders_of, list_items, not_taken, open_item, unreached
 from platform.engine.ingest.sources.source import OTHER_VIDEOS, Candidate, ReadingPlan, encode_image
 from platform.engine.runtime.terminal import say
 from platform.engine.storage.location import Location
@@ -104,7 +104,7 @@ class VideoSource:
             stem = posixpath.splitext(name)[0]
             file, text, reason = f"{stem}.txt", "", unread.get(name, "")
             if file not in there:
-                why = next((f" ({part}: {untaken[part]})" for part in _path_to(file) if part in untaken), "")
+                why = next((f" ({part}: {untaken[part]})" for part in (file, *folders_of(file)) if part in untaken), "")
                 missing.append(f"{self.detections}/{file}{why}")
                 reason = reason or f"no detections: {file} is not in raw.detections{why}"
             else:
@@ -191,11 +191,6 @@ def cut_out(
             reason = f"video damaged: {error}"
         for row in np.flatnonzero(np.isin(detections.frames, list(left))):
             yield Candidate(described(int(row)).key, error=reason)
-
-
-def _path_to(file: str) -> list[str]:
-    """The file and the folders in which it lies, the file first."""
-    return [file, *(file[:place] for place, letter in enumerate(file) if letter == "/")]
 
 
 def _say_forms(forms: Counter[str], units: list[VideoUnit]) -> None:

@@ -171,6 +171,16 @@ def test_sets_that_all_stages_can_use_pass(tmp_path):
         check_data(config, part)
 
 
+@pytest.mark.parametrize("last", ["target", "source"])
+def test_one_set_as_source_and_target_is_refused_when_both_are_there(tmp_path, last):
+    config = config_of(tmp_path, "settings=[uda]")
+    for part in ("target", "source"):
+        write_set(config, part, kind="target")
+    with pytest.raises(UserError, match="target_set and source_set are the same data set"):
+        check_data(config, last)
+    check_data(config_of(tmp_path, "settings=[usl]"), "target")  # the source set is not read
+
+
 def test_without_labels_the_target_proxy_is_told_how_to_do_without(tmp_path):
     config = config_of(tmp_path)
     write_set(config, "target", change=without_training_labels)
