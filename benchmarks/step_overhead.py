@@ -210,7 +210,7 @@ def take_turns(
     config.length.samples = steps * config.stream.global_batch
     config.checkpoint.every_steps, config.tracking.every_steps = steps - 1, steps // 4
     plan, total = plan_of(config)
-    batches = list(local_stream(plan, config.stream, open_storage(config.data.uri), config.model.image_size, 0, total))
+    batches = list(local_stream(plan, config.stream, open_storage(config.data.uri), config.decode_size, 0, total))
     bare, ours, others, losses = Bare(config, plan.samples_per_epoch, total), [], [], []
 
     def turns(*_: Any) -> Iterator[dict[str, np.ndarray]]:

@@ -17,6 +17,7 @@ RELEASED = [
     *PRETRAIN,
     "stream.micro_batch=15",
     "stream.micro_batches_per_step=1",
+    "stream.decode_size=[96,48]",  # crops are cut from images that are larger than the model's
     "length.epochs=7",
     "clip.per_tensor=true",
     "deepspeed.zero_stage=0",

@@ -61,7 +61,7 @@ def main(folder: Path, order: dict) -> None:
     crop, root = MultiCrop(config.augment), open_storage(config.data.uri, config.storage)
     steps = (
         crop(torch.from_numpy(batch["image"]), stream_seeds(config.seed, batch["epoch"], batch["key"]), batch["shape"])
-        for batch in local_stream(plan, config.stream, root, config.model.image_size, 0, total)
+        for batch in local_stream(plan, config.stream, root, tuple(config.stream.decode_size), 0, total)
     )
     student = build_objective(config.model, config.objective, config.seed).student
     losses, teacher = plain_dino.train(

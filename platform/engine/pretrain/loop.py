@@ -80,7 +80,7 @@ def load(config: PretrainConfig, place: Place, open_stream: OpenStream, clock: S
             place.plan,
             config.stream,
             open_storage(config.data.uri, config.storage),
-            config.model.image_size,
+            config.decode_size,
             place.seen,
             place.total,
             config.scaling.decode_resource,

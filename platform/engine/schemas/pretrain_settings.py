@@ -104,5 +104,11 @@ class PretrainConfig:
             )
 
     @property
+    def decode_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the images in the stream, which the crops are cut from."""
+        height, width = self.stream.decode_size or self.model.image_size
+        return height, width
+
+    @property
     def engine(self) -> EngineSettings:
         return EngineSettings(zero_stage=self.deepspeed.zero_stage, precision=self.precision, clip=self.clip)

@@ -1,14 +1,14 @@
 """The order of the samples of a run, as pure functions of (seed, epoch). engine/stream/stream.py defines the terms."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reidssl.checks import at_least, within
+from reidssl.checks import at_least, height_and_width_or_empty, within
 from reidssl.seeding import sample_seeds
 
 
@@ -42,6 +42,9 @@ class StreamConfig:
     number."""
     window_row_groups: int = 16
     """Row groups that are read and shuffled together. More row groups mix better and need more memory."""
+    decode_size: list[int] = field(default_factory=list)
+    """[height, width] in pixels of the images that the crops are cut from; [] is model.image_size. A larger size, up to that of
+    the files, keeps small crops sharp: the released code cuts them from the file. Memory and reading grow with its area."""
     segment_windows: int = 2000
     """Windows per Ray Data execution, which bounds Ray Data's bookkeeping in long runs. It does not change the order."""
     max_corrupt_share: float = 0.01
@@ -49,6 +52,7 @@ class StreamConfig:
 
     def __post_init__(self) -> None:
         within("[0, 1]", max_corrupt_share=self.max_corrupt_share)
+        height_and_width_or_empty(decode_size=self.decode_size)
         at_least(
             1,
             micro_batch=self.micro_batch,

@@ -109,6 +109,12 @@ def test_impossible_settings(name):
         StreamConfig(**{name: 0})
 
 
+@pytest.mark.parametrize("size", [[64], [0, 64], [64, 32, 3]])
+def test_a_size_to_decode_to_is_height_and_width(size):
+    with pytest.raises(ValueError, match=r"^decode_size must be \[height, width\] or \[\]: got"):
+        StreamConfig(decode_size=size)
+
+
 # ---- pixels and augmentation seeds
 
 
