@@ -105,7 +105,7 @@ def stream_through_actors(
 
     An undecodable image is passed as a gray image with its "problem", so that the rows match those of the shards. Its result is
     meaningless; SetAside.watch counts it. Raises UserError if an actor would take every CPU of the cluster and leave none for
-    reading.
+    reading, or more GPUs than there are.
     """
     import ray
 
@@ -128,7 +128,8 @@ def stream_through_actors(
 
     dataset = ray.data.range(len(units), override_num_blocks=len(units))
     dataset = dataset.map_batches(read, batch_size=1, num_cpus=0.5)
-    dataset = dataset.map_batches(
+    # Ray's `map_batches` takes no GPUs without a batch size, and with one it would join row groups. This is what it calls.
+    dataset = dataset.map_batches_internal(
         InPieces,
         fn_constructor_kwargs={"actor": actor, "arguments": arguments, "batch": pool.batch},
         batch_size=None,
@@ -178,7 +179,13 @@ def _pool_size(pool: PoolConfig, num_units: int) -> int:
 
     if autoscales():  # the pool asks for its actors, and the cluster grows with it
         return min(pool.actors, num_units)
-    cpus = ray.cluster_resources().get("CPU", 0)
+    present = ray.cluster_resources()
+    cpus, gpus = present.get("CPU", 0), present.get("GPU", 0)
+    if pool.gpus_per_actor > gpus:
+        raise UserError(
+            f"one actor of {pool.gpus_per_actor:g} GPUs is more than the {gpus:g} of this Ray: lower pool.gpus_per_actor or "
+            "connect to a cluster with more (runtime.address)"
+        )
     if pool.cpus_per_actor > cpus - 1:
         raise UserError(
             f"one actor of {pool.cpus_per_actor:g} CPUs leaves no CPU of {cpus:g} for reading: lower "
@@ -186,4 +193,5 @@ def _pool_size(pool: PoolConfig, num_units: int) -> int:
         )
     # Always leave one CPU: a pool that takes all of them starves the reading tasks, and the program hangs silently.
     affordable = int((cpus - 1) // pool.cpus_per_actor) if pool.cpus_per_actor else pool.actors
-    return max(1, min(pool.actors, affordable, num_units))
+    placed = int(gpus / pool.gpus_per_actor + 1e-9) if pool.gpus_per_actor else pool.actors
+    return max(1, min(pool.actors, affordable, placed, num_units))

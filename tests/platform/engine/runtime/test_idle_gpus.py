@@ -13,8 +13,12 @@ ROOT = Path(__file__).resolve().parents[4]
 PROGRAM = """
 import json, os, sys
 import ray
+import numpy as np
+from platform.engine.data.shards import read_manifest
+from platform.engine.inference.actors import stream_through_actors
 from platform.engine.runtime import ray_session
 from platform.engine.runtime.idle_gpus import tell_idle_gpus
+from platform.engine.schemas.retrieval_settings import PoolConfig
 from platform.engine.schemas.runtime_settings import RuntimeConfig
 from platform.engine.storage.location import open_storage
 from platform.engine.train.launch import launch
@@ -39,7 +43,11 @@ class Actor:
         idle_gpus.say = None  # a line would raise
         tell()
 
-folder = sys.argv[1]
+class Seeing:
+    def __call__(self, batch):
+        return {name: batch[name] for name in ("key", "file", "problem")} | {"seen": np.full(len(batch["key"]), seen())}
+
+folder, shards = sys.argv[1], open_storage(sys.argv[2])
 ray_session.connect(RuntimeConfig(num_cpus=2, num_gpus=2, object_store_gib=0.2))
 task = ray.remote(num_cpus=0)(seen)
 actor = ray.remote(num_cpus=0)(Actor)
@@ -51,6 +59,13 @@ found = {
     "actor": ray.get(idle.seen.remote()),
     "driver": seen(),
 }
+pool = PoolConfig(gpus_per_actor=0.5, cpus_per_actor=0.5, batch=8)
+batches = stream_through_actors([(shards, read_manifest(shards).files)], Seeing, {}, (32, 16), pool)
+found["pool"] = sorted({(len(batch["key"]), str(name)) for batch in batches for name in batch["seen"]})
+try:
+    list(stream_through_actors([(shards, read_manifest(shards).files)], Seeing, {}, (32, 16), PoolConfig(gpus_per_actor=3)))
+except Exception as error:
+    found["refused"] = str(error)
 file = f"{folder}/worker.json"
 launch(seen, {"file": file}, storage=open_storage(folder), scaling=ScalingConfig(threads=1))
 found["worker"] = json.load(open(file))
@@ -61,11 +76,11 @@ json.dump(found, open(f"{folder}/found.json", "w"))
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory) -> tuple[dict, list[str]]:
+def ended(tmp_path_factory, tiny_shards) -> tuple[dict, list[str]]:
     """(what processes see, the lines of the terminal)"""
     folder = tmp_path_factory.mktemp("idle")
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, folder],
+        [sys.executable, "-c", PROGRAM, folder, tiny_shards.uri],
         cwd=ROOT,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "0,1", "OMP_NUM_THREADS": "1", "RAY_ADDRESS": ""},
         capture_output=True,
@@ -78,7 +93,19 @@ def ended(tmp_path_factory) -> tuple[dict, list[str]]:
 
 def test_only_who_reserves_a_gpu_sees_it(ended):
     found, _ = ended
+    found = {name: value for name, value in found.items() if name not in ("pool", "refused")}
     assert found == {"task": "", "task with a GPU": "0", "actor": "", "driver": "0,1", "worker": ""}
+
+
+def test_the_actors_of_a_pool_see_the_gpu_they_reserve(ended):
+    """Ray Data's public call refuses GPUs for functions that get whole blocks."""
+    found = ended[0]["pool"]
+    assert found and {name for _, name in found} <= {"0", "1"}
+    assert max(rows for rows, _ in found) > 8  # a block is a row group, whatever the batch
+
+
+def test_an_actor_that_no_node_could_hold_is_refused(ended):
+    assert ended[0]["refused"].startswith("one actor of 3 GPUs is more than the 2 of this Ray: lower pool.gpus_per_actor")
 
 
 def test_idle_gpus_are_told_once_by_the_program(ended):
