@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from reidssl.clustering.neighbors import Array, nearest
 from reidssl.metrics.inputs import unit_pair
+from reidssl.precision import no_autocast
 
 
 @torch.no_grad()
@@ -34,7 +35,8 @@ def expand_queries(
     indices, weights = (torch.from_numpy(each).to(queries.device) for each in (found.indices, found.similarities))
     weights = torch.where(weights > 0, weights.clamp(min=0) ** alpha, 0)
     expanded = queries.clone()
-    for start in range(0, len(queries), block):
-        rows = slice(start, start + block)
-        expanded[rows] += torch.einsum("qk,qkd->qd", weights[rows], gallery[indices[rows]])
+    with no_autocast(queries):  # a process that trains in bf16 may allow inexact products
+        for start in range(0, len(queries), block):
+            rows = slice(start, start + block)
+            expanded[rows] += torch.einsum("qk,qkd->qd", weights[rows], gallery[indices[rows]])
     return F.normalize(expanded, dim=1)

@@ -16,7 +16,7 @@ from tests.platform.curve_worker import BATCH
 from tests.platform.test_curve import spawn
 from tests.tiny import ON_CPU, PIPELINE, RESUMED
 
-pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 12
 SAME = ["model.drop_path=0", "compile=off"]  # drop path draws different numbers on another device
@@ -63,7 +63,7 @@ def test_checkpoints_change_the_device_and_back(tmp_path, tiny_shards, on_cpu):
 def run(program: str, *overrides: str) -> str:
     """Run a program to its end; returns its output."""
     ended = subprocess.run(
-        [sys.executable, "-m", f"platform.{program}", *overrides], cwd=ROOT, capture_output=True, text=True, timeout=600
+        [sys.executable, "-m", f"platform.{program}", *overrides], cwd=ROOT, capture_output=True, text=True, timeout=900
     )
     assert ended.returncode == 0, (ended.stdout + ended.stderr)[-3000:]
     return ended.stdout
@@ -92,7 +92,8 @@ def test_deepspeed_takes_the_gpu_of_the_worker(tmp_path):
 
 def test_a_killed_run_goes_on(tmp_path, tiny_shards):
     """SIGTERM after a few steps; the same command then continues the run."""
-    command = [f"data.uri={tiny_shards.uri}", f"output={tmp_path}/run", *RESUMED, *gpus("scaling.gpus_per_worker")]
+    long = "length.epochs=40"  # not over before the signal is heard
+    command = [f"data.uri={tiny_shards.uri}", f"output={tmp_path}/run", *RESUMED, long, *gpus("scaling.gpus_per_worker")]
     with subprocess.Popen(
         [sys.executable, "-m", "platform.pretrain", *command],
         cwd=ROOT,

@@ -45,7 +45,7 @@ class Forward:
         """
         rows = len(images)
         if self.is_compiled:
-            self._rows = max(self._rows, rows)
+            self._rows = max(self._rows, 1 << (rows - 1).bit_length())  # a power of two: few graphs, also if batches grow
             images = _padded(images, self._rows)
             cameras = None if cameras is None else _padded(cameras, self._rows)
         allow_fast_products(self.precision)

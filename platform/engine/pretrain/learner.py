@@ -38,8 +38,8 @@ class Learner:
         self.objective.bf16_teacher = precision(config.precision) == "bf16"
         self.objective.train()
         self.norms = StepBatchNorm(self.objective)
+        keep_compiled_code()
         if config.deepspeed.zero_stage < 3 and wants_compiling(config.compile, device()):
-            keep_compiled_code()
             self.objective.compile_backbones()
         optimizer = pretraining_optimizer(config.optimizer, self.objective.student.named_parameters(), self.objective.freezable)
         self.engine = zero.build_engine(

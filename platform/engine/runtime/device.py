@@ -46,8 +46,12 @@ def keep_compiled_code() -> None:
 
     Call it before anything is compiled. TORCHINDUCTOR_CACHE_DIR overrides the folder.
     """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(cache, "reidssl", "inductor"))
+    # Importing torch's compiler, as timm does, sets the variable to a folder in /tmp.
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(cache, "reidssl", "inductor")
     os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
 
 

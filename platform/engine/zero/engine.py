@@ -48,6 +48,7 @@ def build_engine(
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the device twice a micro-batch
     }
     share_device(devices.device())
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
 from platform.engine.errors import UserError
@@ -141,14 +142,30 @@ def load_of_other(folder: Path, name: str, world: int) -> dict:
     return torch.load(folder / f"{name}-{3 - world}.pt", weights_only=True)
 
 
+def count_waits() -> list[None]:
+    """A list that grows with every wait of DeepSpeed for the whole device."""
+    waits: list[None] = []
+    wait = get_accelerator().synchronize
+
+    def counted(*given: object) -> None:
+        waits.append(None)
+        wait(*given)
+
+    get_accelerator().synchronize = counted
+    return waits
+
+
 def main(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world)}
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous-{world}", rank=rank, world_size=world)
     seen: dict[str, object] = {}
+    waits = count_waits()
     for name, (config, optimizer) in SETTINGS.items():
         engine = engine_for(config, optimizer)
+        waits.clear()
         seen[f"{name} start"] = steps(engine, config, 0, CUT)
+        seen[f"{name} waits"] = len(waits)
         payload = consolidate(engine)
         assert bool(payload) == (rank == 0)
         if rank == 0:

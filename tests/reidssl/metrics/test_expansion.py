@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from reidssl.metrics.expansion import expand_queries
 from tests.reidssl.metrics.test_ranking import copies
@@ -18,6 +19,13 @@ def test_equal_to_the_formula(k, alpha, block):
         best = np.argsort(-cosines, kind="stable")[:k]
         total = query + sum(cosines[g] ** alpha * unit[1][g] for g in best if cosines[g] > 0)
         np.testing.assert_allclose(found[q], total / np.linalg.norm(total), atol=1e-5)
+
+
+def test_autocast_does_not_matter():
+    arrays = copies()
+    expected = expand_queries(arrays[0], arrays[3], 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(expand_queries(arrays[0], arrays[3], 8), expected)
 
 
 @pytest.mark.parametrize("block", [1, 7, 64, 2048])

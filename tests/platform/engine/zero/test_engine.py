@@ -70,6 +70,12 @@ def plain_losses(optimizer_name: str, clip: float, per_tensor: bool) -> list[flo
     return losses
 
 
+@pytest.mark.parametrize("name", [name for name, (config, _) in worker.SETTINGS.items() if config.zero_stage == 0])
+def test_no_step_waits_for_the_device(seen, name):
+    """DeepSpeed's own timer would wait twice a micro-batch, and what is queued ahead would wait, too."""
+    assert [seen[world][f"{name} waits"] for world in (1, 2)] == [0, 0]
+
+
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("name", [name for name in worker.SETTINGS if "bf16" not in name])
 def test_training_equals_plain_pytorch(seen, name, world):
