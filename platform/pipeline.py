@@ -26,7 +26,6 @@ if __name__ == "__main__":  # before the imports below: --help and a misspelled 
     run_program("pipeline")
 
 import math
-import os
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -103,8 +102,10 @@ def main(config: PipelineConfig) -> dict[str, Any]:
     if config.concurrent == 1:
         run_in_order(story, results, begin=opened)
     else:
-        groups = [config.pretrain.scaling, config.finetune.scaling]
-        require_room(f"{config.concurrent} stages", groups, config.concurrent, ["pretrain.scaling", "finetune.scaling"])
+        groups, reading = [config.pretrain.scaling, config.finetune.scaling], config.pretrain.scaling.reading_cpus
+        require_room(
+            f"{config.concurrent} stages", groups, config.concurrent, ["pretrain.scaling", "finetune.scaling"], reading=reading
+        )
         run_together(story, results, config.concurrent, begin=opened)
     final = results.collect()
     run.finish({"results": final})
@@ -169,10 +170,11 @@ def finetune_stages(config: PipelineConfig, root: Location) -> list[Stage]:
 
 def with_room(config: PipelineConfig) -> RuntimeConfig:
     """The connection to Ray; a local Ray gets CPUs for all stages that run at the same time, and for their reading."""
+    scaling = config.pretrain.scaling
     if config.runtime.num_cpus or config.concurrent == 1:
-        return config.runtime
+        return config.runtime.beside(scaling.workers * scaling.cpus_per_worker, scaling.reading_cpus)
     each = max(one.workers * one.cpus_per_worker for one in (config.pretrain.scaling, config.finetune.scaling)) + 1
-    return replace(config.runtime, num_cpus=max(4, os.cpu_count() or 1, math.ceil(each * config.concurrent) + 1))
+    return replace(config.runtime, num_cpus=max(config.runtime.local_cpus, math.ceil(each * config.concurrent) + 1))
 
 
 def ingest(config: PipelineConfig, part: str) -> None:

@@ -48,7 +48,9 @@ def main(config: PretrainConfig) -> dict[str, Any]:
     if complete and run.summary:
         say_complete(run, open_storage(config.data.uri, config.storage))
         return run.summary
-    connect(config.runtime, "pretrain", run.location.uri, meanwhile="torch")
+    scaling = config.scaling
+    runtime = config.runtime.beside(scaling.workers * scaling.cpus_per_worker, scaling.reading_cpus)
+    connect(runtime, "pretrain", run.location.uri, meanwhile="torch")
     say(
         f"pretrain: {plan.samples_per_epoch:,} images, {total:,} to see in {total // config.stream.global_batch:,} "
         f"steps of {config.stream.global_batch}; {workers_text(sizes, config.stream.micro_batches_per_step)}; "
@@ -58,7 +60,7 @@ def main(config: PretrainConfig) -> dict[str, Any]:
         LOOP,
         config,
         storage=run.location,
-        scaling=config.scaling,
+        scaling=scaling,
         micro_batches_per_step=config.stream.micro_batches_per_step,
         heeds_notices=True,
         reads_shards=True,

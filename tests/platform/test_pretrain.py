@@ -358,12 +358,19 @@ def test_workers_that_do_not_share_evenly(tiny_shards, tmp_path):
 
 
 def test_more_workers_than_the_cluster_holds(tiny_shards, tmp_path, ray_session):
-    with pytest.raises(UserError, match=r"16 workers need 16 CPU, this Ray has 4"):
+    with pytest.raises(UserError, match=r"16 workers need 16 CPU and 1 to read, this Ray has 4"):
         main(
             config_of(
                 tiny_shards, tmp_path / "run", "scaling.workers=16", "stream.micro_batches_per_step=16", "stream.micro_batch=1"
             )
         )
+
+
+def test_workers_that_leave_no_cpu_to_read(tiny_shards, tmp_path, ray_session):
+    """They would wait for their first images forever."""
+    given = ["scaling.workers=2", "scaling.cpus_per_worker=2"]
+    with pytest.raises(UserError, match=r"2 workers need 4 CPU and 1 to read, this Ray has 4: lower scaling\.workers or"):
+        main(config_of(tiny_shards, tmp_path / "run", *given))
 
 
 def test_crops_must_fit_the_model(tiny_shards, tmp_path):

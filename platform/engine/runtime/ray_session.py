@@ -127,7 +127,7 @@ def _start(config: RuntimeConfig, job: JobConfig) -> None:
         with lean_start(config.dashboard):
             ray.init(
                 address="local",  # otherwise Ray joins the last cluster started on this machine and rejects the numbers below
-                num_cpus=config.num_cpus or max(4, os.cpu_count() or 1),
+                num_cpus=config.local_cpus,
                 num_gpus=None if config.num_gpus < 0 else config.num_gpus,
                 include_dashboard=config.dashboard,
                 dashboard_host="127.0.0.1",

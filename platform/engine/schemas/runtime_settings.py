@@ -1,6 +1,8 @@
 """Settings of the connection to Ray, shared by all programs."""
 
-from dataclasses import dataclass
+import math
+import os
+from dataclasses import dataclass, replace
 
 from reidssl.checks import at_least
 
@@ -25,3 +27,13 @@ class RuntimeConfig:
         at_least(0, "(all cores)", num_cpus=self.num_cpus)
         at_least(-1, "(all there are)", num_gpus=self.num_gpus)
         at_least(0, "(default)", object_store_gib=self.object_store_gib)
+
+    @property
+    def local_cpus(self) -> int:
+        """CPUs that a local Ray has."""
+        return self.num_cpus or max(4, os.cpu_count() or 1)
+
+    def beside(self, workers: float, reading: float) -> "RuntimeConfig":
+        """The same, where a local Ray that has just the CPUs for the workers also gets some for reading."""
+        room = math.ceil(workers + reading)
+        return self if self.num_cpus or workers > self.local_cpus or room <= self.local_cpus else replace(self, num_cpus=room)

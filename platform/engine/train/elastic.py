@@ -10,7 +10,7 @@ tests/platform/engine/train/test_elastic.py and test_launch.py detect changes of
 import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -45,6 +45,11 @@ def staying_nodes() -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]} - draining_nodes()
 
 
+def cpus_of(nodes: Set[str]) -> float:
+    """CPUs of these nodes, free or not."""
+    return sum(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["NodeID"] in nodes)
+
+
 def answer(question: Any, otherwise: Any) -> Any:
     """The answer of an actor, or `otherwise` if it does not answer in time.
 
@@ -65,15 +70,22 @@ class AllowedSizesPolicy(ElasticScalingPolicy):
         board: handle of a LineBoard actor. With it, the workers are asked for a checkpoint before a resize restarts them. None:
             they are restarted at once.
         patience_s: longest wait for this checkpoint in seconds.
+        reading_cpus: CPUs of the cluster that the workers leave to the tasks that read.
     """
 
     def __init__(
-        self, scaling_config: ScalingConfig, allowed: Sequence[int], board: Any = None, patience_s: float = 60.0
+        self,
+        scaling_config: ScalingConfig,
+        allowed: Sequence[int],
+        board: Any = None,
+        patience_s: float = 60.0,
+        reading_cpus: float = 0.0,
     ) -> None:
         super().__init__(scaling_config)
         self.allowed = tuple(allowed)
         self.board = board
         self.patience_s = patience_s
+        self.reading_cpus = reading_cpus
         self._pending: tuple[ResizeDecision, float] | None = None
 
     def make_decision_for_non_running_worker_group(self) -> Any:
@@ -104,7 +116,11 @@ class AllowedSizesPolicy(ElasticScalingPolicy):
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         staying = staying_nodes()
         kept = {node: amount for node, amount in reserved_resources.items() if node in staying}
-        return largest_allowed(super()._count_possible_workers(kept), self.allowed)
+        count = super()._count_possible_workers(kept)
+        each = self.scaling_config._resources_per_worker_not_none["CPU"]
+        if self.reading_cpus:  # workers that took every CPU would wait for their images forever
+            count = min(count, int((cpus_of(staying) - self.reading_cpus) / each + 1e-9))
+        return largest_allowed(count, self.allowed)
 
     def _get_reserved_resources(self) -> Any:
         """The reserved resources, computed now, so that they reflect nodes that came or went in the last 20 s.
@@ -236,21 +252,34 @@ class ElasticTrainer(TorchTrainer):
         allowed: the allowed numbers of workers.
         board: handle of a LineBoard actor, on which workers store errors that no restart can fix.
         heeds_notices: whether the workers are asked for a checkpoint, over the board, before a resize restarts them.
+        reading_cpus: CPUs that the workers leave to the tasks that read.
     """
 
     def __init__(
-        self, *arguments: Any, allowed: Sequence[int], board: Any = None, heeds_notices: bool = False, **options: Any
+        self,
+        *arguments: Any,
+        allowed: Sequence[int],
+        board: Any = None,
+        heeds_notices: bool = False,
+        reading_cpus: float = 0.0,
+        **options: Any,
     ) -> None:
         super().__init__(*arguments, **options)
         self.allowed = tuple(allowed)
         self.board = board
         self.heeds_notices = heeds_notices
+        self.reading_cpus = reading_cpus
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         if isinstance(options["scaling_policy"], ElasticScalingPolicy):
             # The types are ignored because Ray annotates version 1 of Train and runs version 2.
             asked = self.board if self.heeds_notices else None
-            options["scaling_policy"] = AllowedSizesPolicy(self.scaling_config, self.allowed, asked)  # type: ignore[arg-type]
+            options["scaling_policy"] = AllowedSizesPolicy(
+                self.scaling_config,  # type: ignore[arg-type]
+                self.allowed,
+                asked,
+                reading_cpus=self.reading_cpus,
+            )
         if self.board is not None:
             options["failure_policy"] = UserErrorsEndTheRun(self.run_config.failure_config, self.board)  # type: ignore[arg-type]
         if not self.controlled_here():

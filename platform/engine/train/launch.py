@@ -20,7 +20,7 @@ from platform.engine.runtime.terminal import relayed_lines
 from platform.engine.secrets import hidden, hide, remembered
 from platform.engine.storage.location import Location
 from platform.engine.train.prepared import prepare_reader, prepare_workers
-from platform.engine.train.scaling import ScalingConfig
+from platform.engine.train.scaling import ScalingConfig, reading_text
 from platform.engine.train.stopping import stop_on_signals
 
 Settings = TypeVar("Settings")
@@ -54,14 +54,15 @@ def launch(
     """
     import ray
 
-    _check_resources(scaling)
+    reading = scaling.reading_cpus if reads_shards else 0.0
+    _check_resources(scaling, reading)
     tell_idle_gpus({"scaling.gpus_per_worker": scaling.gpus_per_worker})
     resources = {"CPU": scaling.cpus_per_worker}
     if scaling.gpus_per_worker:
         resources["GPU"] = scaling.gpus_per_worker
     allowed = scaling.sizes(micro_batches_per_step)
     if not scaling.gpus_per_worker:  # Train's own group assigns the GPUs
-        prepare_workers(_fitting(allowed, scaling), loop.partition(":")[0] if isinstance(loop, str) else "")
+        prepare_workers(_fitting(allowed, scaling, reading), loop.partition(":")[0] if isinstance(loop, str) else "")
     with relayed_lines() as board, stop_on_signals(board if heeds_notices else None) as stopping:
         # Imported here, while the workers start: these modules import torch.
         from ray import cloudpickle
@@ -86,6 +87,7 @@ def launch(
             allowed=allowed,
             board=board,
             heeds_notices=heeds_notices,
+            reading_cpus=reading,
             train_loop_config=shown_settings(config),
             torch_config=KeepingTorchConfig(backend=devices.backend(scaling.gpus_per_worker), timeout_s=LONGEST_WAIT_S),
             scaling_config=RayScalingConfig(
@@ -136,16 +138,16 @@ def _unexpected(error: BaseException) -> str:
     return f"training failed on a worker: {last.strip()}"
 
 
-def _fitting(allowed: list[int], scaling: ScalingConfig) -> int:
-    """The largest allowed number of workers for which this Ray has the CPUs."""
+def _fitting(allowed: list[int], scaling: ScalingConfig, reading: float) -> int:
+    """The largest allowed number of workers for which this Ray has the CPUs, beside those for reading."""
     import ray
 
-    cpus = ray.cluster_resources().get("CPU", 0)
+    cpus = ray.cluster_resources().get("CPU", 0) - reading
     return max([size for size in allowed if size * scaling.cpus_per_worker <= cpus], default=allowed[0])
 
 
-def _check_resources(scaling: ScalingConfig) -> None:
-    """Raise UserError if the cluster cannot hold the smallest worker group, unless it can grow."""
+def _check_resources(scaling: ScalingConfig, reading: float) -> None:
+    """Raise UserError if the cluster cannot hold the smallest worker group and `reading` CPUs, unless it can grow."""
     import ray
 
     total = ray.cluster_resources()
@@ -153,10 +155,12 @@ def _check_resources(scaling: ScalingConfig) -> None:
     needed = {"CPU": fewest * scaling.cpus_per_worker, "GPU": fewest * scaling.gpus_per_worker}
     growing = may_grow() and not is_own()  # a Ray that this program started has one node, whatever the environment says
     for kind, amount in needed.items():
-        if amount > total.get(kind, 0) and not growing:
+        left = reading if kind == "CPU" else 0
+        if amount + left > total.get(kind, 0) and not growing:
             raise UserError(
-                f"{fewest} workers need {amount:g} {kind}, this Ray has {total.get(kind, 0):g}: lower "
-                "scaling.workers or scaling.cpus_per_worker/gpus_per_worker, or connect to a larger cluster"
+                f"{fewest} workers need {amount:g} {kind}{reading_text(left)}, this Ray has {total.get(kind, 0):g}: lower "
+                "scaling.workers or scaling.cpus_per_worker/gpus_per_worker, start Ray with more (runtime.num_cpus), or connect to a "
+                "larger cluster"
             )
     if scaling.decode_resource and not total.get(scaling.decode_resource) and not growing:
         raise UserError(

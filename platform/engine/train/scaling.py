@@ -12,6 +12,10 @@ from platform.engine.errors import UserError
 from platform.engine.runtime.growth import autoscales
 from reidssl.checks import at_least, positive
 
+READING_CPUS = 1.0
+"""CPUs that must be left beside the workers of a pre-training: its images are read and decoded there. Without any, the workers
+would wait for their first images forever."""
+
 
 @dataclass(kw_only=True)
 class ScalingConfig:
@@ -22,7 +26,7 @@ class ScalingConfig:
     min_workers: int = 0
     """Smallest number of workers to run with; 0: the same as workers, i.e. not elastic."""
     cpus_per_worker: float = 1.0
-    """CPUs reserved for each worker; leave some for reading."""
+    """CPUs reserved for each worker; pre-training needs at least one more for reading."""
     gpus_per_worker: float = 0.0
     """GPUs reserved for each worker: 0, or 1; a single worker may take a share, and leave the rest of its GPU to others."""
     threads: int = 0
@@ -55,6 +59,11 @@ class ScalingConfig:
         return self.min_workers or self.workers
 
     @property
+    def reading_cpus(self) -> float:
+        """CPUs that the workers of a pre-training must leave: none if images are read on nodes of their own."""
+        return 0.0 if self.decode_resource else READING_CPUS
+
+    @property
     def num_workers(self) -> int | tuple[int, int]:
         """Argument of Ray Train's ScalingConfig: a fixed number, or (fewest, most)."""
         return self.workers if self.fewest == self.workers else (self.fewest, self.workers)
@@ -80,7 +89,14 @@ def check_size(workers: int, micro_batches_per_step: int) -> None:
         )
 
 
-def require_room(what: str, groups: Sequence[ScalingConfig], together: int, settings: Sequence[str], once: bool = False) -> None:
+def require_room(
+    what: str,
+    groups: Sequence[ScalingConfig],
+    together: int,
+    settings: Sequence[str],
+    once: bool = False,
+    reading: float = 0.0,
+) -> None:
     """Check that the workers of several runs fit the cluster at once, unless an autoscaler adds nodes.
 
     Runs whose workers cannot all start would wait for each other forever.
@@ -89,6 +105,7 @@ def require_room(what: str, groups: Sequence[ScalingConfig], together: int, sett
         what: the runs, for the message, such as "4 trials".
         groups: the workers of the runs. Any `together` of them may run at once; each several times, unless `once`.
         settings: names of these ScalingConfigs in the configuration, for the advice.
+        reading: CPUs that the workers must leave.
 
     Raises UserError if they do not fit.
     """
@@ -99,14 +116,20 @@ def require_room(what: str, groups: Sequence[ScalingConfig], together: int, sett
     for kind, each in (("CPU", "cpus_per_worker"), ("GPU", "gpus_per_worker")):
         needs = sorted((group.fewest * getattr(group, each) for group in groups), reverse=True)
         needed = sum(needs[:together] if once else needs[:1] * together)
-        available = ray.cluster_resources().get(kind, 0)
-        if needed > available:
+        available, left = ray.cluster_resources().get(kind, 0), reading if kind == "CPU" else 0
+        if needed + left > available:
             advice = f"lower concurrent, or {' and '.join(f'{name}.workers' for name in settings)}"
             if kind == "GPU" and all(group.workers == 1 for group in groups):
                 advice = _advice_on_gpus(int(available), together, " and ".join(f"{name}.gpus_per_worker" for name in settings))
             raise UserError(
-                f"{what} at a time need {needed:g} {kind}, this Ray has {available:g}: {advice}, or connect to a larger cluster"
+                f"{what} at a time need {needed:g} {kind}{reading_text(left)}, this Ray has {available:g}: {advice}, "
+                "or connect to a larger cluster"
             )
+
+
+def reading_text(cpus: float) -> str:
+    """What a message adds to the CPUs of workers."""
+    return f" and {cpus:g} to read" if cpus else ""
 
 
 def _advice_on_gpus(available: int, together: int, settings: str) -> str:

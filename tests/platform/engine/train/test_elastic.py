@@ -42,6 +42,16 @@ def test_a_group_starts_with_an_allowed_number_on_nodes_that_stay(monkeypatch):
     assert isinstance(policy(monkeypatch, nodes, set()).make_decision_for_non_running_worker_group(), NoopDecision)
 
 
+def test_a_group_leaves_a_cpu_for_reading(monkeypatch):
+    """Also when it grows: workers that took the last CPU would wait for their images forever."""
+    made = policy(monkeypatch, {name: {"CPU": 4.0} for name in "ab"}, {"a", "b"})
+    made.reading_cpus = 1.0
+    for cpus, expected in ((8.0, 4), (9.0, 8)):
+        monkeypatch.setattr(elastic, "cpus_of", lambda nodes, cpus=cpus: cpus)
+        decision = made.make_decision_for_non_running_worker_group()
+        assert isinstance(decision, ResizeDecision) and decision.num_workers == expected
+
+
 def test_a_resize_waits_for_a_checkpoint(monkeypatch, ray_session):
     board = ray_session.remote(num_cpus=0)(LineBoard).remote()
     ray_session.get(board.order.remote())  # it has started

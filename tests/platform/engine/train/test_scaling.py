@@ -4,6 +4,7 @@ import pytest
 import ray
 
 from platform.engine.errors import UserError
+from platform.engine.schemas.runtime_settings import RuntimeConfig
 from platform.engine.train.scaling import ScalingConfig, allowed_sizes, check_size, require_room
 
 
@@ -61,6 +62,23 @@ def test_too_few_gpus_for_all_stages(monkeypatch, gpus, together, advice):
         require_room(f"{together} stages", groups, together, settings)
     if gpus:
         require_room("1 stages", groups, gpus, settings)
+
+
+def test_stages_leave_a_cpu_for_reading(monkeypatch):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    groups, settings = [ScalingConfig(workers=2), ScalingConfig()], ["pretrain.scaling", "finetune.scaling"]
+    with pytest.raises(UserError, match=r"2 stages at a time need 4 CPU and 1 to read, this Ray has 4: lower concurrent, or"):
+        require_room("2 stages", groups, 2, settings, reading=groups[0].reading_cpus)
+    require_room("2 stages", groups, 2, settings, reading=ScalingConfig(decode_resource="decode").reading_cpus)
+
+
+def test_a_local_ray_gets_a_cpu_for_reading():
+    cpus = RuntimeConfig().local_cpus
+    assert cpus >= 4
+    assert RuntimeConfig().beside(cpus - 1, 1).local_cpus == cpus
+    assert RuntimeConfig().beside(cpus, 1).local_cpus == cpus + 1
+    assert RuntimeConfig().beside(cpus + 1, 1).local_cpus == cpus  # more workers than cores are refused
+    assert RuntimeConfig(num_cpus=2).beside(2, 1).local_cpus == 2  # as given
 
 
 def test_too_few_gpus_for_runs_of_several_workers(monkeypatch):
