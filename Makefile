@@ -1,7 +1,7 @@
 # make demo   pre-train, select, fine-tune, evaluate and report on synthetic people (CPU; 12 to 17 minutes on 2 cores)
 # make test   the test suite; make test-slow: the faults on a whole cluster, the rare variants and, on a CPU if there is no GPU,
 #             the tests of GPUs, about as long again
-# make test-gpu   the tests that need a GPU, on a machine that has one
+# make EXTRA=gpu test-gpu   the tests that need a GPU, on a machine that has one
 # make bench  speed and memory against what one would install instead, into benchmarks/RESULTS.md (13-22 minutes on 2 idle cores;
 #             make bench BENCH=--full: the published sizes, hours)
 # make study DATA=folder   the comparison of the starts on images of real people, three seeds: docs/evidence.md has the layout of
@@ -73,6 +73,8 @@ env: $(STAMP)
 $(STAMP): pyproject.toml $(LOCK) locks/torch.txt | check
 	@echo "Installing the locked dependencies into $(VENV) (once; a few minutes)"
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@# Both builds of FAISS have the same files: the one that goes would leave the other one broken.
+	@$(VENV)/bin/pip uninstall --quiet --yes faiss-cpu faiss-gpu 2>/dev/null; rm -f $(VENV)/.installed-*
 	@$(VENV)/bin/pip install --quiet --no-input --require-hashes --no-deps --requirement $(LOCK)
 	@$(VENV)/bin/pip install --quiet --no-input --requirement locks/torch.txt
 	@$(VENV)/bin/pip install --quiet --no-input --no-deps --editable .

@@ -89,8 +89,17 @@ def _memory_mib(pid: int | None) -> tuple[float, float]:
         return 0.0, 0.0
 
 
+def keep_to_cpu() -> None:
+    """Hide the GPUs of this machine, for comparisons whose other side computes on the CPU. Call it before torch looks for any."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def arguments_of(doc: str | None, **switches: str) -> argparse.Namespace:
-    """Parse the command line that the benchmarks share; switches: names of further switches, with their help."""
+    """Parse the command line that the benchmarks of CPUs share, and hide the GPUs.
+
+    switches: names of further switches, with their help.
+    """
+    keep_to_cpu()
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="the published sizes instead of quick ones")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each side; the fastest counts (default 1)")

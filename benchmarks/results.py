@@ -22,7 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.measure import Comparison
+from benchmarks.measure import Comparison, keep_to_cpu
 from benchmarks.table import Row, environment, head, line, rows_of, show
 
 PARTS = (
@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--output", type=Path, default=None, help="file to write (default benchmarks/RESULTS.md)")
     arguments = parser.parse_args()
+    keep_to_cpu()
     size = "full" if arguments.full else "tiny" if arguments.tiny else "quick"
     output = arguments.output or RESULTS
     if not arguments.output and (size == "tiny" or arguments.parts != list(PARTS)):

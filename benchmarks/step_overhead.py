@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.measure import print_machine
+from benchmarks.measure import keep_to_cpu, print_machine
 from benchmarks.people import write_shards
 from benchmarks.table import Row
 from platform.engine.schemas.pretrain_settings import PretrainConfig
@@ -139,6 +139,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="ViT-S with ICS on 2 + 8 crops instead of the small model")
     parser.add_argument("--steps", type=int, default=0, help="steps of each side (default 60; 12 with --full)")
     arguments = parser.parse_args()
+    keep_to_cpu()
     print_machine()
     clock = Clock()
     ours, bare, losses, log = measured("full" if arguments.full else "quick", arguments.steps, clock)

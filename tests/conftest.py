@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(items):
 
     if not torch.cuda.is_available():
         for item in wanting:
-            item.add_marker(pytest.mark.skip(reason="needs a GPU: `make test-gpu` on a machine that has one"))
+            item.add_marker(pytest.mark.skip(reason="needs a GPU: `make EXTRA=gpu test-gpu` on a machine that has one"))
 
 
 pytest_plugins = ["tests.fixtures_s3", "tests.fixtures_shards", "tests.fixtures_runs"]

@@ -159,8 +159,8 @@ def _check_resources(scaling: ScalingConfig, reading: float) -> None:
         if amount + left > total.get(kind, 0) and not growing:
             raise UserError(
                 f"{fewest} workers need {amount:g} {kind}{reading_text(left)}, this Ray has {total.get(kind, 0):g}: lower "
-                "scaling.workers or scaling.cpus_per_worker/gpus_per_worker, start Ray with more (runtime.num_cpus), or connect to a "
-                "larger cluster"
+                "scaling.workers or scaling.cpus_per_worker/gpus_per_worker, start Ray with more (runtime.num_cpus), or connect "
+                "to a larger cluster"
             )
     if scaling.decode_resource and not total.get(scaling.decode_resource) and not growing:
         raise UserError(
