@@ -410,9 +410,12 @@ def test_another_run_goes_on_from_before(alone, tiny_shards, tmp_path, ray_sessi
         f"checkpoint.resume_from={alone[0]}",
         "checkpoint.resume_position=440",
         "optimizer.learning_rate=0.001",
+        "optimizer.name=sgd",
     )
     assert main(milder)["steps"] == STEPS and sorted(losses(tmp_path / "milder")) == [16 * step for step in range(27, STEPS + 1)]
-    assert "continuing from 416 samples seen with 1 worker" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "continuing from 416 samples seen with 1 worker" in printed
+    assert printed.count("holds the moments of another optimizer (exp_avg, exp_avg_sq): they start anew") == 1
 
 
 def test_data_that_changed_under_a_run_is_refused(alone, tiny_shards, tmp_path, ray_session):
