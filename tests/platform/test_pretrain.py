@@ -369,6 +369,22 @@ def test_more_workers_than_the_cluster_holds(tiny_shards, tmp_path, ray_session)
 def test_crops_must_fit_the_model(tiny_shards, tmp_path):
     with pytest.raises(ConfigError, match=r"augment\.global_size must equal model\.image_size \(64, 32\): got \(32, 32\)"):
         config_of(tiny_shards, tmp_path / "run", "augment.global_size=[32,32]")
+    with pytest.raises(ConfigError, match=r"augment\.local_size must fit the model, .*an image of 24 x 16 .* a multiple of 16"):
+        config_of(tiny_shards, tmp_path / "run", "augment.local_size=[24,16]")
+    config_of(tiny_shards, tmp_path / "run", "augment.local_size=[24,16]", "augment.num_local=0")
+    config_of(tiny_shards, tmp_path / "run", "augment.local_size=[24,16]", "model.stride=8")
+
+
+@pytest.mark.parametrize(
+    "given", ["name=moco_v3", "name=moby", "dino.koleo_weight=0.1", "name=dino_mim objective.dino_mim.koleo_weight=0.1"]
+)
+def test_losses_that_compare_images_need_two_in_a_micro_batch(tiny_shards, tmp_path, given):
+    """Batch norms do not: the two global crops of one image are enough for them."""
+    given = f"objective.{given}".split()
+    with pytest.raises(ConfigError, match=rf"stream\.micro_batch must be at least 2 with {given[-1]}, .*: got 1"):
+        config_of(tiny_shards, tmp_path, "stream.micro_batch=1", *given)
+    config_of(tiny_shards, tmp_path, "stream.micro_batch=2", *given)
+    config_of(tiny_shards, tmp_path, "stream.micro_batch=1", "objective.dino.head_batch_norm=true")
 
 
 def test_optimizers_that_cannot_be(tiny_shards, tmp_path):
