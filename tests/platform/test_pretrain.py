@@ -29,6 +29,8 @@ from platform.engine.stream.windows import read_window
 from platform.engine.train.checkpoints import CheckpointStore
 from platform.engine.train.optimizers import Schedules
 from platform.pretrain import PretrainConfig, main, workers_text
+from platform.report import ReportConfig
+from platform.report import main as report
 from reidssl.models.weights import load_vit
 from tests.fixtures_shards import with_labels
 from tests.platform.own_lines import foreign_lines
@@ -120,6 +122,18 @@ def test_a_run_stopped_before_its_summary_is_finished(alone, tiny_shards, tmp_pa
     assert f"continuing from {16 * STEPS} samples seen" in capsys.readouterr().out
     assert again["final_loss"] == summary["final_loss"] and again["steps"] == STEPS
     assert (copy / "backbone.safetensors").exists() and losses(copy) == losses(output)
+
+
+def test_a_run_whose_log_was_lost_is_finished_without_its_figures(alone, tiny_shards, tmp_path, capsys):
+    output, summary = alone
+    copy = tmp_path / "stopped"
+    copy.mkdir()
+    subprocess.run(["cp", "-r", *(output / name for name in ("config.json", "checkpoints")), copy], check=True)
+    again = main(config_of(tiny_shards, copy))
+    assert capsys.readouterr().out.count("metrics.jsonl holds no row of this run, so its summary has no loss, speed or") == 1
+    assert again["weights"] == summary["weights"] and again["steps"] == STEPS
+    assert again["final_loss"] is None and again["images_per_second"] is None and again["probe"] == {}
+    assert report(load_config(ReportConfig, "report", [f"run={copy}"]))
 
 
 def test_another_configuration_is_refused(alone, tiny_shards):
