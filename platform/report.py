@@ -180,7 +180,7 @@ def facts(folder: RunFolder, results: list[ResultRow]) -> list[tuple[str, str, s
                 )
             )
     for one in folder.of("pretrain"):
-        if one.summary and not one.name.startswith("proxy/"):
+        if one.summary and one.summary["images_per_second"] is not None and not one.name.startswith("proxy/"):
             found.append(
                 (
                     f"{one.summary['images_per_second']:,.0f} / s",

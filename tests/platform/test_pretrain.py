@@ -29,6 +29,8 @@ from platform.engine.stream.windows import read_window
 from platform.engine.train.checkpoints import CheckpointStore
 from platform.engine.train.optimizers import Schedules
 from platform.pretrain import PretrainConfig, main, workers_text
+from platform.report import ReportConfig
+from platform.report import main as report
 from reidssl.models.weights import load_vit
 from tests.fixtures_shards import with_labels
 from tests.platform.own_lines import foreign_lines
@@ -120,6 +122,18 @@ def test_a_run_stopped_before_its_summary_is_finished(alone, tiny_shards, tmp_pa
     assert f"continuing from {16 * STEPS} samples seen" in capsys.readouterr().out
     assert again["final_loss"] == summary["final_loss"] and again["steps"] == STEPS
     assert (copy / "backbone.safetensors").exists() and losses(copy) == losses(output)
+
+
+def test_a_run_whose_log_was_lost_is_finished_without_its_figures(alone, tiny_shards, tmp_path, capsys):
+    output, summary = alone
+    copy = tmp_path / "stopped"
+    copy.mkdir()
+    subprocess.run(["cp", "-r", *(output / name for name in ("config.json", "checkpoints")), copy], check=True)
+    again = main(config_of(tiny_shards, copy))
+    assert capsys.readouterr().out.count("metrics.jsonl holds no row of this run, so its summary has no loss, speed or") == 1
+    assert again["weights"] == summary["weights"] and again["steps"] == STEPS
+    assert again["final_loss"] is None and again["images_per_second"] is None and again["probe"] == {}
+    assert report(load_config(ReportConfig, "report", [f"run={copy}"]))
 
 
 def test_another_configuration_is_refused(alone, tiny_shards):
@@ -376,6 +390,22 @@ def test_workers_that_leave_no_cpu_to_read(tiny_shards, tmp_path, ray_session):
 def test_crops_must_fit_the_model(tiny_shards, tmp_path):
     with pytest.raises(ConfigError, match=r"augment\.global_size must equal model\.image_size \(64, 32\): got \(32, 32\)"):
         config_of(tiny_shards, tmp_path / "run", "augment.global_size=[32,32]")
+    with pytest.raises(ConfigError, match=r"augment\.local_size must fit the model, .*an image of 24 x 16 .* a multiple of 16"):
+        config_of(tiny_shards, tmp_path / "run", "augment.local_size=[24,16]")
+    config_of(tiny_shards, tmp_path / "run", "augment.local_size=[24,16]", "augment.num_local=0")
+    config_of(tiny_shards, tmp_path / "run", "augment.local_size=[24,16]", "model.stride=8")
+
+
+@pytest.mark.parametrize(
+    "given", ["name=moco_v3", "name=moby", "dino.koleo_weight=0.1", "name=dino_mim objective.dino_mim.koleo_weight=0.1"]
+)
+def test_losses_that_compare_images_need_two_in_a_micro_batch(tiny_shards, tmp_path, given):
+    """Batch norms do not: the two global crops of one image are enough for them."""
+    given = f"objective.{given}".split()
+    with pytest.raises(ConfigError, match=rf"stream\.micro_batch must be at least 2 with {given[-1]}, .*: got 1"):
+        config_of(tiny_shards, tmp_path, "stream.micro_batch=1", *given)
+    config_of(tiny_shards, tmp_path, "stream.micro_batch=2", *given)
+    config_of(tiny_shards, tmp_path, "stream.micro_batch=1", "objective.dino.head_batch_norm=true")
 
 
 def test_optimizers_that_cannot_be(tiny_shards, tmp_path):
@@ -417,9 +447,12 @@ def test_another_run_goes_on_from_before(alone, tiny_shards, tmp_path, ray_sessi
         f"checkpoint.resume_from={alone[0]}",
         "checkpoint.resume_position=440",
         "optimizer.learning_rate=0.001",
+        "optimizer.name=sgd",
     )
     assert main(milder)["steps"] == STEPS and sorted(losses(tmp_path / "milder")) == [16 * step for step in range(27, STEPS + 1)]
-    assert "continuing from 416 samples seen with 1 worker" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "continuing from 416 samples seen with 1 worker" in printed
+    assert printed.count("holds the moments of another optimizer (exp_avg, exp_avg_sq): they start anew") == 1
 
 
 def test_data_that_changed_under_a_run_is_refused(alone, tiny_shards, tmp_path, ray_session):

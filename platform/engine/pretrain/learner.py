@@ -56,7 +56,7 @@ class Learner:
         self.corrupt = CorruptSamples(
             config.stream.max_corrupt_share, place.plan.samples_per_epoch, resume_point.metadata.get("corrupt")
         )
-        restore(resume_point, self.engine, self.objective, self.norms)
+        restore(resume_point, self.engine, self.objective, self.norms, config.objective)
 
     def begin_step(self) -> "Step":
         """Start the next optimizer step: set its learning rate, weight decay and frozen parameters."""

@@ -43,14 +43,15 @@ class StepLog:
                 report_line(line)
 
     def write(self, result: StepResult, writer: BackgroundWriter) -> None:
-        """Write a row after a step if one is due, with the cost of a checkpoint that was published since the last row.
+        """Write a row after a step if one or a probe is due, with the cost of a checkpoint published since the last row.
 
         Raises UserError, on the worker concerned, if a loss or gradient was not finite.
         """
         if self.tracker is not None and not self._stepped:
             self._stepped = True
             reached(self.place.seen)
-        if not self.place.is_time_for(self.config.tracking.every_steps):
+        probes = bool(self.config.probe.uri) and self.place.is_time_for(self.config.probe.every_steps)
+        if not (probes or self.place.is_time_for(self.config.tracking.every_steps)):
             return
         self.learner.finite.check()
         if self.tracker is None:
@@ -58,7 +59,7 @@ class StepLog:
         row = self._row(result)
         self._steps = (self.place.seen - self._seen_before) // self.place.batch
         self._started, self._seen_before = time.perf_counter(), self.place.seen
-        if self._probe and self.place.is_time_for(self.config.probe.every_steps):
+        if self._probe and probes:
             row |= self._probe(self.learner.objective.export_backbone())
             self._started = time.perf_counter()
         cost = {f"checkpoint_{name}": value for name, value in writer.take().items()}

@@ -115,12 +115,15 @@ def publish(learner: Learner, run: Run, tracker: Tracker | None) -> None:
     patiently(lambda: (run.location / "backbone.safetensors").write_bytes(backbone), retry_s, report_line)
     patiently(tracker.publish, retry_s, report_line)
     tracker.close()
-    speeds, last = sorted(row["images_per_second"] for row in tracker.rows), tracker.rows[-1]
+    speeds = sorted(row["images_per_second"] for row in tracker.rows)
+    last = tracker.rows[-1] if tracker.rows else {}
+    if not last:
+        report_line(f"note: {tracker.file.uri} holds no row of this run, so its summary has no loss, speed or probe")
     summary = {
         "samples_seen": place.seen,
         "steps": place.step,
-        "final_loss": last["loss"],
-        "images_per_second": speeds[len(speeds) // 2],
+        "final_loss": last.get("loss"),
+        "images_per_second": speeds[len(speeds) // 2] if speeds else None,
         "corrupt_samples": corrupt.total,
         "corrupt": corrupt.reasons,
         "weights": weights_hash(exported)[:12],

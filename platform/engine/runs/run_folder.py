@@ -84,7 +84,7 @@ class Run:
             return
         advice = "it is written when a run begins; choose another output"
         before = read_record(file, next(iter(inputs)), str, advice)
-        changed = [f"{key}: {old!r} -> {new!r}" for key, old, new in _differences(before, inputs)]
+        changed = [f"{key}: {old!r} -> {new!r}" for key, old, new in differences(before, inputs)]
         if changed:
             raise UserError(
                 f"the inputs of {self.location.uri} changed since it began ({'; '.join(changed)}): choose another "
@@ -126,13 +126,13 @@ def open_run(
         stored = hidden(_completed(config, stored["config"]))  # older versions stored secrets
         same = partial(map_paths, type(config), change=lambda text, key, role: same_place(text))
         ignored = [f".{name}." for name in volatile]
-        differences = [
+        changes = [
             f"{key}: {old!r} -> {new!r}"
-            for key, old, new in _differences(same(stored), same(plain))
+            for key, old, new in differences(same(stored), same(plain))
             if not any(name in f".{key}." for name in ignored)
         ]
-        if differences:
-            shown = "\n  ".join(differences[:12])
+        if changes:
+            shown = "\n  ".join(changes[:12])
             raise UserError(
                 f"{location.uri} holds a run with another configuration:\n  {shown}\n"
                 "Choose another output, repeat the old settings, or delete that folder"
@@ -184,11 +184,11 @@ def _completed(config: object, stored: Any) -> Any:
     return found
 
 
-def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
     """(dotted key, old value, new value) of every leaf that differs; None for a missing value."""
     if isinstance(old, dict) and isinstance(new, dict):
         rows = []
         for key in sorted(old.keys() | new.keys()):
-            rows += _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+            rows += differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
         return rows
     return [] if old == new else [(prefix, old, new)]

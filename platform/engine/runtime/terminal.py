@@ -59,7 +59,7 @@ class LineBoard:
         return self._order
 
     def carried_out(self, order: str) -> None:
-        """Report that the checkpoint for this order is published. Clears the order, unless it is "stop"."""
+        """Report that the checkpoint for this order is published, or no longer awaited. Clears it, unless it is "stop"."""
         if order == self._order and order != "stop":
             self._order = ""
 

@@ -97,11 +97,32 @@ class PretrainConfig:
                 f"augment.global_size must equal model.image_size {tuple(self.model.image_size)}: "
                 f"got {tuple(self.augment.global_size)}"
             )
+        if self.augment.num_local > 0:
+            try:
+                self.model.grid(*self.augment.local_size)
+            except ValueError as error:
+                raise ValueError(f"augment.local_size must fit the model, or augment.num_local be 0: {error}") from None
+        if self.stream.micro_batch < 2 and self._compares_images():
+            raise ValueError(
+                f"stream.micro_batch must be at least 2 with {self._compares_images()}, which compares the images of a "
+                f"micro-batch: got {self.stream.micro_batch}"
+            )
         if self.optimizer.name == "lars" and self.deepspeed.zero_stage != 0:
             raise ValueError(
                 "optimizer.name=lars needs deepspeed.zero_stage=0, where every tensor is whole: "
                 f"got zero_stage={self.deepspeed.zero_stage}"
             )
+
+    def _compares_images(self) -> str:
+        """The setting by which the loss needs several images in a micro-batch; "" if none does.
+
+        A batch norm in DINO's head needs two rows, which the two global crops of one image are.
+        """
+        name = self.objective.name
+        if name in ("moco_v3", "moby"):
+            return f"objective.name={name}"
+        koleo = self.objective.dino_mim.koleo_weight if name == "dino_mim" else self.objective.dino.koleo_weight
+        return f"objective.{name}.koleo_weight={koleo:g}" if koleo > 0 else ""
 
     @property
     def decode_size(self) -> tuple[int, int]:

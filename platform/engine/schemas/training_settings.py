@@ -111,7 +111,7 @@ class ProbeConfig:
     split: str = "gallery"
     """Split of the probe set."""
     every_steps: int = 100
-    """Optimizer steps between probes (a multiple of tracking.every_steps)."""
+    """Optimizer steps between probes. Each of them makes a log line."""
 
     def __post_init__(self) -> None:
         at_least(1, every_steps=self.every_steps)

@@ -91,6 +91,7 @@ class AllowedSizesPolicy(ElasticScalingPolicy):
     def make_decision_for_non_running_worker_group(self) -> Any:
         self._pending = None
         if self.board is not None:
+            self.board.carried_out.remote("resize")  # of workers that are gone: the next ones would wait for nothing
             self.board.wait_for_workers.remote()
         return super().make_decision_for_non_running_worker_group()
 

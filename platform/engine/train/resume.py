@@ -4,6 +4,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from platform.engine.config.compose import to_plain
+from platform.engine.errors import UserError
+from platform.engine.runs.run_folder import differences
 from platform.engine.runtime.collectives import broadcast_object, broadcast_tensors
 from platform.engine.storage.location import Location
 from platform.engine.storage.retry import patiently
@@ -14,6 +17,7 @@ from platform.engine.train.step import StepBatchNorm
 from platform.engine.train.worker import report_line
 from platform.engine.zero.consolidation import restore as restore_engine
 from reidssl.objectives.base import Objective
+from reidssl.objectives.objective_config import ObjectiveConfig
 
 
 class ResumePoint(NamedTuple):
@@ -60,10 +64,32 @@ def _newest_of(store: CheckpointStore, config: CheckpointConfig) -> tuple[Loaded
     return found, origin.root
 
 
-def restore(resume_point: ResumePoint, engine: Any, objective: Objective, norms: StepBatchNorm) -> None:
-    """Load the state of the checkpoint, if there is one, on all workers, tensor by tensor. Collective."""
+def restore(
+    resume_point: ResumePoint, engine: Any, objective: Objective, norms: StepBatchNorm, objective_config: ObjectiveConfig
+) -> None:
+    """Load the state of the checkpoint, if there is one, on all workers, tensor by tensor. Collective.
+
+    objective_config: of this run, to name what differs.
+
+    Raises UserError on all workers if the state does not fit the model or the objective.
+    """
     if not resume_point.position:
         return
-    restore_engine(engine, resume_point.payload and resume_point.payload["student"])
-    objective.load_state_tensors(broadcast_tensors(resume_point.payload and resume_point.payload["objective"]))
+    foreign = restore_engine(engine, resume_point.payload and resume_point.payload["student"])
+    if foreign and torch.distributed.get_rank() == 0:
+        report_line(
+            f"note: the checkpoint after {resume_point.position:,} samples holds the moments of another optimizer "
+            f"({', '.join(foreign)}): they start anew"
+        )
+    try:
+        objective.load_state_tensors(broadcast_tensors(resume_point.payload and resume_point.payload["objective"]))
+    except ValueError as error:
+        stored = resume_point.metadata.get("config", {}).get("objective", {})
+        changed = [
+            f"\n  objective.{key}: {old!r} -> {new!r}" for key, old, new in differences(stored, to_plain(objective_config))
+        ]
+        raise UserError(
+            f"the checkpoint does not fit the objective: {error}{''.join(changed) if stored else ''}\n"
+            "Give this run another output, with the objective of the checkpoint's run"
+        ) from None
     norms.reload()

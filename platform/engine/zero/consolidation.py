@@ -21,7 +21,8 @@ def consolidate(engine: Any) -> dict[str, Any]:
     """The full state of the engine on the CPU of rank 0; {} on other ranks. Collective.
 
     {"parameters": {name: fp32 tensor}, "buffers": {name: tensor}, "moments": {moment: {name: fp32 tensor}},
-    "optimizer_steps": {name: number of steps}}. Buffers that are not persistent belong to the configuration and are left out.
+    "optimizer_steps": {name: number of steps}, "optimizer": name of its class}. Buffers that are not persistent belong to the
+    configuration and are left out.
     """
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
@@ -51,15 +52,24 @@ def consolidate(engine: Any) -> dict[str, Any]:
     if not first:
         return {}
     buffers = {name: buffer.detach().cpu().clone() for name, buffer in _persistent_buffers(engine.module)}
-    return {"parameters": parameters, "buffers": buffers, "moments": optimizer, "optimizer_steps": steps}
+    return {
+        "parameters": parameters,
+        "buffers": buffers,
+        "moments": optimizer,
+        "optimizer_steps": steps,
+        "optimizer": _optimizer_class(engine),
+    }
 
 
-def restore(engine: Any, payload: dict[str, Any] | None) -> None:
+def restore(engine: Any, payload: dict[str, Any] | None) -> list[str]:
     """Load a payload of `consolidate` into an engine of any ZeRO stage and number of workers. Collective.
 
     payload: used on rank 0 only. It is broadcast tensor by tensor, so that only rank 0 ever holds all of it.
 
-    Buffers that the model does not keep in its state dict are passed over: payloads of earlier versions hold them.
+    Buffers that the model does not keep in its state dict are passed over: payloads of earlier versions hold them. So are the
+    moments of another optimizer; the engine's optimizer then begins with new ones.
+
+    Returns the names of the moments that were passed over.
 
     Raises UserError on every worker if parameters or buffers differ in name or shape (it lists them), or if the payload is of an
     earlier version.
@@ -73,6 +83,7 @@ def restore(engine: Any, payload: dict[str, Any] | None) -> None:
             "buffers": {name: tuple(value.shape) for name, value in payload["buffers"].items()},
             "moments": {moment: list(values) for moment, values in payload["moments"].items()},
             "optimizer_steps": payload["optimizer_steps"],
+            "optimizer": payload.get("optimizer", ""),
         }
     )
     if not layout:
@@ -81,6 +92,9 @@ def restore(engine: Any, payload: dict[str, Any] | None) -> None:
             "run with that version, or give this run another output"
         )
     _check_fits(engine, layout["shapes"], layout["buffers"])
+    foreign: list[str] = []
+    if _is_of_another_optimizer(engine, layout):
+        foreign, layout = sorted(layout["moments"]), layout | {"moments": {}, "optimizer_steps": {}}
     steps = layout["optimizer_steps"]
     if is_partitioned(engine):
         _create_optimizer_state(engine, list(layout["moments"]), steps)
@@ -100,6 +114,20 @@ def restore(engine: Any, payload: dict[str, Any] | None) -> None:
         buffers = broadcast_tensors(payload and payload["buffers"])
         for name, buffer in _persistent_buffers(engine.module):
             buffer.copy_(buffers[name])
+    return foreign
+
+
+def _optimizer_class(engine: Any) -> str:
+    return type(torch_optimizer(engine)).__name__
+
+
+def _is_of_another_optimizer(engine: Any, layout: dict[str, Any]) -> bool:
+    """Whether the moments are not those of the engine's optimizer. SGD and LARS share a name, not a scale."""
+    own = _optimizer_class(engine)
+    if layout["optimizer"]:
+        return bool(layout["optimizer"] != own)
+    # A payload of an earlier version does not name its optimizer.
+    return bool(layout["moments"]) and ("exp_avg" in layout["moments"]) != (own == "AdamW")
 
 
 def _persistent_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -39,6 +39,13 @@ SETTINGS = {
     "zero0-adamw-per-tensor": (settings(0, 0.2, per_tensor=True), "adamw"),
     **{f"zero{stage}-adamw-bf16": (settings(stage, 0.5, "bf16"), "adamw") for stage in (1, 3)},
 }
+SWITCHES = [
+    *(("zero0-sgd", "adamw", stage) for stage in range(4)),
+    *(("zero1-adamw", "sgd", stage) for stage in range(4)),
+    ("zero0-sgd", "lars", 0),
+    ("zero0-lars", "sgd", 0),
+]
+"""(payload, optimizer that goes on from it, its ZeRO stage)"""
 
 
 class Model(nn.Module):
@@ -186,6 +193,15 @@ def main(rank: int, world: int, folder: Path) -> None:
         engine = engine_for(config, "adamw")
         restore(engine, load_of_other(folder, f"zero{source}-adamw", world))
         seen[f"zero{source} to zero{target}"] = steps(engine, config, CUT, STEPS)
+    for source, target, stage in SWITCHES:
+        config = settings(stage, 0.5)
+        engine = engine_for(config, target)
+        seen[f"{source} to zero{stage}-{target} foreign"] = restore(engine, load_of_other(folder, source, world))
+        seen[f"{source} to zero{stage}-{target}"] = steps(engine, config, CUT, STEPS)
+        seen[f"{source} to zero{stage}-{target} moments"] = list(consolidate(engine).get("moments", ()))
+    unnamed = load_of_other(folder, "zero0-sgd", world)
+    del unnamed["optimizer"]
+    seen["unnamed foreign"] = [restore(engine_for(settings(0, 0.5), name), unnamed) for name in ("adamw", "sgd")]
     for stage in range(4):
         config = settings(stage, 0.5)
         engine = engine_for(config, "adamw")

@@ -74,6 +74,21 @@ def test_a_resize_waits_for_a_checkpoint(monkeypatch, ray_session):
     assert made._pending is None
 
 
+@pytest.mark.parametrize(("order", "left"), [("resize", ""), ("stop", "stop")])
+def test_an_order_to_resize_ends_with_the_workers_that_had_it(monkeypatch, ray_session, order, left):
+    """They crashed before their checkpoint. The next ones would wait for a restart that nobody plans."""
+    board = ray_session.remote(num_cpus=0)(LineBoard).remote()
+    made = policy(monkeypatch, {name: {"CPU": 4.0} for name in "ab"}, {"a", "b"})
+    made.board = board
+    state = SimpleNamespace(start_time=-1e9, num_workers=4)
+    ray_session.get(board.order.remote())  # it has started
+    made.make_decision_for_running_worker_group(state, None)
+    assert ray_session.get(board.order.remote()) == "resize"
+    board.give.remote(order)
+    made.make_decision_for_non_running_worker_group()
+    assert ray_session.get(board.order.remote()) == left and made._pending is None
+
+
 def test_a_board_that_does_not_answer_in_time_is_asked_again(monkeypatch, ray_session):
     class Busy(LineBoard):
         def work(self, seconds):

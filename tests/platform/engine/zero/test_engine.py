@@ -47,12 +47,17 @@ def seen(tmp_path_factory) -> dict[int, dict]:
     return {world: json.loads((folder / f"seen-{world}.json").read_text()) for world in (1, 2)}
 
 
-def plain_losses(optimizer_name: str, clip: float, per_tensor: bool) -> list[float]:
-    """Losses of the same training in ordinary PyTorch: the mean over micro-batches, clipping, and the optimizer step."""
+def plain_losses(optimizer_name: str, clip: float, per_tensor: bool, then: str = "") -> list[float]:
+    """Losses of the same training in ordinary PyTorch: the mean over micro-batches, clipping, and the optimizer step.
+
+    then: an optimizer that goes on after the cut, with moments of its own.
+    """
     model = worker.Model()
     optimizer = worker.optimizer_for(model, optimizer_name)
     losses = []
     for step in range(worker.STEPS):
+        if then and step == worker.CUT:
+            optimizer = worker.optimizer_for(model, then)
         learning_rate, weight_decay = worker.schedule(step)
         for group, decay in zip(optimizer.param_groups, (weight_decay, 0.0, weight_decay), strict=True):
             group["lr"], group["weight_decay"] = learning_rate, decay
@@ -96,6 +101,24 @@ def test_continues_with_another_number_of_workers(seen, name):
 def test_continues_at_another_stage(seen, stages):
     for world in (1, 2):
         assert seen[world][stages] == pytest.approx(seen[world]["zero1-adamw end"], rel=1e-5)
+
+
+MOMENTS = {"adamw": ["exp_avg", "exp_avg_sq"], "sgd": ["momentum_buffer"], "lars": ["momentum_buffer"]}
+
+
+@pytest.mark.parametrize(("source", "target", "stage"), worker.SWITCHES)
+def test_another_optimizer_begins_with_moments_of_its_own(seen, source, target, stage):
+    """SGD and LARS give theirs the same name, but LARS scales the gradients in it."""
+    before = source.split("-")[1]
+    expected = plain_losses(before, 0.5, False, then=target)[worker.CUT :]
+    for world in (1, 2):
+        name = f"{source} to zero{stage}-{target}"
+        assert seen[world][name] == pytest.approx(expected, rel=1e-5)
+        assert seen[world][f"{name} foreign"] == MOMENTS[before] and seen[world][f"{name} moments"] == MOMENTS[target]
+
+
+def test_a_checkpoint_of_an_earlier_version_does_not_name_its_optimizer(seen):
+    assert all(seen[world]["unnamed foreign"] == [["momentum_buffer"], []] for world in (1, 2))
 
 
 def test_bf16_computes_near_fp32_but_not_the_same(seen):
