@@ -12,10 +12,6 @@ import os as _os
 import sys as _sys
 import sysconfig as _sysconfig
 
-# Idle threads of torch and FAISS wait busily, by default so long that two trainings on one machine take ten times as long as one.
-# The OpenMP library reads this when it is loaded, so it is set before anything else.
-_os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
 _standard_source = _os.path.join(_sysconfig.get_path("stdlib"), "platform.py")
 with open(_standard_source, encoding="utf-8") as _file:
     exec(compile(_file.read(), _standard_source, "exec"), globals())

@@ -41,7 +41,6 @@ WORKER_ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore",
     "DS_IGNORE_CUDA_DETECTION": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "GOMP_SPINCOUNT": "1000",  # as in platform/__init__.py, for processes that load torch before they import this package
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a process that reserves no GPU sees none, so that it cannot crowd another's
 }
 CLUSTER_ENVIRONMENT = WORKER_ENVIRONMENT | {
