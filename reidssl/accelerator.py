@@ -4,6 +4,9 @@ On a CPU these functions change nothing, so that callers need only one code path
 """
 
 import importlib.util
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +24,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def compiles(device: torch.device) -> bool:
-    """Whether torch.compile is worth its cost on this device: a GPU of compute capability 7.0 or higher, with Triton installed.
+    """Whether torch.compile is worth its cost on this device: a GPU of compute capability 7.0 or higher, with what Triton needs.
 
     On a CPU it is not, since compilation would wait for a C++ compiler.
     """
@@ -29,7 +32,14 @@ def compiles(device: torch.device) -> bool:
         device.type == "cuda"
         and torch.cuda.get_device_capability(device) >= (7, 0)
         and importlib.util.find_spec("triton") is not None
+        and can_build()
     )
+
+
+def can_build() -> bool:
+    """Whether this machine has a C compiler and Python's headers, with which Triton builds the launchers of its kernels."""
+    has_compiler = bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
+    return has_compiler and os.path.isfile(os.path.join(sysconfig.get_path("include"), "Python.h"))
 
 
 def wants_compiling(choice: str, device: torch.device) -> bool:
