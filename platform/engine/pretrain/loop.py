@@ -18,6 +18,7 @@ from platform.engine.schemas.pretrain_settings import PretrainConfig
 from platform.engine.storage.location import open_storage
 from platform.engine.storage.retry import patiently
 from platform.engine.stream.order import stream_seeds
+from platform.engine.stream.silence import telling_silence
 from platform.engine.stream.stream import stream
 from platform.engine.train.checkpoints import CheckpointStore
 from platform.engine.train.step_clock import StepClock
@@ -26,6 +27,7 @@ from reidssl.augment.multicrop import MultiCrop
 from reidssl.models.weights import model_bytes, weights_hash
 
 OpenStream = Callable[..., Iterator[dict[str, Any]]]
+NO_IMAGES = "no images for {seconds:g} s: {uri} answers slowly, or other work holds the CPUs of Ray that reading needs"
 
 
 def train(config: PretrainConfig, open_stream: OpenStream = stream) -> None:
@@ -85,6 +87,8 @@ def load(config: PretrainConfig, place: Place, open_stream: OpenStream, clock: S
             place.total,
             config.scaling.decode_resource,
         )
+    if place.rank == 0:
+        batches = telling_silence(batches, lambda seconds: report_line(NO_IMAGES.format(seconds=seconds, uri=config.data.uri)))
 
     def crops_of(batch: dict[str, Any]) -> list[Tensor]:
         with clock.measure("crops"):
