@@ -10,12 +10,15 @@ from platform.engine.runtime.device import precision as resolved
 from reidssl.accelerator import wants_compiling
 from reidssl.models.vit import Vit
 
+PADDED_TO = 64
+"""The rows of a compiled pass are a multiple of it, so that batches that grow a little need no graph of their own."""
+
 
 class Forward:
     """The forward pass of a model in eval mode, whose features are fp32 whatever the precision of the pass.
 
     A compiled model has one graph for one batch size. Smaller batches, such as the last one of a shard, are therefore padded
-    to the largest batch so far.
+    to the largest batch so far, and that to a multiple of PADDED_TO.
 
     Args:
         compute: function from images and camera rows to features: a backbone, or the `features` of a re-ID model with local
@@ -45,7 +48,7 @@ class Forward:
         """
         rows = len(images)
         if self.is_compiled:
-            self._rows = max(self._rows, 1 << (rows - 1).bit_length())  # a power of two: few graphs, also if batches grow
+            self._rows = max(self._rows, -(-rows // PADDED_TO) * PADDED_TO)
             images = _padded(images, self._rows)
             cameras = None if cameras is None else _padded(cameras, self._rows)
         allow_fast_products(self.precision)
