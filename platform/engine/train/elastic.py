@@ -112,7 +112,12 @@ class AllowedSizesPolicy(ElasticScalingPolicy):
             return NoopDecision()
         self._pending = None
         self.board.carried_out.remote("resize")  # the workers that start now must not wait again
-        return decision
+        return self._of_now() or decision
+
+    def _of_now(self) -> ResizeDecision | None:
+        """The size that the cluster has room for now: nodes may have come or gone during the checkpoint. None: for no group."""
+        count = self._count_possible_workers(self._get_reserved_resources() or {})
+        return self._get_resize_decision(count) if count >= self.scaling_config.min_workers else None
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         staying = staying_nodes()
