@@ -7,9 +7,6 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Threads that wait go to sleep soon. Otherwise they would keep the cores from the other processes of the tests. Read by OpenMP's
-# library when torch loads it; processes that tests start inherit it.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
