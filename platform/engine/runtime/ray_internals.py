@@ -1,8 +1,8 @@
 """Check within seconds that a Ray cluster answers at an address, because `ray.init` takes minutes to give up.
 
 The file also has the other functions that need Ray's private interface. Ray's private modules are imported only here and, for
-the classes that it extends, in platform/engine/train/elastic.py; tests/platform/engine/runtime/test_ray_internals.py checks
-this.
+the classes that it extends, in platform/engine/train/elastic.py and trainer.py;
+tests/platform/engine/runtime/test_ray_internals.py checks this.
 """
 
 import importlib

@@ -25,6 +25,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "ray._private.utils": ("check_version_info", "compute_version_info"),
     "ray._private.worker": ("_global_node", "print_to_stdstream"),
     "ray._raylet": ("PlacementGroupID",),
+    "ray.data": ("Dataset.map_batches_internal",),
     "ray.core.generated.gcs_service_pb2": ("InternalKVGetRequest",),
     "ray.core.generated.gcs_service_pb2_grpc": ("InternalKVGcsServiceStub",),
     f"{_TRAIN}.callbacks.datasets": ("DatasetsCallback",),
@@ -39,6 +40,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "ElasticScalingPolicy.make_decision_for_running_worker_group",
         "ElasticScalingPolicy._count_possible_workers",
         "ElasticScalingPolicy._get_reserved_resources",
+        "ElasticScalingPolicy._get_resize_decision",
         "ElasticScalingPolicy.GET_RESERVED_RESOURCES_INTERVAL_S",
         "NoopDecision",
         "ResizeDecision",
@@ -61,6 +63,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "TorchTrainer._create_default_callbacks",
         "TorchTrainer._register_sigint_handler",
     ),
+    "ray.train.v2.api.config": ("ScalingConfig._resources_per_worker_not_none", "ScalingConfig.min_workers"),
     "ray.train.torch.config": ("_TorchBackend.on_start",),
 }
 """Module -> names in it, with the attributes of classes that are used or overridden."""

@@ -70,7 +70,7 @@ def launch(
         from ray.train import ScalingConfig as RayScalingConfig
 
         from platform.engine.runtime import device as devices
-        from platform.engine.train.elastic import ElasticTrainer, KeepingTorchConfig
+        from platform.engine.train.trainer import ElasticTrainer, KeepingTorchConfig
         from platform.engine.train.worker import GuardedLoop
 
         # The types are ignored because Ray annotates version 1 of Train and runs version 2.

@@ -18,7 +18,11 @@ from platform.engine.errors import UserError
 from platform.engine.runtime.ray_internals import check_cluster, draining_nodes, lean_start, log_folder
 
 ROOT = Path(__file__).resolve().parents[4]
-ALLOWED = ["platform/engine/runtime/ray_internals.py", "platform/engine/train/elastic.py"]
+ALLOWED = [
+    "platform/engine/runtime/ray_internals.py",
+    "platform/engine/train/elastic.py",
+    "platform/engine/train/trainer.py",
+]
 
 
 def private_names(code: str) -> list[str]:
@@ -55,8 +59,8 @@ def test_what_counts_as_private(code):
     assert not private_names("import ray\nimport ray.train.torch\nray.__version__\nfrom ray.data import Dataset\nself.ray._x\n")
 
 
-def test_private_names_of_ray_are_taken_in_two_files_only():
-    """And listed in a third, which checks them."""
+def test_private_names_of_ray_are_taken_in_three_files_only():
+    """And listed in another, which checks them."""
     files = [path for folder in ("platform", "reidssl", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
     users = [str(path.relative_to(ROOT)) for path in files if private_names(path.read_text(encoding="utf-8"))]
     assert sorted({*users} - {"platform/engine/runtime/ray_names.py"}) == ALLOWED

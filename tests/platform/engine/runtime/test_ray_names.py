@@ -11,10 +11,14 @@ import ray
 from platform.engine.errors import UserError
 from platform.engine.runtime import ray_names
 from platform.engine.runtime.ray_names import NAMES, TESTED, check_ray, missing_names
-from platform.engine.train import elastic
+from platform.engine.train import elastic, trainer
 
 ROOT = Path(__file__).resolve().parents[4]
-USERS = ["platform/engine/runtime/ray_internals.py", "platform/engine/train/elastic.py"]
+USERS = [
+    "platform/engine/runtime/ray_internals.py",
+    "platform/engine/train/elastic.py",
+    "platform/engine/train/trainer.py",
+]
 
 
 def test_the_tested_version_is_the_pinned_one():
@@ -35,8 +39,9 @@ def test_every_private_import_is_listed():
 def test_every_overridden_method_is_listed():
     """A method of Ray that is renamed would not call the override any more."""
     listed = {name for names in NAMES.values() for name in names}
-    for kind in vars(elastic).values():
-        if not (inspect.isclass(kind) and kind.__module__ == elastic.__name__):
+    extending = (elastic.__name__, trainer.__name__)
+    for kind in [*vars(elastic).values(), *vars(trainer).values()]:
+        if not (inspect.isclass(kind) and kind.__module__ in extending):
             continue
         for base in kind.__mro__[1:]:
             for name in vars(kind).keys() & vars(base).keys():
