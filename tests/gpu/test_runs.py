@@ -30,6 +30,7 @@ def gpus(*keys: str) -> list[str]:
 
 def train(folder: Path, data: str, where: dict[str, str], name: str, stop: int = 0, *overrides: str) -> dict[int, float]:
     """Run the loop of pre-training in its own process up to step `stop` (0: the end); returns the logged losses."""
+    folder.mkdir(exist_ok=True)
     order = {"world": 1, "data": data, "steps": STEPS, "runs": [[name, 0, stop]], "overrides": [*SAME, *overrides]}
     spawn("tests.platform.curve_worker", folder, 1, order, **where)
     return {row["position"]: row["loss"] for row in read_metrics(open_storage(str(folder / name)))}
@@ -47,10 +48,14 @@ def test_the_curve_is_the_cpus(tmp_path, tiny_shards, on_cpu):
     assert train(tmp_path, tiny_shards.uri, GPU, "gpu", 0, "precision=fp32") == pytest.approx(on_cpu, rel=2e-3)
 
 
-def test_the_bf16_curve_follows(tmp_path, tiny_shards, on_cpu):
-    """In bf16 every loss is within 5 %."""
-    found = train(tmp_path, tiny_shards.uri, GPU, "bf16", 0, "precision=bf16")
-    assert found == pytest.approx(on_cpu, rel=5e-2) and found != on_cpu
+def test_the_bf16_curve_follows(tmp_path, tiny_shards):
+    """In bf16 every loss is within 5 %, at a rate at which rounding does not grow from step to step."""
+    slowly = "optimizer.learning_rate=0.002"
+    exact, found = (
+        train(tmp_path / precision, tiny_shards.uri, where, precision, 0, f"precision={precision}", slowly)
+        for precision, where in (("fp32", ON_CPU), ("bf16", GPU))
+    )
+    assert found == pytest.approx(exact, rel=5e-2) and found != exact
 
 
 def test_checkpoints_change_the_device_and_back(tmp_path, tiny_shards, on_cpu):
